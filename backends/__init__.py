@@ -1,0 +1,1 @@
+"""Backends: check what a target can do and emit its package."""

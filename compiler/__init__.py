@@ -1,0 +1,1 @@
+"""The compiler proper: from a QAT ONNX graph to a verified integer graph."""

@@ -1,0 +1,1 @@
+"""Lowering from the quantized graph to the integer graph."""

@@ -1,0 +1,1 @@
+"""Frontends: recognize an exporter's dialect and normalize it to canonical fake quantization."""

@@ -1,0 +1,58 @@
+"""Compile quantization-aware-trained ONNX models into verified INT8 deployment packages.
+
+The public names load on first use, so that `import qatc` stays cheap:
+
+    from qatc import compile_model
+
+    result = compile_model("model.onnx", dialect="pytorch", output="model.qatc")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qatc._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from qatc.compiler.compare import compare_package as compare_package
+    from qatc.compiler.diagnostics import CompileError as CompileError
+    from qatc.compiler.driver import compile_model as compile_model
+    from qatc.compiler.driver import inspect_model as inspect_model
+    from qatc.compiler.driver import verify_package as verify_package
+
+_ROOT = Path(__file__).resolve().parent
+if not (_ROOT / "compiler").is_dir():  # a checkout without symbolic links: look beside qatc/ too
+    __path__.insert(0, str(_ROOT.parent))
+
+_HOMES = {
+    "CompileError": "qatc.compiler.diagnostics",
+    "compare_package": "qatc.compiler.compare",
+    "compile_model": "qatc.compiler.driver",
+    "inspect_model": "qatc.compiler.driver",
+    "verify_package": "qatc.compiler.driver",
+}
+
+__all__ = [
+    "CompileError",
+    "__version__",
+    "compare_package",
+    "compile_model",
+    "inspect_model",
+    "verify_package",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its home on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
