@@ -1,0 +1,119 @@
+"""The documentation's commands work: the ```bash and ```python blocks of the README and docs/ run as printed.
+
+The blocks of a page run in order, in one scratch directory, against this checkout. A comment right above a
+block says otherwise: `<!-- exit: 1 -->` for the status that it ends with, `<!-- skip: reason -->` to leave it
+out. The two commands on the README's first screen make their own environment; .ci/run runs those.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = ROOT / "tests" / "corpus"
+PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+#: File names that the pages use, and what stands in for them.
+SUPPLIES = {
+    "model.onnx": ROOT / "samples" / "models" / "resnet8_qat.onnx",
+    "keras_model.onnx": CORPUS / "tfmot-op13__smallcnn" / "model.onnx",
+    "drpai_model.onnx": CORPUS / "drpai__resnet8" / "model.onnx",
+    "calibration.npy": CORPUS / "drpai__resnet8" / "calibration.npy",
+    "samples": ROOT / "samples",
+    "cli.py": ROOT / "cli.py",
+}
+
+FENCE = re.compile(
+    r"(?:^<!-- (?P<key>skip|exit): (?P<value>[^\n]+) -->\n\n?)?"
+    r"^```(?P<language>bash|python)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    line: int
+    language: str
+    code: str
+    status: int
+
+
+def blocks(page: str) -> list[Block]:
+    """The blocks of a page that are to run."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    start = text.index("\n## ") if page == "README.md" else 0
+    return [
+        Block(
+            line=text.count("\n", 0, found.start("code")) + 1,
+            language=found["language"],
+            code=found["code"],
+            status=int(found["value"]) if found["key"] == "exit" else 0,
+        )
+        for found in FENCE.finditer(text, start)
+        if found["key"] != "skip"
+    ]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Put this checkout's commands on the path and the pages' files into the scratch directory."""
+    commands = tmp_path / ".bin"
+    commands.mkdir()
+    bodies = {
+        "qatc": "-m qatc",
+        "compile": "-c 'from qatc.cli import compile_main; compile_main()'",
+        "python": "",
+        "python3": "",
+    }
+    for name, body in bodies.items():
+        script = commands / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {body} "$@"\n')
+        script.chmod(0o755)
+    for name, source in SUPPLIES.items():
+        (tmp_path / name).symlink_to(source)
+    return os.environ | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run_as_printed(page: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    for block in blocks(page):
+        command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*command, block.code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != block.status:
+            pytest.fail(
+                f"{page}:{block.line}: exit status {done.returncode}, not {block.status}\n"
+                f"{block.code}\n{done.stdout}{done.stderr}",
+                pytrace=False,
+            )
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "samples/README.md", "tests/corpus/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    """Relative links point at files of the repository."""
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_the_first_screen_holds_the_two_commands() -> None:
+    """What .ci/run takes from the README is there to be taken."""
+    done = [
+        subprocess.run(
+            [sys.executable, str(ROOT / ".ci" / "readme_commands.py"), number],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for number in "12"
+    ]
+    assert "qatc compile -a -m pytorch samples/models/" in done[0]
+    assert "pytest" in done[1]
