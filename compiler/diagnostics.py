@@ -1,0 +1,181 @@
+"""Diagnostics: what qatc tells a user, with a stable code, the place, the finding and the next step.
+
+Diagnostics are collected while a step runs and raised once, all together, as a `CompileError`. The text of every code
+lives in `CODES`; its long explanation is a page beside this module (`qatc explain QAT203`). Codes are never reused.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+_LONGEST_NAME: Final = 120
+
+
+class Severity(enum.Enum):
+    """How bad a diagnostic is: only an `ERROR` stops a compile."""
+
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+# One line a code: the title that `qatc explain` lists. QAT0xx input and usage, 1xx dialect, 2xx parameters,
+# 3xx lowering, 4xx verification, 5xx package, 9xx a bug of ours.
+CODES: Final[dict[str, str]] = {
+    "QAT001": "the file is not a readable ONNX model",
+    "QAT002": "the model file does not exist",
+    "QAT003": "external data is missing, unsafe or out of bounds",
+    "QAT004": "the model is malformed",
+    "QAT005": "the model exceeds a safety limit",
+    "QAT006": "the opset or IR version is not supported",
+    "QAT007": "an option is wrong",
+    "QAT008": "a sample or calibration input does not fit the model",
+    "QAT009": "a tensor has no known rank or shape where one is needed",
+    "QAT010": "an optional dependency is missing",
+    "QAT011": "the compile would need more memory than allowed",
+    "QAT101": "the model has no fake quantisation",
+    "QAT102": "unknown dialect",
+    "QAT103": "the quantisation is not affine integer quantisation",
+    "QAT104": "a fake-quantisation node is malformed",
+    "QAT105": "the model is quantised although -a was not given",
+    "QAT106": "an operator is unknown",
+    "QAT107": "the quantisation range may have been lost by the exporter",
+    "QAT201": "a scale is not a positive finite number",
+    "QAT202": "a zero point is outside its type's range",
+    "QAT203": "one tensor has parameters that disagree",
+    "QAT204": "per-channel parameters do not match the tensor",
+    "QAT205": "quantisation parameters are computed at run time",
+    "QAT206": "weights were quantised after training",
+    "QAT207": "a range was filled from calibration data",
+    "QAT208": "a range is missing",
+    "QAT209": "a value that should be on its quantisation grid is not",
+    "QAT210": "batch-norm scale is zero",
+    "QAT301": "an operator stays in float",
+    "QAT302": "an operator is not supported",
+    "QAT303": "a bias does not fit 32 bits",
+    "QAT304": "an accumulator may overflow",
+    "QAT305": "the target is unknown or its description is wrong",
+    "QAT306": "the package must be integer but has float islands",
+    "QAT307": "an 8-bit form of an operator costs precision",
+    "QAT401": "the package differs from the reference",
+    "QAT402": "the reference differs from the simulation",
+    "QAT403": "the simulation cannot be run",
+    "QAT404": "a sample's result does not match",
+    "QAT501": "the package cannot be written",
+    "QAT502": "the package is damaged",
+    "QAT503": "another compile is writing this package",
+    "QAT901": "internal error",
+}
+
+
+def printable(name: str) -> str:
+    """`name` made safe for a terminal or a log: control characters escaped, over-long names cut in the middle."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+    if len(text) <= _LONGEST_NAME:
+        return text
+    half = _LONGEST_NAME // 2
+    return f"{text[:half]}...{text[-half:]} ({len(name)} characters)"
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding: `message` says what was found, `hint` what to do; `node` and `tensor` as a model viewer shows them."""
+
+    code: str
+    message: str
+    severity: Severity = Severity.ERROR
+    node: str | None = None
+    tensor: str | None = None
+    hint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"unknown diagnostic code {self.code}")
+
+    @property
+    def title(self) -> str:
+        """The code's one-line title."""
+        return CODES[self.code]
+
+    def __str__(self) -> str:
+        where = [f"node {printable(self.node)}"] if self.node else []
+        where += [f"tensor {printable(self.tensor)}"] if self.tensor else []
+        lines = [f"{self.severity.value}[{self.code}]: {self.message}"]
+        if where:
+            lines.append(f"  at {', '.join(where)}")
+        if self.hint:
+            lines.append(f"  help: {self.hint}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The diagnostic as plain JSON data."""
+        return {
+            "code": self.code,
+            "severity": self.severity.value,
+            "message": self.message,
+            "node": self.node,
+            "tensor": self.tensor,
+            "hint": self.hint,
+        }
+
+
+class CompileError(Exception):
+    """A step failed; `diagnostics` holds everything that was found, `exit_code` what the command line returns."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic], exit_code: int = 1) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
+        self.exit_code = exit_code
+        super().__init__("\n".join(str(d) for d in self.diagnostics))
+
+
+@dataclass
+class Diagnostics:
+    """A collector: steps add to it, `check()` raises all errors at once."""
+
+    items: list[Diagnostic] = field(default_factory=list[Diagnostic])
+
+    def add(self, diagnostic: Diagnostic) -> None:
+        """Record a diagnostic once; repeats of the same finding are dropped."""
+        if diagnostic not in self.items:
+            self.items.append(diagnostic)
+
+    def error(
+        self, code: str, message: str, *, node: str | None = None, tensor: str | None = None, hint: str | None = None
+    ) -> None:
+        """Record an error."""
+        self.add(Diagnostic(code, message, Severity.ERROR, node, tensor, hint))
+
+    def warning(
+        self, code: str, message: str, *, node: str | None = None, tensor: str | None = None, hint: str | None = None
+    ) -> None:
+        """Record a warning."""
+        self.add(Diagnostic(code, message, Severity.WARNING, node, tensor, hint))
+
+    def note(
+        self, code: str, message: str, *, node: str | None = None, tensor: str | None = None, hint: str | None = None
+    ) -> None:
+        """Record a note."""
+        self.add(Diagnostic(code, message, Severity.NOTE, node, tensor, hint))
+
+    @property
+    def errors(self) -> list[Diagnostic]:
+        """The errors among the items."""
+        return [d for d in self.items if d.severity is Severity.ERROR]
+
+    def check(self) -> None:
+        """Raise `CompileError` with every error found so far, if there is one."""
+        if self.errors:
+            raise CompileError(self.errors)
+
+    def __iter__(self) -> Iterator[Diagnostic]:
+        return iter(self.items)
+
+
+def fail(
+    code: str, message: str, *, node: str | None = None, tensor: str | None = None, hint: str | None = None
+) -> CompileError:
+    """A `CompileError` of one error, for `raise fail(...)` where nothing more can be collected."""
+    return CompileError([Diagnostic(code, message, Severity.ERROR, node, tensor, hint)])

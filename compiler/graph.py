@@ -1,0 +1,419 @@
+"""QuantGraph: a plain float ONNX graph plus {tensor name: QuantParams}.
+
+This module is the only one that knows onnx-graphsurgeon: its Node, Variable and Constant are the links between
+producers and consumers; loading, sorting and writing are ours (`compiler/model_io.py`), since graphsurgeon's recurse on
+deep graphs and copy every weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qatc.compiler.diagnostics import Diagnostics
+from qatc.compiler.quant import Array, QuantParams
+
+FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
+REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
+DOMAIN = "qatc"
+
+Tensor: TypeAlias = "gs.Variable | gs.Constant"
+Variable = gs.Variable
+Constant = gs.Constant
+Dim: TypeAlias = "int | str | None"
+
+
+class Node(gs.Node):
+    """A graphsurgeon node compared by identity: its own deep comparison makes every list operation quadratic."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """The attribute `name` as a Python value (strings decoded), or `default`."""
+        value = self.attrs.get(name, default)
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether the tensor's value is known."""
+    return isinstance(tensor, gs.Constant)
+
+
+def value_of(tensor: Tensor | None) -> Array | None:
+    """The value of a constant tensor, None for others."""
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def shape_of(tensor: Tensor) -> tuple[Dim, ...] | None:
+    """The shape (symbolic dimensions as strings, nameless ones None), or None where the rank is unknown."""
+    if tensor.shape is None:
+        return None
+    return tuple(d if isinstance(d, str) and d else (int(d) if isinstance(d, (int, np.integer)) else None) for d in tensor.shape)
+
+
+def rank_of(tensor: Tensor) -> int | None:
+    """The number of dimensions, None where unknown."""
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+class QuantGraph:
+    """Nodes in topological order, their tensors, and what is known of the tensors' grids.
+
+    Attributes:
+        params: tensor name -> QuantParams. The producer computes in float, then the value is rounded onto this grid. A
+            constant with params holds its integers (in `params.container`) as the value; floats are derived from them.
+        origin: tensor name -> the tensor of the source file that holds the same values after rounding.
+        integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
+            there in integers.
+        opset: the ai.onnx opset that the nodes are written in; `domains` the others.
+    """
+
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        inputs: Sequence[gs.Variable],
+        outputs: Sequence[Tensor],
+        *,
+        name: str = "model",
+        opset: int = 17,
+        domains: Mapping[str, int] | None = None,
+    ) -> None:
+        self.graph = gs.Graph(nodes=list(nodes), inputs=list(inputs), outputs=list(outputs), name=name, opset=opset)
+        self.opset = opset
+        self.domains: dict[str, int] = dict(domains or {})
+        self.params: dict[str, QuantParams] = {}
+        self.origin: dict[str, str] = {}
+        self.integer_ports: dict[str, int] = {}
+        self.diagnostics = Diagnostics()
+        self.explanation: list[str] = []
+        self.evidence: dict[str, Any] = {}
+        self._names: set[str] = set()
+        for node in self.nodes:
+            self._names.update(t.name for t in node.outputs)
+            self._names.update(t.name for t in node.inputs)
+        self._names.update(t.name for t in [*inputs, *outputs])
+
+    # -- reading --------------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """The graph's name."""
+        return self.graph.name
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes; after `sort()` in topological order."""
+        return self.graph.nodes  # type: ignore[return-value]
+
+    @nodes.setter
+    def nodes(self, nodes: list[Node]) -> None:
+        self.graph.nodes = nodes  # type: ignore[assignment]
+
+    @property
+    def inputs(self) -> list[gs.Variable]:
+        """The graph's inputs."""
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The graph's outputs."""
+        return self.graph.outputs
+
+    def producer(self, tensor: Tensor) -> Node | None:
+        """The node that makes `tensor`, None for graph inputs and constants."""
+        return tensor.inputs[0] if tensor.inputs else None  # type: ignore[return-value]
+
+    def consumers(self, tensor: Tensor) -> list[Node]:
+        """The nodes that read `tensor` (a node that reads it twice is listed twice)."""
+        return list(tensor.outputs)  # type: ignore[arg-type]
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is a graph output."""
+        return any(o is tensor for o in self.outputs)
+
+    def only_consumer(self, tensor: Tensor) -> Node | None:
+        """The one node that reads `tensor`, or None where several do, none does or it is a graph output."""
+        readers = tensor.outputs
+        return readers[0] if len(readers) == 1 and not self.is_output(tensor) else None  # type: ignore[return-value]
+
+    def quant(self, tensor: Tensor) -> QuantParams | None:
+        """The tensor's QuantParams, if it has any."""
+        return self.params.get(tensor.name)
+
+    def real(self, tensor: Tensor) -> Array | None:
+        """The real value of a constant (float32 where it is quantised), None for others."""
+        value = value_of(tensor)
+        if value is None:
+            return None
+        params = self.params.get(tensor.name)
+        return value if params is None else params.dequantize(value)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor once: inputs, then by first appearance."""
+        seen: set[int] = set()
+        for tensor in [*self.inputs, *(t for node in self.nodes for t in [*node.inputs, *node.outputs]), *self.outputs]:
+            if tensor.name and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+    # -- changing -------------------------------------------------------------------------------------------------
+    def fresh(self, hint: str) -> str:
+        """An unused tensor or node name that starts with `hint`."""
+        name, count = hint, 1
+        while name in self._names:
+            name, count = f"{hint}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def constant(self, hint: str, value: Array, params: QuantParams | None = None) -> gs.Constant:
+        """A new constant; with `params` the value is its integers."""
+        tensor = gs.Constant(self.fresh(hint), np.asarray(value))
+        if params is not None:
+            self.params[tensor.name] = params
+        return tensor
+
+    def variable(self, hint: str, dtype: int | None = None, shape: Sequence[Dim] | None = None) -> gs.Variable:
+        """A new tensor (dtype as TensorProto element type)."""
+        return gs.Variable(self.fresh(hint), dtype, None if shape is None else list(shape))
+
+    def insert(
+        self,
+        op: str,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        *,
+        hint: str = "",
+        domain: str = "",
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Node:
+        """Append a new node; call `sort()` before the next pass that needs the order."""
+        name = self.fresh(hint or op)
+        node = Node(op, name, dict(attrs or {}), list(inputs), list(outputs), domain or None)
+        self.nodes.append(node)
+        return node
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Let every consumer of `old`, and the graph's outputs, read `new`; an output keeps its name."""
+        if old is new:
+            return
+        for node in dict.fromkeys(self.consumers(old)):
+            for index, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    node.inputs[index] = new
+        if self.is_output(old):
+            self._replace_output(old, new)
+
+    def _replace_output(self, old: Tensor, new: Tensor) -> None:
+        taken = isinstance(new, gs.Constant) or self.is_output(new) or any(i is new for i in self.inputs)
+        if taken:  # the name of an interface tensor cannot move onto another one
+            self.detach_producer(old)
+            self.insert("Identity", [new], [old], hint=f"{old.name}_copy")
+            if new.name in self.params:
+                self.params[old.name] = self.params[new.name]
+            return
+        name = old.name
+        self.rename(old, self.fresh(f"{name}_raw"))
+        self.rename(new, name)
+        self.graph.outputs[:] = [new if o is old else o for o in self.outputs]
+
+    def rename(self, tensor: Tensor, name: str) -> None:
+        """Give a tensor another name; its parameters and origin go with it."""
+        for table in (self.params, self.origin):
+            if tensor.name in table:
+                table[name] = table.pop(tensor.name)  # type: ignore[assignment, index]
+        tensor.name = name
+        self._names.add(name)
+
+    def detach_producer(self, tensor: Tensor) -> None:
+        """Unlink `tensor` from the node that makes it (the node gets a dead output in its place)."""
+        node = self.producer(tensor)
+        if node is not None:
+            index = next(i for i, t in enumerate(node.outputs) if t is tensor)
+            node.outputs[index] = self.variable(f"{tensor.name}_dead")
+
+    def remove(self, nodes: Iterable[Node]) -> None:
+        """Take nodes out of the graph and unlink them; one linear sweep however many they are."""
+        gone = {id(n) for n in nodes}
+        if not gone:
+            return
+        for node in self.nodes:
+            if id(node) in gone:
+                node.inputs.clear()
+                node.outputs.clear()
+        self.nodes = [n for n in self.nodes if id(n) not in gone]
+
+    def bypass(self, node: Node) -> None:
+        """Let consumers of the node's first output read its first input instead; `remove()` the node afterwards."""
+        self.replace(node.outputs[0], node.inputs[0])
+
+    def clean(self) -> None:
+        """Remove nodes whose results nobody reads, and what is said of tensors that are gone."""
+        needed = {id(o) for o in self.outputs}
+        live: set[int] = set()
+        for node in reversed(self.nodes):
+            if any(id(t) in needed for t in node.outputs):
+                live.add(id(node))
+                needed.update(id(t) for t in node.inputs)
+        self.remove([n for n in self.nodes if id(n) not in live])
+        names = {t.name for t in self.tensors()}
+        for table in (self.params, self.origin):
+            for name in [n for n in table if n not in names]:
+                del table[name]
+
+    def sort(self) -> None:
+        """Order the nodes topologically (iterative, stable: a sorted graph stays as it is).
+
+        Raises:
+            ValueError: when the graph has a cycle.
+        """
+        order = {id(n): i for i, n in enumerate(self.nodes)}
+        waiting = [sum(1 for t in n.inputs for p in t.inputs if id(p) in order) for n in self.nodes]
+        if self._is_sorted(order):
+            return
+        ready = deque(i for i, count in enumerate(waiting) if not count)
+        result: list[Node] = []
+        while ready:
+            node = self.nodes[ready.popleft()]
+            result.append(node)
+            for tensor in node.outputs:
+                for reader in tensor.outputs:
+                    index = order[id(reader)]
+                    waiting[index] -= 1
+                    if not waiting[index]:
+                        ready.append(index)
+        if len(result) != len(self.nodes):
+            raise ValueError("the graph has a cycle")
+        self.nodes = result
+
+    def _is_sorted(self, order: Mapping[int, int]) -> bool:
+        return all(order.get(id(p), -1) < i for i, n in enumerate(self.nodes) for t in n.inputs for p in t.inputs)
+
+    # -- checking and showing -------------------------------------------------------------------------------------
+    def verify(self, *, stripped: bool = True) -> None:
+        """Check the invariants of the design; ValueError names the first breach (a bug of ours, never of the input)."""
+        made: set[int] = {id(t) for t in self.inputs}
+        names: dict[str, int] = {}
+        for node in self.nodes:
+            if stripped and node.op in ("QuantizeLinear", "DequantizeLinear", FAKE_QUANT):
+                raise ValueError(f"{node.op} {node.name} is left after strip")
+            for tensor in node.inputs:
+                if tensor.name and not is_constant(tensor) and id(tensor) not in made:
+                    raise ValueError(f"{node.op} {node.name} reads {tensor.name} before it is made")
+            made.update(id(t) for t in node.outputs)
+        for tensor in self.tensors():
+            if names.setdefault(tensor.name, id(tensor)) != id(tensor):
+                raise ValueError(f"two tensors are called {tensor.name}")
+            self._verify_params(tensor)
+        missing = [t.name for t in self.outputs if id(t) not in made and not is_constant(t)]
+        if missing:
+            raise ValueError(f"graph output {missing[0]} is never made")
+        unknown = [n for n in self.params if n not in names]
+        if unknown:
+            raise ValueError(f"parameters for {unknown[0]}, which does not exist")
+
+    def _verify_params(self, tensor: Tensor) -> None:
+        params = self.params.get(tensor.name)
+        value = value_of(tensor)
+        if params is None or value is None:
+            return
+        if value.dtype != params.container:
+            raise ValueError(f"constant {tensor.name} holds {value.dtype}, its parameters say {params.container}")
+        params.check_shape(value.shape)
+        if value.size and not params.qmin <= int(value.min()) <= int(value.max()) <= params.qmax:
+            raise ValueError(f"constant {tensor.name} leaves [{params.qmin}, {params.qmax}]")
+
+    def dump(self) -> str:
+        """A stable text of the graph, one line a node, for before/after tests."""
+        lines = [f"graph opset {self.opset}"]
+        lines += [f"input {self._describe(t)}" for t in self.inputs]
+        for node in self.nodes:
+            attrs = " ".join(f"{k}={_show(v)}" for k, v in sorted(node.attrs.items()))
+            inputs = ", ".join(self._operand(t) for t in node.inputs)
+            op = f"{node.domain}::{node.op}" if node.domain else node.op
+            lines.append(f"{', '.join(self._describe(t) for t in node.outputs)} = {op}{f'[{attrs}]' if attrs else ''}({inputs})")
+        lines += [f"output {t.name}" for t in self.outputs]
+        return "\n".join(lines) + "\n"
+
+    def _describe(self, tensor: Tensor) -> str:
+        params = self.params.get(tensor.name)
+        return f"{tensor.name}<{params}>" if params else (tensor.name or "_")
+
+    def _operand(self, tensor: Tensor) -> str:
+        value = value_of(tensor)
+        if value is None:
+            return tensor.name or "_"
+        if value.size == 1 and tensor.name not in self.params:
+            return _show(value.reshape(-1)[0].item())
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:8] if value.size <= 1 << 20 else "..."
+        return f"{self._describe(tensor)}:{value.dtype}{list(value.shape)}#{content}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_show(v) for v in value) + "]"  # type: ignore[misc]  # pyright: ignore
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return str(value)
+
+
+def elements(shape: Sequence[Dim] | None) -> int | None:
+    """The number of elements of a fully known shape, else None."""
+    if shape is None or any(not isinstance(d, int) for d in shape):
+        return None
+    return math.prod(d for d in shape if isinstance(d, int))
+
+
+def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.ModelProto:
+    """The graph as a ModelProto without its large constants (they become inputs), for ONNX's shape inference."""
+    from qatc.compiler.model_io import node_proto, value_info
+
+    extra: list[onnx.ValueInfoProto] = []
+    small: list[onnx.TensorProto] = []
+    for tensor in graph.tensors():
+        value = value_of(tensor)
+        if value is None:
+            continue
+        if value.size <= largest_constant and tensor.name not in graph.params:
+            small.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+        else:
+            kind = onnx.TensorProto.FLOAT if tensor.name in graph.params else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            extra.append(onnx.helper.make_tensor_value_info(tensor.name, kind, value.shape))
+    # a Requantize keeps shape and type, as Identity does
+    nodes = [node_proto(n) if n.op != REQUANTIZE else onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name]) for n in graph.nodes]
+    body = onnx.helper.make_graph(
+        nodes, graph.name or "graph", [*(value_info(t) for t in graph.inputs), *extra], [value_info(t) for t in graph.outputs], small
+    )
+    imports = [onnx.helper.make_opsetid("", graph.opset), *(onnx.helper.make_opsetid(d, v) for d, v in graph.domains.items())]
+    return onnx.helper.make_model(body, opset_imports=imports)
+
+
+def infer_shapes(graph: QuantGraph) -> None:
+    """Fill in shapes and element types by ONNX shape inference; large constants are not serialised for it."""
+    from qatc.compiler.model_io import dims_of
+
+    inferred = onnx.shape_inference.infer_shapes(model_skeleton(graph), data_prop=True)
+    known = {v.name: v.type.tensor_type for v in [*inferred.graph.value_info, *inferred.graph.output] if v.type.HasField("tensor_type")}
+    for tensor in graph.tensors():
+        found = known.get(tensor.name)
+        if found is None or not isinstance(tensor, gs.Variable):
+            continue
+        if found.elem_type:
+            tensor.dtype = found.elem_type
+        if found.HasField("shape"):
+            tensor.shape = list(dims_of(found))

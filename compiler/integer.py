@@ -1,0 +1,299 @@
+"""IntegerGraph: the few fused integer operators that every integer target shares, and explicit islands of float.
+
+A graph is a list of operators in execution order over named tensors. Each quantised tensor has QuantParams; each
+computing operator states the clamp [lo, hi] of its output integers. Constants (weights, biases, tables) are arrays by
+tensor name. The meaning of every operator is written in its docstring, in exact real arithmetic; *how* the final
+`round` is computed is the arithmetic profile's business (`arithmetic.py`), and `reference.py` executes it.
+
+In the formulas `q` are integers, `r = scale * (q - zero_point)` is what they stand for, `clamp` is to [lo, hi].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qatc.compiler.quant import Array, QuantParams
+
+Shape = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What is known of a tensor.
+
+    `dtype` is the numpy name of the stored elements ("uint8", "int32", "float32", "int64", ...); `params` is None for
+    everything that is not quantised (float islands, shapes, indices); `shape` is None where the rank is unknown, and
+    symbolic dimensions are strings (None where nameless). `source` names the tensor of the input file that holds the
+    same real values *after* rounding onto this grid (a DequantizeLinear output, say), or None where there is none.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape | None = None
+    params: QuantParams | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all operators. `source` names the node of the input file it came from; "" marks an absent optional input."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    source: str = field(default="", kw_only=True)
+
+    @property
+    def kind(self) -> str:
+        """The operator's name as it is shown: `Conv`, `Lookup`, ..."""
+        return type(self).__name__
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return self.outputs[0]
+
+
+@dataclass(frozen=True)
+class Clamped(Op):
+    """An operator that rounds onto its output's grid and clamps to [lo, hi] (within the output's qmin, qmax)."""
+
+    lo: int = field(kw_only=True)
+    hi: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Quantize(Clamped):
+    """float32 x -> q = clamp(round(x / scale) + zero_point), exactly ONNX QuantizeLinear. inputs: (x,)."""
+
+
+@dataclass(frozen=True)
+class Dequantize(Op):
+    """q (8, 16 or 32 bit) -> float32 scale * (q - zero_point) [+ bias]. inputs: (q,) or (q, bias).
+
+    `bias` is a float32 constant of one element per channel of the input params' axis (or one); it is added in float.
+    """
+
+
+@dataclass(frozen=True)
+class Conv(Clamped):
+    """acc[n,c,...] = sum (q_x - z_x) * (q_w - z_w[c]) + bias[c]; out = clamp(round(acc * acc_scale[c] / s_y) + z_y).
+
+    inputs: (x, weight) or (x, weight, bias). N-D convolution (1-D to 3-D), layout [N, C, spatial...]; weight is
+    [M, C/groups, kernel...], or for `transposed` [C, M/groups, kernel...] as in ONNX ConvTranspose; bias int32 [M].
+    Padding contributes real zeros (q_x = z_x). `acc_scale` has M entries: the real value of one unit of acc (normally
+    s_x * s_w[c]; an affine folded into the operator may change it, sign included never: it is positive).
+    When the output tensor's dtype is int32 the raw accumulator is the result: out = acc, no bias input, lo/hi are the
+    int32 range, and the output's params are (acc_scale, 0) along axis 1.
+    """
+
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int
+    acc_scale: tuple[float, ...]
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MatMul(Clamped):
+    """acc = matmul(q_a - z_a, q_b - z_b) + bias, numpy.matmul broadcasting; out as for Conv.
+
+    inputs: (a, b) or (a, b, bias). `b` may be a constant weight [K, N] (per channel along its last axis) or an
+    activation. bias int32 [N] (constant). `acc_scale` has 1 or N entries (along the output's last axis).
+    Raw int32 output as for Conv, with the params' axis the output's last one (per tensor when acc_scale has 1 entry).
+    """
+
+    acc_scale: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Elementwise(Clamped):
+    """out = clamp(round((r_a op r_b) / s_y) + z_y) with op one of "Add", "Sub", "Mul"; numpy broadcasting. inputs: (a, b)."""
+
+    op: str
+
+
+@dataclass(frozen=True)
+class Lookup(Clamped):
+    """out = table[q_x - lowest(dtype of x)]: any function of one 8-bit tensor, element by element. inputs: (x, table).
+
+    `table` is a constant of 256 integers of the output's dtype. `function` says what it computes, for people
+    ("Sigmoid * x"). lo/hi are the table's own extremes.
+    """
+
+    function: str
+
+
+@dataclass(frozen=True)
+class Rescale(Clamped):
+    """out = clamp(round(r_x / s_y) + z_y). With equal grids it is a pure clamp (or a shift of the zero point). inputs: (x,)."""
+
+
+@dataclass(frozen=True)
+class Pool(Clamped):
+    """Pooling over the spatial dimensions of [N, C, spatial...]. inputs: (x,).
+
+    mode "max": the largest q of the window (the input's params; padding never wins). mode "average": the mean of r over
+    the window (out = clamp(round(mean / s_y) + z_y)); the divisor is the count of real elements, or the whole kernel
+    with `count_include_pad` as ONNX AveragePool defines. `kernel` () means global: all spatial positions; the output
+    keeps the spatial dimensions as ones unless `keepdims` is False (then they are dropped).
+    """
+
+    mode: str
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    ceil_mode: bool = False
+    count_include_pad: bool = False
+    keepdims: bool = True
+
+
+@dataclass(frozen=True)
+class Concat(Clamped):
+    """Concatenation along `axis`; every input is rescaled from its own grid to the output's. inputs: (x0, x1, ...)."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class Move(Op):
+    """An ONNX operator that only moves elements (Reshape, Transpose, Slice, Gather, Pad, Resize nearest, Split, ...).
+
+    Executed on the stored integers as they are; quantised inputs and outputs share their grid. Further inputs (shapes,
+    indices, pad values as integers) are as the ONNX operator `op_type` of opset `IntegerGraph.opset` has them.
+    """
+
+    op_type: str
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Float(Op):
+    """One ONNX operator left as it is: a float island with the `reason` why, or shape arithmetic (`reason` "")."""
+
+    op_type: str
+    attrs: Mapping[str, Any]
+    reason: str
+    domain: str = ""
+
+
+@dataclass
+class IntegerGraph:
+    """Operators in execution order, the tensors they connect and the constants they read.
+
+    `inputs`/`outputs` are tensor names (the deployed graph's interface, in order). `tensors` describes every tensor
+    but the constants' values, `constants` holds arrays (weights as integers with their params in `tensors`; tables,
+    int32 biases, float constants of islands). `opset` is the ai.onnx opset that Move and Float operators are written in.
+    """
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    ops: list[Op]
+    tensors: dict[str, Tensor]
+    constants: dict[str, Array]
+    opset: int
+    domains: dict[str, int] = field(default_factory=dict[str, int])  # custom domains of Float islands
+
+    def producers(self) -> dict[str, Op]:
+        """Tensor name -> the operator that makes it."""
+        return {o: op for op in self.ops for o in op.outputs if o}
+
+    def consumers(self) -> dict[str, list[Op]]:
+        """Tensor name -> the operators that read it, in execution order (graph outputs are not operators)."""
+        readers: dict[str, list[Op]] = {}
+        for op in self.ops:
+            for name in dict.fromkeys(op.inputs):
+                if name:
+                    readers.setdefault(name, []).append(op)
+        return readers
+
+    def islands(self) -> Iterator[Float]:
+        """The operators that stay in float, each with its reason."""
+        return (op for op in self.ops if isinstance(op, Float) and op.reason)
+
+    def params(self, tensor: str) -> QuantParams:
+        """The QuantParams of a quantised tensor; KeyError names one that has none."""
+        found = self.tensors[tensor].params
+        if found is None:
+            raise KeyError(f"tensor {tensor} is not quantised")
+        return found
+
+    def verify(self) -> None:
+        """Check the structural invariants; ValueError names the first breach (a bug of ours, never of the input)."""
+        ready = set(self.inputs) | set(self.constants)
+        for op in self.ops:
+            for name in op.inputs:
+                if name and name not in ready:
+                    raise ValueError(f"{op.kind} {op.name} reads {name} before it is made")
+            for name in op.outputs:
+                if name in ready:
+                    raise ValueError(f"{op.kind} {op.name} makes {name} a second time")
+                if name and name not in self.tensors:
+                    raise ValueError(f"{op.kind} {op.name} makes {name}, which is not described")
+            ready.update(o for o in op.outputs if o)
+            if isinstance(op, Clamped):
+                self._verify_clamp(op)
+        for name in self.outputs:
+            if name not in ready:
+                raise ValueError(f"graph output {name} is never made")
+        for name, value in self.constants.items():
+            if name in self.tensors and self.tensors[name].dtype != value.dtype.name:
+                raise ValueError(f"constant {name} holds {value.dtype.name}, described as {self.tensors[name].dtype}")
+
+    def _verify_clamp(self, op: Clamped) -> None:
+        params = self.params(op.output)
+        if not params.qmin <= op.lo <= op.hi <= params.qmax:
+            raise ValueError(f"{op.kind} {op.name} clamps to [{op.lo}, {op.hi}], outside {params}")
+        if isinstance(op, Lookup) and self.constants[op.inputs[1]].shape != (256,):
+            raise ValueError(f"Lookup {op.name} needs a table of 256 entries")
+
+    def dump(self) -> str:
+        """A stable text of the graph: one line an operator, for tests and people."""
+        lines = [f"graph {self.name} opset {self.opset}"]
+        lines += [f"input {self._describe(name)}" for name in self.inputs]
+        for op in self.ops:
+            outputs = ", ".join(self._describe(o) if o else "_" for o in op.outputs)
+            lines.append(f"{outputs} = {op.kind}{self._details(op)}({', '.join(i or '_' for i in op.inputs)})")
+        lines += [f"output {name}" for name in self.outputs]
+        return "\n".join(lines) + "\n"
+
+    def _describe(self, name: str) -> str:
+        tensor = self.tensors[name]
+        shape = "?" if tensor.shape is None else "x".join("?" if d is None else str(d) for d in tensor.shape)
+        return f"{name}<{tensor.params if tensor.params else tensor.dtype} {shape}>"
+
+    def _details(self, op: Op) -> str:
+        skip = {"name", "inputs", "outputs", "source"}
+        parts: list[str] = []
+        for key, value in sorted(vars(op).items()):
+            if key in skip:
+                continue
+            if isinstance(value, Mapping):
+                parts += [f"{k}={v}" for k, v in sorted(value.items())]  # pyright: ignore[reportUnknownVariableType]
+            elif key == "acc_scale":
+                parts.append(f"acc_scale={min(value):.9g}..{max(value):.9g}")
+            else:
+                parts.append(f"{key}={value}")
+        return f"[{' '.join(parts)}]" if parts else ""
+
+
+def integer_tensor(
+    name: str, params: QuantParams, shape: Shape | None = None, source: str | None = None
+) -> Tensor:
+    """A quantised tensor's description."""
+    return Tensor(name, params.container.name, shape, params, source)
+
+
+def raw_accumulator(acc_scale: tuple[float, ...], axis: int) -> QuantParams:
+    """The exact grid of an int32 accumulator: its own scale per channel, zero point 0."""
+    if len(acc_scale) == 1:
+        return QuantParams.per_tensor(acc_scale[0], 0, "int32")
+    return QuantParams.per_channel(acc_scale, axis, np.zeros(len(acc_scale), np.int64), "int32")

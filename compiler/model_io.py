@@ -1,0 +1,448 @@
+"""Reading an untrusted ONNX file into a QuantGraph, and writing one back.
+
+Nothing in the file is executed. Every size is checked before memory is taken, external data is memory-mapped and must be
+a regular file of the model's own folder, and no step recurses on the input's depth.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto
+
+from qatc.compiler.diagnostics import Diagnostics, fail
+from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
+from qatc.compiler.quant import Array
+
+_MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
+_MAX_RANK: Final = 64  # numpy's own limit
+_OLDEST_OPSET: Final = 7
+_NEWEST_OPSET: Final = 26
+_CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file a graph came from."""
+
+    path: Path
+    size: int
+    ops: Mapping[str, int]
+    opsets: Mapping[str, int]
+    producer: str
+
+
+def load(path: Path) -> tuple[QuantGraph, Source]:
+    """Read an ONNX file.
+
+    Raises:
+        CompileError: QAT001 to QAT006 for whatever is wrong with the file, all that was found at once.
+    """
+    model, size = read_proto(path)
+    if model.functions:
+        model = _inline(model)
+    opsets = _opsets(model)
+    graph = _Reader(model, path.parent, opsets).read()
+    ops = Counter(f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node)
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    size += sum(f.stat().st_size for f in _external_files(model, path.parent))
+    return graph, Source(path, size, dict(ops.most_common()), opsets, producer)
+
+
+def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
+    """The parsed file and its size in bytes; external data is not read."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise fail("QAT002", f"{path} is not a regular file", hint="give the path of an .onnx file")
+    if info.st_size > _MAX_FILE:
+        raise fail("QAT001", f"{path} has {info.st_size:,} bytes; protobuf files end at 2 GiB",
+                   hint="save the model with external data: onnx.save(model, path, save_as_external_data=True)")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (DecodeError, ValueError) as error:
+        raise fail("QAT001", f"{path} is not an ONNX file, or it is cut off ({info.st_size:,} bytes): {error}",
+                   hint="export it again; onnx.checker.check_model(path) tells whether a file is whole") from error
+    if not model.HasField("graph") or not model.graph.node:
+        raise fail("QAT001", f"{path} holds no ONNX graph", hint="give the path of an exported .onnx file")
+    return model, info.st_size
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in model.opset_import:  # MQBench lists the default domain two or three times
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        found[domain] = max(entry.version, found.get(domain, 0))
+    found.setdefault("", 1)
+    if not _OLDEST_OPSET <= found[""] <= _NEWEST_OPSET:
+        raise fail("QAT006", f"the model is written in opset {found['']}; qatc reads {_OLDEST_OPSET} to {_NEWEST_OPSET}",
+                   hint="export it again with opset_version=17, or convert it with onnx.version_converter")
+    return found
+
+
+def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace calls of model-local functions by their bodies; recursive functions are an error."""
+    import onnx.inliner
+
+    bodies = {(f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)} for f in model.functions}
+    calls = {key: {c for c in used if c in bodies} for key, used in bodies.items()}
+    while calls:
+        leaves = [key for key, used in calls.items() if not used & calls.keys()]
+        if not leaves:
+            name = "::".join(next(iter(sorted(calls))))
+            raise fail("QAT004", f"model function {name} calls itself", hint="export the model without local functions")
+        for key in leaves:
+            del calls[key]
+    return onnx.inliner.inline_local_functions(model)
+
+
+def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    waiting = deque(nodes)
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for graph in _subgraphs(node):
+            waiting.extend(graph.node)
+
+
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    found = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+    return found + [g for a in node.attribute if a.type == AttributeProto.GRAPHS for g in a.graphs]
+
+
+def _captured(node: onnx.NodeProto) -> list[str]:
+    """Names that the node's subgraphs read from the graph around them, in a stable order."""
+    made: set[str] = set()
+    read: dict[str, None] = {}
+    waiting = deque(_subgraphs(node))
+    while waiting:
+        graph = waiting.popleft()
+        made.update(i.name for i in graph.initializer)
+        made.update(i.name for i in graph.input)
+        for inner in graph.node:
+            read.update(dict.fromkeys(n for n in inner.input if n))
+            made.update(inner.output)
+            waiting.extend(_subgraphs(inner))
+        read.update(dict.fromkeys(o.name for o in graph.output))
+    return [n for n in read if n not in made]
+
+
+def _external_files(model: onnx.ModelProto, folder: Path) -> set[Path]:
+    found: set[Path] = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            found.update(folder / e.value for e in tensor.external_data if e.key == "location")
+    return found
+
+
+class _Reader:
+    """Builds the graph of one ModelProto; errors are collected and raised together."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, opsets: Mapping[str, int]) -> None:
+        self.model, self.folder, self.opsets = model, folder, opsets
+        self.found = Diagnostics()
+        self.tensors: dict[str, Tensor] = {}
+        self.maps: dict[str, np.memmap[Any, Any]] = {}
+
+    def read(self) -> QuantGraph:
+        graph = self.model.graph
+        for proto in graph.initializer:
+            self._initializer(proto)
+        if graph.sparse_initializer:
+            self.found.error("QAT302", "sparse initializers are not supported", hint="export dense weights")
+        inputs = [self._variable(i) for i in graph.input if i.name not in self.tensors]
+        for info in graph.value_info:
+            if info.name not in self.tensors:
+                self._variable(info)
+        self.found.check()
+        nodes = [self._node(n) for n in self._sorted(graph.node, {i.name for i in inputs})]
+        outputs = [self._output(o) for o in graph.output]
+        self.found.check()
+        others = {d: v for d, v in self.opsets.items() if d}
+        return QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
+
+    def _initializer(self, proto: TensorProto) -> None:
+        try:
+            self.tensors[proto.name] = Constant(proto.name, self.array(proto))
+        except _Bad as bad:
+            self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
+
+    def _variable(self, info: onnx.ValueInfoProto) -> Variable:
+        kind = info.type.tensor_type
+        shape = list(dims_of(kind)) if kind.HasField("shape") else None
+        if shape is not None and any(isinstance(d, int) and d < 0 for d in shape):
+            self.found.error("QAT004", f"the shape {shape} has a negative dimension", tensor=info.name)
+        if not info.type.HasField("tensor_type") and info.type.WhichOneof("value"):
+            self.found.error("QAT302", f"{info.type.WhichOneof('value')} is not a tensor", tensor=info.name,
+                             hint="qatc compiles graphs of plain tensors")
+        tensor = Variable(info.name, kind.elem_type or None, shape)
+        if info.name in self.tensors:
+            self.found.error("QAT004", "two graph inputs have the same name", tensor=info.name)
+        self.tensors[info.name] = tensor
+        return tensor
+
+    def _output(self, info: onnx.ValueInfoProto) -> Tensor:
+        tensor = self.tensors.get(info.name)
+        if tensor is None or not (tensor.inputs or is_constant(tensor) or info.name in {i.name for i in self.model.graph.input}):
+            self.found.error("QAT004", "this graph output is never made", tensor=info.name)
+            return Variable(info.name)
+        if isinstance(tensor, Variable) and info.type.tensor_type.elem_type:
+            tensor.dtype = info.type.tensor_type.elem_type
+            if info.type.tensor_type.HasField("shape"):
+                tensor.shape = list(dims_of(info.type.tensor_type))
+        return tensor
+
+    def _sorted(self, nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> list[onnx.NodeProto]:
+        """The nodes in topological order; what is read but never made, made twice, or cyclic is an error."""
+        maker: dict[str, int] = {}
+        reads = [[*(n for n in node.input if n), *_captured(node)] for node in nodes]
+        for index, node in enumerate(nodes):
+            for name in node.output:
+                if name and (name in maker or name in inputs):
+                    self.found.error("QAT004", "two nodes make the same tensor", node=label_of(node), tensor=name)
+                maker[name] = index
+        for node, names in zip(nodes, reads, strict=True):
+            for name in names:
+                if name not in maker and name not in inputs and name not in self.tensors:
+                    self.found.error("QAT004", "the node reads a tensor that nothing makes", node=label_of(node), tensor=name)
+        self.found.check()
+        if all(maker.get(name, -1) < index for index, names in enumerate(reads) for name in names):
+            return list(nodes)
+        return self._reordered(nodes, reads, maker)
+
+    def _reordered(
+        self, nodes: Sequence[onnx.NodeProto], reads: list[list[str]], maker: Mapping[str, int]
+    ) -> list[onnx.NodeProto]:
+        readers: dict[int, list[int]] = {}
+        waiting = [0] * len(nodes)
+        for index, names in enumerate(reads):
+            for source in {maker[n] for n in names if n in maker}:
+                readers.setdefault(source, []).append(index)
+                waiting[index] += 1
+        ready = deque(i for i, count in enumerate(waiting) if not count)
+        order: list[int] = []
+        while ready:
+            index = ready.popleft()
+            order.append(index)
+            for reader in readers.get(index, ()):
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    ready.append(reader)
+        if len(order) != len(nodes):
+            stuck = next(i for i, count in enumerate(waiting) if count)
+            raise fail("QAT004", "the graph has a cycle", node=label_of(nodes[stuck]), hint="a model must be acyclic; export it again")
+        return [nodes[i] for i in order]
+
+    def _node(self, proto: onnx.NodeProto) -> Node:
+        captures = _captured(proto)
+        inputs = [self._tensor(n) for n in [*proto.input, *captures]]
+        outputs = [self._tensor(n) for n in proto.output]
+        attrs = {a.name: self._attribute(a) for a in proto.attribute}
+        if captures:
+            attrs[_CAPTURES] = captures
+        domain = None if proto.domain in ("", "ai.onnx") else proto.domain
+        return Node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
+
+    def _attribute(self, proto: AttributeProto) -> Any:
+        if proto.type == AttributeProto.TENSOR:
+            try:
+                return self.array(proto.t)
+            except _Bad as bad:
+                self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
+                return None
+        return onnx.helper.get_attribute_value(proto)
+
+    def _tensor(self, name: str) -> Tensor:
+        if not name:
+            return Variable("")
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            tensor = self.tensors[name] = Variable(name)
+        return tensor
+
+    def array(self, proto: TensorProto) -> Array:
+        """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
+        dims = list(proto.dims)
+        if len(dims) > _MAX_RANK or any(d < 0 for d in dims):
+            raise _Bad("QAT004", f"the dimensions {dims} are not a shape")
+        count = math.prod(dims)
+        if proto.data_type == TensorProto.STRING:
+            return onnx.numpy_helper.to_array(proto)
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+        except (KeyError, ValueError, TypeError):
+            raise _Bad("QAT004", f"unknown element type {proto.data_type}") from None
+        packed = onnx.TensorProto.DataType.Name(proto.data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+        if proto.data_location == TensorProto.EXTERNAL:
+            return self._external(proto, dims, count, dtype, packed)
+        if proto.HasField("raw_data"):
+            raw = proto.raw_data
+            if not packed and len(raw) != count * dtype.itemsize:
+                raise _Bad("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
+            if not packed:
+                return np.frombuffer(raw, dtype.newbyteorder("<") if dtype.isbuiltin else dtype).reshape(dims)
+        if count > 64 + 2 * proto.ByteSize():  # two packed elements a byte at most
+            raise _Bad("QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes")
+        try:
+            return onnx.numpy_helper.to_array(proto)
+        except (ValueError, TypeError) as error:
+            raise _Bad("QAT004", f"the data do not fit the shape {dims}: {error}") from error
+
+    def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
+        entries = {e.key: e.value for e in proto.external_data}
+        location = entries.get("location", "")
+        size = (count + 1) // 2 if packed else count * dtype.itemsize
+        try:
+            offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
+        except ValueError:
+            raise _Bad("QAT003", f"offset or length of the external data is not a number: {entries}") from None
+        if length != size:
+            raise _Bad("QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}")
+        data = self.maps.get(location)
+        if data is None:
+            data = self.maps[location] = open_external(self.folder, location)
+        if offset < 0 or offset + size > data.size:
+            raise _Bad("QAT003", f"bytes {offset:,} to {offset + size:,} are outside {location} ({data.size:,} bytes)",
+                       "the data file is cut off or belongs to another model; copy both files again")
+        part = data[offset : offset + size]
+        if not packed:
+            return part.view(dtype).reshape(dims) if count else np.zeros(dims, dtype)
+        whole = TensorProto(dims=dims, data_type=proto.data_type, raw_data=part.tobytes())
+        return onnx.numpy_helper.to_array(whole)
+
+
+class _Bad(Exception):
+    """One malformed tensor; the caller adds its name."""
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        self.code, self.message, self.hint = code, message, hint
+        super().__init__(message)
+
+
+def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
+    """Memory-map a model's data file. Only a regular file with one name, inside the model's folder, is opened."""
+    pure = PurePosixPath(location)
+    unsafe = not location or "\0" in location or pure.is_absolute() or PureWindowsPath(location).is_absolute() or ".." in pure.parts
+    if unsafe or "\\" in location:
+        raise _Bad("QAT003", f"external data at {location!r} is outside the model's folder",
+                   "external data must lie beside the model, named by a relative path without '..'")
+    path = folder / location
+    try:
+        for part in [path, *path.parents]:
+            if part == folder:
+                break
+            if part.is_symlink():
+                raise _Bad("QAT003", f"external data {location} goes through a symbolic link", "copy the file beside the model")
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise _Bad("QAT003", f"external data file {location} cannot be read: {error}",
+                   "copy the data file that was exported with the model beside it") from error
+    with os.fdopen(handle, "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise _Bad("QAT003", f"external data {location} is not a regular file")
+        if info.st_nlink > 1:
+            raise _Bad("QAT003", f"external data {location} is a hard link with {info.st_nlink} names", "copy the file beside the model")
+        if not info.st_size:
+            raise _Bad("QAT003", f"external data file {location} is empty")
+        return np.memmap(file, np.uint8, "r")
+
+
+def dims_of(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:
+    """Dimensions of a declared type: integers, names, or None for nameless ones."""
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None if d.HasField("dim_param") else None)
+        for d in kind.shape.dim
+    )
+
+
+def label_of(node: onnx.NodeProto | Node) -> str:
+    """A node's name as a viewer shows it; nameless nodes by operator and first output."""
+    if node.name:
+        return node.name
+    op = node.op_type if isinstance(node, onnx.NodeProto) else node.op
+    outputs = list(node.output) if isinstance(node, onnx.NodeProto) else [t.name for t in node.outputs]
+    return f"{op} -> {outputs[0] if outputs else '?'}"
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    """The ValueInfoProto of a graph input or output."""
+    value = value_of(tensor)
+    if value is not None:
+        return onnx.helper.make_tensor_value_info(tensor.name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+    kind = tensor.dtype if isinstance(tensor.dtype, int) else TensorProto.FLOAT
+    return onnx.helper.make_tensor_value_info(tensor.name, kind, None if tensor.shape is None else list(tensor.shape))
+
+
+def node_proto(node: Node) -> onnx.NodeProto:
+    """The NodeProto of a node; names that its subgraphs capture are renamed with the tensors."""
+    captures: list[str] = node.attrs.get(_CAPTURES, [])
+    inputs = [t.name for t in node.inputs]
+    plain, outer = inputs[: len(inputs) - len(captures)], inputs[len(inputs) - len(captures) :]
+    proto = onnx.NodeProto(op_type=node.op, name=node.name, input=plain, output=[t.name for t in node.outputs], domain=node.domain or "")
+    for key, value in sorted(node.attrs.items()):
+        if not key.startswith("_") and value is not None:
+            proto.attribute.append(_attribute_proto(key, value))
+    renamed = {old: new for old, new in zip(captures, outer, strict=True) if old != new}
+    if renamed:
+        _rename_captures(proto, renamed)
+    return proto
+
+
+def _attribute_proto(key: str, value: Any) -> AttributeProto:
+    if isinstance(value, np.ndarray):
+        return onnx.helper.make_attribute(key, onnx.numpy_helper.from_array(np.ascontiguousarray(value)))
+    if isinstance(value, (list, tuple)) and not value:
+        return onnx.helper.make_attribute(key, [], attr_type=AttributeProto.INTS)
+    return onnx.helper.make_attribute(key, value)
+
+
+def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
+    waiting = deque(_subgraphs(node))
+    while waiting:
+        graph = waiting.popleft()
+        for inner in graph.node:
+            inner.input[:] = [renamed.get(n, n) for n in inner.input]
+            waiting.extend(_subgraphs(inner))
+        for output in graph.output:
+            if output.name in renamed:
+                graph.node.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))
+
+
+def captures_of(node: Node) -> int:
+    """How many of the node's last inputs are only read by its subgraphs."""
+    return len(node.attrs.get(_CAPTURES, []))
+
+
+def to_model(graph: QuantGraph, *, ir_version: int = 10, producer: str = "qatc") -> onnx.ModelProto:
+    """The graph as a ModelProto with all constants inside (integers for quantised ones)."""
+    constants: list[TensorProto] = []
+    for tensor in graph.tensors():
+        value = value_of(tensor)
+        if value is not None:
+            constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+    body = onnx.helper.make_graph(
+        [node_proto(n) for n in graph.nodes],
+        graph.name or "graph",
+        [value_info(t) for t in graph.inputs],
+        [value_info(t) for t in graph.outputs],
+        constants,
+    )
+    imports = [onnx.helper.make_opsetid("", graph.opset), *(onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.domains.items()))]
+    return onnx.helper.make_model(body, opset_imports=imports, ir_version=ir_version, producer_name=producer)

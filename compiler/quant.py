@@ -1,0 +1,270 @@
+"""QuantParams: how integers stand for real numbers, `real = scale * (q - zero_point)`; all rounding of values lives here.
+
+Formulas are those of ONNX QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html):
+`q = saturate(round_half_even(x / scale) + zero_point)`, computed in float32 as ONNX Runtime does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Integers = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.float32]
+
+# dtype name -> (smallest, largest, numpy container)
+_RANGES: Final[dict[str, tuple[int, int, type[np.integer[Any]]]]] = {
+    "int2": (-2, 1, np.int8),
+    "uint2": (0, 3, np.uint8),
+    "int4": (-8, 7, np.int8),
+    "uint4": (0, 15, np.uint8),
+    "int8": (-128, 127, np.int8),
+    "uint8": (0, 255, np.uint8),
+    "int16": (-32768, 32767, np.int16),
+    "uint16": (0, 65535, np.uint16),
+    "int32": (-(2**31), 2**31 - 1, np.int32),
+}
+DTYPES: Final = tuple(_RANGES)
+_CHUNK: Final = 1 << 22  # elements rounded at a time, so that a large weight needs no float copy of itself
+
+
+def dtype_range(dtype: str) -> tuple[int, int]:
+    """The smallest and largest integer of `dtype` (int2 ... int32, uint2 ... uint16)."""
+    return _RANGES[dtype][:2]
+
+
+@functools.lru_cache(maxsize=None)
+def _container(dtype: str) -> np.dtype[np.integer[Any]]:
+    return np.dtype(_RANGES[dtype][2])
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """The grid of one tensor: `real = scale * (q - zero_point)` with `qmin <= q <= qmax`.
+
+    `scale` (float32 numbers) and `zero_point` have length 1 (per tensor, `axis` is None) or C (per channel along `axis`).
+    `qmin`/`qmax` default to the range of `dtype`; narrower ones are first class.
+
+    Raises:
+        ValueError: on any illegal state (scale not a positive normal float32, zero point or range outside `dtype`,
+            lengths that disagree, a missing or negative axis).
+    """
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    dtype: str
+    axis: int | None = None
+    qmin: int = None  # type: ignore[assignment]  # filled from dtype below
+    qmax: int = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _RANGES:
+            raise ValueError(f"unknown quantised type {self.dtype}; known are {', '.join(DTYPES)}")
+        lowest, highest = dtype_range(self.dtype)
+        set_ = functools.partial(object.__setattr__, self)
+        set_("scale", tuple(np.asarray(self.scale, np.float64).astype(np.float32).astype(np.float64).tolist()))
+        set_("qmin", lowest if self.qmin is None else self.qmin)  # pyright: ignore[reportUnnecessaryComparison]
+        set_("qmax", highest if self.qmax is None else self.qmax)  # pyright: ignore[reportUnnecessaryComparison]
+        smallest, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        bad = [s for s in self.scale if not (smallest <= s <= largest)]
+        if bad or not self.scale:
+            raise ValueError(f"scale must be positive, finite and normal in float32, found {bad[0] if bad else 'none'}")
+        if len(self.zero_point) != len(self.scale):
+            raise ValueError(f"{len(self.scale)} scales but {len(self.zero_point)} zero points")
+        wrong = [z for z in self.zero_point if not lowest <= z <= highest]
+        if wrong:
+            raise ValueError(f"zero point {wrong[0]} is outside {self.dtype} [{lowest}, {highest}]")
+        if not lowest <= self.qmin <= self.qmax <= highest:
+            raise ValueError(f"range [{self.qmin}, {self.qmax}] is empty or outside {self.dtype} [{lowest}, {highest}]")
+        if self.axis is None and len(self.scale) != 1:
+            raise ValueError(f"{len(self.scale)} scales need an axis")
+        if self.axis is not None and self.axis < 0:
+            raise ValueError(f"axis {self.axis} must be counted from the front")
+
+    # -- makers ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def per_tensor(
+        cls, scale: float, zero_point: int = 0, dtype: str = "uint8", qmin: int | None = None, qmax: int | None = None
+    ) -> QuantParams:
+        """One scale and zero point for the whole tensor."""
+        lowest, highest = dtype_range(dtype)
+        return cls(
+            (float(scale),),
+            (int(zero_point),),
+            dtype,
+            None,
+            lowest if qmin is None else qmin,
+            highest if qmax is None else qmax,
+        )
+
+    @classmethod
+    def per_channel(
+        cls,
+        scale: Sequence[float] | Array,
+        axis: int,
+        zero_point: Sequence[int] | Array | int = 0,
+        dtype: str = "int8",
+        qmin: int | None = None,
+        qmax: int | None = None,
+    ) -> QuantParams:
+        """One scale (and zero point) per index of `axis`."""
+        scales = tuple(float(s) for s in scale)
+        zeros = (zero_point,) * len(scales) if isinstance(zero_point, int) else tuple(int(z) for z in zero_point)
+        lowest, highest = dtype_range(dtype)
+        return cls(scales, zeros, dtype, axis, lowest if qmin is None else qmin, highest if qmax is None else qmax)
+
+    # -- questions ------------------------------------------------------------------------------------------------
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether there is one scale per index of `axis`."""
+        return self.axis is not None
+
+    @property
+    def container(self) -> np.dtype[np.integer[Any]]:
+        """The numpy dtype that holds the integers (sub-byte types sit in a byte)."""
+        return _container(self.dtype)
+
+    @property
+    def is_8bit(self) -> bool:
+        """Whether the integers fit a byte."""
+        return self.container.itemsize == 1
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the dtype is signed."""
+        return not self.dtype.startswith("u")
+
+    @property
+    def is_full_range(self) -> bool:
+        """Whether qmin and qmax are the whole range of `dtype`."""
+        return (self.qmin, self.qmax) == dtype_range(self.dtype)
+
+    def same_grid(self, other: QuantParams) -> bool:
+        """Whether an integer means the same real number under both (ranges may differ)."""
+        return (self.scale, self.zero_point, self.axis) == (other.scale, other.zero_point, other.axis)
+
+    # -- changes --------------------------------------------------------------------------------------------------
+    def with_range(self, qmin: int, qmax: int) -> QuantParams:
+        """The same grid with another range."""
+        return replace(self, qmin=qmin, qmax=qmax)
+
+    def with_axis(self, axis: int) -> QuantParams:
+        """Per-channel parameters with the channels along another axis."""
+        return replace(self, axis=axis) if self.is_per_channel else self
+
+    def as_dtype(self, dtype: str) -> QuantParams:
+        """The same grid in a type of the other signedness or another width: zero point and range are shifted together.
+
+        int8 with zero point z equals uint8 with z + 128 (design rule 4.7): real numbers do not change.
+
+        Raises:
+            ValueError: when the shifted range does not fit `dtype`.
+        """
+        shift = self.shift_to(dtype)
+        return replace(
+            self,
+            zero_point=tuple(z + shift for z in self.zero_point),
+            dtype=dtype,
+            qmin=self.qmin + shift,
+            qmax=self.qmax + shift,
+        )
+
+    def shift_to(self, dtype: str) -> int:
+        """What to add to an integer of this type for the same real number in `dtype` (see `as_dtype`)."""
+        return 0 if self.dtype.startswith("u") == dtype.startswith("u") else self._offset() * (1 if self.is_signed else -1)
+
+    def _offset(self) -> int:
+        return 1 << (self.container.itemsize * 8 - 1)
+
+    def channel(self, index: int) -> QuantParams:
+        """The per-tensor parameters of one channel."""
+        return replace(self, scale=(self.scale[index],), zero_point=(self.zero_point[index],), axis=None)
+
+    def take(self, indices: Array) -> QuantParams:
+        """Per-channel parameters reordered or picked by `indices` along the channel axis."""
+        if not self.is_per_channel:
+            return self
+        picked = np.asarray(indices).reshape(-1).tolist()
+        return replace(
+            self, scale=tuple(self.scale[i] for i in picked), zero_point=tuple(self.zero_point[i] for i in picked)
+        )
+
+    # -- values ---------------------------------------------------------------------------------------------------
+    def scale_array(self, rank: int) -> Floats:
+        """The scales as float32, shaped to broadcast along `axis` of a tensor of `rank` dimensions."""
+        return self._shaped(np.asarray(self.scale, np.float32), rank)
+
+    def zero_array(self, rank: int) -> npt.NDArray[np.int32]:
+        """The zero points as int32, shaped to broadcast along `axis` of a tensor of `rank` dimensions."""
+        return self._shaped(np.asarray(self.zero_point, np.int32), rank)
+
+    def _shaped(self, values: Array, rank: int) -> Array:
+        if self.axis is None:
+            return values.reshape(())
+        return values.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+
+    def quantize(self, x: Array) -> Integers:
+        """Round real numbers (any shape) to integers of `container`: half to even, saturated to [qmin, qmax].
+
+        Computed as ONNX Runtime does: float32 division, then rounding. NaN raises ValueError.
+        """
+        x = np.asarray(x)
+        self.check_shape(x.shape)
+        out = np.empty(x.shape, self.container)
+        if x.size <= _CHUNK or x.ndim == 0:
+            self._quantize_into(x, out, self.scale_array(x.ndim), self.zero_array(x.ndim))
+            return out
+        step = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
+        scale, zero = self.scale_array(x.ndim), self.zero_array(x.ndim)
+        for start in range(0, x.shape[0], step):
+            part = slice(start, start + step)
+            if self.axis == 0:
+                self._quantize_into(x[part], out[part], scale[part], zero[part])
+            else:
+                self._quantize_into(x[part], out[part], scale, zero)
+        return out
+
+    def _quantize_into(self, x: Array, out: Array, scale: Array, zero: Array) -> None:
+        real = np.divide(x, scale, dtype=np.float32) if x.dtype != np.float64 else np.divide(x, scale)
+        if np.isnan(real).any():
+            raise ValueError("NaN cannot be quantised")
+        np.rint(real, out=real)
+        wide = self.container.itemsize > 2  # float32 cannot hold every 32-bit integer
+        rounded = real.astype(np.float64) if wide else real
+        rounded += zero
+        np.clip(rounded, self.qmin, self.qmax, out=rounded)
+        out[...] = rounded.astype(self.container)
+
+    def dequantize(self, q: Integers) -> Floats:
+        """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`."""
+        q = np.asarray(q)
+        self.check_shape(q.shape)
+        offset = q.astype(np.int64 if q.dtype.itemsize > 2 else np.int32)
+        offset -= self.zero_array(q.ndim)
+        return np.multiply(offset.astype(np.float32), self.scale_array(q.ndim))
+
+    def fake_quantize(self, x: Array) -> Floats:
+        """`dequantize(quantize(x))`: the nearest real number of the grid."""
+        return self.dequantize(self.quantize(x))
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless per-channel parameters fit a tensor of `shape`."""
+        if self.axis is not None and (self.axis >= len(shape) or shape[self.axis] != len(self.scale)):
+            raise ValueError(f"{len(self.scale)} channels along axis {self.axis} do not fit the shape {list(shape)}")
+
+    def __str__(self) -> str:
+        def few(values: tuple[float, ...] | tuple[int, ...]) -> str:
+            if len(set(values)) == 1:
+                return f"{values[0]:.9g}"
+            return f"{min(values):.9g}..{max(values):.9g}"
+
+        span = "" if self.is_full_range else f"[{self.qmin},{self.qmax}]"
+        channels = f" axis {self.axis} x{len(self.scale)}" if self.is_per_channel else ""
+        return f"{self.dtype}{span} scale {few(self.scale)} zero {few(self.zero_point)}{channels}"
