@@ -25,6 +25,7 @@ LEVELS = {
     "qatc.compiler.graph": 1,
     "qatc.compiler.arithmetic": 1,
     "qatc.compiler.result": 1,
+    "qatc.compiler.model_io": 1,
     "qatc.compiler.rewrite": 2,
     "qatc.compiler.integer": 2,
     "qatc.compiler.passes": 3,

@@ -1,7 +1,7 @@
 """The part of onnx-graphsurgeon that qatc uses, typed (the package itself ships no types)."""
 
-from collections.abc import Iterator, Mapping, MutableSequence, Sequence
-from typing import Any, Literal, TypeAlias, type_check_only
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias, type_check_only
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +9,11 @@ import onnx
 
 # A NumPy dtype or an `onnx.TensorProto.DataType` number, for types that NumPy does not have.
 _DType: TypeAlias = np.dtype[Any] | type[np.generic] | int
-_Shape: TypeAlias = Sequence[int | str]
+# A dimension is a number, a symbol, or None where the model says nothing.
+_Shape: TypeAlias = Sequence[int | str | None]
 _Array: TypeAlias = npt.NDArray[Any]
+# Tensor is abstract: each tensor is one of these.
+_Tensor: TypeAlias = Variable | Constant
 
 @type_check_only
 class _LazyValues:
@@ -27,11 +30,11 @@ class Tensor:
     name: str
     # Assigning replaces the contents; the list keeps the nodes on the other side in step.
     @property
-    def inputs(self) -> MutableSequence[Node]: ...
+    def inputs(self) -> list[Node]: ...
     @inputs.setter
     def inputs(self, value: Sequence[Node]) -> None: ...
     @property
-    def outputs(self) -> MutableSequence[Node]: ...
+    def outputs(self) -> list[Node]: ...
     @outputs.setter
     def outputs(self, value: Sequence[Node]) -> None: ...
     @property
@@ -43,10 +46,11 @@ class Tensor:
         self, values: _Array, data_location: int | None = None, export_dtype: _DType | None = None
     ) -> Constant: ...
     def to_variable(self, dtype: _DType | None = None, shape: _Shape = ...) -> Variable: ...
-    def i(self, tensor_idx: int = 0, producer_idx: int = 0) -> Tensor: ...
-    def o(self, consumer_idx: int = 0, tensor_idx: int = 0) -> Tensor: ...
+    def i(self, tensor_idx: int = 0, producer_idx: int = 0) -> _Tensor: ...
+    def o(self, consumer_idx: int = 0, tensor_idx: int = 0) -> _Tensor: ...
     def __eq__(self, other: object) -> bool: ...
-    __hash__ = None  # type: ignore[assignment]
+    # Compared by name, so not hashable.
+    __hash__: ClassVar[None]  # type: ignore[assignment]
 
 class Variable(Tensor):
     type: str
@@ -101,36 +105,34 @@ class Node:
         op: str,
         name: str | None = None,
         attrs: Mapping[str, object] | None = None,
-        inputs: Sequence[Tensor] | None = None,
-        outputs: Sequence[Tensor] | None = None,
+        inputs: Sequence[_Tensor] | None = None,
+        outputs: Sequence[_Tensor] | None = None,
         domain: str | None = None,
     ) -> None: ...
     @property
-    def inputs(self) -> MutableSequence[Tensor]: ...
+    def inputs(self) -> list[_Tensor]: ...
     @inputs.setter
-    def inputs(self, value: Sequence[Tensor]) -> None: ...
+    def inputs(self, value: Sequence[_Tensor]) -> None: ...
     @property
-    def outputs(self) -> MutableSequence[Tensor]: ...
+    def outputs(self) -> list[_Tensor]: ...
     @outputs.setter
-    def outputs(self, value: Sequence[Tensor]) -> None: ...
+    def outputs(self, value: Sequence[_Tensor]) -> None: ...
     def i(self, tensor_idx: int = 0, producer_idx: int = 0) -> Node: ...
     def o(self, consumer_idx: int = 0, tensor_idx: int = 0) -> Node: ...
     def subgraphs(self, recursive: bool = False) -> Iterator[Graph]: ...
     def copy(
         self,
-        inputs: Sequence[Tensor] | None = None,
-        outputs: Sequence[Tensor] | None = None,
-        tensor_map: dict[str, Tensor] | None = None,
+        inputs: Sequence[_Tensor] | None = None,
+        outputs: Sequence[_Tensor] | None = None,
+        tensor_map: dict[str, _Tensor] | None = None,
     ) -> Node: ...
-    def __eq__(self, other: object) -> bool: ...
-    __hash__ = None  # type: ignore[assignment]
 
 class Function:
     name: str
     domain: str
     nodes: list[Node]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
     attrs: dict[str, Any]
     opset: int
     import_domains: Sequence[onnx.OperatorSetIdProto] | None
@@ -138,8 +140,8 @@ class Function:
 class Graph:
     DEFAULT_OPSET: int
     nodes: list[Node]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[Variable]
+    outputs: list[_Tensor]
     name: str
     doc_string: str
     opset: int
@@ -151,8 +153,8 @@ class Graph:
     def __init__(
         self,
         nodes: Sequence[Node] | None = None,
-        inputs: Sequence[Tensor] | None = None,
-        outputs: Sequence[Tensor] | None = None,
+        inputs: Sequence[Variable] | None = None,
+        outputs: Sequence[_Tensor] | None = None,
         name: str | None = None,
         doc_string: str | None = None,
         opset: int | None = None,
@@ -176,8 +178,8 @@ class Graph:
         recurse_functions: bool = True,
         mode: Literal["full", "nodes", "functions"] = "full",
     ) -> Graph: ...
-    def tensors(self, check_duplicates: bool = False) -> dict[str, Tensor]: ...
-    def copy(self, tensor_map: dict[str, Tensor] | None = None) -> Graph: ...
+    def tensors(self, check_duplicates: bool = False) -> dict[str, _Tensor]: ...
+    def copy(self, tensor_map: dict[str, _Tensor] | None = None) -> Graph: ...
 
 class OnnxGraphSurgeonException(Exception): ...
 
