@@ -28,6 +28,7 @@ LEVELS = {
     "qatc.compiler.model_io": 1,
     "qatc.compiler.rewrite": 2,
     "qatc.compiler.integer": 2,
+    "qatc.compiler.frontend": 3,
     "qatc.compiler.passes": 3,
     "qatc.compiler.lowering": 3,
     "qatc.compiler.reference": 3,
