@@ -1,0 +1,65 @@
+"""Arithmetic profiles: how an accumulator becomes an output integer, to the last bit.
+
+The meaning of every integer operator is exact real arithmetic (`integer.py`); a profile says how a target computes the
+final `round`. `docs/arithmetic.md` holds the formulas and what was measured against the real implementations.
+
+    onnx     float32 multiplier, half to even: ONNX Runtime on x86
+    tflite   31-bit mantissa and shift, rounds twice: gemmlowp, TensorFlow Lite, CMSIS-NN
+    tosa     31-bit mantissa and shift, one rounding, half up: TOSA apply_scale_32
+    pow2     power-of-two scales, half up: shift-only accelerators
+    exact    rational arithmetic, half to even: the yardstick
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from qatc.compiler.arithmetic.base import OPS, Profile
+from qatc.compiler.arithmetic.fixedpoint import Tflite, Tosa, quantize_multiplier
+from qatc.compiler.arithmetic.ort import Onnx, ort_multipliers, ort_weight_scales
+from qatc.compiler.arithmetic.rational import Rational, round_ratio
+from qatc.compiler.diagnostics import fail
+
+__all__ = [
+    "OPS",
+    "PROFILES",
+    "Profile",
+    "get_profile",
+    "ort_multipliers",
+    "ort_weight_scales",
+    "quantize_multiplier",
+    "round_ratio",
+]
+
+PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
+    {
+        profile.name: profile
+        for profile in (
+            Onnx(),
+            Tflite(),
+            Tosa(),
+            Rational("pow2", "power-of-two scales, shift with round half up", half_up=True, power_of_two=True),
+            Rational("exact", "rational arithmetic, round half to even"),
+        )
+    }
+)
+
+
+def get_profile(name: str) -> Profile:
+    """The profile called `name`.
+
+    Raises:
+        CompileError: QAT007, with a suggestion, when there is none.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    close = difflib.get_close_matches(name.lower(), PROFILES, n=1)
+    known = f"known profiles are {', '.join(PROFILES)}"
+    raise fail(
+        "QAT007",
+        f"unknown arithmetic profile '{name}'",
+        hint=f"did you mean '{close[0]}'? {known}" if close else known,
+    )

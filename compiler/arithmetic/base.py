@@ -1,0 +1,245 @@
+"""What every profile shares: the public operations, their checks, and the walk over cache-sized blocks."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.quant import Array, Integers, QuantParams
+
+OPS: Final = ("Add", "Sub", "Mul")
+BLOCK: Final = 1 << 15  # elements handled at a time: their float64 temporaries stay in the second-level cache
+
+# A block of accumulators [outer, channels, inner] and which channels they are -> rounded values within the bounds given
+# to `Profile._rounder`, any numeric dtype that holds them exactly.
+Rounder = Callable[[Array, slice], Array]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of an element-wise operator, flattened to the output's elements: real = scale * (q - zero)."""
+
+    q: Integers
+    scale: float | Array
+    zero: int | Array
+    params: QuantParams
+
+    @property
+    def is_byte(self) -> bool:
+        """Whether this is an 8-bit tensor on one grid: what integer kernels take."""
+        return self.params.is_8bit and not self.params.is_per_channel
+
+    def centered(self) -> Integers:
+        """The integers less the zero point, int64."""
+        return np.subtract(self.q, self.zero, dtype=np.int64)
+
+    def block(self, part: slice) -> Operand:
+        """The operand restricted to some elements."""
+        scale = self.scale[part] if isinstance(self.scale, np.ndarray) else self.scale
+        zero = self.zero[part] if isinstance(self.zero, np.ndarray) else self.zero
+        return Operand(self.q[part], scale, zero, self.params)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where results go: the output grid and the clamp."""
+
+    scale: float
+    zero: int
+    lo: int
+    hi: int
+    params: QuantParams
+
+    @classmethod
+    def of(cls, out: QuantParams, lo: int, hi: int) -> Target:
+        """The target of per-tensor parameters; ValueError for per-channel ones or bounds outside [qmin, qmax]."""
+        if out.is_per_channel:
+            raise ValueError(f"results are rounded onto one grid, not onto {out}")
+        if not out.qmin <= lo <= hi <= out.qmax:
+            raise ValueError(f"clamp [{lo}, {hi}] is empty or outside {out}")
+        return cls(out.scale[0], out.zero_point[0], lo, hi, out)
+
+    @property
+    def low(self) -> int:
+        """The lower bound before the zero point is added."""
+        return self.lo - self.zero
+
+    @property
+    def high(self) -> int:
+        """The upper bound before the zero point is added."""
+        return self.hi - self.zero
+
+
+class Profile(ABC):
+    """How a target rounds. Stateless; all methods are pure and vectorized.
+
+    Accumulators and sums are integers of any numpy integer type (or floats that hold integers exactly, up to 2**53);
+    results have the dtype of `out.container` and lie in [lo, hi], which lies in [out.qmin, out.qmax]. ValueError where
+    bounds, shapes or parameters do not fit.
+    """
+
+    name: str
+    summary: str
+
+    # -- operations ---------------------------------------------------------------------------------------------
+    def requantize(
+        self,
+        acc: Array,
+        acc_scale: Sequence[float] | Array,
+        out: QuantParams,
+        lo: int,
+        hi: int,
+        axis: int,
+        *,
+        in_scale: float | None = None,
+    ) -> Integers:
+        """clamp(round(acc * acc_scale / out.scale) + out.zero_point), elementwise.
+
+        Args:
+            acc: integers of any shape.
+            acc_scale: what one unit of `acc` is worth: one number, or one per index of `axis`.
+            out: per-tensor grid of the result.
+            lo: smallest result.
+            hi: largest result.
+            axis: the axis of `acc` along which `acc_scale` varies; ignored for a single scale.
+            in_scale: scale of the operator's first input, where there is one. Only `onnx` needs it: ONNX Runtime gets
+                two float32 factors, input scale and weight scale, and rounds their product.
+        """
+        scales = np.asarray(acc_scale, np.float64).reshape(-1)
+        target = Target.of(out, lo, hi)
+        if scales.size == 1:
+            shape = (acc.size, 1, 1)
+        elif -acc.ndim <= axis < acc.ndim and acc.shape[axis] == scales.size:
+            axis %= acc.ndim
+            shape = (math.prod(acc.shape[:axis]), scales.size, math.prod(acc.shape[axis + 1 :]))
+        else:
+            raise ValueError(f"{scales.size} scales along axis {axis} do not fit the shape {list(acc.shape)}")
+        rounder = self._rounder(scales, target, in_scale)
+        return _apply(np.ascontiguousarray(acc).reshape(shape), rounder, target).reshape(acc.shape)
+
+    def elementwise(
+        self,
+        op: str,
+        a: Integers,
+        a_params: QuantParams,
+        b: Integers,
+        b_params: QuantParams,
+        out: QuantParams,
+        lo: int,
+        hi: int,
+    ) -> Integers:
+        """clamp(round((r_a op r_b) / out.scale) + out.zero_point) with op one of `OPS`; numpy broadcasting."""
+        if op not in OPS:
+            raise ValueError(f"unknown element-wise operator {op}; known are {', '.join(OPS)}")
+        target = Target.of(out, lo, hi)
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        left, right = _operand(a, a_params, shape), _operand(b, b_params, shape)
+        result = np.empty(math.prod(shape), out.container)
+        for start in range(0, result.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            result[part] = self._combine(op, left.block(part), right.block(part), target)
+        return result.reshape(shape)
+
+    def rescale(self, q: Integers, params: QuantParams, out: QuantParams, lo: int, hi: int) -> Integers:
+        """clamp(round(r / out.scale) + out.zero_point) for r = params.scale * (q - params.zero_point), elementwise."""
+        target = Target.of(out, lo, hi)
+        params.check_shape(q.shape)
+        if q.size <= 256 or not params.is_8bit or params.is_per_channel:
+            return self._rescale(q, params, target)
+        every = np.arange(256, dtype=np.uint8).view(params.container)
+        table = self._rescale(every, params, target)
+        return table[np.ascontiguousarray(q).view(np.uint8)]
+
+    def addends(self, q: Integers, params: QuantParams) -> Array:
+        """What a windowed average sums up for `q`: the centered integers (int32), unless the target sums floats."""
+        return q.astype(np.int32) - params.zero_array(q.ndim)
+
+    def average(
+        self,
+        total: Array,
+        count: int | Array,
+        params: QuantParams,
+        out: QuantParams,
+        lo: int,
+        hi: int,
+        *,
+        windowed: bool = False,
+    ) -> Integers:
+        """clamp(round(mean / out.scale) + out.zero_point) for mean = params.scale * total / count.
+
+        Args:
+            total: sums of q - zero_point, or of `addends` for `windowed`.
+            count: how many elements each sum has (positive); broadcasts to `total`.
+            params: per-tensor grid of the summed tensor.
+            out: per-tensor grid of the result.
+            lo: smallest result.
+            hi: largest result.
+            windowed: whether this is pooling with a kernel, not over everything; some targets differ.
+        """
+        del windowed
+        target = Target.of(out, lo, hi)
+        counts = np.broadcast_to(np.asarray(count, np.int64), total.shape)
+        result = np.empty(total.shape, out.container)
+        for each in np.unique(counts).tolist():
+            if each <= 0:
+                raise ValueError(f"an average over {each} elements has no value")
+            where = counts == each
+            values = total[where]
+            rounder = self._averager(each, params, target)
+            result[where] = _apply(values.reshape(-1, 1, 1), rounder, target).reshape(-1)
+        return result
+
+    # -- what a profile defines -----------------------------------------------------------------------------------
+    @abstractmethod
+    def _rounder(self, scales: Array, target: Target, in_scale: float | None, divisor: int = 1) -> Rounder:
+        """A function that rounds acc * scales / (target.scale * divisor) and clamps to [target.low, target.high]."""
+
+    @abstractmethod
+    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
+        """`elementwise` for one flat block, zero point and clamp included."""
+
+    def _averager(self, count: int, params: QuantParams, target: Target) -> Rounder:
+        return self._rounder(np.asarray(params.scale, np.float64), target, None, count)
+
+    def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:
+        centered = q.astype(np.int64) - params.zero_array(q.ndim)
+        axis = 0 if params.axis is None else params.axis
+        return self.requantize(centered, params.scale, target.params, target.lo, target.hi, axis)
+
+
+def _operand(q: Integers, params: QuantParams, shape: tuple[int, ...]) -> Operand:
+    """`q` broadcast to `shape` and flattened (a copy of small integers at most), its grid likewise."""
+    params.check_shape(q.shape)
+    flat = np.broadcast_to(q, shape).reshape(-1)
+    if not params.is_per_channel:
+        return Operand(flat, params.scale[0], params.zero_point[0], params)
+    scale = np.broadcast_to(params.scale_array(q.ndim).astype(np.float64), shape).reshape(-1)
+    zero = np.broadcast_to(params.zero_array(q.ndim).astype(np.int64), shape).reshape(-1)
+    return Operand(flat, scale, zero, params)
+
+
+def _blocks(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the first two axes of [outer, channels, inner] of about `BLOCK` elements each, covering all."""
+    if channels * inner <= BLOCK:
+        step = BLOCK // max(1, channels * inner)
+        for start in range(0, outer, step):
+            yield slice(start, start + step), slice(0, channels)
+        return
+    step = max(1, BLOCK // inner)
+    for index in range(outer):
+        for start in range(0, channels, step):
+            yield slice(index, index + 1), slice(start, min(start + step, channels))
+
+
+def _apply(acc: Array, rounder: Rounder, target: Target) -> Integers:
+    """Round [outer, channels, inner] block by block and add the zero point."""
+    result = np.empty(acc.shape, target.params.container)
+    for outer, channels in _blocks(*acc.shape):
+        values = rounder(acc[outer, channels], channels)
+        result[outer, channels] = values + target.zero
+    return result

@@ -1,0 +1,171 @@
+"""Fixed-point multipliers: `tflite` (rounds twice) and `tosa` (rounds once). Integer arithmetic only.
+
+A real factor is a 31-bit mantissa and a shift, as both specifications make it: factor = mantissa * 2**(shift - 31).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.quant import Array, Integers, QuantParams
+
+_INT32_MIN: Final = -(2**31)
+_INT32_MAX: Final = 2**31 - 1
+_HEADROOM: Final = {1: 20, 2: 15}  # bytes of an operand -> bits that addition shifts it up by
+
+
+def quantize_multiplier(factor: Array) -> tuple[Array, Array]:
+    """Positive factors as int64 (mantissa, shift): factor = mantissa * 2**(shift - 31), 2**30 <= mantissa < 2**31.
+
+    The mantissa is rounded half away from zero, as TensorFlow Lite and the TOSA lowering do.
+    """
+    fraction, shift = np.frexp(np.asarray(factor, np.float64))
+    mantissa = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
+    carry = mantissa == 1 << 31
+    return np.where(carry, mantissa >> 1, mantissa), shift.astype(np.int64) + carry
+
+
+class FixedPoint(Profile):
+    """What both profiles share: int32 in, factor per channel, int32 out."""
+
+    @abstractmethod
+    def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
+        """int32 values (as int64) times mantissa * 2**(shift - 31), rounded."""
+
+    def _rounder(self, scales: Array, target: Target, in_scale: float | None, divisor: int = 1) -> Rounder:
+        del in_scale
+        mantissa, shift = quantize_multiplier(scales / target.scale / divisor)
+
+        def rounder(acc: Array, channels: slice) -> Array:
+            values = self._scale(
+                acc.astype(np.int64), mantissa[channels].reshape(-1, 1), shift[channels].reshape(-1, 1)
+            )
+            return np.clip(values, target.low, target.high)
+
+        return rounder
+
+    def _times(self, values: Array, factor: float) -> Array:
+        mantissa, shift = quantize_multiplier(np.asarray([factor]))
+        return self._scale(values, mantissa, shift)
+
+    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
+        a_scale, b_scale = left.params.scale[0], right.params.scale[0]
+        for operand in (left, right):
+            if operand.params.is_per_channel or operand.params.container.itemsize not in _HEADROOM:
+                raise fail(
+                    "QAT302",
+                    f"element-wise {op} of {operand.params} has no form in the arithmetic profile {self.name}",
+                    hint="it takes 8- and 16-bit tensors with one scale",
+                )
+        if op == "Mul":
+            real = self._times(left.centered() * right.centered(), a_scale * b_scale / target.scale)
+        else:
+            bits = min(_HEADROOM[o.params.container.itemsize] for o in (left, right))
+            widest = 2.0 * max(a_scale, b_scale)
+            a = self._widened(left.centered(), a_scale / widest, bits)
+            b = self._widened(right.centered(), b_scale / widest, bits)
+            real = self._times(a + b if op == "Add" else a - b, widest / (2.0**bits * target.scale))
+        result: Array = np.clip(real + target.zero, target.lo, target.hi)
+        return result
+
+    @abstractmethod
+    def _widened(self, centered: Array, factor: float, bits: int) -> Array:
+        """`centered` times factor * 2**bits, rounded."""
+
+
+class Tflite(FixedPoint):
+    """`tflite`: MultiplyByQuantizedMultiplier with its two roundings, as gemmlowp, TFLite and CMSIS-NN define it."""
+
+    name = "tflite"
+    summary = "31-bit multiplier and shift, rounds twice: TensorFlow Lite"
+
+    def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
+        widened = np.clip(values << np.clip(shift, 0, 31), _INT32_MIN, _INT32_MAX)
+        return _rounding_shift(_doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
+
+    def _widened(self, centered: Array, factor: float, bits: int) -> Array:
+        return self._times(centered << bits, factor)
+
+    def average(
+        self,
+        total: Array,
+        count: int | Array,
+        params: QuantParams,
+        out: QuantParams,
+        lo: int,
+        hi: int,
+        *,
+        windowed: bool = False,
+    ) -> Integers:
+        """See `Profile.average`. On one grid, as TFLite requires of pooling: division that rounds half away from zero.
+
+        TFLite sums the integers as they are, so the direction of "away from zero" follows the integers, not the reals.
+        """
+        if not params.same_grid(out):
+            return super().average(total, count, params, out, lo, hi, windowed=windowed)
+        target = Target.of(out, lo, hi)
+        counts = np.asarray(count, np.int64)
+        if (counts <= 0).any():
+            raise ValueError("an average over no elements has no value")
+        sums = total.astype(np.int64) + counts * target.zero
+        magnitude = (np.abs(sums) + counts // 2) // counts
+        result: Integers = np.clip(np.where(sums > 0, magnitude, -magnitude), lo, hi).astype(out.container)
+        return result
+
+
+class Tosa(FixedPoint):
+    """`tosa`: apply_scale_32 without double rounding."""
+
+    name = "tosa"
+    summary = "31-bit multiplier and shift, rounds once, half up: TOSA"
+
+    def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
+        right = 31 - shift
+        excess = np.clip(right - 62, 0, 31)  # the specification ends at 62: smaller factors lose mantissa bits
+        right = np.minimum(right, 62)
+        if (right < 2).any():
+            raise fail(
+                "QAT302", "a rescale by 2**29 or more has no form in TOSA", hint="check the scales of this operator"
+            )
+        scaled: Array = (values * (mantissa >> excess) + (np.int64(1) << (right - 1))) >> right
+        return scaled
+
+    def _widened(self, centered: Array, factor: float, bits: int) -> Array:
+        return self._times(centered, factor * 2.0**bits)
+
+    def _averager(self, count: int, params: QuantParams, target: Target) -> Rounder:
+        if params.scale[0] != target.scale:
+            return super()._averager(count, params, target)
+        bits = (count - 1).bit_length()  # reciprocal_scale(count) of the specification
+        multiplier, right = (((1 << 30) + 1) << bits) // count, 30 + bits
+
+        def rounder(acc: Array, channels: slice) -> Array:
+            del channels
+            values = (acc.astype(np.int64) * multiplier + (1 << (right - 1))) >> right
+            clamped: Array = np.clip(values, target.low, target.high)
+            return clamped
+
+        return rounder
+
+
+def _doubling_high_multiply(a: Array, b: Array) -> Array:
+    """SaturatingRoundingDoublingHighMul: (2 * a * b) / 2**32 rounded to nearest, ties toward positive infinity.
+
+    gemmlowp nudges by 2**30 or 1 - 2**30 and truncates toward zero; both signs come to floor((a * b + 2**30) / 2**31).
+    Its one overflow, a = b = -2**31, cannot occur: the mantissa b is positive.
+    """
+    return (a * b + (1 << 30)) >> 31
+
+
+def _rounding_shift(x: Array, exponent: Array) -> Array:
+    """RoundingDivideByPOT: x / 2**exponent rounded to nearest, ties away from zero; 0 for exponents beyond 31."""
+    exponent = np.minimum(exponent, 33)
+    mask = (np.int64(1) << exponent) - 1
+    threshold = (mask >> 1) + (x < 0)
+    shifted: Array = (x >> exponent) + ((x & mask) > threshold)
+    return shifted

@@ -1,0 +1,180 @@
+"""`onnx`: what ONNX Runtime's CPU kernels compute on x86 (AVX2 with FMA and later), bit for bit.
+
+Read off its sources and checked against version 1.31 (`docs/arithmetic.md` lists operator by operator what holds):
+QLinearConv, QLinearMatMul and QGemm scale the int32 accumulator by one float32 number per channel; QLinearAdd works on
+scale ratios with fused multiply-adds; QLinearMul rounds the product and the sum; pooling with a kernel sums floats.
+Everything that is not an 8-bit kernel there (16-bit tensors, raw accumulators) is dequantized, computed in float32 and
+quantized again, and so it is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
+from qatc.compiler.quant import Array, Floats, Integers, QuantParams
+
+_F32 = np.float32
+
+
+def ort_weight_scales(acc_scale: Sequence[float] | Array, x_scale: float) -> Floats:
+    """The weight scales (float32, per channel) to write beside an input scale so that their product is `acc_scale`."""
+    return (np.asarray(acc_scale, np.float64).reshape(-1) / float(_F32(x_scale))).astype(_F32)
+
+
+def ort_multipliers(acc_scale: Sequence[float] | Array, x_scale: float, y_scale: float) -> Floats:
+    """The float32 factors that ONNX Runtime makes of x_scale, `ort_weight_scales` and y_scale: (x * w) / y."""
+    return _F32(x_scale) * ort_weight_scales(acc_scale, x_scale) / _F32(y_scale)
+
+
+def fma(a: Array, b: Array | np.float32, c: Array | np.float32) -> Floats:
+    """float32 a * b + c with one rounding, for arrays and numbers that broadcast.
+
+    The product of two float32 is exact in float64. The sum is rounded to odd there, which makes the second rounding, to
+    float32, the right one (Boldo and Melquiond, 2008).
+    """
+    product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+    addend = np.asarray(c, np.float64)
+    total = np.asarray(product + addend)
+    back = total - product
+    error = (product - (total - back)) + (addend - back)
+    inexact = error != 0
+    if inexact.any():
+        is_even = (total.view(np.int64) & 1) == 0
+        toward = np.where(error > 0, np.inf, -np.inf)
+        total = np.where(inexact & is_even, np.nextafter(total, toward), total)
+    return total.astype(_F32)
+
+
+class Onnx(Profile):
+    """`onnx`."""
+
+    name = "onnx"
+    summary = "float32 multiplier, round half to even: ONNX Runtime on x86"
+
+    def _rounder(self, scales: Array, target: Target, in_scale: float | None, divisor: int = 1) -> Rounder:
+        del divisor
+        y_scale = _F32(target.scale)
+        multipliers = (
+            scales.astype(_F32) / y_scale if in_scale is None else ort_multipliers(scales, in_scale, target.scale)
+        )
+        return _scaled(multipliers, target)
+
+    def _averager(self, count: int, params: QuantParams, target: Target) -> Rounder:
+        # QLinearGlobalAveragePool: the input scale is divided by output scale times element count.
+        scale = _F32(params.scale[0]) / (_F32(target.scale) * _F32(count))
+        return _scaled(np.asarray(scale).reshape(1), target)
+
+    def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:
+        return _quantize(params.dequantize(q), target)
+
+    # -- element-wise -----------------------------------------------------------------------------------------------
+    def elementwise(
+        self,
+        op: str,
+        a: Integers,
+        a_params: QuantParams,
+        b: Integers,
+        b_params: QuantParams,
+        out: QuantParams,
+        lo: int,
+        hi: int,
+    ) -> Integers:
+        """See `Profile.elementwise`. Sub of bytes is QLinearAdd of the mirrored right side: not(q), not(zero_point)."""
+        if op == "Sub" and _is_byte(a_params) and _is_byte(b_params):
+            op, b, b_params = "Add", ~b, mirrored(b_params)
+        if op == "Add" and _first_is_repeated(a.shape, b.shape):  # the kernel takes the repeated element second
+            a, a_params, b, b_params = b, b_params, a, a_params
+        return super().elementwise(op, a, a_params, b, b_params, out, lo, hi)
+
+    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
+        if not (left.is_byte and right.is_byte and target.params.is_8bit):
+            return _float_combine(op, left, right, target)
+        if op == "Mul":
+            ratio = _F32(left.scale) * _F32(right.scale) / _F32(target.scale)
+            product = (left.centered() * right.centered()).astype(_F32)
+            real = product * ratio + _F32(target.zero)
+        else:
+            ratio_a, ratio_b = _F32(left.scale) / _F32(target.scale), _F32(right.scale) / _F32(target.scale)
+            zero_a, zero_b = _F32(left.zero), _F32(right.zero)
+            fixed = _F32(target.zero) - fma(np.asarray(ratio_a), zero_a, ratio_b * zero_b)
+            real = fma(left.q.astype(_F32), ratio_a, fma(right.q.astype(_F32), ratio_b, fixed))
+        rounded: Array = np.clip(np.rint(real), target.lo, target.hi)
+        return rounded
+
+    # -- pooling ----------------------------------------------------------------------------------------------------
+    def addends(self, q: Integers, params: QuantParams) -> Array:
+        """Real numbers: QLinearAveragePool dequantizes first and sums float32."""
+        return params.dequantize(q)
+
+    def average(
+        self,
+        total: Array,
+        count: int | Array,
+        params: QuantParams,
+        out: QuantParams,
+        lo: int,
+        hi: int,
+        *,
+        windowed: bool = False,
+    ) -> Integers:
+        """See `Profile.average`; the zero point of a windowed average is added before rounding."""
+        if not windowed:
+            return super().average(total, count, params, out, lo, hi)
+        target = Target.of(out, lo, hi)
+        mean = total.astype(_F32) / np.asarray(count).astype(_F32)
+        real = mean / _F32(target.scale) + _F32(target.zero)
+        return np.clip(np.rint(real), target.lo, target.hi).astype(out.container)
+
+
+def mirrored(params: QuantParams) -> QuantParams:
+    """The grid on which not(q) stands for minus what q stands for on `params` (per tensor, 8 bits)."""
+    zero = int(np.invert(np.asarray(params.zero_point[0], params.container)))
+    return QuantParams.per_tensor(params.scale[0], zero, params.container.name)
+
+
+def _is_byte(params: QuantParams) -> bool:
+    return params.is_8bit and not params.is_per_channel
+
+
+def _scaled(multipliers: Floats, target: Target) -> Rounder:
+    low, high = target.low, target.high
+    wide = target.params.container.itemsize > 2  # float32 cannot hold all results
+
+    def rounder(acc: Array, channels: slice) -> Array:
+        real = acc.astype(_F32)
+        real *= multipliers[channels].reshape(-1, 1)
+        if wide:
+            return np.clip(np.rint(real).astype(np.float64), low, high)
+        np.clip(real, low, high, out=real)
+        return np.rint(real, out=real)
+
+    return rounder
+
+
+def _quantize(real: Floats, target: Target) -> Integers:
+    """QuantizeLinear: float32 division, half to even, then the zero point."""
+    rounded = np.rint(real / _F32(target.scale))
+    wide = rounded.astype(np.float64) if target.params.container.itemsize > 2 else rounded
+    result: Integers = (np.clip(wide, target.low, target.high) + target.zero).astype(target.params.container)
+    return result
+
+
+def _float_combine(op: str, left: Operand, right: Operand, target: Target) -> Integers:
+    a: Floats = left.centered().astype(_F32) * np.asarray(left.scale, _F32)
+    b: Floats = right.centered().astype(_F32) * np.asarray(right.scale, _F32)
+    real: Floats = a + b if op == "Add" else a - b if op == "Sub" else a * b
+    return _quantize(real, target)
+
+
+def _first_is_repeated(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether ONNX Runtime repeats one element of `a` along the innermost axis of the output longer than one."""
+    rank = max(len(a), len(b))
+    pairs = list(zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True))
+    shared = min(len(a), len(b))
+    for index, (da, db) in enumerate(reversed(pairs)):
+        if max(da, db) > 1 or index + 1 >= shared:
+            return da == 1
+    return True

@@ -1,0 +1,182 @@
+"""Exact rational arithmetic: the yardstick `exact` (half to even) and `pow2` (half up, power-of-two scales only).
+
+A float64 estimate decides every element that is not within its own error bound of a rounding boundary; the few others
+are decided in integers. Why that is exact: an estimate v of the true value V is computed with at most four roundings of
+relative error 2**-53 each, on operands that are exact in float64. So |v - V| <= tolerance as computed below. Where v is
+farther than that from every half-integer, V lies on the same side of it, and both round to the same integer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.quant import Array
+
+_EXACT: Final = 1 << 53  # float64 holds every integer up to here
+_ERROR: Final = 2.0**-50  # more than four roundings, relative
+_SMALL: Final = 1 << 62  # int64 arithmetic cannot overflow below
+
+
+def round_ratio(numerator: Array, denominator: int, *, half_up: bool = False) -> Array:
+    """The integers nearest to numerator / denominator, ties to even (or up); exact.
+
+    Args:
+        numerator: integers, dtype int64 (magnitude below 2**62) or object (Python integers of any size).
+        denominator: positive.
+        half_up: round ties toward positive infinity instead.
+
+    Returns:
+        int64 for int64, object for object.
+    """
+    quotient = numerator // denominator
+    twice = (numerator - quotient * denominator) * 2
+    tie = twice == denominator
+    up = (twice > denominator) | (tie & (half_up | (quotient % 2 == 1)))
+    rounded: Array = quotient + up
+    return rounded
+
+
+class Rational(Profile):
+    """`exact` and `pow2`."""
+
+    def __init__(self, name: str, summary: str, *, half_up: bool = False, power_of_two: bool = False) -> None:
+        self.name = name
+        self.summary = summary
+        self._half_up = half_up
+        self._power_of_two = power_of_two
+
+    def _rounder(self, scales: Array, target: Target, in_scale: float | None, divisor: int = 1) -> Rounder:
+        del in_scale
+        self._check_ratios(scales, target)
+        unit = target.scale * divisor  # exact: 24 bits times an element count
+        ratios = scales / unit
+        is_exact = divisor < 256 and bool(np.all(_is_exact_quotient(ratios, scales, unit)))
+        low, high = target.low, target.high
+        tolerance = _ERROR * (max(abs(low), abs(high)) + 2)
+
+        def rounder(acc: Array, channels: slice) -> Array:
+            real = acc.astype(np.float64)
+            widest = max(real.max(initial=0.0), -real.min(initial=0.0))
+            real *= ratios[channels].reshape(-1, 1)
+            np.clip(real, low - 1, high + 1, out=real)
+            if is_exact and widest <= 1 << 31:
+                nearest = np.floor(real + 0.5) if self._half_up else np.rint(real)
+            elif widest <= _EXACT:
+                nearest = np.rint(real)
+                real -= nearest
+                np.abs(real, out=real)
+                if real.max(initial=0.0) >= 0.5 - tolerance:
+                    self._resolve(acc, nearest, real >= 0.5 - tolerance, scales[channels], unit)
+            else:
+                nearest = np.empty(acc.shape)
+                self._resolve(acc, nearest, np.ones(acc.shape, bool), scales[channels], unit)
+            return np.clip(nearest, low, high, out=nearest)
+
+        return rounder
+
+    def _resolve(self, acc: Array, nearest: Array, doubtful: Array, scales: Array, unit: float) -> None:
+        """Overwrite the doubtful elements of `nearest` with the exact rounding of acc * scale / unit."""
+        for channel in np.flatnonzero(doubtful.any(axis=(0, 2))).tolist():
+            where = doubtful[:, channel]
+            ratio = Fraction(float(scales[channel])) / Fraction(unit)
+            units = acc[:, channel][where].astype(np.int64)
+            widest = max(int(units.max()), -int(units.min()))
+            wide = widest * ratio.numerator >= _SMALL or ratio.denominator >= _SMALL // 2
+            product = units.astype(object) * ratio.numerator if wide else units * ratio.numerator
+            rounded = round_ratio(product, ratio.denominator, half_up=self._half_up)
+            nearest[:, channel][where] = rounded.astype(np.float64)
+
+    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
+        a, b = left.centered(), right.centered()
+        if op == "Mul":
+            return self._product(a * b, left, right, target)
+        if op == "Sub":
+            b = -b
+        for operand in (left, right):
+            self._check_ratios(np.asarray(operand.params.scale), target)
+        first, second = a * left.scale, b * right.scale
+        bound = (np.abs(first).max(initial=0.0) + np.abs(second).max(initial=0.0)) / target.scale
+        real = (first + second) / target.scale
+        np.clip(real, target.low - 1, target.high + 1, out=real)
+        nearest = np.rint(real)
+        doubtful = np.abs(real - nearest) >= 0.5 - _ERROR * (bound + 1)
+        if doubtful.any():
+            self._resolve_sum(a, left.scale, b, right.scale, target, nearest, doubtful)
+        return np.clip(nearest, target.low, target.high) + target.zero
+
+    def _product(self, product: Array, left: Operand, right: Operand, target: Target) -> Array:
+        """Multiplication is a requantization whose scale is the product of both, exact in float64 (24 + 24 bits)."""
+        scales = np.multiply(left.scale, right.scale)
+        if scales.ndim == 0:
+            rounder = self._rounder(scales.reshape(1), target, None)
+            return rounder(product.reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
+        result = np.empty(product.shape)
+        for scale in np.unique(scales):
+            where = scales == scale
+            rounder = self._rounder(scale.reshape(1), target, None)
+            result[where] = rounder(product[where].reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
+        return result
+
+    def _resolve_sum(
+        self,
+        a: Array,
+        a_scale: float | Array,
+        b: Array,
+        b_scale: float | Array,
+        target: Target,
+        nearest: Array,
+        doubtful: Array,
+    ) -> None:
+        """Overwrite the doubtful elements with the exact rounding of (a * a_scale + b * b_scale) / target.scale."""
+        for sa, sb, some in _by_scales(a_scale, b_scale, np.flatnonzero(doubtful)):
+            ra, rb = Fraction(sa) / Fraction(target.scale), Fraction(sb) / Fraction(target.scale)
+            common = math.lcm(ra.denominator, rb.denominator)
+            ka, kb = int(ra * common), int(rb * common)
+            left, right = a[some], b[some]
+            widest = int(np.abs(left).max()) * ka + int(np.abs(right).max()) * kb
+            if widest >= _SMALL or common >= _SMALL // 2:
+                left, right = left.astype(object), right.astype(object)
+            rounded = round_ratio(left * ka + right * kb, common, half_up=self._half_up)
+            nearest[some] = rounded.astype(np.float64)
+
+    # -- power-of-two scales ----------------------------------------------------------------------------------------
+    def _check_ratios(self, scales: Array, target: Target) -> None:
+        if not self._power_of_two:
+            return
+        ratios = scales / target.scale
+        wrong = ratios[(np.frexp(ratios)[0] != 0.5) | (ratios * target.scale != scales)]
+        if wrong.size:
+            raise fail(
+                "QAT302",
+                f"the ratio of two scales, {wrong[0]:.9g}, is not a power of two, so a shift cannot apply it",
+                hint="train with power-of-two scales, or choose a target with another arithmetic profile",
+            )
+
+
+def _is_exact_quotient(quotient: Array, dividend: Array, divisor: float) -> Array:
+    """Whether each quotient is exact and short enough (21 bits) for its product with 31 bits, and half a unit more, to
+    be exact in float64 too. The check itself is exact: the product with a divisor of at most 32 bits fits 53.
+    """
+    mantissa = np.frexp(quotient)[0] * 2.0**21
+    is_exact: Array = (mantissa == np.rint(mantissa)) & (quotient * divisor == dividend)
+    return is_exact
+
+
+def _by_scales(a_scale: float | Array, b_scale: float | Array, indices: Array) -> Iterator[tuple[float, float, Array]]:
+    """The indices grouped by the pair of scales that applies to them."""
+    if not isinstance(a_scale, np.ndarray) and not isinstance(b_scale, np.ndarray):
+        yield a_scale, b_scale, indices
+        return
+    pairs = np.empty((indices.size, 2))
+    pairs[:, 0] = a_scale[indices] if isinstance(a_scale, np.ndarray) else a_scale
+    pairs[:, 1] = b_scale[indices] if isinstance(b_scale, np.ndarray) else b_scale
+    unique, which = np.unique(pairs, axis=0, return_inverse=True)
+    for index, (sa, sb) in enumerate(unique.tolist()):
+        yield sa, sb, indices[which.reshape(-1) == index]
