@@ -105,6 +105,7 @@ class QuantGraph:
             self._names.update(t.name for t in node.outputs)
             self._names.update(t.name for t in node.inputs)
         self._names.update(t.name for t in [*inputs, *outputs])
+        self.known: frozenset[str] = frozenset(self._names)  # what the source file's viewer shows
 
     # -- reading --------------------------------------------------------------------------------------------------
     @property

@@ -217,8 +217,10 @@ class QuantParams:
         """
         x = np.asarray(x)
         self.check_shape(x.shape)
+        if x.ndim == 0:
+            return self.quantize(x.reshape(1)).reshape(())
         out = np.empty(x.shape, self.container)
-        if x.size <= _CHUNK or x.ndim == 0:
+        if x.size <= _CHUNK:
             self._quantize_into(x, out, self.scale_array(x.ndim), self.zero_array(x.ndim))
             return out
         step = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))

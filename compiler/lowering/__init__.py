@@ -1,1 +1,6 @@
-"""Lowering from the quantized graph to the integer graph."""
+"""Lowering: QuantGraph -> IntegerGraph."""
+
+from qatc.compiler.lowering.lower import lower
+from qatc.compiler.lowering.state import LoweringOptions
+
+__all__ = ["LoweringOptions", "lower"]

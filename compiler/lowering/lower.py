@@ -1,0 +1,234 @@
+"""Lower a QuantGraph to an IntegerGraph: one walk in topological order.
+
+At every quantised tensor the walk looks back over the clamps (and, behind a matrix product, the bias and a scalar
+factor) to the operator that computes it, and makes one integer operator of them all. What has no integer form is made in
+float and rounded: an island, with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
+from qatc.compiler.integer import IntegerGraph, Move, Rescale
+from qatc.compiler.lowering import mac, operators
+from qatc.compiler.lowering.builder import Builder
+from qatc.compiler.lowering.state import LoweringOptions, State
+
+from qatc.compiler.passes.propagate import clamp_bounds
+from qatc.compiler.quant import QuantParams
+
+
+def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerGraph:
+    """The integer form of a stripped and folded graph (shapes inferred). Findings go to `graph.diagnostics`."""
+    reserved = {t.name for t in graph.tensors()}
+    build = Builder(graph.name or "graph", graph.opset, dict(graph.domains), reserved)
+    state = State(graph, options or LoweringOptions(), build, raw=_raw, why=_why)
+    for tensor in graph.inputs:
+        _input(state, tensor)
+    for node in graph.nodes:
+        _visit(state, node)
+    for tensor in graph.outputs:
+        _output(state, tensor)
+    return build.finish()
+
+
+def _input(state: State, tensor: Tensor) -> None:
+    """Declare a graph input: float followed by Quantize, or integers where the file or the user says so."""
+    own, params = state.graph.quant(tensor), state.params(tensor)
+    state.build.graph.inputs.append(tensor.name)
+    if own is None or params is None:
+        state.new_float(tensor)
+        return
+    port = state.graph.integer_ports.get(tensor.name)
+    if port is None and state.options.io != "integer":
+        state.quantise_float(tensor, state.new_float(tensor), params.qmin, params.qmax)
+        return
+    outside = own if port is not None else params
+    name = state.build.quantised(tensor.name, outside, shape_of(tensor), state.graph.origin.get(tensor.name), exact=True)
+    if outside == params:
+        state.ints[id(tensor)] = name
+        return
+    inner = state.new_int(tensor)
+    state.build.add(Rescale(state.build.fresh(f"Rescale_{tensor.name}"), (name,), (inner,), lo=params.qmin, hi=params.qmax))
+
+
+def _output(state: State, tensor: Tensor) -> None:
+    """Make a graph output under its own name: float, or integers where the file or the user says so."""
+    graph, build = state.graph, state.build
+    own, params = graph.quant(tensor), state.params(tensor)
+    build.graph.outputs.append(tensor.name)
+    wanted = own if tensor.name in graph.integer_ports else params if state.options.io == "integer" else None
+    if wanted is None or params is None:
+        name = state.float_name(tensor)
+        if name != tensor.name or isinstance(tensor, Constant) or any(tensor is i for i in graph.inputs):
+            build.graph.outputs[-1] = tensor.name
+            _copy(state, name, tensor)
+        return
+    inner = state.int_name(tensor)
+    if inner == tensor.name:
+        return
+    name = build.quantised(tensor.name, wanted, shape_of(tensor), graph.origin.get(tensor.name), exact=True)
+    build.add(Rescale(build.fresh(f"Rescale_{tensor.name}"), (inner,), (name,), lo=wanted.qmin, hi=wanted.qmax))
+
+
+def _copy(state: State, name: str, tensor: Tensor) -> None:
+    """A constant or an input that is also an output needs an operator that makes it."""
+    if name == tensor.name:  # the name is taken by the input or constant itself: it keeps it, the output reads a copy
+        return
+    state.build.plain(tensor.name, state.build.graph.tensors[name].dtype, shape_of(tensor))
+    state.build.add(Move(state.build.fresh(f"Identity_{tensor.name}"), (name,), (tensor.name,), op_type="Identity", attrs={}))
+
+
+def _visit(state: State, node: Node) -> None:
+    quantised = [t for t in node.outputs if t.name and t.name in state.graph.params]
+    function = operators.as_function(state, node)
+    if not quantised:
+        if function is not None:
+            state.functions[id(node.outputs[0])] = function
+        return
+    if len(node.outputs) > 1:
+        if not operators.movement(state, node):
+            _round_floats(state, node, quantised)
+        return
+    out = quantised[0]
+    params = state.params(out)
+    if params is None:
+        return
+    if function is not None and operators.table(state, function, out, params.qmin, params.qmax):
+        return
+    chain = _look_back(state, node, out, params)
+    if not _lower(state, chain, out):
+        state.quantise_float(out, state.float_name(chain.tensor), chain.lo, chain.hi)
+
+
+def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
+    """A node of several results that stays in float: each quantised result is rounded."""
+    for tensor in outs:
+        params = state.params(tensor)
+        if params is None:
+            continue
+        state.graph.params.pop(tensor.name)
+        name = state.float_name(tensor)
+        state.graph.params[tensor.name] = params
+        state.quantise_float(tensor, name, params.qmin, params.qmax)
+        del state.floats[id(tensor)]
+
+
+@dataclass
+class _Chain:
+    """What a quantised tensor is made of: clamp(round(tensor)), and tensor = alpha * node(...) + bias."""
+
+    tensor: Tensor  # the float value that is rounded
+    node: Node | None  # the operator that computes it, up to alpha and bias
+    lo: int
+    hi: int
+    alpha: float = 1.0
+    bias: npt.NDArray[Any] | None = None
+
+
+def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _Chain:
+    """Follow clamps and requantisation back from a quantised tensor, then bias and scalar factor of a product."""
+    graph = state.graph
+    lo, hi = params.qmin, params.qmax
+    current: Node | None = node
+    tensor = out
+    while current is not None:
+        bounds = clamp_bounds(graph, current)
+        if bounds is None and current.op != REQUANTIZE:
+            break
+        x = current.inputs[0]
+        if x.name in graph.params or is_constant(x):
+            break
+        if bounds is not None:
+            low, high = (int(params.quantize(np.float64(b).reshape(()))) for b in bounds)
+            lo, hi = max(lo, low), min(hi, high)
+            lo, hi = min(lo, high), max(hi, low)  # bounds beyond the range: everything is one end
+            lo, hi = max(lo, params.qmin), min(hi, params.qmax)
+        tensor = x
+        current = graph.producer(x)
+    chain = _Chain(tensor, current, lo, hi)
+    if current is not None and (tensor is out or graph.only_consumer(tensor) is not None):
+        _scalar_and_bias(state, chain)
+    elif current is not None and current.op in mac.OPS:
+        chain.node = None  # somebody else reads the raw result: it is made once, and rounded here
+    return chain
+
+
+def _scalar_and_bias(state: State, chain: _Chain) -> None:
+    """See `alpha * product + bias` where the nodes between have no other reader."""
+    node, graph = chain.node, state.graph
+    alpha, bias = 1.0, None
+    while node is not None and node.op in ("Add", "Mul", "Div") and not node.domain:
+        data = [t for t in node.inputs if not isinstance(t, Constant)]
+        constants = [graph.real(t) for t in node.inputs if isinstance(t, Constant)]
+        if len(data) != 1 or constants[0] is None or data[0].name in graph.params or graph.only_consumer(data[0]) is None:
+            return
+        value = constants[0].astype(np.float64)
+        if node.op == "Add":
+            bias = value * alpha if bias is None else bias + value * alpha
+        elif value.size != 1 or (node.op == "Div" and node.inputs[0] is not data[0]):
+            return
+        else:
+            alpha *= float(value.reshape(-1)[0]) if node.op == "Mul" else 1.0 / float(value.reshape(-1)[0])
+        node = graph.producer(data[0])
+    if node is not None and node.op in mac.OPS and math.isfinite(alpha) and alpha > 0:
+        chain.node, chain.alpha, chain.bias = node, alpha, bias
+
+
+def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
+    node = chain.node
+    if node is None:
+        return False
+    if node.op in mac.OPS and not node.domain:
+        return mac.fused(state, node, out, chain.bias, chain.alpha, chain.lo, chain.hi)
+    bounds = (chain.lo, chain.hi)
+    if node.outputs[0] is out and operators.movement(state, node):
+        return True
+    return (
+        operators.elementwise(state, node, out, *bounds)
+        or operators.pool(state, node, out, *bounds)
+        or operators.concat(state, node, out, *bounds)
+        or operators.batch_norm(state, node, out, *bounds)
+    )
+
+
+def _raw(state: State, node: Node) -> bool:
+    """The float result of a pending node from an int32 accumulator: a product, or a product plus its bias."""
+    if node.domain:
+        return False
+    if node.op in mac.OPS:
+        return mac.raw(state, node, node.outputs[0])
+    if node.op != "Add" or len(node.inputs) != 2:
+        return False
+    data = [t for t in node.inputs if not isinstance(t, Constant)]
+    if len(data) != 1 or id(data[0]) in state.floats or data[0].name in state.graph.params:
+        return False
+    product = state.graph.producer(data[0])
+    constant = next(state.graph.real(t) for t in node.inputs if isinstance(t, Constant))
+    if product is None or product.op not in mac.OPS or state.graph.only_consumer(data[0]) is None or constant is None:
+        return False
+    return constant.dtype.kind == "f" and mac.raw(state, product, node.outputs[0], constant.astype(np.float64))
+
+
+def _why(state: State, node: Node) -> str:
+    """Why a node stays in float, in words for the user."""
+    if node.op in mac.OPS and not node.domain:
+        return mac.refusal(state, node) or "its result cannot be made in integers"
+    unranged = [t.name for t in node.inputs if t.name and not is_constant(t) and t.name not in state.graph.params]
+    wide = [p.dtype for t in node.inputs if (p := state.params(t)) is not None and not p.is_8bit]
+    if unranged:
+        return f"its input {unranged[0]} is not quantized by the model"
+    if wide:
+        return f"{wide[0]} tensors have no integer kernel"
+    if not any(t.name in state.graph.params for t in node.outputs):
+        return f"its result {node.outputs[0].name} is not quantized by the model"
+    return f"{node.op} has no exact integer form"
+
+

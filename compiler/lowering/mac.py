@@ -1,0 +1,343 @@
+"""Multiply-accumulate nodes: Conv, ConvTranspose, Gemm and MatMul become integer operators with int32 bias.
+
+A weight of few bits makes a coarse accumulator: its unit s_x * s_w can be so large that rounding the bias onto it costs
+whole output LSBs. Multiplying such integers by m (and dividing their scale by m) is exact and refines the unit m-fold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.graph import Constant, Node, Tensor, shape_of
+from qatc.compiler.integer import Conv, Dequantize, MatMul, Move, Shape, raw_accumulator
+from qatc.compiler.lowering.state import State
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import QuantParams, dtype_range
+
+OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_INT32: Final = dtype_range("int32")
+_BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
+_BIAS_ROOM: Final = 2.0**30  # largest bias, so that the accumulator keeps as much again for its sum
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass
+class Operands:
+    """A multiply-accumulate node that can run in integers: operand names, and what one unit of the accumulator is."""
+
+    node: Node
+    x: str
+    weight: Tensor
+    weight_params: QuantParams
+    values: npt.NDArray[Any] | None  # the weight's integers as `weight_params` stores them; None for an activation
+    unit: float  # accumulator unit = unit * weight scale
+    axis: int  # output-channel axis of the weight
+    channels: int | None  # None for a product of two activations
+
+    @property
+    def acc_scale(self) -> Vector:
+        """The real value of one unit of the accumulator: one entry, or one per output channel."""
+        return np.asarray(self.weight_params.scale) * self.unit
+
+
+def refusal(state: State, node: Node) -> str:
+    """Why a multiply-accumulate node cannot run in integers, "" where it can."""
+    if node.domain or node.op not in OPS:
+        return f"{node.op} is not a multiply-accumulate operator"
+    for what, tensor in zip(("input", "weight"), node.inputs[:2], strict=False):
+        params = state.params(tensor)
+        if params is None:
+            return f"its {what} {tensor.name} is not quantized by the model"
+        if not params.is_8bit and not (isinstance(tensor, Constant) and _fits_nine_bits(tensor, params)):
+            return f"its {what} {tensor.name} has {params.dtype} values, which have no integer kernel"
+        if params.is_per_channel and not isinstance(tensor, Constant):
+            return f"its {what} {tensor.name} is quantized per channel"
+    if isinstance(node.inputs[0], Constant) and isinstance(node.inputs[1], Constant):
+        return "both operands are constant"
+    return _weight_refusal(state, node)
+
+
+def _fits_nine_bits(tensor: Constant, params: QuantParams) -> bool:
+    spread = tensor.values.astype(np.int64) - params.zero_array(tensor.values.ndim)
+    return bool(spread.size) and int(np.abs(spread).max()) <= 254
+
+
+def _weight_refusal(state: State, node: Node) -> str:
+    weight, x = node.inputs[1], node.inputs[0]
+    if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
+        return f"its first operand {x.name} is a constant quantized per channel"
+    params = state.params(weight)
+    if params is None or not params.is_per_channel:
+        return ""
+    axis = _channel_axis(node, weight)
+    if node.op == "ConvTranspose" and node.attr("group", 1) != 1:
+        return "its grouped transposed weight is quantized per channel"
+    return "" if params.axis == axis else f"its weight {weight.name} is quantized along axis {params.axis}, not its output channels"
+
+
+def _channel_axis(node: Node, weight: Tensor) -> int:
+    match node.op:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1
+        case "Gemm":
+            return 0 if node.attr("transB", 0) else 1
+        case _:
+            rank = len(weight.shape or ())
+            return rank - 1
+
+
+def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
+    """The integer operands of a node, None where it must stay float. `alpha` (> 0) scales the result."""
+    if refusal(state, node) or alpha <= 0 or (node.op == "Gemm" and float(node.attr("alpha", 1.0)) <= 0):
+        return None
+    x, weight = node.inputs[0], node.inputs[1]
+    x_params, w_params = state.params(x), state.params(weight)
+    if x_params is None or w_params is None:
+        return None
+    if node.op == "Gemm":
+        alpha *= float(node.attr("alpha", 1.0))
+    unit = x_params.scale[0] * alpha
+    name = state.int_name(x)
+    if node.op == "Gemm" and node.attr("transA", 0):
+        name = _transposed(state, x, name, x_params)
+    if not isinstance(weight, Constant):
+        return Operands(node, name, weight, w_params, None, unit, 0, None)
+    axis = _channel_axis(node, weight)
+    channels = weight.values.shape[axis] * (node.attr("group", 1) if node.op == "ConvTranspose" else 1)
+    shift = state.graph.params[weight.name].shift_to(w_params.dtype)
+    values = (weight.values.astype(np.int32) + shift).astype(w_params.container) if shift else weight.values
+    return Operands(node, name, weight, w_params, values, unit, axis, channels)
+
+
+def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams) -> str:
+    shape = shape_of(tensor)
+    out = state.build.quantised(f"{tensor.name}_transposed", params, None if shape is None else shape[::-1])
+    return state.build.add(Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [1, 0]}))
+
+
+def real_bias(state: State, node: Node) -> npt.NDArray[Any] | Literal[False] | None:
+    """The node's bias as real numbers; None where it has none, False where it is not constant."""
+    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return None
+    value = state.graph.real(node.inputs[2])
+    if value is None:
+        return False
+    beta = float(node.attr("beta", 1.0)) if node.op == "Gemm" else 1.0
+    return value.astype(np.float64) * beta
+
+
+def fused(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None, alpha: float, lo: int, hi: int) -> bool:
+    """Lower `alpha * node + bias`, rounded onto the grid of `out`, to one operator; False where it must stay float."""
+    params = state.usable(out)
+    own = real_bias(state, node)
+    if params is None or own is False:
+        return False
+    parts = [b for b in (None if own is None else own * alpha, bias) if b is not None]
+    found = operands(state, node, alpha)
+    if found is None:
+        return False
+    total = _vector(parts, found.channels)
+    if total is None:
+        return False
+    integers = _tune(state, found, total, params.scale[0])
+    inputs = [found.x, _weight_name(state, found)]
+    if integers is not None:
+        inputs.append(state.build.constant(f"{out.name}_bias", integers))
+    _add(state, found, tuple(inputs), state.new_int(out), lo, hi)
+    return True
+
+
+def _vector(parts: list[npt.NDArray[Any]], channels: int | None) -> Vector | None:
+    """The sum of biases as one number per channel (empty where there is none); None where that cannot be."""
+    if not parts:
+        return np.zeros(0)
+    if channels is None:
+        return None
+    total = np.zeros(channels)
+    for part in parts:
+        if part.size not in (1, channels) or (part.size == channels and part.ndim and part.shape[-1] != channels and part.size != 1):
+            return None
+        total = total + part.reshape(-1)
+    return total
+
+
+def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.NDArray[np.int32] | None:
+    """The int32 bias (None where there is none); the weight's integers and scales change where its unit is too coarse."""
+    if found.values is None or not bias.size:
+        return None
+    scale = np.broadcast_to(found.acc_scale, bias.shape)
+    error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
+    reach = int(np.abs(found.values.astype(np.int32)).max(initial=1))
+    gain = 127 // max(reach, 1)
+    if error > _BIAS_LSB and gain > 1 and not any(found.weight_params.zero_point):
+        found.values = (found.values.astype(np.int32) * gain).astype(np.int8)
+        found.weight_params = _rescaled(found, np.asarray(found.weight_params.scale) / gain)
+    scale = np.broadcast_to(found.acc_scale, bias.shape)
+    tight = np.abs(bias) > _BIAS_ROOM * scale
+    if tight.any():
+        scale = _coarsen(state, found, np.where(tight, np.abs(bias) / _BIAS_ROOM, scale), tight, out_scale)
+    return np.rint(bias / scale).astype(np.int32)
+
+
+def _rescaled(found: Operands, scale: Vector) -> QuantParams:
+    """The weight's parameters with other scales, over the whole range of their type."""
+    own = found.weight_params
+    spread = scale.size > len(own.scale)
+    zeros = own.zero_point * scale.size if spread else own.zero_point
+    axis = found.axis if spread else own.axis
+    return QuantParams(tuple(float(s) for s in scale), zeros, own.dtype, axis)
+
+
+def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.bool_], out_scale: float) -> Vector:
+    """Coarsen the unit of channels whose bias would not fit 32 bits; what that costs is said in output LSB."""
+    if found.values is None:
+        return unit
+    shape = [-1 if i == found.axis else 1 for i in range(found.values.ndim)]
+    ratio = (np.broadcast_to(found.acc_scale, unit.shape) / unit).reshape(shape)
+    zero = found.weight_params.zero_array(found.values.ndim)
+    exact = (found.values - zero) * ratio
+    rounded = np.rint(exact)
+    span = tuple(i for i in range(found.values.ndim) if i != found.axis)
+    cost = float((np.abs(rounded - exact).sum(axis=span) * unit * 255)[tight].max() / out_scale)
+    state.graph.diagnostics.warning(
+        "QAT303",
+        f"the bias of {int(tight.sum())} of {tight.size} channels needs more than 32 bits on the grid of input times weight; "
+        f"the grid was made coarser, which costs at most {cost:.3g} output LSB",
+        node=label_of(found.node),
+        hint="these channels have almost no weight: prune them, or raise the smallest weight scale in training",
+    )
+    found.values = (rounded + zero).astype(found.values.dtype)
+    found.weight_params = _rescaled(found, unit / found.unit)
+    return found.acc_scale
+
+
+def _weight_name(state: State, found: Operands) -> str:
+    """The weight as a constant of the integer graph; nodes that share an unchanged weight share the constant."""
+    if found.values is None:
+        return state.int_name(found.weight)
+    transposed = found.node.op == "Gemm" and bool(found.node.attr("transB", 0))
+    key = (id(found.weight), transposed, found.weight_params)
+    if key in state.weights:
+        return state.weights[key]
+    values, params = found.values, found.weight_params
+    if transposed:
+        values, params = np.ascontiguousarray(values.T), params.with_axis(1)
+    name = state.weights[key] = state.build.constant(found.weight.name, values, params)
+    return name
+
+
+def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: int, hi: int) -> None:
+    node = found.node
+    source, name = label_of(node), state.build.fresh(label_of(node))
+    acc = tuple(float(s) for s in found.acc_scale)
+    if found.values is None or node.op in ("Gemm", "MatMul"):
+        state.build.add(MatMul(name, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=source))
+        return
+    rank = found.values.ndim - 2
+    if len(acc) == 1:
+        acc = acc * (found.channels or 1)
+    strides = tuple(node.attr("strides") or (1,) * rank)
+    dilations = tuple(node.attr("dilations") or (1,) * rank)
+    kernel = found.values.shape[2:]
+    pads = _pads(state, node, strides, dilations, kernel)
+    state.build.add(
+        Conv(name, inputs, (out,), lo=lo, hi=hi, strides=strides, pads=pads, dilations=dilations, groups=int(node.attr("group", 1)),
+             acc_scale=acc, transposed=node.op == "ConvTranspose", output_padding=tuple(node.attr("output_padding") or ()), source=source)
+    )  # fmt: skip
+
+
+def _pads(
+    state: State, node: Node, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Explicit padding [begins..., ends...]; auto_pad and output_shape are worked out from the input's shape."""
+    rank = len(strides)
+    mode, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape")
+    if mode == "NOTSET" and not wanted:
+        return tuple(node.attr("pads") or (0,) * 2 * rank)
+    if mode == "VALID":
+        return (0,) * 2 * rank
+    shape = shape_of(node.inputs[0])
+    if node.op == "Conv":
+        pads = same_pads(shape, mode, strides, dilations, kernel)
+    else:
+        extra = tuple(node.attr("output_padding") or (0,) * rank)
+        target = None if not wanted else tuple(int(d) for d in wanted[-rank:])
+        pads = _transposed_pads(shape, mode, strides, dilations, kernel, extra, target)
+    if pads is None:
+        state.graph.diagnostics.error(
+            "QAT009", f"{mode} padding needs the input's spatial size", node=label_of(node), tensor=node.inputs[0].name,
+            hint="pin the dimensions with --shape NAME=1,3,224,224")  # fmt: skip
+        return (0,) * 2 * rank
+    return pads
+
+
+def same_pads(
+    shape: Shape | None, mode: str, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The padding of SAME_UPPER or SAME_LOWER for an input of `shape` [N, C, spatial...]; None where a size is unknown."""
+    totals: list[int] = []
+    for i, (stride, dilation, size) in enumerate(zip(strides, dilations, kernel, strict=True)):
+        length = shape[i + 2] if shape is not None else None
+        if not isinstance(length, int):
+            if stride != 1:
+                return None
+            length = 1  # with stride 1 the padding does not depend on the length
+        totals.append(max(0, (-(-length // stride) - 1) * stride + dilation * (size - 1) + 1 - length))
+    return _split(totals, mode)
+
+
+def _transposed_pads(
+    shape: Shape | None, mode: str, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...],
+    extra: tuple[int, ...], target: tuple[int, ...] | None,
+) -> tuple[int, ...] | None:  # fmt: skip
+    totals: list[int] = []
+    for i, stride in enumerate(strides):
+        length = shape[i + 2] if shape is not None else None
+        reach = dilations[i] * (kernel[i] - 1) + 1
+        if target is None:  # SAME: output = length * stride, whatever the length
+            totals.append(max(0, extra[i] + reach - stride))
+        elif isinstance(length, int):
+            totals.append(max(0, stride * (length - 1) + extra[i] + reach - target[i]))
+        else:
+            return None
+    return _split(totals, mode)
+
+
+def _split(totals: list[int], mode: str) -> tuple[int, ...]:
+    small = [t // 2 for t in totals]
+    large = [t - t // 2 for t in totals]
+    return (*large, *small) if mode == "SAME_LOWER" else (*small, *large)
+
+
+def raw(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None = None) -> bool:
+    """Lower a node whose unrounded result is read: int32 accumulators on their own exact grid, then real numbers."""
+    own = real_bias(state, node)
+    if own is False:
+        return False
+    found = operands(state, node)
+    if found is None:
+        return False
+    parts = [b for b in (own, bias) if b is not None]
+    total = _vector(parts, found.channels)
+    if total is None:
+        return False
+    shape: Shape | None = shape_of(out)
+    rank = len(shape) if shape is not None else (found.weight.shape and len(found.weight.shape)) or 2
+    scale = found.acc_scale
+    is_conv = node.op in ("Conv", "ConvTranspose")
+    if is_conv and scale.size == 1:
+        scale = np.full(found.channels or 1, scale[0])
+    params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else rank - 1)
+    name = state.build.quantised(f"{out.name}_accumulator", params, shape)
+    _add(state, found, (found.x, _weight_name(state, found)), name, *_INT32)
+    inputs: tuple[str, ...] = (name,)
+    if total.size and total.any():
+        inputs = (name, state.build.constant(f"{out.name}_bias", total.astype(np.float32)))
+    state.build.add(Dequantize(state.build.fresh(f"Dequantize_{out.name}"), inputs, (state.new_float(out),), source=label_of(node)))
+    return True

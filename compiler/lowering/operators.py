@@ -1,0 +1,291 @@
+"""Everything but multiply-accumulates: element-wise pairs, tables, pooling, concatenation, movement.
+
+Each function tries to make the integers of `out` (a quantised tensor, clamped to [lo, hi]) from `node` and says whether
+it could; `lower.py` falls back to float where none can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.integer import Concat, Conv, Elementwise, Move, Pool, Rescale, Shape
+from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise
+from qatc.compiler.lowering.state import Function, State
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
+from qatc.compiler.quant import QuantParams, dtype_range
+
+
+def as_function(state: State, node: Node) -> Function | None:
+    """The node's result as an element-wise function of one 8-bit tensor, if it is one."""
+    if not is_elementwise(node) or len(node.outputs) != 1:
+        return None
+    root: Tensor | None = None
+    operands: list[Values | None] = []
+    texts: list[str] = []
+    for tensor in node.inputs:
+        if not tensor.name:
+            operands.append(None)
+            continue
+        scalar = state.constant_scalar(tensor)
+        if scalar is not None:
+            operands.append(np.float64(scalar))  # type: ignore[arg-type]
+            texts.append(f"{scalar:.6g}")
+            continue
+        known = _known_function(state, tensor)
+        if known is None or (root is not None and known.root is not root):
+            return None
+        root = known.root
+        operands.append(known.values)
+        texts.append(known.text)
+    if root is None:
+        return None
+    values = evaluate(node, operands)
+    if values is None:
+        return None
+    text = texts[0] if node.op in ("Requantize", "Identity") else f"{node.op}({', '.join(texts)})"
+    return Function(root, np.broadcast_to(values, (256,)), text if len(text) < 200 else f"{node.op}(...)")
+
+
+def _known_function(state: State, tensor: Tensor) -> Function | None:
+    found = state.functions.get(id(tensor))
+    if found is not None or isinstance(tensor, Constant):
+        return found
+    params = state.usable(tensor)
+    if params is None:
+        return None
+    lowest, highest = dtype_range(params.dtype)
+    codes = np.arange(lowest, highest + 1)
+    values = params.scale[0] * (codes - params.zero_point[0]).astype(np.float64)
+    found = state.functions[id(tensor)] = Function(tensor, values, "x")
+    return found
+
+
+def table(state: State, function: Function, out: Tensor, lo: int, hi: int) -> bool:
+    """Remember the table of a quantised function; it is made when something reads it."""
+    params = state.usable(out)
+    if params is None:
+        return False
+    integers = np.clip(params.quantize(function.values), lo, hi).astype(params.container)
+    state.tables[id(out)] = (function, integers)
+    real = params.scale[0] * (integers.astype(np.float64) - params.zero_point[0])
+    state.functions[id(out)] = Function(function.root, real, function.text)
+    return True
+
+
+def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """Add, Sub or Mul of two quantised tensors (one may be a quantised constant)."""
+    if node.domain or node.op not in ("Add", "Sub", "Mul") or state.usable(out) is None:
+        return False
+    if any(state.usable(t) is None for t in node.inputs) or all(isinstance(t, Constant) for t in node.inputs):
+        return False
+    names = tuple(state.int_name(t) for t in node.inputs)
+    label = label_of(node)
+    state.build.add(Elementwise(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label))
+    return True
+
+
+def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """AveragePool, GlobalAveragePool and ReduceMean over positions."""
+    x = node.inputs[0]
+    params = state.usable(x)
+    if node.domain or params is None or state.usable(out) is None or node.op not in ("AveragePool", "GlobalAveragePool", "ReduceMean"):
+        return False
+    label = label_of(node)
+    if node.op == "AveragePool":
+        kernel, strides, pads, dilations = _window(state, node)
+        if pads is None or any(d != 1 for d in dilations):
+            return False
+        op = Pool(state.build.fresh(label), (state.int_name(x),), (state.new_int(out),), lo=lo, hi=hi, mode="average", kernel=kernel,
+                  strides=strides, pads=pads, dilations=dilations, ceil_mode=bool(node.attr("ceil_mode", 0)),
+                  count_include_pad=bool(node.attr("count_include_pad", 0)), source=label)  # fmt: skip
+        state.build.add(op)
+        return True
+    keepdims = node.op == "GlobalAveragePool" or bool(node.attr("keepdims", 1))
+    name = state.int_name(x)
+    if node.op == "ReduceMean":
+        arranged = _positions_last(state, node, name, params, keepdims)
+        if arranged is None:
+            return False
+        name = arranged
+    state.build.add(
+        Pool(state.build.fresh(label), (name,), (state.new_int(out),), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label)
+    )
+    return True
+
+
+def _positions_last(state: State, node: Node, name: str, params: QuantParams, keepdims: bool) -> str | None:
+    """The integers of a ReduceMean's input with the averaged axes behind the first two, or None where that cannot be."""
+    rank = rank_of(node.inputs[0])
+    axes = axes_of(node)
+    if rank is None or rank < 3 or axes is None:
+        return None
+    averaged = sorted(a + rank if a < 0 else a for a in axes)
+    if averaged == list(range(2, rank)):
+        return name
+    if rank == 3 and averaged == [1] and not keepdims:
+        shape = shape_of(node.inputs[0])
+        moved: Shape | None = None if shape is None else (shape[0], shape[2], shape[1])
+        out = state.build.quantised(f"{node.inputs[0].name}_transposed", params, moved)
+        return state.build.add(Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [0, 2, 1]}))
+    return None
+
+
+def axes_of(node: Node) -> list[int] | None:
+    """The axes of a reduction, from its attribute or its constant input."""
+    listed = node.attr("axes")
+    if listed is not None:
+        return [int(a) for a in listed]
+    value = value_of(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1].name else None
+    return None if value is None else [int(a) for a in value.reshape(-1)]
+
+
+def _window(state: State, node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]:
+    kernel = tuple(int(k) for k in node.attr("kernel_shape"))
+    rank = len(kernel)
+    strides = tuple(node.attr("strides") or (1,) * rank)
+    dilations = tuple(node.attr("dilations") or (1,) * rank)
+    mode = node.attr("auto_pad", "NOTSET")
+    if mode in ("NOTSET", "VALID"):
+        pads = tuple(node.attr("pads") or (0,) * 2 * rank) if mode == "NOTSET" else (0,) * 2 * rank
+        return kernel, strides, pads, dilations
+    from qatc.compiler.lowering.mac import same_pads  # the one place where auto_pad is worked out
+
+    return kernel, strides, same_pads(shape_of(node.inputs[0]), mode, strides, dilations, kernel), dilations
+
+
+def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """Concat of quantised tensors; each is rescaled onto the grid of the result."""
+    rank = rank_of(out) or max((rank_of(t) or 0 for t in node.inputs), default=0)
+    if node.domain or node.op != "Concat" or state.usable(out) is None or any(state.usable(t) is None for t in node.inputs):
+        return False
+    axis = int(node.attr("axis", 0))
+    if axis < 0 and not rank:
+        return False
+    names = tuple(state.int_name(t) for t in node.inputs)
+    label = label_of(node)
+    state.build.add(
+        Concat(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, axis=axis + rank if axis < 0 else axis, source=label)
+    )
+    return True
+
+
+def movement(state: State, node: Node) -> bool:
+    """An operator that moves the elements of a quantised tensor; its outputs may lie on other grids (then they are rescaled)."""
+    x = node.inputs[0] if node.inputs else None
+    if x is None or node.domain or not (is_movement(node) or (node.op == "Gather" and isinstance(x, Constant))):
+        return False
+    params = state.params(x)
+    if isinstance(x, Constant) and params is not None:
+        params = state.stored(state.graph.params[x.name])
+    if params is None or params.is_per_channel:
+        return False
+    outs = [(t, state.params(t)) for t in node.outputs if t.name]
+    if any(p is None or p.is_per_channel for _, p in outs):
+        return False
+    inputs = _move_inputs(state, node, params)
+    if inputs is None:
+        return False
+    rescaled: list[tuple[str, Tensor, QuantParams]] = []
+    names: list[str] = []
+    for tensor in node.outputs:
+        wanted = state.params(tensor) if tensor.name else None
+        if wanted is None:
+            names.append("")
+        elif wanted.same_grid(params) and wanted.dtype == params.dtype:
+            names.append(state.new_int(tensor))
+        else:
+            between = state.build.quantised(f"{tensor.name}_moved", params, shape_of(tensor))
+            names.append(between)
+            rescaled.append((between, tensor, wanted))
+    _emit_move(state, node, inputs, tuple(names), params)
+    for between, tensor, wanted in rescaled:
+        state.build.add(Rescale(state.build.fresh(f"Rescale_{tensor.name}"), (between,), (state.new_int(tensor),), lo=wanted.qmin, hi=wanted.qmax, source=label_of(node)))
+    return True
+
+
+def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ...] | None:
+    """The operand names of a movement: integers first, then shapes and indices; a pad value as an integer of the grid."""
+    names = [state.int_name(node.inputs[0])]
+    for index, tensor in enumerate(node.inputs[1:], 1):
+        if node.op == "Pad" and index == 2:
+            continue
+        names.append(state.float_name(tensor) if tensor.name else "")
+    if node.op == "Pad" and node.attr("mode", "constant") == "constant":
+        value = pad_value(node)
+        if value is None or not on_grid(value, params):
+            return None
+        fill = params.quantize(np.float32(value).reshape(())).astype(params.container)
+        names.insert(2, state.build.constant("pad_value", fill))
+    return tuple(names)
+
+
+def _emit_move(state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], params: QuantParams) -> None:
+    label = label_of(node)
+    name = state.build.fresh(label)
+    if node.op not in ("MaxPool", "GlobalMaxPool"):
+        attrs: dict[str, Any] = dict(node.attrs)
+        state.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=label))
+        return
+    lo, hi = params.qmin, params.qmax
+    own = state.build.graph.tensors[outputs[0]].params
+    if own is not None:
+        lo, hi = max(lo, own.qmin), min(hi, own.qmax)
+    if node.op == "GlobalMaxPool":
+        state.build.add(Pool(name, inputs, outputs, lo=lo, hi=hi, mode="max", source=label))
+        return
+    kernel, strides, pads, dilations = _window(state, node)
+    state.build.add(
+        Pool(name, inputs, outputs, lo=lo, hi=hi, mode="max", kernel=kernel, strides=strides, pads=pads or (0,) * 2 * len(kernel),
+             dilations=dilations, ceil_mode=bool(node.attr("ceil_mode", 0)), source=label)
+    )  # fmt: skip
+
+
+def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """BatchNormalization of a quantised tensor: a depthwise 1x1 convolution whose weights are +127 or -127.
+
+    The factor of a channel is the weight's scale times 127, so nothing is rounded but the bias, on a grid 127 times
+    finer than the input's.
+    """
+    x = node.inputs[0]
+    params, wanted, rank = state.usable(x), state.usable(out), rank_of(x)
+    if node.domain or node.op != "BatchNormalization" or params is None or wanted is None or rank is None or rank < 3:
+        return False
+    found = [state.graph.real(t) for t in node.inputs[1:5]]
+    if any(v is None for v in found):
+        return False
+    gamma, beta, mean, var = (np.asarray(v, np.float64) for v in found)
+    factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
+    return _per_channel_affine(state, node, out, factor, beta - mean * factor, (lo, hi), rank)
+
+
+def _per_channel_affine(
+    state: State, node: Node, out: Tensor, factor: npt.NDArray[np.float64], offset: npt.NDArray[np.float64], bounds: tuple[int, int], rank: int
+) -> bool:
+    x = node.inputs[0]
+    params = state.usable(x)
+    if params is None or not np.isfinite(factor).all() or not np.isfinite(offset).all():
+        return False
+    peak = 127
+    scale = np.maximum(np.abs(factor), float(np.abs(factor).max(initial=0)) * 2.0**-20) / peak
+    scale = np.maximum(scale, np.abs(offset) / params.scale[0] / 2.0**30)
+    scale = np.maximum(scale, 1e-30)
+    weights = np.rint(factor / scale).astype(np.int8).reshape([-1] + [1] * (rank - 1))
+    weight = QuantParams.per_channel(scale, 0)
+    unit = np.asarray(weight.scale) * params.scale[0]
+    bias = np.rint(offset / unit).astype(np.int32)
+    label, space = label_of(node), rank - 2
+    inputs = (
+        state.int_name(x),
+        state.build.constant(f"{label}_weight", weights, weight),
+        state.build.constant(f"{label}_bias", bias),
+    )
+    state.build.add(
+        Conv(state.build.fresh(label), inputs, (state.new_int(out),), lo=bounds[0], hi=bounds[1], strides=(1,) * space, pads=(0,) * 2 * space,
+             dilations=(1,) * space, groups=factor.size, acc_scale=tuple(float(u) for u in unit), source=label)
+    )  # fmt: skip
+    return True

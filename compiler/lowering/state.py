@@ -1,0 +1,211 @@
+"""What the lowering knows while it walks the graph: which tensor exists in which form, and how to get the other one.
+
+Every tensor of the QuantGraph can exist as integers (`int_name`) or as floats (`float_name`) in the IntegerGraph. A
+quantised tensor is made in integers when the walk reaches it; a float is made only when something asks for it, so that
+what fuses into an integer operator never appears. Making floats is iterative, however long the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Rescale, Shape
+from qatc.compiler.lowering.builder import Builder
+from qatc.compiler.lowering.functions import Values
+from qatc.compiler.model_io import captures_of, label_of
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.quant import QuantParams, dtype_range
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """`activations`: "uint8" (int8 becomes uint8 by shifting the zero point, exact) or "keep". `io`: "float" or "integer"."""
+
+    activations: str = "uint8"
+    io: str = "float"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A tensor that is an element-wise function of an 8-bit `root`: its real value for each of the root's 256 codes."""
+
+    root: Tensor
+    values: Values
+    text: str
+
+
+@dataclass
+class State:
+    """The walk's memory. `raw` makes the float result of a pending multiply-accumulate node (set by `lower`)."""
+
+    graph: QuantGraph
+    options: LoweringOptions
+    build: Builder
+    raw: Callable[[State, Node], bool]
+    why: Callable[[State, Node], str]
+    ints: dict[int, str] = field(default_factory=dict[int, str])
+    floats: dict[int, str] = field(default_factory=dict[int, str])
+    functions: dict[int, Function] = field(default_factory=dict[int, Function])
+    tables: dict[int, tuple[Function, npt.NDArray[Any]]] = field(default_factory=dict[int, tuple[Function, npt.NDArray[Any]]])
+    weights: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
+
+    # -- questions ------------------------------------------------------------------------------------------------
+    def params(self, tensor: Tensor) -> QuantParams | None:
+        """The tensor's parameters as the integer graph has them: whole bytes, activations unsigned if asked for."""
+        params = self.graph.quant(tensor)
+        if params is None:
+            return None
+        return self.stored(params, weight=is_constant(tensor))
+
+    def stored(self, params: QuantParams, *, weight: bool = False) -> QuantParams:
+        """`params` in the type that the integer graph stores: weights in int8, activations in uint8 if asked for."""
+        if not params.is_8bit:
+            return params
+        signed = weight or (params.is_signed and self.options.activations != "uint8")
+        return params.as_dtype("int8" if signed else "uint8")
+
+    def usable(self, tensor: Tensor) -> QuantParams | None:
+        """The parameters of a tensor that integer operators can read: 8 bits, one scale."""
+        params = self.params(tensor)
+        return params if params is not None and params.is_8bit and not params.is_per_channel else None
+
+    # -- tensors --------------------------------------------------------------------------------------------------
+    def new_int(self, tensor: Tensor, params: QuantParams | None = None, shape: Shape | None = None) -> str:
+        """Describe the integer form of a quantised tensor that is about to be made, and return its name."""
+        found = params or self.params(tensor)
+        if found is None:
+            raise ValueError(f"tensor {tensor.name} is not quantised")
+        name = self.build.quantised(f"{tensor.name}_quantized", found, shape or shape_of(tensor), self.graph.origin.get(tensor.name))
+        self.ints[id(tensor)] = name
+        return name
+
+    def new_float(self, tensor: Tensor) -> str:
+        """Describe the float (or index, boolean ...) form of a tensor that is about to be made; its name is the tensor's own."""
+        kind = tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else onnx.TensorProto.FLOAT
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
+        name = self.build.plain(tensor.name, dtype, shape_of(tensor), tensor.name if tensor.name in self.graph.known else None)
+        self.floats[id(tensor)] = name
+        return name
+
+    def int_name(self, tensor: Tensor) -> str:
+        """The integer form of a quantised tensor."""
+        name = self.ints.get(id(tensor))
+        if name is None:
+            if isinstance(tensor, Constant):
+                return self._int_constant(tensor)
+            name = self._lookup(tensor)
+        return name
+
+    def _int_constant(self, tensor: Constant) -> str:
+        own, params = self.graph.params[tensor.name], self.params(tensor)
+        if params is not None and params.is_8bit and self.options.activations == "uint8":
+            params = own.as_dtype("uint8")
+        if params is None:
+            raise ValueError(f"constant {tensor.name} is not quantised")
+        shift = own.shift_to(params.dtype)
+        value = (tensor.values.astype(np.int32) + shift).astype(params.container) if shift else tensor.values
+        name = self.ints[id(tensor)] = self.build.constant(tensor.name, value, params)
+        return name
+
+    def _lookup(self, tensor: Tensor) -> str:
+        """Make the table of a tensor that is a function of another one."""
+        function, table = self.tables[id(tensor)]
+        source, params = self.int_name(function.root), self.params(tensor)
+        have = self.params(function.root)
+        if params is None or have is None:
+            raise ValueError(f"tensor {tensor.name} has a table but no parameters")
+        lowest = dtype_range(have.dtype)[0]
+        codes = np.arange(have.qmin, have.qmax + 1)
+        reached = table[codes - lowest].astype(np.int64)
+        if have.same_grid(params) and have.dtype == params.dtype:
+            low, high = int(reached.min()), int(reached.max())
+            if np.array_equal(reached, codes):
+                self.ints[id(tensor)] = source
+                return source
+            if np.array_equal(reached, np.clip(codes, low, high)):
+                return self.build.add(Rescale(self.build.fresh(f"Clip_{tensor.name}"), (source,), (self.new_int(tensor),), lo=low, hi=high, source=self._node(tensor)))
+        name = self.build.constant(f"{tensor.name}_table", table)
+        return self.build.add(
+            Lookup(self.build.fresh(f"Lookup_{tensor.name}"), (source, name), (self.new_int(tensor),),
+                   lo=int(reached.min()), hi=int(reached.max()), function=function.text, source=self._node(tensor))
+        )  # fmt: skip
+
+    def _node(self, tensor: Tensor) -> str:
+        node = self.graph.producer(tensor)
+        return label_of(node) if node is not None else ""
+
+    def float_name(self, tensor: Tensor) -> str:
+        """The float form of a tensor (or its only form, where it is not quantised); made now if it does not exist yet."""
+        stack = [tensor]
+        while stack:
+            current = stack[-1]
+            if id(current) in self.floats or not current.name:
+                stack.pop()
+            elif isinstance(current, Constant):
+                value = self.graph.real(current)
+                self.floats[id(current)] = self.build.constant(current.name, np.ascontiguousarray(value))
+            elif current.name in self.graph.params and (id(current) in self.ints or id(current) in self.tables):
+                self._dequantise(current)
+            else:
+                stack.extend(self._make_float(current))
+        return self.floats[id(tensor)]
+
+    def _dequantise(self, tensor: Tensor) -> None:
+        source = self.int_name(tensor)
+        self.build.add(Dequantize(self.build.fresh(f"Dequantize_{tensor.name}"), (source,), (self.new_float(tensor),), source=self._node(tensor)))
+
+    def _make_float(self, tensor: Tensor) -> list[Tensor]:
+        """Make a pending float tensor; what must be made first is returned instead."""
+        node = self.graph.producer(tensor)
+        if node is None:
+            raise ValueError(f"tensor {tensor.name} has no producer and no value")
+        if self.raw(self, node):
+            return []
+        blind = node.op in ("Shape", "Size") and not node.domain
+        missing = [t for t in node.inputs if t.name and id(t) not in self.floats and not (blind and id(t) in self.ints)]
+        if missing:
+            return missing
+        self.emit_float(node)
+        return []
+
+    def emit_float(self, node: Node) -> None:
+        """The node as it is, on floats: an island with its reason, shape arithmetic, or movement."""
+        inputs = tuple(
+            "" if not t.name else self.ints[id(t)] if node.op in ("Shape", "Size") and id(t) in self.ints else self.floats[id(t)]
+            for t in node.inputs
+        )
+        outputs = tuple(self.new_float(t) if t.name else "" for t in node.outputs)
+        name, source = self.build.fresh(label_of(node)), label_of(node)
+        attrs = dict(node.attrs)
+        if is_movement(node) or (node.op == "Concat" and not node.domain):
+            self.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=source))
+            return
+        computes = any(t.dtype in _FLOATS or t.dtype is None for t in node.outputs if t.name)
+        reason = self.why(self, node) if computes else ""
+        count = captures_of(node)
+        if count:
+            attrs["_captures"] = node.attrs["_captures"]
+        self.build.add(Float(name, inputs, outputs, op_type=node.op, attrs=attrs, reason=reason, domain=node.domain or "", source=source))
+
+    # -- rounding -------------------------------------------------------------------------------------------------
+    def quantise_float(self, tensor: Tensor, source: str, lo: int, hi: int) -> None:
+        """Make the integers of `tensor` from the float tensor `source`, clamped to [lo, hi]."""
+        name = self.new_int(tensor)
+        self.build.add(Quantize(self.build.fresh(f"Quantize_{tensor.name}"), (source,), (name,), lo=lo, hi=hi, source=self._node(tensor)))
+
+    def constant_scalar(self, tensor: Tensor) -> float | None:
+        """The value of a one-element float constant."""
+        value = value_of(tensor)
+        if value is None or value.size != 1 or value.dtype.kind not in "fiu":
+            return None
+        real = self.graph.real(tensor)
+        return None if real is None else float(real.reshape(-1)[0])

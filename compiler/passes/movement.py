@@ -1,0 +1,134 @@
+"""Operators that only move elements: which ones they are, and where a channel axis goes through them.
+
+Rounding commutes with moving (design rule 4.4): for these operators Q(move(x)) = move(Q(x)), element for element. MaxPool
+belongs here since rounding is monotone, and Resize in its nearest mode.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.graph import Constant, Dim, Node, value_of
+from qatc.compiler.quant import Array, QuantParams
+
+_ALWAYS: Final = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND", "Expand",
+     "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence"}
+)  # fmt: skip
+_BY_ATTRIBUTE: Final = frozenset({"MaxPool", "GlobalMaxPool", "Resize", "Pad"})
+LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once
+
+
+def is_movement(node: Node) -> bool:
+    """Whether the node moves elements of its first input and computes nothing (Concat is asked for separately)."""
+    if node.domain or not node.inputs or isinstance(node.inputs[0], Constant):
+        return False
+    if node.op in _ALWAYS:
+        return True
+    match node.op:
+        case "MaxPool":
+            return len(node.outputs) == 1
+        case "GlobalMaxPool":
+            return True
+        case "Resize":
+            return node.attr("mode", "nearest") == "nearest" and node.attr("coordinate_transformation_mode") != "tf_crop_and_resize"
+        case "Pad":
+            return node.attr("mode", "constant") != "constant" or pad_value(node) is not None
+        case _:
+            return False
+
+
+def pad_value(node: Node) -> float | None:
+    """The constant a Pad fills with; None where it is computed at run time."""
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return float(node.attr("value", 0.0))
+    value = value_of(node.inputs[2])
+    return None if value is None or value.size != 1 else float(value.reshape(-1)[0])
+
+
+def params_through(node: Node, params: QuantParams) -> QuantParams | None:
+    """Parameters of a movement's output, given those of its input; None where they do not carry over.
+
+    Per-tensor parameters always do, unless a Pad or Resize brings in a value that is not on the grid.
+    """
+    if node.op == "Pad" and node.attr("mode", "constant") == "constant":
+        value = pad_value(node)
+        if value is None or params.is_per_channel or not on_grid(value, params):
+            return None
+    if not params.is_per_channel:
+        return params
+    if node.op not in LAYOUT:
+        return None
+    axis = axis_through(node, params.axis or 0, node.inputs[0].shape, node.outputs[0].shape)  # type: ignore[arg-type]
+    return None if axis is None else params.with_axis(axis)
+
+
+def on_grid(value: float, params: QuantParams) -> bool:
+    """Whether a real number is exactly one of the grid's (infinities count as the ends, where MaxPool pads)."""
+    steps = value / params.scale[0]
+    if not math.isfinite(steps):
+        return False
+    q = round(steps) + params.zero_point[0]
+    return params.qmin <= q <= params.qmax and abs(steps - round(steps)) <= 1e-6 * max(1.0, abs(steps))
+
+
+def axis_through(
+    node: Node, axis: int, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None
+) -> int | None:
+    """Where dimension `axis` of the input lies in the output of a layout operator, if it stays whole; else None."""
+    if node.op == "Transpose":
+        order = node.attr("perm")
+        if order is None:
+            return None if before is None else len(before) - 1 - axis
+        return list(order).index(axis)
+    if before is None or after is None:
+        return None
+    size = before[axis]
+    if not isinstance(size, int):
+        return None
+    for candidate, other in enumerate(after):
+        if other != size:
+            continue
+        if _same(before[:axis], after[:candidate]) or _same(before[axis + 1 :], after[candidate + 1 :]):
+            return candidate
+    return None
+
+
+def _same(one: tuple[Dim, ...], two: tuple[Dim, ...]) -> bool:
+    """Whether two runs of dimensions hold the same number of elements, for certain."""
+    kept = [tuple(d for d in dims if d != 1) for dims in (one, two)]
+    if kept[0] == kept[1]:
+        return None not in kept[0]
+    if all(isinstance(d, int) for dims in kept for d in dims):
+        return math.prod(kept[0]) == math.prod(kept[1])  # type: ignore[arg-type]
+    return False
+
+
+def move_constant(node: Node, value: Array) -> Array | None:
+    """A constant moved by a layout operator whose other inputs are constant, or None."""
+    match node.op:
+        case "Transpose":
+            return np.transpose(value, node.attr("perm"))
+        case "Flatten":
+            axis = int(node.attr("axis", 1))
+            axis = axis + value.ndim if axis < 0 else axis
+            return value.reshape(math.prod(value.shape[:axis]), -1)
+        case "Reshape":
+            wanted = value_of(node.inputs[1])
+            if wanted is None:
+                return None
+            dims = [int(d) for d in wanted.reshape(-1)]
+            if not node.attr("allowzero", 0):
+                dims = [value.shape[i] if d == 0 and i < value.ndim else d for i, d in enumerate(dims)]
+            return value.reshape(dims)
+        case "Squeeze" | "Unsqueeze":
+            axes = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+            listed = None if axes is None else tuple(int(a) for a in axes.reshape(-1))
+            if node.op == "Squeeze":
+                return np.squeeze(value, listed)
+            return None if listed is None else np.expand_dims(value, listed)
+        case _:
+            return None

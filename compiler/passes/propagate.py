@@ -1,0 +1,150 @@
+"""Move quantisation to where it is free: through layout operators, MaxPool, Concat and clamps.
+
+    x<P> -> Transpose -> y               x<P> -> Transpose -> y<P>        forward: what is moved stays on its grid
+    x -> Reshape -> y<P>                 x<P> -> Reshape -> y<P>          backward: round before moving, in 8 bits
+    a, b -> Concat -> y<P>               a<P>, b<P> -> Concat -> y<P>     backward, where a and b are not rounded yet
+    x<P> -> Relu -> y                    x<P> -> Relu -> y<P, qmin = z>   forward: zero is on every grid
+    W<P, axis 0> -> Transpose -> MatMul  W'<P, axis 1> -> MatMul          constants: the integers are moved
+
+Backward only where every reader of the tensor moves it onto the same grid: a reader of the unrounded value forbids it.
+"""
+
+from __future__ import annotations
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.passes.movement import LAYOUT, is_movement, move_constant, on_grid, params_through
+from qatc.compiler.quant import QuantParams
+
+_VALUE_BLIND = frozenset({"Shape", "Size"})
+
+
+def propagate(graph: QuantGraph) -> None:
+    """Spread parameters over everything that moves or clamps: constants, then forward, then backward, then forward."""
+    move_constants(graph)
+    forward(graph)
+    backward(graph)
+    forward(graph)
+
+
+def move_constants(graph: QuantGraph) -> None:
+    """Apply layout operators to quantised constants; the channel axis moves with the integers."""
+    gone: list[Node] = []
+    for node in graph.nodes:
+        if node.op not in LAYOUT or node.domain or not isinstance(node.inputs[0], Constant):
+            continue
+        constant, out = node.inputs[0], node.outputs[0]
+        params = graph.quant(constant)
+        moved = move_constant(node, constant.values) if params is not None else None
+        if params is None or moved is None:
+            continue
+        out.shape = list(moved.shape)  # type: ignore[union-attr]
+        carried = params_through(node, params)
+        if carried is None:
+            continue
+        graph.replace(out, graph.constant(out.name, moved, carried))
+        gone.append(node)
+    graph.remove(gone)
+    if gone:
+        graph.clean()
+
+
+def forward(graph: QuantGraph) -> None:
+    """Give a moved or clamped tensor the parameters of what it was made from."""
+    for node in graph.nodes:
+        for out in node.outputs:
+            if out.name and out.name not in graph.params:
+                params = _carried(graph, node)
+                if params is not None:
+                    graph.params[out.name] = params
+                    if out.name in graph.known:
+                        graph.origin.setdefault(out.name, out.name)
+
+
+def _carried(graph: QuantGraph, node: Node) -> QuantParams | None:
+    if node.domain or not node.inputs:
+        return None
+    if node.op == "Concat":
+        found = [graph.quant(t) for t in node.inputs]
+        first = found[0]
+        if first is None or first.is_per_channel or any(p is None or not p.same_grid(first) for p in found):
+            return None
+        known = [p for p in found if p is not None]
+        return first.with_range(min(p.qmin for p in known), max(p.qmax for p in known)) if _one_type(known) else None
+    params = graph.quant(node.inputs[0])
+    if params is None or (is_constant(node.inputs[0]) and node.op != "Gather"):
+        return None
+    if is_movement(node) or (node.op == "Gather" and not params.is_per_channel):  # an embedding table is a constant
+        return params_through(node, params)
+    bounds = clamp_bounds(graph, node)
+    return None if bounds is None else _clamped(params, *bounds)
+
+
+def _one_type(found: list[QuantParams]) -> bool:
+    return len({p.dtype for p in found}) == 1
+
+
+def clamp_bounds(graph: QuantGraph, node: Node) -> tuple[float, float] | None:
+    """(low, high) of a Relu or Clip with constant bounds, else None."""
+    if node.domain:
+        return None
+    if node.op == "Relu":
+        return 0.0, float("inf")
+    if node.op != "Clip":
+        return None
+    bounds = [float("-inf"), float("inf")]
+    for index, tensor in enumerate(node.inputs[1:3]):
+        if not tensor.name:
+            continue
+        value = graph.real(tensor)
+        if value is None or value.size != 1:
+            return None
+        bounds[index] = float(value.reshape(-1)[0])
+    return (bounds[0], bounds[1]) if bounds[0] <= bounds[1] else None
+
+
+def _clamped(params: QuantParams, low: float, high: float) -> QuantParams | None:
+    """The grid narrowed to [low, high], where both ends are on it or beyond it."""
+    if params.is_per_channel:
+        return None
+    scale, zero = params.scale[0], params.zero_point[0]
+    qmin, qmax = params.qmin, params.qmax
+    if low > scale * (qmin - zero):
+        if not on_grid(low, params):
+            return None
+        qmin = round(low / scale) + zero
+    if high < scale * (qmax - zero):
+        if not on_grid(high, params):
+            return None
+        qmax = round(high / scale) + zero
+    return params.with_range(qmin, qmax) if qmin <= qmax else None
+
+
+def backward(graph: QuantGraph) -> None:
+    """Round a tensor before it is moved, where all its readers move it onto one grid."""
+    for node in reversed(graph.nodes):
+        if not (is_movement(node) or node.op == "Concat"):
+            continue
+        for tensor in node.inputs if node.op == "Concat" else [node.inputs[0]]:
+            params = _wanted(graph, tensor)
+            if params is not None:
+                graph.params[tensor.name] = params
+
+
+def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
+    """The per-tensor parameters that every reader of an unrounded tensor moves it onto, or None."""
+    if not tensor.name or tensor.name in graph.params or value_of(tensor) is not None or graph.is_output(tensor):
+        return None
+    found: QuantParams | None = None
+    for reader in graph.consumers(tensor):
+        if reader.op in _VALUE_BLIND:
+            continue
+        if not (is_movement(reader) or reader.op == "Concat"):
+            return None
+        for out in reader.outputs:
+            params = graph.quant(out)
+            if params is None or params.is_per_channel or (found is not None and found != params):
+                return None
+            if params_through(reader, params) is None:
+                return None
+            found = params
+    return found

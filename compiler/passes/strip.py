@@ -1,0 +1,85 @@
+"""Strip: FakeQuant nodes disappear; what they said stays as QuantParams on tensors.
+
+    x -> FakeQuant(P) -> y -> reader          x<P> -> reader            every reader of x saw the same rounding
+    x -> FakeQuant(P) -> y -> reader          x -> Requantize -> y<P> -> reader
+     \\-> other reader                          \\-> other reader         one reads x unrounded (or rounded onto Q)
+    w -> FakeQuant(P) -> y                    y = round(w)<P>           constants: the integers become the truth
+
+A FakeQuant onto the grid its input already lies on is dropped: rounding twice is rounding once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import QuantParams
+
+_VALUE_BLIND = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, rounding does not concern them
+
+
+def strip(graph: QuantGraph) -> None:
+    """Remove every FakeQuant node of a canonical graph (see `compiler/frontend.py`), in one sweep."""
+    done: list[Node] = []
+    rounded: dict[int, dict[QuantParams, Tensor]] = {}  # id of an input -> what it becomes under which parameters
+    for node in graph.nodes:
+        if node.op != FAKE_QUANT:
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        params: QuantParams = node.attrs["params"]
+        known = rounded.setdefault(id(x), {})
+        if params not in known:
+            known[params] = _rounded(graph, node, x, y, params)
+        result = known[params]
+        if result is not y:
+            if y.name in graph.origin and not isinstance(result, Constant):
+                graph.origin.setdefault(result.name, graph.origin[y.name])
+            graph.replace(y, result)
+        if node.op == FAKE_QUANT:
+            done.append(node)
+    graph.remove(done)
+    graph.sort()
+    graph.clean()
+
+
+def _rounded(graph: QuantGraph, node: Node, x: Tensor, y: Tensor, params: QuantParams) -> Tensor:
+    """The tensor that holds x rounded onto `params`; turns `node` into a Requantize where x stays as it is."""
+    if isinstance(x, Constant):
+        return _constant(graph, node, x, y, params)
+    have = graph.quant(x)
+    if have is not None and have.same_grid(params) and params.qmin <= have.qmin and have.qmax <= params.qmax:
+        return x
+    if have is None and _one_rounding(graph, x, params):
+        graph.params[x.name] = params
+        return x
+    node.op, node.domain = REQUANTIZE, "qatc"
+    del node.attrs["params"]
+    graph.params[y.name] = params
+    return y
+
+
+def _one_rounding(graph: QuantGraph, x: Tensor, params: QuantParams) -> bool:
+    """Whether every reader of x rounds it onto the same grid."""
+    if graph.is_output(x):
+        return False
+    readers = [n for n in graph.consumers(x) if n.op not in _VALUE_BLIND]
+    return all(n.op == FAKE_QUANT and n.attrs["params"] == params for n in readers)
+
+
+def _constant(graph: QuantGraph, node: Node, x: Constant, y: Tensor, params: QuantParams) -> Constant:
+    value = graph.real(x)
+    have = graph.quant(x)
+    if value is None or value.dtype.kind != "f":
+        graph.diagnostics.error("QAT104", "a constant that is not floating point is fake-quantised", node=label_of(node), tensor=x.name)
+        return x
+    if have is not None and have.same_grid(params):
+        integers = np.clip(value_of(x), params.qmin, params.qmax).astype(params.container)  # type: ignore[arg-type]
+    else:
+        try:
+            integers = params.quantize(value)
+        except ValueError as error:
+            graph.diagnostics.error("QAT104", f"the constant cannot be quantised: {error}", node=label_of(node), tensor=x.name,
+                                    hint="the training diverged, or the file is damaged")
+            return x
+    return graph.constant(f"{x.name}_{params.dtype}", integers, params)
