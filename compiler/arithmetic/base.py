@@ -149,6 +149,9 @@ class Profile(ABC):
         """clamp(round(r / out.scale) + out.zero_point) for r = params.scale * (q - params.zero_point), elementwise."""
         target = Target.of(out, lo, hi)
         params.check_shape(q.shape)
+        if params.same_grid(out) and params.dtype == out.dtype:
+            clamped: Integers = q.clip(lo, hi).astype(out.container)
+            return clamped
         if q.size <= 256 or not params.is_8bit or params.is_per_channel:
             return self._rescale(q, params, target)
         every = np.arange(256, dtype=np.uint8).view(params.container)
@@ -156,8 +159,9 @@ class Profile(ABC):
         return table[np.ascontiguousarray(q).view(np.uint8)]
 
     def addends(self, q: Integers, params: QuantParams) -> Array:
-        """What a windowed average sums up for `q`: the centered integers (int32), unless the target sums floats."""
-        return q.astype(np.int32) - params.zero_array(q.ndim)
+        """What a windowed average sums up for `q`: the centered integers, unless the target sums floats."""
+        dtype = np.int32 if q.dtype.itemsize <= 2 else np.int64
+        return np.subtract(q, params.zero_array(q.ndim), dtype=dtype)
 
     def average(
         self,

@@ -1,0 +1,192 @@
+"""The reference executor: runs an IntegerGraph in exact integer arithmetic with numpy alone.
+
+It is the executable specification that packages and silicon are checked against. The meaning of each operator is the
+docstring in `integer.py`; how results are rounded is the profile's (`arithmetic`); nothing else is left open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qatc.compiler.arithmetic import Profile
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.integer import (
+    Clamped,
+    Concat,
+    Conv,
+    Dequantize,
+    Elementwise,
+    Float,
+    IntegerGraph,
+    Lookup,
+    MatMul,
+    Move,
+    Op,
+    Pool,
+    Quantize,
+    Rescale,
+)
+from qatc.compiler.quant import Array, Integers, QuantParams
+from qatc.compiler.reference import accumulate
+from qatc.compiler.reference.evaluate import OnnxEvaluator, evaluate_onnx
+from qatc.compiler.reference.pooling import pool
+
+__all__ = ["OnnxEvaluator", "Overflow", "evaluate_onnx", "execute", "execute_op"]
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """An operator whose int32 accumulator wrapped: hardware would do the same, the model's author would not like it."""
+
+    op: str
+    elements: int
+
+
+def execute(
+    graph: IntegerGraph,
+    feeds: Mapping[str, Array],
+    profile: Profile,
+    *,
+    evaluate: OnnxEvaluator = evaluate_onnx,
+    forced: Mapping[str, Array] | None = None,
+    overflows: list[Overflow] | None = None,
+) -> dict[str, Array]:
+    """Run `graph` and return every tensor by name: the inputs, and what each operator computed.
+
+    Args:
+        graph: a verified graph.
+        feeds: one array per graph input, of the dtype that the graph's tensor states.
+        profile: how results are rounded.
+        evaluate: runs Move and Float operators.
+        forced: tensors that consumers read instead of the computed ones. The result still holds what was computed, so
+            that each operator can be compared on inputs that are not of its own making.
+        overflows: a list that gets one entry per operator whose 32-bit accumulator wrapped.
+
+    Raises:
+        CompileError: QAT008 for inputs that are missing, of another dtype, or hold NaN where they are quantized; QAT302
+            for an operator that cannot be evaluated.
+    """
+    values: dict[str, Array] = {**graph.constants}
+    results: dict[str, Array] = {}
+    forced = forced or {}
+    for name in graph.inputs:
+        results[name] = _fed(graph, feeds, name)
+        values[name] = forced.get(name, results[name])
+    for op in graph.ops:
+        for name, value in zip(op.outputs, execute_op(graph, op, values, profile, evaluate, overflows), strict=True):
+            if name:
+                results[name] = value
+                values[name] = forced.get(name, value)
+    return results
+
+
+def execute_op(
+    graph: IntegerGraph,
+    op: Op,
+    values: Mapping[str, Array],
+    profile: Profile,
+    evaluate: OnnxEvaluator = evaluate_onnx,
+    overflows: list[Overflow] | None = None,
+) -> tuple[Array, ...]:
+    """The outputs of one operator, given all its inputs (constants included) in `values`. Errors as for `execute`."""
+    if isinstance(op, (Move, Float)):
+        return _evaluated(graph, op, values, evaluate)
+    inputs = [values[name] if name else None for name in op.inputs]
+    x = values[op.inputs[0]]
+    match op:
+        case Dequantize():
+            return (_dequantize(graph.params(op.inputs[0]), x, inputs[1] if len(inputs) > 1 else None),)
+        case Conv() | MatMul():
+            return (_product(graph, op, values, profile, overflows),)
+        case Lookup():
+            table = values[op.inputs[1]]
+            return (table[x.astype(np.int16) - np.iinfo(x.dtype).min],)
+        case Clamped():
+            return (_clamped(graph, op, values, profile),)
+        case _:
+            raise TypeError(f"no meaning is defined for {op.kind}")
+
+
+def _clamped(graph: IntegerGraph, op: Clamped, values: Mapping[str, Array], profile: Profile) -> Integers:
+    """The operators that only need their operands, grids and clamp."""
+    x, out = values[op.inputs[0]], graph.params(op.output)
+    match op:
+        case Quantize():
+            return _quantize(op, x, out)
+        case Elementwise():
+            (a, a_params), (b, b_params) = _operand(graph, values, op, 0), _operand(graph, values, op, 1)
+            return profile.elementwise(op.op, a, a_params, b, b_params, out, op.lo, op.hi)
+        case Rescale():
+            return profile.rescale(x, graph.params(op.inputs[0]), out, op.lo, op.hi)
+        case Pool():
+            return pool(op, x, graph.params(op.inputs[0]), out, profile)
+        case Concat():
+            operands = [_operand(graph, values, op, index) for index in range(len(op.inputs))]
+            parts = [profile.rescale(q, params, out, op.lo, op.hi) for q, params in operands]
+            return np.concatenate(parts, axis=op.axis)
+        case _:
+            raise TypeError(f"no meaning is defined for {op.kind}")
+
+
+def _operand(graph: IntegerGraph, values: Mapping[str, Array], op: Op, index: int) -> tuple[Integers, QuantParams]:
+    name = op.inputs[index]
+    return values[name], graph.params(name)
+
+
+def _product(
+    graph: IntegerGraph,
+    op: Conv | MatMul,
+    values: Mapping[str, Array],
+    profile: Profile,
+    overflows: list[Overflow] | None,
+) -> Integers:
+    (a, a_params), (b, b_params) = _operand(graph, values, op, 0), _operand(graph, values, op, 1)
+    bias = values[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
+    if isinstance(op, Conv):
+        acc = accumulate.conv(op, a, a_params, b, b_params, bias)
+    else:
+        acc = accumulate.matmul(a, a_params, b, b_params, bias)
+    if acc.overflows and overflows is not None:
+        overflows.append(Overflow(op.name, acc.overflows))
+    out = graph.params(op.output)
+    if out.dtype == "int32":
+        return acc.values
+    axis = 1 if isinstance(op, Conv) else acc.values.ndim - 1
+    return profile.requantize(acc.values, op.acc_scale, out, op.lo, op.hi, axis, in_scale=a_params.scale[0])
+
+
+def _quantize(op: Quantize, x: Array, out: QuantParams) -> Integers:
+    if np.isnan(x).any():
+        raise fail("QAT008", "NaN cannot be quantized", tensor=op.inputs[0], hint="check the input data")
+    return out.quantize(x).clip(op.lo, op.hi)
+
+
+def _dequantize(params: QuantParams, q: Integers, bias: Array | None) -> Array:
+    real = params.dequantize(q)
+    if bias is None:
+        return real
+    if bias.size > 1 and params.axis is not None:
+        bias = bias.reshape([-1 if axis == params.axis else 1 for axis in range(q.ndim)])
+    real += bias
+    return real
+
+
+def _evaluated(
+    graph: IntegerGraph, op: Move | Float, values: Mapping[str, Array], evaluate: OnnxEvaluator
+) -> tuple[Array, ...]:
+    domain = op.domain if isinstance(op, Float) else ""
+    opset = graph.domains.get(domain, 1) if domain else graph.opset
+    inputs = [values[name] if name else None for name in op.inputs]
+    return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs)))
+
+
+def _fed(graph: IntegerGraph, feeds: Mapping[str, Array], name: str) -> Array:
+    if name not in feeds:
+        raise fail("QAT008", "the graph input has no value", tensor=name)
+    value, tensor = np.asarray(feeds[name]), graph.tensors[name]
+    if value.dtype.name != tensor.dtype:
+        raise fail("QAT008", f"the graph input is {tensor.dtype}, its value {value.dtype.name}", tensor=name)
+    return value

@@ -1,0 +1,127 @@
+"""Pooling on integers: windows as ONNX lays them out, sums and maxima exact."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from itertools import product
+
+import numpy as np
+
+from qatc.compiler.arithmetic import Profile
+from qatc.compiler.integer import Pool
+from qatc.compiler.quant import Array, Integers, QuantParams
+
+
+def pool(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
+    """The result of `op` on `x` [N, C, spatial...]. ValueError when the shapes do not fit."""
+    if x.ndim < 3:
+        raise ValueError(f"Pool {op.name}: needs [N, C, spatial...], found {list(x.shape)}")
+    if not op.kernel or _covers(op, x.shape[2:]):
+        result = _global(op, x, params, out, profile)
+    elif op.mode == "max":
+        result = np.clip(_max(op, x), op.lo, op.hi).astype(out.container)
+    else:
+        result = _average(op, x, params, out, profile)
+    return result if op.keepdims else result.reshape(result.shape[:2])
+
+
+def _covers(op: Pool, spatial: tuple[int, ...]) -> bool:
+    """Whether the kernel is the whole input without padding: targets then take their global operator."""
+    return op.kernel == spatial and not any(op.pads)
+
+
+def _global(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
+    axes = tuple(range(2, x.ndim))
+    if op.mode == "max":
+        largest: Integers = x.max(axis=axes, keepdims=True)
+        return largest.clip(op.lo, op.hi).astype(out.container)
+    count = math.prod(x.shape[2:])
+    total = x.sum(axis=axes, keepdims=True, dtype=np.int64) - params.zero_array(x.ndim) * np.int64(count)
+    return profile.average(total, count, params, out, op.lo, op.hi)
+
+
+class _Windows:
+    """Where the windows of one pooling lie, per spatial axis."""
+
+    def __init__(self, op: Pool, spatial: tuple[int, ...]) -> None:
+        rank = len(spatial)
+        if len(op.kernel) != rank:
+            raise ValueError(
+                f"Pool {op.name}: a kernel {list(op.kernel)} does not fit the spatial shape {list(spatial)}"
+            )
+        self.kernel = op.kernel
+        self.strides = op.strides or (1,) * rank
+        self.dilations = op.dilations or (1,) * rank
+        pads = op.pads or (0,) * (2 * rank)
+        self.before, self.after = pads[:rank], pads[rank:]
+        self.spatial = spatial
+        self.outer = tuple(self._count(axis, op.ceil_mode) for axis in range(rank))
+        if min(self.outer) < 1:
+            raise ValueError(f"Pool {op.name}: the kernel {list(op.kernel)} is larger than the input {list(spatial)}")
+
+    def _count(self, axis: int, ceil_mode: bool) -> int:
+        room = self.spatial[axis] + self.before[axis] + self.after[axis] - self._reach(axis)
+        stride = self.strides[axis]
+        if not ceil_mode:
+            return room // stride + 1
+        count = -(-room // stride) + 1
+        # A window that would begin in the padding after the input does not exist.
+        return count - 1 if (count - 1) * stride >= self.spatial[axis] + self.before[axis] else count
+
+    def _reach(self, axis: int) -> int:
+        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+    def padded(self, x: Array, value: int | float) -> Array:
+        """`x` inside as much padding as the windows touch."""
+        widths = [
+            (self.before[a], max(0, (self.outer[a] - 1) * self.strides[a] + self._reach(a) - n - self.before[a]))
+            for a, n in enumerate(self.spatial)
+        ]
+        return np.pad(x, [(0, 0), (0, 0), *widths], constant_values=value)
+
+    def views(self, padded: Array) -> list[Array]:
+        """For each kernel position, row-major, what it reads: [N, C, output...] each."""
+        return [
+            padded[
+                (
+                    slice(None),
+                    slice(None),
+                    *(
+                        slice(at * d, at * d + (n - 1) * s + 1, s)
+                        for at, d, s, n in zip(position, self.dilations, self.strides, self.outer, strict=True)
+                    ),
+                )
+            ]
+            for position in product(*(range(k) for k in self.kernel))
+        ]
+
+    def counts(self, include_pad: bool) -> Array:
+        """How many elements the mean of each window divides by: [output...]."""
+        per_axis: list[Array] = []
+        for axis, outer in enumerate(self.outer):
+            starts = np.arange(outer) * self.strides[axis] - self.before[axis]
+            at = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+            low = -self.before[axis] if include_pad else 0
+            high = self.spatial[axis] + (self.after[axis] if include_pad else 0)
+            per_axis.append(((at >= low) & (at < high)).sum(axis=1))
+        return reduce(np.multiply.outer, per_axis)
+
+
+def _max(op: Pool, x: Integers) -> Integers:
+    windows = _Windows(op, x.shape[2:])
+    views = windows.views(windows.padded(x, int(np.iinfo(x.dtype).min)))
+    result = views[0].copy()
+    for view in views[1:]:
+        np.maximum(result, view, out=result)
+    return result
+
+
+def _average(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
+    windows = _Windows(op, x.shape[2:])
+    views = windows.views(windows.padded(profile.addends(x, params), 0))
+    total = views[0].copy()
+    for view in views[1:]:
+        total += view
+    counts = windows.counts(op.count_include_pad)
+    return profile.average(total, counts, params, out, op.lo, op.hi, windowed=True)
