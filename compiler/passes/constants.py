@@ -1,0 +1,110 @@
+"""Fold constants: a node whose inputs are all constants becomes a constant.
+
+    Clip(Abs(p), 1e-8) -> s -> QuantizeLinear(x, s)      ->      QuantizeLinear(x, 0.0227)
+    Shape(x: 1x3x32x32) -> Gather -> Concat -> Reshape   ->      Reshape(x, [1, 3, 1024])
+
+QuantizeLinear and DequantizeLinear stay: what they say is the frontend's to read, and so do constants that are quantised
+already, operators of other domains, random ones and those with bodies. Values are computed as ONNX defines them, in the
+type they have; transcendental functions in float64, rounded once. The size of every result is known before it is
+computed: a model cannot make the compiler allocate more than `limit` bytes, unless the result is no larger than what it
+is made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, shape_of, value_of
+from qatc.compiler.passes.evaluate import SIZED, Refused, evaluate, size_of_result
+from qatc.compiler.quant import Array
+
+_KEEP: Final = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", FAKE_QUANT, REQUANTIZE, "Dropout", "Identity"}
+)
+_SMALL: Final = 1 << 20  # bytes that operators without a size rule may read
+LIMIT: Final = 64 << 20
+
+
+def fold_constants(
+    graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, limit: int = LIMIT, explain: bool = False
+) -> int:
+    """Fold in one sweep over the sorted graph; returns how many nodes went.
+
+    `keep` says which nodes stay whatever their inputs are; `limit` is the largest result in bytes. What is not folded stays as it was; with `explain` the reason goes to
+    `graph.explanation`.
+    """
+    gone: list[Node] = []
+    for node in list(graph.nodes):
+        if not _candidate(graph, node) or (keep is not None and keep(node)):
+            continue
+        try:
+            values = _fold(node, limit)
+        except Refused as refused:
+            if explain:
+                graph.explanation.append(f"constants: {node.op} {node.name} stays: {refused}")
+            continue
+        for tensor, value in zip(list(node.outputs), values, strict=False):
+            if tensor.name:
+                _settle(graph, tensor.name, node, value)
+        gone.append(node)
+    graph.remove(gone)
+    if gone:
+        graph.sort()
+        graph.clean()
+    return len(gone)
+
+
+def _candidate(graph: QuantGraph, node: Node) -> bool:
+    """Whether the node's value depends on nothing that is unknown."""
+    if node.domain or node.op in _KEEP:
+        return False
+    inputs = node.inputs
+    if node.op in ("Shape", "Size") and not isinstance(inputs[0], Constant):
+        dims = shape_of(inputs[0])
+        return dims is not None and all(isinstance(d, int) for d in _sliced(node, dims))
+    if not inputs or any(not isinstance(t, Constant) and t.name for t in inputs):
+        return False
+    if any(t.name in graph.params for t in inputs):
+        return False
+    return not any(isinstance(a, onnx.GraphProto) for a in node.attrs.values())
+
+
+def _sliced(node: Node, dims: tuple[object, ...]) -> tuple[object, ...]:
+    return dims if node.op == "Size" else dims[node.attr("start", 0) : node.attr("end")]
+
+
+def _settle(graph: QuantGraph, name: str, node: Node, value: Array) -> None:
+    """Let readers of the node's output read a constant of the same name (or of a new one, at a graph output)."""
+    old = next(t for t in node.outputs if t.name == name)
+    if graph.is_output(old):
+        graph.replace(old, graph.constant(f"{name}_value", value))
+    else:
+        graph.replace(old, Constant(name, value))
+
+
+def _fold(node: Node, limit: int) -> list[Array]:
+    if node.op in ("Shape", "Size"):
+        dims = [int(d) for d in _sliced(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
+        return [np.asarray(math.prod(dims) if node.op == "Size" else dims, np.int64)]
+    values = [value_of(t) for t in node.inputs]
+    have = sum(v.nbytes for v in values if v is not None)
+    size = size_of_result(node, values)
+    if size is None:
+        if node.op not in SIZED and have > _SMALL:
+            raise Refused(f"{have:,} bytes are too many for an operator whose result has no known size")
+    elif size > max(limit, have):
+        raise Refused(f"its result would take {size:,} bytes")
+    return _evaluated(node, values)
+
+
+def _evaluated(node: Node, values: Iterable[Array | None]) -> list[Array]:
+    try:
+        with np.errstate(all="ignore"):
+            return evaluate(node, list(values))
+    except (ValueError, TypeError, IndexError, OverflowError, MemoryError, np.exceptions.AxisError) as error:
+        raise Refused(f"it cannot be computed: {error}") from error

@@ -1,0 +1,443 @@
+"""The value of one ONNX operator on constants: numpy for the common ones, ONNX's reference evaluator for the others.
+
+Used by constant folding. Element types are ONNX's: the result has the type that the inputs have, integer division
+truncates towards zero, rounding is half to even.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Node
+from qatc.compiler.quant import Array
+
+Values = Sequence["Array | None"]
+
+
+class Refused(Exception):  # noqa: N818  # a node that is left in the graph is no error
+    """A node that is not folded, with the reason."""
+
+
+def evaluate(node: Node, values: list[Array | None]) -> list[Array]:
+    """The outputs of an operator of the default domain; absent optional inputs are None.
+
+    Raises:
+        Refused: for operators that are not evaluated (random, control flow, unknown).
+        ValueError, TypeError, IndexError: when the inputs do not fit the operator.
+    """
+    fast = _FAST.get(node.op)
+    if fast is not None:
+        result = fast(node, values)
+        return result if isinstance(result, list) else [np.asarray(result)]
+    if node.op in _NEVER or not onnx.defs.has(node.op):
+        raise Refused("it is not evaluated at compile time")
+    return _by_reference(node, values)
+
+
+def _by_reference(node: Node, values: list[Array | None]) -> list[Array]:
+    from onnx.reference import ReferenceEvaluator
+
+    from qatc.compiler.model_io import node_proto
+
+    proto = node_proto(node)
+    try:
+        session = ReferenceEvaluator(proto)
+        feeds = {n: v for n, v in zip(proto.input, values, strict=False) if n and v is not None}
+        return [np.asarray(v) for v in session.run(None, feeds)]  # type: ignore[arg-type]
+    except (ValueError, TypeError, IndexError):
+        raise
+    except Exception as error:  # whatever the evaluator's own code raises: the node stays as it is
+        raise Refused(f"ONNX's reference evaluator gave up: {type(error).__name__}: {error}") from error
+
+
+# -- sizes --------------------------------------------------------------------------------------------------------
+
+
+def size_of_result(node: Node, values: Values) -> int | None:
+    """The bytes that the results take, computed before they are; None where there is no rule for the operator.
+
+    Raises:
+        Refused: when the size itself is nonsense.
+    """
+    rule = SIZED.get(node.op)
+    if rule is None:
+        return None
+    try:
+        return int(rule(node, values))
+    except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
+        raise Refused(f"its inputs do not fit it: {error}") from error
+
+
+def _broadcast(node: Node, values: Values) -> int:
+    arrays = [v for v in values if v is not None]
+    return math.prod(np.broadcast_shapes(*(a.shape for a in arrays))) * max(a.itemsize for a in arrays)
+
+
+def _same(node: Node, values: Values) -> int:
+    return sum(v.nbytes for v in values if v is not None)
+
+
+def _cast(node: Node, values: Values) -> int:
+    return _first(values).size * onnx.helper.tensor_dtype_to_np_dtype(int(node.attr("to"))).itemsize
+
+
+def _expand(node: Node, values: Values) -> int:
+    x = _first(values)
+    return math.prod(np.broadcast_shapes(x.shape, tuple(_ints(values, 1)))) * x.itemsize
+
+
+def _tile(node: Node, values: Values) -> int:
+    x = _first(values)
+    return math.prod(max(0, d * r) for d, r in zip(x.shape, _ints(values, 1), strict=True)) * x.itemsize
+
+
+def _filled(node: Node, values: Values) -> int:
+    dims = _ints(values, 0)
+    if any(d < 0 for d in dims) or len(dims) > 32:
+        raise ValueError(f"{dims} is not a shape")
+    value = node.attrs.get("value")
+    return math.prod(dims) * (value.dtype.itemsize if isinstance(value, np.ndarray) else 4)
+
+
+def _range_size(node: Node, values: Values) -> int:
+    start, limit, delta = (float(_at(values, i).reshape(-1)[0]) for i in range(3))
+    if not delta or not math.isfinite((limit - start) / delta):
+        raise ValueError("the step of a Range is zero")
+    return max(0, math.ceil((limit - start) / delta)) * _first(values).itemsize
+
+
+def _gathered(node: Node, values: Values) -> int:
+    x, indices = _first(values), _at(values, 1)
+    axis = int(node.attr("axis", 0)) % max(1, x.ndim)
+    return math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]) * indices.size * x.itemsize
+
+
+def _matmul_size(node: Node, values: Values) -> int:
+    a, b = _first(values), _at(values, 1)
+    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    rows, columns = (a.shape[-2] if a.ndim > 1 else 1), (b.shape[-1] if b.ndim > 1 else 1)
+    work = math.prod(shape) * rows * columns
+    if work * a.shape[-1] > _WORK:
+        raise ValueError("it takes too many multiplications")
+    return work * a.itemsize
+
+
+def _padded(node: Node, values: Values) -> int:
+    x, pads = _first(values), _ints(values, 1)
+    if len(pads) != 2 * x.ndim:
+        raise ValueError("pads do not fit the rank")
+    return math.prod(max(0, d + pads[i] + pads[i + x.ndim]) for i, d in enumerate(x.shape)) * x.itemsize
+
+
+# -- the numpy forms ----------------------------------------------------------------------------------------------
+
+
+def _at(values: Values, index: int) -> Array:
+    value = values[index] if index < len(values) else None
+    if value is None:
+        raise ValueError(f"input {index} is missing")
+    return value
+
+
+def _first(values: Values) -> Array:
+    return _at(values, 0)
+
+
+def _optional(values: Values, index: int) -> Array | None:
+    return values[index] if index < len(values) else None
+
+
+def _ints(values: Values, index: int) -> list[int]:
+    return [int(v) for v in _at(values, index).reshape(-1)]
+
+
+def _axes(node: Node, values: Values, rank: int) -> tuple[int, ...] | None:
+    listed = node.attr("axes")
+    given = _optional(values, 1)
+    if listed is None and given is not None:
+        listed = given.reshape(-1).tolist()
+    return tuple(int(a) for a in listed) if listed else None
+
+
+def _unary(function: Callable[[Array], Array], *, wide: bool = False) -> Callable[[Node, Values], Array]:
+    """An element-wise operator; `wide` computes floats in float64 and rounds once, since libraries differ in the last bit."""
+
+    def compute(node: Node, values: Values) -> Array:
+        x = _first(values)
+        if wide and x.dtype.kind == "f":
+            return function(x.astype(np.float64)).astype(x.dtype)
+        return np.asarray(function(x)).astype(x.dtype, copy=False)
+
+    return compute
+
+
+def _binary(function: Callable[[Array, Array], Array]) -> Callable[[Node, Values], Array]:
+    return lambda node, values: np.asarray(function(_first(values), _at(values, 1)))
+
+
+def _folded(function: Callable[[Array, Array], Array]) -> Callable[[Node, Values], Array]:
+    return lambda node, values: functools.reduce(function, [v for v in values if v is not None])
+
+
+def _divide(a: Array, b: Array) -> Array:
+    if a.dtype.kind not in "iu":
+        return np.asarray(np.divide(a, b))
+    if not np.all(b):
+        raise ValueError("division by zero")
+    quotient = np.abs(a.astype(np.int64)) // np.abs(b.astype(np.int64))
+    return (quotient * np.sign(a).astype(np.int64) * np.sign(b).astype(np.int64)).astype(a.dtype)
+
+
+def _power(node: Node, values: Values) -> Array:
+    base, exponent = _first(values), _at(values, 1)
+    if base.dtype.kind == "f":
+        return np.power(base.astype(np.float64), exponent.astype(np.float64)).astype(base.dtype)
+    return np.power(base, exponent).astype(base.dtype)
+
+
+def _clip(node: Node, values: Values) -> Array:
+    x = _first(values)
+    low, high = _optional(values, 1), _optional(values, 2)
+    if low is not None:
+        x = np.maximum(x, low.reshape(()))
+    if high is not None:
+        x = np.minimum(x, high.reshape(()))
+    return np.asarray(x)
+
+
+def _to(node: Node, values: Values) -> Array:
+    kind, x = int(node.attr("to")), _first(values)
+    if kind == onnx.TensorProto.STRING or x.dtype.kind in "OSU":
+        raise Refused("strings are not folded")
+    return x.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+
+def _reshape(node: Node, values: Values) -> Array:
+    x, dims = _first(values), _ints(values, 1)
+    if not node.attr("allowzero", 0):
+        dims = [x.shape[i] if d == 0 else d for i, d in enumerate(dims)]
+    return x.reshape(dims)
+
+
+def _flatten(node: Node, values: Values) -> Array:
+    x, axis = _first(values), int(node.attr("axis", 1))
+    axis = axis + x.ndim if axis < 0 else axis
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+def _squeeze(node: Node, values: Values) -> Array:
+    x = _first(values)
+    return np.squeeze(x, _axes(node, values, x.ndim))
+
+
+def _unsqueeze(node: Node, values: Values) -> Array:
+    x = _first(values)
+    return np.expand_dims(x, _axes(node, values, x.ndim) or ())
+
+
+def _slice(node: Node, values: Values) -> Array:
+    x, starts, ends = _first(values), _ints(values, 1), _ints(values, 2)
+    axes = _ints(values, 3) if _optional(values, 3) is not None else list(range(len(starts)))
+    steps = _ints(values, 4) if _optional(values, 4) is not None else [1] * len(starts)
+    index = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        size = x.shape[axis]
+        low = -1 if step < 0 else 0  # ONNX clamps the ends; Python's slice reads a clamped -1 as the last element
+        stop: int | None = max(end + size if end < 0 else end, low)
+        stop = None if step < 0 and stop is not None and stop < 0 else stop
+        index[axis] = slice(max(start + size, 0) if start < 0 else start, stop, step)
+    return x[tuple(index)]
+
+
+def _split(node: Node, values: Values) -> list[Array]:
+    x, axis = _first(values), int(node.attr("axis", 0))
+    size, count = x.shape[axis], len(node.outputs)
+    if _optional(values, 1) is not None:
+        parts = _ints(values, 1)
+    else:
+        part = -(-size // count)
+        parts = [part] * (count - 1) + [size - part * (count - 1)]
+    if sum(parts) != size or len(parts) != count:
+        raise ValueError(f"parts {parts} do not fit {size} elements")
+    return np.split(x, list(np.cumsum(parts[:-1])), axis)
+
+
+def _reduce(function: Callable[..., Array]) -> Callable[[Node, Values], Array]:
+    def compute(node: Node, values: Values) -> Array:
+        x = _first(values)
+        axes = _axes(node, values, x.ndim)
+        if axes is None and node.attr("noop_with_empty_axes", 0):
+            return x
+        result = function(x, axis=axes, keepdims=bool(node.attr("keepdims", 1)))
+        return np.asarray(result).astype(x.dtype)
+
+    return compute
+
+
+def _range(node: Node, values: Values) -> Array:
+    start, limit, delta = (_at(values, i).reshape(-1)[0] for i in range(3))
+    count = max(0, math.ceil((float(limit) - float(start)) / float(delta)))
+    return (start + np.arange(count) * delta).astype(_first(values).dtype)
+
+
+def _constant_of_shape(node: Node, values: Values) -> Array:
+    value = node.attrs.get("value")
+    fill = value.reshape(-1)[0] if isinstance(value, np.ndarray) else np.float32(0)
+    return np.full(_ints(values, 0), fill)
+
+
+def _gather(node: Node, values: Values) -> Array:
+    x, indices, axis = _first(values), _at(values, 1), int(node.attr("axis", 0))
+    size = x.shape[axis]
+    if indices.size and not (-size <= int(indices.min()) and int(indices.max()) < size):
+        raise IndexError(f"an index is outside {size} elements")
+    return np.take(x, indices.astype(np.int64), axis)
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(x, 0)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def _round(x: Array) -> Array:
+    return np.rint(x)
+
+
+def _matmul(node: Node, values: Values) -> Array:
+    return np.asarray(np.matmul(_first(values), _at(values, 1)))
+
+
+_WORK: Final = 1 << 31  # multiplications that one folded MatMul may take
+_NEVER: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "If", "Loop",
+     "Scan", "SequenceMap", "Optional", "Resize", "Upsample", "OneHot", "CenterCropPad", "Conv", "ConvTranspose", "Gemm",
+     "LSTM", "GRU", "RNN", "ImageDecoder", "Einsum", "Col2Im", "StringNormalizer", "RegexFullMatch", "StringConcat"}
+)  # fmt: skip
+_FAST: Final[dict[str, Callable[[Node, Values], "Array | list[Array]"]]] = {
+    "Abs": _unary(np.abs),
+    "Neg": _unary(np.negative),
+    "Sign": _unary(np.sign),
+    "Floor": _unary(np.floor),
+    "Ceil": _unary(np.ceil),
+    "Round": _unary(_round),
+    "Sqrt": _unary(np.sqrt),
+    "Reciprocal": _unary(np.reciprocal),
+    "Not": _unary(np.logical_not),
+    "Relu": _unary(lambda x: np.maximum(x, np.zeros((), x.dtype))),
+    "Exp": _unary(np.exp, wide=True),
+    "Log": _unary(np.log, wide=True),
+    "Tanh": _unary(np.tanh, wide=True),
+    "Sigmoid": _unary(_sigmoid, wide=True),
+    "Softplus": _unary(_softplus, wide=True),
+    "Add": _binary(np.add),
+    "Sub": _binary(np.subtract),
+    "Mul": _binary(np.multiply),
+    "Div": _binary(_divide),
+    "Pow": _power,
+    "Equal": _binary(np.equal),
+    "Less": _binary(np.less),
+    "LessOrEqual": _binary(np.less_equal),
+    "Greater": _binary(np.greater),
+    "GreaterOrEqual": _binary(np.greater_equal),
+    "And": _binary(np.logical_and),
+    "Or": _binary(np.logical_or),
+    "Min": _folded(np.minimum),
+    "Max": _folded(np.maximum),
+    "Sum": _folded(np.add),
+    "Where": lambda node, values: np.where(_first(values), _at(values, 1), _at(values, 2)),
+    "Clip": _clip,
+    "Cast": _to,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Transpose": lambda node, values: np.transpose(_first(values), node.attr("perm")),
+    "Slice": _slice,
+    "Split": _split,
+    "Gather": _gather,
+    "Concat": lambda node, values: np.concatenate([v for v in values if v is not None], int(node.attr("axis"))),
+    "Expand": lambda node, values: _first(values) * np.ones(_ints(values, 1), _first(values).dtype),
+    "Tile": lambda node, values: np.tile(_first(values), _ints(values, 1)),
+    "Range": _range,
+    "ConstantOfShape": _constant_of_shape,
+    "ReduceSum": _reduce(np.sum),
+    "ReduceMax": _reduce(np.max),
+    "ReduceMin": _reduce(np.min),
+    "ReduceProd": _reduce(np.prod),
+    "ReduceMean": _reduce(np.mean),
+    "MatMul": _matmul,
+}
+SIZED: Final[dict[str, Callable[[Node, Values], int]]] = {
+    **dict.fromkeys(
+        (
+            "Abs",
+            "Neg",
+            "Sign",
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sqrt",
+            "Reciprocal",
+            "Not",
+            "Relu",
+            "Exp",
+            "Log",
+            "Tanh",
+            "Sigmoid",
+            "Softplus",
+            "Clip",
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Transpose",
+            "Slice",
+            "Split",
+            "Concat",
+            "ReduceSum",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceMean",
+        ),
+        _same,
+    ),  # fmt: skip
+    **dict.fromkeys(
+        (
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Pow",
+            "Equal",
+            "Less",
+            "LessOrEqual",
+            "Greater",
+            "GreaterOrEqual",
+            "And",
+            "Or",
+            "Min",
+            "Max",
+            "Sum",
+            "Where",
+        ),
+        _broadcast,
+    ),  # fmt: skip
+    "Cast": _cast,
+    "Expand": _expand,
+    "Tile": _tile,
+    "ConstantOfShape": _filled,
+    "Range": _range_size,
+    "Gather": _gathered,
+    "MatMul": _matmul_size,
+    "Pad": _padded,
+}

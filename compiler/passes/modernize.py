@@ -1,0 +1,326 @@
+"""Modernize: bring the operators of opsets 7 to 12 to their opset 13 form, so that later passes see one form of each.
+
+    Squeeze[axes=[2,3]](x)                  Squeeze(x, [2,3])           likewise Unsqueeze, ReduceSum, Split, Pad,
+    Clip[min=0 max=6](x)                    Clip(x, 0, 6)               Slice, TopK: attributes become inputs
+    Upsample[mode=nearest](x, scales)       Resize[asymmetric floor](x, _, scales)
+    Softmax[axis=1](x: NxCxHxW)             Flatten -> Softmax -> Reshape: before 13 it spans all axes from `axis` on
+    BatchNormalization -> y, mean, var      BatchNormalization -> y
+
+In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
+to the type its input has. Graph inputs and outputs keep their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, infer_shapes, rank_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import Array
+from qatc.compiler.rewrite import NoMatch, Rules, sweep
+
+OPSET: Final = 13  # what the rules below write
+
+INERT: Final = Rules("modernize")
+UPGRADE: Final = Rules("modernize")
+
+
+def modernize(graph: QuantGraph, *, explain: bool = False) -> None:
+    """Rewrite the graph in place; afterwards `graph.opset` is at least 13.
+
+    What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
+    """
+    constants_from_nodes(graph)
+    if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
+        _infer(graph)
+    sweep(graph, INERT, explain=explain)
+    if graph.opset < OPSET:
+        _check_bodies(graph)
+        sweep(graph, UPGRADE, explain=explain)
+        graph.opset = OPSET
+
+
+def _infer(graph: QuantGraph) -> None:
+    try:
+        infer_shapes(graph)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        graph.explanation.append(f"modernize: ONNX shape inference gave up: {error}")
+
+
+def element_type(tensor: Tensor) -> int | None:
+    """The TensorProto element type of a tensor, None where it is unknown."""
+    if isinstance(tensor, Constant):
+        return int(onnx.helper.np_dtype_to_tensor_dtype(tensor.values.dtype))
+    kind: Any = tensor.dtype
+    if kind is None or isinstance(kind, int):
+        return kind or None
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+
+
+def axes_of(graph: QuantGraph, node: Node) -> tuple[int, ...] | None:
+    """The axes of a Reduce*, Squeeze or Unsqueeze, from its attribute or its second input; () means all of them.
+
+    Counted from the front where the rank is known. None where they are computed at run time.
+    """
+    listed = node.attr("axes")
+    if listed is None and len(node.inputs) > 1 and node.inputs[1].name:
+        value = value_of(node.inputs[1])
+        if value is None:
+            return None
+        listed = value.reshape(-1).tolist()
+    if listed is None:
+        return ()
+    rank = rank_of(node.outputs[0] if node.op == "Unsqueeze" else node.inputs[0])
+    return tuple(int(a) + (rank if rank is not None and a < 0 else 0) for a in listed)
+
+
+# -- constants ----------------------------------------------------------------------------------------------------
+
+
+def constants_from_nodes(graph: QuantGraph) -> None:
+    """Turn every `Constant` node into a constant of the graph."""
+    gone: list[Node] = []
+    for node in list(graph.nodes):
+        if node.op != "Constant" or node.domain:
+            continue
+        value = constant_value(node)
+        if value is None:
+            graph.diagnostics.error("QAT302", "a Constant node holds no dense tensor of numbers", node=label_of(node))
+            continue
+        gone.append(node)
+        old = node.outputs[0]
+        if graph.is_output(old):
+            graph.replace(old, graph.constant(f"{old.name}_value", value))
+        else:
+            graph.replace(old, Constant(old.name, value))
+    graph.remove(gone)
+    if gone:
+        graph.sort()
+
+
+def constant_value(node: Node) -> Array | None:
+    """What a `Constant` node holds, None for sparse tensors and strings."""
+    for key, dtype in (("value_float", np.float32), ("value_int", np.int64)):
+        if key in node.attrs:
+            return np.asarray(node.attrs[key], dtype)
+    for key, dtype in (("value_floats", np.float32), ("value_ints", np.int64)):
+        if key in node.attrs:
+            return np.asarray(list(node.attrs[key]), dtype)
+    value = node.attrs.get("value")
+    return value if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU" else None
+
+
+# -- what does nothing --------------------------------------------------------------------------------------------
+
+
+def _bypass(graph: QuantGraph, node: Node) -> bool:
+    """Bypass, unless both ends are names of the interface: then the copy is what gives the output its name."""
+    source, result = node.inputs[0], node.outputs[0]
+    fixed = isinstance(source, Constant) or graph.is_output(source) or any(i is source for i in graph.inputs)
+    if graph.is_output(result) and fixed:
+        if not graph.consumers(result):
+            return False
+        for reader in dict.fromkeys(graph.consumers(result)):
+            for index, tensor in enumerate(reader.inputs):
+                if tensor is result:
+                    reader.inputs[index] = source
+        return True
+    graph.bypass(node)
+    return True
+
+
+@INERT.on("Identity")
+def identity(graph: QuantGraph, node: Node) -> bool:
+    """Identity(x) is x."""
+    return _bypass(graph, node)
+
+
+@INERT.on("Dropout")
+def dropout(graph: QuantGraph, node: Node) -> bool:
+    """Dropout does nothing at inference."""
+    mode = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.False_
+    if mode is None or bool(np.any(mode)):
+        raise NoMatch("it is in training mode")
+    if len(node.outputs) > 1 and (node.outputs[1].outputs or graph.is_output(node.outputs[1])):
+        raise NoMatch("its mask is read")
+    return _bypass(graph, node)
+
+
+@INERT.on("Cast")
+def no_op_cast(graph: QuantGraph, node: Node) -> bool:
+    """Cast to the type the tensor has already."""
+    kind = element_type(node.inputs[0])
+    if kind is None:
+        raise NoMatch("the type of its input is unknown")
+    return kind == node.attr("to") and _bypass(graph, node)
+
+
+# -- attributes that became inputs --------------------------------------------------------------------------------
+
+
+def _integers(graph: QuantGraph, node: Node, what: str, values: Any) -> Constant:
+    return graph.constant(f"{node.outputs[0].name}_{what}", np.asarray(values, np.int64).reshape(-1))
+
+
+def _number(graph: QuantGraph, node: Node, what: str, value: float) -> Constant:
+    kind = element_type(node.inputs[0])
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(np.float32)
+    return graph.constant(f"{node.outputs[0].name}_{what}", np.asarray(value, dtype))
+
+
+@UPGRADE.on("Squeeze", "Unsqueeze", "ReduceSum")
+def axes_become_an_input(graph: QuantGraph, node: Node) -> bool:
+    """axes: attribute before 13."""
+    if "axes" not in node.attrs:
+        return False
+    node.inputs.append(_integers(graph, node, "axes", node.attrs.pop("axes")))
+    return True
+
+
+@UPGRADE.on("Split")
+def split_becomes_an_input(graph: QuantGraph, node: Node) -> bool:
+    """split: attribute before 13."""
+    if "split" not in node.attrs:
+        return False
+    node.inputs.append(_integers(graph, node, "split", node.attrs.pop("split")))
+    return True
+
+
+@UPGRADE.on("TopK")
+def k_becomes_an_input(graph: QuantGraph, node: Node) -> bool:
+    """k: attribute before 10."""
+    if "k" not in node.attrs:
+        return False
+    node.inputs.append(_integers(graph, node, "k", node.attrs.pop("k")))
+    return True
+
+
+@UPGRADE.on("Slice")
+def slice_becomes_inputs(graph: QuantGraph, node: Node) -> bool:
+    """starts, ends, axes: attributes before 10."""
+    if "starts" not in node.attrs:
+        return False
+    for name in ("starts", "ends", "axes"):
+        if name in node.attrs:
+            node.inputs.append(_integers(graph, node, name, node.attrs.pop(name)))
+    return True
+
+
+@UPGRADE.on("Clip")
+def clip_becomes_inputs(graph: QuantGraph, node: Node) -> bool:
+    """min, max: attributes before 11."""
+    if "min" not in node.attrs and "max" not in node.attrs:
+        return False
+    for name in ("min", "max"):
+        bound = node.attrs.pop(name, None)
+        node.inputs.append(Variable("") if bound is None else _number(graph, node, name, bound))
+    return True
+
+
+@UPGRADE.on("Pad")
+def pads_become_inputs(graph: QuantGraph, node: Node) -> bool:
+    """pads, value: attributes before 11."""
+    if "pads" not in node.attrs:
+        return False
+    node.inputs.append(_integers(graph, node, "pads", node.attrs.pop("pads")))
+    value = node.attrs.pop("value", 0.0)
+    if node.attr("mode", "constant") == "constant":
+        node.inputs.append(_number(graph, node, "value", value))
+    return True
+
+
+# -- operators that changed ---------------------------------------------------------------------------------------
+
+
+@UPGRADE.on("Upsample")
+def upsample_becomes_resize(graph: QuantGraph, node: Node) -> bool:
+    """Upsample (scales as attribute before 9) is Resize with asymmetric coordinates."""
+    if "scales" in node.attrs:
+        scales: Tensor = graph.constant(
+            f"{node.outputs[0].name}_scales", np.asarray(node.attrs.pop("scales"), np.float32)
+        )
+    else:
+        scales = node.inputs[1]
+    return _to_resize(node, scales)
+
+
+@UPGRADE.on("Resize")
+def resize_of_opset_10(graph: QuantGraph, node: Node) -> bool:
+    """Resize of opset 10 has no `roi` and asymmetric coordinates."""
+    if graph.opset != 10 or len(node.inputs) != 2:
+        return False
+    return _to_resize(node, node.inputs[1])
+
+
+def _to_resize(node: Node, scales: Tensor) -> bool:
+    mode = node.attr("mode", "nearest")
+    node.op = "Resize"
+    node.inputs = [node.inputs[0], Variable(""), scales]  # roi is read by tf_crop_and_resize alone
+    node.attrs.clear()
+    node.attrs["mode"] = "linear" if mode in ("linear", "bilinear") else mode
+    node.attrs["coordinate_transformation_mode"] = "asymmetric"
+    if mode == "nearest":
+        node.attrs["nearest_mode"] = "floor"
+    return True
+
+
+@UPGRADE.on("Softmax", "LogSoftmax", "Hardmax")
+def softmax_over_one_axis(graph: QuantGraph, node: Node) -> bool:
+    """Before 13 the input is flattened to two dimensions at `axis` (default 1), and each row is normalised."""
+    axis, x = int(node.attr("axis", 1)), node.inputs[0]
+    rank = rank_of(x)
+    if axis == -1 or (rank is not None and axis in (rank - 1, -1)):
+        node.attrs["axis"] = -1
+        return True
+    result = node.outputs[0]
+    flat = graph.variable(f"{result.name}_flat", onnx.TensorProto.FLOAT)
+    rows = graph.variable(f"{result.name}_rows", onnx.TensorProto.FLOAT)
+    shape = graph.variable(f"{result.name}_shape", onnx.TensorProto.INT64)
+    graph.insert("Flatten", [x], [flat], attrs={"axis": axis})
+    graph.insert("Shape", [x], [shape])
+    node.inputs[0], node.outputs[0], node.attrs["axis"] = flat, rows, -1
+    graph.insert("Reshape", [rows, shape], [result])
+    return True
+
+
+@UPGRADE.on("BatchNormalization")
+def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
+    """The running statistics that old exports list as outputs are read by nobody at inference."""
+    if not node.attrs.pop("spatial", 1):
+        graph.diagnostics.error(
+            "QAT006",
+            "BatchNormalization with spatial=0 has no form in newer opsets",
+            node=label_of(node),
+            hint="export the model again with opset 9 or newer",
+        )
+        return False
+    for name in ("is_test", "consumed_inputs"):
+        node.attrs.pop(name, None)
+    if any(t.outputs or graph.is_output(t) for t in node.outputs[1:]):
+        raise NoMatch("its statistics are read")
+    for index in range(len(node.outputs) - 1, 0, -1):
+        node.outputs.pop(index)
+    return True
+
+
+def _check_bodies(graph: QuantGraph) -> None:
+    """Bodies of control flow stay as they are: report those that hold an operator whose form changed."""
+    changed = {op for _, op in UPGRADE.by_op} - {"BatchNormalization", "Resize"}
+    for node in graph.nodes:
+        waiting = [a for a in node.attrs.values() if isinstance(a, onnx.GraphProto)]
+        found: set[str] = set()
+        while waiting:
+            body = waiting.pop()
+            for inner in body.node:
+                found.update({inner.op_type} & changed if inner.domain in ("", "ai.onnx") else ())
+                waiting.extend(a.g for a in inner.attribute if a.type == onnx.AttributeProto.GRAPH)
+        if found:
+            graph.diagnostics.error(
+                "QAT006",
+                f"the body of this {node.op} uses {', '.join(sorted(found))} as of opset {graph.opset}",
+                node=label_of(node),
+                hint="export the model again with opset 13 or newer, or run onnx.version_converter on it",
+            )

@@ -1,0 +1,89 @@
+"""Rules and sweeps: a rule is a plain function on a node, a sweep tries the rules on every node once.
+
+    RULES = Rules("modernize")
+
+    @RULES.on("Squeeze", "Unsqueeze")
+    def axes_become_an_input(graph: QuantGraph, node: Node) -> bool:
+        if "axes" not in node.attrs:
+            return False                      # nothing to do: silent
+        if not known(node):
+            raise NoMatch("its rank is unknown")   # almost matched: `--explain` says so
+        ...
+        return True
+
+    sweep(graph, RULES)
+
+A sweep is linear in the graph: there is no worklist, and a rule must leave behind what no rule wants to see again. Rules
+unlink nodes (`graph.bypass`) and insert new ones; the sweep removes the dead and restores the order once, at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qatc.compiler.diagnostics import printable
+from qatc.compiler.graph import Node, QuantGraph
+from qatc.compiler.model_io import label_of
+
+Rule = Callable[[QuantGraph, Node], bool]
+
+
+class NoMatch(Exception):  # noqa: N818  # not an error: the reason why a rule that nearly applied does not
+    """Raised by a rule that recognised its pattern but may not rewrite it; `reason` goes into the explanation."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Rules:
+    """Rules by the operator they start from; several rules of one operator are tried in the order of registration."""
+
+    name: str
+    by_op: dict[tuple[str, str], list[Rule]] = field(default_factory=dict[tuple[str, str], list[Rule]])
+
+    def on(self, *ops: str, domain: str = "") -> Callable[[Rule], Rule]:
+        """Register a rule for operators of one domain; it returns whether it rewrote the node."""
+
+        def register(rule: Rule) -> Rule:
+            for op in ops:
+                self.by_op.setdefault((domain, op), []).append(rule)
+            return rule
+
+        return register
+
+    def of(self, node: Node) -> list[Rule]:
+        """The rules that start from this node's operator."""
+        return self.by_op.get((node.domain or "", node.op), [])
+
+
+def sweep(graph: QuantGraph, rules: Rules, *, explain: bool = False) -> int:
+    """Try the rules on every node once, in order; the first that rewrites a node ends that node's turn.
+
+    Returns how many nodes were rewritten. With `explain`, what fired and what nearly did goes to `graph.explanation`.
+    """
+    fired = 0
+    for node in list(graph.nodes):
+        for rule in rules.of(node):
+            label = label_of(node) if explain else ""
+            try:
+                matched = rule(graph, node)
+            except NoMatch as no:
+                if explain:
+                    graph.explanation.append(f"{rules.name}: {_title(rule)} not at {printable(label)}: {no.reason}")
+                continue
+            if matched:
+                fired += 1
+                if explain:
+                    graph.explanation.append(f"{rules.name}: {_title(rule)} at {printable(label)}")
+                break
+    if fired:
+        graph.sort()
+        graph.clean()
+    return fired
+
+
+def _title(rule: Rule) -> str:
+    return rule.__name__.strip("_").replace("_", " ")

@@ -1,0 +1,227 @@
+"""Quantisation parameters as exporters write them, read into QuantParams; what is wrong with them becomes a diagnostic.
+
+Exporters write a per-tensor scale as a scalar, as [1], or as [1,1,1,1], with an axis that means nothing; a per-channel one
+as [C] or [C,1,1,1], with an axis from either end. Zero points may be absent, shorter than the scale, or (in vendor nodes)
+floats that were never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.diagnostics import printable
+from qatc.compiler.graph import Dim, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
+
+_TINY: Final = float(np.finfo(np.float32).tiny)
+_SHOWN: Final = 3  # wrong values that a message lists
+
+
+def quantised_dtype(dtype: np.dtype[np.generic]) -> str | None:
+    """The name of an integer type that can be quantised (int4 ... uint16, int32), None for all others."""
+    return dtype.name if dtype.name in DTYPES else None
+
+
+def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Array | None:
+    """The constant value of an input, or None with a QAT205 (computed at run time) or QAT104 (missing) recorded."""
+    tensor = node.inputs[index] if index < len(node.inputs) else None
+    if tensor is None or not tensor.name:
+        graph.diagnostics.error("QAT104", f"{node.op} has no {what}", node=label_of(node))
+        return None
+    value = value_of(tensor)
+    if value is None:
+        graph.diagnostics.error(
+            "QAT205",
+            f"the {what} of this {node.op} is computed at run time{_maker(graph, tensor)}",
+            node=label_of(node),
+            tensor=tensor.name,
+            hint="export the model in evaluation mode with constant folding; dynamic quantisation has no fixed grid",
+        )
+    return value
+
+
+def _maker(graph: QuantGraph, tensor: Tensor) -> str:
+    maker = graph.producer(tensor)
+    return f" by {maker.op} {printable(label_of(maker))}" if maker is not None else " (a graph input)"
+
+
+def make_params(
+    graph: QuantGraph,
+    node: Node,
+    scale: Array,
+    zero_point: Array | None,
+    dtype: str,
+    *,
+    axis: int | None = None,
+    shape: Sequence[Dim] | None = None,
+    qmin: int | None = None,
+    qmax: int | None = None,
+    tensor: str | None = None,
+) -> QuantParams | None:
+    """Check parameters and build QuantParams; None with every finding recorded where they are wrong.
+
+    Args:
+        graph: collects the diagnostics (QAT103, QAT104, QAT201, QAT202, QAT204, QAT009).
+        node: the node that states the parameters, for the diagnostics.
+        scale: one number in any shape, C numbers, or an array that broadcasts along one dimension of the tensor.
+        zero_point: integers (or whole floats) in the form of `scale`, or one for all; None means zero.
+        dtype: name of the integer type.
+        axis: the channel axis, counted from either end; ignored where `scale` has one element.
+        shape: of the quantised tensor, as far as it is known.
+        qmin: lower end of the range, the type's own where None.
+        qmax: upper end of the range.
+        tensor: the quantised tensor's name, for the diagnostics.
+    """
+    found = _Reader(graph, node, tensor)
+    scales = found.scales(scale)
+    low, high = dtype_range(dtype)
+    low, high = (low if qmin is None else qmin), (high if qmax is None else qmax)
+    if scales is None or not found.range_fits(dtype, low, high):
+        return None
+    zeros = found.zeros(zero_point, scales.size, dtype)
+    if zeros is None:
+        return None
+    channel: int | None = None
+    if scales.size > 1:
+        channel = found.axis(scale.shape, scales.size, axis, shape)
+        if channel is None:
+            return None
+    return QuantParams(tuple(scales.tolist()), tuple(zeros.tolist()), dtype, channel, low, high)
+
+
+class _Reader:
+    """Checks the parts of one node's parameters; every method returns None after recording what is wrong."""
+
+    def __init__(self, graph: QuantGraph, node: Node, tensor: str | None) -> None:
+        self.found, self.node, self.tensor = graph.diagnostics, node, tensor
+
+    def _error(self, code: str, message: str, hint: str | None = None) -> None:
+        self.found.error(code, message, node=label_of(self.node), tensor=self.tensor, hint=hint)
+
+    def scales(self, scale: Array) -> Array | None:
+        if scale.dtype.kind in "biuOSU" or not scale.size:
+            self._error("QAT104", f"the scale is of type {scale.dtype} and shape {list(scale.shape)}")
+            return None
+        with np.errstate(over="ignore"):
+            values = scale.reshape(-1).astype(np.float32)
+        bad = ~(np.isfinite(values) & (values >= _TINY))
+        if bad.any():
+            shown = ", ".join(f"{v:.9g}" for v in values[bad][:_SHOWN])
+            many = f" ({int(bad.sum())} of {values.size} channels)" if values.size > 1 else ""
+            self._error(
+                "QAT201",
+                f"the scale is {shown}{many}",
+                "a scale must be positive, finite and at least 1.18e-38; a zero scale means that the range was never observed",
+            )
+            return None
+        return values.astype(np.float64)
+
+    def range_fits(self, dtype: str, qmin: int, qmax: int) -> bool:
+        low, high = dtype_range(dtype)
+        if low <= qmin <= qmax <= high:
+            return True
+        self._error("QAT104", f"the range {qmin}..{qmax} is empty or does not fit {dtype}")
+        return False
+
+    def zeros(self, zero_point: Array | None, count: int, dtype: str) -> Array | None:
+        if zero_point is None:
+            return np.zeros(count, np.int64)
+        values = zero_point.reshape(-1).astype(np.float64)
+        if values.size not in (1, count):
+            self._error("QAT204", f"{count} scales but {values.size} zero points")
+            return None
+        low, high = dtype_range(dtype)
+        wrong = ~((values >= low) & (values <= high) & (values == np.rint(values)))
+        if wrong.any():
+            self._error("QAT202", f"the zero point {values[wrong][0]:.9g} is no integer of {dtype} [{low}, {high}]")
+            return None
+        return np.broadcast_to(values.astype(np.int64), count)
+
+    def axis(self, stated: tuple[int, ...], count: int, axis: int | None, shape: Sequence[Dim] | None) -> int | None:
+        """The channel axis from the front, checked against the tensor's shape."""
+        if len(stated) > 1:
+            return self._broadcast_axis(stated, shape)
+        wanted = 1 if axis is None else axis
+        if shape is None:
+            if wanted >= 0:
+                return wanted
+            self._error("QAT009", f"the axis {wanted} counts from the end of a tensor of unknown rank")
+            return None
+        front = wanted + len(shape) if wanted < 0 else wanted
+        if not 0 <= front < len(shape):
+            self._error("QAT204", f"{count} scales along axis {wanted} of a tensor of shape {_shown(shape)}")
+            return None
+        size = shape[front]
+        if isinstance(size, int) and size != count:
+            self._error(
+                "QAT204", f"{count} scales along axis {wanted}, which has {size} elements: shape {_shown(shape)}"
+            )
+            return None
+        return front
+
+    def _broadcast_axis(self, stated: tuple[int, ...], shape: Sequence[Dim] | None) -> int | None:
+        """The one dimension along which a scale such as [C,1,1,1] varies."""
+        varying = [i for i, d in enumerate(stated) if d != 1]
+        if len(varying) != 1 or (shape is not None and len(stated) > len(shape)):
+            self._error(
+                "QAT103",
+                f"the scale has shape {list(stated)}: block-wise quantisation",
+                "quantise per tensor or per channel; blocks of a few weights have no integer form here",
+            )
+            return None
+        if shape is None:
+            return varying[0]
+        front = varying[0] + len(shape) - len(stated)
+        size = shape[front]
+        if isinstance(size, int) and size != stated[varying[0]]:
+            self._error("QAT204", f"a scale of shape {list(stated)} for a tensor of shape {_shown(shape)}")
+            return None
+        return front
+
+
+def _shown(shape: Sequence[Dim]) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+
+
+def linear_params(graph: QuantGraph, node: Node) -> QuantParams | None:
+    """The parameters of a QuantizeLinear or DequantizeLinear (any opset, com.microsoft too); None where they are wrong.
+
+    The integer type is the zero point's, that of the integers a DequantizeLinear reads, or `output_dtype`.
+    """
+    x = node.inputs[0]
+    scale = constant_input(graph, node, 1, "scale")
+    has_zero = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    zero = constant_input(graph, node, 2, "zero point") if has_zero else None
+    if scale is None or (has_zero and zero is None):
+        return None
+    kind = _integer_type(node, zero)
+    dtype = quantised_dtype(kind)
+    if dtype is None or node.attr("block_size", 0):
+        graph.diagnostics.error(
+            "QAT103",
+            f"{node.op} to {kind.name}" if dtype is None else f"{node.op} in blocks of {node.attr('block_size')}",
+            node=label_of(node),
+            tensor=x.name,
+            hint="only affine integers per tensor or per channel can be compiled; quantise to int8 when training",
+        )
+        return None
+    axis = int(node.attr("axis", 1))
+    return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape_of(x), tensor=x.name)
+
+
+def _integer_type(node: Node, zero: Array | None) -> np.dtype[np.generic]:
+    if zero is not None:
+        return zero.dtype
+    value = value_of(node.inputs[0])
+    if value is not None and node.op == "DequantizeLinear":
+        return value.dtype
+    kind = node.attr("output_dtype", 0) if node.op == "QuantizeLinear" else node.inputs[0].dtype
+    if not kind:
+        return np.dtype(np.uint8)
+    import onnx
+
+    return onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else np.dtype(kind)
