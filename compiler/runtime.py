@@ -1,0 +1,304 @@
+"""ONNX Runtime as qatc uses it: sessions of a model held in memory, any tensor of it readable, and single operators.
+
+The model's file is never rewritten: what ONNX Runtime needs changed is changed on a copy of the proto, external data
+stay where they are and are mapped by ONNX Runtime itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx
+from google.protobuf.message import EncodeError
+
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.graph import Node, Variable
+from qatc.compiler.model_io import node_proto
+from qatc.compiler.quant import Array
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+_IR_VERSION: Final = 10  # read by every ONNX Runtime since 1.18; newer stamps (onnx 1.23 writes 14) are refused by some
+_SESSIONS: Final = 2  # sessions kept: each holds a copy of the weights
+_MAX_PROTO: Final = 2**31 - 1
+_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+
+
+def version() -> str:
+    """ONNX Runtime's version."""
+    import onnxruntime
+
+    return onnxruntime.__version__
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own exceptions share no base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (
+        state.EPFail,
+        state.EngineError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoModel,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
+    return (*own, RuntimeError, ValueError, TypeError)
+
+
+def _options(*, optimize: bool, folder: Path | None) -> SessionOptions:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(folder.resolve()))
+    return options
+
+
+# -- a model ------------------------------------------------------------------------------------------------------
+
+
+class RunnableModel:
+    """A model in memory of which any tensor can be read.
+
+    Args:
+        model: the model; it is not changed. External data are looked up in `folder`.
+        folder: where the external data are.
+        optimize: whether ONNX Runtime may rewrite the graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path | None = None, *, optimize: bool = False) -> None:
+        self.model = tidy(model)
+        self.folder = folder
+        self.optimize = optimize
+        self.constants: frozenset[str] = frozenset(i.name for i in self.model.graph.initializer)
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self.model.graph.input if i.name not in self.constants)
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self.model.graph.output)
+        self.makers: dict[str, onnx.NodeProto] = {
+            name: node for node in self.model.graph.node for name in node.output if name
+        }
+        self._sessions: OrderedDict[tuple[str, ...], InferenceSession] = OrderedDict()
+
+    def has(self, name: str) -> bool:
+        """Whether `name` is a tensor of the model's main graph."""
+        return name in self.makers or name in self.inputs or name in self.constants
+
+    def run(self, feeds: Mapping[str, Array], names: Iterable[str] | None = None) -> dict[str, Array]:
+        """The values of `names` (default: the model's outputs). Nodes that no name needs are not run.
+
+        Raises:
+            KeyError: for a name that the model does not have.
+            Exception: one of `errors()` where ONNX Runtime cannot load or run the model.
+        """
+        wanted = tuple(dict.fromkeys(self.outputs if names is None else names))
+        result = {n: np.asarray(feeds[n]) for n in wanted if n in feeds}
+        rest = tuple(n for n in wanted if n not in result)
+        if not rest:
+            return result
+        session = self._session(rest)
+        needed = {i.name for i in session.get_inputs()}
+        values = session.run(list(rest), {n: v for n, v in feeds.items() if n in needed})
+        result.update(zip(rest, values, strict=True))
+        return result
+
+    def _session(self, names: tuple[str, ...]) -> InferenceSession:
+        session = self._sessions.pop(names, None)
+        if session is None:
+            missing = [n for n in names if not self.has(n)]
+            if missing:
+                raise KeyError(missing[0])
+            while len(self._sessions) >= _SESSIONS:
+                self._sessions.popitem(last=False)
+            model = self.model if names == self.outputs else with_outputs(self.model, names)
+            session = open_session(model, folder=self.folder, optimize=self.optimize)
+        self._sessions[names] = session
+        return session
+
+
+def open_session(model: onnx.ModelProto, *, folder: Path | None = None, optimize: bool = False) -> InferenceSession:
+    """A CPU session of a model in memory (of more than 2 GiB through a temporary file).
+
+    Raises:
+        Exception: one of `errors()` where ONNX Runtime does not take the model.
+    """
+    import onnxruntime as ort
+
+    providers = ["CPUExecutionProvider"]
+    try:
+        content = model.SerializeToString()
+    except (EncodeError, ValueError):  # beyond what protobuf can write
+        content = b""
+    if content and len(content) <= _MAX_PROTO:
+        return ort.InferenceSession(content, _options(optimize=optimize, folder=folder), providers=providers)
+    with tempfile.TemporaryDirectory(prefix="qatc-") as scratch:
+        path = Path(scratch) / "model.onnx"
+        moved = onnx.ModelProto()
+        moved.CopyFrom(model)  # saving takes the data out of the proto
+        onnx.save(moved, path, save_as_external_data=True, location="model.bin")  # pyright: ignore[reportUnknownMemberType]
+        return ort.InferenceSession(str(path), _options(optimize=optimize, folder=None), providers=providers)
+
+
+def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that ONNX Runtime loads where the original fails for its form alone; the meaning is the same.
+
+    One opset a domain (exporters list domains several times and import ones that no node uses), `ai.onnx` written as
+    the default domain, unique node names, an IR version that every release reads, and none of the stored intermediate
+    shapes, which are often stale. (ONNX Runtime sorts the nodes itself.)
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if copy.functions:
+        from onnx import inliner
+
+        copy = inliner.inline_local_functions(copy)
+    del copy.graph.value_info[:]
+    copy.ir_version = min(copy.ir_version, _IR_VERSION)
+    seen: set[str] = set()
+    for node in _every_node(copy.graph):
+        if node.name in seen:
+            node.ClearField("name")
+        seen.add(node.name)
+        if node.domain == "ai.onnx":
+            node.ClearField("domain")
+    _tidy_imports(copy)
+    return copy
+
+
+def _tidy_imports(model: onnx.ModelProto) -> None:
+    used = {n.domain for n in _every_node(model.graph)} | {""}
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        versions[domain] = max(entry.version, versions.get(domain, 0))
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in versions.items() if d in used)
+
+
+def _every_node(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    waiting = [graph]
+    while waiting:
+        for node in waiting.pop().node:
+            yield node
+            for attribute in node.attribute:
+                waiting.extend([attribute.g] if attribute.HasField("g") else [])
+                waiting.extend(attribute.graphs)
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy whose outputs are `names` and which has only the nodes and constants that they need."""
+    graph = model.graph
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    waiting, needed, kept = list(names), set(names), set[int]()
+    while waiting:
+        index = makers.get(waiting.pop())
+        if index is None or index in kept:
+            continue
+        kept.add(index)
+        read = [n for n in _reads(graph.node[index]) if n not in needed]
+        needed.update(read)
+        waiting.extend(read)
+    declared = {o.name: o for o in graph.output}
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    copy.graph.name = graph.name or "graph"
+    copy.graph.node.extend(graph.node[i] for i in sorted(kept))
+    copy.graph.input.extend(graph.input)
+    copy.graph.initializer.extend(i for i in graph.initializer if i.name in needed)
+    copy.graph.output.extend(declared.get(n, onnx.ValueInfoProto(name=n)) for n in names)
+    return copy
+
+
+def _reads(node: onnx.NodeProto) -> Iterable[str]:
+    """What the node or its subgraphs read (names of the subgraphs' own tensors among them do no harm)."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            yield from (o.name for o in graph.output)
+            for inner in _every_node(graph):
+                yield from inner.input
+
+
+# -- one operator -------------------------------------------------------------------------------------------------
+
+
+class OrtEvaluator:
+    """Runs single ONNX operators in ONNX Runtime: what the reference executor does with float islands.
+
+    Sessions are kept, one for each operator with its attributes and element types.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[tuple[object, ...], InferenceSession] = {}
+
+    def __call__(
+        self,
+        op_type: str,
+        domain: str,
+        opset: int,
+        inputs: Sequence[Array | None],
+        attrs: Mapping[str, Any],
+        n_outputs: int,
+    ) -> list[Array]:
+        """The operator's outputs.
+
+        Args:
+            op_type: the operator.
+            domain: its domain, "" for ai.onnx.
+            opset: the version of that domain.
+            inputs: arrays of any dtype that ONNX Runtime knows; None for an absent optional input.
+            attrs: its attributes as Python values.
+            n_outputs: how many outputs to compute.
+
+        Raises:
+            CompileError: QAT403 where ONNX Runtime cannot run the operator.
+        """
+        arrays = [None if a is None else np.asarray(a) for a in inputs]
+        names = [f"i{i}" if a is not None else "" for i, a in enumerate(arrays)]
+        node = Node(
+            op_type,
+            "",
+            dict(attrs),
+            [Variable(n) for n in names],
+            [Variable(f"o{i}") for i in range(n_outputs)],
+            domain or None,
+        )
+        proto = node_proto(node)
+        kinds = tuple(None if a is None else (a.dtype.str, a.ndim) for a in arrays)
+        key = (proto.SerializeToString(deterministic=True), opset, kinds)
+        try:
+            session = self._sessions.get(key)
+            if session is None:
+                session = self._sessions[key] = open_session(_single(proto, opset, arrays))
+            feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
+            return session.run(None, feeds)
+        except errors() as error:
+            raise fail(
+                "QAT403",
+                f"ONNX Runtime cannot run the operator {f'{domain}::' if domain else ''}{op_type}: {error}",
+                hint="the float island needs an operator that ONNX Runtime has on the CPU",
+            ) from error
+
+
+def _single(node: onnx.NodeProto, opset: int, arrays: Sequence[Array | None]) -> onnx.ModelProto:
+    # inputs beyond the node's own are read by its subgraphs alone
+    inputs = [
+        onnx.helper.make_tensor_value_info(f"i{i}", onnx.helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
+        for i, a in enumerate(arrays)
+        if a is not None
+    ]
+    graph = onnx.helper.make_graph([node], "operator", inputs, [onnx.ValueInfoProto(name=n) for n in node.output])
+    imports = [onnx.helper.make_opsetid(node.domain, opset)]
+    if node.domain:
+        imports.append(onnx.helper.make_opsetid("", 17))
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)

@@ -1,0 +1,148 @@
+"""Simulation: the input file itself in ONNX Runtime, unoptimized, with any of its tensors readable.
+
+With its optimizations on, ONNX Runtime fuses fake quantization into integer kernels and re-quantizes weights: it then
+is no reference for what was trained. Where it cannot run the file at all (vendor nodes), and where ranges were filled
+from calibration data (the file does not have them), the simulation is a graph of ours with its Q/DQ written back
+(`compiler/qdq.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.diagnostics import CompileError, fail
+from qatc.compiler.graph import QuantGraph
+from qatc.compiler.integer import Tensor
+from qatc.compiler.model_io import read_proto
+from qatc.compiler.qdq import to_qdq
+from qatc.compiler.quant import Array
+from qatc.compiler.runtime import RunnableModel, errors, version
+
+# Between a rounding and the tensor that carries the rounded value: operators that do not change the shape.
+_AFTER_ROUNDING: Final = frozenset(
+    {"DequantizeLinear", "Clip", "Cast", "Identity", "Sub", "Add", "Mul", "Div", "Min", "Max"}
+)
+
+
+@dataclass(frozen=True)
+class Unrounded:
+    """Where the simulation holds a value before it is rounded: `tensor`, in units of the grid's step where `scaled`."""
+
+    tensor: str
+    scaled: bool
+
+
+class Simulation:
+    """A float model that fake-quantizes, run without optimizations.
+
+    Attributes:
+        description: what is run, for reports.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        description: str,
+        *,
+        folder: Path | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self.description = description
+        self._runnable = RunnableModel(model, folder)
+        self._names = names
+        self.inputs = self._runnable.inputs
+        self.outputs = self._runnable.outputs
+
+    @classmethod
+    def of_file(cls, path: Path) -> Simulation:
+        """The simulation of a model file (CompileError as `model_io.read_proto` where it cannot be read)."""
+        model, _ = read_proto(path)
+        return cls(model, f"{path.name} in ONNX Runtime {version()}, unoptimized", folder=path.parent)
+
+    @classmethod
+    def of_graph(cls, graph: QuantGraph) -> Simulation:
+        """The simulation of a stripped graph: its Q/DQ written back; biases stay float."""
+        written = to_qdq(graph, bias="float", portable=False)
+        names = dict(written.rounded)
+        names.update({origin: written.rounded.get(name, name) for name, origin in graph.origin.items()})
+        return cls(
+            written.model, f"the normalized graph with Q/DQ in ONNX Runtime {version()}, unoptimized", names=names
+        )
+
+    def locate(self, tensor: Tensor) -> str | None:
+        """The simulation's tensor with the same real values as `tensor` after rounding, None where it has none."""
+        if self._names is None:
+            return tensor.source if tensor.source and self._runnable.has(tensor.source) else None
+        return self._names.get(tensor.source or tensor.name) or self._names.get(tensor.name)
+
+    def unrounded(self, name: str) -> Unrounded | None:
+        """Where the value of the fake-quantized tensor `name` can be read before its rounding, if that is visible."""
+        makers = self._runnable.makers
+        for _ in range(16):
+            node = makers.get(name)
+            if node is None or not node.input:
+                return None
+            if node.op_type == "QuantizeLinear":
+                return Unrounded(node.input[0], scaled=False)
+            if node.op_type == "Round":
+                return Unrounded(node.input[0], scaled=True)
+            if node.op_type not in _AFTER_ROUNDING:
+                return None
+            variable = [n for n in node.input if n and n not in self._runnable.constants]
+            name = node.input[0] if node.op_type == "DequantizeLinear" or not variable else variable[0]
+        return None
+
+    def run(self, feeds: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        """The values of the tensors `names` for one sample.
+
+        Raises:
+            CompileError: QAT403 where ONNX Runtime cannot load or run the model.
+        """
+        try:
+            return self._runnable.run(feeds, names)
+        except KeyError as error:
+            raise fail("QAT403", f"the simulation has no tensor {error.args[0]}") from error
+        except errors() as error:
+            raise fail(
+                "QAT403",
+                f"ONNX Runtime {version()} cannot run {self.description}: {error}",
+                hint="a newer onnxruntime may know the operator; --no-verify compiles without the comparison",
+            ) from error
+
+
+def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) -> Simulation:
+    """The file's simulation where ONNX Runtime runs it on `sample`, else the one of the stripped graph.
+
+    Args:
+        path: the input file.
+        graph: the same model, normalized and stripped, before anything is folded.
+        sample: one sample for the file's inputs.
+
+    Raises:
+        CompileError: QAT403 where neither runs.
+    """
+    simulation = Simulation.of_file(path)
+    try:
+        simulation.run({n: np.asarray(a) for n, a in sample.items()}, simulation.outputs)
+    except CompileError as refused:
+        fallback = Simulation.of_graph(graph)
+        try:
+            fallback.run(sample, fallback.outputs)
+        except CompileError as error:
+            raise CompileError([*refused.diagnostics, *error.diagnostics]) from error
+        fallback.description += f" (the file does not run: {_first_line(refused)})"
+        return fallback
+    return simulation
+
+
+def _first_line(error: CompileError) -> str:
+    lines = error.diagnostics[0].message.splitlines()
+    return lines[0][:200] if lines else ""
