@@ -100,6 +100,7 @@ class QuantGraph:
         self.diagnostics = Diagnostics()
         self.explanation: list[str] = []
         self.evidence: dict[str, Any] = {}
+        self.sample_shapes: dict[str, tuple[int, ...]] = {}  # tensor name -> shape for one sample (see infer_shapes)
         self._names: set[str] = set()
         for node in self.nodes:
             self._names.update(t.name for t in node.outputs)
@@ -404,12 +405,14 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
     return onnx.helper.make_model(body, opset_imports=imports)
 
 
-def infer_shapes(graph: QuantGraph) -> None:
-    """Fill in shapes and element types by ONNX shape inference; large constants are not serialised for it."""
-    from qatc.compiler.model_io import dims_of
+def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Fill in shapes and element types by ONNX shape inference; large constants are not serialised for it.
 
-    inferred = onnx.shape_inference.infer_shapes(model_skeleton(graph), data_prop=True)
-    known = {v.name: v.type.tensor_type for v in [*inferred.graph.value_info, *inferred.graph.output] if v.type.HasField("tensor_type")}
+    A second inference with symbolic dimensions pinned (to `pinned` by input name, else to 1) fills
+    `graph.sample_shapes`, which see through shapes that are computed in the graph.
+    """
+    skeleton = model_skeleton(graph)
+    known = _inferred(skeleton)
     for tensor in graph.tensors():
         found = known.get(tensor.name)
         if found is None or not isinstance(tensor, gs.Variable):
@@ -417,4 +420,27 @@ def infer_shapes(graph: QuantGraph) -> None:
         if found.elem_type:
             tensor.dtype = found.elem_type
         if found.HasField("shape"):
-            tensor.shape = list(dims_of(found))
+            tensor.shape = list(_dims(found))
+    for info in skeleton.graph.input:
+        shape = (pinned or {}).get(info.name)
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = shape[axis] if shape is not None and axis < len(shape) else 1
+    for output in skeleton.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    inputs = {i.name: i.type.tensor_type for i in skeleton.graph.input}
+    for name, kind in (_inferred(skeleton) | inputs).items():
+        dims = _dims(kind) if kind.HasField("shape") else (None,)
+        if all(isinstance(d, int) for d in dims):
+            graph.sample_shapes[name] = tuple(int(d) for d in dims if isinstance(d, int))
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {v.name: v.type.tensor_type for v in [*found.value_info, *found.output] if v.type.HasField("tensor_type")}
+
+
+def _dims(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:
+    from qatc.compiler.model_io import dims_of
+
+    return dims_of(kind)

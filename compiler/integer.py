@@ -29,6 +29,7 @@ class Tensor:
     everything that is not quantised (float islands, shapes, indices); `shape` is None where the rank is unknown, and
     symbolic dimensions are strings (None where nameless). `source` names the tensor of the input file that holds the
     same real values *after* rounding onto this grid (a DequantizeLinear output, say), or None where there is none.
+    `sample_shape` is the shape for one sample (symbolic dimensions pinned, or 1), where inference can tell.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Tensor:
     shape: Shape | None = None
     params: QuantParams | None = None
     source: str | None = None
+    sample_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,16 +28,25 @@ class Builder:
         return name
 
     def quantised(
-        self, hint: str, params: QuantParams, shape: Shape | None, source: str | None = None, *, exact: bool = False
+        self,
+        hint: str,
+        params: QuantParams,
+        shape: Shape | None,
+        source: str | None = None,
+        *,
+        exact: bool = False,
+        sample_shape: tuple[int, ...] | None = None,
     ) -> str:
         """Describe a new quantised tensor and return its name (`exact`: the name is `hint` itself)."""
         name = hint if exact else self.fresh(hint)
-        self.graph.tensors[name] = integer_tensor(name, params, shape, source)
+        self.graph.tensors[name] = replace(integer_tensor(name, params, shape, source), sample_shape=sample_shape)
         return name
 
-    def plain(self, name: str, dtype: str, shape: Shape | None, source: str | None = None) -> str:
+    def plain(
+        self, name: str, dtype: str, shape: Shape | None, source: str | None = None, sample_shape: tuple[int, ...] | None = None
+    ) -> str:
         """Describe a tensor that is not quantised."""
-        self.graph.tensors[name] = Tensor(name, dtype, shape, None, source)
+        self.graph.tensors[name] = Tensor(name, dtype, shape, None, source, sample_shape)
         return name
 
     def constant(self, hint: str, value: Array, params: QuantParams | None = None) -> str:

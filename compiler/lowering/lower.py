@@ -227,6 +227,9 @@ def _why(state: State, node: Node) -> str:
         return f"its input {unranged[0]} is not quantized by the model"
     if wide:
         return f"{wide[0]} tensors have no integer kernel"
+    vectors = [t.name for t in node.inputs if isinstance(t, Constant) and t.values.size > 1 and t.name not in state.graph.params]
+    if vectors and node.op in ("Add", "Sub", "Mul", "Div", "Concat"):
+        return f"its constant operand {vectors[0]} is not quantized by the model"
     if not any(t.name in state.graph.params for t in node.outputs):
         return f"its result {node.outputs[0].name} is not quantized by the model"
     return f"{node.op} has no exact integer form"

@@ -334,7 +334,9 @@ def raw(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None = N
     if is_conv and scale.size == 1:
         scale = np.full(found.channels or 1, scale[0])
     params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else rank - 1)
-    name = state.build.quantised(f"{out.name}_accumulator", params, shape)
+    name = state.build.quantised(
+        f"{out.name}_accumulator", params, shape, sample_shape=state.graph.sample_shapes.get(out.name)
+    )
     _add(state, found, (found.x, _weight_name(state, found)), name, *_INT32)
     inputs: tuple[str, ...] = (name,)
     if total.size and total.any():

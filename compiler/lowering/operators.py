@@ -177,7 +177,7 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 def movement(state: State, node: Node) -> bool:
     """An operator that moves the elements of a quantised tensor; its outputs may lie on other grids (then they are rescaled)."""
     x = node.inputs[0] if node.inputs else None
-    if x is None or node.domain or not (is_movement(node) or (node.op == "Gather" and isinstance(x, Constant))):
+    if x is None or not is_movement(node):
         return False
     params = state.params(x)
     if isinstance(x, Constant) and params is not None:

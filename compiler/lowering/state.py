@@ -84,7 +84,9 @@ class State:
         found = params or self.params(tensor)
         if found is None:
             raise ValueError(f"tensor {tensor.name} is not quantised")
-        name = self.build.quantised(f"{tensor.name}_quantized", found, shape or shape_of(tensor), self.graph.origin.get(tensor.name))
+        name = self.build.quantised(
+            f"{tensor.name}_quantized", found, shape or shape_of(tensor), self.graph.origin.get(tensor.name),
+            sample_shape=self.graph.sample_shapes.get(tensor.name))  # fmt: skip
         self.ints[id(tensor)] = name
         return name
 
@@ -92,7 +94,8 @@ class State:
         """Describe the float (or index, boolean ...) form of a tensor that is about to be made; its name is the tensor's own."""
         kind = tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else onnx.TensorProto.FLOAT
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
-        name = self.build.plain(tensor.name, dtype, shape_of(tensor), tensor.name if tensor.name in self.graph.known else None)
+        source = tensor.name if tensor.name in self.graph.known else None
+        name = self.build.plain(tensor.name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
         self.floats[id(tensor)] = name
         return name
 

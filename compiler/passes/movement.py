@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Dim, Node, value_of
+from qatc.compiler.graph import Dim, Node, value_of
 from qatc.compiler.quant import Array, QuantParams
 
 _ALWAYS: Final = frozenset(
@@ -24,7 +24,7 @@ LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transp
 
 def is_movement(node: Node) -> bool:
     """Whether the node moves elements of its first input and computes nothing (Concat is asked for separately)."""
-    if node.domain or not node.inputs or isinstance(node.inputs[0], Constant):
+    if node.domain or not node.inputs:
         return False
     if node.op in _ALWAYS:
         return True

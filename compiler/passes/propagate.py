@@ -11,7 +11,9 @@ Backward only where every reader of the tensor moves it onto the same grid: a re
 
 from __future__ import annotations
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
+import numpy as np
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.passes.movement import LAYOUT, is_movement, move_constant, on_grid, params_through
 from qatc.compiler.quant import QuantParams
 
@@ -71,9 +73,9 @@ def _carried(graph: QuantGraph, node: Node) -> QuantParams | None:
         known = [p for p in found if p is not None]
         return first.with_range(min(p.qmin for p in known), max(p.qmax for p in known)) if _one_type(known) else None
     params = graph.quant(node.inputs[0])
-    if params is None or (is_constant(node.inputs[0]) and node.op != "Gather"):
+    if params is None:
         return None
-    if is_movement(node) or (node.op == "Gather" and not params.is_per_channel):  # an embedding table is a constant
+    if is_movement(node):
         return params_through(node, params)
     bounds = clamp_bounds(graph, node)
     return None if bounds is None else _clamped(params, *bounds)
@@ -124,10 +126,23 @@ def backward(graph: QuantGraph) -> None:
     for node in reversed(graph.nodes):
         if not (is_movement(node) or node.op == "Concat"):
             continue
-        for tensor in node.inputs if node.op == "Concat" else [node.inputs[0]]:
+        for index, tensor in enumerate(node.inputs if node.op == "Concat" else [node.inputs[0]]):
+            if isinstance(tensor, Constant):
+                _round_constant(graph, node, index, tensor)
+                continue
             params = _wanted(graph, tensor)
             if params is not None:
                 graph.params[tensor.name] = params
+
+
+def _round_constant(graph: QuantGraph, node: Node, index: int, tensor: Constant) -> None:
+    """A float constant that is only moved before it is rounded: this reader gets its integers."""
+    params = graph.quant(node.outputs[0])
+    ready = params is not None and not params.is_per_channel and len(node.outputs) == 1
+    if params is None or not ready or tensor.name in graph.params or tensor.values.dtype != np.float32:
+        return
+    if params_through(node, params) is not None and not np.isnan(tensor.values).any():
+        node.inputs[index] = graph.constant(f"{tensor.name}_{params.dtype}", params.quantize(tensor.values), params)
 
 
 def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:

@@ -1,0 +1,93 @@
+"""How much of an IntegerGraph runs in integers, by operators and by multiply-accumulates.
+
+Multiply-accumulates are counted from the shapes that inference knows; a symbolic dimension counts as one, so the numbers
+are those of a single sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, MatMul, Move, Op, Quantize, Shape
+from qatc.compiler.result import Coverage, Island
+
+_RECURRENT_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def coverage(graph: IntegerGraph) -> Coverage:
+    """Count operators and multiply-accumulates, integer and float."""
+    integer_macs = float_macs = integer_ops = float_ops = moved = 0
+    for op in graph.ops:
+        macs = macs_of(graph, op)
+        if isinstance(op, Float):
+            float_macs += macs
+            float_ops += bool(op.reason)
+            moved += not op.reason
+        elif isinstance(op, Move | Quantize | Dequantize):
+            moved += 1
+        else:
+            integer_macs += macs
+            integer_ops += 1
+    return Coverage(integer_macs, float_macs, integer_ops, float_ops, moved)
+
+
+def islands(graph: IntegerGraph) -> tuple[Island, ...]:
+    """The operators that stay in float, with reason and cost."""
+    return tuple(Island(op.source or op.name, op.op_type, op.reason, macs_of(graph, op)) for op in graph.islands())
+
+
+def macs_of(graph: IntegerGraph, op: Op) -> int:
+    """Multiply-accumulates of one operator; 0 for those that have none or whose shapes are unknown."""
+    out = _shape(graph, op.outputs[0]) if op.outputs else None
+    operands = [_shape(graph, name) for name in op.inputs[:2]]
+    if isinstance(op, Conv):
+        return _conv(op.transposed, operands, out)
+    if isinstance(op, MatMul):
+        return _matmul(operands[0], out, transposed=False)
+    if not isinstance(op, Float) or op.domain:
+        return 0
+    match op.op_type:
+        case "Conv" | "ConvTranspose":
+            return _conv(op.op_type == "ConvTranspose", operands, out)
+        case "MatMul" | "Gemm":
+            return _matmul(operands[0], out, transposed=bool(op.attrs.get("transA", 0)))
+        case "LSTM" | "GRU" | "RNN":
+            return _recurrent(op.op_type, op.attrs, operands)
+        case _:
+            return 0
+
+
+def _shape(graph: IntegerGraph, name: str) -> Shape | None:
+    if name in graph.constants:
+        return graph.constants[name].shape
+    found = graph.tensors.get(name)
+    return None if found is None else found.sample_shape or found.shape
+
+
+def _count(shape: Shape | None) -> int:
+    return 0 if shape is None else math.prod(d if isinstance(d, int) else 1 for d in shape)
+
+
+def _conv(transposed: bool, operands: list[Shape | None], out: Shape | None) -> int:
+    weight = operands[1]
+    if weight is None:
+        return 0
+    return (_count(operands[0]) if transposed else _count(out)) * _count(weight[1:])
+
+
+def _matmul(a: Shape | None, out: Shape | None, *, transposed: bool) -> int:
+    if not a:
+        return 0
+    depth = a[-2] if transposed and len(a) > 1 else a[-1]
+    return _count(out) * (depth if isinstance(depth, int) else 1)
+
+
+def _recurrent(kind: str, attrs: Mapping[str, Any], operands: list[Shape | None]) -> int:
+    x = operands[0]
+    if x is None or len(x) != 3:
+        return 0
+    hidden, features = int(attrs.get("hidden_size", 0)), x[2] if isinstance(x[2], int) else 1
+    directions = 2 if attrs.get("direction") in (b"bidirectional", "bidirectional") else 1
+    return _count(x[:2]) * directions * _RECURRENT_GATES[kind] * hidden * (features + hidden)

@@ -1,0 +1,118 @@
+"""Which tensors lack a range that the rest of the model needs to run in integers, and filling them.
+
+    x -> Conv(W<int8>) -> y<P>       x is missing: the product cannot be integer
+    a<P>, b -> Add -> Relu -> y<Q>   b is missing: the sum cannot be integer
+
+Only tensors that block an integer operator are listed: not what feeds a float island, not what fuses into its reader.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import onnx
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.lowering.functions import is_elementwise
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.propagate import clamp_bounds, propagate
+from qatc.compiler.quant import QuantParams
+
+_MACS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
+_INTEGER = frozenset({"Add", "Sub", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"})
+
+
+def missing_ranges(graph: QuantGraph) -> list[Tensor]:
+    """The float tensors without parameters that keep operators from running in integers, in topological order."""
+    found: dict[int, Tensor] = {}
+    waiting: deque[Tensor] = deque()
+
+    def need(tensor: Tensor) -> None:
+        if tensor.name and _is_float(tensor) and tensor.name not in graph.params and id(tensor) not in found:
+            found[id(tensor)] = tensor
+            waiting.append(tensor)
+
+    for node in graph.nodes:
+        if _is_quantised_product(graph, node):
+            for tensor in node.inputs[:2]:
+                need(tensor)
+        waiting.extend(t for t in node.outputs if t.name in graph.params)
+    while waiting:
+        for tensor in _operands(graph, waiting.popleft()):
+            need(tensor)
+    order = {id(t): i for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)])}
+    return sorted(found.values(), key=lambda t: order[id(t)])
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return not is_constant(tensor) and tensor.dtype in (None, 0, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
+def _is_quantised_product(graph: QuantGraph, node: Node) -> bool:
+    """A product with at least one operand that the model quantises, and none that is a plain float constant."""
+    if node.op not in _MACS or node.domain:
+        return False
+    operands = node.inputs[:2]
+    if any(is_constant(t) and t.name not in graph.params for t in operands):
+        return False
+    return any(t.name in graph.params for t in operands)
+
+
+def _operands(graph: QuantGraph, tensor: Tensor) -> list[Tensor]:
+    """The operands that must be quantised for `tensor` to be made by one integer operator."""
+    node = graph.producer(tensor)
+    while node is not None and clamp_bounds(graph, node) is not None and node.inputs[0].name not in graph.params:
+        node = graph.producer(node.inputs[0])
+    if node is None or (node.domain and node.op != "Requantize"):
+        return []
+    if is_elementwise(node):
+        return _leaves(graph, node)
+    if is_movement(node) or node.op in _INTEGER:
+        data = [t for t in node.inputs if not isinstance(t, Constant) and t.name]
+        return data[:1] if node.op not in ("Add", "Sub", "Mul", "Concat") else data
+    return []
+
+
+def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
+    """What an element-wise node is a function of: one tensor (then it is a table) or else its own operands.
+
+    A product's bias and scalar factor fuse into the product: there nothing is needed.
+    """
+    own = [t for t in node.inputs if t.name and not is_constant(t)]
+    leaves: dict[int, Tensor] = {}
+    waiting, seen = deque(own), set[int]()
+    while waiting and len(leaves) < 2 and len(seen) < _LONGEST_CHAIN:
+        tensor = waiting.popleft()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        maker = graph.producer(tensor)
+        if tensor.name in graph.params or maker is None or not is_elementwise(maker) or _has_vector(graph, maker):
+            leaves[id(tensor)] = tensor
+        else:
+            waiting.extend(t for t in maker.inputs if t.name and not is_constant(t))
+    if len(leaves) != 1 or _has_vector(graph, node):
+        return [] if len(own) == 1 and _is_product(graph, own[0]) else own
+    leaf = next(iter(leaves.values()))
+    straight = len(own) == 1 and own[0] is leaf and node.op in ("Add", "Mul", "Div")
+    return [] if straight and _is_product(graph, leaf) else [leaf]
+
+
+def _has_vector(graph: QuantGraph, node: Node) -> bool:
+    """Whether a constant operand differs from element to element."""
+    return any((v := value_of(t)) is not None and v.size > 1 for t in node.inputs)
+
+
+def _is_product(graph: QuantGraph, tensor: Tensor) -> bool:
+    maker = graph.producer(tensor)
+    return tensor.name not in graph.params and maker is not None and maker.op in _MACS
+
+
+def fill(graph: QuantGraph, ranges: Mapping[str, QuantParams]) -> None:
+    """Give tensors the parameters found from data, then spread them; `graph.origin` does not know these tensors."""
+    graph.params.update(ranges)
+    for name in ranges:
+        graph.origin.pop(name, None)
+    propagate(graph)
