@@ -9,7 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+# Times vary on shared machines; failures must reproduce from the printed example.
+settings.register_profile("qatc", deadline=None, print_blob=True)
+settings.load_profile("qatc")
 
 RunOp = Callable[..., list[np.ndarray]]
 
