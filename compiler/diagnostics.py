@@ -71,9 +71,16 @@ CODES: Final[dict[str, str]] = {
 }
 
 
+def escaped(text: str) -> str:
+    """`text` made safe for a terminal: control characters, direction marks and lone surrogates escaped; lines stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def printable(name: str) -> str:
     """`name` made safe for a terminal or a log: control characters escaped, over-long names cut in the middle."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+    text = escaped(name).replace("\n", "\\n")
     if len(text) <= _LONGEST_NAME:
         return text
     half = _LONGEST_NAME // 2
@@ -103,11 +110,11 @@ class Diagnostic:
     def __str__(self) -> str:
         where = [f"node {printable(self.node)}"] if self.node else []
         where += [f"tensor {printable(self.tensor)}"] if self.tensor else []
-        lines = [f"{self.severity.value}[{self.code}]: {self.message}"]
+        lines = [f"{self.severity.value}[{self.code}]: {escaped(self.message)}"]
         if where:
             lines.append(f"  at {', '.join(where)}")
         if self.hint:
-            lines.append(f"  help: {self.hint}")
+            lines.append(f"  help: {escaped(self.hint)}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, str | None]:

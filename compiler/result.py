@@ -1,18 +1,21 @@
-"""What a compile tells: plain frozen data that the driver fills and that the report, the command line and Python callers read."""
+"""What a compile tells: plain frozen data, filled by the driver, read by the report, the command line and callers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from qatc.compiler.diagnostics import Diagnostic
 from qatc.compiler.quant import QuantParams
 
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
 
 @dataclass(frozen=True)
 class Island:
-    """A node that stays in float: `node` and `op_type` as in the source file, `reason` why, `macs` its multiply-accumulates."""
+    """A node that stays in float: `node` and `op_type` as in the source, `reason` why, `macs` multiply-accumulates."""
 
     node: str
     op_type: str
@@ -22,7 +25,7 @@ class Island:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the network runs in integers. Multiply-accumulates are counted for batch 1 where the batch is symbolic."""
+    """How much of the network runs in integers; multiply-accumulates count for batch 1 where the batch is symbolic."""
 
     integer_macs: int
     float_macs: int
@@ -48,7 +51,7 @@ class FilledRange:
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """One tensor compared in LSB of its own grid. `histogram` maps |difference| in LSB (0, 1, 2, ... ) to element counts.
+    """One tensor compared in LSB of its own grid; `histogram` maps |difference| in LSB (0, 1, 2, ...) to element counts.
 
     `excused` counts elements that differ where the exact value lies within float error of a rounding boundary;
     `sqnr_db` is the signal to quantisation-noise ratio of the comparison (inf when equal).
@@ -77,7 +80,7 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """One graph output, package against simulation, end to end: largest absolute and relative difference, argmax agreement."""
+    """One graph output, package against simulation, end to end: largest differences and argmax agreement."""
 
     name: str
     max_abs: float
@@ -88,7 +91,8 @@ class OutputCheck:
 @dataclass(frozen=True)
 class Verification:
     """The three comparisons: package against reference (`package`), reference against simulation, operator by operator
-    fed the simulation's own inputs (`local`), and end to end (`tensors`, `outputs`)."""
+    fed the simulation's own inputs (`local`), and end to end (`tensors`, `outputs`).
+    """
 
     samples: int
     simulation: str
@@ -102,7 +106,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Port:
-    """A graph input or output: element type as numpy names it, symbolic dimensions as strings, params where quantised."""
+    """A graph input or output: element type as numpy names it, symbolic dimensions as strings, params if quantized."""
 
     name: str
     dtype: str
@@ -144,3 +148,48 @@ class CompileResult:
     verification: Verification | None
     explanation: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
+    options: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    """What was asked for, by the parameter names of `compile_model`; files by their bare names, `output` left out."""
+
+
+@dataclass(frozen=True)
+class InspectedOp:
+    """A node of the source model and what would become of it.
+
+    `kind` is "integer", "float" (then `reason` says why) or "moved" (data movement, shape arithmetic, quantization
+    itself). `parameters` counts the elements of its weights, `note` says more ("per channel, uint8 x int8").
+    """
+
+    node: str
+    op_type: str
+    kind: str
+    reason: str = ""
+    macs: int = 0
+    parameters: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MissingRange:
+    """A tensor that would have to be quantized for its readers to run in integers, but has no range."""
+
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a compile would do with a model, found without doing it. `dump` is the stable text of its graph."""
+
+    source: Path
+    source_bytes: int
+    dialect: str
+    evidence: str
+    target: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    operators: tuple[InspectedOp, ...]
+    coverage: Coverage
+    missing: tuple[MissingRange, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    dump: str = ""
