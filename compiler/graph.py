@@ -392,7 +392,7 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
         if value is None:
             continue
         if value.size <= largest_constant and tensor.name not in graph.params:
-            small.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+            small.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
         else:
             kind = onnx.TensorProto.FLOAT if tensor.name in graph.params else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             extra.append(onnx.helper.make_tensor_value_info(tensor.name, kind, value.shape))

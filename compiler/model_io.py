@@ -407,7 +407,7 @@ def node_proto(node: Node) -> onnx.NodeProto:
 
 def _attribute_proto(key: str, value: Any) -> AttributeProto:
     if isinstance(value, np.ndarray):
-        return onnx.helper.make_attribute(key, onnx.numpy_helper.from_array(np.ascontiguousarray(value)))
+        return onnx.helper.make_attribute(key, onnx.numpy_helper.from_array(np.asarray(value, order="C")))
     if isinstance(value, (list, tuple)) and not value:
         return onnx.helper.make_attribute(key, [], attr_type=AttributeProto.INTS)
     return onnx.helper.make_attribute(key, value)
@@ -436,7 +436,7 @@ def to_model(graph: QuantGraph, *, ir_version: int = 10, producer: str = "qatc")
     for tensor in graph.tensors():
         value = value_of(tensor)
         if value is not None:
-            constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+            constants.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
     body = onnx.helper.make_graph(
         [node_proto(n) for n in graph.nodes],
         graph.name or "graph",

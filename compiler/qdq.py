@@ -229,7 +229,7 @@ class _Writer:
         value = tensor.values
         if params is None:
             if tensor.name not in self.constants:
-                self.constants[tensor.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
+                self.constants[tensor.name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name)
             return tensor.name
         if params.container.itemsize > 2 and any(params.zero_point):  # DequantizeLinear takes no int32 zero point
             self.store(tensor.name, params.dequantize(value))
@@ -242,7 +242,7 @@ class _Writer:
         return self._dequantize(tensor, params, name, keep_name=output)
 
     def store(self, name: str, value: Array) -> str:
-        self.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.constants[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     # -- Q and DQ -------------------------------------------------------------------------------------------------
