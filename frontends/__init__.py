@@ -1,1 +1,18 @@
-"""Frontends: recognize an exporter's dialect and normalize it to canonical fake quantization."""
+"""The dialects of the exporters, one small file each; see `compiler/frontend.py` for what a frontend is."""
+
+from typing import Final
+
+# name -> where its `Frontend` value is; imported when it is asked for
+BUILTIN: Final[dict[str, str]] = {
+    "pytorch": "qatc.frontends.pytorch:FRONTEND",
+    "tensorflow": "qatc.frontends.tensorflow:FRONTEND",
+    "qonnx": "qatc.frontends.qonnx:FRONTEND",
+    "mqbench": "qatc.frontends.mqbench:FRONTEND",
+    "sophgo": "qatc.frontends.sophgo:FRONTEND",
+    "openvino": "qatc.frontends.openvino:FRONTEND",
+    "modelopt": "qatc.frontends.modelopt:FRONTEND",
+    "quark": "qatc.frontends.quark:FRONTEND",
+    "qoperator": "qatc.frontends.qoperator:FRONTEND",
+    "aimet": "qatc.frontends.aimet:FRONTEND",
+    "ranges": "qatc.frontends.ranges:FRONTEND",
+}

@@ -1,0 +1,123 @@
+"""MQBench: fake-quantisation nodes that the exporter writes into the default domain, under names of its own.
+
+    x -> LearnablePerTensorAffine(s, z, qmin, qmax) -> y                    x -> FakeQuant -> y
+    w -> FakeQuantizeLearnablePerchannelAffine(s, z){quant_min} -> y        w -> FakeQuant(axis from the reader) -> y
+    x -> FixedPerChannelAffine(s, z, axis, qmin, qmax) -> y                 x -> FakeQuant(axis) -> y
+
+All of them mean clip(round(x / s) + round(z), qmin, qmax): zero points are floats as training left them. The learnable
+per-channel node does not write its axis, which is that of the output channels in the operator that reads the weight.
+The sophgo dialect has the same nodes in a domain of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph
+from qatc.compiler.model_io import label_of
+from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends import qdq
+from qatc.frontends.params import constant_input
+from qatc.frontends.vendor import count, drop_domains, grid, implied_axis, number
+
+DOMAINS: Final = ("", "mqbench")
+PER_TENSOR: Final = (
+    "LearnablePerTensorAffine",
+    "FixedPerTensorAffine",
+    "FakeQuantizeDSQPertensor",
+    "FakeQuantizeTqtAffine",
+)
+PER_CHANNEL: Final = (
+    "FakeQuantizeLearnablePerchannelAffine",
+    "FakeQuantizeLearnablePertensorAffine",  # older releases; a single scale
+    "FixedPerChannelAffine",
+    "FakeQuantizeDSQPerchannel",
+    "PACTPerChannelAffine",
+)
+REFUSED: Final = {
+    "NNIEQuantize": "the logarithmic format of NNIE",
+    "FPEmuOp_per_tensor": "an 8-bit floating-point format",
+    "FPEmuOp_per_channel": "an 8-bit floating-point format",
+    "FP4QuantizeAffine": "a 4-bit floating-point format",
+}
+_NAMES: Final = frozenset({*PER_TENSOR, *PER_CHANNEL, *REFUSED})
+_RULES: Final = Rules("mqbench")
+
+
+def is_node_of(domains: tuple[str, ...]) -> Callable[[Node], bool]:
+    """Tells the fake-quantisation nodes of MQBench in any of these domains."""
+    return lambda node: node.op in _NAMES and (node.domain or "") in domains
+
+
+def affine(graph: QuantGraph, node: Node) -> bool:
+    """One fake-quantisation node of any of the forms becomes a FakeQuant; what is wrong with it is recorded."""
+    scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
+    low, high = number(graph, node, "quant_min", -2), number(graph, node, "quant_max", -1)
+    if scale is None or zero is None or low is None or high is None:
+        return False
+    if low != round(low) or high != round(high):
+        graph.diagnostics.error("QAT103", f"the range {low:g}..{high:g} is not one of integers", node=label_of(node))
+        return False
+    channels = max(scale.size, zero.size)
+    axis = 0
+    if node.op == "FixedPerChannelAffine" and len(node.inputs) > 5:
+        written = number(graph, node, "ch_axis", 3)
+        if written is None:
+            return False
+        axis = int(written)
+    elif channels > 1:
+        axis = implied_axis(graph, node, channels)
+    params = grid(graph, node, scale, zero, (round(low), round(high)), axis)
+    if params is None:
+        return False
+    qdq.to_fake_quant(graph, node, params)
+    return True
+
+
+def refuse(graph: QuantGraph, node: Node) -> bool:
+    """Record that a node's format is not affine."""
+    graph.diagnostics.error(
+        "QAT103", f"{node.op} rounds to {REFUSED[node.op]}, which no integer grid represents", node=label_of(node),
+        tensor=node.inputs[0].name if node.inputs else None,
+        hint="train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)",
+    )  # fmt: skip
+    return False
+
+
+def register(rules: Rules, domains: tuple[str, ...]) -> None:
+    """Register the rules of all node forms for these domains."""
+    for domain in domains:
+        rules.on(*PER_TENSOR, *PER_CHANNEL, domain=domain)(affine)
+        rules.on(*REFUSED, domain=domain)(refuse)
+
+
+register(_RULES, DOMAINS)
+_OURS: Final = is_node_of(DOMAINS)
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, _OURS)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=_OURS)
+    sweep(graph, _RULES)
+    drop_domains(graph, DOMAINS)
+    qdq.lift(graph)
+    qdq.apply_ranges(graph, options)
+
+
+FRONTEND = Frontend(
+    name="mqbench",
+    description="LearnablePerTensorAffine and the other fake-quantisation nodes of MQBench",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=80,
+    exporters=("MQBench 0.0.5 to 0.0.7 (TensorRT, PPL, SNPE, Vitis, OpenVINO and academic backends)",),
+    limits=(
+        "NNIE's logarithmic format",
+        "exports of MQBench's main branch are plain Q/DQ, and lose ranges other than 0..127 (--quant-range)",
+    ),
+)

@@ -1,0 +1,156 @@
+"""OpenVINO: FakeQuantize nodes of NNCF, also mixed with Q/DQ.
+
+    x -> FakeQuantize(lo, hi, lo, hi){levels} -> y          x -> FakeQuant(s = (hi - lo) / (levels - 1), z = -lo / s) -> y
+    x -> FakeQuantize(lo, hi, LO, HI) -> y                  x -> Mul -> Add -> FakeQuant(grid of LO, HI) -> y
+
+What is rounded is the position between the input bounds; where the output bounds differ, an affine takes one range onto
+the other first. Integers need zero on the output grid: ranges that miss it are refused, except two levels on a constant,
+-s and +s, which are the integers -1 and +1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph, rank_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends import qdq
+from qatc.frontends.params import constant_input
+from qatc.frontends.vendor import count, drop_domains, grid, number, to_constant
+
+DOMAINS: Final = ("org.openvinotoolkit", "")
+_RULES: Final = Rules("openvino")
+_MOST_LEVELS: Final = 1 << 16
+_NAMES: Final = ("input low", "input high", "output low", "output high")
+
+
+def _is_ours(node: Node) -> bool:
+    return node.op == "FakeQuantize" and (node.domain or "") in DOMAINS
+
+
+def _fake_quantize(graph: QuantGraph, node: Node) -> bool:
+    """round((x - lo) / (hi - lo) * (levels - 1)) / (levels - 1) * (HI - LO) + LO, saturated."""
+    ends = [constant_input(graph, node, index + 1, name) for index, name in enumerate(_NAMES)]
+    levels = number(graph, node, "levels", len(node.inputs))
+    if levels is None or any(end is None for end in ends):
+        return False
+    low, high, out_low, out_high = _broadcast([np.asarray(end, np.float64) for end in ends])
+    steps = round(levels) - 1
+    if not 1 <= steps < _MOST_LEVELS:
+        return _wrong(graph, node, f"{levels:g} levels are not 2 to {_MOST_LEVELS}")
+    if np.any(high < low) or np.any(out_high < out_low):
+        return _wrong(graph, node, "the lower end of the range lies above the upper end")
+    if np.any(high == low) or np.any(out_high == out_low):
+        return _dead_channels(graph, node, (low, high, out_low, out_high), steps)
+    return _ranges(graph, node, (low, high, out_low, out_high), steps)
+
+
+_Ends = tuple[Array, Array, Array, Array]
+
+
+def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
+    low, high, out_low, out_high = ends
+    scale = (out_high - out_low) / steps
+    zero = -out_low / scale
+    x = value_of(node.inputs[0])
+    if np.abs(zero - np.rint(zero)).max() > _tolerance(steps):
+        if x is not None and steps == 1 and np.allclose(out_low, -out_high, rtol=1e-5, atol=0):
+            signs = np.where(x > (low + high) / 2, 1, -1)
+            params = grid(graph, node, out_high, np.zeros(()), (-1, 1))
+            return params is not None and to_constant(graph, node, signs, params)
+        return _misses_zero(graph, node, float(out_low.reshape(-1)[0]), float(out_high.reshape(-1)[0]))
+    params = _grid(graph, node, scale, np.rint(zero), steps)
+    if params is None:
+        return False
+    same = np.allclose(low, out_low, rtol=1e-6, atol=1e-30) and np.allclose(high, out_high, rtol=1e-6, atol=1e-30)
+    if not same:
+        factor = scale * steps / (high - low)
+        _affine(graph, node, factor, out_low - low * factor)
+    qdq.to_fake_quant(graph, node, params)
+    return True
+
+
+def _broadcast(ends: list[Array]) -> _Ends:
+    low, high, out_low, out_high = np.broadcast_arrays(*ends)
+    return low, high, out_low, out_high
+
+
+def _tolerance(steps: int) -> float:
+    """How far from an integer -lo / s may be: bounds are float32, so that it grows with the number of levels."""
+    return max(2e-3, steps * 2.0**-20)
+
+
+def _grid(graph: QuantGraph, node: Node, scale: Array, zero: Array, steps: int) -> QuantParams | None:
+    """Signed where every channel is symmetric (or one step from it), else unsigned from zero."""
+    middle = (steps + 1) // 2
+    if np.all(zero == middle):
+        return grid(graph, node, scale, np.zeros(zero.shape), (-middle, steps - middle))
+    return grid(graph, node, scale, zero, (0, steps))
+
+
+def _affine(graph: QuantGraph, node: Node, factor: Array, offset: Array) -> None:
+    """Put x * factor + offset before the node."""
+    for op, by in (("Mul", factor), ("Add", offset)):
+        if np.all(by == (1.0 if op == "Mul" else 0.0)):
+            continue
+        y = graph.variable(f"{node.inputs[0].name}_{op.lower()}", 1, node.inputs[0].shape)
+        graph.insert(op, [node.inputs[0], graph.constant(f"{op.lower()}_by", by.astype(np.float32))], [y])
+        node.inputs[0] = y
+
+
+def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
+    """A range of no width holds one number. Where that is zero, in a constant, any scale will do; all else is refused."""
+    low, high, out_low, out_high = ends
+    dead = (high == low) | (out_high == out_low)
+    x = value_of(node.inputs[0])
+    if x is None or dead.all() or any(np.any(end[dead] != 0) for end in ends):
+        return _wrong(graph, node, f"{int(dead.sum())} of {dead.size} ranges have no width", "QAT201")
+    live = int(np.flatnonzero(~dead.reshape(-1))[0])
+    node.inputs[0] = graph.constant(f"{node.inputs[0].name}_live", np.where(dead, 0, x).astype(x.dtype))
+    return _ranges(graph, node, _broadcast([np.where(dead, end.reshape(-1)[live], end) for end in ends]), steps)
+
+
+def _wrong(graph: QuantGraph, node: Node, message: str, code: str = "QAT104") -> bool:
+    graph.diagnostics.error(code, message, node=label_of(node), tensor=node.inputs[0].name)
+    return False
+
+
+def _misses_zero(graph: QuantGraph, node: Node, low: float, high: float) -> bool:
+    graph.diagnostics.error(
+        "QAT103", f"zero is not one of the levels between {low:g} and {high:g}", node=label_of(node),
+        tensor=node.inputs[0].name,
+        hint="integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantisers do)",
+    )  # fmt: skip
+    return False
+
+
+for _domain in DOMAINS:
+    _RULES.on("FakeQuantize", domain=_domain)(_fake_quantize)
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, _is_ours)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=_is_ours)
+    sweep(graph, _RULES)
+    drop_domains(graph, DOMAINS)
+    qdq.lift(graph)
+    qdq.apply_ranges(graph, options)
+
+
+FRONTEND = Frontend(
+    name="openvino",
+    description="FakeQuantize nodes, alone or mixed with Q/DQ",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=80,
+    exporters=("NNCF 2.x (PyTorch, unstripped or stripped)", "MQBench's OpenVINO deployment"),
+    limits=("ranges whose grid has no zero", "more than 65536 levels"),
+)

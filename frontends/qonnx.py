@@ -1,0 +1,363 @@
+"""QONNX: Quant, IntQuant, BipolarQuant and Trunc of Brevitas, QKeras and the QONNX tools.
+
+    x -> Quant(s, z, bits){signed, narrow}          x -> FakeQuant
+    x -> Quant{rounding_mode=FLOOR}                 x -> Div s -> Floor -> Mul s -> FakeQuant
+    x -> BipolarQuant(s)                            x -> Sign -> Add 1/2 -> Sign -> Mul s -> FakeQuant[-1, 1]
+    x -> Trunc(s, z, 8 + k bits, 8 bits){FLOOR}     x -> Sub s * (2^k - 1) / 2 -> FakeQuant(s * 2^k)
+
+A constant is rounded here, as the operator defines it, so that every rounding mode is exact on it; {-1, +1} are the
+integers of a bipolar constant. Rounding an activation in another way than to the nearest is written out: the FakeQuant
+at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half to
+even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest into
+the rounding it asks for, with no tie left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends import qdq
+from qatc.frontends.params import constant_input
+from qatc.frontends.vendor import count, drop_domains, grid, number, to_constant
+
+DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general", "brevitas.onnx")
+_QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
+_RULES: Final = Rules("qonnx")
+_WIDEST: Final = 32
+_FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
+
+
+def _away(x: Array) -> Array:
+    return np.sign(x) * np.ceil(np.abs(x))
+
+
+def _half_away(x: Array) -> Array:
+    return np.sign(x) * np.floor(np.abs(x) + 0.5)
+
+
+def _half_toward(x: Array) -> Array:
+    return np.sign(x) * np.ceil(np.abs(x) - 0.5)
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """A rounding mode: on numbers, written out in ONNX operators (none: FakeQuant's own serves), on a cut of 2^-k.
+
+    `cut(k)` is what to add to an integer so that rounding its 2^k-th part to the nearest gives this mode;
+    `sided` says that it holds for non-negative numbers alone.
+    """
+
+    values: Callable[[Array], Array]
+    written: tuple[str, ...] = ()
+    cut: Callable[[int], float] = lambda k: 0.0
+    sided: bool = False
+
+
+def _down(k: int) -> float:
+    return -(2.0**k - 1) / 2
+
+
+def _up(k: int) -> float:
+    return (2.0**k - 1) / 2
+
+
+_ROUNDING: Final[dict[str, _Rounding]] = {
+    "ROUND": _Rounding(np.rint),
+    "HALF_EVEN": _Rounding(np.rint),
+    "HALF_UP": _Rounding(_half_away, cut=lambda k: 0.25 if k else 0.0, sided=True),
+    "HALF_DOWN": _Rounding(_half_toward, cut=lambda k: -0.25 if k else 0.0, sided=True),
+    "FLOOR": _Rounding(np.floor, ("Floor",), _down),
+    "CEIL": _Rounding(np.ceil, ("Ceil",), _up),
+    "UP": _Rounding(_away, ("Abs", "Ceil"), _up, sided=True),
+    "DOWN": _Rounding(np.trunc, ("Abs", "Floor"), _down, sided=True),
+    "ROUND_TO_ZERO": _Rounding(np.trunc, ("Abs", "Floor"), _down, sided=True),
+}
+
+
+def integer_range(bits: float, signed: bool, narrow: bool) -> tuple[int, int]:
+    """The smallest and largest integer of a QONNX quantiser; fractional `bits` have their bounds rounded.
+
+    >>> integer_range(8, True, True), integer_range(4, False, False), integer_range(32, False, False)
+    ((-127, 127), (0, 15), (0, 2147483647))
+    """
+    if signed:
+        return round(-(2.0 ** (bits - 1)) + narrow), round(2.0 ** (bits - 1) - 1)
+    return 0, min(round(2.0**bits - 1 - narrow), 2**31 - 1)  # no unsigned 32-bit type: int32 holds the lower half
+
+
+# -- Quant --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Quantiser:
+    """The constant operands of a Quant node, in the shapes that the file has them in."""
+
+    scale: Array
+    zero: Array
+    bits: float
+    signed: bool
+    bounds: tuple[int, int]
+    rounding: _Rounding
+    mode: str
+
+    def scaled(self, x: Array) -> Array:
+        """x / s + z, in the precision that the operator computes it in."""
+        kind = np.result_type(x.dtype, self.scale.dtype if self.scale.dtype.kind == "f" else np.float32)
+        return np.asarray(x.astype(kind) / self.scale.astype(kind) + self.zero.astype(kind))
+
+
+def _quant(graph: QuantGraph, node: Node) -> bool:
+    """(clip(round(x / s + z), qmin, qmax) - z) * s."""
+    read = _quantiser(graph, node)
+    if read is None:
+        return False
+    x = value_of(node.inputs[0])
+    if read.bits == 1 and read.signed:
+        return _one_bit(graph, node, read)
+    if np.any(np.abs(read.zero - np.rint(read.zero)) > _FRACTION):
+        return _between_integers(graph, node, read, x)
+    params = grid(graph, node, read.scale, read.zero, read.bounds)
+    if params is None:
+        return False
+    if x is not None and read.rounding.values is not np.rint:
+        return to_constant(graph, node, np.clip(read.rounding.values(read.scaled(x)), *read.bounds), params)
+    if x is None and read.rounding.written:
+        _write_out(graph, node, read)
+    elif x is None and read.rounding.values is not np.rint:
+        graph.diagnostics.note(
+            "QAT307", f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone",
+            node=label_of(node), tensor=node.inputs[0].name,
+        )  # fmt: skip
+    return _fake_quant(graph, node, params)
+
+
+def _quantiser(graph: QuantGraph, node: Node) -> _Quantiser | None:
+    scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
+    bits, mode = number(graph, node, "bitwidth", 3), _mode(graph, node, "ROUND")
+    if scale is None or zero is None or bits is None or mode is None:
+        return None
+    if not 1 <= bits <= _WIDEST:
+        graph.diagnostics.error(
+            "QAT103", f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits", node=label_of(node),
+            tensor=node.inputs[0].name,
+        )  # fmt: skip
+        return None
+    signed = bool(node.attr("signed", 1))
+    bounds = integer_range(bits, signed, bool(node.attr("narrow", 0)))
+    return _Quantiser(scale, zero, bits, signed, bounds, _ROUNDING[mode], mode)
+
+
+def _mode(graph: QuantGraph, node: Node, default: str) -> str | None:
+    mode = str(node.attr("rounding_mode", default)).upper()
+    if mode in _ROUNDING:
+        return mode
+    graph.diagnostics.error(
+        "QAT104", f"unknown rounding mode {mode}", node=label_of(node), hint=f"known are {', '.join(_ROUNDING)}"
+    )
+    return None
+
+
+def _between_integers(graph: QuantGraph, node: Node, read: _Quantiser, x: Array | None) -> bool:
+    """Zero lies between two integers: half way, a constant is exact on a grid of half the step; else nothing is."""
+    if x is None or np.any(np.abs(2 * read.zero - np.rint(2 * read.zero)) > _FRACTION):
+        graph.diagnostics.error(
+            "QAT103", f"the zero point {float(read.zero.reshape(-1)[0]):g} is not an integer", node=label_of(node),
+            tensor=node.inputs[0].name, hint="integer arithmetic needs zero on the grid: train with integer zero points",
+        )  # fmt: skip
+        return False
+    q = np.clip(read.rounding.values(read.scaled(x)), *read.bounds)
+    halves = np.rint(2 * (q - read.zero))
+    limit = int(np.abs(halves).max(initial=1))
+    params = grid(graph, node, read.scale / 2, np.zeros(()), (-limit, limit))
+    return params is not None and to_constant(graph, node, halves, params)
+
+
+def _fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
+    qdq.to_fake_quant(graph, node, params)
+    return True
+
+
+def _write_out(graph: QuantGraph, node: Node, read: _Quantiser) -> None:
+    """Put x -> (round(x / s + z) - z) * s before the node, in ONNX operators."""
+    v = _apply(graph, "Div", node.inputs[0], read.scale)
+    shifted = bool(read.zero.any())
+    v = _apply(graph, "Add", v, read.zero) if shifted else v
+    rounded = v
+    for op in read.rounding.written:
+        rounded = _apply(graph, op, rounded)
+    if read.rounding.written[0] == "Abs":
+        rounded = _apply(graph, "Mul", rounded, _apply(graph, "Sign", v))
+    rounded = _apply(graph, "Sub", rounded, read.zero) if shifted else rounded
+    node.inputs[0] = _apply(graph, "Mul", rounded, read.scale)
+
+
+def _apply(graph: QuantGraph, op: str, x: Tensor, other: Tensor | Array | float | None = None) -> Tensor:
+    """`op(x[, other])` as a new node; numbers become float32 constants."""
+    y = graph.variable(f"{x.name}_{op.lower()}", 1, x.shape)
+    if isinstance(other, (np.ndarray, float)):
+        other = graph.constant(f"{op.lower()}_by", np.asarray(other, np.float32))
+    graph.insert(op, [x] if other is None else [x, other], [y])
+    return y
+
+
+# -- BipolarQuant -------------------------------------------------------------------------------------------------
+
+
+def _one_bit(graph: QuantGraph, node: Node, read: _Quantiser) -> bool:
+    """QONNX defines a signed Quant of one bit as bipolar."""
+    if read.zero.any():
+        graph.diagnostics.error(
+            "QAT103", "a bipolar quantiser has no zero point", node=label_of(node), tensor=node.inputs[0].name
+        )
+        return False
+    return _onto_signs(graph, node, read.scale)
+
+
+def _bipolar(graph: QuantGraph, node: Node) -> bool:
+    """x >= 0 ? s : -s."""
+    scale = constant_input(graph, node, 1, "scale")
+    return scale is not None and _onto_signs(graph, node, scale)
+
+
+def _onto_signs(graph: QuantGraph, node: Node, scale: Array) -> bool:
+    params = grid(graph, node, scale, np.zeros(()), (-1, 1))
+    if params is None:
+        return False
+    x = value_of(node.inputs[0])
+    if x is not None:
+        return to_constant(graph, node, np.where(x >= 0, 1, -1), params)
+    twice = _apply(graph, "Sign", _apply(graph, "Add", _apply(graph, "Sign", node.inputs[0]), 0.5))
+    node.inputs[0] = _apply(graph, "Mul", twice, scale)
+    return _fake_quant(graph, node, params)
+
+
+# -- Trunc --------------------------------------------------------------------------------------------------------
+
+
+def _trunc(graph: QuantGraph, node: Node) -> bool:
+    """Cut the k lowest bits off integers: version 1 keeps the scale, version 2 (six inputs) states the new one."""
+    scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
+    newer = len(node.inputs) > 5
+    before, after = number(graph, node, "in_bitwidth", 3), number(graph, node, "out_bitwidth", 5 if newer else 4)
+    out_scale = constant_input(graph, node, 4, "output scale") if newer else scale
+    mode = _mode(graph, node, "FLOOR")
+    if scale is None or zero is None or out_scale is None or before is None or after is None or mode is None:
+        return False
+    k = round(float(np.log2(out_scale / scale).mean())) if newer else round(before - after)
+    positive = not node.attr("signed", 1) if newer else _never_negative(graph, node.inputs[0])
+    cut, problem = zero / 2.0**k, None
+    if not 0 <= k < 24 or not 1 <= after <= _WIDEST:
+        problem = f"{before:g} bits cannot be truncated to {after:g} with a scale of 2^{k}"
+    elif np.any(cut != np.rint(cut)) or (zero.any() and not newer):
+        problem = "the zero point does not survive truncation as an integer"
+    elif _ROUNDING[mode].sided and not positive:
+        problem = f"rounding mode {mode} of numbers of both signs is not a shift and a rounding to the nearest"
+    if problem:
+        graph.diagnostics.error("QAT103", problem, node=label_of(node), tensor=node.inputs[0].name)
+        return False
+    bounds = integer_range(after, not positive, bool(node.attr("narrow", 0)))
+    return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds), scale * _ROUNDING[mode].cut(k))
+
+
+def _cut_bits(
+    graph: QuantGraph, node: Node, cut_scale: Array, out_scale: Array, cut: tuple[Array, tuple[int, int]], offset: Array
+) -> bool:
+    """x + offset -> FakeQuant(cut_scale) [-> Mul -> FakeQuant(out_scale)], the grid that the operator writes."""
+    params = grid(graph, node, cut_scale, *cut)
+    result = grid(graph, node, out_scale, *cut)
+    if params is None or result is None:
+        return False
+    if offset.any():
+        node.inputs[0] = _apply(graph, "Add", node.inputs[0], offset)
+    if not result.same_grid(params):
+        x = node.inputs[0]
+        y = graph.variable(f"{x.name}_cut", 1, x.shape)
+        graph.insert(FAKE_QUANT, [x], [y], attrs={"params": params})
+        node.inputs[0] = _apply(graph, "Mul", y, out_scale / cut_scale)
+    return _fake_quant(graph, node, result)
+
+
+def _never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor is known to hold no negative number: what Trunc's first version leaves out."""
+    current = tensor
+    while (node := graph.producer(current)) is not None:
+        if node.op == FAKE_QUANT:
+            params: QuantParams = node.attrs["params"]
+            return params.qmin >= max(params.zero_point)
+        if node.op in ("Relu", "Sigmoid", "Softmax", "Abs"):
+            return True
+        factor = value_of(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
+        if node.op not in ("AveragePool", "GlobalAveragePool", "Mul", "Div", "MaxPool", "Reshape", "Flatten", "Transpose"):
+            return False
+        if factor is None or np.any(factor <= 0):
+            return False
+        current = node.inputs[0]
+    return False
+
+
+# -- what is not integer -------------------------------------------------------------------------------------------
+
+
+def _float_quant(graph: QuantGraph, node: Node) -> bool:
+    widths = [value_of(t) for t in node.inputs[2:4]]
+    listed = [f"{float(w.reshape(-1)[0]):g}" for w in widths if w is not None and w.size]
+    name = f"E{listed[0]}M{listed[1]}" if len(listed) == 2 else "a minifloat"
+    graph.diagnostics.error(
+        "QAT103", f"FloatQuant rounds to {name}, a floating-point format", node=label_of(node), tensor=node.inputs[0].name,
+        hint="train with integer quantisers (IntQuant)",
+    )  # fmt: skip
+    return False
+
+
+for _domain in DOMAINS:
+    _RULES.on("Quant", "IntQuant", domain=_domain)(_quant)
+    _RULES.on("BipolarQuant", domain=_domain)(_bipolar)
+    _RULES.on("Trunc", domain=_domain)(_trunc)
+    _RULES.on("FloatQuant", domain=_domain)(_float_quant)
+
+
+def _refuse_others(graph: QuantGraph) -> None:
+    for node in graph.nodes:
+        if node.domain in DOMAINS and node.op not in _QUANTISERS:
+            graph.diagnostics.error(
+                "QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node),
+                hint="export the layer as standard ONNX operators with Quant nodes around them",
+            )  # fmt: skip
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, lambda node: node.domain in DOMAINS)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph)
+    sweep(graph, _RULES)
+    _refuse_others(graph)
+    drop_domains(graph, DOMAINS)
+    qdq.lift(graph)
+    qdq.apply_ranges(graph, options)
+
+
+FRONTEND = Frontend(
+    name="qonnx",
+    description="Quant, IntQuant, BipolarQuant and Trunc nodes",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=80,
+    exporters=("Brevitas 0.10 to 0.12", "QKeras through qonnx 1.0", "FINN model zoo (opset 9 to 14)"),
+    limits=(
+        "QuantLSTMCell and other layers of the QONNX domain",
+        "FloatQuant",
+        "fractional zero points of activations",
+    ),
+)

@@ -1,0 +1,85 @@
+"""Sophgo: the nodes of MQBench in the domain Sophgo_custom, and a bias rounding that no node states.
+
+    x -> FakeQuant(s_x) -> Conv(w -> FakeQuant(s_w), b)         b -> FakeQuant(int32, s_x * s_w[c]) -> Conv
+
+sophgo-mq trains with every Conv, ConvTranspose and Gemm bias rounded to the grid of its accumulator, and exports the
+unrounded one. With the rounding put back, the graph computes exactly what was trained.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends import mqbench, qdq
+from qatc.frontends.vendor import count, drop_domains, grid_behind
+
+DOMAIN: Final = "Sophgo_custom"
+_DOMAINS: Final = (DOMAIN, *mqbench.DOMAINS)
+_RULES: Final = Rules("sophgo")
+_BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+mqbench.register(_RULES, _DOMAINS)
+_OURS: Final = mqbench.is_node_of(_DOMAINS)
+
+
+def round_biases(graph: QuantGraph) -> None:
+    """Put a FakeQuant onto every bias that sophgo-mq rounds: int32 on the grid s_x * s_w of its operator."""
+    done: dict[tuple[int, QuantParams], Tensor] = {}
+    for node in list(graph.nodes):
+        if node.op not in _BIASED or node.domain or len(node.inputs) < 3:
+            continue
+        bias = node.inputs[2]
+        params = _accumulator(graph, node)
+        if params is None or not isinstance(bias, Constant) or bias.name in graph.params:
+            continue
+        key = (id(bias), params)
+        if key not in done:
+            done[key] = graph.variable(f"{bias.name}_rounded", 1, list(bias.shape))
+            graph.insert(FAKE_QUANT, [bias], [done[key]], hint=f"{bias.name}_rounding", attrs={"params": params})
+        node.inputs[2] = done[key]
+    graph.sort()
+
+
+def _accumulator(graph: QuantGraph, node: Node) -> QuantParams | None:
+    """The grid of the operator's accumulator along the bias, None where an operand is not quantised."""
+    data, weight = (grid_behind(graph, t) for t in node.inputs[:2])
+    bias = value_of(node.inputs[2])
+    if data is None or weight is None or data.is_per_channel or bias is None:
+        return None
+    if (node.op == "Gemm" and node.attr("beta", 1.0) != 1.0) or bias.ndim == 0:
+        return None
+    scales = np.float32(data.scale[0]) * np.asarray(weight.scale, np.float32) * np.float32(node.attr("alpha", 1.0))
+    if len(scales) not in (1, bias.shape[-1]) or np.any(scales <= 0):
+        return None
+    if len(scales) == 1:
+        return QuantParams.per_tensor(float(scales[0]), 0, "int32")
+    return QuantParams.per_channel(scales, bias.ndim - 1, 0, "int32")
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, lambda node: node.domain == DOMAIN)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=_OURS)
+    sweep(graph, _RULES)
+    drop_domains(graph, _DOMAINS)
+    qdq.lift(graph)
+    qdq.apply_ranges(graph, options)
+    round_biases(graph)
+
+
+FRONTEND = Frontend(
+    name="sophgo",
+    description="the fake-quantisation nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=90,
+    exporters=("sophgo-mq (BM168x, BM1690, CV18xx, CV186x)",),
+    limits=("E4M3, E5M2 and FP4 fake quantisation", "the deploy model beside it is float: use --ranges"),
+)

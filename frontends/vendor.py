@@ -1,0 +1,216 @@
+"""What the vendor dialects share: scalar operands, grids from arrays of numbers, unwritten channel axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.quant import Array, QuantParams, dtype_range
+from qatc.frontends.params import make_params
+
+_TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
+_SAME_AXES: Final = frozenset(
+    {"Identity", "Cast", "Relu", "Clip", "Abs", "Neg", "Mul", "Div", "Add", "Sub", "QuantizeLinear", "DequantizeLinear", FAKE_QUANT}
+)  # fmt: skip
+_SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "ReduceMax"})  # where zero is on the grid
+
+
+# -- operands -----------------------------------------------------------------------------------------------------
+
+
+def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
+    """A scalar that exporters write as attribute `name` or as input `index` (negative: from the end); QAT104 without."""
+    written = node.attr(name)
+    if isinstance(written, (int, float)):
+        return float(written)
+    place = index if index >= 0 else len(node.inputs) + index
+    value = value_of(node.inputs[place]) if place < len(node.inputs) else None
+    if value is None or value.size != 1:
+        graph.diagnostics.error("QAT104", f"{node.op} has no constant scalar {name}", node=label_of(node))
+        return None
+    return float(value.reshape(-1)[0])
+
+
+# -- grids --------------------------------------------------------------------------------------------------------
+
+
+def container(qmin: int, qmax: int, zeros: Iterable[int] = ()) -> str | None:
+    """The smallest of int8, uint8, int16, uint16, int32 that holds a range and its zero points, None where none does.
+
+    >>> container(-8, 7), container(0, 15), container(0, 255, [300]), container(-1, 2**40)
+    ('int8', 'uint8', 'uint16', None)
+    """
+    low, high = min([qmin, *zeros]), max([qmax, *zeros])
+    fitting = [d for d in _TYPES if dtype_range(d)[0] <= low and high <= dtype_range(d)[1]]
+    alike = [d for d in fitting if d.startswith("u") == (qmin >= 0)]
+    return next(iter(alike or fitting), None)
+
+
+def grid(
+    graph: QuantGraph, node: Node, scale: Array, zero: Array, bounds: tuple[int, int], axis: int | None = None
+) -> QuantParams | None:
+    """QuantParams of `node`'s first input from a vendor's numbers; None with every finding recorded.
+
+    Zero points are rounded half to even, the integer type is the smallest that fits. Without `axis`, scales and zero
+    points broadcast against the input as in NumPy; with it, they hold one element a channel or one for all.
+    """
+    x = node.inputs[0]
+    scale, zero = np.asarray(scale), np.rint(np.asarray(zero, np.float64))
+    whole = [int(z) for z in zero.reshape(-1).tolist()] if np.isfinite(zero).all() else []
+    dtype = container(*bounds, whole) if whole else None
+    if dtype is None or bounds[0] > bounds[1]:
+        graph.diagnostics.error(
+            "QAT202", f"no integer type of up to 32 bits holds the range {bounds[0]}..{bounds[1]} and its zero point",
+            node=label_of(node), tensor=x.name, hint="the range must include zero",
+        )  # fmt: skip
+        return None
+    if axis is None:
+        try:
+            shape = np.broadcast_shapes(scale.shape, zero.shape)
+        except ValueError:
+            return _mismatch(graph, node, scale, zero)
+        axis = None if rank_of(x) is None else len(shape_of(x) or ()) - 1
+    else:
+        scale, zero = scale.reshape(-1), zero.reshape(-1)
+        shape = scale.shape if scale.size > 1 else zero.shape
+        if zero.size not in (1, *shape):
+            return _mismatch(graph, node, scale, zero)
+    scale = np.broadcast_to(scale, shape) if scale.size == 1 else scale
+    return make_params(
+        graph, node, scale.astype(np.float64), zero, dtype, axis=axis, shape=shape_of(x), qmin=bounds[0], qmax=bounds[1],
+        tensor=x.name,
+    )  # fmt: skip
+
+
+def _mismatch(graph: QuantGraph, node: Node, scale: Array, zero: Array) -> None:
+    graph.diagnostics.error(
+        "QAT204", f"scales of shape {list(scale.shape)} but zero points of shape {list(zero.shape)}",
+        node=label_of(node), tensor=node.inputs[0].name,
+    )  # fmt: skip
+
+
+# -- channels -----------------------------------------------------------------------------------------------------
+
+
+def output_channel_axis(graph: QuantGraph, tensor: Tensor) -> int | None:
+    """The axis of a weight that holds its operator's output channels, through Transpose and element-wise operators.
+
+    0 for Conv, 1 for ConvTranspose, rows or columns for Gemm and MatMul; None where no reader tells.
+    """
+    waiting: list[tuple[Tensor, Callable[[int], int | None]]] = [(tensor, lambda axis: axis)]
+    seen: set[int] = set()
+    while waiting:
+        current, back = waiting.pop(0)
+        for node in graph.consumers(current):
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            axis = _operator_axis(node, current)
+            if axis is not None:
+                return back(axis)
+            if node.op in _SAME_AXES and node.inputs[0] is current:
+                waiting.append((node.outputs[0], back))
+            elif node.op == "Transpose" and (perm := _perm(node)) is not None:
+                waiting.append((node.outputs[0], _through(perm, back)))
+    return None
+
+
+def _through(perm: Sequence[int], back: Callable[[int], int | None]) -> Callable[[int], int | None]:
+    return lambda axis: back(perm[axis]) if axis < len(perm) else None
+
+
+def _perm(node: Node) -> list[int] | None:
+    perm = node.attr("perm")
+    if perm is not None:
+        return [int(p) for p in perm]
+    rank = rank_of(node.inputs[0])
+    return None if rank is None else list(reversed(range(rank)))
+
+
+def _operator_axis(node: Node, weight: Tensor) -> int | None:
+    """The output-channel axis of an operator's weight operand, None where the operator does not say."""
+    second = len(node.inputs) > 1 and node.inputs[1] is weight
+    rank = rank_of(weight)
+    if node.op == "Conv" and second:
+        return 0
+    if node.op == "ConvTranspose" and second:
+        return 1
+    if node.op == "Gemm" and second:
+        return 0 if node.attr("transB", 0) else 1
+    if node.op == "Gemm" and node.inputs[0] is weight and isinstance(weight, Constant):
+        return 1 if node.attr("transA", 0) else 0
+    if node.op == "MatMul" and second and rank is not None and rank > 1:
+        return rank - 1
+    if node.op == "MatMul" and rank is not None and rank > 1 and isinstance(weight, Constant):
+        return rank - 2
+    return None
+
+
+def implied_axis(graph: QuantGraph, node: Node, channels: int) -> int | None:
+    """The channel axis of a per-channel node that does not write it.
+
+    A weight's axis follows from the operator that reads it; an activation's channels are axis 1. Where `channels` does
+    not fit there, the only axis of that length is taken.
+    """
+    x = node.inputs[0]
+    shape = shape_of(x)
+    likely = output_channel_axis(graph, node.outputs[0])
+    if likely is None:
+        likely = 0 if isinstance(x, Constant) else 1
+    if shape is None or (likely < len(shape) and shape[likely] in (channels, None)):
+        return likely
+    fitting = [i for i, size in enumerate(shape) if size == channels]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def grid_behind(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
+    """The grid that `tensor` lies on: of the FakeQuant that made it, through operators that only move values."""
+    current: Tensor = tensor
+    while (node := graph.producer(current)) is not None:
+        if node.op == FAKE_QUANT:
+            params: QuantParams = node.attrs["params"]
+            return params if current is tensor or not params.is_per_channel else None
+        if node.domain or not (node.op in _SAME_VALUES or is_movement(node)):
+            return None
+        current = node.inputs[0]
+    return graph.quant(current)
+
+
+# -- canonical form -----------------------------------------------------------------------------------------------
+
+
+def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantParams) -> bool:
+    """Let readers of a vendor node on a constant read the integers that it stands for; always True."""
+    y = node.outputs[0]
+    stored = graph.constant(f"{node.inputs[0].name}_{params.dtype}", integers.astype(params.container), params)
+    if y.name in graph.known:
+        graph.origin[stored.name] = y.name
+    graph.replace(y, stored)
+    return True
+
+
+def drop_domains(graph: QuantGraph, domains: Iterable[str]) -> None:
+    """Forget imported domains that no node uses any more."""
+    used = {n.domain for n in graph.nodes if n.domain}
+    for domain in domains:
+        if domain not in used:
+            graph.domains.pop(domain, None)
+
+
+def count(graph: QuantGraph, matches: Callable[[Node], bool]) -> str | None:
+    """"3 Quant, 1 Trunc (qonnx.custom_op.general)" of the nodes that match, None where none does."""
+    found: dict[tuple[str, str], int] = {}
+    for node in graph.nodes:
+        if matches(node):
+            key = (node.op, node.domain or "")
+            found[key] = found.get(key, 0) + 1
+    if not found:
+        return None
+    domains = sorted({domain for _, domain in found if domain})
+    listed = ", ".join(f"{number} {op}" for (op, _), number in sorted(found.items(), key=lambda kv: (-kv[1], kv[0])))
+    return f"{listed} ({', '.join(domains)})" if domains else listed
