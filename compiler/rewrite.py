@@ -13,8 +13,8 @@
 
     sweep(graph, RULES)
 
-A sweep is linear in the graph: there is no worklist, and a rule must leave behind what no rule wants to see again. Rules
-unlink nodes (`graph.bypass`) and insert new ones; the sweep removes the dead and restores the order once, at its end.
+A sweep is linear in the graph: there is no worklist, and a rule must leave behind what no rule wants to see again.
+Rules unlink nodes (`graph.bypass`) and insert new ones; the sweep removes the dead and restores the order at its end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Quantisation parameters as exporters write them, read into QuantParams; what is wrong with them becomes a diagnostic.
 
-Exporters write a per-tensor scale as a scalar, as [1], or as [1,1,1,1], with an axis that means nothing; a per-channel one
-as [C] or [C,1,1,1], with an axis from either end. Zero points may be absent, shorter than the scale, or (in vendor nodes)
-floats that were never rounded.
+Exporters write a per-tensor scale as a scalar, as [1], or as [1,1,1,1], with an axis that means nothing; a per-channel
+one as [C] or [C,1,1,1], with an axis from either end. Zero points may be absent, or shorter than the scale.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ class _Reader:
             self._error(
                 "QAT201",
                 f"the scale is {shown}{many}",
-                "a scale must be positive, finite and at least 1.18e-38; a zero scale means that the range was never observed",
+                "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed",
             )
             return None
         return values.astype(np.float64)

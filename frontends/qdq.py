@@ -1,49 +1,37 @@
-"""The shared core: QuantizeLinear and DequantizeLinear of opsets 10 to 23 become the canonical form.
+"""What every dialect shares: preparing a graph, standard Q/DQ, turning vendor nodes into FakeQuant, stated ranges.
 
-    x -> Q -> Clip -> DQ -> y                     x -> FakeQuant -> y                 qmin and qmax from the Clip
-    x -> Q -> Reshape -> Transpose -> DQ -> y     x -> FakeQuant -> Reshape -> Transpose -> y
-    x -> Q -> {DQ -> y, DQ -> z}                  x -> FakeQuant -> y (z reads y)
-    int8 constant -> Clip -> DQ -> y              the constant, with parameters
-    int8 graph input -> DQ -> y                   float graph input -> FakeQuant -> y  (graph.integer_ports says int8)
-    x -> Q -> graph output                        x -> FakeQuant -> float graph output (likewise)
-
-It works on values, not on patterns: walking the graph in order, every tensor of integers is known by the grid it came
-from and by what moved or clamped it since, and each DequantizeLinear asks for the real numbers behind its input. Whatever
-else reads such integers has no meaning in real numbers and is reported. A dialect normalises by rewriting its nodes into
-FakeQuant (`to_fake_quant`) or into standard Q/DQ, and then calling `lift`.
+A dialect's `normalise` is `prepare`, its own rewriting into FakeQuant (`to_fake_quant`) or into standard Q/DQ, then
+`lift` and `apply_ranges`. For standard Q/DQ alone that is `normalise` here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final
-
-import numpy as np
-import onnx
+from collections.abc import Callable, Iterator
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, is_constant, value_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, is_constant
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.constants import fold_constants
-from qatc.compiler.passes.modernize import element_type, modernize
-from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
-from qatc.frontends.params import linear_params
+from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.frontends.lift import clips_weight, is_dq, is_q, lift
 
-_DOMAINS: Final = frozenset({"", "com.microsoft"})
-_WIDEST: Final = (-(2**63), 2**63 - 1)
-_ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
-_BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone
-_OF_ELEMENT: Final = {
-    kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES
-}  # fmt: skip
+__all__ = [
+    "apply_ranges",
+    "fake_quants",
+    "is_dq",
+    "is_q",
+    "lift",
+    "normalise",
+    "prepare",
+    "to_fake_quant",
+]
 
 
 def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, explain: bool = False) -> None:
-    """What every dialect starts with: modern operators, folded constants. `keep` names nodes that must not be folded."""
+    """What every dialect starts with: modern operators, folded constants. `keep` says which nodes are not folded."""
     modernize(graph, explain=explain)
-    fold_constants(graph, keep=lambda node: _clips_weight(node) or (keep is not None and keep(node)), explain=explain)
+    fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)), explain=explain)
 
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -51,16 +39,6 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     prepare(graph)
     lift(graph)
     apply_ranges(graph, options)
-
-
-def is_q(node: Node) -> bool:
-    """Whether the node is a QuantizeLinear (ai.onnx or com.microsoft)."""
-    return node.op == "QuantizeLinear" and (node.domain or "") in _DOMAINS
-
-
-def is_dq(node: Node) -> bool:
-    """Whether the node is a DequantizeLinear (ai.onnx or com.microsoft)."""
-    return node.op == "DequantizeLinear" and (node.domain or "") in _DOMAINS
 
 
 def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> None:
@@ -73,7 +51,7 @@ def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> None:
     graph.origin[y.name] = y.name
 
 
-def fake_quants(graph: QuantGraph) -> Iterable[Node]:
+def fake_quants(graph: QuantGraph) -> Iterator[Node]:
     """The FakeQuant nodes, in order."""
     return (n for n in graph.nodes if n.op == FAKE_QUANT)
 
@@ -109,423 +87,3 @@ def _with_range(graph: QuantGraph, node: Node, params: QuantParams, stated: tupl
         hint="state a range for this tensor by name",
     )
     return params
-
-
-# -- lifting ------------------------------------------------------------------------------------------------------
-
-
-def lift(graph: QuantGraph) -> None:
-    """Replace all Q/DQ by FakeQuant nodes and constants with parameters; the graph must be sorted and its constants folded.
-
-    Findings (QAT104, QAT20x) go to `graph.diagnostics`; with an error among them the graph is not to be used further.
-    """
-    _Lifter(graph).run()
-
-
-@dataclass(eq=False)
-class _Integers:
-    """A tensor of integers: a root (Q or graph input), or what one operator makes of others.
-
-    `params` is the grid of the root; `low` and `high` bound the integers. `clip` marks
-    a clamp of `parents[0]` to [low, high]; `siblings` are all outputs of the operator.
-    """
-
-    tensor: Tensor
-    node: Node | None
-    parents: tuple[_Integers, ...]
-    params: QuantParams
-    low: int
-    high: int
-    clip: bool = False
-    siblings: tuple[_Integers, ...] = ()
-
-    def root(self) -> _Integers:
-        found = self
-        while found.parents:
-            found = found.parents[0]
-        return found
-
-
-_Key = tuple[int, int, int]  # id of the integers, and the clamp that is applied to them
-
-
-class _Lifter:
-    def __init__(self, graph: QuantGraph) -> None:
-        self.graph, self.found = graph, graph.diagnostics
-        self.integers: dict[int, _Integers] = {}
-        self.real: dict[_Key, Tensor] = {}
-        self.held: list[Node] = []  # operators on integers: gone when everything is lifted
-        self.constants: dict[tuple[int, QuantParams], Constant] = {}
-        self.read: dict[tuple[Any, ...], QuantParams | None] = {}
-
-    def run(self) -> None:
-        """One pass over the nodes in order; the new list of nodes grows behind it."""
-        nodes = self.graph.nodes
-        self._find_integer_inputs(nodes)
-        self.graph.nodes = []
-        for node in nodes:
-            if is_q(node):
-                self._quantize(node)
-            elif is_dq(node):
-                self._dequantize(node)
-            elif not self._follow(node):
-                self._check_reads(node)
-                self.graph.nodes.append(node)
-        self._outputs()
-        for node in self.held:
-            node.inputs.clear()
-            node.outputs.clear()
-        self.graph.clean()
-
-    # -- roots ----------------------------------------------------------------------------------------------------
-    def _find_integer_inputs(self, nodes: list[Node]) -> None:
-        """Graph inputs of integers that reach a DequantizeLinear are roots; others (token ids, ...) are left alone."""
-        inputs = {id(t) for t in self.graph.inputs if _of_element(t) is not None}
-        seen: set[int] = set()
-        for node in nodes if inputs else ():
-            waiting = [node.inputs[0]] if is_dq(node) else []
-            while waiting:
-                tensor = waiting.pop()
-                if id(tensor) in seen or is_constant(tensor):
-                    continue
-                seen.add(id(tensor))
-                if id(tensor) in inputs:
-                    self._declare_input(tensor, node)
-                maker = self.graph.producer(tensor)
-                if maker is not None and (maker.op in _ON_INTEGERS or is_movement(maker)) and not maker.domain:
-                    waiting.extend(t for t in maker.inputs if t.name)
-
-    def _params(self, node: Node) -> QuantParams | None:
-        """`linear_params`, read once for a Q and the DQs that share its parameters."""
-        x = node.inputs[0]
-        shape = None if x.shape is None else tuple(x.shape)
-        key = (*(id(t) for t in node.inputs[1:]), node.attr("axis", 1), node.attr("block_size", 0), shape)
-        if len(node.inputs) < 3 or key not in self.read:
-            self.read[key] = linear_params(self.graph, node)
-        return self.read[key]
-
-    def _quantize(self, node: Node) -> None:
-        self.held.append(node)
-        params = self._params(node)
-        if params is None:
-            return
-        self.integers[id(node.outputs[0])] = _Integers(node.outputs[0], node, (), params, params.qmin, params.qmax)
-
-    # -- operators on integers ------------------------------------------------------------------------------------
-    def _follow(self, node: Node) -> bool:
-        """Take over an operator that moves or clamps known integers; False where the node is not one."""
-        if not node.inputs or node.domain:
-            return False
-        data = [t for t in node.inputs if t.name] if node.op == "Concat" else node.inputs[:1]
-        parents = [self.integers[id(t)] for t in data if id(t) in self.integers]
-        if not parents and node.op in ("Min", "Max"):
-            data = node.inputs[1:2]
-            parents = [self.integers[id(t)] for t in data if id(t) in self.integers]
-        if not parents or len(parents) != len(data):
-            return False
-        parent = parents[0]
-        bounds = _clamp_of(node, parent)
-        if bounds is not None:
-            self._hold(node, tuple(parents), _clamp(parent.low, bounds), _clamp(parent.high, bounds), clip=True)
-            return True
-        if node.op == "Cast":
-            return self._cast(node, parent)
-        if node.op != "Concat" and not is_movement(node):
-            return False
-        if any(p.params != parent.params for p in parents):
-            self._disagree(node, [p.params for p in parents])
-        self._hold(node, tuple(parents), min(p.low for p in parents), max(p.high for p in parents))
-        return True
-
-    def _hold(self, node: Node, parents: tuple[_Integers, ...], low: int, high: int, *, clip: bool = False) -> None:
-        self.held.append(node)
-        made = tuple(_Integers(t, node, parents, parents[0].params, low, high, clip) for t in node.outputs)
-        for one in made:
-            one.siblings = made
-            self.integers[id(one.tensor)] = one
-
-    def _cast(self, node: Node, parent: _Integers) -> bool:
-        """A Cast between integer types must keep every value; Casts to floats are not ours."""
-        kind = int(node.attr("to"))
-        if kind in (onnx.TensorProto.INT64, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64):
-            low, high = (0 if kind != onnx.TensorProto.INT64 else _WIDEST[0]), _WIDEST[1]
-        elif kind in _OF_ELEMENT:
-            low, high = dtype_range(_OF_ELEMENT[kind])
-        else:
-            return False
-        if not low <= parent.low <= parent.high <= high:
-            self.found.error(
-                "QAT104",
-                f"a Cast of integers {parent.low}..{parent.high} to {low}..{high} changes them",
-                node=label_of(node),
-                tensor=node.inputs[0].name,
-            )
-        self._hold(node, (parent,), parent.low, parent.high, clip=True)
-        return True
-
-    def _check_reads(self, node: Node) -> None:
-        """Report a node that computes with integers; one that reads their shape alone reads that of the real numbers."""
-        for index, tensor in enumerate(node.inputs):
-            found = self.integers.get(id(tensor))
-            if found is None:
-                continue
-            if node.op in _BLIND and not node.domain:
-                node.inputs[index] = self._real(found, None)
-                continue
-            root = found.root()
-            source = label_of(root.node) if root.node is not None else f"graph input {root.tensor.name}"
-            self.found.error(
-                "QAT104",
-                f"{node.op} computes with the integers of {source}",
-                node=label_of(node),
-                tensor=tensor.name,
-                hint="integers may be moved, clipped and dequantised; for integer operators use -m qoperator",
-            )
-
-    def _disagree(self, node: Node, stated: Iterable[QuantParams | None]) -> None:
-        self.found.error(
-            "QAT203",
-            "integers of different grids meet: " + "; ".join(str(p) for p in dict.fromkeys(stated)),
-            node=label_of(node),
-            tensor=node.inputs[0].name,
-            hint="quantise and dequantise a tensor with the same scale, zero point and axis",
-        )
-
-    # -- the real numbers behind integers -------------------------------------------------------------------------
-    def _dequantize(self, node: Node) -> None:
-        self.held.append(node)
-        params = self._params(node)
-        if params is None:
-            return
-        x, y = node.inputs[0], node.outputs[0]
-        integers = self.integers.get(id(x))
-        constant, params = _constant_of(x, params)
-        if constant is not None:
-            self.graph.replace(y, self._constant(node, x, constant, params))
-        elif integers is not None:
-            self._settle(node, integers, params, y)
-        elif self._blamed(x):
-            return
-        else:
-            maker = self.graph.producer(x)
-            self.found.error(
-                "QAT104",
-                f"this DequantizeLinear reads integers that {maker.op if maker else 'nothing known'} makes",
-                node=label_of(node),
-                tensor=x.name,
-                hint="for integer operators (QLinearConv, ConvInteger, ...) use -m qoperator",
-            )
-
-    def _blamed(self, x: Tensor) -> bool:
-        """Whether the integers come from a Q whose parameters were reported already."""
-        tensor: Tensor = x
-        for _ in range(len(self.held) + 1):
-            maker = self.graph.producer(tensor)
-            if maker is None:
-                return False
-            if is_q(maker):
-                return True
-            tensor = maker.inputs[0] if maker.inputs else x
-        return False
-
-    def _settle(self, node: Node, integers: _Integers, params: QuantParams, y: Tensor) -> None:
-        stated, moved = integers.params, _peel(integers, _WIDEST)[0].parents
-        if (stated.scale, stated.zero_point) != (params.scale, params.zero_point) or (
-            stated.axis != params.axis and not moved  # an operator in between may have moved the channels
-        ):
-            self._disagree(node, [stated, params])
-            return
-        node.outputs.clear()
-        result = self._real(integers, y)
-        if result is not y:
-            self.graph.replace(y, result)
-
-    def _declare_input(self, tensor: Tensor, node: Node) -> None:
-        """A graph input of integers becomes one of real numbers, on the grid that the DequantizeLinear states."""
-        params, dtype = self._params(node), _of_element(tensor)
-        if params is None or dtype is None:
-            return
-        low, high = dtype_range(dtype)
-        if params.is_per_channel or not low <= params.zero_point[0] <= high:
-            self.found.error(
-                "QAT104",
-                f"a graph input of integers has the parameters {params}",
-                node=label_of(node),
-                tensor=tensor.name,
-            )
-            return
-        params = QuantParams(params.scale, params.zero_point, dtype)
-        self.integers[id(tensor)] = _Integers(tensor, None, (), params, low, high)
-        self.graph.integer_ports[tensor.name] = element_type(tensor) or 0
-        if isinstance(tensor, Variable):
-            tensor.dtype = onnx.TensorProto.FLOAT
-
-    def _real(self, integers: _Integers, target: Tensor | None) -> Tensor:
-        """The real numbers that integers stand for, made once; `target` becomes the new tensor where one is made."""
-        last = _peel(integers, _WIDEST)
-        waiting = [last]
-        while waiting:
-            value, low, high = waiting[-1]
-            key = (id(value), low, high)
-            missing = [p for p in (_peel(p, (low, high)) for p in value.parents) if _key(p) not in self.real]
-            if key in self.real:
-                waiting.pop()
-            elif missing:
-                waiting.extend(missing)
-            else:
-                self._emit(value, low, high, target if waiting[-1] is last else None)
-                waiting.pop()
-        return self.real[_key(last)]
-
-    def _emit(self, value: _Integers, low: int, high: int, target: Tensor | None) -> None:
-        if value.parents:
-            self._emit_move(value, low, high, target)
-            return
-        root = value.params
-        source = value.tensor if value.node is None else value.node.inputs[0]
-        result = target or self.graph.variable(f"{value.tensor.name}_real", onnx.TensorProto.FLOAT, value.tensor.shape)
-        name = value.node.name if value.node is not None else ""
-        fake = Node(FAKE_QUANT, name or result.name, {"params": root.with_range(low, high)}, [source], [result])
-        self.graph.nodes.append(fake)
-        self._name(result, value, low, high)
-
-    def _emit_move(self, value: _Integers, low: int, high: int, target: Tensor | None) -> None:
-        """Repeat an operator of the integers on the real numbers."""
-        node = value.node
-        if node is None:
-            raise ValueError(f"nothing makes {value.tensor.name}")
-        data = [self.real[_key(_peel(p, (low, high)))] for p in value.parents]
-        others = node.inputs[len(data) :]
-        if node.op == "Pad" and node.attr("mode", "constant") == "constant":
-            others = [others[0], self._pad_value(node, value, low, high), *others[2:]]
-        outputs: list[Tensor] = []
-        for one in value.siblings:
-            fresh = target if one is value and target is not None else None
-            outputs.append(
-                fresh or self.graph.variable(f"{one.tensor.name}_real", onnx.TensorProto.FLOAT, one.tensor.shape)
-            )
-        self.graph.nodes.append(Node(node.op, node.name, dict(node.attrs), [*data, *others], outputs, node.domain))
-        for one, result in zip(value.siblings, outputs, strict=True):
-            self._name(result, one, low, high)
-
-    def _name(self, result: Tensor, value: _Integers, low: int, high: int) -> None:
-        self.real[(id(value), low, high)] = result
-        if isinstance(result, Variable):
-            result.dtype = onnx.TensorProto.FLOAT
-            if result.shape is None and value.tensor.shape is not None:
-                result.shape = list(value.tensor.shape)
-        if not result.name.endswith("_real"):
-            self.graph.origin[result.name] = result.name
-
-    def _pad_value(self, node: Node, value: _Integers, low: int, high: int) -> Constant:
-        """What a Pad of integers fills with, as a real number."""
-        params = value.params
-        given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-        number = 0 if given is None else int(given.reshape(-1)[0])
-        if params.is_per_channel:
-            self.found.error("QAT302", "a Pad of integers that are quantised per channel", node=label_of(node))
-            return self.graph.constant(f"{node.outputs[0].name}_value", np.float32(0))
-        real = np.float32(params.scale[0]) * np.float32(_clamp(number, (low, high)) - params.zero_point[0])
-        return self.graph.constant(f"{node.outputs[0].name}_value", np.asarray(real, np.float32))
-
-    # -- constants and outputs ------------------------------------------------------------------------------------
-    def _constant(self, node: Node, x: Tensor, value: Array, params: QuantParams) -> Constant:
-        """The integers of a constant under their parameters, one constant for all that read it alike."""
-        known = self.constants.get((id(x), params))
-        if known is None:
-            integers = np.ascontiguousarray(value.astype(params.container, copy=False))
-            alone = len(x.outputs) == 1
-            known = Constant(x.name, integers) if alone else self.graph.constant(x.name, integers)
-            self.graph.params[known.name] = params
-            self.graph.origin[known.name] = node.outputs[0].name
-            self.constants[id(x), params] = known
-        return known
-
-    def _outputs(self) -> None:
-        """A graph output of integers becomes one of real numbers; the package may turn it back (`integer_ports`)."""
-        for output in list(self.graph.outputs):
-            integers = self.integers.get(id(output))
-            if integers is None or integers.root() is integers and integers.node is None:
-                continue
-            self.graph.integer_ports[output.name] = element_type(output) or onnx.TensorProto.UINT8
-            if integers.node is not None:
-                self.graph.detach_producer(output)
-            result = self._real(integers, output)
-            if result is not output:
-                self.graph.replace(output, result)
-
-
-def _key(item: tuple[_Integers, int, int]) -> _Key:
-    return (id(item[0]), item[1], item[2])
-
-
-def _clamp(value: int, bounds: tuple[int, int]) -> int:
-    return min(max(value, bounds[0]), bounds[1])
-
-
-def _peel(value: _Integers, bounds: tuple[int, int]) -> tuple[_Integers, int, int]:
-    """Integers without the clamps on top of them, and the clamp that those come to (`bounds` are applied last)."""
-    while value.clip:
-        bounds = (_clamp(value.low, bounds), _clamp(value.high, bounds))
-        value = value.parents[0]
-    return value, _clamp(value.low, bounds), _clamp(value.high, bounds)
-
-
-def _of_element(tensor: Tensor) -> str | None:
-    """The quantised type of a tensor of integers."""
-    return _OF_ELEMENT.get(element_type(tensor) or 0)
-
-
-def _constant_of(x: Tensor, params: QuantParams) -> tuple[Array | None, QuantParams]:
-    """The integers of a constant, and the range that a Clip on them states."""
-    value = value_of(x)
-    if value is not None:
-        return value, params
-    clip: Node | None = x.inputs[0] if x.inputs else None  # type: ignore[assignment]
-    if clip is None or not _clips_weight(clip):
-        return None, params
-    bounds, value = _clip_bounds(clip), value_of(clip.inputs[0])
-    if bounds is None or value is None:
-        return None, params
-    params = params.with_range(_clamp(params.qmin, bounds), _clamp(params.qmax, bounds))
-    return np.clip(value.astype(params.container), params.qmin, params.qmax), params
-
-
-def _clips_weight(node: Node) -> bool:
-    """Whether the node is a Clip of constant integers for a DequantizeLinear: folding it would lose the range."""
-    return (
-        node.op == "Clip"
-        and isinstance(node.inputs[0], Constant)
-        and node.inputs[0].values.dtype.name in DTYPES
-        and any(is_dq(reader) for reader in node.outputs[0].outputs)  # type: ignore[arg-type]
-    )
-
-
-def _clip_bounds(node: Node) -> tuple[int, int] | None:
-    ends = list(_WIDEST)
-    for index, tensor in enumerate(node.inputs[1:3]):
-        if not tensor.name:
-            continue
-        value = value_of(tensor)
-        if value is None or value.size != 1:
-            return None
-        ends[index] = int(value.reshape(-1)[0])
-    return min(ends), ends[1]
-
-
-def _clamp_of(node: Node, parent: _Integers) -> tuple[int, int] | None:
-    """The bounds that an operator clamps integers to, if that is all it does and they are constant."""
-    low, high = _WIDEST
-    match node.op:
-        case "Relu":
-            return 0, high
-        case "Clip":
-            return _clip_bounds(node)
-        case "Min" | "Max":
-            others = [value_of(t) for t in node.inputs if t is not parent.tensor]
-            if len(node.inputs) != 2 or len(others) != 1 or others[0] is None or others[0].size != 1:
-                return None
-            bound = int(others[0].reshape(-1)[0])
-            return (low, bound) if node.op == "Min" else (bound, high)
-        case _:
-            return None

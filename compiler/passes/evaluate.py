@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -49,7 +49,8 @@ def _by_reference(node: Node, values: list[Array | None]) -> list[Array]:
     try:
         session = ReferenceEvaluator(proto)
         feeds = {n: v for n, v in zip(proto.input, values, strict=False) if n and v is not None}
-        return [np.asarray(v) for v in session.run(None, feeds)]  # type: ignore[arg-type]
+        results: list[Array] = session.run(None, feeds)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
+        return [np.asarray(v) for v in results]
     except (ValueError, TypeError, IndexError):
         raise
     except Exception as error:  # whatever the evaluator's own code raises: the node stays as it is
@@ -76,7 +77,8 @@ def size_of_result(node: Node, values: Values) -> int | None:
 
 def _broadcast(node: Node, values: Values) -> int:
     arrays = [v for v in values if v is not None]
-    return math.prod(np.broadcast_shapes(*(a.shape for a in arrays))) * max(a.itemsize for a in arrays)
+    shape: tuple[int, ...] = np.broadcast_shapes(*(a.shape for a in arrays))
+    return math.prod(shape) * max(a.nbytes // max(1, a.size) for a in arrays)
 
 
 def _same(node: Node, values: Values) -> int:
@@ -89,20 +91,22 @@ def _cast(node: Node, values: Values) -> int:
 
 def _expand(node: Node, values: Values) -> int:
     x = _first(values)
-    return math.prod(np.broadcast_shapes(x.shape, tuple(_ints(values, 1)))) * x.itemsize
+    shape: tuple[int, ...] = np.broadcast_shapes(x.shape, tuple(_ints(values, 1)))
+    return math.prod(shape) * x.itemsize
 
 
 def _tile(node: Node, values: Values) -> int:
     x = _first(values)
-    return math.prod(max(0, d * r) for d, r in zip(x.shape, _ints(values, 1), strict=True)) * x.itemsize
+    dims: list[int] = [max(0, d * r) for d, r in zip(x.shape, _ints(values, 1), strict=True)]
+    return math.prod(dims) * int(x.dtype.itemsize)
 
 
 def _filled(node: Node, values: Values) -> int:
     dims = _ints(values, 0)
     if any(d < 0 for d in dims) or len(dims) > 32:
         raise ValueError(f"{dims} is not a shape")
-    value = node.attrs.get("value")
-    return math.prod(dims) * (value.dtype.itemsize if isinstance(value, np.ndarray) else 4)
+    value: Array | None = node.attrs.get("value")
+    return math.prod(dims) * (4 if value is None else value.dtype.itemsize)
 
 
 def _range_size(node: Node, values: Values) -> int:
@@ -120,19 +124,20 @@ def _gathered(node: Node, values: Values) -> int:
 
 def _matmul_size(node: Node, values: Values) -> int:
     a, b = _first(values), _at(values, 1)
-    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape: tuple[int, ...] = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns = (a.shape[-2] if a.ndim > 1 else 1), (b.shape[-1] if b.ndim > 1 else 1)
-    work = math.prod(shape) * rows * columns
-    if work * a.shape[-1] > _WORK:
+    count: int = math.prod(shape) * rows * columns
+    if count * a.shape[-1] > _WORK:
         raise ValueError("it takes too many multiplications")
-    return work * a.itemsize
+    return count * int(a.dtype.itemsize)
 
 
 def _padded(node: Node, values: Values) -> int:
     x, pads = _first(values), _ints(values, 1)
     if len(pads) != 2 * x.ndim:
         raise ValueError("pads do not fit the rank")
-    return math.prod(max(0, d + pads[i] + pads[i + x.ndim]) for i, d in enumerate(x.shape)) * x.itemsize
+    dims: list[int] = [max(0, d + pads[i] + pads[i + x.ndim]) for i, d in enumerate(x.shape)]
+    return math.prod(dims) * int(x.dtype.itemsize)
 
 
 # -- the numpy forms ----------------------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def _axes(node: Node, values: Values, rank: int) -> tuple[int, ...] | None:
 
 
 def _unary(function: Callable[[Array], Array], *, wide: bool = False) -> Callable[[Node, Values], Array]:
-    """An element-wise operator; `wide` computes floats in float64 and rounds once, since libraries differ in the last bit."""
+    """An element-wise operator; `wide` computes floats in float64 and rounds once: libraries differ in the last bit."""
 
     def compute(node: Node, values: Values) -> Array:
         x = _first(values)
@@ -248,10 +253,11 @@ def _slice(node: Node, values: Values) -> Array:
     index = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = x.shape[axis]
-        low = -1 if step < 0 else 0  # ONNX clamps the ends; Python's slice reads a clamped -1 as the last element
-        stop: int | None = max(end + size if end < 0 else end, low)
-        stop = None if step < 0 and stop is not None and stop < 0 else stop
-        index[axis] = slice(max(start + size, 0) if start < 0 else start, stop, step)
+        start, end = (start + size if start < 0 else start), (end + size if end < 0 else end)
+        if step > 0:
+            index[axis] = slice(min(max(start, 0), size), min(max(end, 0), size), step)
+        else:  # ONNX clamps the end to -1, which means "past the first" and not Python's "the last"
+            index[axis] = slice(min(max(start, 0), size - 1), None if end < 0 else min(end, size - 1), step)
     return x[tuple(index)]
 
 
@@ -283,13 +289,13 @@ def _reduce(function: Callable[..., Array]) -> Callable[[Node, Values], Array]:
 def _range(node: Node, values: Values) -> Array:
     start, limit, delta = (_at(values, i).reshape(-1)[0] for i in range(3))
     count = max(0, math.ceil((float(limit) - float(start)) / float(delta)))
-    return (start + np.arange(count) * delta).astype(_first(values).dtype)
+    values_of_range: Array = start + np.arange(count) * delta
+    return values_of_range.astype(_first(values).dtype)
 
 
 def _constant_of_shape(node: Node, values: Values) -> Array:
-    value = node.attrs.get("value")
-    fill = value.reshape(-1)[0] if isinstance(value, np.ndarray) else np.float32(0)
-    return np.full(_ints(values, 0), fill)
+    value: Array | None = node.attrs.get("value")
+    return np.full(_ints(values, 0), np.float32(0) if value is None else value.reshape(-1)[0])
 
 
 def _gather(node: Node, values: Values) -> Array:
@@ -297,7 +303,8 @@ def _gather(node: Node, values: Values) -> Array:
     size = x.shape[axis]
     if indices.size and not (-size <= int(indices.min()) and int(indices.max()) < size):
         raise IndexError(f"an index is outside {size} elements")
-    return np.take(x, indices.astype(np.int64), axis)
+    taken: Array = np.take(x, indices.astype(np.int64), axis)
+    return taken
 
 
 def _softplus(x: Array) -> Array:
@@ -312,17 +319,26 @@ def _round(x: Array) -> Array:
     return np.rint(x)
 
 
+def _expanded(node: Node, values: Values) -> Array:
+    x = _first(values)
+    return np.array(np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(_ints(values, 1)))))
+
+
 def _matmul(node: Node, values: Values) -> Array:
     return np.asarray(np.matmul(_first(values), _at(values, 1)))
 
 
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _WORK: Final = 1 << 31  # multiplications that one folded MatMul may take
-_NEVER: Final = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "If", "Loop",
-     "Scan", "SequenceMap", "Optional", "Resize", "Upsample", "OneHot", "CenterCropPad", "Conv", "ConvTranspose", "Gemm",
-     "LSTM", "GRU", "RNN", "ImageDecoder", "Einsum", "Col2Im", "StringNormalizer", "RegexFullMatch", "StringConcat"}
-)  # fmt: skip
-_FAST: Final[dict[str, Callable[[Node, Values], "Array | list[Array]"]]] = {
+_NEVER: Final = _names(
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli If Loop Scan "
+    "SequenceMap Optional Resize Upsample OneHot CenterCropPad Conv ConvTranspose Gemm LSTM GRU RNN "
+    "ImageDecoder Einsum Col2Im StringNormalizer RegexFullMatch StringConcat"
+)
+_FAST: Final[dict[str, Callable[[Node, Values], Array | list[Array]]]] = {
     "Abs": _unary(np.abs),
     "Neg": _unary(np.negative),
     "Sign": _unary(np.sign),
@@ -365,7 +381,7 @@ _FAST: Final[dict[str, Callable[[Node, Values], "Array | list[Array]"]]] = {
     "Split": _split,
     "Gather": _gather,
     "Concat": lambda node, values: np.concatenate([v for v in values if v is not None], int(node.attr("axis"))),
-    "Expand": lambda node, values: _first(values) * np.ones(_ints(values, 1), _first(values).dtype),
+    "Expand": _expanded,
     "Tile": lambda node, values: np.tile(_first(values), _ints(values, 1)),
     "Range": _range,
     "ConstantOfShape": _constant_of_shape,
@@ -376,62 +392,17 @@ _FAST: Final[dict[str, Callable[[Node, Values], "Array | list[Array]"]]] = {
     "ReduceMean": _reduce(np.mean),
     "MatMul": _matmul,
 }
+_NO_LARGER: Final = _names(
+    "Abs Neg Sign Floor Ceil Round Sqrt Reciprocal Not Relu Exp Log Tanh Sigmoid Softplus Clip Reshape "
+    "Flatten Squeeze Unsqueeze Transpose Slice Split Concat ReduceSum ReduceMax ReduceMin ReduceProd "
+    "ReduceMean"
+)
+_BROADCASTING: Final = _names(
+    "Add Sub Mul Div Pow Equal Less LessOrEqual Greater GreaterOrEqual And Or Min Max Sum Where"
+)
 SIZED: Final[dict[str, Callable[[Node, Values], int]]] = {
-    **dict.fromkeys(
-        (
-            "Abs",
-            "Neg",
-            "Sign",
-            "Floor",
-            "Ceil",
-            "Round",
-            "Sqrt",
-            "Reciprocal",
-            "Not",
-            "Relu",
-            "Exp",
-            "Log",
-            "Tanh",
-            "Sigmoid",
-            "Softplus",
-            "Clip",
-            "Reshape",
-            "Flatten",
-            "Squeeze",
-            "Unsqueeze",
-            "Transpose",
-            "Slice",
-            "Split",
-            "Concat",
-            "ReduceSum",
-            "ReduceMax",
-            "ReduceMin",
-            "ReduceProd",
-            "ReduceMean",
-        ),
-        _same,
-    ),  # fmt: skip
-    **dict.fromkeys(
-        (
-            "Add",
-            "Sub",
-            "Mul",
-            "Div",
-            "Pow",
-            "Equal",
-            "Less",
-            "LessOrEqual",
-            "Greater",
-            "GreaterOrEqual",
-            "And",
-            "Or",
-            "Min",
-            "Max",
-            "Sum",
-            "Where",
-        ),
-        _broadcast,
-    ),  # fmt: skip
+    **dict.fromkeys(_NO_LARGER, _same),
+    **dict.fromkeys(_BROADCASTING, _broadcast),
     "Cast": _cast,
     "Expand": _expand,
     "Tile": _tile,

@@ -109,8 +109,8 @@ def constant_value(node: Node) -> Array | None:
     for key, dtype in (("value_floats", np.float32), ("value_ints", np.int64)):
         if key in node.attrs:
             return np.asarray(list(node.attrs[key]), dtype)
-    value = node.attrs.get("value")
-    return value if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU" else None
+    value: Array | None = node.attrs.get("value")
+    return None if value is None or value.dtype.kind in "OSU" else value
 
 
 # -- what does nothing --------------------------------------------------------------------------------------------
