@@ -1,0 +1,101 @@
+"""Put a package together: the emitted model, its parameters, proven samples, reports; then the manifest, then the swap."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qatc.compiler.package import (
+    PackageWriter,
+    Sample,
+    check_script,
+    manifest,
+    quantization_json,
+    report_json,
+    source_file,
+    tolerance_of,
+    write_samples,
+)
+from qatc.compiler.quant import Array
+from qatc.compiler.report import report_html
+from qatc.compiler.result import CompileResult, Port
+
+if TYPE_CHECKING:
+    from qatc.compiler.backend import Emission
+
+MODEL = "model.onnx"
+
+
+def assemble(
+    result: CompileResult,
+    destination: Path,
+    emission: Emission,
+    feeds: Sequence[Mapping[str, Array]],
+    external: Sequence[Path],
+    version: str,
+) -> CompileResult:
+    """Write the package of a finished compile and return the result with its place and size.
+
+    The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations.
+
+    Raises:
+        CompileError: QAT5xx where it cannot be written; the destination is then as it was.
+    """
+    with PackageWriter(destination) as writer:
+        emission.write(writer.open, MODEL)
+        writer.write("quantization.json", quantization_json(result.tensors))
+        samples = [run_sample(writer.folder / MODEL, feed, result.inputs, result.outputs) for feed in feeds]
+        entries = write_samples(writer, samples, result.inputs, result.outputs)
+        size = sum(f.size for f in writer.files if f.path.startswith(MODEL))
+        written = dataclasses.replace(result, package=destination, package_bytes=size)
+        writer.write("report.json", report_json(written))
+        writer.write("report.html", report_html(written))
+        writer.write("check.py", check_script())
+        finished = writer.finish(
+            manifest(
+                version=version,
+                source=source_file(result.source),
+                external=[source_file(path) for path in external],
+                dialect=result.dialect,
+                target=result.target,
+                profile=result.profile,
+                options=result.options,
+                inputs=result.inputs,
+                outputs=result.outputs,
+                samples=entries,
+                tolerances=[tolerance_of([s.outputs[i] for s in samples]) for i in range(len(result.outputs))],
+            )
+        )
+    return dataclasses.replace(written, diagnostics=(*written.diagnostics, *finished.diagnostics))
+
+
+def run_sample(model: Path, feed: Mapping[str, Array], inputs: Sequence[Port], outputs: Sequence[Port]) -> Sample:
+    """One sample through the package's model."""
+    from qatc.compiler.runtime import run_file
+
+    given = {p.name: as_port(p, feed[p.name]) for p in inputs}
+    results = run_file(model, given, [p.name for p in outputs])
+    return Sample(tuple(given[p.name] for p in inputs), tuple(np.asarray(r) for r in results))
+
+
+def as_port(port: Port, value: Array) -> Array:
+    """A sample as the deployed graph reads it: rounded onto the grid of an integer input."""
+    value = np.asarray(value)
+    if port.params is not None and port.dtype == port.params.container.name and value.dtype.kind == "f":
+        return port.params.quantize(value)
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A value of the options as JSON data."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in sorted(value.items())}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return value

@@ -1,0 +1,405 @@
+"""The road from a file to a package, top to bottom: load, normalise, strip, fold, lower, emit, verify, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qatc.compiler.coverage import coverage, islands
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
+from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
+from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.integer import IntegerGraph
+from qatc.compiler.lowering import LoweringOptions, lower
+from qatc.compiler.model_io import Source, load
+from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.missing import fill, missing_ranges
+from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.passes.strip import strip
+from qatc.compiler.ports import port_of, port_of_integer, tensor_records
+from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
+
+if TYPE_CHECKING:
+    from qatc.compiler.backend import Backend, Emission
+    from qatc.compiler.registry import Registry
+    from qatc.compiler.samples import Feeds
+    from qatc.compiler.simulation import Simulation
+    from qatc.compiler.target import Target
+
+Progress = Callable[[str, float], None]
+_STEPS: Final = ("read", "normalize", "fold", "calibrate", "lower", "emit", "verify", "write")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """What a compile is told; names and meanings as the command line's (`contract.md`)."""
+
+    qat: bool = False
+    dialect: str = "auto"
+    output: Path | None = None
+    target: str = "onnx"
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict[str, Sequence[int]])
+    inputs: Sequence[tuple[str, Path]] = ()
+    samples: int = 1
+    seed: int = 0
+    calibrate: Path | None = None
+    calibration_method: str = "minmax"
+    io: str = "float"
+    require_integer: bool = False
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    verify: bool = True
+    quant_range: str | None = None
+    ranges: Path | None = None
+    explain: bool = False
+
+
+def compile_model(
+    model: str | Path, *, progress: Progress | None = None, output: str | Path | None = None, **options: Any
+) -> CompileResult:
+    """Compile a QAT model to a deployment package.
+
+    Args:
+        model: the ONNX file.
+        output: the package's folder; default `<stem>.qatc` in the working directory. An existing package is replaced
+            whole or not at all.
+        progress: called with a step's name and the share of the work that is done (0 to 1).
+        options: the fields of `CompileOptions`, which are the options of `qatc compile`.
+
+    Returns:
+        What was found and written; `result.package` is the folder.
+
+    Raises:
+        CompileError: with every diagnostic; `exit_code` is 1 (the model cannot be compiled), 2 (usage) or 3
+            (verification failed; an existing package is left as it was).
+
+    >>> from qatc import compile_model
+    >>> result = compile_model("samples/models/resnet8_qat.onnx", qat=True, output=f"{tmp}/resnet8.qatc")
+    >>> result.dialect, result.coverage.share, result.islands
+    ('pytorch', 1.0, ())
+    """
+    chosen = _options(options, output)
+    return _Compilation(Path(model), chosen, progress or _silent).run()
+
+
+def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) -> Inspection:
+    """What would run in integers and what not, and why, without writing or verifying anything.
+
+    Takes the options of `compile_model`; raises the same errors.
+
+    >>> from qatc import inspect_model
+    >>> inspect_model("samples/models/resnet8_qat.onnx").coverage.share
+    1.0
+    """
+    chosen = _options({"target": target, **options}, None)
+    return _Compilation(Path(model), chosen, _silent).inspect()
+
+
+def _silent(step: str, share: float) -> None:
+    """Nobody watches."""
+
+
+def _options(options: Mapping[str, Any], output: str | Path | None) -> CompileOptions:
+    known = {f.name for f in dataclasses.fields(CompileOptions)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise CompileError(
+            [Diagnostic("QAT007", f"unknown option {unknown[0]}", hint=f"known are {', '.join(sorted(known))}")], 2
+        )
+    return CompileOptions(**options, output=None if output is None else Path(output))
+
+
+def frontends() -> Registry[Frontend]:
+    """The dialects: built in and installed (entry points `qatc.frontends`)."""
+    return _registry("frontend", "qatc.frontends", "QAT102")
+
+
+def backends() -> Registry[Backend]:
+    """The backends: built in and installed (entry points `qatc.backends`)."""
+    return _registry("backend", "qatc.backends", "QAT305")
+
+
+def _registry(kind: str, group: str, code: str) -> Registry[Any]:
+    from qatc.compiler.registry import Registry
+
+    # by name, not by import: the compiler does not depend on what it drives
+    return Registry(kind, group, importlib.import_module(group).BUILTIN, code)
+
+
+class _Compilation:
+    """One compile: its options, its clock, and what is known so far."""
+
+    def __init__(self, path: Path, options: CompileOptions, progress: Progress) -> None:
+        self.path, self.options, self.progress = path, options, progress
+        self.timings: dict[str, float] = {}
+        self.diagnostics: list[Diagnostic] = []
+        self.filled: tuple[FilledRange, ...] = ()
+        self.simulation: Simulation | None = None
+        self.feeds: list[Feeds] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step and tell who watches."""
+        self.progress(name, _STEPS.index(name) / len(_STEPS))
+        start = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+    # -- the road -------------------------------------------------------------------------------------------------
+    def run(self) -> CompileResult:
+        """Load, normalise, strip, fold, calibrate, lower, emit, verify, write."""
+        target, backend = self.target()
+        graph, source, dialect, evidence = self.canonical()
+        with self.step("fold"):
+            self.strip(graph)
+        self.prepare_proof(graph)
+        self.fold(graph)
+        with self.step("lower"):
+            integer = self.lowered(graph, target)
+        with self.step("emit"):
+            emission = backend.emit(graph if backend.level == "float" else integer, self.backend_options(backend))
+        from qatc.compiler.assemble import assemble  # package and report: only a real compile needs them
+
+        verification = self.verify(integer, emission, target) if backend.level == "integer" else None
+        result = self.result(graph, source, integer, emission, dialect, evidence, target, verification)
+        with self.step("write"):
+            output = self.options.output or Path(f"{self.path.stem}.qatc")
+            result = assemble(result, output, emission, integer, self.feeds, self.recorded())
+        self.progress("done", 1.0)
+        return dataclasses.replace(result, timings=dict(self.timings))
+
+    def inspect(self) -> Inspection:
+        """The road up to the integer graph."""
+        target, _ = self.target()
+        graph, source, dialect, evidence = self.canonical()
+        self.strip(graph)
+        self.fold(graph)
+        from qatc.compiler.inspection import inspection
+
+        integer = self.lowered(graph, target)
+        return inspection(self.path, source, graph, integer, dialect, evidence, target.name, tuple(self.diagnostics))
+
+    # -- its parts ------------------------------------------------------------------------------------------------
+    def target(self) -> tuple[Target, Backend]:
+        """The target's description and the backend that emits it."""
+        from qatc.compiler.target import load_target
+
+        target = load_target(self.options.target)
+        return target, backends().get(target.backend)
+
+    def backend_options(self, backend: Backend) -> dict[str, str]:
+        """The -p options, completed by the backend's defaults."""
+        return backend.checked(self.options.options)
+
+    def canonical(self) -> tuple[QuantGraph, Source, str, str]:
+        """Read the file and bring its dialect to the canonical form."""
+        with self.step("read"):
+            graph, source = load(self.path)
+        with self.step("normalize"):
+            dialect, evidence = self.recognise(graph, source)
+            frontend = frontends().get(dialect)
+            frontend.normalise(graph, self.frontend_options())
+            self.collect(graph)
+        return graph, source, dialect, evidence
+
+    def recognise(self, graph: QuantGraph, source: Source) -> tuple[str, str]:
+        """Which dialect the file speaks, and how that was seen."""
+        registry = frontends()
+        wanted = self.options.dialect.lower()
+        if wanted != "auto":
+            frontend = registry.get(wanted)
+            evidence = frontend.recognise(graph, source.producer)
+            if evidence is not None:
+                return wanted, evidence
+            others = self.recognised(graph, source)
+            if others and self.options.qat:
+                name, seen = others[0]
+                note = f"nothing of the dialect {wanted} is in the file; it is read as {name}: {seen}"
+                self.diagnostics.append(Diagnostic("QAT105", note, Severity.NOTE, hint=f"use -m {name}, or leave -m out"))
+                return name, seen
+        others = self.recognised(graph, source)
+        if not others:
+            raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization that any dialect knows",
+                       hint="export the model that was trained with fake quantization, before it is converted to a float model")
+        if not self.options.qat and wanted == "auto":
+            message = "the model is quantization-aware trained; it is compiled as such"
+            self.diagnostics.append(Diagnostic("QAT105", message, Severity.NOTE, hint="say so with -a"))
+        return others[0]
+
+    def recognised(self, graph: QuantGraph, source: Source) -> list[tuple[str, str]]:
+        """Every dialect that sees something of its own, surest first."""
+        registry = frontends()
+        seen: list[tuple[int, str, str]] = []
+        for name in registry.names():
+            frontend = registry.get(name)
+            evidence = frontend.recognise(graph, source.producer)
+            if evidence is not None:
+                seen.append((-frontend.confidence, name, evidence))
+        return [(name, evidence) for _, name, evidence in sorted(seen)]
+
+    def frontend_options(self) -> FrontendOptions:
+        """What the dialect is told."""
+        return FrontendOptions(ranges=parse_ranges(self.options.quant_range))
+
+    def collect(self, graph: QuantGraph) -> None:
+        """Take over the graph's findings; errors end the compile, all at once."""
+        known = set(self.diagnostics)
+        self.diagnostics += [d for d in graph.diagnostics if d not in known]
+        graph.diagnostics.check()
+
+    def strip(self, graph: QuantGraph) -> None:
+        """Fake quantisation becomes parameters."""
+        strip(graph)
+        self.collect(graph)
+        if not graph.params:
+            raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization left after normalization")
+        infer_shapes(graph, self.options.shapes)
+
+    def fold(self, graph: QuantGraph) -> None:
+        """Parameters move where they are free, affine chains go into weights, and missing ranges are filled or named."""
+        with self.step("fold"):
+            propagate(graph)
+            fold_affine(graph)
+            infer_shapes(graph, self.options.shapes)
+            propagate(graph)
+            self.collect(graph)
+        missing = missing_ranges(graph)
+        if missing and self.options.calibrate is not None:
+            with self.step("calibrate"):
+                self.calibrate(graph, [t.name for t in missing])
+        elif missing:
+            names = ", ".join(printable(t.name) for t in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            self.diagnostics.append(
+                Diagnostic("QAT208", f"{len(missing)} tensors have no range in the file ({names}); what reads them stays float",
+                           Severity.NOTE, hint="--calibrate DATA.npy finds their ranges from representative inputs")
+            )  # fmt: skip
+
+    def calibrate(self, graph: QuantGraph, names: Sequence[str]) -> None:
+        """Find missing ranges from the user's data and fill them in."""
+        from qatc.compiler.calibrate import calibrate, read_data
+        from qatc.compiler.simulation import Simulation
+
+        ports = [port_of(graph, t) for t in graph.inputs]
+        data = read_data(self.options.calibrate or Path(), ports, self.options.shapes)
+        method = self.options.calibration_method
+        found = calibrate(Simulation.of_graph(graph), names, data, method)
+        fill(graph, found)
+        self.filled = tuple(FilledRange(name, params, method) for name, params in found.items())
+        if self.options.verify:
+            self.simulation = Simulation.of_graph(graph)
+
+    def prepare_proof(self, graph: QuantGraph) -> None:
+        """Sample inputs, and the simulation that the result is compared with (before anything is folded)."""
+        self.feeds = self.sample_feeds(graph)
+        if self.options.verify:
+            from qatc.compiler.simulation import open_simulation
+
+            with self.step("verify"):
+                self.simulation = open_simulation(self.path, graph, self.feeds[0])
+
+    def sample_feeds(self, graph: QuantGraph) -> list[Feeds]:
+        """The user's sample inputs, or generated ones."""
+        from qatc.compiler import samples
+
+        ports = [port_of(graph, t) for t in graph.inputs]
+        if self.options.inputs:
+            return samples.load(ports, list(self.options.inputs), self.options.shapes)
+        limits = samples.index_limits(graph)
+        return samples.generate(ports, self.options.samples, self.options.seed, shapes=self.options.shapes, limits=limits)
+
+    def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
+        """The integer graph; islands are errors with --require-integer."""
+        integer = lower(graph, LoweringOptions(activations=target.activations, io=self.options.io))
+        integer.verify()
+        self.collect(graph)
+        left = islands(integer)
+        if left and self.options.require_integer:
+            raise CompileError(
+                [Diagnostic("QAT306", f"{i.op_type} stays in float: {i.reason}", node=i.node) for i in left]
+            )
+        return integer
+
+    def verify(self, integer: IntegerGraph, emission: Emission, target: Target) -> Verification | None:
+        """The three comparisons; a breach is exit 3 and writes nothing."""
+        if not self.options.verify or self.simulation is None:
+            return None
+        from qatc.compiler.arithmetic import get_profile
+        from qatc.compiler.verify import Limits, check, verify
+
+        with self.step("verify"):
+            profile = get_profile(target.arithmetic)
+            limits = Limits(**self.options.tolerance)
+            found = verify(integer, profile, self.simulation, emission, self.feeds, limits)
+        check(found)
+        return found
+
+    def result(
+        self, graph: QuantGraph, source: Source, integer: IntegerGraph, emission: Emission, dialect: str, evidence: str,
+        target: Target, verification: Verification | None,
+    ) -> CompileResult:  # fmt: skip
+        """Everything that was found, before the package is written."""
+        self.collect(graph)
+        return CompileResult(
+            package=None,
+            source=self.path,
+            source_bytes=source.size,
+            package_bytes=0,
+            dialect=dialect,
+            evidence=evidence,
+            target=target.name,
+            profile=target.arithmetic,
+            source_ops=source.ops,
+            package_ops=dict(Counter(n.op_type for n in emission.model.graph.node).most_common()),
+            inputs=tuple(port_of_integer(integer, n) for n in integer.inputs),
+            outputs=tuple(port_of_integer(integer, n) for n in integer.outputs),
+            coverage=coverage(integer),
+            islands=islands(integer),
+            filled=self.filled,
+            tensors=tensor_records(integer, emission.names),
+            diagnostics=tuple(self.diagnostics),
+            verification=verification,
+            explanation=tuple(graph.explanation) if self.options.explain else (),
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that shape the package, as the manifest records them (no paths of this machine)."""
+        chosen = self.options
+        return {
+            "options": dict(sorted(chosen.options.items())),
+            "shapes": {name: list(shape) for name, shape in sorted(chosen.shapes.items())},
+            "samples": len(self.feeds) or chosen.samples,
+            "seed": chosen.seed,
+            "calibration": chosen.calibration_method if chosen.calibrate else None,
+            "io": chosen.io,
+            "require_integer": chosen.require_integer,
+            "verify": chosen.verify,
+            "quant_range": chosen.quant_range,
+        }
+
+
+def parse_ranges(text: str | None) -> RangeOverride:
+    """`act=0..127,weight=-127..127` as ranges.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 where it is written in another way.
+    """
+    if not text:
+        return RangeOverride()
+    found: dict[str, tuple[int, int]] = {}
+    for part in text.split(","):
+        name, _, span = part.partition("=")
+        low, dots, high = span.partition("..")
+        try:
+            found[name.strip()] = (int(low), int(high))
+        except ValueError:
+            dots = ""
+        if not dots or name.strip() not in ("act", "weight"):
+            hint = "write --quant-range act=0..127,weight=-127..127"
+            raise CompileError([Diagnostic("QAT007", f"cannot read the quantization range {part!r}", hint=hint)], 2)
+    return RangeOverride(activations=found.get("act"), weights=found.get("weight"))

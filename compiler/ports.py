@@ -1,0 +1,54 @@
+"""What a user sees of a graph's tensors: its inputs and outputs, and the list of quantised tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+from qatc.compiler.graph import QuantGraph, Tensor, shape_of
+from qatc.compiler.integer import Conv, IntegerGraph, Lookup, MatMul
+from qatc.compiler.result import Port, TensorRecord
+
+
+def port_of(graph: QuantGraph, tensor: Tensor) -> Port:
+    """An input or output of the source file, with the parameters that were found for it."""
+    kind = graph.integer_ports.get(tensor.name) or (tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else 0)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT).name
+    return Port(tensor.name, dtype, shape_of(tensor), graph.quant(tensor))
+
+
+def port_of_integer(graph: IntegerGraph, name: str) -> Port:
+    """An input or output of the deployed graph; a float one shows the grid that its values are rounded onto, if any."""
+    tensor = graph.tensors[name]
+    params = tensor.params
+    if params is None:
+        neighbors = [op.outputs[0] for op in graph.ops if op.kind == "Quantize" and op.inputs[0] == name]
+        neighbors += [op.inputs[0] for op in graph.ops if op.kind == "Dequantize" and op.outputs[0] == name]
+        params = graph.tensors[neighbors[0]].params if neighbors else None
+    return Port(name, tensor.dtype, tensor.shape, params)
+
+
+def tensor_records(graph: IntegerGraph, names: Mapping[str, str]) -> tuple[TensorRecord, ...]:
+    """Every quantised tensor of the deployed graph in execution order; `names` maps to the names in the emitted model."""
+    return tuple(_records(graph, names))
+
+
+def _records(graph: IntegerGraph, names: Mapping[str, str]) -> Iterator[TensorRecord]:
+    roles = dict.fromkeys(graph.inputs, "input") | dict.fromkeys(graph.outputs, "output")
+    for op in graph.ops:
+        if isinstance(op, Conv | MatMul):
+            roles.update(dict.fromkeys((n for n in op.inputs[1:2] if n in graph.constants), "weight"))
+    ordered = dict.fromkeys([*graph.inputs, *(n for op in graph.ops for n in (*op.inputs, *op.outputs) if n), *graph.outputs])
+    tables = {op.inputs[1] for op in graph.ops if isinstance(op, Lookup)}
+    for name in ordered:
+        tensor = graph.tensors.get(name)
+        if tensor is None or tensor.params is None or name in tables:
+            continue
+        role = roles.get(name) or ("accumulator" if tensor.dtype == "int32" else "activation")
+        yield TensorRecord(tensor.source or _source(graph, name), names.get(name, name), role, tensor.params)
+
+
+def _source(graph: IntegerGraph, name: str) -> str | None:
+    """A constant keeps the source's name where the lowering could keep it."""
+    return name if name in graph.constants else None
