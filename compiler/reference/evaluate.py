@@ -218,16 +218,18 @@ def _cast(call: _Call) -> list[Array] | None:
 def _pad(call: _Call) -> list[Array] | None:
     pads, mode = call.ints("pads", 1) or [], call.text("mode", "constant")
     axes = call.ints("axes", 3) or list(range(call.x.ndim))
-    if mode not in ("constant", "reflect", "edge", "wrap") or any(p < 0 for p in pads):
+    if mode not in ("constant", "reflect", "edge", "wrap"):
         return None
-    widths = [(0, 0)] * call.x.ndim
-    for index, axis in enumerate(axes):
-        widths[axis] = (pads[index], pads[index + len(axes)])
+    x, widths = call.x, [(0, 0)] * call.x.ndim
+    for before, after, axis in zip(pads, pads[len(axes) :], axes, strict=False):
+        widths[axis] = (max(before, 0), max(after, 0))  # negative ones crop
+        kept = slice(max(-before, 0), x.shape[axis] + min(after, 0))
+        x = x[(slice(None),) * (axis % x.ndim) + (kept,)]
     if mode != "constant":
-        return [np.pad(call.x, widths, mode=mode)]  # type: ignore[call-overload]  # checked above
+        return [np.pad(x, widths, mode=mode)]  # type: ignore[call-overload]  # checked above
     value = call.optional(2)
     fill = call.attrs.get("value", 0) if value is None else value.reshape(-1)[0]
-    return [np.pad(call.x, widths, constant_values=fill)]
+    return [np.ascontiguousarray(np.pad(x, widths, constant_values=fill))]
 
 
 def _resize(call: _Call) -> list[Array] | None:
