@@ -1,0 +1,87 @@
+"""NVIDIA ModelOpt (TensorRT Model Optimizer): standard Q/DQ for INT8; its other formats are not integer grids.
+
+INT8 exports quantise the inputs of Conv, Gemm and MatMul and their weights, per channel, and nothing else: the shared core
+reads them. FP8, INT4 in blocks, MXFP8 and NVFP4 come as operators of the domain `trt` (or as Q/DQ of those types): refused,
+each format by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.model_io import label_of
+from qatc.frontends import qdq
+from qatc.frontends.vendor import count
+
+DOMAIN: Final = "trt"
+_SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
+_BY_OP: Final = {
+    "TRT_FP8QuantizeLinear": "FP8 (E4M3)",
+    "TRT_FP8DequantizeLinear": "FP8 (E4M3)",
+    "TRT_MXFP8QuantizeLinear": "MXFP8 (E4M3 in blocks of 32)",
+    "TRT_MXFP8DequantizeLinear": "MXFP8 (E4M3 in blocks of 32)",
+    "TRT_MXFP8DynamicQuantize": "MXFP8 (E4M3 in blocks of 32)",
+    "TRT_FP4QDQ": "NVFP4 (E2M1 in blocks of 16)",
+    "TRT_FP4DynamicQuantize": "NVFP4 (E2M1 in blocks of 16)",
+    "TRT_INT4QuantizeLinear": "INT4 in blocks",
+    "TRT_INT4DequantizeLinear": "INT4 in blocks",
+}
+_HINT: Final = "train and export with an INT8 configuration, such as mtq.INT8_DEFAULT_CFG"
+
+
+def _format_of(node: Node) -> str:
+    """The format that an operator of TensorRT's domain quantises to."""
+    if node.op in _BY_OP:
+        return _BY_OP[node.op]
+    if node.attr("block_size", 0):
+        return f"INT4 in blocks of {int(node.attr('block_size'))}"
+    types = {str(value.dtype) for t in node.inputs if (value := value_of(t)) is not None}
+    small = sorted(t for t in types if t.startswith("float8") or t.startswith("float4"))
+    return small[0].replace("float8_e4m3fn", "FP8 (E4M3)") if small else f"{node.op} of TensorRT"
+
+
+def _refuse(graph: QuantGraph) -> None:
+    """One QAT103 a format, at its first node."""
+    found: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.domain == DOMAIN and ("uantize" in node.op or "QDQ" in node.op):
+            found.setdefault(_format_of(node), []).append(node)
+        elif node.domain == DOMAIN:
+            graph.diagnostics.error("QAT302", f"{node.op} of TensorRT is not supported", node=label_of(node))
+    for name, nodes in found.items():
+        data = nodes[0].inputs[0]
+        graph.diagnostics.error(
+            "QAT103", f"{len(nodes)} operators quantise to {name}, not to an affine integer grid", node=label_of(nodes[0]),
+            tensor=_shown(data), hint=_HINT,
+        )  # fmt: skip
+
+
+def _shown(tensor: Tensor) -> str | None:
+    return tensor.name if tensor.name and not is_constant(tensor) else None
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    seen = count(graph, lambda node: node.domain == DOMAIN)
+    if seen is not None:
+        return seen
+    scoped = count(graph, lambda node: qdq.is_q(node) and any(scope in node.name for scope in _SCOPES))
+    return None if scoped is None else f"{scoped} in scopes input_quantizer and weight_quantizer"
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    _refuse(graph)
+    if not graph.diagnostics.errors:
+        qdq.normalise(graph, options)
+
+
+FRONTEND = Frontend(
+    name="modelopt",
+    description="Q/DQ of NVIDIA ModelOpt; FP8, INT4, MXFP8 and NVFP4 are refused by name",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=60,
+    exporters=("nvidia-modelopt 0.4x, torch.onnx.export and get_onnx_bytes",),
+    limits=("FP8, MXFP8, NVFP4, block-wise INT4", "additions and pooling have no range of their own (--calibrate)"),
+)

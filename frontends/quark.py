@@ -1,0 +1,106 @@
+"""AMD Quark and Vitis AI: Q/DQ in the domains com.microsoft and com.vai.quantize, extended formats in com.amd.quark.
+
+    x -> com.vai.quantize::VitisQuantizeLinear(s, z) -> y          x -> QuantizeLinear(s, z) -> y
+    x -> com.amd.quark::ExtendedQuantizeLinear(s, int8 z) -> y     x -> QuantizeLinear(s, z) -> y
+    x -> ExtendedQuantizeLinear(s, bfloat16 z) -> y                refused: BF16
+    x -> BFPQuantizeDequantize, MXQuantizeDequantize               refused: block floating point, microscaling
+
+XINT8 keeps every scale a power of two, activations uint8 around 128 and biases int8 with a scale of their own; all of that
+is plain Q/DQ to the shared core.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph, value_of
+from qatc.compiler.model_io import label_of
+from qatc.frontends import qdq
+from qatc.frontends.params import quantised_dtype
+from qatc.frontends.vendor import count, drop_domains
+
+DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
+_STANDARD: Final = {
+    "ExtendedQuantizeLinear": "QuantizeLinear",
+    "ExtendedDequantizeLinear": "DequantizeLinear",
+    "VitisQuantizeLinear": "QuantizeLinear",
+    "VitisDequantizeLinear": "DequantizeLinear",
+}
+_BLOCKS: Final = {
+    "BFPQuantizeDequantize": "block floating point",
+    "BFPFixNeuron": "block floating point",
+    "MXQuantizeDequantize": "microscaling (MX) blocks",
+    "MXFixNeuron": "microscaling (MX) blocks",
+}
+_NAMES: Final = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
+_HINT: Final = "quantise with an integer configuration, such as XINT8, A8W8 or A16W8"
+
+
+def _standard(graph: QuantGraph) -> None:
+    """Extended Q/DQ of integer types become standard ones; of other types they are refused, one finding a format."""
+    refused: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.domain not in DOMAINS:
+            continue
+        name = _refused_format(node)
+        if name is not None:
+            refused.setdefault(name, []).append(node)
+        elif node.op in _STANDARD:
+            node.op, node.domain = _STANDARD[node.op], None
+        else:
+            graph.diagnostics.error("QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node))
+    for name, nodes in refused.items():
+        graph.diagnostics.error(
+            "QAT103", f"{len(nodes)} operators quantise to {name}, not to an affine integer grid", node=label_of(nodes[0]),
+            tensor=nodes[0].inputs[0].name, hint=_HINT,
+        )  # fmt: skip
+
+
+def _refused_format(node: Node) -> str | None:
+    """The format of a node that is not affine integer quantisation, None for one that is."""
+    if node.op in _BLOCKS:
+        bits = int(node.attr("bit_width", 0))
+        kind = str(node.attr("element_dtype", "")).upper()
+        return f"{_BLOCKS[node.op]}{f' {kind}' if kind else ''}{f' ({bits} bits)' if bits else ''}"
+    if node.op not in _STANDARD:
+        return None
+    dtype = _type_of(node)
+    if dtype is None or quantised_dtype(dtype) is not None:
+        return None
+    return _NAMES.get(dtype.name, dtype.name)
+
+
+def _type_of(node: Node) -> np.dtype[np.generic] | None:
+    """The type of the zero point, which is the type quantised to; None where it is not written."""
+    value = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    return None if value is None else value.dtype
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    seen = count(graph, lambda node: node.domain in DOMAINS)
+    if seen is None and any(d in graph.domains for d in DOMAINS):
+        seen = count(graph, lambda node: qdq.is_q(node) or qdq.is_dq(node))
+        seen = None if seen is None else f"{seen}, imports {', '.join(d for d in DOMAINS if d in graph.domains)}"
+    return seen
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    _standard(graph)
+    if graph.diagnostics.errors:
+        return
+    drop_domains(graph, DOMAINS)
+    qdq.normalise(graph, options)
+
+
+FRONTEND = Frontend(
+    name="quark",
+    description="Q/DQ of AMD Quark and Vitis AI, in standard and vendor domains",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=70,
+    exporters=("amd-quark 0.8 to 0.13 (ONNX and PyTorch flows)", "vai_q_onnx"),
+    limits=("BF16, BFP16 and microscaling formats",),
+)
