@@ -61,7 +61,9 @@ def shape_of(tensor: Tensor) -> tuple[Dim, ...] | None:
     """The shape (symbolic dimensions as strings, nameless ones None), or None where the rank is unknown."""
     if tensor.shape is None:
         return None
-    return tuple(d if isinstance(d, str) and d else (int(d) if isinstance(d, (int, np.integer)) else None) for d in tensor.shape)
+    return tuple(
+        d if isinstance(d, str) and d else (int(d) if isinstance(d, (int, np.integer)) else None) for d in tensor.shape
+    )
 
 
 def rank_of(tensor: Tensor) -> int | None:
@@ -155,7 +157,7 @@ class QuantGraph:
         return self.params.get(tensor.name)
 
     def real(self, tensor: Tensor) -> Array | None:
-        """The real value of a constant (float32 where it is quantised), None for others."""
+        """The real value of a constant (float32 where it is quantized), None for others."""
         value = value_of(tensor)
         if value is None:
             return None
@@ -344,7 +346,9 @@ class QuantGraph:
             attrs = " ".join(f"{k}={_show(v)}" for k, v in sorted(node.attrs.items()))
             inputs = ", ".join(self._operand(t) for t in node.inputs)
             op = f"{node.domain}::{node.op}" if node.domain else node.op
-            lines.append(f"{', '.join(self._describe(t) for t in node.outputs)} = {op}{f'[{attrs}]' if attrs else ''}({inputs})")
+            lines.append(
+                f"{', '.join(self._describe(t) for t in node.outputs)} = {op}{f'[{attrs}]' if attrs else ''}({inputs})"
+            )
         lines += [f"output {t.name}" for t in self.outputs]
         return "\n".join(lines) + "\n"
 
@@ -358,7 +362,9 @@ class QuantGraph:
             return tensor.name or "_"
         if value.size == 1 and tensor.name not in self.params:
             return _show(value.reshape(-1)[0].item())
-        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:8] if value.size <= 1 << 20 else "..."
+        content = (
+            hashlib.sha256(np.asarray(value, order="C").tobytes()).hexdigest()[:8] if value.size <= 1 << 20 else "..."
+        )
         return f"{self._describe(tensor)}:{value.dtype}{list(value.shape)}#{content}"
 
 
@@ -394,19 +400,35 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
         if value.size <= largest_constant and tensor.name not in graph.params:
             small.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
         else:
-            kind = onnx.TensorProto.FLOAT if tensor.name in graph.params else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            kind = (
+                onnx.TensorProto.FLOAT
+                if tensor.name in graph.params
+                else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            )
             extra.append(onnx.helper.make_tensor_value_info(tensor.name, kind, value.shape))
     # a Requantize keeps shape and type, as Identity does
-    nodes = [node_proto(n) if n.op != REQUANTIZE else onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name]) for n in graph.nodes]
+    nodes = [
+        node_proto(n)
+        if n.op != REQUANTIZE
+        else onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name])
+        for n in graph.nodes
+    ]
     body = onnx.helper.make_graph(
-        nodes, graph.name or "graph", [*(value_info(t) for t in graph.inputs), *extra], [value_info(t) for t in graph.outputs], small
+        nodes,
+        graph.name or "graph",
+        [*(value_info(t) for t in graph.inputs), *extra],
+        [value_info(t) for t in graph.outputs],
+        small,
     )
-    imports = [onnx.helper.make_opsetid("", graph.opset), *(onnx.helper.make_opsetid(d, v) for d, v in graph.domains.items())]
+    imports = [
+        onnx.helper.make_opsetid("", graph.opset),
+        *(onnx.helper.make_opsetid(d, v) for d, v in graph.domains.items()),
+    ]
     return onnx.helper.make_model(body, opset_imports=imports)
 
 
 def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
-    """Fill in shapes and element types by ONNX shape inference; large constants are not serialised for it.
+    """Fill in shapes and element types by ONNX shape inference; large constants are not serialized for it.
 
     A second inference with symbolic dimensions pinned (to `pinned` by input name, else to 1) fills
     `graph.sample_shapes`, which see through shapes that are computed in the graph.

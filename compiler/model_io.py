@@ -1,7 +1,7 @@
 """Reading an untrusted ONNX file into a QuantGraph, and writing one back.
 
-Nothing in the file is executed. Every size is checked before memory is taken, external data is memory-mapped and must be
-a regular file of the model's own folder, and no step recurses on the input's depth.
+Nothing in the file is executed. Every size is checked before memory is taken, external data is memory-mapped and must
+be a regular file of the model's own folder, and no step recurses on the input's depth.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
         model = _inline(model)
     opsets = _opsets(model)
     graph = _Reader(model, path.parent, opsets).read()
-    ops = Counter(f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node)
+    ops = Counter(
+        f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node
+    )
     producer = f"{model.producer_name} {model.producer_version}".strip()
     size += sum(f.stat().st_size for f in _external_files(model, path.parent))
     return graph, Source(path, size, dict(ops.most_common()), opsets, producer)
@@ -64,18 +66,26 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     try:
         info = path.stat()
     except OSError as error:
-        raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+        raise fail(
+            "QAT002", f"cannot read {path}: {error.strerror}", hint="check the path and its permissions"
+        ) from error
     if not stat.S_ISREG(info.st_mode):
         raise fail("QAT002", f"{path} is not a regular file", hint="give the path of an .onnx file")
     if info.st_size > _MAX_FILE:
-        raise fail("QAT001", f"{path} has {info.st_size:,} bytes; protobuf files end at 2 GiB",
-                   hint="save the model with external data: onnx.save(model, path, save_as_external_data=True)")
+        raise fail(
+            "QAT001",
+            f"{path} has {info.st_size:,} bytes; protobuf files end at 2 GiB",
+            hint="save the model with external data: onnx.save(model, path, save_as_external_data=True)",
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as error:
-        raise fail("QAT001", f"{path} is not an ONNX file, or it is cut off ({info.st_size:,} bytes): {error}",
-                   hint="export it again; onnx.checker.check_model(path) tells whether a file is whole") from error
+        raise fail(
+            "QAT001",
+            f"{path} is not an ONNX file, or it is cut off ({info.st_size:,} bytes): {error}",
+            hint="export it again; onnx.checker.check_model(path) tells whether a file is whole",
+        ) from error
     if not model.HasField("graph") or not model.graph.node:
         raise fail("QAT001", f"{path} holds no ONNX graph", hint="give the path of an exported .onnx file")
     return model, info.st_size
@@ -88,8 +98,11 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
         found[domain] = max(entry.version, found.get(domain, 0))
     found.setdefault("", 1)
     if not _OLDEST_OPSET <= found[""] <= _NEWEST_OPSET:
-        raise fail("QAT006", f"the model is written in opset {found['']}; qatc reads {_OLDEST_OPSET} to {_NEWEST_OPSET}",
-                   hint="export it again with opset_version=17, or convert it with onnx.version_converter")
+        raise fail(
+            "QAT006",
+            f"the model is written in opset {found['']}; qatc reads {_OLDEST_OPSET} to {_NEWEST_OPSET}",
+            hint="export it again with opset_version=17, or convert it with onnx.version_converter",
+        )
     return found
 
 
@@ -177,7 +190,7 @@ class _Reader:
     def _initializer(self, proto: TensorProto) -> None:
         try:
             self.tensors[proto.name] = Constant(proto.name, self.array(proto))
-        except _Bad as bad:
+        except _TensorError as bad:
             self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
 
     def _variable(self, info: onnx.ValueInfoProto) -> Variable:
@@ -186,8 +199,12 @@ class _Reader:
         if shape is not None and any(isinstance(d, int) and d < 0 for d in shape):
             self.found.error("QAT004", f"the shape {shape} has a negative dimension", tensor=info.name)
         if not info.type.HasField("tensor_type") and info.type.WhichOneof("value"):
-            self.found.error("QAT302", f"{info.type.WhichOneof('value')} is not a tensor", tensor=info.name,
-                             hint="qatc compiles graphs of plain tensors")
+            self.found.error(
+                "QAT302",
+                f"{info.type.WhichOneof('value')} is not a tensor",
+                tensor=info.name,
+                hint="qatc compiles graphs of plain tensors",
+            )
         tensor = Variable(info.name, kind.elem_type or None, shape)
         if info.name in self.tensors:
             self.found.error("QAT004", "two graph inputs have the same name", tensor=info.name)
@@ -196,7 +213,9 @@ class _Reader:
 
     def _output(self, info: onnx.ValueInfoProto) -> Tensor:
         tensor = self.tensors.get(info.name)
-        if tensor is None or not (tensor.inputs or is_constant(tensor) or info.name in {i.name for i in self.model.graph.input}):
+        if tensor is None or not (
+            tensor.inputs or is_constant(tensor) or info.name in {i.name for i in self.model.graph.input}
+        ):
             self.found.error("QAT004", "this graph output is never made", tensor=info.name)
             return Variable(info.name)
         if isinstance(tensor, Variable) and info.type.tensor_type.elem_type:
@@ -217,7 +236,9 @@ class _Reader:
         for node, names in zip(nodes, reads, strict=True):
             for name in names:
                 if name not in maker and name not in inputs and name not in self.tensors:
-                    self.found.error("QAT004", "the node reads a tensor that nothing makes", node=label_of(node), tensor=name)
+                    self.found.error(
+                        "QAT004", "the node reads a tensor that nothing makes", node=label_of(node), tensor=name
+                    )
         self.found.check()
         if all(maker.get(name, -1) < index for index, names in enumerate(reads) for name in names):
             return list(nodes)
@@ -243,7 +264,12 @@ class _Reader:
                     ready.append(reader)
         if len(order) != len(nodes):
             stuck = next(i for i, count in enumerate(waiting) if count)
-            raise fail("QAT004", "the graph has a cycle", node=label_of(nodes[stuck]), hint="a model must be acyclic; export it again")
+            raise fail(
+                "QAT004",
+                "the graph has a cycle",
+                node=label_of(nodes[stuck]),
+                hint="a model must be acyclic; export it again",
+            )
         return [nodes[i] for i in order]
 
     def _node(self, proto: onnx.NodeProto) -> Node:
@@ -260,7 +286,7 @@ class _Reader:
         if proto.type == AttributeProto.TENSOR:
             try:
                 return self.array(proto.t)
-            except _Bad as bad:
+            except _TensorError as bad:
                 self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
                 return None
         return onnx.helper.get_attribute_value(proto)
@@ -277,29 +303,31 @@ class _Reader:
         """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
         dims = list(proto.dims)
         if len(dims) > _MAX_RANK or any(d < 0 for d in dims):
-            raise _Bad("QAT004", f"the dimensions {dims} are not a shape")
+            raise _TensorError("QAT004", f"the dimensions {dims} are not a shape")
         count = math.prod(dims)
         if proto.data_type == TensorProto.STRING:
             return onnx.numpy_helper.to_array(proto)
         try:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
         except (KeyError, ValueError, TypeError):
-            raise _Bad("QAT004", f"unknown element type {proto.data_type}") from None
+            raise _TensorError("QAT004", f"unknown element type {proto.data_type}") from None
         packed = onnx.TensorProto.DataType.Name(proto.data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
         if proto.data_location == TensorProto.EXTERNAL:
             return self._external(proto, dims, count, dtype, packed)
         if proto.HasField("raw_data"):
             raw = proto.raw_data
             if not packed and len(raw) != count * dtype.itemsize:
-                raise _Bad("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
+                raise _TensorError("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
             if not packed:
                 return np.frombuffer(raw, dtype.newbyteorder("<") if dtype.isbuiltin else dtype).reshape(dims)
         if count > 64 + 2 * proto.ByteSize():  # two packed elements a byte at most
-            raise _Bad("QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes")
+            raise _TensorError(
+                "QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes"
+            )
         try:
             return onnx.numpy_helper.to_array(proto)
         except (ValueError, TypeError) as error:
-            raise _Bad("QAT004", f"the data do not fit the shape {dims}: {error}") from error
+            raise _TensorError("QAT004", f"the data do not fit the shape {dims}: {error}") from error
 
     def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
         entries = {e.key: e.value for e in proto.external_data}
@@ -308,15 +336,20 @@ class _Reader:
         try:
             offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
         except ValueError:
-            raise _Bad("QAT003", f"offset or length of the external data is not a number: {entries}") from None
+            raise _TensorError("QAT003", f"offset or length of the external data is not a number: {entries}") from None
         if length != size:
-            raise _Bad("QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}")
+            raise _TensorError(
+                "QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}"
+            )
         data = self.maps.get(location)
         if data is None:
             data = self.maps[location] = open_external(self.folder, location)
         if offset < 0 or offset + size > data.size:
-            raise _Bad("QAT003", f"bytes {offset:,} to {offset + size:,} are outside {location} ({data.size:,} bytes)",
-                       "the data file is cut off or belongs to another model; copy both files again")
+            raise _TensorError(
+                "QAT003",
+                f"bytes {offset:,} to {offset + size:,} are outside {location} ({data.size:,} bytes)",
+                "the data file is cut off or belongs to another model; copy both files again",
+            )
         part = data[offset : offset + size]
         if not packed:
             return part.view(dtype).reshape(dims) if count else np.zeros(dims, dtype)
@@ -324,7 +357,7 @@ class _Reader:
         return onnx.numpy_helper.to_array(whole)
 
 
-class _Bad(Exception):
+class _TensorError(Exception):
     """One malformed tensor; the caller adds its name."""
 
     def __init__(self, code: str, message: str, hint: str | None = None) -> None:
@@ -335,29 +368,47 @@ class _Bad(Exception):
 def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
     """Memory-map a model's data file. Only a regular file with one name, inside the model's folder, is opened."""
     pure = PurePosixPath(location)
-    unsafe = not location or "\0" in location or pure.is_absolute() or PureWindowsPath(location).is_absolute() or ".." in pure.parts
+    unsafe = (
+        not location
+        or "\0" in location
+        or pure.is_absolute()
+        or PureWindowsPath(location).is_absolute()
+        or ".." in pure.parts
+    )
     if unsafe or "\\" in location:
-        raise _Bad("QAT003", f"external data at {location!r} is outside the model's folder",
-                   "external data must lie beside the model, named by a relative path without '..'")
+        raise _TensorError(
+            "QAT003",
+            f"external data at {location!r} is outside the model's folder",
+            "external data must lie beside the model, named by a relative path without '..'",
+        )
     path = folder / location
     try:
         for part in [path, *path.parents]:
             if part == folder:
                 break
             if part.is_symlink():
-                raise _Bad("QAT003", f"external data {location} goes through a symbolic link", "copy the file beside the model")
+                raise _TensorError(
+                    "QAT003", f"external data {location} goes through a symbolic link", "copy the file beside the model"
+                )
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
-        raise _Bad("QAT003", f"external data file {location} cannot be read: {error}",
-                   "copy the data file that was exported with the model beside it") from error
+        raise _TensorError(
+            "QAT003",
+            f"external data file {location} cannot be read: {error}",
+            "copy the data file that was exported with the model beside it",
+        ) from error
     with os.fdopen(handle, "rb") as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
-            raise _Bad("QAT003", f"external data {location} is not a regular file")
+            raise _TensorError("QAT003", f"external data {location} is not a regular file")
         if info.st_nlink > 1:
-            raise _Bad("QAT003", f"external data {location} is a hard link with {info.st_nlink} names", "copy the file beside the model")
+            raise _TensorError(
+                "QAT003",
+                f"external data {location} is a hard link with {info.st_nlink} names",
+                "copy the file beside the model",
+            )
         if not info.st_size:
-            raise _Bad("QAT003", f"external data file {location} is empty")
+            raise _TensorError("QAT003", f"external data file {location} is empty")
         return np.memmap(file, np.uint8, "r")
 
 
@@ -385,7 +436,9 @@ def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
     """The ValueInfoProto of a graph input or output."""
     value = value_of(tensor)
     if value is not None:
-        return onnx.helper.make_tensor_value_info(tensor.name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        return onnx.helper.make_tensor_value_info(
+            tensor.name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
     kind = tensor.dtype if isinstance(tensor.dtype, int) else TensorProto.FLOAT
     return onnx.helper.make_tensor_value_info(tensor.name, kind, None if tensor.shape is None else list(tensor.shape))
 
@@ -395,7 +448,9 @@ def node_proto(node: Node) -> onnx.NodeProto:
     captures: list[str] = node.attrs.get(_CAPTURES, [])
     inputs = [t.name for t in node.inputs]
     plain, outer = inputs[: len(inputs) - len(captures)], inputs[len(inputs) - len(captures) :]
-    proto = onnx.NodeProto(op_type=node.op, name=node.name, input=plain, output=[t.name for t in node.outputs], domain=node.domain or "")
+    proto = onnx.NodeProto(
+        op_type=node.op, name=node.name, input=plain, output=[t.name for t in node.outputs], domain=node.domain or ""
+    )
     for key, value in sorted(node.attrs.items()):
         if not key.startswith("_") and value is not None:
             proto.attribute.append(_attribute_proto(key, value))
@@ -431,7 +486,7 @@ def captures_of(node: Node) -> int:
 
 
 def to_model(graph: QuantGraph, *, ir_version: int = 10, producer: str = "qatc") -> onnx.ModelProto:
-    """The graph as a ModelProto with all constants inside (integers for quantised ones)."""
+    """The graph as a ModelProto with all constants inside (integers for quantized ones)."""
     constants: list[TensorProto] = []
     for tensor in graph.tensors():
         value = value_of(tensor)
@@ -444,5 +499,8 @@ def to_model(graph: QuantGraph, *, ir_version: int = 10, producer: str = "qatc")
         [value_info(t) for t in graph.outputs],
         constants,
     )
-    imports = [onnx.helper.make_opsetid("", graph.opset), *(onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.domains.items()))]
+    imports = [
+        onnx.helper.make_opsetid("", graph.opset),
+        *(onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.domains.items())),
+    ]
     return onnx.helper.make_model(body, opset_imports=imports, ir_version=ir_version, producer_name=producer)

@@ -43,7 +43,12 @@ class Builder:
         return name
 
     def plain(
-        self, name: str, dtype: str, shape: Shape | None, source: str | None = None, sample_shape: tuple[int, ...] | None = None
+        self,
+        name: str,
+        dtype: str,
+        shape: Shape | None,
+        source: str | None = None,
+        sample_shape: tuple[int, ...] | None = None,
     ) -> str:
         """Describe a tensor that is not quantised."""
         self.graph.tensors[name] = Tensor(name, dtype, shape, None, source, sample_shape)

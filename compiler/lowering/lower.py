@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
 from qatc.compiler.integer import IntegerGraph, Move, Rescale
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.state import LoweringOptions, State
-
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
@@ -48,15 +46,22 @@ def _input(state: State, tensor: Tensor) -> None:
         return
     port = state.graph.integer_ports.get(tensor.name)
     if port is None and state.options.io != "integer":
-        state.quantise_float(tensor, state.new_float(tensor), params.qmin, params.qmax)
+        sample_shape = state.graph.sample_shapes.get(tensor.name)
+        outer = state.build.plain(tensor.name, "float32", shape_of(tensor), None, sample_shape)
+        state.unrounded[id(tensor)] = outer
+        state.quantise_float(tensor, outer, params.qmin, params.qmax)
         return
     outside = own if port is not None else params
-    name = state.build.quantised(tensor.name, outside, shape_of(tensor), state.graph.origin.get(tensor.name), exact=True)
+    name = state.build.quantised(
+        tensor.name, outside, shape_of(tensor), state.graph.origin.get(tensor.name), exact=True
+    )
     if outside == params:
         state.ints[id(tensor)] = name
         return
     inner = state.new_int(tensor)
-    state.build.add(Rescale(state.build.fresh(f"Rescale_{tensor.name}"), (name,), (inner,), lo=params.qmin, hi=params.qmax))
+    state.build.add(
+        Rescale(state.build.fresh(f"Rescale_{tensor.name}"), (name,), (inner,), lo=params.qmin, hi=params.qmax)
+    )
 
 
 def _output(state: State, tensor: Tensor) -> None:
@@ -83,7 +88,9 @@ def _copy(state: State, name: str, tensor: Tensor) -> None:
     if name == tensor.name:  # the name is taken by the input or constant itself: it keeps it, the output reads a copy
         return
     state.build.plain(tensor.name, state.build.graph.tensors[name].dtype, shape_of(tensor))
-    state.build.add(Move(state.build.fresh(f"Identity_{tensor.name}"), (name,), (tensor.name,), op_type="Identity", attrs={}))
+    state.build.add(
+        Move(state.build.fresh(f"Identity_{tensor.name}"), (name,), (tensor.name,), op_type="Identity", attrs={})
+    )
 
 
 def _visit(state: State, node: Node) -> None:
@@ -105,7 +112,7 @@ def _visit(state: State, node: Node) -> None:
         return
     chain = _look_back(state, node, out, params)
     if not _lower(state, chain, out):
-        state.quantise_float(out, state.float_name(chain.tensor), chain.lo, chain.hi)
+        state.quantise_float(out, state.unrounded_name(chain.tensor), chain.lo, chain.hi)
 
 
 def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
@@ -114,11 +121,7 @@ def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
         params = state.params(tensor)
         if params is None:
             continue
-        state.graph.params.pop(tensor.name)
-        name = state.float_name(tensor)
-        state.graph.params[tensor.name] = params
-        state.quantise_float(tensor, name, params.qmin, params.qmax)
-        del state.floats[id(tensor)]
+        state.quantise_float(tensor, state.unrounded_name(tensor), params.qmin, params.qmax)
 
 
 @dataclass
@@ -168,7 +171,12 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
     while node is not None and node.op in ("Add", "Mul", "Div") and not node.domain:
         data = [t for t in node.inputs if not isinstance(t, Constant)]
         constants = [graph.real(t) for t in node.inputs if isinstance(t, Constant)]
-        if len(data) != 1 or constants[0] is None or data[0].name in graph.params or graph.only_consumer(data[0]) is None:
+        if (
+            len(data) != 1
+            or constants[0] is None
+            or data[0].name in graph.params
+            or graph.only_consumer(data[0]) is None
+        ):
             return
         value = constants[0].astype(np.float64)
         if node.op == "Add":
@@ -227,11 +235,13 @@ def _why(state: State, node: Node) -> str:
         return f"its input {unranged[0]} is not quantized by the model"
     if wide:
         return f"{wide[0]} tensors have no integer kernel"
-    vectors = [t.name for t in node.inputs if isinstance(t, Constant) and t.values.size > 1 and t.name not in state.graph.params]
+    vectors = [
+        t.name
+        for t in node.inputs
+        if isinstance(t, Constant) and t.values.size > 1 and t.name not in state.graph.params
+    ]
     if vectors and node.op in ("Add", "Sub", "Mul", "Div", "Concat"):
         return f"its constant operand {vectors[0]} is not quantized by the model"
     if not any(t.name in state.graph.params for t in node.outputs):
         return f"its result {node.outputs[0].name} is not quantized by the model"
     return f"{node.op} has no exact integer form"
-
-

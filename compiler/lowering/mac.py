@@ -21,7 +21,6 @@ from qatc.compiler.quant import QuantParams, dtype_range
 OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
-_BIAS_ROOM: Final = 2.0**30  # largest bias, so that the accumulator keeps as much again for its sum
 Vector = npt.NDArray[np.float64]
 
 
@@ -76,7 +75,11 @@ def _weight_refusal(state: State, node: Node) -> str:
     axis = _channel_axis(node, weight)
     if node.op == "ConvTranspose" and node.attr("group", 1) != 1:
         return "its grouped transposed weight is quantized per channel"
-    return "" if params.axis == axis else f"its weight {weight.name} is quantized along axis {params.axis}, not its output channels"
+    return (
+        ""
+        if params.axis == axis
+        else f"its weight {weight.name} is quantized along axis {params.axis}, not its output channels"
+    )
 
 
 def _channel_axis(node: Node, weight: Tensor) -> int:
@@ -118,7 +121,9 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
 def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams) -> str:
     shape = shape_of(tensor)
     out = state.build.quantised(f"{tensor.name}_transposed", params, None if shape is None else shape[::-1])
-    return state.build.add(Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [1, 0]}))
+    return state.build.add(
+        Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [1, 0]})
+    )
 
 
 def real_bias(state: State, node: Node) -> npt.NDArray[Any] | Literal[False] | None:
@@ -161,7 +166,9 @@ def _vector(parts: list[npt.NDArray[Any]], channels: int | None) -> Vector | Non
         return None
     total = np.zeros(channels)
     for part in parts:
-        if part.size not in (1, channels) or (part.size == channels and part.ndim and part.shape[-1] != channels and part.size != 1):
+        if part.size not in (1, channels) or (
+            part.size == channels and part.ndim and part.shape[-1] != channels and part.size != 1
+        ):
             return None
         total = total + part.reshape(-1)
     return total
@@ -179,10 +186,23 @@ def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.
         found.values = (found.values.astype(np.int32) * gain).astype(np.int8)
         found.weight_params = _rescaled(found, np.asarray(found.weight_params.scale) / gain)
     scale = np.broadcast_to(found.acc_scale, bias.shape)
-    tight = np.abs(bias) > _BIAS_ROOM * scale
+    room = _bias_room(found)
+    tight = np.abs(bias) > room * scale
     if tight.any():
-        scale = _coarsen(state, found, np.where(tight, np.abs(bias) / _BIAS_ROOM, scale), tight, out_scale)
+        scale = _coarsen(state, found, np.where(tight, np.abs(bias) / room, scale), tight, out_scale)
     return np.rint(bias / scale).astype(np.int32)
+
+
+def _bias_room(found: Operands) -> Vector:
+    """The largest bias of each channel that leaves its accumulator inside 32 bits, whatever the input."""
+    if found.values is None:
+        return np.asarray(float(_INT32[1]))
+    span = tuple(i for i in range(found.values.ndim) if i != found.axis)
+    offset = np.abs(found.values.astype(np.int64) - found.weight_params.zero_array(found.values.ndim))
+    reach = offset.sum(axis=span, dtype=np.float64) * 255
+    if reach.size != (found.channels or reach.size):  # the groups of a transposed convolution share their channels' weights
+        reach = np.full(found.channels or 1, reach.max(initial=0.0))
+    return np.maximum(float(_INT32[1]) - reach, 2.0**24)
 
 
 def _rescaled(found: Operands, scale: Vector) -> QuantParams:
@@ -341,5 +361,7 @@ def raw(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None = N
     inputs: tuple[str, ...] = (name,)
     if total.size and total.any():
         inputs = (name, state.build.constant(f"{out.name}_bias", total.astype(np.float32)))
-    state.build.add(Dequantize(state.build.fresh(f"Dequantize_{out.name}"), inputs, (state.new_float(out),), source=label_of(node)))
+    state.build.add(
+        Dequantize(state.build.fresh(f"Dequantize_{out.name}"), inputs, (state.new_result(out),), source=label_of(node))
+    )
     return True

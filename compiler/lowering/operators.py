@@ -85,7 +85,9 @@ def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool
         return False
     names = tuple(state.int_name(t) for t in node.inputs)
     label = label_of(node)
-    state.build.add(Elementwise(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label))
+    state.build.add(
+        Elementwise(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label)
+    )
     return True
 
 
@@ -93,7 +95,12 @@ def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """AveragePool, GlobalAveragePool and ReduceMean over positions."""
     x = node.inputs[0]
     params = state.usable(x)
-    if node.domain or params is None or state.usable(out) is None or node.op not in ("AveragePool", "GlobalAveragePool", "ReduceMean"):
+    if (
+        node.domain
+        or params is None
+        or state.usable(out) is None
+        or node.op not in ("AveragePool", "GlobalAveragePool", "ReduceMean")
+    ):
         return False
     label = label_of(node)
     if node.op == "AveragePool":
@@ -113,7 +120,16 @@ def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
             return False
         name = arranged
     state.build.add(
-        Pool(state.build.fresh(label), (name,), (state.new_int(out),), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label)
+        Pool(
+            state.build.fresh(label),
+            (name,),
+            (state.new_int(out),),
+            lo=lo,
+            hi=hi,
+            mode="average",
+            keepdims=keepdims,
+            source=label,
+        )
     )
     return True
 
@@ -131,7 +147,9 @@ def _positions_last(state: State, node: Node, name: str, params: QuantParams, ke
         shape = shape_of(node.inputs[0])
         moved: Shape | None = None if shape is None else (shape[0], shape[2], shape[1])
         out = state.build.quantised(f"{node.inputs[0].name}_transposed", params, moved)
-        return state.build.add(Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [0, 2, 1]}))
+        return state.build.add(
+            Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [0, 2, 1]})
+        )
     return None
 
 
@@ -144,7 +162,9 @@ def axes_of(node: Node) -> list[int] | None:
     return None if value is None else [int(a) for a in value.reshape(-1)]
 
 
-def _window(state: State, node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]:
+def _window(
+    state: State, node: Node
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]:
     kernel = tuple(int(k) for k in node.attr("kernel_shape"))
     rank = len(kernel)
     strides = tuple(node.attr("strides") or (1,) * rank)
@@ -161,7 +181,12 @@ def _window(state: State, node: Node) -> tuple[tuple[int, ...], tuple[int, ...],
 def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """Concat of quantised tensors; each is rescaled onto the grid of the result."""
     rank = rank_of(out) or max((rank_of(t) or 0 for t in node.inputs), default=0)
-    if node.domain or node.op != "Concat" or state.usable(out) is None or any(state.usable(t) is None for t in node.inputs):
+    if (
+        node.domain
+        or node.op != "Concat"
+        or state.usable(out) is None
+        or any(state.usable(t) is None for t in node.inputs)
+    ):
         return False
     axis = int(node.attr("axis", 0))
     if axis < 0 and not rank:
@@ -169,7 +194,15 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     names = tuple(state.int_name(t) for t in node.inputs)
     label = label_of(node)
     state.build.add(
-        Concat(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, axis=axis + rank if axis < 0 else axis, source=label)
+        Concat(
+            state.build.fresh(label),
+            names,
+            (state.new_int(out),),
+            lo=lo,
+            hi=hi,
+            axis=axis + rank if axis < 0 else axis,
+            source=label,
+        )
     )
     return True
 
@@ -204,7 +237,16 @@ def movement(state: State, node: Node) -> bool:
             rescaled.append((between, tensor, wanted))
     _emit_move(state, node, inputs, tuple(names), params)
     for between, tensor, wanted in rescaled:
-        state.build.add(Rescale(state.build.fresh(f"Rescale_{tensor.name}"), (between,), (state.new_int(tensor),), lo=wanted.qmin, hi=wanted.qmax, source=label_of(node)))
+        state.build.add(
+            Rescale(
+                state.build.fresh(f"Rescale_{tensor.name}"),
+                (between,),
+                (state.new_int(tensor),),
+                lo=wanted.qmin,
+                hi=wanted.qmax,
+                source=label_of(node),
+            )
+        )
     return True
 
 
@@ -224,7 +266,9 @@ def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ..
     return tuple(names)
 
 
-def _emit_move(state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], params: QuantParams) -> None:
+def _emit_move(
+    state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], params: QuantParams
+) -> None:
     label = label_of(node)
     name = state.build.fresh(label)
     if node.op not in ("MaxPool", "GlobalMaxPool"):
@@ -264,7 +308,13 @@ def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 
 def _per_channel_affine(
-    state: State, node: Node, out: Tensor, factor: npt.NDArray[np.float64], offset: npt.NDArray[np.float64], bounds: tuple[int, int], rank: int
+    state: State,
+    node: Node,
+    out: Tensor,
+    factor: npt.NDArray[np.float64],
+    offset: npt.NDArray[np.float64],
+    bounds: tuple[int, int],
+    rank: int,
 ) -> bool:
     x = node.inputs[0]
     params = state.usable(x)

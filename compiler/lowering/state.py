@@ -54,8 +54,11 @@ class State:
     why: Callable[[State, Node], str]
     ints: dict[int, str] = field(default_factory=dict[int, str])
     floats: dict[int, str] = field(default_factory=dict[int, str])
+    unrounded: dict[int, str] = field(default_factory=dict[int, str])
     functions: dict[int, Function] = field(default_factory=dict[int, Function])
-    tables: dict[int, tuple[Function, npt.NDArray[Any]]] = field(default_factory=dict[int, tuple[Function, npt.NDArray[Any]]])
+    tables: dict[int, tuple[Function, npt.NDArray[Any]]] = field(
+        default_factory=dict[int, tuple[Function, npt.NDArray[Any]]]
+    )
     weights: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
 
     # -- questions ------------------------------------------------------------------------------------------------
@@ -95,8 +98,22 @@ class State:
         kind = tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else onnx.TensorProto.FLOAT
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
         source = tensor.name if tensor.name in self.graph.known else None
-        name = self.build.plain(tensor.name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
+        name = tensor.name
+        if name in self.build.graph.tensors:  # a float input that is rounded on the way in: this is the rounded one
+            name = self.build.fresh(f"{name}_dequantized")
+        name = self.build.plain(name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
         self.floats[id(tensor)] = name
+        return name
+
+    def new_result(self, tensor: Tensor) -> str:
+        """Describe what a float operator computes: the tensor itself, or its value before it is rounded."""
+        if tensor.name not in self.graph.params:
+            return self.new_float(tensor)
+        sample_shape = self.graph.sample_shapes.get(tensor.name)
+        name = self.build.plain(
+            self.build.fresh(f"{tensor.name}_unrounded"), "float32", shape_of(tensor), None, sample_shape
+        )
+        self.unrounded[id(tensor)] = name
         return name
 
     def int_name(self, tensor: Tensor) -> str:
@@ -135,7 +152,16 @@ class State:
                 self.ints[id(tensor)] = source
                 return source
             if np.array_equal(reached, np.clip(codes, low, high)):
-                return self.build.add(Rescale(self.build.fresh(f"Clip_{tensor.name}"), (source,), (self.new_int(tensor),), lo=low, hi=high, source=self._node(tensor)))
+                return self.build.add(
+                    Rescale(
+                        self.build.fresh(f"Clip_{tensor.name}"),
+                        (source,),
+                        (self.new_int(tensor),),
+                        lo=low,
+                        hi=high,
+                        source=self._node(tensor),
+                    )
+                )
         name = self.build.constant(f"{tensor.name}_table", table)
         return self.build.add(
             Lookup(self.build.fresh(f"Lookup_{tensor.name}"), (source, name), (self.new_int(tensor),),
@@ -155,16 +181,32 @@ class State:
                 stack.pop()
             elif isinstance(current, Constant):
                 value = self.graph.real(current)
-                self.floats[id(current)] = self.build.constant(current.name, np.ascontiguousarray(value))
+                self.floats[id(current)] = self.build.constant(current.name, np.asarray(value, order="C"))
             elif current.name in self.graph.params and (id(current) in self.ints or id(current) in self.tables):
                 self._dequantise(current)
             else:
                 stack.extend(self._make_float(current))
         return self.floats[id(tensor)]
 
+    def unrounded_name(self, tensor: Tensor) -> str:
+        """The float value of a tensor before it is rounded onto its grid (the tensor itself where it has none)."""
+        if tensor.name not in self.graph.params:
+            return self.float_name(tensor)
+        while id(tensor) not in self.unrounded:
+            for missing in self._make_float(tensor):
+                self.float_name(missing)
+        return self.unrounded[id(tensor)]
+
     def _dequantise(self, tensor: Tensor) -> None:
         source = self.int_name(tensor)
-        self.build.add(Dequantize(self.build.fresh(f"Dequantize_{tensor.name}"), (source,), (self.new_float(tensor),), source=self._node(tensor)))
+        self.build.add(
+            Dequantize(
+                self.build.fresh(f"Dequantize_{tensor.name}"),
+                (source,),
+                (self.new_float(tensor),),
+                source=self._node(tensor),
+            )
+        )
 
     def _make_float(self, tensor: Tensor) -> list[Tensor]:
         """Make a pending float tensor; what must be made first is returned instead."""
@@ -183,10 +225,14 @@ class State:
     def emit_float(self, node: Node) -> None:
         """The node as it is, on floats: an island with its reason, shape arithmetic, or movement."""
         inputs = tuple(
-            "" if not t.name else self.ints[id(t)] if node.op in ("Shape", "Size") and id(t) in self.ints else self.floats[id(t)]
+            ""
+            if not t.name
+            else self.ints[id(t)]
+            if node.op in ("Shape", "Size") and id(t) in self.ints
+            else self.floats[id(t)]
             for t in node.inputs
         )
-        outputs = tuple(self.new_float(t) if t.name else "" for t in node.outputs)
+        outputs = tuple(self.new_result(t) if t.name else "" for t in node.outputs)
         name, source = self.build.fresh(label_of(node)), label_of(node)
         attrs = dict(node.attrs)
         if is_movement(node) or (node.op == "Concat" and not node.domain):
@@ -197,13 +243,28 @@ class State:
         count = captures_of(node)
         if count:
             attrs["_captures"] = node.attrs["_captures"]
-        self.build.add(Float(name, inputs, outputs, op_type=node.op, attrs=attrs, reason=reason, domain=node.domain or "", source=source))
+        self.build.add(
+            Float(
+                name,
+                inputs,
+                outputs,
+                op_type=node.op,
+                attrs=attrs,
+                reason=reason,
+                domain=node.domain or "",
+                source=source,
+            )
+        )
 
     # -- rounding -------------------------------------------------------------------------------------------------
     def quantise_float(self, tensor: Tensor, source: str, lo: int, hi: int) -> None:
         """Make the integers of `tensor` from the float tensor `source`, clamped to [lo, hi]."""
         name = self.new_int(tensor)
-        self.build.add(Quantize(self.build.fresh(f"Quantize_{tensor.name}"), (source,), (name,), lo=lo, hi=hi, source=self._node(tensor)))
+        self.build.add(
+            Quantize(
+                self.build.fresh(f"Quantize_{tensor.name}"), (source,), (name,), lo=lo, hi=hi, source=self._node(tensor)
+            )
+        )
 
     def constant_scalar(self, tensor: Tensor) -> float | None:
         """The value of a one-element float constant."""
