@@ -1,0 +1,205 @@
+"""Backend: what emits a target's model, as a value; Emission: what came out, its weights apart and never copied."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import numpy as np
+
+from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.quant import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+_ALIGNMENT: Final = 4096  # external data starts on a page, so that a runtime can map it
+_PROTOBUF_LIMIT: Final = (1 << 31) - 1  # a message of two gigabytes cannot be parsed
+# Field numbers of onnx.proto: their wire format is length-delimited (type 2).
+_MODEL_GRAPH: Final = 7
+_GRAPH_INITIALIZER: Final = 5
+_TENSOR_RAW_DATA: Final = 9
+
+
+class Stream(Protocol):
+    """A file that is written front to back."""
+
+    def write(self, data: bytes | memoryview, /) -> Any:
+        """Append."""
+        ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class BackendOption:
+    """One `-p name=value`: `choices` are the values it takes (none listed: any text), `default` the one without it."""
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """An emitted model.
+
+    `model` is complete but for the data of the tensors in `external`: (initializer name, array), in the order in which
+    they lie in the data file; the initializers state offset and length there. `names` maps the tensors of the graph
+    that was emitted to their names in `model`. `data_file` says whether the arrays go to a file of their own, as they
+    must beyond two gigabytes, or into the model file.
+    """
+
+    model: onnx.ModelProto
+    names: Mapping[str, str]
+    external: tuple[tuple[str, Array], ...] = ()
+    data_file: bool = False
+
+    def write(self, open_file: Callable[[str], Stream], name: str) -> None:
+        """Write the model as file `name`, and its weights as `name`.data where they have a file of their own.
+
+        Weights go from their arrays (memory-mapped ones too) straight to the file.
+
+        Args:
+            open_file: opens a file of the package for writing, given its path there.
+            name: the model's path in the package.
+        """
+        if not self.data_file:
+            with open_file(name) as stream:
+                for chunk in self._chunks():
+                    stream.write(chunk)
+            return
+        for tensor in self._placeholders().values():
+            tensor.external_data[0].value = f"{name.rsplit('/', 1)[-1]}.data"
+        with open_file(name) as stream:
+            stream.write(self.model.SerializeToString(deterministic=True))
+        with open_file(f"{name}.data") as stream:
+            position = 0
+            for _, array in self.external:
+                start = aligned(position)
+                stream.write(b"\0" * (start - position))
+                stream.write(_bytes_of(array))
+                position = start + array.nbytes
+
+    def complete(self) -> onnx.ModelProto:
+        """The model with all its data in memory (below two gigabytes): a copy where there are external weights."""
+        if not self.external:
+            return self.model
+        import onnx
+
+        return onnx.ModelProto.FromString(b"".join(bytes(chunk) for chunk in self._chunks()))
+
+    def _placeholders(self) -> dict[str, onnx.TensorProto]:
+        apart = {name for name, _ in self.external}
+        return {t.name: t for t in self.model.graph.initializer if t.name in apart}
+
+    def _chunks(self) -> list[bytes | memoryview]:
+        """The file as a list of buffers: protobuf's wire format, put together by hand around the arrays."""
+        if not self.external:
+            return [self.model.SerializeToString(deterministic=True)]
+        import onnx
+
+        arrays = dict(self.external)
+        tensors: list[bytes | memoryview] = []
+        for tensor in self.model.graph.initializer:
+            if tensor.name not in arrays:
+                body = tensor.SerializeToString(deterministic=True)
+                tensors += [_header(_GRAPH_INITIALIZER, len(body)), body]
+                continue
+            array = arrays[tensor.name]
+            head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            body = head.SerializeToString(deterministic=True) + _header(_TENSOR_RAW_DATA, array.nbytes)
+            tensors += [_header(_GRAPH_INITIALIZER, len(body) + array.nbytes), body, _bytes_of(array)]
+        frame = _without_initializers(self.model)
+        graph = frame.graph.SerializeToString(deterministic=True)
+        frame.ClearField("graph")
+        size = len(graph) + sum(chunk.nbytes if isinstance(chunk, memoryview) else len(chunk) for chunk in tensors)
+        return [frame.SerializeToString(deterministic=True), _header(_MODEL_GRAPH, size), graph, *tensors]
+
+
+Emit = Callable[[Any, Mapping[str, str]], Emission]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What writes models for a target.
+
+    Attributes:
+        name: what targets call it.
+        description: one line for people.
+        level: whether `emit` takes the IntegerGraph ("integer") or the QuantGraph ("float").
+        emit: (graph, checked options) -> Emission. Raises CompileError with every operator it cannot express.
+        options: the options it takes, by name.
+    """
+
+    name: str
+    description: str
+    level: Literal["integer", "float"]
+    emit: Emit
+    options: Mapping[str, BackendOption] = field(default_factory=dict[str, BackendOption])
+
+    def checked(self, given: Mapping[str, str]) -> dict[str, str]:
+        """`given` completed by the defaults.
+
+        Raises:
+            CompileError: QAT007 with exit code 2 for unknown keys and values, all of them at once.
+        """
+        wrong: list[Diagnostic] = []
+        for key, value in given.items():
+            option = self.options.get(key)
+            if option is None:
+                close = difflib.get_close_matches(key, self.options, 1)
+                known = f"{self.name} knows {', '.join(sorted(self.options)) or 'no options'}"
+                hint = f"did you mean {close[0]}? {known}" if close else known
+                wrong.append(Diagnostic("QAT007", f"unknown option {printable(key)} of backend {self.name}", hint=hint))
+            elif option.choices and value not in option.choices:
+                message = f"option {key} of backend {self.name} cannot be {printable(value)!r}"
+                wrong.append(Diagnostic("QAT007", message, hint=f"one of {', '.join(option.choices)}"))
+        if wrong:
+            raise CompileError(wrong, 2)
+        return {name: given.get(name, option.default) for name, option in sorted(self.options.items())}
+
+
+def aligned(position: int) -> int:
+    """The next place in a data file where a tensor may start."""
+    return -(-position // _ALIGNMENT) * _ALIGNMENT
+
+
+def must_be_apart(size: int) -> bool:
+    """Whether weights of `size` bytes need a file of their own (a tenth of the limit is left for the rest)."""
+    return size > _PROTOBUF_LIMIT * 9 // 10
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    frame = onnx.ModelProto()
+    frame.CopyFrom(model)  # placeholders and small tensors only: the weights are not in it
+    frame.graph.ClearField("initializer")
+    return frame
+
+
+def _header(field_number: int, length: int) -> bytes:
+    """Tag and length of a length-delimited protobuf field."""
+    return _varint(field_number << 3 | 2) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
