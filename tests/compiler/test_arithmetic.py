@@ -127,6 +127,24 @@ def test_every_tie_is_decided_by_the_rule():
     assert quarter.tolist() == [v + 7 for v in half_away]
 
 
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(-30, 30))
+def test_ties_of_ratios_that_float64_cannot_hold(denominator, numerator, start):
+    # numerator / (2 * denominator): every second multiple of the denominator is a tie, the estimate is only near it.
+    out = QuantParams.per_tensor(2 * denominator * 2.0**-10, 0, "int16")
+    acc = np.arange(start, start + 40) * denominator
+    expected = [round(Fraction(int(a) * numerator, 2 * denominator)) for a in acc]
+    assert EXACT.requantize(acc, [numerator * 2.0**-10], out, -32768, 32767, 0).tolist() == expected
+
+
+@given(st.integers(1, 2**31 - 1), st.integers(-30000, 30000))
+def test_values_nearer_to_a_tie_than_float64_resolves(unit, tie):
+    out = QuantParams.per_tensor(1.0, 0, "int16")
+    scale = abs(tie + 0.5) / unit  # so unit * scale is a tie but for the rounding of this division
+    acc = np.array([unit if tie >= 0 else -unit])
+    expected = round(int(acc[0]) * Fraction(scale))
+    assert EXACT.requantize(acc, [scale], out, -32768, 32767, 0).tolist() == [expected]
+
+
 @given(
     st.one_of(
         hnp.arrays(np.int64, 20, elements=st.integers(-(2**61), 2**61)),
