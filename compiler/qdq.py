@@ -52,12 +52,14 @@ class QdqModel:
         model: the QDQ model.
         rounded: tensor of the graph -> tensor of the model with its real values after rounding.
         integers: tensor of the graph -> tensor of the model with its integers.
+        unrounded: tensor of the graph -> tensor of the model with its real values before rounding, where there are any.
         notes: what could not be written as asked, for `--explain`.
     """
 
     model: onnx.ModelProto
     rounded: Mapping[str, str]
     integers: Mapping[str, str]
+    unrounded: Mapping[str, str]
     notes: Sequence[str] = ()
 
 
@@ -153,7 +155,7 @@ class _Writer:
         imports = [onnx.helper.make_opsetid("", self.opset)]
         imports += [onnx.helper.make_opsetid(d, v) for d, v in sorted(domains.items())]
         model = onnx.helper.make_model(body, opset_imports=imports, ir_version=self.ir_version, producer_name="qatc")
-        return QdqModel(model, self.rounded, self.integers, self.notes)
+        return QdqModel(model, self.rounded, self.integers, self.raw, self.notes)
 
     # -- the interface --------------------------------------------------------------------------------------------
     def _is_integer_port(self, tensor: Tensor) -> bool:
@@ -180,6 +182,8 @@ class _Writer:
 
     def _input(self, tensor: Variable) -> None:
         params = self.graph.params.get(tensor.name)
+        if params is None or not self._is_integer_port(tensor):
+            self.raw[tensor.name] = tensor.name
         if params is None:
             return
         if self._is_integer_port(tensor):

@@ -20,7 +20,7 @@ from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import Tensor
 from qatc.compiler.model_io import read_proto
-from qatc.compiler.qdq import to_qdq
+from qatc.compiler.qdq import QdqModel, to_qdq
 from qatc.compiler.quant import Array
 from qatc.compiler.runtime import RunnableModel, errors, version
 
@@ -28,6 +28,7 @@ from qatc.compiler.runtime import RunnableModel, errors, version
 _AFTER_ROUNDING: Final = frozenset(
     {"DequantizeLinear", "Clip", "Cast", "Identity", "Sub", "Add", "Mul", "Div", "Min", "Max"}
 )
+_INTEGERS: Final = "_quantized"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ class Simulation:
         description: str,
         *,
         folder: Path | None = None,
-        names: Mapping[str, str] | None = None,
+        written: QdqModel | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         self.description = description
         self._runnable = RunnableModel(model, folder)
-        self._names = names
+        self._written = written
+        self._names = dict(written.rounded) if written is not None else {}
+        for name, source in (origin or {}).items():
+            self._names.setdefault(source, self._names.get(name, name))
         self.inputs = self._runnable.inputs
         self.outputs = self._runnable.outputs
 
@@ -71,17 +76,35 @@ class Simulation:
     def of_graph(cls, graph: QuantGraph) -> Simulation:
         """The simulation of a stripped graph: its Q/DQ written back; biases stay float."""
         written = to_qdq(graph, bias="float", portable=False)
-        names = dict(written.rounded)
-        names.update({origin: written.rounded.get(name, name) for name, origin in graph.origin.items()})
-        return cls(
-            written.model, f"the normalized graph with Q/DQ in ONNX Runtime {version()}, unoptimized", names=names
-        )
+        what = f"the normalized graph with Q/DQ in ONNX Runtime {version()}, unoptimized"
+        return cls(written.model, what, written=written, origin=graph.origin)
 
     def locate(self, tensor: Tensor) -> str | None:
-        """The simulation's tensor with the same real values as `tensor` after rounding, None where it has none."""
-        if self._names is None:
-            return tensor.source if tensor.source and self._runnable.has(tensor.source) else None
-        return self._names.get(tensor.source or tensor.name) or self._names.get(tensor.name)
+        """The simulation's tensor with the same real values as `tensor`, None where it has none.
+
+        Those are the values after rounding for a quantized tensor; for a float one, the values as they are computed.
+        """
+        found = self._in_file(tensor) if self._written is None else self._in_graph(tensor, self._written)
+        return found if found is not None and self._runnable.has(found) else None
+
+    def _in_file(self, tensor: Tensor) -> str | None:
+        place = tensor.source
+        if place is None or tensor.params is not None:
+            return place
+        # a graph output keeps its name through the passes, also where the file rounds it and the pass does not
+        maker = self._runnable.makers.get(place)
+        if maker is None or maker.op_type != "DequantizeLinear":
+            return place
+        before = self.unrounded(place)
+        return before.tensor if before is not None and not before.scaled else None
+
+    def _in_graph(self, tensor: Tensor, written: QdqModel) -> str | None:
+        if tensor.params is None:
+            return written.unrounded.get(tensor.name)
+        if tensor.source is not None and tensor.source in self._names:
+            return self._names[tensor.source]
+        # the lowering calls the integers of x "x_quantized"
+        return self._names.get(tensor.name) or self._names.get(tensor.name.removesuffix(_INTEGERS))
 
     def unrounded(self, name: str) -> Unrounded | None:
         """Where the value of the fake-quantized tensor `name` can be read before its rounding, if that is visible."""

@@ -1,0 +1,313 @@
+"""Where the exact result of an operator lies, element by element, and how far float32 arithmetic may be away from it.
+
+A rounding may go the other way in the simulation only where the exact value is closer to the boundary between two
+integers than the simulation's float error. Both are computed here, for the few elements that differ: the exact value in
+integers (its own code, not the reference executor's: a second witness), the error from a bound on float32 arithmetic.
+`docs/verification.md` derives the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.integer import Concat, Conv, Elementwise, IntegerGraph, MatMul, Op, Pool, Quantize, Rescale
+from qatc.compiler.quant import Array, QuantParams
+
+Doubles = npt.NDArray[np.float64]
+Index: TypeAlias = tuple[npt.NDArray[np.intp], ...]
+
+UNIT: Final = 2.0**-24  # unit roundoff of float32: half the distance from 1 to the next number
+# Float operations of the simulation beside the K additions of a sum: three that make a term (dequantize both factors,
+# multiply), bias, two of an affine or batch norm unfolded into four, the division by the output scale, and the
+# conversion of the scales themselves.
+_STEPS: Final = 16
+_FAILURE: Final = 2.0**-40  # the probability, per element, that the sum's error exceeds its bound
+_CHUNK: Final = 1 << 21  # gathered operands at a time
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Exact results in LSB of the output's grid, zero point included, neither rounded nor clamped; and error bounds."""
+
+    value: Doubles
+    error: Doubles
+
+    @property
+    def rounded(self) -> Doubles:
+        """The nearest integers, ties to even (not clamped)."""
+        return np.rint(self.value)
+
+    def near_boundary(self) -> npt.NDArray[np.bool_]:
+        """Where the distance to the nearest half-integer is within the error bound."""
+        return np.abs(self.value - np.floor(self.value) - 0.5) <= self.error
+
+
+def sum_error(terms: int) -> float:
+    """How far a float32 sum of `terms` products may be off, relative to the sum of the products' magnitudes.
+
+    The smaller of the worst case n*u / (1 - n*u) and the probabilistic bound of Higham and Mary (2019): n rounding
+    errors of mean zero add up to more than lambda * sqrt(n) * u with a probability below 2 exp(-lambda^2 / 2) a step.
+    """
+    n = terms + _STEPS
+    worst = n * UNIT / (1 - n * UNIT)
+    deviations = math.sqrt(2 * math.log(2 * n / _FAILURE))
+    likely = math.expm1(deviations * math.sqrt(n) * UNIT + n * UNIT**2 / (1 - UNIT))
+    return min(worst, likely)
+
+
+def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Array) -> Exact | None:
+    """The exact results of `op` at flat indices `where` of its output; None for operators that have no rounding.
+
+    Args:
+        graph: the operator's graph.
+        op: the operator.
+        values: what it reads, constants included, and its output's shape under the output's own name.
+        where: flat indices into the output, [E].
+    """
+    shape = values[op.output].shape
+    index = np.unravel_index(where, shape)
+    out = graph.params(op.output)
+    step, zero = float(out.scale[0]), int(out.zero_point[0])
+    match op:
+        case Conv() | MatMul():
+            return _product(graph, op, values, index, step, zero)
+        case Elementwise():
+            real, magnitude = _elementwise(graph, op, values, index, shape)
+        case Rescale() | Quantize():
+            real = _real(values[op.inputs[0]][index], graph.tensors[op.inputs[0]].params, index)
+            magnitude = np.abs(real)
+        case Concat():
+            real = _concat(graph, op, values, index)
+            magnitude = np.abs(real)
+        case Pool(mode="average"):
+            real, magnitude, terms = _average(graph, op, values, index)
+            return _in_steps(real, magnitude * sum_error(terms), step, zero)
+        case _:
+            return None
+    return _in_steps(real, magnitude * sum_error(1), step, zero)
+
+
+def _in_steps(real: Doubles, error: Doubles, step: float, zero: int) -> Exact:
+    return Exact(real / step + zero, error / step)
+
+
+def _real(q: Array, params: QuantParams | None, index: Index) -> Doubles:
+    """What gathered integers stand for, in float64; floats as they are."""
+    if params is None:
+        return q.astype(np.float64)
+    scale, zero = np.asarray(params.scale, np.float64), np.asarray(params.zero_point, np.int64)
+    channel = 0 if params.axis is None else index[params.axis]
+    real: Doubles = (q.astype(np.float64) - zero[channel]) * scale[channel]
+    return real
+
+
+# -- sums of products ---------------------------------------------------------------------------------------------
+
+
+def _product(
+    graph: IntegerGraph, op: Conv | MatMul, values: Mapping[str, Array], index: Index, step: float, zero: int
+) -> Exact:
+    total, magnitude = product_sums(graph, op, values, index)
+    channel = index[1] if isinstance(op, Conv) else index[-1] if index else np.zeros(total.shape, np.intp)
+    scales = np.asarray(op.acc_scale, np.float64)
+    unit = scales[channel] if scales.size > 1 else np.broadcast_to(scales, total.shape)
+    bias_error = np.zeros(total.shape)
+    if len(op.inputs) > 2 and op.inputs[2]:
+        bias = values[op.inputs[2]].astype(np.int64)
+        added = bias[channel] if bias.size > 1 else np.broadcast_to(bias.reshape(-1), total.shape)
+        total = total + added
+        magnitude = magnitude + np.abs(added)
+        bias_error = 0.5 * unit  # the bias itself was rounded to a whole number of units
+    terms = _terms(op, values)
+    error = magnitude * unit * sum_error(terms) + bias_error
+    return _in_steps(total * unit, error, step, zero)
+
+
+def _terms(op: Conv | MatMul, values: Mapping[str, Array]) -> int:
+    if isinstance(op, MatMul):
+        return int(values[op.inputs[0]].shape[-1])
+    weight = values[op.inputs[1]]
+    return int(weight.size // weight.shape[0]) if not op.transposed else int(weight.size // weight.shape[1])
+
+
+def product_sums(
+    graph: IntegerGraph, op: Conv | MatMul, values: Mapping[str, Array], index: Index
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sum of (q_a - z_a) * (q_b - z_b), and of the magnitudes, for each output element of `index`; without the bias."""
+    a, b = values[op.inputs[0]], values[op.inputs[1]]
+    a_params, b_params = graph.params(op.inputs[0]), graph.params(op.inputs[1])
+    if isinstance(op, Conv):
+        gather = _transposed_gather(op, a, b) if op.transposed else _conv_gather(op, a, b)
+        width = b.size // b.shape[1 if op.transposed else 0] * (op.groups if op.transposed else 1)
+        b_axis_first = b_params.axis is not None
+    else:
+        gather, width = _matmul_gather(a, b), a.shape[-1]
+        b_axis_first = False
+    count = index[0].size if index else 1
+    total, magnitude = np.empty(count, np.int64), np.empty(count, np.int64)
+    for part in _parts(count, width):
+        here = tuple(i[part] for i in index)
+        left, right, used = gather(here)
+        left = left.astype(np.int64) - int(a_params.zero_point[0])
+        zeros = np.asarray(b_params.zero_point, np.int64)
+        if zeros.size == 1:
+            right = right.astype(np.int64) - zeros[0]
+        elif b_axis_first and isinstance(op, Conv):
+            right = right.astype(np.int64) - zeros[here[1]].reshape(-1, *([1] * (right.ndim - 1)))
+        else:
+            right = right.astype(np.int64) - zeros[here[-1]][:, None]
+        terms = left * right
+        if used is not None:
+            terms = np.where(used, terms, 0)
+        axes = tuple(range(1, terms.ndim))
+        total[part] = terms.sum(axis=axes)
+        magnitude[part] = np.abs(terms).sum(axis=axes)
+    return total, magnitude
+
+
+Gather = Callable[[Index], tuple[Array, Array, "Array | None"]]
+
+
+def _parts(count: int, width: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // max(1, width))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _matmul_gather(a: Array, b: Array) -> Gather:
+    a2 = a[None, :] if a.ndim == 1 else a
+    b2 = b[:, None] if b.ndim == 1 else b
+    batch = np.broadcast_shapes(a2.shape[:-2], b2.shape[:-2])
+    a2 = np.broadcast_to(a2, batch + a2.shape[-2:])
+    b2 = np.broadcast_to(b2, batch + b2.shape[-2:])
+
+    def gather(index: Index) -> tuple[Array, Array, Array | None]:
+        lead = index[: len(batch)]
+        rest = list(index[len(batch) :])
+        zero = np.zeros(1, np.intp)
+        row = rest.pop(0) if a.ndim > 1 else zero
+        column = rest.pop(0) if b.ndim > 1 else zero
+        columns = np.swapaxes(b2, -1, -2)
+        return a2[(*lead, row)], columns[(*lead, column)], None
+
+    return gather
+
+
+def _conv_gather(op: Conv, x: Array, weight: Array) -> Gather:
+    rank = x.ndim - 2
+    strides, dilations = op.strides or (1,) * rank, op.dilations or (1,) * rank
+    pads = op.pads or (0,) * (2 * rank)
+    per_group = weight.shape[0] // op.groups
+    width = weight.shape[1]
+
+    def gather(index: Index) -> tuple[Array, Array, Array | None]:
+        n, m, *places = index
+        positions: list[Array] = [
+            _span(p * strides[d] - pads[d], weight.shape[2 + d], dilations[d]) for d, p in enumerate(places)
+        ]
+        channels = _span(np.floor_divide(m, per_group) * width, width)
+        picked, used = _window(x, n, channels, positions)
+        return picked, weight[m], used
+
+    return gather
+
+
+def _span(start: Array, count: int, step: int = 1) -> Array:
+    """Indices [E, count]: start, start + step, ..."""
+    result: Array = start.reshape(-1, 1) + np.arange(count).reshape(1, -1) * step
+    return result
+
+
+def _window(x: Array, n: Array, channels: Array, positions: list[Array]) -> tuple[Array, Array]:
+    """x[n, channels, positions...]: [E, C, kernel...], and where the positions are inside x."""
+    rank = len(positions)
+    used = np.ones((n.size,) + (1,) * (rank + 1), np.bool_)
+    picks: list[Array] = [n.reshape(-1, *([1] * (rank + 1))), channels.reshape(n.size, -1, *([1] * rank))]
+    for d, position in enumerate(positions):
+        spread = position.reshape(n.size, *(-1 if d == e else 1 for e in range(-1, rank)))
+        used = used & (spread >= 0) & (spread < x.shape[2 + d])
+        picks.append(np.clip(spread, 0, x.shape[2 + d] - 1))
+    return x[tuple(picks)], used
+
+
+def _transposed_gather(op: Conv, x: Array, weight: Array) -> Gather:
+    rank = x.ndim - 2
+    strides, dilations = op.strides or (1,) * rank, op.dilations or (1,) * rank
+    pads = op.pads or (0,) * (2 * rank)
+    per_group, width = weight.shape[1], weight.shape[0] // op.groups
+
+    def gather(index: Index) -> tuple[Array, Array, Array | None]:
+        n, m, *places = index
+        positions: list[Array] = []
+        for d, p in enumerate(places):
+            reach = _span(p + pads[d], weight.shape[2 + d], -dilations[d])
+            whole, rest = np.divmod(reach, strides[d])
+            positions.append(np.where(rest == 0, whole, -1))
+        channels = _span(np.floor_divide(m, per_group) * width, width)
+        picked, used = _window(x, n, channels, positions)
+        kernels = weight[channels, (m % per_group)[:, None]]
+        return picked, kernels, used
+
+    return gather
+
+
+# -- the others ---------------------------------------------------------------------------------------------------
+
+
+def _elementwise(
+    graph: IntegerGraph, op: Elementwise, values: Mapping[str, Array], index: Index, shape: tuple[int, ...]
+) -> tuple[Doubles, Doubles]:
+    a, b = (_broadcast_real(values[name], graph.tensors[name].params, index, shape) for name in op.inputs[:2])
+    if op.op == "Mul":
+        return a * b, np.abs(a * b)
+    return (a + b if op.op == "Add" else a - b), np.abs(a) + np.abs(b)
+
+
+def _broadcast_real(q: Array, params: QuantParams | None, index: Index, shape: tuple[int, ...]) -> Doubles:
+    lead = len(shape) - q.ndim
+    own = tuple(np.where(size == 1, 0, index[lead + d]) for d, size in enumerate(q.shape))
+    picked = q[own] if own else np.broadcast_to(q, index[0].shape if index else ())
+    return _real(picked, params, own)
+
+
+def _concat(graph: IntegerGraph, op: Concat, values: Mapping[str, Array], index: Index) -> Doubles:
+    axis = op.axis % len(index)
+    result = np.empty(index[0].size)
+    start = 0
+    for name in op.inputs:
+        size = values[name].shape[axis]
+        here = (index[axis] >= start) & (index[axis] < start + size)
+        own = tuple((i - start if d == axis else i)[here] for d, i in enumerate(index))
+        result[here] = _real(values[name][own], graph.tensors[name].params, own)
+        start += size
+    return result
+
+
+def _average(graph: IntegerGraph, op: Pool, values: Mapping[str, Array], index: Index) -> tuple[Doubles, Doubles, int]:
+    x, params = values[op.inputs[0]], graph.params(op.inputs[0])
+    rank = x.ndim - 2
+    kernel = op.kernel or x.shape[2:]
+    strides, dilations = op.strides or (1,) * rank, op.dilations or (1,) * rank
+    pads = op.pads or (0,) * (2 * rank)
+    n, c = index[:2]
+    places = index[2:] if len(index) > 2 else [np.zeros_like(n)] * rank
+    count = n.size
+    total, magnitude, divisor = np.empty(count), np.empty(count), np.empty(count)
+    for part in _parts(count, math.prod(kernel)):
+        positions = [_span(p[part] * strides[d] - pads[d], kernel[d], dilations[d]) for d, p in enumerate(places)]
+        picked, used = _window(x, n[part], c[part][:, None], positions)
+        terms = np.where(used, picked.astype(np.float64) - params.zero_point[0], 0) * params.scale[0]
+        axes = tuple(range(1, terms.ndim))
+        total[part], magnitude[part] = terms.sum(axis=axes), np.abs(terms).sum(axis=axes)
+        counted = np.ones(1)
+        for d, position in enumerate(positions):
+            low = -pads[d] if op.count_include_pad else 0
+            high = x.shape[2 + d] + (pads[rank + d] if op.count_include_pad else 0)
+            counted = counted * ((position >= low) & (position < high)).sum(axis=1)
+        divisor[part] = counted
+    return total / divisor, magnitude / divisor, math.prod(kernel)

@@ -1,0 +1,147 @@
+"""Package against reference: every tensor of the package's model, each operator fed the package's own inputs.
+
+The reference computes what ONNX Runtime's integer kernels compute (profile `onnx`), so most operators must be equal bit
+for bit. The exceptions are listed here and in `docs/verification.md`, with what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import onnx
+
+from qatc.compiler.arithmetic import Profile
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.integer import Clamped, IntegerGraph, Op
+from qatc.compiler.quant import Array
+from qatc.compiler.reference import OnnxEvaluator, execute_op
+from qatc.compiler.runtime import RunnableModel, errors, version
+from qatc.compiler.verify.boundary import exact_at
+from qatc.compiler.verify.tally import Tally
+
+# ONNX Runtime's kernels that compute in float32 in an order that depends on the machine and on the optimizations: one
+# LSB is allowed, at a rounding boundary.
+FLOAT_KERNELS: Final = frozenset(
+    {
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
+        "QLinearReduceMean",
+        "QLinearSoftmax",
+        "QLinearSigmoid",
+        "QLinearLeakyRelu",
+    }
+)
+# Float islands run by the same kernels on the same inputs; vectors end differently in a smaller tensor.
+_FLOAT_TOLERANCE: Final = 2.0**-20
+
+
+class Emitted(Protocol):
+    """What a backend emitted."""
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The deployed model."""
+        ...
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Tensor of the integer graph -> tensor of the model with the same elements."""
+        ...
+
+
+@dataclass
+class Replay:
+    """What readers get while the operators of one sample are walked."""
+
+    values: dict[str, Array]
+
+
+class PackageCheck:
+    """The comparison over all samples."""
+
+    def __init__(self, graph: IntegerGraph, profile: Profile, emitted: Emitted, evaluate: OnnxEvaluator) -> None:
+        self.graph, self.profile, self.evaluate = graph, profile, evaluate
+        self.stepwise = RunnableModel(emitted.model)
+        self.whole = RunnableModel(emitted.model, optimize=True)
+        self.names = {
+            name: emitted.names.get(name, name)
+            for name in [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]
+            if self.stepwise.has(emitted.names.get(name, name))
+        }
+        self.tallies: dict[str, Tally] = {}
+
+    def feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The package's inputs from the integer graph's."""
+        return {self.names[name]: value for name, value in inputs.items() if name in self.names}
+
+    def places(self, op: Op) -> list[str]:
+        """The package's tensors that `step` wants for `op`."""
+        return [self.names[o] for o in op.outputs if o in self.names]
+
+    def read(self, feeds: Mapping[str, Array], names: list[str], *, optimize: bool = False) -> dict[str, Array]:
+        """Tensors of the package (CompileError QAT401 where ONNX Runtime cannot run it)."""
+        try:
+            return (self.whole if optimize else self.stepwise).run(feeds, names)
+        except errors() as error:
+            raise fail("QAT401", f"ONNX Runtime {version()} cannot run the emitted model: {error}") from error
+
+    def start(self, inputs: Mapping[str, Array]) -> Replay:
+        """Begin a sample."""
+        return Replay({**self.graph.constants, **inputs})
+
+    def step(self, op: Op, replay: Replay, found: Mapping[str, Array]) -> None:
+        """Run `op` on the package's own inputs, compare with what the package made of them."""
+        values = replay.values
+        results = execute_op(self.graph, op, values, self.profile, self.evaluate)
+        for name, computed in zip(op.outputs, results, strict=True):
+            if not name:
+                continue
+            values[name] = computed
+            if name not in self.names:
+                continue
+            place = self.names[name]
+            tally = self.tallies.get(name)
+            if tally is None:
+                tally = self.tallies[name] = Tally(place, op.kind, "package")
+            actual = found[place]
+            if actual.dtype != computed.dtype or actual.shape != computed.shape:
+                have, want = f"{actual.dtype} {list(actual.shape)}", f"{computed.dtype} {list(computed.shape)}"
+                tally.problem(f"it is {have}, the reference has {want}")
+                continue
+            self._compare(op, name, tally, values, actual)
+            values[name] = actual
+
+    def _compare(self, op: Op, name: str, tally: Tally, values: Mapping[str, Array], actual: Array) -> None:
+        params = self.graph.tensors[name].params
+        if params is None:
+            tally.floats(actual, values[name], _FLOAT_TOLERANCE)
+            return
+        where = tally.integers(actual, values[name], params)
+        if not where.size:
+            return
+        maker = self.stepwise.makers.get(self.names[name])
+        kernel = maker.op_type if maker is not None else ""
+        difference = np.abs(actual.reshape(-1)[where].astype(np.int64) - values[name].reshape(-1)[where])
+        fine = np.zeros(where.size, np.bool_)
+        if kernel in FLOAT_KERNELS and isinstance(op, Clamped):
+            exact = exact_at(self.graph, op, values, where)
+            fine = (difference <= 1) & (exact.near_boundary() if exact is not None else True)
+        tally.excused += int(np.count_nonzero(fine))
+        wrong = np.flatnonzero(~fine)
+        tally.unexplained += wrong.size
+        if wrong.size:
+            at = [int(i) for i in np.unravel_index(int(where[wrong[0]]), actual.shape)]
+            tally.problem(
+                f"{wrong.size:,} elements differ from the reference, by up to {int(difference[wrong].max())} LSB,"
+                f" first at {at}{f' ({kernel})' if kernel else ''}"
+            )
+
+    def finish(self) -> list[Tally]:
+        """The tallies in execution order."""
+        order = [o for op in self.graph.ops for o in op.outputs]
+        return [self.tallies[o] for o in order if o in self.tallies]

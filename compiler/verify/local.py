@@ -1,0 +1,295 @@
+"""Reference against simulation, operator by operator, each fed the simulation's own inputs.
+
+A tensor of the integer graph that the simulation also rounds (`Simulation.locate`) is *anchored*: its integers are
+read off the simulation's value, and its readers get those. Operators without a counterpart there (raw accumulators,
+pure clamps, dequantized values) pass on what the reference computed, which is exact. An operator whose input was
+rounded where the simulation does not round is counted but not judged: the two cannot agree to the LSB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.arithmetic import Profile
+from qatc.compiler.integer import (
+    Clamped,
+    Concat,
+    Conv,
+    Dequantize,
+    Float,
+    IntegerGraph,
+    Lookup,
+    MatMul,
+    Move,
+    Op,
+    Pool,
+    Quantize,
+    Rescale,
+    Tensor,
+)
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.reference import OnnxEvaluator, execute_op
+from qatc.compiler.simulation import Simulation
+from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, product_sums, sum_error
+from qatc.compiler.verify.limits import Limits
+from qatc.compiler.verify.tally import Tally
+
+Feeds = Mapping[str, Array]
+# Float operations behind one value of a table: the longest exported function (GELU through Erf) has nine operators, and
+# ONNX Runtime's own exp, tanh and erf are within four units in the last place (measured, docs/verification.md).
+_FUNCTION_STEPS: Final = 32
+_MOST_EXACT: Final = 20_000  # differing elements of a product that are looked at one by one
+
+
+@dataclass
+class Sample:
+    """What is known while the operators of one sample are walked."""
+
+    feeds: Feeds
+    values: dict[str, Array]
+    anchored: set[str] = field(default_factory=set[str])
+
+
+class LocalCheck:
+    """The comparison over all samples."""
+
+    def __init__(
+        self,
+        graph: IntegerGraph,
+        profile: Profile,
+        simulation: Simulation,
+        limits: Limits,
+        evaluate: OnnxEvaluator,
+    ) -> None:
+        self.graph, self.profile, self.simulation = graph, profile, simulation
+        self.limits, self.evaluate = limits, evaluate
+        self.tallies: dict[str, Tally] = {}
+        self.producers = graph.producers()
+        self.located = {
+            t.name: place
+            for op in graph.ops
+            for t in (graph.tensors[o] for o in op.outputs if o)
+            if (place := self._locate(op, t)) is not None
+        }
+
+    def _locate(self, op: Op, tensor: Tensor) -> str | None:
+        """Where the simulation has what `op` makes; accumulators and plain dequantized values are exact as they are."""
+        if tensor.dtype == "int32" and tensor.params is not None:
+            return None
+        if isinstance(op, Dequantize) and len(op.inputs) == 1 and self.graph.params(op.inputs[0]).dtype != "int32":
+            return None
+        return self.simulation.locate(tensor)
+
+    def places(self, op: Op) -> list[str]:
+        """The simulation's tensors that `step` wants for `op`."""
+        return [self.located[o] for o in op.outputs if o in self.located]
+
+    def start(self, feeds: Feeds, inputs: Mapping[str, Array]) -> Sample:
+        """Begin a sample: `feeds` are the simulation's inputs, `inputs` the integer graph's."""
+        return Sample(feeds, {**self.graph.constants, **inputs}, {*self.graph.constants, *inputs})
+
+    def step(self, op: Op, sample: Sample, simulated: Mapping[str, Array]) -> None:
+        """Run `op` on what its inputs are in the simulation, compare, and pass the simulation's result on."""
+        values = sample.values
+        results = execute_op(self.graph, op, values, self.profile, self.evaluate)
+        trusted = all(n in sample.anchored for n in op.inputs if n)
+        for name, computed in zip(op.outputs, results, strict=True):
+            if not name:
+                continue
+            place = self.located.get(name)
+            values[name] = computed
+            if place is None:
+                if trusted and not self._rounds(op):
+                    sample.anchored.add(name)
+                continue
+            values[name] = self._compare(op, name, place, sample, simulated[place], computed, trusted=trusted)
+            sample.anchored.add(name)
+
+    def _rounds(self, op: Op) -> bool:
+        """Whether `op` rounds in a way that a simulation without a counterpart of its output does not."""
+        if not isinstance(op, Clamped) or self.graph.params(op.output).dtype == "int32":
+            return False
+        if isinstance(op, Pool) and op.mode == "max":
+            return False
+        if isinstance(op, Rescale | Concat):
+            out = self.graph.params(op.output)
+            return any(not _same_steps(self.graph.params(n), out) for n in op.inputs)
+        return True
+
+    # -- one tensor -----------------------------------------------------------------------------------------------
+    def _compare(
+        self, op: Op, name: str, place: str, sample: Sample, simulated: Array, computed: Array, *, trusted: bool
+    ) -> Array:
+        """Compare and return what readers get: the simulation's value, on the tensor's grid where it has one."""
+        tensor = self.graph.tensors[name]
+        tally = self.tallies.get(name)
+        if tally is None:
+            tally = self.tallies[name] = Tally(place, op.kind, "local")
+        if tensor.params is None:
+            if trusted:
+                self._compare_floats(op, tally, sample, computed, simulated)
+            return simulated.astype(computed.dtype, copy=False) if simulated.shape == computed.shape else computed
+        if simulated.shape != computed.shape or simulated.dtype.kind != "f":
+            tally.problem(
+                f"the simulation has {simulated.dtype} {list(simulated.shape)}, the reference {list(computed.shape)}"
+            )
+            return computed
+        expected = on_grid(simulated, tensor.params, tally)
+        if expected is None:
+            return computed
+        where = tally.integers(computed, expected, tensor.params)
+        if where.size:
+            if trusted:
+                self._judge(op, name, place, sample, tally, where, computed, expected)
+            else:
+                tally.excused += where.size
+        if not trusted:
+            tally.remark("not judged: an input is rounded where the simulation does not round")
+        return expected
+
+    def _judge(
+        self,
+        op: Op,
+        name: str,
+        place: str,
+        sample: Sample,
+        tally: Tally,
+        where: Array,
+        computed: Array,
+        expected: Array,
+    ) -> None:
+        """Which of the differing elements are float error at a rounding boundary, and which are wrong."""
+        found, wanted = computed.reshape(-1)[where].astype(np.int64), expected.reshape(-1)[where].astype(np.int64)
+        looked_at = where[: _MOST_EXACT if isinstance(op, Conv | MatMul) else where.size]
+        exact = self._exact(op, name, place, sample, looked_at)
+        fine = np.abs(found - wanted) <= self.limits.max_lsb
+        if exact is None and isinstance(op, Lookup):
+            tally.remark("the simulation does not show the value before its rounding")
+        elif exact is None:
+            fine[:] = False
+        else:
+            count = looked_at.size
+            low, high = (op.lo, op.hi) if isinstance(op, Clamped) else (-np.inf, np.inf)
+            # the profile may round another way than the exact one does: that is its arithmetic, not an error here
+            own_rounding = np.clip(exact.rounded, low, high) == wanted[:count]
+            fine[:count] &= own_rounding | exact.near_boundary()
+            fine[count:] = False
+            tally.rerounded += int(np.count_nonzero(own_rounding & fine[:count]))
+        excused = int(np.count_nonzero(fine))
+        tally.excused += excused
+        wrong = np.flatnonzero(~fine)
+        tally.unexplained += wrong.size
+        if wrong.size:
+            first = int(wrong[0])
+            text = f"element {_position(int(where[first]), computed.shape)} is {found[first]}, not {wanted[first]}"
+            if exact is not None and first < looked_at.size:
+                text += f" (exactly {exact.value[first]:.6f}, float error at most {exact.error[first]:.2g})"
+            tally.problem(text)
+
+    def _exact(self, op: Op, name: str, place: str, sample: Sample, where: Array) -> Exact | None:
+        if isinstance(op, Lookup):
+            return self._unrounded(name, place, sample, where)
+        if isinstance(op, Float | Move):
+            return None
+        values = sample.values
+        exact = exact_at(self.graph, op, values, where)
+        if exact is not None and isinstance(op, Quantize):
+            step = float(self.graph.params(name).scale[0])
+            exact = Exact(exact.value, exact.error + self._float_error(op.inputs[0], sample, where) / step)
+        return exact
+
+    def _unrounded(self, name: str, place: str, sample: Sample, where: Array) -> Exact | None:
+        """A table's exact value is the function's: read off the simulation before its rounding."""
+        source = self.simulation.unrounded(place)
+        if source is None:
+            return None
+        real = self.simulation.run(sample.feeds, [source.tensor])[source.tensor]
+        params = self.graph.params(name)
+        if real.size != sample.values[name].size:
+            return None
+        steps = real.reshape(-1)[where].astype(np.float64)
+        if not source.scaled:
+            steps = steps / params.scale[0]
+        largest = np.maximum(np.abs(steps), 1.0 / params.scale[0])  # the terms that cancel in 1 + tanh, x - mean, ...
+        return Exact(steps + params.zero_point[0], _FUNCTION_STEPS * UNIT * largest)
+
+    def _float_error(self, name: str, sample: Sample, where: Array) -> Array:
+        """How far the simulation's float32 may be from a float value that the reference made from an accumulator."""
+        if name in self.located or not where.size:
+            return np.zeros(where.size)
+        maker = self.producers.get(name)
+        if not isinstance(maker, Dequantize):
+            return np.zeros(where.size)
+        product = self.producers.get(maker.inputs[0])
+        if not isinstance(product, Conv | MatMul):
+            return np.zeros(where.size)
+        return self._accumulator_error(product, maker, sample, where)
+
+    def _accumulator_error(self, product: Conv | MatMul, maker: Dequantize, sample: Sample, where: Array) -> Array:
+        values = sample.values
+        shape = values[maker.inputs[0]].shape
+        index = np.unravel_index(where, shape)
+        _, magnitude = product_sums(self.graph, product, values, index)
+        params = self.graph.params(maker.inputs[0])
+        scales = np.asarray(params.scale)
+        unit = scales[index[params.axis]] if params.axis is not None else scales[0]
+        error: Array = magnitude * unit * sum_error(int(values[product.inputs[1]].size // scales.size))
+        if len(maker.inputs) > 1:
+            error = error + float(np.abs(values[maker.inputs[1]]).max(initial=0.0)) * 4 * UNIT
+        return error
+
+    def _compare_floats(self, op: Op, tally: Tally, sample: Sample, computed: Array, simulated: Array) -> None:
+        """Float values: equal up to float error where they come from an accumulator, else up to a stated tolerance."""
+        if isinstance(op, Dequantize) and computed.shape == simulated.shape and computed.size:
+            product = self.producers.get(op.inputs[0])
+            if isinstance(product, Conv | MatMul):
+                difference = np.abs(computed.astype(np.float64) - simulated).reshape(-1)
+                worst = np.argpartition(difference, -min(64, difference.size))[-64:]
+                allowed = self._accumulator_error(product, op, sample, worst)
+                tally.floats(computed, simulated, np.inf)
+                if (difference[worst] > allowed).any():
+                    tally.problem(f"a value is {difference[worst].max():.3g} away, beyond float error")
+                return
+        tally.floats(computed, simulated, self.limits.float_tolerance)
+
+    def finish(self) -> list[Tally]:
+        """The tallies in execution order, the demanded share of equal elements checked."""
+        for op in self.graph.ops:
+            tally = self.tallies.get(op.output)
+            if tally is None or not isinstance(op, Conv | MatMul):
+                continue
+            different = tally.different - tally.rerounded
+            # fewer than four elements are no statistic: a classifier has ten outputs
+            if different > max(3, (1 - self.limits.equal_share) * tally.elements) and not tally.remarks:
+                tally.problem(f"{different:,} of {tally.elements:,} elements differ")
+        order = [o for op in self.graph.ops for o in op.outputs]
+        return [self.tallies[o] for o in order if o in self.tallies]
+
+
+def on_grid(real: Array, params: QuantParams, tally: Tally) -> Array | None:
+    """The integers that a fake-quantized value stands for; None, and a problem in `tally`, where it is off its grid."""
+    if np.isnan(real).any():
+        tally.problem("the simulation computes NaN")
+        return None
+    integers = params.quantize(real)
+    distance = np.abs(params.dequantize(integers) - real)
+    # scale * (q - zero) takes at most four float operations, however the exporter writes it
+    largest = max(abs(params.qmin - z) for z in params.zero_point), max(abs(params.qmax - z) for z in params.zero_point)
+    allowed = 4 * UNIT * max(largest) * params.scale_array(real.ndim) * 2
+    if (distance > allowed).any():
+        worst = float((distance / params.scale_array(real.ndim)).max())
+        tally.problem(f"QAT209: the simulation's value is {worst:.3g} LSB off the tensor's grid")
+        return None
+    return integers
+
+
+def _same_steps(a: QuantParams, b: QuantParams) -> bool:
+    return a.scale == b.scale and a.axis == b.axis
+
+
+def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
+    return [int(i) for i in np.unravel_index(flat, shape)]
