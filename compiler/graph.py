@@ -443,18 +443,29 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
             tensor.dtype = found.elem_type
         if found.HasField("shape"):
             tensor.shape = list(_dims(found))
-    for info in skeleton.graph.input:
-        shape = (pinned or {}).get(info.name)
-        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = shape[axis] if shape is not None and axis < len(shape) else 1
-    for output in skeleton.graph.output:
-        output.type.tensor_type.ClearField("shape")
+    _pin(skeleton, pinned or {})
+    if not _is_static(graph):
+        known = _inferred(skeleton)
     inputs = {i.name: i.type.tensor_type for i in skeleton.graph.input}
-    for name, kind in (_inferred(skeleton) | inputs).items():
+    for name, kind in (known | inputs).items():
         dims = _dims(kind) if kind.HasField("shape") else (None,)
         if all(isinstance(d, int) for d in dims):
             graph.sample_shapes[name] = tuple(int(d) for d in dims if isinstance(d, int))
+
+
+def _is_static(graph: QuantGraph) -> bool:
+    return all(elements(shape_of(t)) is not None for t in graph.inputs)
+
+
+def _pin(model: onnx.ModelProto, pinned: Mapping[str, Sequence[int]]) -> None:
+    """Give every symbolic dimension of the inputs a number, and forget what the outputs declare."""
+    for info in model.graph.input:
+        shape = pinned.get(info.name)
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = shape[axis] if shape is not None and axis < len(shape) else 1
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
 
 
 def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:

@@ -1,4 +1,4 @@
-"""QuantParams: how integers stand for real numbers, `real = scale * (q - zero_point)`; all rounding of values lives here.
+"""QuantParams: how integers stand for real numbers, `real = scale * (q - zero_point)`; all rounding lives here.
 
 Formulas are those of ONNX QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html):
 `q = saturate(round_half_even(x / scale) + zero_point)`, computed in float32 as ONNX Runtime does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -34,13 +35,25 @@ _RANGES: Final[dict[str, tuple[int, int, type[np.integer[Any]]]]] = {
 DTYPES: Final = tuple(_RANGES)
 _CHUNK: Final = 1 << 22  # elements rounded at a time, so that a large weight needs no float copy of itself
 
+_SMALLEST: Final = float(np.finfo(np.float32).tiny)
+_LARGEST: Final = float(np.finfo(np.float32).max)
+_FLOAT32: Final = struct.Struct("f")
+
+
+def _float32(value: float) -> float:
+    """The float32 nearest to `value`, as a Python float (many times faster than through numpy)."""
+    try:
+        return float(_FLOAT32.unpack(_FLOAT32.pack(value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
 
 def dtype_range(dtype: str) -> tuple[int, int]:
     """The smallest and largest integer of `dtype` (int2 ... int32, uint2 ... uint16)."""
     return _RANGES[dtype][:2]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _container(dtype: str) -> np.dtype[np.integer[Any]]:
     return np.dtype(_RANGES[dtype][2])
 
@@ -49,8 +62,8 @@ def _container(dtype: str) -> np.dtype[np.integer[Any]]:
 class QuantParams:
     """The grid of one tensor: `real = scale * (q - zero_point)` with `qmin <= q <= qmax`.
 
-    `scale` (float32 numbers) and `zero_point` have length 1 (per tensor, `axis` is None) or C (per channel along `axis`).
-    `qmin`/`qmax` default to the range of `dtype`; narrower ones are first class.
+    `scale` (float32 numbers) and `zero_point` have length 1 (per tensor, `axis` is None) or C (per channel along
+    `axis`). `qmin`/`qmax` default to the range of `dtype`; narrower ones are first class.
 
     Raises:
         ValueError: on any illegal state (scale not a positive normal float32, zero point or range outside `dtype`,
@@ -66,21 +79,20 @@ class QuantParams:
 
     def __post_init__(self) -> None:
         if self.dtype not in _RANGES:
-            raise ValueError(f"unknown quantised type {self.dtype}; known are {', '.join(DTYPES)}")
+            raise ValueError(f"unknown quantized type {self.dtype}; known are {', '.join(DTYPES)}")
         lowest, highest = dtype_range(self.dtype)
-        set_ = functools.partial(object.__setattr__, self)
-        set_("scale", tuple(np.asarray(self.scale, np.float64).astype(np.float32).astype(np.float64).tolist()))
-        set_("qmin", lowest if self.qmin is None else self.qmin)  # pyright: ignore[reportUnnecessaryComparison]
-        set_("qmax", highest if self.qmax is None else self.qmax)  # pyright: ignore[reportUnnecessaryComparison]
-        smallest, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-        bad = [s for s in self.scale if not (smallest <= s <= largest)]
+        set_ = object.__setattr__
+        set_(self, "scale", tuple(_float32(s) for s in self.scale))
+        set_(self, "qmin", lowest if self.qmin is None else self.qmin)  # pyright: ignore[reportUnnecessaryComparison]
+        set_(self, "qmax", highest if self.qmax is None else self.qmax)  # pyright: ignore[reportUnnecessaryComparison]
+        bad = [s for s in self.scale if not (_SMALLEST <= s <= _LARGEST)]
         if bad or not self.scale:
             raise ValueError(f"scale must be positive, finite and normal in float32, found {bad[0] if bad else 'none'}")
         if len(self.zero_point) != len(self.scale):
             raise ValueError(f"{len(self.scale)} scales but {len(self.zero_point)} zero points")
-        wrong = [z for z in self.zero_point if not lowest <= z <= highest]
-        if wrong:
-            raise ValueError(f"zero point {wrong[0]} is outside {self.dtype} [{lowest}, {highest}]")
+        if min(self.zero_point) < lowest or max(self.zero_point) > highest:
+            wrong = next(z for z in self.zero_point if not lowest <= z <= highest)
+            raise ValueError(f"zero point {wrong} is outside {self.dtype} [{lowest}, {highest}]")
         if not lowest <= self.qmin <= self.qmax <= highest:
             raise ValueError(f"range [{self.qmin}, {self.qmax}] is empty or outside {self.dtype} [{lowest}, {highest}]")
         if self.axis is None and len(self.scale) != 1:
@@ -167,6 +179,8 @@ class QuantParams:
         Raises:
             ValueError: when the shifted range does not fit `dtype`.
         """
+        if dtype == self.dtype:
+            return self
         shift = self.shift_to(dtype)
         return replace(
             self,
@@ -178,7 +192,9 @@ class QuantParams:
 
     def shift_to(self, dtype: str) -> int:
         """What to add to an integer of this type for the same real number in `dtype` (see `as_dtype`)."""
-        return 0 if self.dtype.startswith("u") == dtype.startswith("u") else self._offset() * (1 if self.is_signed else -1)
+        return (
+            0 if self.dtype.startswith("u") == dtype.startswith("u") else self._offset() * (1 if self.is_signed else -1)
+        )
 
     def _offset(self) -> int:
         return 1 << (self.container.itemsize * 8 - 1)
@@ -236,7 +252,7 @@ class QuantParams:
     def _quantize_into(self, x: Array, out: Array, scale: Array, zero: Array) -> None:
         real = np.divide(x, scale, dtype=np.float32) if x.dtype != np.float64 else np.divide(x, scale)
         if np.isnan(real).any():
-            raise ValueError("NaN cannot be quantised")
+            raise ValueError("NaN cannot be quantized")
         np.rint(real, out=real)
         wide = self.container.itemsize > 2  # float32 cannot hold every 32-bit integer
         rounded = real.astype(np.float64) if wide else real

@@ -21,6 +21,7 @@ from qatc.compiler.quant import QuantParams, dtype_range
 OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
+_AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
 Vector = npt.NDArray[np.float64]
 
 
@@ -180,13 +181,14 @@ def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.
         return None
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
-    reach = int(np.abs(found.values.astype(np.int32)).max(initial=1))
-    gain = 127 // max(reach, 1)
-    if error > _BIAS_LSB and gain > 1 and not any(found.weight_params.zero_point):
+    gain = 127 // max(int(found.values.max(initial=1)), -int(found.values.min(initial=0))) if error > _BIAS_LSB else 1
+    if gain > 1 and not any(found.weight_params.zero_point):
         found.values = (found.values.astype(np.int32) * gain).astype(np.int8)
         found.weight_params = _rescaled(found, np.asarray(found.weight_params.scale) / gain)
     scale = np.broadcast_to(found.acc_scale, bias.shape)
-    room = _bias_room(found)
+    room: Vector | float = _AMPLE
+    if (np.abs(bias) > room * scale).any():
+        room = _bias_room(found)
     tight = np.abs(bias) > room * scale
     if tight.any():
         scale = _coarsen(state, found, np.where(tight, np.abs(bias) / room, scale), tight, out_scale)

@@ -54,6 +54,7 @@ class State:
     why: Callable[[State, Node], str]
     ints: dict[int, str] = field(default_factory=dict[int, str])
     floats: dict[int, str] = field(default_factory=dict[int, str])
+    forms: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
     unrounded: dict[int, str] = field(default_factory=dict[int, str])
     functions: dict[int, Function] = field(default_factory=dict[int, Function])
     tables: dict[int, tuple[Function, npt.NDArray[Any]]] = field(
@@ -67,7 +68,10 @@ class State:
         params = self.graph.quant(tensor)
         if params is None:
             return None
-        return self.stored(params, weight=is_constant(tensor))
+        found = self.forms.get(tensor.name)
+        if found is None:
+            found = self.forms[tensor.name] = self.stored(params, weight=is_constant(tensor))
+        return found
 
     def stored(self, params: QuantParams, *, weight: bool = False) -> QuantParams:
         """`params` in the type that the integer graph stores: weights in int8, activations in uint8 if asked for."""

@@ -164,7 +164,7 @@ def test_a_shift_that_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((0.1,), (0,), "int9"), "unknown quantised type"),
+        (((0.1,), (0,), "int9"), "unknown quantized type"),
         (((0.0,), (0,), "int8"), "scale"),
         (((-1.0,), (0,), "int8"), "scale"),
         (((float("nan"),), (0,), "int8"), "scale"),
