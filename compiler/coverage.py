@@ -1,7 +1,7 @@
 """How much of an IntegerGraph runs in integers, by operators and by multiply-accumulates.
 
-Multiply-accumulates are counted from the shapes that inference knows; a symbolic dimension counts as one, so the numbers
-are those of a single sample.
+Multiply-accumulates are counted from the shapes that inference knows; a symbolic dimension counts as one, so the
+numbers are those of a single sample.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _conv(transposed: bool, operands: list[Shape | None], out: Shape | None) -> 
 def _matmul(a: Shape | None, out: Shape | None, *, transposed: bool) -> int:
     if not a:
         return 0
-    depth = a[-2] if transposed and len(a) > 1 else a[-1]
+    depth = a[len(a) - 2 if transposed and len(a) > 1 else len(a) - 1]
     return _count(out) * (depth if isinstance(depth, int) else 1)
 
 

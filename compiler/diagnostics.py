@@ -36,22 +36,22 @@ CODES: Final[dict[str, str]] = {
     "QAT009": "a tensor has no known rank or shape where one is needed",
     "QAT010": "an optional dependency is missing",
     "QAT011": "the compile would need more memory than allowed",
-    "QAT101": "the model has no fake quantisation",
+    "QAT101": "the model has no fake quantization",
     "QAT102": "unknown dialect",
-    "QAT103": "the quantisation is not affine integer quantisation",
-    "QAT104": "a fake-quantisation node is malformed",
-    "QAT105": "the model is quantised although -a was not given",
+    "QAT103": "the quantization is not affine integer quantization",
+    "QAT104": "a fake-quantization node is malformed",
+    "QAT105": "the model is quantized although -a was not given",
     "QAT106": "an operator is unknown",
-    "QAT107": "the quantisation range may have been lost by the exporter",
+    "QAT107": "the quantization range may have been lost by the exporter",
     "QAT201": "a scale is not a positive finite number",
     "QAT202": "a zero point is outside its type's range",
     "QAT203": "one tensor has parameters that disagree",
     "QAT204": "per-channel parameters do not match the tensor",
-    "QAT205": "quantisation parameters are computed at run time",
-    "QAT206": "weights were quantised after training",
+    "QAT205": "quantization parameters are computed at run time",
+    "QAT206": "weights were quantized after training",
     "QAT207": "a range was filled from calibration data",
     "QAT208": "a range is missing",
-    "QAT209": "a value that should be on its quantisation grid is not",
+    "QAT209": "a value that should be on its quantization grid is not",
     "QAT210": "batch-norm scale is zero",
     "QAT301": "an operator stays in float",
     "QAT302": "an operator is not supported",
@@ -89,7 +89,7 @@ def printable(name: str) -> str:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One finding: `message` says what was found, `hint` what to do; `node` and `tensor` as a model viewer shows them."""
+    """One finding: `message` says what was found, `hint` what to do; `node` and `tensor` as model viewers show them."""
 
     code: str
     message: str
@@ -184,5 +184,5 @@ class Diagnostics:
 def fail(
     code: str, message: str, *, node: str | None = None, tensor: str | None = None, hint: str | None = None
 ) -> CompileError:
-    """A `CompileError` of one error, for `raise fail(...)` where nothing more can be collected."""
+    """Make a `CompileError` of one error, to be raised where nothing more can be collected."""
     return CompileError([Diagnostic(code, message, Severity.ERROR, node, tensor, hint)])

@@ -1,9 +1,9 @@
-"""Frontend: a recogniser of one exporter's dialect plus the rules that bring it to the canonical form.
+"""Frontend: a recognizer of one exporter's dialect plus the rules that bring it to the canonical form.
 
-The canonical form after `normalise`: no QuantizeLinear, DequantizeLinear or vendor node is left; every fake quantisation
-of a tensor is one `FakeQuant` node (x) -> y whose attribute "params" is a QuantParams (`compiler/graph.py`), and every
-constant that the exporter stored as integers is a constant with `graph.params`. Layout operators between Q and DQ stand
-behind the FakeQuant, with its parameters' axis moved.
+The canonical form after `normalise`: no QuantizeLinear, DequantizeLinear or vendor node is left; every fake
+quantization of a tensor is one `FakeQuant` node (x) -> y whose attribute "params" is a QuantParams
+(`compiler/graph.py`), and every constant that the exporter stored as integers is a constant with `graph.params`. Layout
+operators between Q and DQ stand behind the FakeQuant, with its parameters' axis moved.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qatc.compiler.quant import QuantParams
 
 @dataclass(frozen=True)
 class RangeOverride:
-    """What the user states about ranges the exporter lost: (qmin, qmax) for activations, weights, or tensors by name."""
+    """Ranges that the exporter lost, stated by the user: (qmin, qmax) for activations, weights, or tensors by name."""
 
     activations: tuple[int, int] | None = None
     weights: tuple[int, int] | None = None
@@ -26,7 +26,7 @@ class RangeOverride:
 
 @dataclass(frozen=True)
 class FrontendOptions:
-    """What a normaliser may be told: stated ranges, external parameters of tensors (ranges, encodings) by name."""
+    """What a normalizer may be told: stated ranges, external parameters of tensors (ranges, encodings) by name."""
 
     ranges: RangeOverride = field(default_factory=RangeOverride)
     external: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
@@ -37,7 +37,7 @@ class Frontend:
     """A dialect.
 
     `recognise` looks at a graph as loaded and returns what it saw ("26 QuantizeLinear, producer pytorch 2.13"), or None
-    where the dialect has nothing there; `confidence` orders dialects that recognise the same file (higher wins).
+    where the dialect has nothing there; `confidence` orders dialects that recognize the same file (higher wins).
     `normalise` rewrites the graph in place to the canonical form; what is wrong with the file goes to
     `graph.diagnostics`, all of it, and is raised by the caller.
     """

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import onnx
@@ -236,7 +236,7 @@ class QuantGraph:
         """Give a tensor another name; its parameters and origin go with it."""
         for table in (self.params, self.origin):
             if tensor.name in table:
-                table[name] = table.pop(tensor.name)  # type: ignore[assignment, index]
+                table[name] = table.pop(tensor.name)  # type: ignore[assignment]
         tensor.name = name
         self._names.add(name)
 
@@ -374,9 +374,10 @@ def _show(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_show(v) for v in value) + "]"  # type: ignore[misc]  # pyright: ignore
+        return "[" + ",".join(_show(v) for v in cast("Sequence[Any]", value)) + "]"
     if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
+        array = cast("Array", value)
+        return f"{array.dtype}{list(array.shape)}"
     return str(value)
 
 

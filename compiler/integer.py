@@ -1,6 +1,6 @@
 """IntegerGraph: the few fused integer operators that every integer target shares, and explicit islands of float.
 
-A graph is a list of operators in execution order over named tensors. Each quantised tensor has QuantParams; each
+A graph is a list of operators in execution order over named tensors. Each quantized tensor has QuantParams; each
 computing operator states the clamp [lo, hi] of its output integers. Constants (weights, biases, tables) are arrays by
 tensor name. The meaning of every operator is written in its docstring, in exact real arithmetic; *how* the final
 `round` is computed is the arithmetic profile's business (`arithmetic.py`), and `reference.py` executes it.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Tensor:
     """What is known of a tensor.
 
     `dtype` is the numpy name of the stored elements ("uint8", "int32", "float32", "int64", ...); `params` is None for
-    everything that is not quantised (float islands, shapes, indices); `shape` is None where the rank is unknown, and
+    everything that is not quantized (float islands, shapes, indices); `shape` is None where the rank is unknown, and
     symbolic dimensions are strings (None where nameless). `source` names the tensor of the input file that holds the
     same real values *after* rounding onto this grid (a DequantizeLinear output, say), or None where there is none.
     `sample_shape` is the shape for one sample (symbolic dimensions pinned, or 1), where inference can tell.
@@ -42,7 +42,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """Base of all operators. `source` names the node of the input file it came from; "" marks an absent optional input."""
+    """Base of all operators. `source` names the input file's node that it came from; "" is an absent optional input."""
 
     name: str
     inputs: tuple[str, ...]
@@ -116,7 +116,7 @@ class MatMul(Clamped):
 
 @dataclass(frozen=True)
 class Elementwise(Clamped):
-    """out = clamp(round((r_a op r_b) / s_y) + z_y) with op one of "Add", "Sub", "Mul"; numpy broadcasting. inputs: (a, b)."""
+    """out = clamp(round((r_a op r_b) / s_y) + z_y) for op "Add", "Sub" or "Mul", numpy broadcasting. inputs: (a, b)."""
 
     op: str
 
@@ -134,7 +134,7 @@ class Lookup(Clamped):
 
 @dataclass(frozen=True)
 class Rescale(Clamped):
-    """out = clamp(round(r_x / s_y) + z_y). With equal grids it is a pure clamp (or a shift of the zero point). inputs: (x,)."""
+    """out = clamp(round(r_x / s_y) + z_y); on equal grids a pure clamp (or a shift of the zero point). inputs: (x,)."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Concat(Clamped):
 class Move(Op):
     """An ONNX operator that only moves elements (Reshape, Transpose, Slice, Gather, Pad, Resize nearest, Split, ...).
 
-    Executed on the stored integers as they are; quantised inputs and outputs share their grid. Further inputs (shapes,
+    Executed on the stored integers as they are; quantized inputs and outputs share their grid. Further inputs (shapes,
     indices, pad values as integers) are as the ONNX operator `op_type` of opset `IntegerGraph.opset` has them.
     """
 
@@ -192,7 +192,8 @@ class IntegerGraph:
 
     `inputs`/`outputs` are tensor names (the deployed graph's interface, in order). `tensors` describes every tensor
     but the constants' values, `constants` holds arrays (weights as integers with their params in `tensors`; tables,
-    int32 biases, float constants of islands). `opset` is the ai.onnx opset that Move and Float operators are written in.
+    int32 biases, float constants of islands). `opset` is the ai.onnx opset that Move and Float operators are written
+    in.
     """
 
     name: str
@@ -222,10 +223,10 @@ class IntegerGraph:
         return (op for op in self.ops if isinstance(op, Float) and op.reason)
 
     def params(self, tensor: str) -> QuantParams:
-        """The QuantParams of a quantised tensor; KeyError names one that has none."""
+        """The QuantParams of a quantized tensor; KeyError names one that has none."""
         found = self.tensors[tensor].params
         if found is None:
-            raise KeyError(f"tensor {tensor} is not quantised")
+            raise KeyError(f"tensor {tensor} is not quantized")
         return found
 
     def verify(self) -> None:
@@ -279,7 +280,7 @@ class IntegerGraph:
             if key in skip:
                 continue
             if isinstance(value, Mapping):
-                parts += [f"{k}={v}" for k, v in sorted(value.items())]  # pyright: ignore[reportUnknownVariableType]
+                parts += [f"{k}={v}" for k, v in sorted(cast("Mapping[str, object]", value).items())]
             elif key == "acc_scale":
                 parts.append(f"acc_scale={min(value):.9g}..{max(value):.9g}")
             else:
@@ -287,10 +288,8 @@ class IntegerGraph:
         return f"[{' '.join(parts)}]" if parts else ""
 
 
-def integer_tensor(
-    name: str, params: QuantParams, shape: Shape | None = None, source: str | None = None
-) -> Tensor:
-    """A quantised tensor's description."""
+def integer_tensor(name: str, params: QuantParams, shape: Shape | None = None, source: str | None = None) -> Tensor:
+    """A quantized tensor's description."""
     return Tensor(name, params.container.name, shape, params, source)
 
 

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx
@@ -462,7 +462,9 @@ def node_proto(node: Node) -> onnx.NodeProto:
 
 def _attribute_proto(key: str, value: Any) -> AttributeProto:
     if isinstance(value, np.ndarray):
-        return onnx.helper.make_attribute(key, onnx.numpy_helper.from_array(np.asarray(value, order="C")))
+        return onnx.helper.make_attribute(
+            key, onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
+        )
     if isinstance(value, (list, tuple)) and not value:
         return onnx.helper.make_attribute(key, [], attr_type=AttributeProto.INTS)
     return onnx.helper.make_attribute(key, value)

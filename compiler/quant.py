@@ -207,7 +207,7 @@ class QuantParams:
         """Per-channel parameters reordered or picked by `indices` along the channel axis."""
         if not self.is_per_channel:
             return self
-        picked = np.asarray(indices).reshape(-1).tolist()
+        picked: list[int] = np.asarray(indices).reshape(-1).tolist()
         return replace(
             self, scale=tuple(self.scale[i] for i in picked), zero_point=tuple(self.zero_point[i] for i in picked)
         )
@@ -264,8 +264,8 @@ class QuantParams:
         """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`."""
         q = np.asarray(q)
         self.check_shape(q.shape)
-        offset = q.astype(np.int64 if q.dtype.itemsize > 2 else np.int32)
-        offset -= self.zero_array(q.ndim)
+        offset: Array = q.astype(np.int64 if q.dtype.itemsize > 2 else np.int32)
+        np.subtract(offset, self.zero_array(q.ndim), out=offset)
         return np.multiply(offset.astype(np.float32), self.scale_array(q.ndim))
 
     def fake_quantize(self, x: Array) -> Floats:

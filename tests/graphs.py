@@ -1,4 +1,4 @@
-"""Small QuantGraphs written as ONNX text (https://github.com/onnx/onnx/blob/main/docs/Syntax.md), for tests of passes."""
+"""Small QuantGraphs written as ONNX text (https://github.com/onnx/onnx/blob/main/docs/Syntax.md), for tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx.parser
+
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph, infer_shapes
 from qatc.compiler.model_io import load

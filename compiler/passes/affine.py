@@ -3,13 +3,13 @@
     x -> Conv(W<s_w>, b) -> Div(d) -> BatchNormalization(g, beta, mean, var) -> y
     x -> Conv(W<s_w * |f|>, f * b + o) -> y         f = g / sqrt(var + eps) / d,  o = beta - mean * g / sqrt(var + eps)
 
-The integers of the weight stay: a factor changes the scale of its channel, a negative one negates the channel's integers
-as well, zero makes a constant channel (design rule 4.3). BatchNormalization, Mul, Div, Add, Sub and Neg fold in any order,
-also across layout operators that keep the channel axis whole. A matrix product keeps its bias as one Add behind it.
-PyTorch's ConvBn divides by what batch norm multiplies again; the two cancel, and at gamma = 0, where the file
-says 0/0, the limit is taken and reported (QAT210).
+The integers of the weight stay: a factor changes the scale of its channel, a negative one negates the channel's
+integers as well, zero makes a constant channel (design rule 4.3). BatchNormalization, Mul, Div, Add, Sub and Neg fold
+in any order, also across layout operators that keep the channel axis whole. A matrix product keeps its bias as one Add
+behind it. PyTorch's ConvBn divides by what batch norm multiplies again; the two cancel, and at gamma = 0, where the
+file says 0/0, the limit is taken and reported (QAT210).
 
-The case that must stay: a raw result that somebody else reads too, and a weight that is not quantised.
+The case that must stay: a raw result that somebody else reads too, and a weight that is not quantized.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def mac_of(graph: QuantGraph, node: Node) -> Mac | None:
 
 @dataclass
 class _Chain:
-    """out = factor * y + offset per channel, as far as the chain was followed; `numerator / denominator` is the factor."""
+    """out = factor * y + offset per channel, as far as the chain was followed; factor = numerator / denominator."""
 
     numerator: Vector
     denominator: Vector
@@ -96,7 +96,7 @@ def fold_affine(graph: QuantGraph) -> None:
 
 
 def _plain_gemm(graph: QuantGraph, node: Node) -> None:
-    """alpha and beta of a Gemm with quantised weight go into the weight's scale and the bias."""
+    """Alpha and beta of a Gemm with quantized weight go into the weight's scale and the bias."""
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
     mac = mac_of(graph, node)
     bias = graph.real(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
@@ -144,9 +144,17 @@ def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
     """The chain's factor per channel; None where it divides by zero for good."""
     zero = chain.denominator == 0
     label = label_of(mac.node)
-    if np.any(zero & (chain.numerator != 0)) or not np.isfinite(chain.numerator).all() or not np.isfinite(chain.offset).all():
-        graph.diagnostics.error("QAT210", "the operators behind this node divide by zero or hold infinite values", node=label,
-                                hint="the batch-norm statistics of the trained model are damaged")
+    if (
+        np.any(zero & (chain.numerator != 0))
+        or not np.isfinite(chain.numerator).all()
+        or not np.isfinite(chain.offset).all()
+    ):
+        graph.diagnostics.error(
+            "QAT210",
+            "the operators behind this node divide by zero or hold infinite values",
+            node=label,
+            hint="the batch-norm statistics of the trained model are damaged",
+        )
         return None
     if zero.any():
         graph.diagnostics.warning(
@@ -161,9 +169,7 @@ def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
     return factor
 
 
-def _affine(
-    graph: QuantGraph, node: Node, x: Tensor, axis: int, channels: int
-) -> tuple[Vector, Vector, Vector] | None:
+def _affine(graph: QuantGraph, node: Node, x: Tensor, axis: int, channels: int) -> tuple[Vector, Vector, Vector] | None:
     """(up, down, offset) with node(x) = x * up / down + offset per channel, or None where it is something else."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op == "BatchNormalization":
@@ -259,12 +265,12 @@ def _skip(graph: QuantGraph, node: Node) -> None:
     out = node.outputs[0]
     for table in (graph.params, graph.origin):
         if out.name in table:
-            table[data.name] = table.pop(out.name)  # type: ignore[assignment, index]
+            table[data.name] = table.pop(out.name)  # type: ignore[assignment]
     graph.replace(out, data)
 
 
 def _scale_weight(graph: QuantGraph, mac: Mac, factor: Vector) -> None:
-    """Multiply the output channels of a quantised weight by `factor`; the integers change only in sign or to zero."""
+    """Multiply the output channels of a quantized weight by `factor`; the integers change only in sign or to zero."""
     params = graph.params[mac.weight.name]
     if np.all(factor == 1.0):
         return
@@ -282,7 +288,11 @@ def _scaled_channels(
     count = factor.size
     if params.is_per_channel and params.axis != axis:
         raise ValueError(f"weight channels lie along axis {params.axis}, its output channels along {axis}")
-    spread = params if params.is_per_channel else replace(params, scale=params.scale * count, zero_point=params.zero_point * count, axis=axis)
+    spread = (
+        params
+        if params.is_per_channel
+        else replace(params, scale=params.scale * count, zero_point=params.zero_point * count, axis=axis)
+    )
     zeros = np.asarray(spread.zero_point)
     scales = np.asarray(spread.scale) * np.abs(factor)
     dead = scales < np.finfo(np.float32).tiny
@@ -290,7 +300,7 @@ def _scaled_channels(
     flip = (factor < 0).reshape(shape)
     wide = integers.astype(np.int32)
     lowest, highest = dtype_range(params.dtype)
-    # -q + 2z mirrors around the zero point; where that leaves the type, ~q = -q - 1 mirrors it onto zero point ~z instead
+    # -q + 2z mirrors around the zero point; where that leaves the type, ~q = -q - 1 mirrors it onto zero point ~z
     mirrored = 2 * zeros.reshape(shape) - wide
     span = tuple(i for i in range(integers.ndim) if i != axis)
     outside = ((mirrored < lowest) | (mirrored > highest)).any(axis=span) & (factor < 0)
@@ -304,5 +314,3 @@ def _scaled_channels(
         qmin, qmax = min(qmin, int(result.min(initial=qmin))), max(qmax, int(result.max(initial=qmax)))
     changed = QuantParams(tuple(scales.tolist()), tuple(int(z) for z in zeros), params.dtype, axis, qmin, qmax)
     return result.astype(params.container), changed
-
-

@@ -21,7 +21,9 @@ from qatc.compiler.quant import QuantParams
 
 _MACS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
-_INTEGER = frozenset({"Add", "Sub", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"})
+_INTEGER = frozenset(
+    {"Add", "Sub", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"}
+)
 
 
 def missing_ranges(graph: QuantGraph) -> list[Tensor]:
@@ -35,7 +37,7 @@ def missing_ranges(graph: QuantGraph) -> list[Tensor]:
             waiting.append(tensor)
 
     for node in graph.nodes:
-        if _is_quantised_product(graph, node):
+        if _is_quantized_product(graph, node):
             for tensor in node.inputs[:2]:
                 need(tensor)
         waiting.extend(t for t in node.outputs if t.name in graph.params)
@@ -47,11 +49,17 @@ def missing_ranges(graph: QuantGraph) -> list[Tensor]:
 
 
 def _is_float(tensor: Tensor) -> bool:
-    return not is_constant(tensor) and tensor.dtype in (None, 0, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    return not is_constant(tensor) and tensor.dtype in (
+        None,
+        0,
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.DOUBLE,
+    )
 
 
-def _is_quantised_product(graph: QuantGraph, node: Node) -> bool:
-    """A product with at least one operand that the model quantises, and none that is a plain float constant."""
+def _is_quantized_product(graph: QuantGraph, node: Node) -> bool:
+    """A product with at least one operand that the model quantizes, and none that is a plain float constant."""
     if node.op not in _MACS or node.domain:
         return False
     operands = node.inputs[:2]
@@ -61,7 +69,7 @@ def _is_quantised_product(graph: QuantGraph, node: Node) -> bool:
 
 
 def _operands(graph: QuantGraph, tensor: Tensor) -> list[Tensor]:
-    """The operands that must be quantised for `tensor` to be made by one integer operator."""
+    """The operands that must be quantized for `tensor` to be made by one integer operator."""
     node = graph.producer(tensor)
     while node is not None and clamp_bounds(graph, node) is not None and node.inputs[0].name not in graph.params:
         node = graph.producer(node.inputs[0])
@@ -70,7 +78,7 @@ def _operands(graph: QuantGraph, tensor: Tensor) -> list[Tensor]:
     if is_elementwise(node):
         return _leaves(graph, node)
     if is_movement(node) or node.op in _INTEGER:
-        data = [t for t in node.inputs if not isinstance(t, Constant) and t.name]
+        data: list[Tensor] = [t for t in node.inputs if not isinstance(t, Constant) and t.name]
         return data[:1] if node.op not in ("Add", "Sub", "Mul", "Concat") else data
     return []
 

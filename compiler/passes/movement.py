@@ -1,7 +1,7 @@
 """Operators that only move elements: which ones they are, and where a channel axis goes through them.
 
-Rounding commutes with moving (design rule 4.4): for these operators Q(move(x)) = move(Q(x)), element for element. MaxPool
-belongs here since rounding is monotone, and Resize in its nearest mode.
+Rounding commutes with moving (design rule 4.4): for these operators Q(move(x)) = move(Q(x)), element for element.
+MaxPool belongs here since rounding is monotone, and Resize in its nearest mode.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from qatc.compiler.graph import Dim, Node, value_of
 from qatc.compiler.quant import Array, QuantParams
 
 _ALWAYS: Final = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND", "Expand",
-     "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence"}
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND",
+     "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence"}
 )  # fmt: skip
-_BY_ATTRIBUTE: Final = frozenset({"MaxPool", "GlobalMaxPool", "Resize", "Pad"})
 LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once
 
 
@@ -34,9 +33,10 @@ def is_movement(node: Node) -> bool:
         case "GlobalMaxPool":
             return True
         case "Resize":
-            return node.attr("mode", "nearest") == "nearest" and node.attr("coordinate_transformation_mode") != "tf_crop_and_resize"
+            crops = node.attr("coordinate_transformation_mode") == "tf_crop_and_resize"  # brings in a value
+            return not crops and str(node.attr("mode", "nearest")) == "nearest"
         case "Pad":
-            return node.attr("mode", "constant") != "constant" or pad_value(node) is not None
+            return str(node.attr("mode", "constant")) != "constant" or pad_value(node) is not None
         case _:
             return False
 
@@ -75,9 +75,7 @@ def on_grid(value: float, params: QuantParams) -> bool:
     return params.qmin <= q <= params.qmax and abs(steps - round(steps)) <= 1e-6 * max(1.0, abs(steps))
 
 
-def axis_through(
-    node: Node, axis: int, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None
-) -> int | None:
+def axis_through(node: Node, axis: int, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> int | None:
     """Where dimension `axis` of the input lies in the output of a layout operator, if it stays whole; else None."""
     if node.op == "Transpose":
         order = node.attr("perm")

@@ -1,4 +1,4 @@
-"""Move quantisation to where it is free: through layout operators, MaxPool, Concat and clamps.
+"""Move quantization to where it is free: through layout operators, MaxPool, Concat and clamps.
 
     x<P> -> Transpose -> y               x<P> -> Transpose -> y<P>        forward: what is moved stays on its grid
     x -> Reshape -> y<P>                 x<P> -> Reshape -> y<P>          backward: round before moving, in 8 bits
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
 from qatc.compiler.passes.movement import LAYOUT, is_movement, move_constant, on_grid, params_through
 from qatc.compiler.quant import QuantParams
 
@@ -29,7 +29,7 @@ def propagate(graph: QuantGraph) -> None:
 
 
 def move_constants(graph: QuantGraph) -> None:
-    """Apply layout operators to quantised constants; the channel axis moves with the integers."""
+    """Apply layout operators to quantized constants; the channel axis moves with the integers."""
     gone: list[Node] = []
     for node in graph.nodes:
         if node.op not in LAYOUT or node.domain or not isinstance(node.inputs[0], Constant):
@@ -39,7 +39,8 @@ def move_constants(graph: QuantGraph) -> None:
         moved = move_constant(node, constant.values) if params is not None else None
         if params is None or moved is None:
             continue
-        out.shape = list(moved.shape)  # type: ignore[union-attr]
+        if isinstance(out, Variable):
+            out.shape = list(moved.shape)
         carried = params_through(node, params)
         if carried is None:
             continue

@@ -1,8 +1,8 @@
-"""Strip: FakeQuant nodes disappear; what they said stays as QuantParams on tensors.
+r"""Strip: FakeQuant nodes disappear; what they said stays as QuantParams on tensors.
 
     x -> FakeQuant(P) -> y -> reader          x<P> -> reader            every reader of x saw the same rounding
     x -> FakeQuant(P) -> y -> reader          x -> Requantize -> y<P> -> reader
-     \\-> other reader                          \\-> other reader         one reads x unrounded (or rounded onto Q)
+     \-> other reader                          \-> other reader         one reads x unrounded (or rounded onto Q)
     w -> FakeQuant(P) -> y                    y = round(w)<P>           constants: the integers become the truth
 
 A FakeQuant onto the grid its input already lies on is dropped: rounding twice is rounding once.
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor
 from qatc.compiler.model_io import label_of
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import Array, QuantParams
 
 _VALUE_BLIND = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, rounding does not concern them
 
@@ -71,15 +71,22 @@ def _constant(graph: QuantGraph, node: Node, x: Constant, y: Tensor, params: Qua
     value = graph.real(x)
     have = graph.quant(x)
     if value is None or value.dtype.kind != "f":
-        graph.diagnostics.error("QAT104", "a constant that is not floating point is fake-quantised", node=label_of(node), tensor=x.name)
+        graph.diagnostics.error(
+            "QAT104", "a constant that is not floating point is fake-quantized", node=label_of(node), tensor=x.name
+        )
         return x
     if have is not None and have.same_grid(params):
-        integers = np.clip(value_of(x), params.qmin, params.qmax).astype(params.container)  # type: ignore[arg-type]
+        integers: Array = np.clip(x.values, params.qmin, params.qmax).astype(params.container)
     else:
         try:
             integers = params.quantize(value)
         except ValueError as error:
-            graph.diagnostics.error("QAT104", f"the constant cannot be quantised: {error}", node=label_of(node), tensor=x.name,
-                                    hint="the training diverged, or the file is damaged")
+            graph.diagnostics.error(
+                "QAT104",
+                f"the constant cannot be quantized: {error}",
+                node=label_of(node),
+                tensor=x.name,
+                hint="the training diverged, or the file is damaged",
+            )
             return x
     return graph.constant(f"{x.name}_{params.dtype}", integers, params)
