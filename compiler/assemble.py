@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qatc._version import __version__
 from qatc.compiler.package import (
     PackageWriter,
     Sample,
@@ -36,7 +37,6 @@ def assemble(
     emission: Emission,
     feeds: Sequence[Mapping[str, Array]],
     external: Sequence[Path],
-    version: str,
 ) -> CompileResult:
     """Write the package of a finished compile and return the result with its place and size.
 
@@ -57,7 +57,7 @@ def assemble(
         writer.write("check.py", check_script())
         finished = writer.finish(
             manifest(
-                version=version,
+                version=__version__,
                 source=source_file(result.source),
                 external=[source_file(path) for path in external],
                 dialect=result.dialect,
@@ -75,10 +75,10 @@ def assemble(
 
 def run_sample(model: Path, feed: Mapping[str, Array], inputs: Sequence[Port], outputs: Sequence[Port]) -> Sample:
     """One sample through the package's model."""
-    from qatc.compiler.runtime import run_file
+    from qatc.compiler.runtime import open_file
 
     given = {p.name: as_port(p, feed[p.name]) for p in inputs}
-    results = run_file(model, given, [p.name for p in outputs])
+    results = open_file(model).run([p.name for p in outputs], given)
     return Sample(tuple(given[p.name] for p in inputs), tuple(np.asarray(r) for r in results))
 
 
@@ -87,15 +87,4 @@ def as_port(port: Port, value: Array) -> Array:
     value = np.asarray(value)
     if port.params is not None and port.dtype == port.params.container.name and value.dtype.kind == "f":
         return port.params.quantize(value)
-    return value
-
-
-def plain(value: Any) -> Any:
-    """A value of the options as JSON data."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in sorted(value.items())}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
     return value

@@ -23,7 +23,7 @@ from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.ports import port_of, port_of_integer, tensor_records
-from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
+from qatc.compiler.result import CompileResult, FilledRange, Inspection, Json, Verification
 
 if TYPE_CHECKING:
     from qatc.compiler.backend import Backend, Emission
@@ -170,7 +170,7 @@ class _Compilation:
         result = self.result(graph, source, integer, emission, dialect, evidence, target, verification)
         with self.step("write"):
             output = self.options.output or Path(f"{self.path.stem}.qatc")
-            result = assemble(result, output, emission, integer, self.feeds, self.recorded())
+            result = assemble(result, output, emission, self.feeds, source.external)
         self.progress("done", 1.0)
         return dataclasses.replace(result, timings=dict(self.timings))
 
@@ -183,7 +183,8 @@ class _Compilation:
         from qatc.compiler.inspection import inspection
 
         integer = self.lowered(graph, target)
-        return inspection(self.path, source, graph, integer, dialect, evidence, target.name, tuple(self.diagnostics))
+        return inspection(self.path, source, graph, integer, dialect=dialect, evidence=evidence, target=target.name,
+                          diagnostics=self.diagnostics)  # fmt: skip
 
     # -- its parts ------------------------------------------------------------------------------------------------
     def target(self) -> tuple[Target, Backend]:
@@ -335,7 +336,8 @@ class _Compilation:
         with self.step("verify"):
             profile = get_profile(target.arithmetic)
             limits = Limits(**self.options.tolerance)
-            found = verify(integer, profile, self.simulation, emission, self.feeds, limits)
+            emitted = dataclasses.replace(emission, model=emission.complete(), external=())
+            found = verify(integer, profile, self.simulation, emitted, self.feeds, limits)
         check(found)
         return found
 
@@ -365,22 +367,19 @@ class _Compilation:
             diagnostics=tuple(self.diagnostics),
             verification=verification,
             explanation=tuple(graph.explanation) if self.options.explain else (),
+            options=self.recorded(),
         )
 
-    def recorded(self) -> dict[str, Any]:
-        """The options that shape the package, as the manifest records them (no paths of this machine)."""
-        chosen = self.options
-        return {
-            "options": dict(sorted(chosen.options.items())),
-            "shapes": {name: list(shape) for name, shape in sorted(chosen.shapes.items())},
-            "samples": len(self.feeds) or chosen.samples,
-            "seed": chosen.seed,
-            "calibration": chosen.calibration_method if chosen.calibrate else None,
-            "io": chosen.io,
-            "require_integer": chosen.require_integer,
-            "verify": chosen.verify,
-            "quant_range": chosen.quant_range,
-        }
+    def recorded(self) -> dict[str, Json]:
+        """The options that shape the package: files by their bare names, nothing of this machine."""
+        chosen = dataclasses.asdict(self.options)
+        for name in ("output", "explain"):
+            del chosen[name]
+        chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.options.shapes.items())}
+        chosen["inputs"] = [[name, path.name] for name, path in self.options.inputs]
+        for name in ("options", "tolerance"):
+            chosen[name] = dict(sorted(chosen[name].items()))
+        return {k: v.name if isinstance(v, Path) else v for k, v in chosen.items()}
 
 
 def parse_ranges(text: str | None) -> RangeOverride:

@@ -40,6 +40,7 @@ class Source:
     ops: Mapping[str, int]
     opsets: Mapping[str, int]
     producer: str
+    external: tuple[Path, ...] = ()  # files with external data
 
 
 def load(path: Path) -> tuple[QuantGraph, Source]:
@@ -57,8 +58,9 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
         f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node
     )
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    size += sum(f.stat().st_size for f in _external_files(model, path.parent))
-    return graph, Source(path, size, dict(ops.most_common()), opsets, producer)
+    external = tuple(sorted(_external_files(model, path.parent)))
+    size += sum(f.stat().st_size for f in external)
+    return graph, Source(path, size, dict(ops.most_common()), opsets, producer, external)
 
 
 def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:

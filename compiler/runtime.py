@@ -127,6 +127,22 @@ class RunnableModel:
         return session
 
 
+def open_file(path: Path) -> InferenceSession:
+    """A CPU session of a model file with default optimizations, on one thread so that results do not depend on the machine.
+
+    Raises:
+        CompileError: QAT401 where ONNX Runtime does not take the model that we made.
+    """
+    import onnxruntime as ort
+
+    options = _options(optimize=True, folder=None)
+    options.intra_op_num_threads = 1
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except errors() as error:
+        raise fail("QAT401", f"ONNX Runtime {version()} does not load the package's model: {error}") from error
+
+
 def open_session(model: onnx.ModelProto, *, folder: Path | None = None, optimize: bool = False) -> InferenceSession:
     """A CPU session of a model in memory (of more than 2 GiB through a temporary file).
 
