@@ -1,0 +1,121 @@
+"""Sample inputs and outputs, three times over: npy for numpy, raw bytes for devices, protobuf for ONNX's runners."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib import format as npy
+from onnx import numpy_helper
+
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.package.encoding import Json
+from qatc.compiler.package.writer import PackageWriter
+from qatc.compiler.quant import Array
+from qatc.compiler.result import Port
+
+_FLOAT_TOLERANCE: Final = 1e-5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of the model: an array per graph input and output, in the graph's order, of the ports' dtypes."""
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a replayed output may be off: |found - expected| <= absolute + relative * |expected|.
+
+    For integer outputs the difference is in LSB; the default is none.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+
+def tolerance_of(values: Sequence[Array]) -> Tolerance:
+    """The default tolerance of an output with these sample values: nothing for integers, 1e-5 for floats.
+
+    The absolute part is relative to the largest finite magnitude among the samples, since what cancels to almost zero
+    carries the rounding errors of what it was computed from. One LSB of an 8-bit grid is several hundred times as much.
+    """
+    if not any(np.issubdtype(value.dtype, np.inexact) for value in values):
+        return Tolerance()
+    finite = [np.abs(value[np.isfinite(value)]) for value in map(np.asarray, values)]
+    largest = max((float(part.max()) for part in finite if part.size), default=0.0)
+    return Tolerance(_FLOAT_TOLERANCE * largest, _FLOAT_TOLERANCE)
+
+
+def write_samples(
+    writer: PackageWriter, samples: Sequence[Sample], inputs: Sequence[Port], outputs: Sequence[Port]
+) -> list[Json]:
+    """Write `samples/<i>/` and `test_data_set_<i>/` for every sample; returns what the manifest says about them.
+
+    Raises:
+        ValueError: where a sample does not have an array of the right dtype for each port.
+        CompileError: QAT008 for an element type that npy cannot hold.
+    """
+    entries: list[Json] = []
+    for index, sample in enumerate(samples):
+        entry: dict[str, Json] = {}
+        for role, ports, arrays in (("input", inputs, sample.inputs), ("output", outputs, sample.outputs)):
+            if len(ports) != len(arrays):
+                raise ValueError(f"sample {index} has {len(arrays)} arrays for {len(ports)} {role}s")
+            stems = [f"{role}_{number}" for number in range(len(ports))]
+            for stem, port, array in zip(stems, ports, arrays, strict=True):
+                _write_array(writer, index, stem, port, array)
+            entry[f"{role}s"] = [f"samples/{index}/{stem}.npy" for stem in stems]
+        entries.append(entry)
+    return entries
+
+
+def _write_array(writer: PackageWriter, index: int, stem: str, port: Port, array: Array) -> None:
+    if array.dtype != np.dtype(port.dtype):
+        raise ValueError(f"sample {index}: {port.name} is {port.dtype}, not {array.dtype}")
+    if array.dtype.isbuiltin != 1 or array.dtype.hasobject:
+        raise fail(
+            "QAT008",
+            f"samples of type {array.dtype} cannot be saved as npy",
+            tensor=port.name,
+            hint="give the model inputs and outputs of a plain type, such as float32",
+        )
+    plain = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"), copy=False)
+    writer.write(f"samples/{index}/{stem}.npy", npy_bytes(plain))
+    writer.write(f"samples/{index}/{stem}.bin", memoryview(plain.tobytes()))
+    proto = numpy_helper.from_array(plain, port.name)
+    writer.write(f"test_data_set_{index}/{stem}.pb", proto.SerializeToString(deterministic=True))
+
+
+def npy_bytes(array: Array) -> bytes:
+    """An array as an npy file, version 1.0, C order."""
+    stream = io.BytesIO()
+    npy.write_array(stream, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
+
+
+def read_npy(data: bytes) -> Array:
+    """An array from the bytes of an untrusted npy file; the header is checked before memory is taken.
+
+    Raises:
+        ValueError: where the header is wrong or does not fit the length of the data.
+    """
+    stream = io.BytesIO(data)
+    version = npy.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"npy version {version} is not 1.0")
+    shape, fortran, dtype = npy.read_array_header_1_0(stream)
+    if fortran or dtype.hasobject or any(extent < 0 for extent in shape):
+        raise ValueError("the npy header is not that of a plain array in C order")
+    count = 1
+    for extent in shape:
+        count *= extent
+    if count * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"the npy header {dtype} {list(shape)} does not fit {len(data) - stream.tell()} bytes of data")
+    values: np.ndarray[Any, Any] = np.frombuffer(data, dtype, count, stream.tell()) if count else np.empty(0, dtype)
+    return values.reshape(shape)

@@ -1,0 +1,277 @@
+"""Whatever stops the writer, wherever: the destination holds the old package or the new one, and the next run tidies up.
+
+Every call that the writer makes to the operating system is a place to stop. The tests below stop at the first, the
+second, ... until a run gets through, by death of the process (fork and _exit), by an error of the system, and by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.package import MANIFEST, PackageWriter, read_manifest, recover
+from qatc.compiler.package import swap as swap_module
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="dies in a forked child")
+
+CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
+KILLED, THROUGH, REFUSED, WRONG = 77, 0, 3, 4
+Interrupt = Callable[[], None]
+
+
+def build(destination: Path, content: str) -> None:
+    """A package whose files all hold `content`."""
+    with PackageWriter(destination) as writer:
+        for name in ("model.onnx", "samples/0/a.bin"):
+            with writer.open(name) as stream:
+                stream.write(content.encode())
+                stream.write(b"!")
+        writer.finish({"format": "qatc-package", "content": content})
+
+
+def content(folder: Path) -> str:
+    """What a package holds, sure to be whole; fails where it is not."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    found: str = manifest["content"]
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files == {MANIFEST, "model.onnx", "samples/0/a.bin"}
+    for name in files - {MANIFEST}:
+        assert (folder / name).read_text() == found + "!"
+    return found
+
+
+def stop_at(patch: pytest.MonkeyPatch, number: int, stop: Interrupt) -> list[str]:
+    """Call `stop` instead of the `number`-th system call; returns the list of calls made so far, which grows."""
+    made: list[str] = []
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made.append(name)
+            if len(made) == number:
+                stop()
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in CALLS:
+        replacement = watched(name, getattr(os, name))
+        patch.setattr(os, name, replacement)
+        accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10: pathlib keeps its own references
+        if hasattr(accessor, name):
+            patch.setattr(accessor, name, staticmethod(replacement))
+    patch.setattr(swap_module, "exchange", watched("exchange", swap_module.exchange))
+    return made
+
+
+def forked(child: Callable[[], None]) -> int:
+    """Run `child` in a copy of this process; its exit status, 3 where it was refused with QAT503."""
+    process = os.fork()
+    if process == 0:
+        try:
+            child()
+            os._exit(THROUGH)
+        except CompileError as error:
+            os._exit(REFUSED if {d.code for d in error.diagnostics} == {"QAT503"} else WRONG)
+        except BaseException:
+            os._exit(WRONG)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def swapping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways to replace a package; True where no moment without a package is allowed."""
+    if request.param == "two renames":
+        monkeypatch.setattr(swap_module, "exchange", never)
+        return False
+    return True
+
+
+def never(first: Path, second: Path) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["replacing", "fresh"])
+def test_killed_at_every_call(tmp_path: Path, swapping: bool, old: bool) -> None:
+    seen: set[str] = set()
+    for number in range(1, 200):
+        place = tmp_path / str(number)
+        out = place / "out"
+        place.mkdir()
+        if old:
+            build(out, "old")
+
+        def child(out: Path = out, number: int = number) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                stop_at(patch, number, lambda: os._exit(KILLED))
+                build(out, "new")
+
+        status = forked(child)
+        if swapping and old:
+            seen.add(content(out))
+        else:
+            recover(out)
+            if old or out.exists():
+                seen.add(content(out))
+        build(out, "next")
+        assert content(out) == "next"
+        assert os.listdir(place) == ["out"]
+        if status == THROUGH:
+            break
+        assert status == KILLED
+    else:
+        pytest.fail("no run ever got through")
+    assert seen == {"old", "new"} if old else {"new"}
+    assert number > 25
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EPERM], ids=["ENOSPC", "EIO", "EPERM"])
+def test_the_system_refuses_every_call(
+    tmp_path: Path, swapping: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(code, os.strerror(code))
+
+    for number in range(1, 200):
+        out = tmp_path / str(number) / "out"
+        out.parent.mkdir()
+        build(out, "old")
+        refused = False
+        with pytest.MonkeyPatch.context() as patch:
+            made = stop_at(patch, number, refuse)
+            try:
+                build(out, "new")
+            except CompileError as error:
+                refused = True
+                assert {d.code for d in error.diagnostics} == {"QAT501"}
+                assert str(tmp_path) in error.diagnostics[0].message
+                assert os.strerror(code) in error.diagnostics[0].message
+                assert error.diagnostics[0].hint
+        in_place = made[: number - 1].count("exchange" if swapping else "rename") == (1 if swapping else 2)
+        assert content(out) == ("new" if in_place or not refused else "old")
+        if refused:
+            assert os.listdir(out.parent) == ["out"]
+        build(out, "next")
+        assert os.listdir(out.parent) == ["out"]
+        if len(made) < number:
+            break
+    else:
+        pytest.fail("no run ever got through")
+
+
+def test_interrupted_at_every_call(tmp_path: Path, swapping: bool) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for number in range(1, 200):
+        out = tmp_path / str(number) / "out"
+        out.parent.mkdir()
+        build(out, "old")
+        with pytest.MonkeyPatch.context() as patch:
+            made = stop_at(patch, number, interrupt)
+            try:
+                build(out, "new")
+            except KeyboardInterrupt:
+                assert content(out) in ("old", "new")
+            else:
+                break
+        build(out, "next")
+        assert content(out) == "next"
+        assert os.listdir(out.parent) == ["out"]
+        assert len(made) >= number
+    else:
+        pytest.fail("no run ever got through")
+
+
+def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
+    build(tmp_path / "out", "old")
+    ready, tell = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with PackageWriter(tmp_path / "out") as writer:
+            writer.write("model.onnx", b"half")
+            os.write(tell, b"x")
+            time.sleep(60)
+        os._exit(WRONG)
+    assert os.read(ready, 1) == b"x"
+    os.close(ready)
+    os.close(tell)
+    with pytest.raises(CompileError) as error:
+        build(tmp_path / "out", "mine")
+    assert [d.code for d in error.value.diagnostics] == ["QAT503"]
+    assert content(tmp_path / "out") == "old"
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert sorted(os.listdir(tmp_path)) == [".out.lock", ".out.new", "out"]
+    build(tmp_path / "out", "mine")
+    assert content(tmp_path / "out") == "mine"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "out") as writer:
+        with pytest.raises(CompileError, match="another compile") as error:
+            build(tmp_path / "out", "second")
+        assert [d.code for d in error.value.diagnostics] == ["QAT503"]
+        build(tmp_path / "other", "neighbor")
+        writer.write("model.onnx", b"first!")
+        writer.write("samples/0/a.bin", b"first!")
+        writer.finish({"format": "qatc-package", "content": "first"})
+    assert content(tmp_path / "out") == "first"
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+def test_many_writers_at_once(tmp_path: Path) -> None:
+    """Three processes compile into one place over and over; it holds a whole package of one of them all the while."""
+    out = tmp_path / "out"
+    build(out, "start")
+    children: list[int] = []
+    for name in "abc":
+        process = os.fork()
+        if process == 0:
+            won = 0
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until:
+                status = THROUGH
+                try:
+                    build(out, name)
+                except CompileError as error:
+                    status = REFUSED if {d.code for d in error.diagnostics} == {"QAT503"} else WRONG
+                won += status == THROUGH
+                if status == WRONG:
+                    os._exit(WRONG)
+            os._exit(THROUGH if won else REFUSED)
+        children.append(process)
+    missing = 0
+    until = time.monotonic() + 0.9
+    while time.monotonic() < until:
+        missing += not (out / "model.onnx").exists()
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in children]
+    assert WRONG not in statuses
+    assert THROUGH in statuses
+    if swap_module.exchange(out, out):  # an exchange of a name with itself tells whether the system has it
+        assert missing == 0
+    assert content(out) in "abc"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_recover_restores_only_a_whole_package(tmp_path: Path) -> None:
+    recover(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+    build(tmp_path / "out", "old")
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    recover(tmp_path / "out")
+    assert content(tmp_path / "out") == "old"
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / ".out.old" / MANIFEST).unlink()  # removal had begun
+    recover(tmp_path / "out")
+    assert os.listdir(tmp_path) == []

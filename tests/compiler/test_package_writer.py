@@ -1,0 +1,270 @@
+"""PackageWriter: what it writes, what it refuses, and that nothing is left over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.package import PackageWriter, WrittenPackage, unsafe_path
+
+MANIFEST = {"format": "qatc-package", "schema_version": 1}
+
+
+def build(destination: Path, content: bytes = b"model") -> WrittenPackage:
+    with PackageWriter(destination) as writer:
+        writer.write("model.onnx", content)
+        writer.write("samples/0/input_0.bin", b"\x01\x02")
+        return writer.finish(MANIFEST)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def codes(error: pytest.ExceptionInfo[CompileError]) -> list[str]:
+    return [d.code for d in error.value.diagnostics]
+
+
+def test_a_package_lists_every_file_with_size_and_hash(tmp_path: Path) -> None:
+    written = build(tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+    assert manifest["format"] == "qatc-package"
+    assert list(manifest["files"]) == ["model.onnx", "samples/0/input_0.bin"]
+    for name, entry in manifest["files"].items():
+        data = (tmp_path / "out" / name).read_bytes()
+        assert entry == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert os.listdir(tmp_path) == ["out"]
+    assert written.path == tmp_path / "out"
+    assert written.size == sum(len(data) for data in tree(tmp_path / "out").values())
+    assert written.diagnostics == ()
+
+
+def test_large_files_stream_in_pieces(tmp_path: Path) -> None:
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    with PackageWriter(tmp_path / "out") as writer:
+        with writer.open("weights.bin") as stream:
+            assert stream.writable()
+            assert stream.write(memoryview(array)) == 48
+            assert stream.write(np.float32(1.0)) == 4
+            assert stream.write(np.empty((0, 3), np.int8)) == 0
+            assert stream.write(b"") == 0
+            assert stream.tell() == 52
+        assert [entry.size for entry in writer.files] == [52]
+        assert (writer.folder / "weights.bin").stat().st_size == 52
+        writer.finish(MANIFEST)
+    assert (tmp_path / "out" / "weights.bin").read_bytes() == array.tobytes() + np.float32(1.0).tobytes()
+
+
+def test_equal_content_gives_equal_bytes_in_any_order(tmp_path: Path) -> None:
+    for name, order in (("a", "xy"), ("b", "yx")):
+        with PackageWriter(tmp_path / name) as writer:
+            for file in order:
+                writer.write(file, file.encode())
+            writer.finish(MANIFEST)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_an_existing_package_is_replaced_whole(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "out") as writer:
+        writer.write("stale.bin", b"old")
+        writer.finish(MANIFEST)
+    build(tmp_path / "out", b"new")
+    assert sorted(tree(tmp_path / "out")) == ["manifest.json", "model.onnx", "samples/0/input_0.bin"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_without_exchange_the_old_package_steps_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qatc.compiler.package.swap.exchange", lambda first, second: False)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    build(tmp_path / "out", b"old")
+    build(tmp_path / "out", b"new")
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_leaving_without_finish_changes_nothing(tmp_path: Path) -> None:
+    build(tmp_path / "out", b"old")
+    before = tree(tmp_path)
+    with PackageWriter(tmp_path / "out") as writer:
+        writer.write("model.onnx", b"new")
+    with pytest.raises(RuntimeError, match="stop"), PackageWriter(tmp_path / "out") as writer:
+        writer.write("model.onnx", b"new")
+        raise RuntimeError("stop")
+    assert tree(tmp_path) == before
+
+
+def test_missing_parents_are_made_and_taken_back(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "a" / "b" / "out") as writer:
+        writer.write("model.onnx", b"")
+    assert os.listdir(tmp_path) == []
+    build(tmp_path / "a" / "b" / "out")
+    assert os.listdir(tmp_path / "a" / "b") == ["out"]
+
+
+def test_an_empty_folder_becomes_the_package(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    build(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+    build(tmp_path / "real", b"old")
+    (tmp_path / "link").symlink_to("real")
+    build(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model.onnx").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"thesis.tex": "years of work"}, "not a package of qatc"),
+        ({"manifest.json": '{"manifest_version": 3, "name": "a browser extension"}'}, "not a package of qatc"),
+        ({"manifest.json": '{"format": "qatc-pack'}, "not a package of qatc"),
+        ({"manifest.json": "[" * 100_000}, "not a package of qatc"),
+        ({"manifest.json": '{"format": "qatc-package", "files": {}}', "notes.txt": "mine"}, "notes.txt"),
+        ({"manifest.json": '{"format": "qatc-package", "files": {}}', "dumps/a.npy": "mine"}, "dumps/a.npy"),
+    ],
+)
+def test_what_is_not_ours_is_left_alone(tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    for name, text in files.items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(CompileError, match=expected) as error:
+        build(tmp_path / "out")
+    assert codes(error) == ["QAT501"]
+    assert tree(tmp_path) == before
+
+
+def test_desktop_litter_does_not_count_as_a_file_of_the_user(tmp_path: Path) -> None:
+    build(tmp_path / "out", b"old")
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "out" / "__pycache__").mkdir()
+    (tmp_path / "out" / "__pycache__" / "check.pyc").write_bytes(b"")
+    build(tmp_path / "out", b"new")
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"new"
+
+
+def test_files_that_appear_during_the_run_are_not_lost(tmp_path: Path) -> None:
+    build(tmp_path / "out", b"old")
+    with pytest.raises(CompileError, match="notes"), PackageWriter(tmp_path / "out") as writer:
+        writer.write("model.onnx", b"new")
+        (tmp_path / "out" / "notes").write_text("mine")
+        writer.finish(MANIFEST)
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_at_the_destination_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(CompileError, match="not a folder") as error:
+        build(tmp_path / "out")
+    assert codes(error) == ["QAT501"]
+    with pytest.raises(CompileError) as error:
+        build(tmp_path / "out" / "below")
+    assert codes(error) == ["QAT501"]
+    assert tree(tmp_path) == {"out": b"a file"}
+
+
+def test_the_working_directory_and_mount_points_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CompileError, match="working directory") as error:
+        build(Path())
+    assert "model.qatc" in (error.value.diagnostics[0].hint or "")
+    for root in ("/", "/proc"):
+        with pytest.raises(CompileError) as error:
+            build(Path(root))
+        assert codes(error) == ["QAT501"]
+
+
+def test_a_name_that_is_too_long_is_a_diagnostic(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as error:
+        build(tmp_path / ("x" * 300))
+    assert codes(error) == ["QAT501"]
+    assert "shorter" in (error.value.diagnostics[0].hint or "")
+    assert os.listdir(tmp_path) == []
+
+
+UNSAFE = ["", "/etc/passwd", "../out", "a/../../b", "a//b", "./a", "a/", "a\\b", "C:/x", "c:x", "a\0b", "a\nb", "."]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_names_that_leave_the_package_are_a_bug_of_ours(tmp_path: Path, name: str) -> None:
+    assert unsafe_path(name)
+    with PackageWriter(tmp_path / "out") as writer, pytest.raises(ValueError, match="cannot be a file"):
+        writer.write(name, b"")
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_are_used_once(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "out") as writer:
+        writer.write("Model.onnx", b"")
+        with pytest.raises(ValueError, match="twice"):
+            writer.write("model.onnx", b"")  # one file on a file system that ignores case
+        for name in ("manifest.json", "package.sig"):
+            with pytest.raises(ValueError, match="by hand"):
+                writer.write(name, b"")
+
+
+def test_an_unfinished_file_never_becomes_part_of_a_package(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "out") as writer:
+        with pytest.raises(RuntimeError, match="halfway"), writer.open("model.onnx") as stream:
+            stream.write(b"half")
+            raise RuntimeError("halfway")
+        with pytest.raises(ValueError, match="model.onnx"):
+            writer.finish(MANIFEST)
+    assert os.listdir(tmp_path) == []
+
+
+def test_finish_only_once(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "out") as writer:
+        writer.finish(MANIFEST)
+        with pytest.raises(ValueError, match="finished already"):
+            writer.finish(MANIFEST)
+
+
+def test_writing_to_a_closed_file_is_refused(tmp_path: Path) -> None:
+    with PackageWriter(tmp_path / "out") as writer:
+        stream = writer.open("a")
+        stream.close()
+        stream.close()
+        with pytest.raises(ValueError, match="closed"):
+            stream.write(b"")
+
+
+def test_an_old_package_that_cannot_be_removed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "out", b"old")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        written = build(tmp_path / "out", b"new")
+    assert [(d.code, d.severity.value) for d in written.diagnostics] == [("QAT501", "warning")]
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == [".out.new", "out"]
+    build(tmp_path / "out", b"newer")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_planted_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("keep")
+    (tmp_path / ".out.new").symlink_to("precious")
+    (tmp_path / ".out.old").symlink_to("precious")
+    build(tmp_path / "out")
+    assert tree(tmp_path / "precious") == {"file": b"keep"}
+    (tmp_path / ".out.lock").symlink_to("precious/file")
+    with pytest.raises(CompileError) as error:
+        build(tmp_path / "out")
+    assert codes(error) == ["QAT501"]
+    assert tree(tmp_path / "precious") == {"file": b"keep"}
