@@ -1,4 +1,4 @@
-"""Put a package together: the emitted model, its parameters, proven samples, reports; then the manifest, then the swap."""
+"""Put a package together: the emitted model, its parameters, proven samples, reports; last the manifest."""
 
 from __future__ import annotations
 

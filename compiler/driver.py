@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
 from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import QuantGraph, Variable, infer_shapes, shape_of
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import Source, load
@@ -202,6 +202,7 @@ class _Compilation:
         """Read the file and bring its dialect to the canonical form."""
         with self.step("read"):
             graph, source = load(self.path)
+            pin_shapes(graph, self.options.shapes)
         with self.step("normalize"):
             dialect, evidence = self.recognise(graph, source)
             frontend = frontends().get(dialect)
@@ -222,12 +223,17 @@ class _Compilation:
             if others and self.options.qat:
                 name, seen = others[0]
                 note = f"nothing of the dialect {wanted} is in the file; it is read as {name}: {seen}"
-                self.diagnostics.append(Diagnostic("QAT105", note, Severity.NOTE, hint=f"use -m {name}, or leave -m out"))
+                self.diagnostics.append(
+                    Diagnostic("QAT105", note, Severity.NOTE, hint=f"use -m {name}, or leave -m out")
+                )
                 return name, seen
         others = self.recognised(graph, source)
         if not others:
-            raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization that any dialect knows",
-                       hint="export the model that was trained with fake quantization, before it is converted to a float model")
+            raise fail(
+                "QAT101",
+                f"{printable(self.path.name)} has no fake quantization that any dialect knows",
+                hint="export the model that was trained with fake quantization, not one converted back to float",
+            )
         if not self.options.qat and wanted == "auto":
             message = "the model is quantization-aware trained; it is compiled as such"
             self.diagnostics.append(Diagnostic("QAT105", message, Severity.NOTE, hint="say so with -a"))
@@ -263,7 +269,7 @@ class _Compilation:
         infer_shapes(graph, self.options.shapes)
 
     def fold(self, graph: QuantGraph) -> None:
-        """Parameters move where they are free, affine chains go into weights, and missing ranges are filled or named."""
+        """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""
         with self.step("fold"):
             propagate(graph)
             fold_affine(graph)
@@ -276,10 +282,9 @@ class _Compilation:
                 self.calibrate(graph, [t.name for t in missing])
         elif missing:
             names = ", ".join(printable(t.name) for t in missing[:3]) + (", ..." if len(missing) > 3 else "")
-            self.diagnostics.append(
-                Diagnostic("QAT208", f"{len(missing)} tensors have no range in the file ({names}); what reads them stays float",
-                           Severity.NOTE, hint="--calibrate DATA.npy finds their ranges from representative inputs")
-            )  # fmt: skip
+            message = f"{len(missing)} tensors have no range in the file ({names}); what reads them stays float"
+            hint = "--calibrate DATA.npy finds their ranges from representative inputs"
+            self.diagnostics.append(Diagnostic("QAT208", message, Severity.NOTE, hint=hint))
 
     def calibrate(self, graph: QuantGraph, names: Sequence[str]) -> None:
         """Find missing ranges from the user's data and fill them in."""
@@ -312,7 +317,9 @@ class _Compilation:
         if self.options.inputs:
             return samples.load(ports, list(self.options.inputs), self.options.shapes)
         limits = samples.index_limits(graph)
-        return samples.generate(ports, self.options.samples, self.options.seed, shapes=self.options.shapes, limits=limits)
+        return samples.generate(
+            ports, self.options.samples, self.options.seed, shapes=self.options.shapes, limits=limits
+        )
 
     def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
         """The integer graph; islands are errors with --require-integer."""
@@ -380,6 +387,38 @@ class _Compilation:
         for name in ("options", "tolerance"):
             chosen[name] = dict(sorted(chosen[name].items()))
         return {k: v.name if isinstance(v, Path) else v for k, v in chosen.items()}
+
+
+def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs the shapes that the user pins; the shapes of the outputs follow from them.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 for unknown inputs and for shapes that contradict the model.
+    """
+    inputs = {t.name: t for t in graph.inputs}
+    wrong: list[Diagnostic] = []
+    for name, shape in shapes.items():
+        tensor = inputs.get(name)
+        if tensor is None:
+            hint = f"its inputs are {', '.join(printable(n) for n in inputs)}"
+            wrong.append(Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=hint))
+            continue
+        have = shape_of(tensor)
+        fits = have is None or (
+            len(have) == len(shape) and all(not isinstance(h, int) or h == s for h, s in zip(have, shape, strict=True))
+        )
+        if not fits or any(s <= 0 for s in shape):
+            message = f"the shape {list(shape)} does not fit the declared {list(have or ())}"
+            hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
+            wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))
+            continue
+        tensor.shape = list(shape)
+    if wrong:
+        raise CompileError(wrong, 2)
+    if shapes:
+        for output in graph.outputs:
+            if isinstance(output, Variable):
+                output.shape = None
 
 
 def parse_ranges(text: str | None) -> RangeOverride:

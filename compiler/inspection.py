@@ -12,7 +12,7 @@ from qatc.compiler.integer import Conv, Dequantize, Elementwise, Float, IntegerG
 from qatc.compiler.model_io import Source
 from qatc.compiler.passes.missing import missing_ranges
 from qatc.compiler.ports import port_of
-from qatc.compiler.result import Inspection, InspectedOp, MissingRange
+from qatc.compiler.result import InspectedOp, Inspection, MissingRange
 
 
 def inspection(

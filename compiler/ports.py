@@ -13,7 +13,9 @@ from qatc.compiler.result import Port, TensorRecord
 
 def port_of(graph: QuantGraph, tensor: Tensor) -> Port:
     """An input or output of the source file, with the parameters that were found for it."""
-    kind = graph.integer_ports.get(tensor.name) or (tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else 0)
+    kind = graph.integer_ports.get(tensor.name) or (
+        tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else 0
+    )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT).name
     return Port(tensor.name, dtype, shape_of(tensor), graph.quant(tensor))
 
@@ -30,7 +32,7 @@ def port_of_integer(graph: IntegerGraph, name: str) -> Port:
 
 
 def tensor_records(graph: IntegerGraph, names: Mapping[str, str]) -> tuple[TensorRecord, ...]:
-    """Every quantised tensor of the deployed graph in execution order; `names` maps to the names in the emitted model."""
+    """Every quantized tensor of the deployed graph in execution order; `names` maps to names in the emitted model."""
     return tuple(_records(graph, names))
 
 
@@ -39,7 +41,9 @@ def _records(graph: IntegerGraph, names: Mapping[str, str]) -> Iterator[TensorRe
     for op in graph.ops:
         if isinstance(op, Conv | MatMul):
             roles.update(dict.fromkeys((n for n in op.inputs[1:2] if n in graph.constants), "weight"))
-    ordered = dict.fromkeys([*graph.inputs, *(n for op in graph.ops for n in (*op.inputs, *op.outputs) if n), *graph.outputs])
+    ordered = dict.fromkeys(
+        [*graph.inputs, *(n for op in graph.ops for n in (*op.inputs, *op.outputs) if n), *graph.outputs]
+    )
     tables = {op.inputs[1] for op in graph.ops if isinstance(op, Lookup)}
     for name in ordered:
         tensor = graph.tensors.get(name)

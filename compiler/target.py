@@ -60,13 +60,17 @@ def load_target(name: str) -> Target:
         try:
             return _parse(path.read_text("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise _wrong(f"cannot read the target description {name}: {error}", "give the path of a TOML file") from error
+            raise _wrong(
+                f"cannot read the target description {name}: {error}", "give the path of a TOML file"
+            ) from error
     known = builtin_targets()
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name.lower(), known, 1)
     meant = f"did you mean {close[0]}? " if close else ""
-    raise _wrong(f"unknown target {name!r}", f"{meant}known are {', '.join(known)}; a description is a file that ends in .toml")
+    raise _wrong(
+        f"unknown target {name!r}", f"{meant}known are {', '.join(known)}; a description is a file that ends in .toml"
+    )
 
 
 def _parse(text: str, where: str) -> Target:
