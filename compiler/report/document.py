@@ -1,0 +1,91 @@
+"""What `--json` prints: one document a command, the same frame around success and failure.
+
+The schema is `compiler/schemas/result.schema.json`. What report.json says is in here word for word; timings and paths,
+which a package never holds, are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from qatc._version import __version__
+from qatc.compiler.diagnostics import Diagnostic
+from qatc.compiler.package import dump_json, port_document, report_document
+from qatc.compiler.result import CompileResult, Inspection, Json
+
+SCHEMA_VERSION = 1
+
+
+def result_json(result: CompileResult) -> dict[str, Json]:
+    """A compile as JSON data: report.json with where the package is, what was asked for, and how long it took."""
+    return {
+        **report_document(result),
+        "package": None if result.package is None else str(result.package),
+        "path": str(result.source),
+        "options": dict(result.options),
+        "timings": {step: round(float(seconds), 6) for step, seconds in result.timings.items()},
+    }
+
+
+def inspection_json(found: Inspection) -> dict[str, Json]:
+    """An inspection as JSON data."""
+    coverage = found.coverage
+    return {
+        "source": found.source.name,
+        "size": found.source_bytes,
+        "dialect": found.dialect,
+        "evidence": found.evidence,
+        "target": found.target,
+        "inputs": [port_document(port) for port in found.inputs],
+        "outputs": [port_document(port) for port in found.outputs],
+        "coverage": {
+            "integer_share": coverage.share,
+            "integer_macs": coverage.integer_macs,
+            "float_macs": coverage.float_macs,
+            "integer_ops": coverage.integer_ops,
+            "float_ops": coverage.float_ops,
+            "moved_ops": coverage.moved_ops,
+        },
+        "operators": [
+            {
+                "node": op.node,
+                "op_type": op.op_type,
+                "kind": op.kind,
+                "reason": op.reason,
+                "macs": op.macs,
+                "parameters": op.parameters,
+                "note": op.note,
+            }
+            for op in found.operators
+        ],
+        "missing_ranges": [{"tensor": missing.tensor, "reason": missing.reason} for missing in found.missing],
+        "diagnostics": [diagnostic.as_dict() for diagnostic in found.diagnostics],
+        "dump": found.dump,
+    }
+
+
+def envelope(
+    command: str,
+    *,
+    exit_code: int = 0,
+    diagnostics: Iterable[Diagnostic] = (),
+    result: Mapping[str, Json] | Sequence[Json] | None = None,
+) -> bytes:
+    """The document that `--json` prints, as ASCII bytes.
+
+    Args:
+        command: the command that ran, "compile" for one.
+        exit_code: what the process returns.
+        diagnostics: all that was found, errors included.
+        result: what the command found; None where it failed before it found anything.
+    """
+    return dump_json(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "qatc", "version": __version__},
+            "command": command,
+            "exit_code": exit_code,
+            "diagnostics": [diagnostic.as_dict() for diagnostic in diagnostics],
+            "result": result,
+        }
+    )

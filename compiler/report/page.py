@@ -1,0 +1,220 @@
+"""report.html: what report.json says, for people. One file that opens from disk: no network, no external script.
+
+Everything that comes from the model goes through jinja2's autoescape and through `text.prose` (control characters are
+shown, over-long names cut). Nothing here knows a clock or a path: equal compiles give equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+from markupsafe import Markup, escape
+
+from qatc._version import __version__
+from qatc.compiler.diagnostics import Severity, escaped, printable
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.report import plot, text
+from qatc.compiler.result import CompileResult, Coverage, Port, TensorCheck, Verification
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_ROWS: Final = 3000  # of a table; report.json and quantization.json hold everything
+_WORST: Final = 6  # tensors with a histogram
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One number of the headline; `mood` is "good", "fair", "bad" or ""."""
+
+    label: str
+    value: str
+    detail: str = ""
+    mood: str = ""
+
+
+def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
+    """The report of a compile as one self-contained HTML file (UTF-8).
+
+    Args:
+        result: the compile; its paths and timings are left out, since equal compiles give equal reports.
+        graph_dump: the text of the integer graph (`IntegerGraph.dump`), shown folded where it is given.
+    """
+    found = result.verification
+    context: dict[str, Any] = {
+        "result": result,
+        "version": __version__,
+        "tiles": _tiles(result),
+        "facts": _facts(result),
+        "islands": [_island_group(reason, members, result.coverage) for reason, members in _groups(result)],
+        "filled": [(f.tensor, f.method, text.grid(f.params)) for f in result.filled],
+        "diagnostics": sorted(result.diagnostics, key=lambda d: -list(Severity).index(d.severity)),
+        "verification": found,
+        "stages": [] if found is None else _stages(found),
+        "errors": [] if found is None else _error_rows(found),
+        "error_count": 0 if found is None else len(found.tensors),
+        "plots": [draw(found.tensors) for draw in (plot.lsb_plot, plot.sqnr_plot)] if found and found.tensors else [],
+        "worst": [] if found is None else [(c, plot.histogram(c)) for c in _worst(found.tensors)],
+        "parameters": [_parameter_row(t.source, t.name, t.role, t.params) for t in result.tensors[:_ROWS]],
+        "explanation": result.explanation,
+        "command": shlex.join(["qatc", "compile", result.source.name, *text.option_flags(result.options)]),
+        "dump": None if graph_dump is None else Markup(escape(escaped(graph_dump))),
+    }
+    return _template().render(context).encode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    environment.filters["percent"] = text.percent
+    return environment.from_string((files("qatc.compiler") / "report" / "page.html").read_text(encoding="utf-8"))
+
+
+def _shown(value: Any) -> Any:
+    """Every string of the model that reaches the page, made visible; what is `Markup` is already."""
+    return text.prose(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _csp_hash(content: str) -> str:
+    """The content-security-policy source that allows exactly this inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(content).encode("utf-8")).digest()).decode("ascii")
+
+
+def _tiles(result: CompileResult) -> list[_Tile]:
+    coverage, found = result.coverage, result.verification
+    macs = coverage.integer_macs + coverage.float_macs
+    mood = "good" if coverage.share == 1 else "fair" if coverage.share >= 0.5 else "bad"
+    share = _Tile("in integers", text.percent(coverage.share), f"of {text.scaled(macs)} multiply-accumulates", mood)
+    islands = _Tile(
+        "float islands",
+        f"{len(result.islands):,}",
+        f"of {text.count(coverage.integer_ops + coverage.float_ops, 'computing operator')}",
+        "fair" if result.islands else "good",
+    )
+    before = f"{text.scaled(result.source_bytes, 'B')} before, {text.times(result.source_bytes, result.package_bytes)}"
+    size = _Tile("size", text.scaled(result.package_bytes, "B"), before)
+    if found is None:
+        proof = _Tile("verification", "off", "nothing was compared", "fair")
+    elif found.passed:
+        proof = _Tile("verification", "passed", text.count(found.samples, "sample"), "good")
+    else:
+        proof = _Tile("verification", "failed", f"at {found.first_bad}" if found.first_bad else "", "bad")
+    return [share, islands, size, proof]
+
+
+def _facts(result: CompileResult) -> list[tuple[str, str]]:
+    facts = [
+        ("dialect", f"{result.dialect}: {result.evidence}" if result.evidence else result.dialect),
+        ("target", result.target),
+        ("arithmetic", result.profile),
+    ]
+    facts += [(f"input {printable(port.name)}", _port(port)) for port in result.inputs]
+    facts += [(f"output {printable(port.name)}", _port(port)) for port in result.outputs]
+    before, after = sum(result.source_ops.values()), sum(result.package_ops.values())
+    facts.append((f"operators before: {before:,}", text.kinds(result.source_ops, 30)))
+    facts.append((f"operators after: {after:,}", text.kinds(result.package_ops, 30)))
+    return facts
+
+
+def _port(port: Port) -> str:
+    return f"{text.shape(port)}, {text.grid(port.params)}" if port.params else text.shape(port)
+
+
+def _groups(result: CompileResult) -> list[tuple[str, list[Any]]]:
+    return list(text.islands_by_reason(result.islands))
+
+
+def _island_group(reason: str, members: Sequence[Any], coverage: Coverage) -> dict[str, Any]:
+    total = coverage.integer_macs + coverage.float_macs
+    macs = sum(island.macs for island in members)
+    return {
+        "reason": reason,
+        "count": len(members),
+        "kinds": ", ".join(sorted({island.op_type for island in members})),
+        "share": text.percent(macs / total) if macs and total else "",
+        "nodes": [island.node for island in members[:_ROWS]],
+    }
+
+
+def _stages(found: Verification) -> list[dict[str, Any]]:
+    return [
+        _stage(
+            "package = reference", "the written model in ONNX Runtime against exact integer arithmetic", found.package
+        ),
+        _stage("reference = simulation", "operator by operator, each fed the simulation's own inputs", found.local),
+        _stage("end to end", "whole networks, so that differences add up", found.tensors),
+    ]
+
+
+def _stage(name: str, meaning: str, checks: Sequence[TensorCheck]) -> dict[str, Any]:
+    elements = sum(check.elements for check in checks)
+    equal = sum(check.histogram.get(0, 0) for check in checks)
+    failed = [check for check in checks if not check.passed]
+    return {
+        "name": name,
+        "meaning": meaning,
+        "count": len(checks),
+        "equal": text.percent(equal / elements) if elements else "",
+        "max_lsb": max((check.max_lsb for check in checks), default=0),
+        "failed": len(failed),
+        "first": f"{failed[0].tensor}: {failed[0].message}" if failed else "",
+    }
+
+
+def _error_rows(found: Verification) -> list[dict[str, Any]]:
+    """End-to-end errors in execution order, each with its local check beside it; the worst where there are many."""
+    local: Mapping[str, TensorCheck] = {check.tensor: check for check in found.local}
+    kept = list(range(len(found.tensors)))
+    if len(kept) > _ROWS:
+        kept = sorted(sorted(kept, key=lambda i: found.tensors[i].sqnr_db)[:_ROWS])
+    rows: list[dict[str, Any]] = []
+    for index in kept:
+        check = found.tensors[index]
+        beside = local.get(check.tensor)
+        rows.append(
+            {
+                "index": index + 1,
+                "tensor": check.tensor,
+                "kind": check.kind,
+                "elements": f"{check.elements:,}",
+                "equal": text.percent(check.equal_share),
+                "mean": f"{text.mean_lsb(check):.3g}",
+                "max": f"{check.max_lsb:,}",
+                "sqnr": text.decibels(check.sqnr_db),
+                "local": "" if beside is None else f"{beside.max_lsb:,}",
+                "failed": not check.passed or (beside is not None and not beside.passed),
+            }
+        )
+    return rows
+
+
+def _worst(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
+    differing = [check for check in checks if check.max_lsb and not math.isnan(check.sqnr_db)]
+    return sorted(differing, key=lambda check: (check.sqnr_db, -check.max_lsb))[:_WORST]
+
+
+def _parameter_row(source: str | None, name: str, role: str, params: QuantParams) -> dict[str, str]:
+    scales, zeros = sorted({text.number(scale) for scale in params.scale}, key=float), sorted(set(params.zero_point))
+    return {
+        "source": source or "",
+        "name": name,
+        "role": role,
+        "dtype": params.dtype,
+        "scale": scales[0] if len(scales) == 1 else f"{scales[0]} to {scales[-1]}",
+        "zero": str(zeros[0]) if len(zeros) == 1 else f"{zeros[0]} to {zeros[-1]}",
+        "range": f"[{params.qmin}, {params.qmax}]",
+        "axis": "" if params.axis is None else f"{params.axis} ({len(params.scale):,})",
+    }
