@@ -1,0 +1,370 @@
+"""Fake quantization written out as arithmetic, in whatever order, becomes a FakeQuant node.
+
+    x -> Div(s) -> Round -> Add(z) -> Clip(qmin, qmax) -> Sub(z) -> Mul(s) -> y          x -> FakeQuant -> y
+    x -> Mul(1/s) -> Add(z) -> Clip -> Round -> Sub(z) -> Mul(s) -> y                    x -> FakeQuant -> y
+    x -> Clip(0, a) -> Div(s) -> Round -> Mul(s) -> y                                    x -> FakeQuant -> y
+    r -> Sub(., v) -> Add(., v), r = Round(v)   (straight-through gradient)              r
+    int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y                                       t -> DequantizeLinear -> y
+
+What counts is the mathematics, not the order. Every operator with one constant operand around a Round is affine,
+v = a * x + b, or a clamp. Walking out from the Round in both directions, the first stretch in which what follows undoes
+what precedes (a2 * a1 = 1, a2 * b1 + b2 = 0) is a quantizer: its scale is a2, and the clamps on the way, carried to the
+integers, are its range. Rounding is monotone, so a clamp before it is one after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.rewrite import NoMatch, Rules, sweep
+from qatc.frontends.params import make_params
+from qatc.frontends.qdq import to_fake_quant
+
+RULES: Final = Rules("arithmetic")
+_LONGEST: Final = 8  # operators on one side of a Round
+_CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
+_WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
+_CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
+_AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
+_FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
+_BYTES: Final[dict[int, str]] = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "uint8"}
+
+Doubles = npt.NDArray[np.float64]
+
+
+def rewrite(graph: QuantGraph, *, explain: bool = False) -> int:
+    """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
+    sweep(graph, STRAIGHT_THROUGH, explain=explain)
+    return sweep(graph, RULES, explain=explain)
+
+
+def heads_quantizer(node: Node) -> bool:
+    """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
+    if node.op not in ("Round", "Floor") or node.domain:
+        return False
+    for _ in range(_LONGEST):
+        readers = node.outputs[0].outputs
+        if len(readers) != 1:
+            return False
+        node = readers[0]  # type: ignore[assignment]
+        if node.op in ("Mul", "Div"):
+            return True
+        if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast"):
+            return False
+    return False
+
+
+# -- straight-through gradients -----------------------------------------------------------------------------------
+
+STRAIGHT_THROUGH: Final = Rules("arithmetic")
+
+
+@STRAIGHT_THROUGH.on("Add")
+def straight_through(graph: QuantGraph, node: Node) -> bool:
+    """(a - b) + b is a: PyTorch's way of writing a function whose gradient is the identity."""
+    for one, other in (node.inputs, node.inputs[::-1]):
+        maker = graph.producer(one)
+        if maker is not None and maker.op == "Sub" and maker.inputs[1] is other and not is_constant(other):
+            graph.replace(node.outputs[0], maker.inputs[0])
+            return True
+    return False
+
+
+# -- chains of affine operators and clamps ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Clamp:
+    """low <= scale * v + offset <= high, where v is the value that is rounded (or the rounded one)."""
+
+    scale: Doubles
+    offset: Doubles
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class _State:
+    """How far a walk came: before the Round v = scale * tensor + offset, after it tensor = scale * v + offset."""
+
+    tensor: Tensor
+    scale: Doubles
+    offset: Doubles
+    clamps: tuple[_Clamp, ...] = field(default=())
+    multiplied: bool = False
+
+
+def _start(tensor: Tensor) -> _State:
+    return _State(tensor, np.ones(()), np.zeros(()))
+
+
+def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
+    """The constant operand of a binary operator beside `tensor`, and whether `tensor` comes first."""
+    if len(node.inputs) != 2:
+        return None
+    first = node.inputs[0] is tensor
+    value = value_of(node.inputs[1 if first else 0])
+    return None if value is None or value.dtype.kind not in "fiu" else (value.astype(np.float64), first)
+
+
+def _affine(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
+    """(a, b) with node(tensor) = a * tensor + b, for Add, Sub, Mul, Div with a constant."""
+    found = _operand(node, tensor)
+    if node.op not in _AFFINE or node.domain or found is None:
+        return None
+    c, first = found
+    one, zero = np.ones(()), np.zeros(())
+    match node.op:
+        case "Add":
+            return one, c
+        case "Sub":
+            return (one, -c) if first else (-one, c)
+        case "Mul":
+            return c, zero
+        case _:
+            return (1 / c, zero) if first and np.all(c != 0) else None
+
+
+def _bounds(node: Node, tensor: Tensor) -> tuple[float, float] | None:
+    """(low, high) where the node clamps `tensor` between constants."""
+    if node.op not in _CLAMPS or node.domain:
+        return None
+    if node.op == "Relu":
+        return 0.0, np.inf
+    if node.op == "Clip":
+        ends = [-np.inf, np.inf]
+        for index, bound in enumerate(node.inputs[1:3]):
+            value = value_of(bound) if bound.name else None
+            if value is not None and value.size == 1:
+                ends[index] = float(value.reshape(-1)[0])
+            elif bound.name:
+                return None
+        return (ends[0], ends[1]) if node.inputs[0] is tensor else None
+    found = _operand(node, tensor)
+    if found is None or found[0].size != 1:
+        return None
+    bound_value = float(found[0].reshape(-1)[0])
+    return (-np.inf, bound_value) if node.op == "Min" else (bound_value, np.inf)
+
+
+def _forward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
+    """The states after each operator that alone reads the one before."""
+    state = _start(tensor)
+    for _ in range(_LONGEST):
+        node = graph.only_consumer(state.tensor)
+        if node is None:
+            return
+        affine, bounds, out = _affine(node, state.tensor), _bounds(node, state.tensor), node.outputs[0]
+        if affine is not None:
+            a, b = affine
+            multiplied = state.multiplied or node.op in ("Mul", "Div")
+            state = _State(out, state.scale * a, state.offset * a + b, state.clamps, multiplied)
+        elif bounds is not None:
+            clamp = _Clamp(state.scale, state.offset, *bounds)
+            state = _State(out, state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
+        elif node.op == "Cast" and not node.domain:
+            state = _State(out, state.scale, state.offset, state.clamps, state.multiplied)
+        else:
+            return
+        yield state
+
+
+def _backward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
+    """The states before each operator, from the rounded value's input upwards."""
+    state = _start(tensor)
+    yield state
+    for _ in range(_LONGEST):
+        node = graph.producer(state.tensor)
+        data = [t for t in node.inputs if t.name and not is_constant(t)] if node is not None else []
+        if node is None or node.op == FAKE_QUANT or not data:
+            constant = next((t for t in node.inputs if is_constant(t)), None) if node is not None else None
+            if node is None or constant is None or node.op not in _AFFINE:
+                return
+            data = [constant]
+        affine, bounds = _affine(node, data[0]), _bounds(node, data[0])
+        if affine is not None:
+            a, b = affine
+            state = _State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)
+        elif bounds is not None:
+            # the clamped value u is carried on to v = scale * u + offset
+            clamp = _Clamp(1 / state.scale, -state.offset / state.scale, *bounds)
+            state = _State(data[0], state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
+        else:
+            return
+        yield state
+
+
+# -- quantizers ---------------------------------------------------------------------------------------------------
+
+
+@RULES.on("Round", "Floor")
+def quantizer(graph: QuantGraph, node: Node) -> bool:
+    """A Round (or Floor of v + 0.5) between operators that undo each other."""
+    source = node.inputs[0]
+    if node.op == "Floor":
+        half = graph.producer(source)
+        affine = _affine(half, half.inputs[0]) if half is not None else None
+        if half is None or affine is None or half.op != "Add" or not np.all(affine[1] == 0.5):
+            return False
+        source = half.inputs[0]
+    after = [s for s in _forward(graph, node.outputs[0]) if s.multiplied]
+    if not after:
+        return False
+    if isinstance(source, Constant):
+        return _constant(graph, node, source, after[0])
+    for end in after:
+        for begin in _backward(graph, source):
+            if _undo(begin, end):
+                return _fake_quant(graph, node, begin, end)
+    raise NoMatch("nothing around the rounding undoes its scale and offset")
+
+
+def _undo(before: _State, after: _State) -> bool:
+    """Whether `after` maps the rounded value back: a2 * a1 = 1 and b1 + b2 / a2 = 0."""
+    with np.errstate(all="ignore"):
+        product = before.scale * after.scale
+        offset = before.offset + after.offset / after.scale
+    return bool(np.all(np.abs(product - 1) <= _CLOSE) and np.all(np.abs(offset) <= _WHOLE) and np.all(after.scale > 0))
+
+
+def _fake_quant(graph: QuantGraph, node: Node, begin: _State, end: _State) -> bool:
+    clamps = (*begin.clamps, *end.clamps)
+    if not clamps:  # the clamp may stand before the division
+        above = graph.producer(begin.tensor)
+        bounds = _bounds(above, above.inputs[0]) if above is not None else None
+        if bounds is not None and above is not None:
+            clamps = (_Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
+    grid = _integers_of(clamps, end)
+    params = _params(graph, node, grid, end.scale, shape_of(begin.tensor), begin.tensor.name)
+    if params is None:
+        return False
+    maker = graph.producer(end.tensor)
+    if maker is None:
+        return False
+    maker.inputs = [begin.tensor]
+    to_fake_quant(graph, maker, params)
+    return True
+
+
+@dataclass(frozen=True)
+class _Range:
+    """q = rounded value + shift, clamped to [low, high]; `zero` is the q that stands for 0."""
+
+    shift: Doubles
+    zero: Doubles
+    low: int
+    high: int
+
+
+def _integers_of(clamps: tuple[_Clamp, ...], end: _State) -> _Range:
+    """The integers of a quantizer: counted as its clamp counts them, where that is on whole numbers."""
+    shift = np.zeros(())
+    for clamp in clamps:
+        if np.all(clamp.scale == 1) and np.all(np.abs(clamp.offset - np.rint(clamp.offset)) <= _WHOLE):
+            shift = np.rint(clamp.offset)
+            break
+    low, high = -np.inf, np.inf
+    for clamp in clamps:
+        ends = [np.rint((e - clamp.offset) / clamp.scale) + shift for e in (clamp.low, clamp.high)]
+        if any(e.size > 1 and not np.all(e == e.reshape(-1)[0]) for e in ends):
+            raise NoMatch("its range differs from channel to channel")
+        bottom, top = (float(e.reshape(-1)[0]) for e in ends)
+        low, high = max(low, bottom), min(high, top)
+    if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+        raise NoMatch("the rounded value is not clamped on both sides, so it has no range of integers")
+    return _Range(shift, shift - end.offset / end.scale, int(low), int(high))
+
+
+def _params(
+    graph: QuantGraph,
+    node: Node,
+    grid: _Range,
+    scale: Doubles,
+    shape: tuple[int | str | None, ...] | None,
+    tensor: str,
+) -> QuantParams | None:
+    low, high, zero = grid.low, grid.high, grid.zero
+    if not np.all(np.abs(zero - np.rint(zero)) <= _WHOLE):
+        raise NoMatch("its zero point is not a whole number")
+    zero = np.rint(zero)
+    dtype = _dtype(low, high)
+    if dtype is None:  # counted from zero it fits a byte
+        zero, low, high = zero - low, 0, high - low
+        dtype = _dtype(low, high)
+    if dtype is None:
+        raise NoMatch(f"its range {low}..{high} has more than 16 bits")
+    axis = -1 if scale.ndim == 1 else None
+    return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape, qmin=low, qmax=high, tensor=tensor)
+
+
+def _dtype(low: int, high: int) -> str | None:
+    """The narrowest type for a range; None where a shift would save a byte."""
+    for name, bottom, top in (("uint8", 0, 255), ("int8", -128, 127)):
+        if bottom <= low and high <= top:
+            return name
+    if high - low <= 255:
+        return None
+    for name, bottom, top in (("uint16", 0, 65535), ("int16", -32768, 32767)):
+        if bottom <= low and high <= top:
+            return name
+    return None
+
+
+def _constant(graph: QuantGraph, node: Node, source: Constant, end: _State) -> bool:
+    """A weight that the exporter divided already: its integers are there, once rounded and clamped."""
+    rounded = np.rint(source.values.astype(np.float64))
+    if source.values.size < 2 and not end.clamps:
+        return False
+    low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
+    clamps = end.clamps or (_Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0)),)
+    grid = _integers_of(clamps, end)
+    params = _params(graph, node, grid, end.scale, source.values.shape, source.name)
+    if params is None:
+        return False
+    shift = np.asarray(params.zero_array(rounded.ndim), np.float64) + end.offset / end.scale
+    integers: Array = np.clip(rounded + shift, params.qmin, params.qmax).astype(params.container)
+    result = end.tensor
+    constant = graph.constant(source.name, integers, params)
+    graph.origin[constant.name] = result.name
+    graph.replace(result, constant)
+    return True
+
+
+# -- dequantization -----------------------------------------------------------------------------------------------
+
+
+@RULES.on("Cast")
+def dequantizer(graph: QuantGraph, node: Node) -> bool:
+    """Bytes cast to float, shifted and scaled: what `tf2onnx --dequantize` leaves at an integer graph input."""
+    dtype = _BYTES.get(element_type(node.inputs[0]) or 0)
+    if dtype is None or node.attr("to") not in _FLOATS or is_constant(node.inputs[0]):
+        return False
+    end = next((s for s in _forward(graph, node.outputs[0]) if s.multiplied and not s.clamps), None)
+    if end is None:
+        return False
+    zero = -end.offset / end.scale
+    bottom, top = (0, 255) if dtype == "uint8" else (-128, 127)
+    if end.scale.size != 1 or not bottom <= float(zero.reshape(-1)[0]) <= top or not np.all(end.scale > 0):
+        raise NoMatch("it is no dequantization")
+    if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
+        raise NoMatch("its zero point is not a whole number")
+    maker = graph.producer(end.tensor)
+    if maker is None:
+        raise NoMatch(f"nothing makes {label_of(node)}")
+    name = end.tensor.name
+    scale = graph.constant(f"{name}_scale", end.scale.reshape(()).astype(np.float32))
+    zero_point = graph.constant(f"{name}_zero_point", np.rint(zero).reshape(()).astype(dtype))
+    maker.op, maker.domain = "DequantizeLinear", None
+    maker.inputs = [node.inputs[0], scale, zero_point]
+    maker.attrs.clear()
+    return True

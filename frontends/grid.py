@@ -1,0 +1,270 @@
+"""Weights that are plain floats on a grid: their integers, exactly.
+
+tf2onnx writes no weight quantizers: TensorFlow folds the fake-quantized weights into float initializers, and batch norm
+is folded on top, so that a channel's weights are `scale * integer` with a scale that no node states. It comes back from
+the numbers alone: per channel the smallest k for which w * k / max|w| is whole within what float32 rounding explains.
+
+    w = [-0.0371, 0.0, 0.0186, 0.0557]   ->   k = 3, scale = 0.0557 / 3, integers [-2, 0, 1, 3]
+
+Only weights of Conv, ConvTranspose, MatMul and Gemm are looked at. One grid for the whole tensor is preferred to one
+per channel. Channels whose k divides that of most others (sparse ones) are counted on the same number of levels. Grids
+of up to 255 levels on one side (TF1's asymmetric weights) get a zero point that brings them into 8 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.diagnostics import printable
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.quant import Array, Integers, QuantParams
+
+_LEVELS: Final = 255  # the largest k
+_STEP: Final = 2.0**-21  # the error of r * k is at most k times this: four float32 roundings on the way to a weight
+_PROBES: Final = 6  # elements per channel that are tried with every k before the others are looked at
+_ROWS: Final = 512  # channels tried at once
+_BLOCK: Final = 1 << 20  # elements computed in float64 at once
+_TINY: Final = float(np.finfo(np.float32).tiny)
+_SAME_GRID: Final = frozenset({"Relu", "Clip", "Concat", "MaxPool"})  # beside movement: what keeps a tensor on its grid
+
+Doubles = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers and the parameters under which they are the weights."""
+
+    integers: Integers
+    params: QuantParams
+
+
+# -- one tensor ---------------------------------------------------------------------------------------------------
+
+
+def find_grid(weights: Array, axis: int | None) -> Grid | None:
+    """The grid that float weights lie on: per tensor if there is one, else per channel along `axis`, else None.
+
+    Args:
+        weights: float array of any shape.
+        axis: the output channels' axis, None to look for one grid of the whole tensor alone.
+    """
+    if not weights.size or not np.isfinite(weights).all():
+        return None
+    one_row = weights.reshape(1, -1)
+    whole = _levels(one_row)
+    if whole is not None:
+        return _grid(one_row, whole, weights.shape, None)
+    if axis is None or weights.shape[axis] == 1:
+        return None
+    rows = np.moveaxis(weights, axis, 0)
+    flat = rows.reshape(rows.shape[0], -1)
+    levels = _levels(flat)
+    return None if levels is None else _grid(flat, levels, rows.shape, axis)
+
+
+def _levels(rows: Array) -> Indices | None:
+    """Per row the smallest k, brought onto the number of levels of most rows; None if a row lies on no grid."""
+    found = np.zeros(len(rows), np.int64)
+    live = np.zeros(len(rows), np.bool_)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        peak = np.maximum(part.max(axis=1), -part.min(axis=1)).astype(np.float64)
+        live[start : start + _ROWS] = peak > 0
+        smallest = _smallest(part, np.where(peak > 0, peak, 1.0))
+        if smallest is None:
+            return None
+        found[start : start + _ROWS] = smallest
+    common = int(np.bincount(found[live]).argmax()) if live.any() else 1
+    found[(common % found) == 0] = common
+    return found
+
+
+def _smallest(rows: Array, peak: Doubles) -> Indices | None:
+    """Per row the smallest k that makes every w * k / peak whole; None as soon as a row has none."""
+    count, width = rows.shape
+    k = np.arange(1, _LEVELS + 1, dtype=np.float64)
+    probes = rows[:, :: max(1, width // _PROBES)][:, :_PROBES] / peak[:, None]
+    fits: Flags = np.logical_and.reduce(_whole(probes[:, None, :] * k[:, None], k[:, None]), axis=2)  # rows x k
+    left: Indices = np.arange(count, dtype=np.int64)
+    found = np.zeros(count, np.int64)
+    while left.size:
+        if not bool(np.all(np.any(fits[left], axis=1))):
+            return None
+        guess: Indices = np.argmax(fits[left], axis=1) + 1
+        error, worst = _largest_error(rows, left, guess / peak[left])
+        good = error <= guess * _STEP
+        found[left[good]] = guess[good]
+        left, worst = np.asarray(left[~good]), np.asarray(worst[~good])
+        # the element that a guess fails on rules out most other guesses too
+        fits[left] &= _whole((rows[left, worst] / peak[left])[:, None] * k, k)
+    return found
+
+
+def _largest_error(rows: Array, chosen: Indices, factor: Doubles) -> tuple[Doubles, Indices]:
+    """Of the chosen rows times their factors: the largest distance from a whole number, and where it is."""
+    error, worst = np.full(len(chosen), -1.0), np.zeros(len(chosen), np.int64)
+    width = max(1, _BLOCK // max(1, len(chosen)))
+    every = len(chosen) == len(rows)
+    for start in range(0, rows.shape[1], width):
+        part = rows[:, start : start + width] if every else rows[chosen, start : start + width]
+        scaled = part * factor[:, None]
+        scaled -= np.rint(scaled)
+        np.abs(scaled, out=scaled)
+        at = scaled.argmax(axis=1)
+        here = scaled[np.arange(len(at)), at]
+        better = here > error
+        error[better], worst[better] = here[better], at[better] + start
+    return error, worst
+
+
+def _whole(values: Doubles, k: Doubles) -> Flags:
+    return np.abs(values - np.rint(values)) <= k * _STEP
+
+
+def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None) -> Grid | None:
+    """Scales and integers from the number of levels; a zero point where a side has more than 127 of them."""
+    peak = np.abs(flat).max(axis=1).astype(np.float64)
+    live = peak > 0
+    scale = np.where(live, peak / levels, 0.0)
+    scale[~live] = np.median(scale[live]) if live.any() else 1.0
+    if (scale < _TINY).any():
+        return None
+    whole = np.rint(np.divide(flat, scale[:, None], dtype=np.float64)).astype(np.int16)
+    zero = _zero_points(whole)
+    if zero is None:
+        return None
+    integers = (whole + zero[:, None].astype(np.int16)).astype(np.int8).reshape(shape)
+    span = 128 if zero.any() else int(levels.max())  # 7 says that the weights have four bits
+    lowest, highest = -span, min(span, 127)
+    if axis is None:
+        return Grid(integers, QuantParams.per_tensor(float(scale[0]), int(zero[0]), "int8", lowest, highest))
+    moved = np.asarray(np.moveaxis(integers, 0, axis), order="C")
+    return Grid(moved, QuantParams.per_channel(scale, axis, zero, "int8", lowest, highest))
+
+
+def _zero_points(whole: npt.NDArray[np.int16]) -> Indices | None:
+    """Zero points that bring rows of whole numbers into int8: one for all if possible, the nearest to zero."""
+    low, high = whole.min(axis=1).astype(np.int64), whole.max(axis=1).astype(np.int64)
+    least, most = np.maximum(-128 - low, -128), np.minimum(127 - high, 127)
+    if (least > most).any():
+        return None
+    first, last = int(least.max()), int(most.min())
+    if first <= last:
+        return np.full(len(whole), min(max(0, first), last), np.int64)
+    nearest: Indices = np.minimum(np.maximum(0, least), most)
+    return nearest
+
+
+def quantize_after_training(weights: Array, axis: int | None) -> Grid:
+    """Symmetric int8 per channel (or per tensor), -127..127, from the largest absolute value: no grid was trained."""
+    others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
+    peak = np.abs(weights).max(axis=others).reshape(-1).astype(np.float64)
+    scale = np.maximum(np.where(peak > 0, peak / 127, 1.0), _TINY)
+    if axis is None:
+        params = QuantParams.per_tensor(float(scale[0]), 0, "int8", -127, 127)
+    else:
+        params = QuantParams.per_channel(scale, axis, 0, "int8", -127, 127)
+    return Grid(params.quantize(weights), params)
+
+
+# -- the graph ----------------------------------------------------------------------------------------------------
+
+
+def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
+    """Give float weights that lie on a grid their integers, in a graph that is canonical otherwise.
+
+    Weights that lie on none stay floats, with a note (QAT206), where their data operand is quantized; with
+    `quantize_others` they are quantized as after training, with a warning.
+    """
+    on_grid = _on_grid(graph)
+    for weight, axis, readers in float_weights(graph):
+        grid = find_grid(weight.values, axis)
+        if grid is None:
+            trained = [n for n in readers if any(id(t) in on_grid for t in n.inputs[:2] if t is not weight)]
+            if not trained:
+                continue
+            if not quantize_others:
+                _report_float(graph, weight, trained[0])
+                continue
+            grid = quantize_after_training(weight.values, axis)
+            _report_quantized(graph, weight, trained[0], grid)
+        weight.values = grid.integers
+        graph.params[weight.name] = grid.params
+        graph.origin.setdefault(weight.name, weight.name)
+
+
+def weight_axis(node: Node, index: int, rank: int, shape: tuple[int, ...]) -> int | None:
+    """The output channels' axis of operand `index` of a Conv, ConvTranspose, MatMul or Gemm, if it has one."""
+    match node.op:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1 if shape[1] > 1 or node.attr("group", 1) == 1 else 0
+        case "MatMul":
+            return None if rank < 2 else rank - 1 if index == 1 else rank - 2
+        case _:
+            columns = 1 if index == 1 else 0
+            return 1 - columns if node.attr("transB" if index == 1 else "transA", 0) else columns
+
+
+def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[Node]]]:
+    """Float constants that Conv, ConvTranspose, MatMul and Gemm multiply by, each once, with its channel axis."""
+    found: dict[int, tuple[Constant, set[int | None], list[Node]]] = {}
+    for node in graph.nodes:
+        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or node.domain:
+            continue
+        for index in (0, 1) if node.op in ("MatMul", "Gemm") else (1,):
+            tensor = node.inputs[index]
+            if not isinstance(tensor, Constant) or tensor.name in graph.params or tensor.values.dtype != np.float32:
+                continue
+            if tensor.values.ndim < 2:
+                continue
+            entry = found.setdefault(id(tensor), (tensor, set(), []))
+            entry[1].add(weight_axis(node, index, tensor.values.ndim, tensor.values.shape))
+            entry[2].append(node)
+    return [(t, axes.pop() if len(axes) == 1 else None, readers) for t, axes, readers in found.values()]
+
+
+def _on_grid(graph: QuantGraph) -> set[int]:
+    """Tensors whose values are rounded onto a grid: FakeQuant results, and what only moves or clamps them."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        data = node.inputs if node.op == "Concat" else node.inputs[:1]
+        keeps = node.op == FAKE_QUANT or (
+            (is_movement(node) or node.op in _SAME_GRID)
+            and all(id(t) in found or (is_constant(t) and t.name in graph.params) for t in data)
+        )
+        if keeps:
+            found.update(id(t) for t in node.outputs)
+    return found
+
+
+def _report_float(graph: QuantGraph, weight: Constant, reader: Node) -> None:
+    graph.diagnostics.note(
+        "QAT206",
+        f"the weights of this {reader.op} are floats on no grid: training left them unquantized, so it stays float",
+        node=label_of(reader),
+        tensor=weight.name,
+        hint="quantize the layer's weights in training",
+    )
+
+
+def _report_quantized(graph: QuantGraph, weight: Constant, reader: Node, grid: Grid) -> None:
+    error = float(np.abs(grid.params.dequantize(grid.integers) - weight.values).max())
+    many = "per channel" if grid.params.is_per_channel else "per tensor"
+    graph.diagnostics.warning(
+        "QAT206",
+        f"training left the weights of this {reader.op} unquantized; they are rounded to int8 {many} now,"
+        f" by {error:.3g} at most (largest weight {float(np.abs(weight.values).max()):.3g})",
+        node=label_of(reader),
+        tensor=printable(weight.name),
+        hint="quantize the layer's weights in training (tfmot leaves out Conv and Dense before a separate activation)",
+    )

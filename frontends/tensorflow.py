@@ -1,0 +1,148 @@
+"""TensorFlow through tf2onnx: tfmot, QuantizeAndDequantize, FakeQuantWithMinMaxVars left as a node, TFLite.
+
+    W (floats on a grid) -> Conv                         integers with their scale: `frontends/grid.py`
+    x -> FakeQuantWithMinMaxVars[num_bits](min, max)     x -> FakeQuant, by TensorFlow's nudging
+    x -> Q -> Transpose | Reshape | Squeeze -> DQ        x -> FakeQuant -> Transpose | ...: `frontends/lift.py`
+
+TensorFlow rounds half up from the nudged minimum and ONNX half to even: they differ on exact ties alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph, is_constant, shape_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import Array, QuantParams
+from qatc.frontends import arithmetic, grid
+from qatc.frontends.params import constant_input, make_params
+from qatc.frontends.pytorch import evidence
+from qatc.frontends.qdq import apply_ranges, lift, prepare, to_fake_quant
+
+_PRODUCER: Final = "tf2onnx"
+_LONGEST: Final = 16  # bits
+
+
+def recognise(graph: QuantGraph, producer: str) -> str | None:
+    """tf2onnx as the producer and quantization of any form, or nodes that only TensorFlow has."""
+    nodes = sum(1 for n in graph.nodes if _is_tf_fake_quant(n))
+    by_tf2onnx = producer.startswith(_PRODUCER)
+    if not nodes and not by_tf2onnx:
+        return None
+    found = [f"{nodes} FakeQuantWithMinMaxVars"] if nodes else []
+    found += [evidence(graph)] if evidence(graph) else []
+    if not found and _has_grid(graph):
+        found = ["weights on a quantization grid"]
+    return f"{', '.join(found)}, producer {producer or 'unknown'}" if found else None
+
+
+def _has_grid(graph: QuantGraph) -> bool:
+    """Whether a weight of some size lies on a grid (a handful of numbers may do so by chance)."""
+    return any(
+        weight.values.size >= _TELLING and grid.find_grid(weight.values, axis) is not None
+        for weight, axis, _ in grid.float_weights(graph)
+    )
+
+
+_TELLING: Final = 64
+
+
+def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
+    prepare(graph, keep=arithmetic.heads_quantizer)
+    for node in list(graph.nodes):
+        if _is_tf_fake_quant(node):
+            _tf_fake_quant(graph, node)
+    arithmetic.rewrite(graph)
+    prepare(graph)
+    lift(graph)
+    grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
+    apply_ranges(graph, options)
+
+
+# -- TensorFlow's own nodes ---------------------------------------------------------------------------------------
+
+
+def _is_tf_fake_quant(node: Node) -> bool:
+    return node.op in _NODES and not node.domain
+
+
+def _tf_fake_quant(graph: QuantGraph, node: Node) -> None:
+    bits, narrow = int(node.attr("num_bits", 8)), bool(node.attr("narrow_range", 0))
+    if not 2 <= bits <= _LONGEST:
+        graph.diagnostics.error("QAT103", f"{node.op} with {bits} bits", node=label_of(node))
+        return
+    ends = _NODES[node.op](graph, node)
+    if ends is None:
+        return
+    low, high = int(narrow), (1 << bits) - 1
+    x = node.inputs[0]
+    scale, zero = nudged(*ends, low, high)
+    axis = -1 if node.op == "FakeQuantWithMinMaxVarsPerChannel" else None
+    params = make_params(
+        graph, node, scale, zero, "uint8" if bits <= 8 else "uint16",
+        axis=axis, shape=shape_of(x), qmin=low, qmax=high, tensor=x.name,
+    )  # fmt: skip
+    if params is not None:
+        to_fake_quant(graph, node, _signed(params, bits) if is_constant(x) else params)
+
+
+def nudged(minimum: Array, maximum: Array, low: int, high: int) -> tuple[Array, Array]:
+    """Scale and zero point of TensorFlow's fake quantization: the range is moved so that 0 is on the grid.
+
+    The formula and its float32 arithmetic are those of `tensorflow/core/kernels/fake_quant_ops_functor.h`.
+    """
+    minimum, maximum = minimum.astype(np.float32), maximum.astype(np.float32)
+    with np.errstate(all="ignore"):
+        scale = (maximum - minimum) / np.float32(high - low)
+        from_minimum = np.float32(low) - minimum / scale
+        rounded = np.floor(np.nan_to_num(from_minimum).astype(np.float64) + 0.5)
+    return scale, np.clip(rounded, low, high).astype(np.int64)
+
+
+def _signed(params: QuantParams, bits: int) -> QuantParams:
+    """Weights as symmetric integers around zero, where that is what they are."""
+    middle = 1 << (bits - 1)
+    if any(z != middle for z in params.zero_point) or params.qmin == 0:
+        return params.as_dtype("int8" if bits <= 8 else "int16") if bits in (8, 16) else params
+    axis = params.axis
+    span = params.qmax - middle
+    dtype = "int8" if bits <= 8 else "int16"
+    return QuantParams(params.scale, (0,) * len(params.scale), dtype, axis, -span, span)
+
+
+def _from_inputs(graph: QuantGraph, node: Node) -> tuple[Array, Array] | None:
+    low, high = constant_input(graph, node, 1, "minimum"), constant_input(graph, node, 2, "maximum")
+    return None if low is None or high is None else (low, high)
+
+
+def _from_attributes(graph: QuantGraph, node: Node) -> tuple[Array, Array] | None:
+    return np.asarray(node.attr("min", -6.0), np.float32), np.asarray(node.attr("max", 6.0), np.float32)
+
+
+_NODES: Final[dict[str, Callable[[QuantGraph, Node], tuple[Array, Array] | None]]] = {
+    "FakeQuantWithMinMaxVars": _from_inputs,
+    "FakeQuantWithMinMaxVarsPerChannel": _from_inputs,
+    "FakeQuantWithMinMaxArgs": _from_attributes,
+}
+
+FRONTEND: Final = Frontend(
+    name="tensorflow",
+    description="tf2onnx exports of tfmot, QuantizeAndDequantize and TFLite models",
+    recognise=recognise,
+    normalise=normalise,
+    confidence=20,
+    exporters=(
+        "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15 to 2.21, opset 11 to 18)",
+        "tf2onnx --tflite, with and without --dequantize",
+        "tf.quantization.quantize_and_dequantize, fake_quant_with_min_max_vars",
+    ),
+    limits=(
+        "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
+        "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
+    ),
+)
