@@ -204,6 +204,9 @@ class IntegerGraph:
     constants: dict[str, Array]
     opset: int
     domains: dict[str, int] = field(default_factory=dict[str, int])  # custom domains of Float islands
+    # Output of a Conv or MatMul -> its bias before it was rounded to int32 (float64, in units of the accumulator), so that
+    # what the rounding costs can be told apart from an error.
+    real_biases: dict[str, Array] = field(default_factory=dict[str, Array])
 
     def producers(self) -> dict[str, Op]:
         """Tensor name -> the operator that makes it."""

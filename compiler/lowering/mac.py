@@ -152,10 +152,11 @@ def fused(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None, 
     if total is None:
         return False
     integers = _tune(state, found, total, params.scale[0])
-    inputs = [found.x, _weight_name(state, found)]
+    inputs, result = [found.x, _weight_name(state, found)], state.new_int(out)
     if integers is not None:
         inputs.append(state.build.constant(f"{out.name}_bias", integers))
-    _add(state, found, tuple(inputs), state.new_int(out), lo, hi)
+        state.build.graph.real_biases[result] = total / found.acc_scale
+    _add(state, found, tuple(inputs), result, lo, hi)
     return True
 
 
@@ -202,7 +203,9 @@ def _bias_room(found: Operands) -> Vector:
     span = tuple(i for i in range(found.values.ndim) if i != found.axis)
     offset = np.abs(found.values.astype(np.int64) - found.weight_params.zero_array(found.values.ndim))
     reach = offset.sum(axis=span, dtype=np.float64) * 255
-    if reach.size != (found.channels or reach.size):  # the groups of a transposed convolution share their channels' weights
+    if reach.size != (
+        found.channels or reach.size
+    ):  # the groups of a transposed convolution share their channels' weights
         reach = np.full(found.channels or 1, reach.max(initial=0.0))
     return np.maximum(float(_INT32[1]) - reach, 2.0**24)
 

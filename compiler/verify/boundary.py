@@ -117,16 +117,15 @@ def _product(
     channel = index[1] if isinstance(op, Conv) else index[-1] if index else np.zeros(total.shape, np.intp)
     scales = np.asarray(op.acc_scale, np.float64)
     unit = scales[channel] if scales.size > 1 else np.broadcast_to(scales, total.shape)
-    bias_error = np.zeros(total.shape)
+    real, size, unsure = total.astype(np.float64), magnitude.astype(np.float64), 0.0
     if len(op.inputs) > 2 and op.inputs[2]:
-        bias = values[op.inputs[2]].astype(np.int64)
-        added = bias[channel] if bias.size > 1 else np.broadcast_to(bias.reshape(-1), total.shape)
-        total = total + added
-        magnitude = magnitude + np.abs(added)
-        bias_error = 0.5 * unit  # the bias itself was rounded to a whole number of units
-    terms = _terms(op, values)
-    error = magnitude * unit * sum_error(terms) + bias_error
-    return _in_steps(total * unit, error, step, zero)
+        # the bias as it was before its rounding; where that is not known, the rounding moved it by half a unit at most
+        bias = np.asarray(graph.real_biases.get(op.output, values[op.inputs[2]]), np.float64).reshape(-1)
+        added = bias[channel] if bias.size > 1 else bias[0]
+        real, size = real + added, size + np.abs(added)
+        unsure = 0.0 if op.output in graph.real_biases else 0.5
+    error = (size * sum_error(_terms(op, values)) + unsure) * unit
+    return _in_steps(real * unit, error, step, zero)
 
 
 def _terms(op: Conv | MatMul, values: Mapping[str, Array]) -> int:

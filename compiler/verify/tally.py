@@ -73,6 +73,15 @@ class Tally:
         if not worst <= tolerance * largest:
             self.problem(f"a value is {worst:.3g} away, where {largest:.3g} is the largest")
 
+    def absorb(self, other: Tally) -> None:
+        """Add what another tally of the same tensor counted."""
+        self.elements += other.elements
+        self.histogram.update(other.histogram)
+        self.signal += other.signal
+        self.noise += other.noise
+        for text in other.problems:
+            self.problem(text)
+
     def problem(self, text: str) -> None:
         """The check fails, and why."""
         if text not in self.problems:
