@@ -37,7 +37,7 @@ class Builder:
         exact: bool = False,
         sample_shape: tuple[int, ...] | None = None,
     ) -> str:
-        """Describe a new quantised tensor and return its name (`exact`: the name is `hint` itself)."""
+        """Describe a new quantized tensor and return its name (`exact`: the name is `hint` itself)."""
         name = hint if exact else self.fresh(hint)
         self.graph.tensors[name] = replace(integer_tensor(name, params, shape, source), sample_shape=sample_shape)
         return name
@@ -50,7 +50,7 @@ class Builder:
         source: str | None = None,
         sample_shape: tuple[int, ...] | None = None,
     ) -> str:
-        """Describe a tensor that is not quantised."""
+        """Describe a tensor that is not quantized."""
         self.graph.tensors[name] = Tensor(name, dtype, shape, None, source, sample_shape)
         return name
 

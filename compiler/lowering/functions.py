@@ -6,129 +6,154 @@ operator specification (https://onnx.ai/onnx/operators/).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Node
+from qatc.compiler.graph import REQUANTIZE, Node
 
 Values = npt.NDArray[np.float64]
 _erf: Final = np.vectorize(math.erf, otypes=[np.float64])
 
 
+def _number(node: Node, name: str, default: float) -> float:
+    return float(node.attr(name, default))
+
+
 def _sigmoid(x: Values) -> Values:
-    return 1.0 / (1.0 + np.exp(-x))
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))
 
 
 def _softplus(x: Values) -> Values:
-    return np.logaddexp(0.0, x)
+    return np.asarray(np.logaddexp(0.0, x))
 
 
 def _gelu(node: Node, x: Values) -> Values:
     if node.attr("approximate", "none") == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+    bell: Values = _erf(x / math.sqrt(2))
+    return np.asarray(0.5 * x * (1 + bell))
 
 
 def _hard_sigmoid(node: Node, x: Values) -> Values:
-    return np.clip(node.attr("alpha", 0.2) * x + node.attr("beta", 0.5), 0.0, 1.0)
+    return np.clip(_number(node, "alpha", 0.2) * x + _number(node, "beta", 0.5), 0.0, 1.0)
 
 
 def _elu(node: Node, x: Values) -> Values:
-    return np.where(x < 0, node.attr("alpha", 1.0) * np.expm1(np.minimum(x, 0)), x)
+    return np.where(x < 0, _number(node, "alpha", 1.0) * np.expm1(np.minimum(x, 0)), x)
 
 
 def _selu(node: Node, x: Values) -> Values:
-    alpha, gamma = node.attr("alpha", 1.6732632423543772), node.attr("gamma", 1.0507009873554805)
+    alpha, gamma = _number(node, "alpha", 1.6732632423543772), _number(node, "gamma", 1.0507009873554805)
     return gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
 def _celu(node: Node, x: Values) -> Values:
-    alpha = node.attr("alpha", 1.0)
+    alpha = _number(node, "alpha", 1.0)
     return np.maximum(0, x) + np.minimum(0, alpha * np.expm1(np.minimum(x, 0) / alpha))
 
 
-def _clip(node: Node, x: Values, low: Values | None = None, high: Values | None = None) -> Values:
+def _shrink(node: Node, x: Values) -> Values:
+    bias, threshold = _number(node, "bias", 0.0), _number(node, "lambd", 0.5)
+    return np.where(x < -threshold, x + bias, np.where(x > threshold, x - bias, 0.0))
+
+
+def _clip(operands: Sequence[Values | None]) -> Values | None:
+    x, low, high = (*operands, None, None, None)[:3]
+    if x is None:
+        return None
     result = x if low is None else np.maximum(x, low)
     return result if high is None else np.minimum(result, high)
 
 
-_PLAIN: Final[dict[str, Callable[..., Values]]] = {
-    "Relu": lambda x: np.maximum(x, 0),
-    "Sigmoid": _sigmoid,
-    "Tanh": np.tanh,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Sqrt": np.sqrt,
-    "Reciprocal": lambda x: 1.0 / x,
+_UNARY: Final[dict[str, Callable[[Values], Values]]] = {
     "Abs": np.abs,
-    "Neg": np.negative,
-    "Sign": np.sign,
-    "Floor": np.floor,
-    "Ceil": np.ceil,
-    "Round": np.rint,
-    "Sin": np.sin,
-    "Cos": np.cos,
+    "Acos": np.arccos,
+    "Acosh": np.arccosh,
+    "Asin": np.arcsin,
+    "Asinh": np.arcsinh,
     "Atan": np.arctan,
+    "Atanh": np.arctanh,
+    "Ceil": np.ceil,
+    "Cos": np.cos,
+    "Cosh": np.cosh,
     "Erf": _erf,
+    "Exp": np.exp,
+    "Floor": np.floor,
+    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "Identity": lambda x: x,
+    "Log": np.log,
+    "Mish": lambda x: x * np.tanh(_softplus(x)),
+    "Neg": np.negative,
+    "Reciprocal": lambda x: 1.0 / x,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Requantize": lambda x: x,
+    "Round": np.rint,
+    "Sigmoid": _sigmoid,
+    "Sign": np.sign,
+    "Sin": np.sin,
+    "Sinh": np.sinh,
     "Softplus": _softplus,
     "Softsign": lambda x: x / (1 + np.abs(x)),
-    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "Mish": lambda x: x * np.tanh(_softplus(x)),
-    "Identity": lambda x: x,
-    "Requantize": lambda x: x,
+    "Sqrt": np.sqrt,
+    "Tan": np.tan,
+    "Tanh": np.tanh,
+}
+_BINARY: Final[dict[str, Callable[[Values, Values], Values]]] = {
     "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
     "Div": np.divide,
-    "Pow": np.power,
-    "Min": np.minimum,
     "Max": np.maximum,
+    "Min": np.minimum,
+    "Mul": np.multiply,
     "PRelu": lambda x, slope: np.where(x < 0, slope * x, x),
+    "Pow": np.power,
+    "Sub": np.subtract,
 }
-_WITH_NODE: Final[dict[str, Callable[..., Values]]] = {
-    "LeakyRelu": lambda n, x: np.where(x < 0, n.attr("alpha", 0.01) * x, x),
-    "HardSigmoid": _hard_sigmoid,
-    "Elu": _elu,
-    "Selu": _selu,
+_WITH_ATTRIBUTES: Final[dict[str, Callable[[Node, Values], Values]]] = {
     "Celu": _celu,
+    "Elu": _elu,
     "Gelu": _gelu,
-    "Clip": _clip,
-    "ThresholdedRelu": lambda n, x: np.where(x > n.attr("alpha", 1.0), x, 0.0),
-    "Swish": lambda n, x: x * _sigmoid(n.attr("alpha", 1.0) * x),
+    "HardSigmoid": _hard_sigmoid,
+    "LeakyRelu": lambda node, x: np.where(x < 0, _number(node, "alpha", 0.01) * x, x),
+    "QuickGelu": lambda node, x: x * _sigmoid(_number(node, "alpha", 1.702) * x),
+    "Selu": _selu,
+    "Shrink": _shrink,
+    "Swish": lambda node, x: x * _sigmoid(_number(node, "alpha", 1.0) * x),
+    "ThresholdedRelu": lambda node, x: np.where(x > _number(node, "alpha", 1.0), x, 0.0),
 }
-ELEMENTWISE: Final = frozenset(_PLAIN) | frozenset(_WITH_NODE)
-_CONTRIB: Final = frozenset({"Gelu", "QuickGelu", "FastGelu", "BiasGelu"})
+_VARIADIC: Final = frozenset({"Max", "Min"})
+_MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
+_STANDARD: Final = frozenset({"Clip", *_UNARY, *_BINARY, *_WITH_ATTRIBUTES}) - {"QuickGelu", "Requantize"}
 
 
 def is_elementwise(node: Node) -> bool:
-    """Whether `evaluate` knows the node (variadic Min, Max take two operands)."""
-    if node.op == "Requantize":
+    """Whether `evaluate` knows the node."""
+    if node.op == REQUANTIZE:
         return True
-    if node.domain == "com.microsoft":
-        return node.op == "Gelu"
-    return not node.domain and node.op in ELEMENTWISE and len(node.inputs) <= 3
+    if node.domain:
+        return node.domain == "com.microsoft" and node.op in _MICROSOFT
+    return node.op in _STANDARD
 
 
 def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
     """The node's value for operands of 256 elements or scalars (absent optional ones are None), in float64.
 
-    None where the result is not a number somewhere: such a node cannot become a table.
+    None where the result is not a number somewhere, or an operand is missing: such a node cannot become a table.
     """
+    given = [v for v in operands if v is not None]
     with np.errstate(all="ignore"):
-        plain: Any = _PLAIN.get(node.op)
-        present: list[Any] = list(operands)
-        while present and present[-1] is None:
-            present.pop()
-        if plain is not None:
-            if len(present) == 1 or node.op not in ("Min", "Max"):
-                result = plain(*present) if node.op not in ("Min", "Max") else present[0]
-            else:
-                result = plain(present[0], present[1]) if len(present) == 2 else plain(plain(*present[:2]), present[2])
+        if node.op == "Clip":
+            result = _clip(operands)
+        elif node.op in _VARIADIC:
+            result = functools.reduce(_BINARY[node.op], given) if given else None
+        elif node.op in _BINARY:
+            result = _BINARY[node.op](given[0], given[1]) if len(given) == 2 else None
+        elif node.op in _UNARY:
+            result = _UNARY[node.op](given[0]) if len(given) == 1 else None
         else:
-            result = _WITH_NODE[node.op](node, *present)
-    result = np.asarray(result, np.float64)
-    return None if np.isnan(result).any() else result
+            result = _WITH_ATTRIBUTES[node.op](node, given[0]) if len(given) == 1 else None
+    return None if result is None or np.isnan(result).any() else np.asarray(result, np.float64)

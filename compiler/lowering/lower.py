@@ -1,8 +1,8 @@
 """Lower a QuantGraph to an IntegerGraph: one walk in topological order.
 
-At every quantised tensor the walk looks back over the clamps (and, behind a matrix product, the bias and a scalar
-factor) to the operator that computes it, and makes one integer operator of them all. What has no integer form is made in
-float and rounded: an island, with its reason.
+At every quantized tensor the walk looks back over the clamps (and, behind a matrix product, the bias and a scalar
+factor) to the operator that computes it, and makes one integer operator of them all. What has no integer form is made
+in float and rounded: an island, with its reason.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerG
         _input(state, tensor)
     for node in graph.nodes:
         _visit(state, node)
-    for tensor in graph.outputs:
-        _output(state, tensor)
+    for output in graph.outputs:
+        _output(state, output)
     return build.finish()
 
 
@@ -116,7 +116,7 @@ def _visit(state: State, node: Node) -> None:
 
 
 def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
-    """A node of several results that stays in float: each quantised result is rounded."""
+    """A node of several results that stays in float: each quantized result is rounded."""
     for tensor in outs:
         params = state.params(tensor)
         if params is None:
@@ -126,7 +126,7 @@ def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
 
 @dataclass
 class _Chain:
-    """What a quantised tensor is made of: clamp(round(tensor)), and tensor = alpha * node(...) + bias."""
+    """What a quantized tensor is made of: clamp(round(tensor)), and tensor = alpha * node(...) + bias."""
 
     tensor: Tensor  # the float value that is rounded
     node: Node | None  # the operator that computes it, up to alpha and bias
@@ -137,7 +137,7 @@ class _Chain:
 
 
 def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _Chain:
-    """Follow clamps and requantisation back from a quantised tensor, then bias and scalar factor of a product."""
+    """Follow clamps and requantization back from a quantized tensor, then bias and scalar factor of a product."""
     graph = state.graph
     lo, hi = params.qmin, params.qmax
     current: Node | None = node
@@ -150,7 +150,7 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
         if x.name in graph.params or is_constant(x):
             break
         if bounds is not None:
-            low, high = (int(params.quantize(np.float64(b).reshape(()))) for b in bounds)
+            low, high = (int(params.quantize(np.asarray(b, np.float64))) for b in bounds)
             lo, hi = max(lo, low), min(hi, high)
             lo, hi = min(lo, high), max(hi, low)  # bounds beyond the range: everything is one end
             lo, hi = max(lo, params.qmin), min(hi, params.qmax)

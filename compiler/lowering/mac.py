@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Constant, Node, Tensor, shape_of
+from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, MatMul, Move, Shape, raw_accumulator
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model_io import label_of
@@ -177,7 +177,7 @@ def _vector(parts: list[npt.NDArray[Any]], channels: int | None) -> Vector | Non
 
 
 def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.NDArray[np.int32] | None:
-    """The int32 bias (None where there is none); the weight's integers and scales change where its unit is too coarse."""
+    """The int32 bias (None where there is none); the weight's integers and scales change where its unit is coarse."""
     if found.values is None or not bias.size:
         return None
     scale = np.broadcast_to(found.acc_scale, bias.shape)
@@ -203,11 +203,10 @@ def _bias_room(found: Operands) -> Vector:
     span = tuple(i for i in range(found.values.ndim) if i != found.axis)
     offset = np.abs(found.values.astype(np.int64) - found.weight_params.zero_array(found.values.ndim))
     reach = offset.sum(axis=span, dtype=np.float64) * 255
-    if reach.size != (
-        found.channels or reach.size
-    ):  # the groups of a transposed convolution share their channels' weights
-        reach = np.full(found.channels or 1, reach.max(initial=0.0))
-    return np.maximum(float(_INT32[1]) - reach, 2.0**24)
+    channels = found.channels or reach.size
+    if reach.size != channels:  # the groups of a transposed convolution share their channels' weights
+        reach = np.full(channels, reach.max(initial=0.0))
+    return np.asarray(np.maximum(float(_INT32[1]) - reach, 2.0**24))
 
 
 def _rescaled(found: Operands, scale: Vector) -> QuantParams:
@@ -232,8 +231,8 @@ def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.
     cost = float((np.abs(rounded - exact).sum(axis=span) * unit * 255)[tight].max() / out_scale)
     state.graph.diagnostics.warning(
         "QAT303",
-        f"the bias of {int(tight.sum())} of {tight.size} channels needs more than 32 bits on the grid of input times weight; "
-        f"the grid was made coarser, which costs at most {cost:.3g} output LSB",
+        f"the bias of {int(tight.sum())} of {tight.size} channels needs more than 32 bits on the grid of input times "
+        f"weight; the grid was made coarser, which costs at most {cost:.3g} output LSB",
         node=label_of(found.node),
         hint="these channels have almost no weight: prune them, or raise the smallest weight scale in training",
     )
@@ -272,9 +271,22 @@ def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: i
     kernel = found.values.shape[2:]
     pads = _pads(state, node, strides, dilations, kernel)
     state.build.add(
-        Conv(name, inputs, (out,), lo=lo, hi=hi, strides=strides, pads=pads, dilations=dilations, groups=int(node.attr("group", 1)),
-             acc_scale=acc, transposed=node.op == "ConvTranspose", output_padding=tuple(node.attr("output_padding") or ()), source=source)
-    )  # fmt: skip
+        Conv(
+            name,
+            inputs,
+            (out,),
+            lo=lo,
+            hi=hi,
+            strides=strides,
+            pads=pads,
+            dilations=dilations,
+            groups=int(node.attr("group", 1)),
+            acc_scale=acc,
+            transposed=node.op == "ConvTranspose",
+            output_padding=tuple(node.attr("output_padding") or ()),
+            source=source,
+        )
+    )
 
 
 def _pads(
@@ -305,7 +317,7 @@ def _pads(
 def same_pads(
     shape: Shape | None, mode: str, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...]
 ) -> tuple[int, ...] | None:
-    """The padding of SAME_UPPER or SAME_LOWER for an input of `shape` [N, C, spatial...]; None where a size is unknown."""
+    """The padding of SAME_UPPER or SAME_LOWER for an input [N, C, spatial...]; None where a size is unknown."""
     totals: list[int] = []
     for i, (stride, dilation, size) in enumerate(zip(strides, dilations, kernel, strict=True)):
         length = shape[i + 2] if shape is not None else None
@@ -353,7 +365,7 @@ def raw(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None = N
     if total is None:
         return False
     shape: Shape | None = shape_of(out)
-    rank = len(shape) if shape is not None else (found.weight.shape and len(found.weight.shape)) or 2
+    rank = rank_of(out) or rank_of(found.weight) or 2
     scale = found.acc_scale
     is_conv = node.op in ("Conv", "ConvTranspose")
     if is_conv and scale.size == 1:

@@ -1,6 +1,6 @@
 """Everything but multiply-accumulates: element-wise pairs, tables, pooling, concatenation, movement.
 
-Each function tries to make the integers of `out` (a quantised tensor, clamped to [lo, hi]) from `node` and says whether
+Each function tries to make the integers of `out` (a quantized tensor, clamped to [lo, hi]) from `node` and says whether
 it could; `lower.py` falls back to float where none can.
 """
 
@@ -59,26 +59,25 @@ def _known_function(state: State, tensor: Tensor) -> Function | None:
     if params is None:
         return None
     lowest, highest = dtype_range(params.dtype)
-    codes = np.arange(lowest, highest + 1)
-    values = params.scale[0] * (codes - params.zero_point[0]).astype(np.float64)
+    values = params.dequantize(np.arange(lowest, highest + 1)).astype(np.float64)
     found = state.functions[id(tensor)] = Function(tensor, values, "x")
     return found
 
 
 def table(state: State, function: Function, out: Tensor, lo: int, hi: int) -> bool:
-    """Remember the table of a quantised function; it is made when something reads it."""
+    """Remember the table of a quantized function; it is made when something reads it."""
     params = state.usable(out)
     if params is None:
         return False
     integers = np.clip(params.quantize(function.values), lo, hi).astype(params.container)
     state.tables[id(out)] = (function, integers)
-    real = params.scale[0] * (integers.astype(np.float64) - params.zero_point[0])
+    real = params.dequantize(integers).astype(np.float64)
     state.functions[id(out)] = Function(function.root, real, function.text)
     return True
 
 
 def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """Add, Sub or Mul of two quantised tensors (one may be a quantised constant)."""
+    """Add, Sub or Mul of two quantized tensors (one may be a quantized constant)."""
     if node.domain or node.op not in ("Add", "Sub", "Mul") or state.usable(out) is None:
         return False
     if any(state.usable(t) is None for t in node.inputs) or all(isinstance(t, Constant) for t in node.inputs):
@@ -107,9 +106,21 @@ def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
         kernel, strides, pads, dilations = _window(state, node)
         if pads is None or any(d != 1 for d in dilations):
             return False
-        op = Pool(state.build.fresh(label), (state.int_name(x),), (state.new_int(out),), lo=lo, hi=hi, mode="average", kernel=kernel,
-                  strides=strides, pads=pads, dilations=dilations, ceil_mode=bool(node.attr("ceil_mode", 0)),
-                  count_include_pad=bool(node.attr("count_include_pad", 0)), source=label)  # fmt: skip
+        op = Pool(
+            state.build.fresh(label),
+            (state.int_name(x),),
+            (state.new_int(out),),
+            lo=lo,
+            hi=hi,
+            mode="average",
+            kernel=kernel,
+            strides=strides,
+            pads=pads,
+            dilations=dilations,
+            ceil_mode=bool(node.attr("ceil_mode", 0)),
+            count_include_pad=bool(node.attr("count_include_pad", 0)),
+            source=label,
+        )
         state.build.add(op)
         return True
     keepdims = node.op == "GlobalAveragePool" or bool(node.attr("keepdims", 1))
@@ -135,7 +146,7 @@ def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 
 def _positions_last(state: State, node: Node, name: str, params: QuantParams, keepdims: bool) -> str | None:
-    """The integers of a ReduceMean's input with the averaged axes behind the first two, or None where that cannot be."""
+    """The integers of a ReduceMean's input with the averaged axes behind the first two; None where that cannot be."""
     rank = rank_of(node.inputs[0])
     axes = axes_of(node)
     if rank is None or rank < 3 or axes is None:
@@ -179,7 +190,7 @@ def _window(
 
 
 def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """Concat of quantised tensors; each is rescaled onto the grid of the result."""
+    """Concat of quantized tensors; each is rescaled onto the grid of the result."""
     rank = rank_of(out) or max((rank_of(t) or 0 for t in node.inputs), default=0)
     if (
         node.domain
@@ -208,7 +219,7 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 
 def movement(state: State, node: Node) -> bool:
-    """An operator that moves the elements of a quantised tensor; its outputs may lie on other grids (then they are rescaled)."""
+    """An operator that moves the elements of a quantized tensor; outputs that lie on other grids are rescaled."""
     x = node.inputs[0] if node.inputs else None
     if x is None or not is_movement(node):
         return False
@@ -251,7 +262,7 @@ def movement(state: State, node: Node) -> bool:
 
 
 def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ...] | None:
-    """The operand names of a movement: integers first, then shapes and indices; a pad value as an integer of the grid."""
+    """The operand names of a movement: integers, then shapes and indices; a pad value as an integer of the grid."""
     names = [state.int_name(node.inputs[0])]
     for index, tensor in enumerate(node.inputs[1:], 1):
         if node.op == "Pad" and index == 2:
@@ -261,7 +272,7 @@ def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ..
         value = pad_value(node)
         if value is None or not on_grid(value, params):
             return None
-        fill = params.quantize(np.float32(value).reshape(())).astype(params.container)
+        fill = params.quantize(np.asarray(value, np.float32))
         names.insert(2, state.build.constant("pad_value", fill))
     return tuple(names)
 
@@ -284,13 +295,25 @@ def _emit_move(
         return
     kernel, strides, pads, dilations = _window(state, node)
     state.build.add(
-        Pool(name, inputs, outputs, lo=lo, hi=hi, mode="max", kernel=kernel, strides=strides, pads=pads or (0,) * 2 * len(kernel),
-             dilations=dilations, ceil_mode=bool(node.attr("ceil_mode", 0)), source=label)
-    )  # fmt: skip
+        Pool(
+            name,
+            inputs,
+            outputs,
+            lo=lo,
+            hi=hi,
+            mode="max",
+            kernel=kernel,
+            strides=strides,
+            pads=pads or (0,) * 2 * len(kernel),
+            dilations=dilations,
+            ceil_mode=bool(node.attr("ceil_mode", 0)),
+            source=label,
+        )
+    )
 
 
 def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """BatchNormalization of a quantised tensor: a depthwise 1x1 convolution whose weights are +127 or -127.
+    """BatchNormalization of a quantized tensor: a depthwise 1x1 convolution whose weights are +127 or -127.
 
     The factor of a channel is the weight's scale times 127, so nothing is rounded but the bias, on a grid 127 times
     finer than the input's.
@@ -335,7 +358,18 @@ def _per_channel_affine(
         state.build.constant(f"{label}_bias", bias),
     )
     state.build.add(
-        Conv(state.build.fresh(label), inputs, (state.new_int(out),), lo=bounds[0], hi=bounds[1], strides=(1,) * space, pads=(0,) * 2 * space,
-             dilations=(1,) * space, groups=factor.size, acc_scale=tuple(float(u) for u in unit), source=label)
-    )  # fmt: skip
+        Conv(
+            state.build.fresh(label),
+            inputs,
+            (state.new_int(out),),
+            lo=bounds[0],
+            hi=bounds[1],
+            strides=(1,) * space,
+            pads=(0,) * 2 * space,
+            dilations=(1,) * space,
+            groups=factor.size,
+            acc_scale=tuple(float(u) for u in unit),
+            source=label,
+        )
+    )
     return True

@@ -1,7 +1,7 @@
 """What the lowering knows while it walks the graph: which tensor exists in which form, and how to get the other one.
 
 Every tensor of the QuantGraph can exist as integers (`int_name`) or as floats (`float_name`) in the IntegerGraph. A
-quantised tensor is made in integers when the walk reaches it; a float is made only when something asks for it, so that
+quantized tensor is made in integers when the walk reaches it; a float is made only when something asks for it, so that
 what fuses into an integer operator never appears. Making floats is iterative, however long the chain.
 """
 
@@ -28,7 +28,10 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """`activations`: "uint8" (int8 becomes uint8 by shifting the zero point, exact) or "keep". `io`: "float" or "integer"."""
+    """What a target asks for.
+
+    `activations`: "uint8" (int8 becomes uint8 by shifting the zero point, exact) or "keep". `io`: "float" or "integer".
+    """
 
     activations: str = "uint8"
     io: str = "float"
@@ -87,10 +90,10 @@ class State:
 
     # -- tensors --------------------------------------------------------------------------------------------------
     def new_int(self, tensor: Tensor, params: QuantParams | None = None, shape: Shape | None = None) -> str:
-        """Describe the integer form of a quantised tensor that is about to be made, and return its name."""
+        """Describe the integer form of a quantized tensor that is about to be made, and return its name."""
         found = params or self.params(tensor)
         if found is None:
-            raise ValueError(f"tensor {tensor.name} is not quantised")
+            raise ValueError(f"tensor {tensor.name} is not quantized")
         name = self.build.quantised(
             f"{tensor.name}_quantized", found, shape or shape_of(tensor), self.graph.origin.get(tensor.name),
             sample_shape=self.graph.sample_shapes.get(tensor.name))  # fmt: skip
@@ -98,7 +101,7 @@ class State:
         return name
 
     def new_float(self, tensor: Tensor) -> str:
-        """Describe the float (or index, boolean ...) form of a tensor that is about to be made; its name is the tensor's own."""
+        """Describe the float (or index, boolean ...) form of a tensor that is about to be made, under its own name."""
         kind = tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else onnx.TensorProto.FLOAT
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
         source = tensor.name if tensor.name in self.graph.known else None
@@ -121,7 +124,7 @@ class State:
         return name
 
     def int_name(self, tensor: Tensor) -> str:
-        """The integer form of a quantised tensor."""
+        """The integer form of a quantized tensor."""
         name = self.ints.get(id(tensor))
         if name is None:
             if isinstance(tensor, Constant):
@@ -134,7 +137,7 @@ class State:
         if params is not None and params.is_8bit and self.options.activations == "uint8":
             params = own.as_dtype("uint8")
         if params is None:
-            raise ValueError(f"constant {tensor.name} is not quantised")
+            raise ValueError(f"constant {tensor.name} is not quantized")
         shift = own.shift_to(params.dtype)
         value = (tensor.values.astype(np.int32) + shift).astype(params.container) if shift else tensor.values
         name = self.ints[id(tensor)] = self.build.constant(tensor.name, value, params)
@@ -177,7 +180,7 @@ class State:
         return label_of(node) if node is not None else ""
 
     def float_name(self, tensor: Tensor) -> str:
-        """The float form of a tensor (or its only form, where it is not quantised); made now if it does not exist yet."""
+        """The float form of a tensor (or its only form, where it is not quantized); made now if it is missing."""
         stack = [tensor]
         while stack:
             current = stack[-1]
