@@ -70,15 +70,23 @@ def _onnx_reference(
     attrs: Mapping[str, Any],
     n_outputs: int,
 ) -> list[Array]:
-    from onnx import helper
+    from onnx import helper, shape_inference
     from onnx.reference import ReferenceEvaluator
 
     names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
-    node = helper.make_node(op_type, names, [f"o{index}" for index in range(n_outputs)], domain=domain)
+    outputs = [f"o{index}" for index in range(n_outputs)]
+    node = helper.make_node(op_type, names, outputs, domain=domain)
     node.attribute.extend(_attribute(name, value) for name, value in attrs.items())
     feeds = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
+    typed = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in feeds.items()
+    ]
+    graph = helper.make_graph([node], op_type, typed, [helper.make_empty_tensor_value_info(o) for o in outputs])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, opset)])
     try:
-        evaluator = ReferenceEvaluator(node, opsets={domain: opset})
+        # Operators that are functions of others need the types of their inputs.
+        evaluator = ReferenceEvaluator(shape_inference.infer_shapes(model))
         results: Sequence[Any] = evaluator.run(None, feeds)  # type: ignore[assignment]  # a dict only if asked for
     except (NotImplementedError, RuntimeError) as error:
         raise fail(

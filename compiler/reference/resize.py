@@ -48,6 +48,8 @@ def _source(at: Array, length: int, before: int, factor: float, transformation: 
         source: Array = at / factor
     elif transformation == "half_pixel" or (transformation == "pytorch_half_pixel" and length > 1):
         source = (at + 0.5) / factor - 0.5
+    elif transformation == "tf_half_pixel_for_nn":
+        source = (at + 0.5) / factor
     elif transformation == "align_corners" and length > 1:
         source = at * (before - 1) / (length - 1)
     elif transformation in ("pytorch_half_pixel", "align_corners"):

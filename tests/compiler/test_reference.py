@@ -421,7 +421,7 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("op", ["Add", "Mul", "Sub"])
-def test_elementwise_is_qlinearadd_and_qlinearmul_bit_for_bit(run_op, dtype, shapes, op):
+def test_elementwise_is_qlinearadd_and_qlinearmul_bit_for_bit(run_op, exact_runtime, dtype, shapes, op):
     rng = np.random.default_rng(11)
     kind = np.dtype(dtype).type
     for trial in range(25):
@@ -469,7 +469,7 @@ def test_sixteen_bit_elementwise_is_float_arithmetic(run_op, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_concat_and_rescale_are_qlinearconcat_bit_for_bit(run_op, dtype):
+def test_concat_and_rescale_are_qlinearconcat_bit_for_bit(run_op, exact_runtime, dtype):
     rng = np.random.default_rng(13)
     kind = np.dtype(dtype).type
     for trial in range(30):
@@ -520,7 +520,7 @@ def onnx_pool_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("case", POOLS)
-def test_average_pooling_is_qlinearaveragepool_bit_for_bit(run_op, dtype, case):
+def test_average_pooling_is_qlinearaveragepool_bit_for_bit(run_op, exact_runtime, dtype, case):
     rng = np.random.default_rng(14)
     kind = np.dtype(dtype).type
     for trial in range(12):
@@ -546,7 +546,7 @@ def test_average_pooling_is_qlinearaveragepool_bit_for_bit(run_op, dtype, case):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("shape", [(2, 70, 7, 7), (1, 50, 83), (1, 3, 2, 5, 9), (1, 40, 11, 15), (1, 1, 300, 301)])
-def test_global_pooling_is_qlinearglobalaveragepool_bit_for_bit(run_op, dtype, shape):
+def test_global_pooling_is_qlinearglobalaveragepool_bit_for_bit(run_op, exact_runtime, dtype, shape):
     rng = np.random.default_rng(15)
     kind = np.dtype(dtype).type
     for trial in range(12):
@@ -676,6 +676,7 @@ MOVES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Add", [X.astype(np.float32), np.float32(0.1)], {}, 1),
     ("DepthToSpace", [X.reshape(1, 24, 1, 5)], {"blocksize": 2, "mode": "CRD"}, 1),
     ("Softmax", [X.astype(np.float32)], {"axis": 1}, 1),
+    ("Gelu", [X.astype(np.float32) / 50 - 1], {"approximate": "tanh"}, 1),
 ]
 
 
@@ -686,8 +687,8 @@ def test_movement_is_that_of_onnx(run_op, index):
     expected = run_op(op_type, inputs, [r.dtype for r in results], attrs)
     assert len(results) == outputs
     for ours, theirs in zip(results, expected, strict=True):
-        if op_type == "Softmax":
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        if op_type in ("Softmax", "Gelu"):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
         else:
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
@@ -718,6 +719,17 @@ def test_nearest_resize_is_that_of_onnx(run_op, transformation, nearest, sizes):
     (expected,) = run_op("Resize", [X, None, scales, wanted], [np.uint8], {**attrs, "mode": "nearest"})
     result = evaluate_onnx("Resize", "", 21, [X, None, scales, wanted], attrs, 1)
     np.testing.assert_array_equal(result[0], expected)
+
+
+@pytest.mark.parametrize("nearest", ["round_prefer_floor", "floor"])
+def test_the_resize_that_old_tensorflow_exports_use(run_op, nearest):
+    scales = np.array([1, 1, 2, 3], np.float32)
+    attrs = {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": nearest}
+    (expected,) = run_op(
+        "Resize", [X, np.zeros(0, np.float32), scales], [np.uint8], {**attrs, "mode": "nearest"}, opset=11
+    )
+    (result,) = evaluate_onnx("Resize", "", 11, [X, None, scales], attrs, 1)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_resize_leaves_what_it_does_not_know_to_onnx():
