@@ -19,10 +19,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, fail, printable
-from qatc.compiler.package import MANIFEST, Json, Tolerance, recover, schema
+from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.samples import read_npy
 from qatc.compiler.quant import Array
+from qatc.compiler.result import Json
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -22,7 +22,7 @@ from qatc.compiler.package.content import (
     report_json,
     source_file,
 )
-from qatc.compiler.package.encoding import Json, dump_json, schema
+from qatc.compiler.package.encoding import dump_json, schema
 from qatc.compiler.package.read import FORMAT, MANIFEST, read_manifest, unsafe_path
 from qatc.compiler.package.samples import Sample, Tolerance, tolerance_of, write_samples
 from qatc.compiler.package.swap import recover
@@ -32,7 +32,6 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "FileEntry",
-    "Json",
     "PackageFile",
     "PackageWriter",
     "Sample",

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from qatc.compiler.diagnostics import fail
-from qatc.compiler.package.encoding import SCHEMA_VERSION, Json, dump_json
+from qatc.compiler.package.encoding import SCHEMA_VERSION, dump_json
 from qatc.compiler.package.read import FORMAT
 from qatc.compiler.package.samples import Tolerance
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.result import CompileResult, OutputCheck, Port, TensorCheck, TensorRecord, Verification
+from qatc.compiler.result import CompileResult, Json, OutputCheck, Port, TensorCheck, TensorRecord, Verification
 
 _CHUNK: Final = 1 << 22
 

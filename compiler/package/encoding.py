@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any, Final
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+from qatc.compiler.result import Json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 def dump_json(document: Json) -> bytes:

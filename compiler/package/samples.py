@@ -12,10 +12,9 @@ from numpy.lib import format as npy
 from onnx import numpy_helper
 
 from qatc.compiler.diagnostics import fail
-from qatc.compiler.package.encoding import Json
 from qatc.compiler.package.writer import PackageWriter
 from qatc.compiler.quant import Array
-from qatc.compiler.result import Port
+from qatc.compiler.result import Json, Port
 
 _FLOAT_TOLERANCE: Final = 1e-5
 
@@ -76,9 +75,9 @@ def write_samples(
 
 
 def _write_array(writer: PackageWriter, index: int, stem: str, port: Port, array: Array) -> None:
-    if array.dtype != np.dtype(port.dtype):
+    if array.dtype.name != port.dtype:
         raise ValueError(f"sample {index}: {port.name} is {port.dtype}, not {array.dtype}")
-    if array.dtype.isbuiltin != 1 or array.dtype.hasobject:
+    if array.dtype.kind not in "biufc":
         raise fail(
             "QAT008",
             f"samples of type {array.dtype} cannot be saved as npy",

@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.diagnostics import Diagnostic, Severity, fail, printable
-from qatc.compiler.package.encoding import Json, dump_json
+from qatc.compiler.package.encoding import dump_json
 from qatc.compiler.package.read import MANIFEST, SIGNATURE, read_manifest, unlisted_files, unsafe_path
 from qatc.compiler.package.swap import Place, locked, place_of, settle, swap, sync_directory, writing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+    from qatc.compiler.result import Json
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -49,7 +51,7 @@ class WrittenPackage:
 class PackageFile(io.RawIOBase):
     """A file of the package while it is written. Unbuffered: each `write` reaches the disk cache and the hash.
 
-    Accepts any contiguous buffer, so an array is written without a copy: `stream.write(memoryview(array))`.
+    Accepts any contiguous buffer, so an array is written without a copy: `stream.write(array.data)`.
     Errors of the operating system are raised as CompileError QAT501.
     """
 
