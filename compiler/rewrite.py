@@ -30,7 +30,7 @@ Rule = Callable[[QuantGraph, Node], bool]
 
 
 class NoMatch(Exception):  # noqa: N818  # not an error: the reason why a rule that nearly applied does not
-    """Raised by a rule that recognised its pattern but may not rewrite it; `reason` goes into the explanation."""
+    """Raised by a rule that recognized its pattern but may not rewrite it; `reason` goes into the explanation."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -9,7 +9,7 @@
 
 It works on values, not on patterns: walking the graph in order, every tensor of integers is known by the grid it came
 from and by what moved or clamped it since, and each DequantizeLinear asks for the real numbers behind its input.
-Whatever else reads such integers has no meaning in real numbers and is reported. A dialect normalises by rewriting its
+Whatever else reads such integers has no meaning in real numbers and is reported. A dialect normalizes by rewriting its
 nodes into FakeQuant (`to_fake_quant`) or into standard Q/DQ, and then calling `lift`.
 """
 
@@ -211,7 +211,7 @@ class _Lifter:
                 f"{node.op} computes with the integers of {source}",
                 node=label_of(node),
                 tensor=tensor.name,
-                hint="integers may be moved, clipped and dequantised; for integer operators use -m qoperator",
+                hint="integers may be moved, clipped and dequantized; for integer operators use -m qoperator",
             )
 
     def _disagree(self, node: Node, stated: Iterable[QuantParams | None]) -> None:
@@ -220,7 +220,7 @@ class _Lifter:
             "integers of different grids meet: " + "; ".join(str(p) for p in dict.fromkeys(stated)),
             node=label_of(node),
             tensor=node.inputs[0].name,
-            hint="quantise and dequantise a tensor with the same scale, zero point and axis",
+            hint="quantize and dequantize a tensor with the same scale, zero point and axis",
         )
 
     # -- the real numbers behind integers -------------------------------------------------------------------------
@@ -355,7 +355,7 @@ class _Lifter:
         given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
         number = 0 if given is None else int(given.reshape(-1)[0])
         if params.is_per_channel:
-            self.found.error("QAT302", "a Pad of integers that are quantised per channel", node=label_of(node))
+            self.found.error("QAT302", "a Pad of integers that are quantized per channel", node=label_of(node))
             return self.graph.constant(f"{node.outputs[0].name}_value", np.zeros((), np.float32))
         real = np.float32(params.scale[0]) * np.float32(_clamp(number, (low, high)) - params.zero_point[0])
         return self.graph.constant(f"{node.outputs[0].name}_value", np.asarray(real, np.float32))
@@ -404,7 +404,7 @@ def _peel(value: _Integers, bounds: tuple[int, int]) -> tuple[_Integers, int, in
 
 
 def _of_element(tensor: Tensor) -> str | None:
-    """The quantised type of a tensor of integers."""
+    """The quantized type of a tensor of integers."""
     return _OF_ELEMENT.get(element_type(tensor) or 0)
 
 

@@ -1,4 +1,4 @@
-"""Quantisation parameters as exporters write them, read into QuantParams; what is wrong with them becomes a diagnostic.
+"""Quantization parameters as exporters write them, read into QuantParams; what is wrong with them becomes a diagnostic.
 
 Exporters write a per-tensor scale as a scalar, as [1], or as [1,1,1,1], with an axis that means nothing; a per-channel
 one as [C] or [C,1,1,1], with an axis from either end. Zero points may be absent, or shorter than the scale.
@@ -20,8 +20,8 @@ _TINY: Final = float(np.finfo(np.float32).tiny)
 _SHOWN: Final = 3  # wrong values that a message lists
 
 
-def quantised_dtype(dtype: np.dtype[np.generic]) -> str | None:
-    """The name of an integer type that can be quantised (int4 ... uint16, int32), None for all others."""
+def quantized_dtype(dtype: np.dtype[np.generic]) -> str | None:
+    """The name of an integer type that can be quantized (int4 ... uint16, int32), None for all others."""
     return dtype.name if dtype.name in DTYPES else None
 
 
@@ -38,7 +38,7 @@ def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Arra
             f"the {what} of this {node.op} is computed at run time{_maker(graph, tensor)}",
             node=label_of(node),
             tensor=tensor.name,
-            hint="export the model in evaluation mode with constant folding; dynamic quantisation has no fixed grid",
+            hint="export the model in evaluation mode with constant folding; dynamic quantization has no fixed grid",
         )
     return value
 
@@ -70,10 +70,10 @@ def make_params(
         zero_point: integers (or whole floats) in the form of `scale`, or one for all; None means zero.
         dtype: name of the integer type.
         axis: the channel axis, counted from either end; ignored where `scale` has one element.
-        shape: of the quantised tensor, as far as it is known.
+        shape: of the quantized tensor, as far as it is known.
         qmin: lower end of the range, the type's own where None.
         qmax: upper end of the range.
-        tensor: the quantised tensor's name, for the diagnostics.
+        tensor: the quantized tensor's name, for the diagnostics.
     """
     found = _Reader(graph, node, tensor)
     scales = found.scales(scale)
@@ -168,8 +168,8 @@ class _Reader:
         if len(varying) != 1 or (shape is not None and len(stated) > len(shape)):
             self._error(
                 "QAT103",
-                f"the scale has shape {list(stated)}: block-wise quantisation",
-                "quantise per tensor or per channel; blocks of a few weights have no integer form here",
+                f"the scale has shape {list(stated)}: block-wise quantization",
+                "quantize per tensor or per channel; blocks of a few weights have no integer form here",
             )
             return None
         if shape is None:
@@ -198,14 +198,14 @@ def linear_params(graph: QuantGraph, node: Node) -> QuantParams | None:
     if scale is None or (has_zero and zero is None):
         return None
     kind = _integer_type(node, zero)
-    dtype = quantised_dtype(kind)
+    dtype = quantized_dtype(kind)
     if dtype is None or node.attr("block_size", 0):
         graph.diagnostics.error(
             "QAT103",
             f"{node.op} to {kind.name}" if dtype is None else f"{node.op} in blocks of {node.attr('block_size')}",
             node=label_of(node),
             tensor=x.name,
-            hint="only affine integers per tensor or per channel can be compiled; quantise to int8 when training",
+            hint="only affine integers per tensor or per channel can be compiled; quantize to int8 when training",
         )
         return None
     axis = int(node.attr("axis", 1))

@@ -18,7 +18,10 @@ from qatc.compiler.quant import QuantParams
 from qatc.frontends import arithmetic, grid
 from qatc.frontends.qdq import apply_ranges, fake_quants, is_dq, is_q, lift, prepare
 
-_STEPS_SHOWN: Final = 64  # a weight grid is narrower if no channel uses more than this share of 127 steps
+_FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
+_ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
+_CENTER_OF_7_BITS: Final = 80  # tensors around zero have zero points of 64 or so on 0..127, of 128 or so on 0..255
+_ENOUGH: Final = 3
 
 
 def recognise(graph: QuantGraph, producer: str) -> str | None:
@@ -68,41 +71,51 @@ def standard(graph: QuantGraph) -> None:
 
 
 def _suggest_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
-    """A note where the weights use far fewer steps than their type has (QAT107)."""
-    if options.ranges.weights is not None:
-        return
-    narrow: Counter[int] = Counter()
-    total = 0
-    first = ""
+    """Notes (QAT107) where the file betrays that it was trained on a narrower range than it states."""
+    weights: list[tuple[Node, QuantParams]] = []
+    others: list[tuple[Node, QuantParams]] = []
     for node in fake_quants(graph):
-        params: QuantParams = node.attrs["params"]
-        weight = node.inputs[0]
-        if not is_constant(weight) or not params.is_full_range or not params.is_8bit or any(params.zero_point):
-            continue
-        total += 1
-        steps = _steps(node, params)
-        if steps is not None and steps <= _STEPS_SHOWN:
-            narrow[steps] += 1
-            first = first or node.outputs[0].name
-    if total and sum(narrow.values()) == total:
-        top = max(narrow)
-        end = 1 << top.bit_length()
-        graph.diagnostics.note(
-            "QAT107",
-            f"no weight uses more than {top} steps of its 8-bit type: it may have been trained with fewer bits, and the"
-            " exporter has lost the range",
-            tensor=first,
-            hint=f"state the range it was trained with, for example --quant-range weight={-end}..{end - 1}",
-        )
+        (weights if is_constant(node.inputs[0]) else others).append((node, node.attrs["params"]))
+    if options.ranges.weights is None:
+        _suggest_weights(graph, weights)
+    if options.ranges.activations is None:
+        _suggest_activations(graph, others)
 
 
-def _steps(node: Node, params: QuantParams) -> int | None:
-    """The largest integer that a weight needs, rounding the scale's own error away."""
-    value = value_of(node.inputs[0])
-    if value is None or not value.size:
-        return None
-    with np.errstate(all="ignore"):
-        return int(np.abs(np.rint(value / params.scale_array(value.ndim))).max())
+def _suggest_weights(graph: QuantGraph, weights: list[tuple[Node, QuantParams]]) -> None:
+    """Weights of fewer bits use few of the steps that their type has, all of them."""
+    used: list[int] = []
+    for node, params in weights:
+        value = value_of(node.inputs[0])
+        if params.dtype != "int8" or not params.is_full_range or any(params.zero_point) or value is None:
+            return
+        used.append(int(np.abs(np.rint(value / params.scale_array(value.ndim))).max(initial=0)))
+    if not used or max(used) > _FEW_STEPS:
+        return
+    end = 1 << (max(used) - 1).bit_length() if max(used) > 1 else 1
+    graph.diagnostics.note(
+        "QAT107",
+        f"no weight uses more than {max(used)} of the 127 steps of int8: they may have been trained with fewer bits,"
+        " and the exporter has lost the range",
+        tensor=weights[0][0].outputs[0].name,
+        hint=f"state the range they were trained with, for example --quant-range weight={-end}..{end - 1}",
+    )
+
+
+def _suggest_activations(graph: QuantGraph, others: list[tuple[Node, QuantParams]]) -> None:
+    """On 0..127 the zero points of tensors around zero are near 64, on 0..255 near 128."""
+    if not all(p.dtype == "uint8" and p.is_full_range and not p.is_per_channel for _, p in others):
+        return
+    centered = [p.zero_point[0] for _, p in others if p.zero_point[0] > _ONE_SIDED]
+    if len(centered) < _ENOUGH or len(set(centered)) < 2 or max(centered) > _CENTER_OF_7_BITS:
+        return
+    graph.diagnostics.note(
+        "QAT107",
+        f"no zero point is above {max(centered)}: the model may have been trained on 0..127 (reduce_range, the default"
+        " of the fbgemm and x86 qconfigs), which the dynamo exporter does not write",
+        tensor=next(n.outputs[0].name for n, p in others if p.zero_point[0] > _ONE_SIDED),
+        hint="if so, state it: --quant-range act=0..127",
+    )
 
 
 FRONTEND: Final = Frontend(

@@ -72,7 +72,7 @@ def apply_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
         elif general is not None and params.is_full_range:
             node.attrs["params"] = _with_range(graph, node, params, general)
     for name in sorted(unused):
-        graph.diagnostics.error("QAT007", "a range is stated for a tensor that is not fake-quantised", tensor=name)
+        graph.diagnostics.error("QAT007", "a range is stated for a tensor that is not fake-quantized", tensor=name)
 
 
 def _with_range(graph: QuantGraph, node: Node, params: QuantParams, stated: tuple[int, int]) -> QuantParams:

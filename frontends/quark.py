@@ -5,8 +5,8 @@
     x -> ExtendedQuantizeLinear(s, bfloat16 z) -> y                refused: BF16
     x -> BFPQuantizeDequantize, MXQuantizeDequantize               refused: block floating point, microscaling
 
-XINT8 keeps every scale a power of two, activations uint8 around 128 and biases int8 with a scale of their own; all of that
-is plain Q/DQ to the shared core.
+XINT8 keeps every scale a power of two, activations uint8 around 128 and biases int8 with a scale of their own; all of
+that is plain Q/DQ to the shared core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
-from qatc.frontends.params import quantised_dtype
+from qatc.frontends.params import quantized_dtype
 from qatc.frontends.vendor import count, drop_domains
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
@@ -36,7 +36,7 @@ _BLOCKS: Final = {
     "MXFixNeuron": "microscaling (MX) blocks",
 }
 _NAMES: Final = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
-_HINT: Final = "quantise with an integer configuration, such as XINT8, A8W8 or A16W8"
+_HINT: Final = "quantize with an integer configuration, such as XINT8, A8W8 or A16W8"
 
 
 def _standard(graph: QuantGraph) -> None:
@@ -54,13 +54,16 @@ def _standard(graph: QuantGraph) -> None:
             graph.diagnostics.error("QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node))
     for name, nodes in refused.items():
         graph.diagnostics.error(
-            "QAT103", f"{len(nodes)} operators quantise to {name}, not to an affine integer grid", node=label_of(nodes[0]),
-            tensor=nodes[0].inputs[0].name, hint=_HINT,
-        )  # fmt: skip
+            "QAT103",
+            f"{len(nodes)} operators quantize to {name}, not to an affine integer grid",
+            node=label_of(nodes[0]),
+            tensor=nodes[0].inputs[0].name,
+            hint=_HINT,
+        )
 
 
 def _refused_format(node: Node) -> str | None:
-    """The format of a node that is not affine integer quantisation, None for one that is."""
+    """The format of a node that is not affine integer quantization, None for one that is."""
     if node.op in _BLOCKS:
         bits = int(node.attr("bit_width", 0))
         kind = str(node.attr("element_dtype", "")).upper()
@@ -68,13 +71,13 @@ def _refused_format(node: Node) -> str | None:
     if node.op not in _STANDARD:
         return None
     dtype = _type_of(node)
-    if dtype is None or quantised_dtype(dtype) is not None:
+    if dtype is None or quantized_dtype(dtype) is not None:
         return None
     return _NAMES.get(dtype.name, dtype.name)
 
 
 def _type_of(node: Node) -> np.dtype[np.generic] | None:
-    """The type of the zero point, which is the type quantised to; None where it is not written."""
+    """The type of the zero point, which is the type quantized to; None where it is not written."""
     value = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
     return None if value is None else value.dtype
 

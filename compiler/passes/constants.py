@@ -3,7 +3,7 @@
     Clip(Abs(p), 1e-8) -> s -> QuantizeLinear(x, s)      ->      QuantizeLinear(x, 0.0227)
     Shape(x: 1x3x32x32) -> Gather -> Concat -> Reshape   ->      Reshape(x, [1, 3, 1024])
 
-QuantizeLinear and DequantizeLinear stay: what they say is the frontend's to read. So do quantised constants, operators
+QuantizeLinear and DequantizeLinear stay: what they say is the frontend's to read. So do quantized constants, operators
 of other domains, random ones and those with bodies. Values are computed as ONNX defines them, in the type they have;
 transcendental functions in float64, rounded once. The size of every result is known before it is computed: a model
 cannot make the compiler allocate more than `limit` bytes, unless the result is no larger than what it is made of.

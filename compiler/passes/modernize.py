@@ -269,7 +269,7 @@ def _to_resize(node: Node, scales: Tensor) -> bool:
 
 @UPGRADE.on("Softmax", "LogSoftmax", "Hardmax")
 def softmax_over_one_axis(graph: QuantGraph, node: Node) -> bool:
-    """Before 13 the input is flattened to two dimensions at `axis` (default 1), and each row is normalised."""
+    """Before 13 the input is flattened to two dimensions at `axis` (default 1), and each row is normalized."""
     axis, x = int(node.attr("axis", 1)), node.inputs[0]
     rank = rank_of(x)
     if axis == -1 or (rank is not None and axis in (rank - 1, -1)):
