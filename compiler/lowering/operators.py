@@ -351,7 +351,8 @@ def _per_channel_affine(
     weight = QuantParams.per_channel(scale, 0)
     unit = np.asarray(weight.scale) * params.scale[0]
     bias = np.rint(offset / unit).astype(np.int32)
-    label, space = label_of(node), rank - 2
+    label, space, result = label_of(node), rank - 2, state.new_int(out)
+    state.build.graph.real_biases[result] = offset / unit
     inputs = (
         state.int_name(x),
         state.build.constant(f"{label}_weight", weights, weight),
@@ -361,7 +362,7 @@ def _per_channel_affine(
         Conv(
             state.build.fresh(label),
             inputs,
-            (state.new_int(out),),
+            (result,),
             lo=bounds[0],
             hi=bounds[1],
             strides=(1,) * space,
