@@ -1,0 +1,173 @@
+"""A streaming histogram, and the ranges that the standard calibration methods find in one.
+
+One pass over the data, bounded memory: when a value falls outside, neighboring bins are merged and the span doubles.
+ONNX Runtime's calibrators have the same methods, but they write an augmented copy of the model file, choose tensors by
+operator type, keep every batch's intermediate results in memory, and know symmetric entropy ranges only; so the
+mathematics is here, in vectors, and the tests compare it with theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.quant import Array, QuantParams, dtype_range
+
+Range = tuple[float, float]
+Doubles = npt.NDArray[np.float64]
+_BINS: Final = 1 << 13  # over [-limit, limit]; a power of two, so that pairs can be merged
+_CANDIDATES: Final = np.linspace(1.0, 0.2, 161)  # shares of the full range that the searches try
+_PERCENTILE: Final = 99.99
+
+
+class Histogram:
+    """Counts of the values seen, their extremes, and how many there were."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_BINS, np.int64)
+        self.limit = 0.0
+        self.low = math.inf
+        self.high = -math.inf
+
+    def add(self, values: Array) -> None:
+        """Count finite numbers of any shape."""
+        if not values.size:
+            return
+        flat = values.reshape(-1).astype(np.float32, copy=False)
+        low, high = float(flat.min()), float(flat.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._reach(max(-low, high))
+        if not self.limit:
+            self.counts[_BINS // 2] += flat.size
+            return
+        places = (flat * np.float32(_BINS / (2 * self.limit))).astype(np.int32)  # towards zero
+        places -= flat < 0  # so that every bin is half open: [k, k + 1)
+        places += _BINS // 2
+        np.clip(places, 0, _BINS - 1, out=places)
+        self.counts += np.bincount(places, minlength=_BINS)
+
+    def _reach(self, size: float) -> None:
+        if not self.limit:
+            if size:
+                zeros = int(self.counts[_BINS // 2])
+                self.counts[:] = 0
+                self.counts[_BINS // 2] = zeros
+                self.limit = size
+            return
+        while size > self.limit:
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(_BINS, np.int64)
+            self.counts[_BINS // 4 : 3 * _BINS // 4] = merged
+            self.limit *= 2
+
+    @property
+    def centers(self) -> Doubles:
+        """The middle of each bin, but never beyond the extremes."""
+        step = 2 * self.limit / _BINS
+        middles = (np.arange(_BINS, dtype=np.float64) - _BINS // 2 + 0.5) * step
+        return np.minimum(np.maximum(middles, self.low), self.high)
+
+
+def grid_of(span: Range, dtype: str = "uint8", *, symmetric: bool = False) -> QuantParams:
+    """The grid of `dtype` that covers `span` and zero; symmetric ones have their zero point in the middle."""
+    qmin, qmax = dtype_range(dtype)
+    low, high = min(span[0], 0.0), max(span[1], 0.0)
+    tiny = float(np.finfo(np.float32).tiny)
+    if symmetric:
+        middle = 0 if qmin < 0 else (qmax + 1) // 2
+        largest = max(-low, high)
+        return QuantParams.per_tensor(max(largest / (qmax - middle), tiny) if largest else 1.0, middle, dtype)
+    if low == high:
+        return QuantParams.per_tensor(1.0, 0 if qmin <= 0 else qmin, dtype)
+    scale = float(np.float32(max((high - low) / (qmax - qmin), tiny)))
+    zero = min(max(round(qmin - low / scale), qmin), qmax)
+    return QuantParams.per_tensor(scale, zero, dtype)
+
+
+# -- the methods --------------------------------------------------------------------------------------------------
+
+
+def minmax(seen: Histogram, grid: Callable[[Range], QuantParams]) -> Range:
+    """The extremes: nothing is cut off."""
+    del grid
+    return seen.low, seen.high
+
+
+def percentile(seen: Histogram, grid: Callable[[Range], QuantParams]) -> Range:
+    """What holds 99.99 % of the values; of one-sided data the far end alone is cut."""
+    del grid
+    total = np.cumsum(seen.counts) / max(1, int(seen.counts.sum()))
+    outside = 1 - _PERCENTILE / 100
+    centers = seen.centers
+    below, above = (outside / 2, outside / 2) if seen.low < 0 < seen.high else (outside, outside)
+    low = float(centers[int(np.searchsorted(total, below, "right"))]) if seen.low < 0 else seen.low
+    high = float(centers[int(np.searchsorted(total, 1 - above, "left"))]) if seen.high > 0 else seen.high
+    return low, high
+
+
+def mse(seen: Histogram, grid: Callable[[Range], QuantParams]) -> Range:
+    """What makes the mean square error of quantizing the values smallest; both ends are searched."""
+    used = np.flatnonzero(seen.counts)
+    values, weights = seen.centers[used], seen.counts[used].astype(np.float64)
+
+    def cost(span: Range) -> float:
+        params = grid(span)
+        error = params.fake_quantize(values).astype(np.float64) - values
+        return float(np.dot(weights, error * error))
+
+    return _search(seen, cost)
+
+
+def entropy(seen: Histogram, grid: Callable[[Range], QuantParams]) -> Range:
+    """What loses the least information: the smallest Kullback-Leibler divergence of the quantized distribution."""
+    used = np.flatnonzero(seen.counts)
+    values, weights = seen.centers[used], seen.counts[used].astype(np.float64)
+    total = weights.sum()
+
+    def cost(span: Range) -> float:
+        codes = grid(span).quantize(values).astype(np.int64)
+        codes -= codes.min()
+        # The reference distribution: values beyond the range count at its ends.
+        inside = (values >= span[0]) & (values <= span[1])
+        first, last = np.flatnonzero(inside)[[0, -1]] if inside.any() else (0, used.size - 1)
+        real = weights.copy()
+        real[first] += weights[:first].sum()
+        real[last] += weights[last + 1 :].sum()
+        real, seen_inside, level = real[first : last + 1], weights[first : last + 1], codes[first : last + 1]
+        # The quantized one: a level's values are told apart no more, each of its bins has the same share.
+        shares = np.bincount(level, seen_inside) / np.maximum(np.bincount(level), 1)
+        quantized = shares[level]
+        quantized = quantized / quantized.sum()
+        real = real / total
+        return float(np.sum(real * np.log(real / np.maximum(quantized, 1e-300))))
+
+    return _search(seen, cost)
+
+
+def _search(seen: Histogram, cost: Callable[[Range], float]) -> Range:
+    """The best of shrinking both ends together, then of shrinking each end alone."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    if low == high:
+        return low, high
+    best = min(_CANDIDATES.tolist(), key=lambda share: cost((low * share, high * share)))
+    span = (low * best, high * best)
+    if low < 0 < high:
+        left = min(_CANDIDATES.tolist(), key=lambda share: cost((low * share, span[1])))
+        if cost((low * left, span[1])) < cost(span):
+            span = (low * left, span[1])
+        right = min(_CANDIDATES.tolist(), key=lambda share: cost((span[0], high * share)))
+        if cost((span[0], high * right)) < cost(span):
+            span = (span[0], high * right)
+    return span
+
+
+METHODS: Final[dict[str, Callable[[Histogram, Callable[[Range], QuantParams]], Range]]] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}
