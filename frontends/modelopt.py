@@ -1,8 +1,8 @@
 """NVIDIA ModelOpt (TensorRT Model Optimizer): standard Q/DQ for INT8; its other formats are not integer grids.
 
-INT8 exports quantise the inputs of Conv, Gemm and MatMul and their weights, per channel, and nothing else: the shared core
-reads them. FP8, INT4 in blocks, MXFP8 and NVFP4 come as operators of the domain `trt` (or as Q/DQ of those types): refused,
-each format by its name.
+INT8 exports quantize the inputs of Conv, Gemm and MatMul and their weights, per channel, and nothing else: the shared
+core reads them. FP8, INT4 in blocks, MXFP8 and NVFP4 come as operators of the domain `trt` (or as Q/DQ of those types):
+refused, each format by its name.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ _BY_OP: Final = {
 _HINT: Final = "train and export with an INT8 configuration, such as mtq.INT8_DEFAULT_CFG"
 
 
-def _format_of(node: Node) -> str:
-    """The format that an operator of TensorRT's domain quantises to."""
+def _format_of(graph: QuantGraph, node: Node) -> str:
+    """The format that an operator of TensorRT's domain quantizes to; a DequantizeLinear has that of what it reads."""
     if node.op in _BY_OP:
         return _BY_OP[node.op]
     if node.attr("block_size", 0):
         return f"INT4 in blocks of {int(node.attr('block_size'))}"
     types = {str(value.dtype) for t in node.inputs if (value := value_of(t)) is not None}
-    small = sorted(t for t in types if t.startswith("float8") or t.startswith("float4"))
-    return small[0].replace("float8_e4m3fn", "FP8 (E4M3)") if small else f"{node.op} of TensorRT"
+    small = sorted(t for t in types if t.startswith(("float8", "float4")))
+    if small:
+        return small[0].replace("float8_e4m3fn", "FP8 (E4M3)")
+    maker = graph.producer(node.inputs[0])
+    return _format_of(graph, maker) if maker is not None and maker.domain == DOMAIN else f"{node.op} of TensorRT"
 
 
 def _refuse(graph: QuantGraph) -> None:
@@ -47,15 +50,18 @@ def _refuse(graph: QuantGraph) -> None:
     found: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.domain == DOMAIN and ("uantize" in node.op or "QDQ" in node.op):
-            found.setdefault(_format_of(node), []).append(node)
+            found.setdefault(_format_of(graph, node), []).append(node)
         elif node.domain == DOMAIN:
             graph.diagnostics.error("QAT302", f"{node.op} of TensorRT is not supported", node=label_of(node))
     for name, nodes in found.items():
         data = nodes[0].inputs[0]
         graph.diagnostics.error(
-            "QAT103", f"{len(nodes)} operators quantise to {name}, not to an affine integer grid", node=label_of(nodes[0]),
-            tensor=_shown(data), hint=_HINT,
-        )  # fmt: skip
+            "QAT103",
+            f"{len(nodes)} operators quantize to {name}, not to an affine integer grid",
+            node=label_of(nodes[0]),
+            tensor=_shown(data),
+            hint=_HINT,
+        )
 
 
 def _shown(tensor: Tensor) -> str | None:

@@ -1,4 +1,4 @@
-"""MQBench: fake-quantisation nodes that the exporter writes into the default domain, under names of its own.
+"""MQBench: fake-quantization nodes that the exporter writes into the default domain, under names of its own.
 
     x -> LearnablePerTensorAffine(s, z, qmin, qmax) -> y                    x -> FakeQuant -> y
     w -> FakeQuantizeLearnablePerchannelAffine(s, z){quant_min} -> y        w -> FakeQuant(axis from the reader) -> y
@@ -47,12 +47,12 @@ _RULES: Final = Rules("mqbench")
 
 
 def is_node_of(domains: tuple[str, ...]) -> Callable[[Node], bool]:
-    """Tells the fake-quantisation nodes of MQBench in any of these domains."""
+    """Tells the fake-quantization nodes of MQBench in any of these domains."""
     return lambda node: node.op in _NAMES and (node.domain or "") in domains
 
 
 def affine(graph: QuantGraph, node: Node) -> bool:
-    """One fake-quantisation node of any of the forms becomes a FakeQuant; what is wrong with it is recorded."""
+    """One fake-quantization node of any of the forms becomes a FakeQuant; what is wrong with it is recorded."""
     scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
     low, high = number(graph, node, "quant_min", -2), number(graph, node, "quant_max", -1)
     if scale is None or zero is None or low is None or high is None:
@@ -61,7 +61,7 @@ def affine(graph: QuantGraph, node: Node) -> bool:
         graph.diagnostics.error("QAT103", f"the range {low:g}..{high:g} is not one of integers", node=label_of(node))
         return False
     channels = max(scale.size, zero.size)
-    axis = 0
+    axis: int | None = 0
     if node.op == "FixedPerChannelAffine" and len(node.inputs) > 5:
         written = number(graph, node, "ch_axis", 3)
         if written is None:
@@ -69,6 +69,10 @@ def affine(graph: QuantGraph, node: Node) -> bool:
         axis = int(written)
     elif channels > 1:
         axis = implied_axis(graph, node, channels)
+        if axis is None:
+            message = f"nothing tells which axis the {channels} scales belong to"
+            graph.diagnostics.error("QAT204", message, node=label_of(node), tensor=node.inputs[0].name)
+            return False
     params = grid(graph, node, scale, zero, (round(low), round(high)), axis)
     if params is None:
         return False
@@ -79,10 +83,12 @@ def affine(graph: QuantGraph, node: Node) -> bool:
 def refuse(graph: QuantGraph, node: Node) -> bool:
     """Record that a node's format is not affine."""
     graph.diagnostics.error(
-        "QAT103", f"{node.op} rounds to {REFUSED[node.op]}, which no integer grid represents", node=label_of(node),
+        "QAT103",
+        f"{node.op} rounds to {REFUSED[node.op]}, which no integer grid represents",
+        node=label_of(node),
         tensor=node.inputs[0].name if node.inputs else None,
         hint="train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)",
-    )  # fmt: skip
+    )
     return False
 
 
@@ -111,7 +117,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 
 FRONTEND = Frontend(
     name="mqbench",
-    description="LearnablePerTensorAffine and the other fake-quantisation nodes of MQBench",
+    description="LearnablePerTensorAffine and the other fake-quantization nodes of MQBench",
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,

@@ -1,11 +1,11 @@
 """OpenVINO: FakeQuantize nodes of NNCF, also mixed with Q/DQ.
 
-    x -> FakeQuantize(lo, hi, lo, hi){levels} -> y          x -> FakeQuant(s = (hi - lo) / (levels - 1), z = -lo / s) -> y
-    x -> FakeQuantize(lo, hi, LO, HI) -> y                  x -> Mul -> Add -> FakeQuant(grid of LO, HI) -> y
+    x -> FakeQuantize(lo, hi, lo, hi){levels}       x -> FakeQuant(s = (hi - lo) / (levels - 1), z = -lo / s)
+    x -> FakeQuantize(lo, hi, LO, HI)               x -> Mul -> Add -> FakeQuant(grid of LO, HI)
 
 What is rounded is the position between the input bounds; where the output bounds differ, an affine takes one range onto
-the other first. Integers need zero on the output grid: ranges that miss it are refused, except two levels on a constant,
--s and +s, which are the integers -1 and +1.
+the other first. Integers need zero on the output grid: ranges that miss it are refused, except two levels on a
+constant, -s and +s, which are the integers -1 and +1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Node, QuantGraph, rank_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
@@ -104,7 +104,7 @@ def _affine(graph: QuantGraph, node: Node, factor: Array, offset: Array) -> None
 
 
 def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
-    """A range of no width holds one number. Where that is zero, in a constant, any scale will do; all else is refused."""
+    """A range of no width is one number: where that is zero, in a constant, any scale will do, else it is an error."""
     low, high, out_low, out_high = ends
     dead = (high == low) | (out_high == out_low)
     x = value_of(node.inputs[0])
@@ -122,10 +122,12 @@ def _wrong(graph: QuantGraph, node: Node, message: str, code: str = "QAT104") ->
 
 def _misses_zero(graph: QuantGraph, node: Node, low: float, high: float) -> bool:
     graph.diagnostics.error(
-        "QAT103", f"zero is not one of the levels between {low:g} and {high:g}", node=label_of(node),
+        "QAT103",
+        f"zero is not one of the levels between {low:g} and {high:g}",
+        node=label_of(node),
         tensor=node.inputs[0].name,
-        hint="integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantisers do)",
-    )  # fmt: skip
+        hint="integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantizers do)",
+    )
     return False
 
 

@@ -7,14 +7,13 @@
 
 A constant is rounded here, as the operator defines it, so that every rounding mode is exact on it; {-1, +1} are the
 integers of a bipolar constant. Rounding an activation in another way than to the nearest is written out: the FakeQuant
-at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half to
-even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest into
-the rounding it asks for, with no tie left.
+at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half
+to even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest
+into the rounding it asks for, with no tie left.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -22,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
@@ -85,7 +84,7 @@ _ROUNDING: Final[dict[str, _Rounding]] = {
 
 
 def integer_range(bits: float, signed: bool, narrow: bool) -> tuple[int, int]:
-    """The smallest and largest integer of a QONNX quantiser; fractional `bits` have their bounds rounded.
+    """The smallest and largest integer of a QONNX quantizer; fractional `bits` have their bounds rounded.
 
     >>> integer_range(8, True, True), integer_range(4, False, False), integer_range(32, False, False)
     ((-127, 127), (0, 15), (0, 2147483647))
@@ -99,7 +98,7 @@ def integer_range(bits: float, signed: bool, narrow: bool) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Quantiser:
+class _Quantizer:
     """The constant operands of a Quant node, in the shapes that the file has them in."""
 
     scale: Array
@@ -111,14 +110,14 @@ class _Quantiser:
     mode: str
 
     def scaled(self, x: Array) -> Array:
-        """x / s + z, in the precision that the operator computes it in."""
+        """X / s + z, in the precision that the operator computes it in."""
         kind = np.result_type(x.dtype, self.scale.dtype if self.scale.dtype.kind == "f" else np.float32)
         return np.asarray(x.astype(kind) / self.scale.astype(kind) + self.zero.astype(kind))
 
 
 def _quant(graph: QuantGraph, node: Node) -> bool:
     """(clip(round(x / s + z), qmin, qmax) - z) * s."""
-    read = _quantiser(graph, node)
+    read = _quantizer(graph, node)
     if read is None:
         return False
     x = value_of(node.inputs[0])
@@ -135,26 +134,30 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
         _write_out(graph, node, read)
     elif x is None and read.rounding.values is not np.rint:
         graph.diagnostics.note(
-            "QAT307", f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone",
-            node=label_of(node), tensor=node.inputs[0].name,
-        )  # fmt: skip
+            "QAT307",
+            f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone",
+            node=label_of(node),
+            tensor=node.inputs[0].name,
+        )
     return _fake_quant(graph, node, params)
 
 
-def _quantiser(graph: QuantGraph, node: Node) -> _Quantiser | None:
+def _quantizer(graph: QuantGraph, node: Node) -> _Quantizer | None:
     scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
     bits, mode = number(graph, node, "bitwidth", 3), _mode(graph, node, "ROUND")
     if scale is None or zero is None or bits is None or mode is None:
         return None
     if not 1 <= bits <= _WIDEST:
         graph.diagnostics.error(
-            "QAT103", f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits", node=label_of(node),
+            "QAT103",
+            f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits",
+            node=label_of(node),
             tensor=node.inputs[0].name,
-        )  # fmt: skip
+        )
         return None
     signed = bool(node.attr("signed", 1))
     bounds = integer_range(bits, signed, bool(node.attr("narrow", 0)))
-    return _Quantiser(scale, zero, bits, signed, bounds, _ROUNDING[mode], mode)
+    return _Quantizer(scale, zero, bits, signed, bounds, _ROUNDING[mode], mode)
 
 
 def _mode(graph: QuantGraph, node: Node, default: str) -> str | None:
@@ -167,13 +170,16 @@ def _mode(graph: QuantGraph, node: Node, default: str) -> str | None:
     return None
 
 
-def _between_integers(graph: QuantGraph, node: Node, read: _Quantiser, x: Array | None) -> bool:
+def _between_integers(graph: QuantGraph, node: Node, read: _Quantizer, x: Array | None) -> bool:
     """Zero lies between two integers: half way, a constant is exact on a grid of half the step; else nothing is."""
     if x is None or np.any(np.abs(2 * read.zero - np.rint(2 * read.zero)) > _FRACTION):
         graph.diagnostics.error(
-            "QAT103", f"the zero point {float(read.zero.reshape(-1)[0]):g} is not an integer", node=label_of(node),
-            tensor=node.inputs[0].name, hint="integer arithmetic needs zero on the grid: train with integer zero points",
-        )  # fmt: skip
+            "QAT103",
+            f"the zero point {float(read.zero.reshape(-1)[0]):g} is not an integer",
+            node=label_of(node),
+            tensor=node.inputs[0].name,
+            hint="integer arithmetic needs zero on the grid: train with integer zero points",
+        )
         return False
     q = np.clip(read.rounding.values(read.scaled(x)), *read.bounds)
     halves = np.rint(2 * (q - read.zero))
@@ -187,7 +193,7 @@ def _fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
     return True
 
 
-def _write_out(graph: QuantGraph, node: Node, read: _Quantiser) -> None:
+def _write_out(graph: QuantGraph, node: Node, read: _Quantizer) -> None:
     """Put x -> (round(x / s + z) - z) * s before the node, in ONNX operators."""
     v = _apply(graph, "Div", node.inputs[0], read.scale)
     shifted = bool(read.zero.any())
@@ -201,30 +207,33 @@ def _write_out(graph: QuantGraph, node: Node, read: _Quantiser) -> None:
     node.inputs[0] = _apply(graph, "Mul", rounded, read.scale)
 
 
-def _apply(graph: QuantGraph, op: str, x: Tensor, other: Tensor | Array | float | None = None) -> Tensor:
+def _apply(graph: QuantGraph, op: str, x: Tensor, other: Tensor | Array | None = None) -> Tensor:
     """`op(x[, other])` as a new node; numbers become float32 constants."""
     y = graph.variable(f"{x.name}_{op.lower()}", 1, x.shape)
-    if isinstance(other, (np.ndarray, float)):
-        other = graph.constant(f"{op.lower()}_by", np.asarray(other, np.float32))
-    graph.insert(op, [x] if other is None else [x, other], [y])
+    inputs = [x]
+    if isinstance(other, np.ndarray):
+        inputs.append(graph.constant(f"{op.lower()}_by", other.astype(np.float32)))
+    elif other is not None:
+        inputs.append(other)
+    graph.insert(op, inputs, [y])
     return y
 
 
 # -- BipolarQuant -------------------------------------------------------------------------------------------------
 
 
-def _one_bit(graph: QuantGraph, node: Node, read: _Quantiser) -> bool:
+def _one_bit(graph: QuantGraph, node: Node, read: _Quantizer) -> bool:
     """QONNX defines a signed Quant of one bit as bipolar."""
     if read.zero.any():
         graph.diagnostics.error(
-            "QAT103", "a bipolar quantiser has no zero point", node=label_of(node), tensor=node.inputs[0].name
+            "QAT103", "a bipolar quantizer has no zero point", node=label_of(node), tensor=node.inputs[0].name
         )
         return False
     return _onto_signs(graph, node, read.scale)
 
 
 def _bipolar(graph: QuantGraph, node: Node) -> bool:
-    """x >= 0 ? s : -s."""
+    """X >= 0 ? s : -s."""
     scale = constant_input(graph, node, 1, "scale")
     return scale is not None and _onto_signs(graph, node, scale)
 
@@ -236,7 +245,7 @@ def _onto_signs(graph: QuantGraph, node: Node, scale: Array) -> bool:
     x = value_of(node.inputs[0])
     if x is not None:
         return to_constant(graph, node, np.where(x >= 0, 1, -1), params)
-    twice = _apply(graph, "Sign", _apply(graph, "Add", _apply(graph, "Sign", node.inputs[0]), 0.5))
+    twice = _apply(graph, "Sign", _apply(graph, "Add", _apply(graph, "Sign", node.inputs[0]), np.asarray(0.5)))
     node.inputs[0] = _apply(graph, "Mul", twice, scale)
     return _fake_quant(graph, node, params)
 
@@ -272,7 +281,7 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
 def _cut_bits(
     graph: QuantGraph, node: Node, cut_scale: Array, out_scale: Array, cut: tuple[Array, tuple[int, int]], offset: Array
 ) -> bool:
-    """x + offset -> FakeQuant(cut_scale) [-> Mul -> FakeQuant(out_scale)], the grid that the operator writes."""
+    """X + offset -> FakeQuant(cut_scale) [-> Mul -> FakeQuant(out_scale)], the grid that the operator writes."""
     params = grid(graph, node, cut_scale, *cut)
     result = grid(graph, node, out_scale, *cut)
     if params is None or result is None:
@@ -297,7 +306,16 @@ def _never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
         if node.op in ("Relu", "Sigmoid", "Softmax", "Abs"):
             return True
         factor = value_of(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
-        if node.op not in ("AveragePool", "GlobalAveragePool", "Mul", "Div", "MaxPool", "Reshape", "Flatten", "Transpose"):
+        if node.op not in (
+            "AveragePool",
+            "GlobalAveragePool",
+            "Mul",
+            "Div",
+            "MaxPool",
+            "Reshape",
+            "Flatten",
+            "Transpose",
+        ):
             return False
         if factor is None or np.any(factor <= 0):
             return False
@@ -313,9 +331,12 @@ def _float_quant(graph: QuantGraph, node: Node) -> bool:
     listed = [f"{float(w.reshape(-1)[0]):g}" for w in widths if w is not None and w.size]
     name = f"E{listed[0]}M{listed[1]}" if len(listed) == 2 else "a minifloat"
     graph.diagnostics.error(
-        "QAT103", f"FloatQuant rounds to {name}, a floating-point format", node=label_of(node), tensor=node.inputs[0].name,
-        hint="train with integer quantisers (IntQuant)",
-    )  # fmt: skip
+        "QAT103",
+        f"FloatQuant rounds to {name}, a floating-point format",
+        node=label_of(node),
+        tensor=node.inputs[0].name,
+        hint="train with integer quantizers (IntQuant)",
+    )
     return False
 
 
@@ -330,9 +351,11 @@ def _refuse_others(graph: QuantGraph) -> None:
     for node in graph.nodes:
         if node.domain in DOMAINS and node.op not in _QUANTISERS:
             graph.diagnostics.error(
-                "QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node),
+                "QAT302",
+                f"{node.op} of {node.domain} is not supported",
+                node=label_of(node),
                 hint="export the layer as standard ONNX operators with Quant nodes around them",
-            )  # fmt: skip
+            )
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:

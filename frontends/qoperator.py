@@ -4,12 +4,12 @@
 
     q_x -> DQ(s_x, z_x) -> Conv(DQ(q_w, s_w, z_w), DQ(b, s_x * s_w)) -> Q(s_y, z_y) -> q_y
 
-Likewise QLinearMatMul, and of com.microsoft QLinearAdd, Mul, Concat, Where, Sigmoid, LeakyRelu, Softmax, ReduceMean, the
-average pools, QGemm and MatMulIntegerToFloat. ConvInteger and MatMulInteger know zero points alone: on weights of step 1
-they are float operators too, divided by the step of their input; what follows them is carried over to real numbers.
+Likewise QLinearMatMul, and of com.microsoft QLinearAdd, Mul, Concat, Where, Sigmoid, LeakyRelu, Softmax, ReduceMean,
+the average pools, QGemm and MatMulIntegerToFloat. ConvInteger and MatMulInteger know zero points alone: on weights of
+step 1 they are float operators too, divided by the step of their input; what follows is carried over to real numbers.
 
-What only moves integers is the shared core's business. MQBench's ONNX_QNN deployment quantises integers a second time and
-lets float operators read integers: both are read as they are meant. Quantisation at run time has no grid to read.
+What only moves integers is the shared core's business. MQBench's ONNX_QNN deployment quantizes integers a second time
+and lets float operators read integers: both are read as they are meant. Quantization at run time has no grid to read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
@@ -33,7 +33,9 @@ from qatc.frontends.vendor import count, drop_domains
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
 _AT_RUN_TIME: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
-_ON_INTEGERS: Final = frozenset({"Clip", "Relu", "Min", "Max", "Cast", "Concat", "Shape", "Size"})  # the core reads them
+_ON_INTEGERS: Final = frozenset(
+    {"Clip", "Relu", "Min", "Max", "Cast", "Concat", "Shape", "Size"}
+)  # the core reads them
 _ON_ACCUMULATORS: Final = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -102,7 +104,9 @@ class _Reader:
         if a is None or b is None:
             return None
         scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))
-        return self.graph.constant(f"{node.outputs[0].name}_accumulator_scale", scale if scale.size > 1 else scale.reshape(()))
+        return self.graph.constant(
+            f"{node.outputs[0].name}_accumulator_scale", scale if scale.size > 1 else scale.reshape(())
+        )
 
     # -- the walk -------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -111,7 +115,12 @@ class _Reader:
             domain = node.domain or ""
             rule = _RULES.get((domain, node.op))
             if node.op in _AT_RUN_TIME:
-                self.refuse(node, "QAT205", f"{node.op} finds its scale at run time", "quantise statically, with calibration data")
+                self.refuse(
+                    node,
+                    "QAT205",
+                    f"{node.op} finds its scale at run time",
+                    "quantize statically, with calibration data",
+                )
             elif rule is not None:
                 rule(self, node)
             elif domain == MICROSOFT and not qdq.is_q(node) and not qdq.is_dq(node) and self.reads_integers(node):
@@ -132,7 +141,7 @@ class _Reader:
         return any(id(t) in self.grids for t in node.inputs)
 
     def follow(self, node: Node) -> None:
-        """Standard operators: where integers come from, where they go, and where they are read as if they were numbers."""
+        """Standard operators: where integers come from, where they go, and where they are read as numbers."""
         if qdq.is_q(node):
             self.requantize(node)
         elif qdq.is_dq(node) or not node.inputs:
@@ -164,9 +173,12 @@ class _Reader:
                 continue
             node.inputs[index] = self.real(tensor, known)
             self.graph.diagnostics.warning(
-                "QAT104", f"{node.op} reads integers as if they were numbers; the real numbers they stand for are taken",
-                node=label_of(node), tensor=tensor.name, hint="the exporter left out a DequantizeLinear",
-            )  # fmt: skip
+                "QAT104",
+                f"{node.op} reads integers as if they were numbers; the real numbers they stand for are taken",
+                node=label_of(node),
+                tensor=tensor.name,
+                hint="the exporter left out a DequantizeLinear",
+            )
 
     # -- accumulators ---------------------------------------------------------------------------------------------
     def carry_over(self) -> None:
@@ -182,7 +194,9 @@ class _Reader:
                 elif is_movement(node) or (node.op in _ON_ACCUMULATORS and not node.domain and self.numbers(node)):
                     waiting.extend(node.outputs)
                 elif node.op != "Shape":
-                    self.refuse(node, "QAT302", f"{node.op} computes with an int32 accumulator", "cast it to float first")
+                    self.refuse(
+                        node, "QAT302", f"{node.op} computes with an int32 accumulator", "cast it to float first"
+                    )
 
     def numbers(self, node: Node) -> bool:
         """Integer constants of an operator on accumulators as float32; False where another operand is not constant."""
@@ -197,10 +211,12 @@ class _Reader:
         """ConvInteger and MatMulInteger: (x - z_x) * (w - z_w) summed, as an int32 accumulator."""
         x, w = node.inputs[:2]
         zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (2, 3)]
-        one = self.graph.constant("one", np.float32(1))
+        one = self.graph.constant("one", np.asarray(1, np.float32))
         data, weight = self.grids.get(id(x)), self.grids.get(id(w))
         stated = [g if g is not None else _Grid(one, z) for g, z in zip((data, weight), zeros, strict=True)]
-        operands = [self.real(t, g, axis) for t, g, axis in zip((x, w), stated, (1, 0 if op == "Conv" else -1), strict=True)]
+        operands = [
+            self.real(t, g, axis) for t, g, axis in zip((x, w), stated, (1, 0 if op == "Conv" else -1), strict=True)
+        ]
         y = self.insert(op, operands, f"{node.outputs[0].name}_sum", attrs)
         for grid in stated:
             if grid.scale is not one:
@@ -308,7 +324,18 @@ def _unary(reader: _Reader, node: Node) -> None:
     if _is_channels_last(reader, node):
         return
     op = node.op.removeprefix("QLinear")
-    attrs = _kept(node, "alpha", "auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides", "axes", "keepdims")
+    attrs = _kept(
+        node,
+        "alpha",
+        "auto_pad",
+        "ceil_mode",
+        "count_include_pad",
+        "kernel_shape",
+        "pads",
+        "strides",
+        "axes",
+        "keepdims",
+    )
     if op == "LeakyRelu":
         attrs.setdefault("alpha", 0.01)
     y = reader.insert(op, [reader.operand(node, 0)], f"{node.outputs[0].name}_real", attrs)
@@ -352,10 +379,10 @@ def _matmul_integer(reader: _Reader, node: Node) -> None:
 
 
 def _is_channels_last(reader: _Reader, node: Node) -> bool:
-    """NHWC operators are what ONNX Runtime's own optimiser writes, for one machine: refused."""
+    """NHWC operators are what ONNX Runtime's own optimizer writes, for one machine: refused."""
     if not node.attr("channels_last", 0):
         return False
-    hint = "save the quantised model before ONNX Runtime optimises it (graph_optimization_level)"
+    hint = "save the quantized model before ONNX Runtime optimizes it (graph_optimization_level)"
     reader.refuse(node, "QAT302", f"{node.op} in the layout NHWC is ONNX Runtime's internal form", hint)
     return True
 
@@ -388,10 +415,14 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=75,
-    exporters=("onnxruntime quantize_static(QuantFormat.QOperator)", "MQBench's ONNX_QNN deployment", "PyTorch QNNPACK exports"),
+    exporters=(
+        "onnxruntime quantize_static(QuantFormat.QOperator)",
+        "MQBench's ONNX_QNN deployment",
+        "PyTorch QNNPACK exports",
+    ),
     limits=(
-        "dynamic quantisation (scales found at run time)",
-        "NHWC models saved after ONNX Runtime's optimiser",
+        "dynamic quantization (scales found at run time)",
+        "NHWC models saved after ONNX Runtime's optimizer",
         "QAttention and other fused operators of com.microsoft",
     ),
 )

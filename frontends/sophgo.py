@@ -46,7 +46,7 @@ def round_biases(graph: QuantGraph) -> None:
 
 
 def _accumulator(graph: QuantGraph, node: Node) -> QuantParams | None:
-    """The grid of the operator's accumulator along the bias, None where an operand is not quantised."""
+    """The grid of the operator's accumulator along the bias, None where an operand is not quantized."""
     data, weight = (grid_behind(graph, t) for t in node.inputs[:2])
     bias = value_of(node.inputs[2])
     if data is None or weight is None or data.is_per_channel or bias is None:
@@ -76,10 +76,10 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 
 FRONTEND = Frontend(
     name="sophgo",
-    description="the fake-quantisation nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
+    description="the fake-quantization nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
     recognise=_recognise,
     normalise=_normalise,
     confidence=90,
     exporters=("sophgo-mq (BM168x, BM1690, CV18xx, CV186x)",),
-    limits=("E4M3, E5M2 and FP4 fake quantisation", "the deploy model beside it is float: use --ranges"),
+    limits=("E4M3, E5M2 and FP4 fake quantization", "the deploy model beside it is float: use --ranges"),
 )

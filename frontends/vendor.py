@@ -15,8 +15,22 @@ from qatc.frontends.params import make_params
 
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
 _SAME_AXES: Final = frozenset(
-    {"Identity", "Cast", "Relu", "Clip", "Abs", "Neg", "Mul", "Div", "Add", "Sub", "QuantizeLinear", "DequantizeLinear", FAKE_QUANT}
-)  # fmt: skip
+    {
+        "Identity",
+        "Cast",
+        "Relu",
+        "Clip",
+        "Abs",
+        "Neg",
+        "Mul",
+        "Div",
+        "Add",
+        "Sub",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        FAKE_QUANT,
+    }
+)
 _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "ReduceMax"})  # where zero is on the grid
 
 
@@ -24,7 +38,7 @@ _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "Redu
 
 
 def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
-    """A scalar that exporters write as attribute `name` or as input `index` (negative: from the end); QAT104 without."""
+    """A scalar written as attribute `name` or as input `index` (negative: from the end); QAT104 where it is neither."""
     written = node.attr(name)
     if isinstance(written, (int, float)):
         return float(written)
@@ -65,33 +79,48 @@ def grid(
     dtype = container(*bounds, whole) if whole else None
     if dtype is None or bounds[0] > bounds[1]:
         graph.diagnostics.error(
-            "QAT202", f"no integer type of up to 32 bits holds the range {bounds[0]}..{bounds[1]} and its zero point",
-            node=label_of(node), tensor=x.name, hint="the range must include zero",
-        )  # fmt: skip
+            "QAT202",
+            f"no integer type of up to 32 bits holds the range {bounds[0]}..{bounds[1]} and its zero point",
+            node=label_of(node),
+            tensor=x.name,
+            hint="the range must include zero",
+        )
         return None
     if axis is None:
         try:
             shape = np.broadcast_shapes(scale.shape, zero.shape)
         except ValueError:
-            return _mismatch(graph, node, scale, zero)
+            _mismatch(graph, node, scale, zero)
+            return None
         axis = None if rank_of(x) is None else len(shape_of(x) or ()) - 1
     else:
         scale, zero = scale.reshape(-1), zero.reshape(-1)
         shape = scale.shape if scale.size > 1 else zero.shape
         if zero.size not in (1, *shape):
-            return _mismatch(graph, node, scale, zero)
+            _mismatch(graph, node, scale, zero)
+            return None
     scale = np.broadcast_to(scale, shape) if scale.size == 1 else scale
     return make_params(
-        graph, node, scale.astype(np.float64), zero, dtype, axis=axis, shape=shape_of(x), qmin=bounds[0], qmax=bounds[1],
+        graph,
+        node,
+        scale.astype(np.float64),
+        zero,
+        dtype,
+        axis=axis,
+        shape=shape_of(x),
+        qmin=bounds[0],
+        qmax=bounds[1],
         tensor=x.name,
-    )  # fmt: skip
+    )
 
 
 def _mismatch(graph: QuantGraph, node: Node, scale: Array, zero: Array) -> None:
     graph.diagnostics.error(
-        "QAT204", f"scales of shape {list(scale.shape)} but zero points of shape {list(zero.shape)}",
-        node=label_of(node), tensor=node.inputs[0].name,
-    )  # fmt: skip
+        "QAT204",
+        f"scales of shape {list(scale.shape)} but zero points of shape {list(zero.shape)}",
+        node=label_of(node),
+        tensor=node.inputs[0].name,
+    )
 
 
 # -- channels -----------------------------------------------------------------------------------------------------
@@ -203,7 +232,7 @@ def drop_domains(graph: QuantGraph, domains: Iterable[str]) -> None:
 
 
 def count(graph: QuantGraph, matches: Callable[[Node], bool]) -> str | None:
-    """"3 Quant, 1 Trunc (qonnx.custom_op.general)" of the nodes that match, None where none does."""
+    """The nodes that match as "3 Quant, 1 Trunc (qonnx.custom_op.general)", None where none does."""
     found: dict[tuple[str, str], int] = {}
     for node in graph.nodes:
         if matches(node):

@@ -1,0 +1,270 @@
+"""Parameters from a file beside the model: which tensor an entry names, and how they become FakeQuant nodes.
+
+    x -> readers                      x -> FakeQuant -> readers          x has an entry
+    Conv(x, w)                        Conv(x, w -> FakeQuant)            w has an entry, or no constant has one
+
+A file that holds ranges of activations alone leaves the weights to the deployment: they are quantized as TensorRT and
+its kind do, symmetric and per output channel, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.diagnostics import fail, printable
+from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, shape_of
+from qatc.compiler.quant import QuantParams
+from qatc.frontends import qdq
+from qatc.frontends.vendor import container, grid_behind, output_channel_axis
+
+_INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
+_PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_STEERED: Final = frozenset(
+    {
+        "Resize",
+        "Upsample",
+        "Reshape",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Slice",
+        "Clip",
+        "TopK",
+        "OneHot",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "ReduceSum",
+        "Squeeze",
+        "Unsqueeze",
+        "Split",
+        "Dropout",
+    }
+)
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor's grid as a file states it: real = scale * (q - zero_point), qmin <= q <= qmax.
+
+    `axis` is None where the file does not say: then channels are the output channels of the operator that reads it.
+    """
+
+    name: str
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...] = (0,)
+    qmin: int = -128
+    qmax: int = 127
+    axis: int | None = None
+
+
+# -- ranges to grids ----------------------------------------------------------------------------------------------
+
+
+def symmetric(name: str, largest: float, bits: int = 8) -> Entry:
+    """-largest..largest on signed integers: the step is largest / (2^(bits-1) - 1), the lowest integer may be used."""
+    half = 1 << (bits - 1)
+    return Entry(name, (largest / (half - 1),), (0,), -half, half - 1)
+
+
+def asymmetric(name: str, low: float, high: float, bits: int = 8) -> Entry:
+    """low..high on 2^bits integers; where zero or a symmetric grid is meant, that is what comes out.
+
+    >>> asymmetric("x", -1.28, 1.27).zero_point, asymmetric("x", -1.27, 1.27).qmin, asymmetric("x", 0.0, 2.55).qmax
+    ((0,), -127, 255)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    half, steps = 1 << (bits - 1), (1 << bits) - 1
+    if low < 0 and abs(low + high) <= 1e-6 * high:
+        return Entry(name, (high / (half - 1),), (0,), 1 - half, half - 1)
+    scale = (high - low) / steps
+    zero = round(-low / scale) if scale else 0
+    if zero == half:
+        return Entry(name, (scale,), (0,), -half, half - 1)
+    return Entry(name, (scale,), (zero,), 0, steps)
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def tensors_by_name(graph: QuantGraph) -> dict[str, Tensor]:
+    """Every tensor by its name and by the names that compilers derive from it.
+
+    tpu-mlir calls a tensor `<tensor>_<operator that makes it>`, and a weight `<output of its operator, or of the Relu
+    fused into it>_<that operator>_weight`.
+    """
+    found: dict[str, Tensor] = {t.name: t for t in graph.tensors()}
+    for node in graph.nodes:
+        for output in node.outputs:
+            found.setdefault(f"{output.name}_{node.op}", output)
+        if node.op not in _PRODUCTS:
+            continue
+        last = node
+        reader = graph.only_consumer(node.outputs[0])
+        if reader is not None and reader.op == "Relu":
+            last = reader
+        for index, suffix in ((1, "weight"), (2, "bias")):
+            if index < len(node.inputs):
+                found.setdefault(f"{last.outputs[0].name}_{last.op}_{suffix}", node.inputs[index])
+    return found
+
+
+def resolve(graph: QuantGraph, entries: Iterable[Entry], path: Path) -> dict[str, QuantParams]:
+    """The parameters by the names of the graph's own tensors; entries that name nothing are a warning.
+
+    Raises:
+        CompileError: QAT007 where no entry names a tensor of the model, QAT20x where a grid is illegal.
+    """
+    known = tensors_by_name(graph)
+    params: dict[str, QuantParams] = {}
+    missed: list[str] = []
+    for entry in entries:
+        tensor = known.get(entry.name)
+        if tensor is None:
+            missed.append(entry.name)
+            continue
+        made = _params(graph, tensor, entry)
+        if made is not None:
+            params[tensor.name] = made
+    if not params and not graph.diagnostics.errors:
+        raise fail("QAT007", f"{path.name} names no tensor of the model", hint=_closest(missed, known))
+    if missed:
+        shown = ", ".join(printable(n) for n in missed[:_SHOWN]) + (", ..." if len(missed) > _SHOWN else "")
+        graph.diagnostics.warning(
+            "QAT208",
+            f"{len(missed)} entries of {path.name} name no tensor of the model: {shown}",
+            hint=_closest(missed, known),
+        )
+    return params
+
+
+def _closest(missed: list[str], known: Mapping[str, Tensor]) -> str | None:
+    for name in missed[:_SHOWN]:
+        near = difflib.get_close_matches(name, known, 1)
+        if near:
+            return f"the tensor closest to {printable(name)} is {printable(near[0])}"
+    return "the file belongs to another export of the model" if missed else "the file holds no ranges"
+
+
+def _params(graph: QuantGraph, tensor: Tensor, entry: Entry) -> QuantParams | None:
+    zeros = entry.zero_point * (len(entry.scale) if len(entry.zero_point) == 1 else 1)
+    dtype = container(entry.qmin, entry.qmax, zeros)
+    axis: int | None = None
+    if len(entry.scale) > 1:
+        axis = _axis(graph, tensor, entry)
+    try:
+        if dtype is None:
+            raise ValueError(f"no integer type holds {entry.qmin}..{entry.qmax} and the zero points")
+        params = QuantParams(entry.scale, zeros, dtype, axis, entry.qmin, entry.qmax)
+        shape = shape_of(tensor)
+        if shape is not None and axis is not None and (axis >= len(shape) or shape[axis] not in (len(zeros), None)):
+            raise ValueError(f"{len(zeros)} channels along axis {axis} do not fit the shape {list(shape)}")
+    except ValueError as error:
+        code = "QAT201" if "scale" in str(error) else "QAT202" if "zero" in str(error) else "QAT204"
+        graph.diagnostics.error(code, f"the entry of this tensor is illegal: {error}", tensor=tensor.name)
+        return None
+    return params
+
+
+def _axis(graph: QuantGraph, tensor: Tensor, entry: Entry) -> int:
+    shape = shape_of(tensor)
+    if entry.axis is not None:
+        return entry.axis + (len(shape) if shape is not None and entry.axis < 0 else 0)
+    axis = output_channel_axis(graph, tensor)
+    if axis is None:
+        axis = 0 if isinstance(tensor, Constant) else 1
+    if shape is not None and (axis >= len(shape) or shape[axis] != len(entry.scale)):
+        axis = next((i for i, size in enumerate(shape) if size == len(entry.scale)), axis)
+    return axis
+
+
+# -- into the graph -----------------------------------------------------------------------------------------------
+
+
+def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    """Fake-quantize the tensors that `options.external` names, then whatever else a dialect's `normalise` does."""
+    settled = dict(_settled(graph, options.external))
+    qdq.prepare(graph)
+    if not settled:
+        graph.diagnostics.error("QAT101", "no ranges are given", hint="give them with --ranges FILE")
+        return
+    here = {t.name: t for t in graph.tensors()}
+    constants = 0
+    for name, params in settled.items():
+        tensor = here.get(name)
+        if tensor is None or (isinstance(graph.producer(tensor), Node) and _is_quantized(graph.producer(tensor))):
+            continue
+        constants += isinstance(tensor, Constant)
+        fake_quantize(graph, tensor, params)
+    if not constants:
+        _quantize_weights(graph)
+    graph.sort()
+    qdq.lift(graph)
+    qdq.apply_ranges(graph, options)
+
+
+def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator[tuple[str, QuantParams]]:
+    """The parameters by names that survive the removal of operators that do nothing."""
+    here = {t.name: t for t in graph.tensors()}
+    for name, params in external.items():
+        tensor = here.get(name)
+        while tensor is not None and (maker := graph.producer(tensor)) is not None and maker.op in _INERT:
+            if graph.is_output(tensor):
+                break  # an output keeps its name
+            tensor = maker.inputs[0]
+        yield (name if tensor is None else tensor.name), params
+
+
+def _is_quantized(node: Node | None) -> bool:
+    return node is not None and (node.op == FAKE_QUANT or qdq.is_dq(node))
+
+
+def fake_quantize(graph: QuantGraph, tensor: Tensor, params: QuantParams) -> None:
+    """Let all readers of a tensor's values, and the graph's outputs, read it rounded.
+
+    Operands that steer an operator (the scales of a Resize, say) stay as they are, whatever the file says of them.
+    """
+    rounded = Variable(graph.fresh(f"{tensor.name}_rounded"), 1, None if tensor.shape is None else list(tensor.shape))
+    steered = [
+        (n, i)
+        for n in dict.fromkeys(graph.consumers(tensor))
+        for i, t in enumerate(n.inputs)
+        if t is tensor and i and n.op in _STEERED
+    ]
+    graph.replace(tensor, rounded)
+    for node, index in steered:
+        node.inputs[index] = tensor
+    if rounded.outputs or graph.is_output(rounded):
+        graph.insert(FAKE_QUANT, [tensor], [rounded], hint=f"{tensor.name}_fake_quant", attrs={"params": params})
+
+
+def _quantize_weights(graph: QuantGraph) -> None:
+    """Weights of operators on quantized data: symmetric, one scale an output channel."""
+    done: set[int] = set()
+    for node in list(graph.nodes):
+        if node.op not in _PRODUCTS or node.domain or len(node.inputs) < 2:
+            continue
+        weight = node.inputs[1]
+        if not isinstance(weight, Constant) or id(weight) in done or weight.values.dtype.kind != "f":
+            continue
+        axis = output_channel_axis(graph, weight)
+        if grid_behind(graph, node.inputs[0]) is None or axis is None:
+            continue
+        done.add(id(weight))
+        others = tuple(i for i in range(weight.values.ndim) if i != axis)
+        largest = np.abs(weight.values).max(axis=others).astype(np.float32)
+        scale = np.where(largest > 0, largest, 1) / np.float32(127)
+        fake_quantize(graph, weight, QuantParams.per_channel(scale, axis, 0, "int8", -127, 127))
+    if done:
+        graph.diagnostics.warning(
+            "QAT206",
+            f"the ranges cover activations alone: {len(done)} weights are quantized per channel from their extremes",
+            hint="give ranges of the weights too, or compile the export that still holds its fake quantization",
+        )

@@ -1,0 +1,61 @@
+"""Parsed JSON that may hold anything, read with types: what does not fit is a QAT007 that names the tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+from qatc.compiler.diagnostics import fail
+
+Record: TypeAlias = Mapping[str, Any]
+
+
+def record(value: Any) -> Record | None:
+    """A JSON object, None for anything else."""
+    return cast("Record", value) if isinstance(value, dict) else None
+
+
+def listed(value: Any) -> Sequence[Any] | None:
+    """A JSON array, None for anything else."""
+    return cast("Sequence[Any]", value) if isinstance(value, list) else None
+
+
+def items(section: Any) -> Iterator[tuple[str, Record]]:
+    """The entries of an object of objects; QAT007 where it is something else."""
+    held = record(section)
+    if held is None:
+        raise fail("QAT007", "a section of the ranges file is not a mapping", hint="the file is damaged")
+    for name, item in held.items():
+        entry = record(item)
+        if entry is None:
+            raise fail("QAT007", "an entry is not a mapping", tensor=name, hint="the file is damaged")
+        yield name, entry
+
+
+def numbers(item: Record, key: str, name: str, default: float | None = None) -> list[float]:
+    """The number or (nested) numbers at `key`; QAT007 for tensor `name` where there is none and no default."""
+    found = list(_flat(item.get(key, default)))
+    if not found or not all(math.isfinite(v) for v in found):
+        hint = "the file is damaged or of an unknown version"
+        raise fail("QAT007", f"{key} is not a finite number", tensor=name, hint=hint)
+    return found
+
+
+def number(item: Record, key: str, name: str, default: float | None = None) -> float:
+    """The first of `numbers`."""
+    return numbers(item, key, name, default)[0]
+
+
+def _flat(value: Any) -> Iterator[float]:
+    """Numbers in any nesting, in order (iterative: the file decides how deep); anything else is NaN."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        inner = listed(current)
+        if inner is not None:
+            waiting.extend(reversed(inner))
+        elif isinstance(current, (int, float)) and not isinstance(current, bool):
+            yield float(current) if abs(current) < 1e300 else math.nan
+        else:
+            yield math.nan
