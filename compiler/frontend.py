@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from qatc.compiler.graph import QuantGraph
@@ -45,7 +46,9 @@ class Frontend:
     `recognise` looks at a graph as loaded and returns what it saw ("26 QuantizeLinear, producer pytorch 2.13"), or None
     where the dialect has nothing there; `confidence` orders dialects that recognize the same file (higher wins).
     `normalise` rewrites the graph in place to the canonical form; what is wrong with the file goes to
-    `graph.diagnostics`, all of it, and is raised by the caller.
+    `graph.diagnostics`, all of it, and is raised by the caller. A dialect whose parameters lie in a file beside the
+    model (`--ranges FILE`) has `read`: it returns `FrontendOptions.external` for a graph as loaded, and its `recognise`
+    has nothing to see.
     """
 
     name: str
@@ -55,3 +58,4 @@ class Frontend:
     confidence: int = 0
     exporters: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    read: Callable[[Path, QuantGraph], dict[str, QuantParams]] | None = None

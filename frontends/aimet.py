@@ -12,12 +12,13 @@ quantized.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import QuantGraph
-from qatc.compiler.quant import DTYPES, dtype_range
+from qatc.compiler.quant import DTYPES, QuantParams, dtype_range
 from qatc.frontends import external
 from qatc.frontends.external import Entry
 from qatc.frontends.records import Record, listed, number, numbers, record
@@ -123,6 +124,13 @@ def _refused(name: str, what: str) -> CompileError:
     )
 
 
+def read(path: Path, graph: QuantGraph) -> dict[str, QuantParams]:
+    """The parameters that an encodings file holds for tensors of `graph`; errors as `ranges.read` has them."""
+    from qatc.frontends import ranges  # it reads all files, these among them
+
+    return ranges.read(path, graph)
+
+
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
     return None  # the model is float: the encodings file says it all (`ranges` reads it too)
 
@@ -139,4 +147,5 @@ FRONTEND = Frontend(
     confidence=0,
     exporters=("AIMET 1.x and 2.x encodings 0.4.0 to 0.6.1, 1.0.0, 2.0.0",),
     limits=("block-wise, LPBQ and vector encodings",),
+    read=read,
 )

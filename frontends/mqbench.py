@@ -80,23 +80,26 @@ def affine(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-def refuse(graph: QuantGraph, node: Node) -> bool:
-    """Record that a node's format is not affine."""
-    graph.diagnostics.error(
-        "QAT103",
-        f"{node.op} rounds to {REFUSED[node.op]}, which no integer grid represents",
-        node=label_of(node),
-        tensor=node.inputs[0].name if node.inputs else None,
-        hint="train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)",
-    )
-    return False
+def refuse(graph: QuantGraph) -> None:
+    """Record the formats that are not affine, each once."""
+    first: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.op in REFUSED:
+            first.setdefault(node.op, node)
+    for op, node in first.items():
+        graph.diagnostics.error(
+            "QAT103",
+            f"{op} rounds to {REFUSED[op]}, which no integer grid represents",
+            node=label_of(node),
+            tensor=node.inputs[0].name if node.inputs else None,
+            hint="train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)",
+        )
 
 
 def register(rules: Rules, domains: tuple[str, ...]) -> None:
     """Register the rules of all node forms for these domains."""
     for domain in domains:
         rules.on(*PER_TENSOR, *PER_CHANNEL, domain=domain)(affine)
-        rules.on(*REFUSED, domain=domain)(refuse)
 
 
 register(_RULES, DOMAINS)
@@ -109,6 +112,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_OURS)
+    refuse(graph)
     sweep(graph, _RULES)
     drop_domains(graph, DOMAINS)
     qdq.lift(graph)

@@ -361,4 +361,5 @@ FRONTEND = Frontend(
     confidence=0,
     exporters=("PPQ", "MQBench", "sophgo-mq and tpu-mlir", "TensorRT", "SNPE, QNN", "Vitis AI", "Tengine"),
     limits=("the ranges stand for what was trained as far as the file goes: magnitudes alone lose zero points",),
+    read=read,
 )

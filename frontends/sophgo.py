@@ -67,6 +67,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_OURS)
+    mqbench.refuse(graph)
     sweep(graph, _RULES)
     drop_domains(graph, _DOMAINS)
     qdq.lift(graph)
