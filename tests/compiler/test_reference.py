@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,7 +198,8 @@ def test_a_raw_conv_is_convinteger(run_op, exact_runtime, case):
     names = (net.feed("x", x, x_params), net.constant("w", w, w_params))
     net.out("y", raw_accumulator(acc_scale, 1))
     net.add(conv_op("c", names, len(x_shape) - 2, attrs, acc_scale=acc_scale, lo=-(2**31), hi=2**31 - 1))
-    inputs = [x, w, np.uint8(x_params.zero_point[0]), np.int8(0)]
+    # As uint8, which means the same (rule 7): releases up to 1.20 have no kernel for int8 weights.
+    inputs = [x, w.view(np.uint8) ^ 128, np.uint8(x_params.zero_point[0]), np.uint8(128)]
     (expected,) = run_op("ConvInteger", inputs, [np.int32], onnx_conv_attrs(attrs))
     for profile in PROFILES.values():
         np.testing.assert_array_equal(net.run(profile)["y"], expected)
@@ -374,7 +376,7 @@ def test_matmul_is_qlinearmatmul_and_qgemm_bit_for_bit(run_op, exact_runtime, dt
         net.add(MatMul("m", tuple(names), ("y",), acc_scale=acc_scale, lo=out.qmin, hi=out.qmax))
         result = net.run()["y"]
         if not with_bias:
-            (expected,) = run_op("QLinearMatMul", [*left, *right, np.float32(out.scale[0]), y_zero], [dtype])
+            (expected,) = run_op("QLinearMatMul", [*left, *right, np.float32(out.scale[0]), y_zero], [dtype], opset=17)
             np.testing.assert_array_equal(result, expected)
         if len(shape) == 2:
             inputs = [*left, *right, bias if with_bias else None, np.float32(out.scale[0]), y_zero]
@@ -395,7 +397,7 @@ def test_a_product_of_activations_is_bit_exact(run_op, exact_runtime, dtype):
     kind = np.dtype(dtype).type
     sides = [(q, np.float32(p.scale[0]), kind(p.zero_point[0])) for q, p in ((a, a_params), (b, b_params))]
     inputs = [*sides[0], *sides[1], np.float32(out.scale[0]), kind(out.zero_point[0])]
-    (expected,) = run_op("QLinearMatMul", inputs, [dtype], fed=(0, 3))
+    (expected,) = run_op("QLinearMatMul", inputs, [dtype], fed=(0, 3), opset=17)
     np.testing.assert_array_equal(net.run()["y"], expected)
     raw = Net()
     names = (raw.feed("a", a, a_params), raw.feed("b", b, b_params))
@@ -493,6 +495,7 @@ def test_concat_and_rescale_are_qlinearconcat_bit_for_bit(run_op, exact_runtime,
         np.testing.assert_array_equal(result["r"], expected[:, :1])
 
 
+CEIL = "ceil padded"
 POOLS: Mapping[str, dict[str, Any]] = {
     "plain": {"kernel": (3, 3)},
     "stride": {"kernel": (2, 2), "strides": (2, 2)},
@@ -500,7 +503,7 @@ POOLS: Mapping[str, dict[str, Any]] = {
     "uneven": {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 0, 1)},
     "include padding": {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "count_include_pad": True},
     "ceil": {"kernel": (3, 3), "strides": (2, 2), "ceil_mode": True},
-    "ceil padded": {"kernel": (4, 3), "strides": (3, 3), "pads": (1, 1, 1, 1), "ceil_mode": True},
+    CEIL: {"kernel": (4, 3), "strides": (3, 3), "pads": (1, 1, 1, 1), "ceil_mode": True},
     "whole": {"kernel": (9, 11)},
 }
 
@@ -513,6 +516,11 @@ def pool_net(x: np.ndarray, params: QuantParams, out: QuantParams, **attrs: Any)
     return net
 
 
+def skip_unless_runtime_pools_as_onnx(case: str) -> None:
+    if case == CEIL and tuple(int(n) for n in onnxruntime.__version__.split(".")[:2]) <= (1, 20):
+        pytest.skip("this ONNX Runtime keeps windows that begin in the padding after the input")
+
+
 def onnx_pool_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     names = {"kernel": "kernel_shape"}
     return {names.get(k, k): int(v) if isinstance(v, bool) else v for k, v in attrs.items()}
@@ -521,6 +529,7 @@ def onnx_pool_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("case", POOLS)
 def test_average_pooling_is_qlinearaveragepool_bit_for_bit(run_op, exact_runtime, dtype, case):
+    skip_unless_runtime_pools_as_onnx(case)
     rng = np.random.default_rng(14)
     kind = np.dtype(dtype).type
     for trial in range(12):
@@ -572,6 +581,7 @@ def test_global_pooling_is_qlinearglobalaveragepool_bit_for_bit(run_op, exact_ru
 
 @pytest.mark.parametrize("case", [*POOLS, "dilated", "one axis", "three axes"])
 def test_max_pooling_is_maxpool(run_op, case):
+    skip_unless_runtime_pools_as_onnx(case)
     more: Mapping[str, dict[str, Any]] = {
         "dilated": {"kernel": (2, 3), "dilations": (3, 2), "pads": (1, 2, 1, 2)},
         "one axis": {"kernel": (3,), "strides": (2,), "pads": (1, 1), "ceil_mode": True},
@@ -590,8 +600,9 @@ def test_max_pooling_is_maxpool(run_op, case):
 
 
 @pytest.mark.parametrize("include", [False, True])
-@pytest.mark.parametrize("case", ["padded", "uneven", "ceil", "ceil padded"])
+@pytest.mark.parametrize("case", ["padded", "uneven", "ceil", CEIL])
 def test_window_means_divide_by_what_onnx_says(run_op, case, include):
+    skip_unless_runtime_pools_as_onnx(case)
     rng = np.random.default_rng(17)
     x, params = integers(rng, "uint8", (1, 2, 9, 11)), QuantParams.per_tensor(1.0, 20)
     attrs = {**POOLS[case], "count_include_pad": include}
@@ -674,7 +685,7 @@ MOVES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Identity", [X], {}, 1),
     ("Relu", [X.astype(np.float32) - 60], {}, 1),
     ("Add", [X.astype(np.float32), np.float32(0.1)], {}, 1),
-    ("DepthToSpace", [X.reshape(1, 24, 1, 5)], {"blocksize": 2, "mode": "CRD"}, 1),
+    ("DepthToSpace", [X.reshape(1, 24, 1, 5).astype(np.float32)], {"blocksize": 2, "mode": "CRD"}, 1),
     ("Softmax", [X.astype(np.float32)], {"axis": 1}, 1),
     ("Gelu", [X.astype(np.float32) / 50 - 1], {"approximate": "tanh"}, 1),
 ]
