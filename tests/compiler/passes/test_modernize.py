@@ -1,0 +1,132 @@
+"""Old operators mean the same in their opset 13 form: ONNX Runtime runs the file before and after."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+from qatc.compiler.model_io import to_model
+from qatc.compiler.passes.modernize import axes_of, modernize
+from tests.graphs import loaded
+
+X = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+
+
+def model(opset: int, body: str) -> str:
+    """ONNX text of a model with float input x[2,3,4,5] and output y."""
+    return f'<ir_version: 4, opset_import: ["" : {opset}]>\ng (float[2,3,4,5] x) => (float[] y) {{ {body} }}'
+
+
+def run(proto: onnx.ModelProto) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(v) for v in session.run(None, {"x": X})]
+
+
+@pytest.mark.parametrize(
+    ("opset", "body"),
+    [
+        (11, "y = Unsqueeze<axes=[0, 5]>(x)"),
+        (11, "s = Unsqueeze<axes=[0]>(x) y = Squeeze<axes=[0]>(s)"),
+        (11, "y = ReduceSum<axes=[1, -1], keepdims=0>(x)"),
+        (11, "a, b = Split<axis=3, split=[2, 3]>(x) y = Relu(b)"),
+        (7, "y = Clip<min=-0.5, max=0.25>(x)"),
+        (10, "y = Clip<max=0.25>(x)"),
+        (9, 'y = Pad<mode="constant", pads=[0, 0, 1, 1, 0, 0, 2, 0], value=1.5>(x)'),
+        (9, 'y = Pad<mode="reflect", pads=[0, 0, 1, 1, 0, 0, 2, 0]>(x)'),
+        (9, "y = Slice<starts=[1, 0], ends=[3, -1], axes=[1, 3]>(x)"),
+        (7, 'y = Upsample<mode="nearest", scales=[1.0, 1.0, 2.0, 3.0]>(x)'),
+        (9, 's = Constant<value = float[4] {1.0, 1.0, 2.0, 3.0}>() y = Upsample<mode="linear">(x, s)'),
+        (10, 's = Constant<value = float[4] {1.0, 1.0, 1.5, 0.5}>() y = Resize<mode="nearest">(x, s)'),
+        (10, 's = Constant<value = float[4] {1.0, 1.0, 1.5, 2.0}>() y = Resize<mode="linear">(x, s)'),
+        (11, "y = Softmax(x)"),
+        (11, "y = Softmax<axis=2>(x)"),
+        (11, "y = Softmax<axis=3>(x)"),
+        (11, "y = LogSoftmax<axis=-1>(x)"),
+        (9, "v, i = TopK<axis=3, k=2>(x) y = Relu(v)"),
+        (11, "a = Identity(x) d = Dropout(a) c = Cast<to=1>(d) y = Relu(c)"),
+        (
+            8,
+            "c = Constant<value = float[3] {0.5, -1.0, 2.0}>() v = Constant<value = float[3] {0.5, 1.0, 2.0}>()"
+            " y = BatchNormalization<epsilon=0.01>(x, c, c, c, v)",
+        ),
+        (13, "y = Softmax<axis=1>(x)"),
+    ],
+)
+def test_same_values_in_the_new_form(opset: int, body: str) -> None:
+    text = model(opset, body)
+    graph = loaded(text)
+    modernize(graph)
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert graph.opset == max(13, opset)
+    after = to_model(graph)
+    for want, got in zip(run(onnx.parser.parse_model(text)), run(after), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_constants_and_what_does_nothing_go() -> None:
+    graph = loaded(
+        model(17, "c = Constant<value = float {2.0}>() i = Identity(c) m = Mul(x, i) d = Dropout(m) y = Cast<to=1>(d)")
+    )
+    modernize(graph)
+    assert graph.dump() == "graph opset 17\ninput x\ny = Mul(x, 2)\noutput y\n"
+
+
+def test_an_input_that_is_an_output_keeps_its_copy() -> None:
+    graph = loaded(model(17, "y = Identity(x)"))
+    modernize(graph)
+    assert graph.dump() == "graph opset 17\ninput x\ny = Identity(x)\noutput y\n"
+
+
+def test_a_second_output_name_keeps_its_copy_but_nobody_reads_it() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3,4,5] x) => (float[] y, float[] z, float[] w)'
+        " { y = Relu(x) z = Identity(y) w = Abs(z) }"
+    )
+    graph = loaded(text)
+    modernize(graph)
+    graph.verify(stripped=False)
+    assert [t.name for t in graph.outputs] == ["y", "z", "w"]
+    assert "w = Abs(y)" in graph.dump()
+
+
+def test_a_dropout_whose_mask_is_read_stays() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[] y, bool[] m) { y, m = Dropout(x) }'
+    graph = loaded(text)
+    modernize(graph, explain=True)
+    assert "Dropout" in graph.dump()
+    assert graph.explanation == ["modernize: dropout not at Dropout -> y: its mask is read"]
+
+
+def test_axes_of() -> None:
+    graph = loaded(model(13, "a = Constant<value_ints=[-1]>() y = ReduceSum(x, a)"))
+    modernize(graph)
+    assert axes_of(graph, graph.nodes[0]) == (3,)
+    graph = loaded(model(13, "y = ReduceMean<axes=[0, -2]>(x)"))
+    assert axes_of(graph, graph.nodes[0]) == (0, 2)
+    graph = loaded(model(13, "y = ReduceMean(x)"))
+    assert axes_of(graph, graph.nodes[0]) == ()
+
+
+def test_old_operators_in_a_body_are_reported() -> None:
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("Squeeze", ["x"], ["b"], axes=[0])],
+        "branch",
+        [],
+        [onnx.helper.make_tensor_value_info("b", 1, None)],
+    )
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    graph = loaded(model(11, "c = Constant<value_ints=[1]>() y = Relu(x)"))
+    from qatc.compiler.graph import Node
+
+    graph.nodes[-1].attrs["body"] = node.attribute[0].g
+    assert isinstance(graph.nodes[-1], Node)
+    modernize(graph)
+    assert [d.code for d in graph.diagnostics] == ["QAT006"]
+    assert "Squeeze" in next(iter(graph.diagnostics)).message
