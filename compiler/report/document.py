@@ -17,13 +17,13 @@ SCHEMA_VERSION = 1
 
 
 def result_json(result: CompileResult) -> dict[str, Json]:
-    """A compile as JSON data: report.json with where the package is, what was asked for, and how long it took."""
+    """A compile as JSON data: where the package is, what was asked for, how long it took, and report.json in `report`."""
     return {
-        **report_document(result),
         "package": None if result.package is None else str(result.package),
-        "path": str(result.source),
+        "source": str(result.source),
         "options": dict(result.options),
         "timings": {step: round(float(seconds), 6) for step, seconds in result.timings.items()},
+        "report": report_document(result),
     }
 
 
@@ -59,7 +59,6 @@ def inspection_json(found: Inspection) -> dict[str, Json]:
             for op in found.operators
         ],
         "missing_ranges": [{"tensor": missing.tensor, "reason": missing.reason} for missing in found.missing],
-        "diagnostics": [diagnostic.as_dict() for diagnostic in found.diagnostics],
         "dump": found.dump,
     }
 

@@ -1,7 +1,9 @@
-"""Labeled facts on the terminal: a dim label, then text that wraps under itself and leaves no trailing blanks."""
+"""Labeled facts and listings on the terminal: text wraps under itself and leaves no trailing blanks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -37,3 +39,41 @@ class Facts:
                 start = Text(" " * self._indent) + head + Text(" " * depth)
                 self.console.print(start + part, soft_wrap=True)
                 head = Text(" " * self._label)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a listing: its title, and whether it holds numbers."""
+
+    title: str
+    numeric: bool = False
+
+
+def listing(
+    console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Text | str]], *, indent: int = 2
+) -> None:
+    """Print rows under dim titles. All columns but the last are as wide as they need; the last wraps under itself.
+
+    A cell of the last column may have several lines: what follows the first newline is printed dim.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    head = [Text(column.title, style="dim") for column in columns]
+    table = [head, *([Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)]
+    widths = [max(cell_len(row[index].plain) for row in table) for index in range(len(columns) - 1)]
+    left = indent + sum(widths) + 2 * len(widths)
+    for row in table:
+        line = Text(" " * indent)
+        for cell, width, column in zip(row, widths, columns, strict=False):
+            blank = Text(" " * (width - cell_len(cell.plain)))
+            line += (blank + cell if column.numeric else cell + blank) + Text("  ")
+        first, *more = row[-1].split("\n") or [Text("")]
+        for part in more:
+            part.stylize("dim")
+        for text in (first, *more):
+            for part in text.wrap(console, max(console.width - left, _NARROWEST), overflow="fold"):
+                line += part
+                line.rstrip()
+                console.print(line, soft_wrap=True)
+                line = Text(" " * left)

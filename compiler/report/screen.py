@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from qatc.compiler.diagnostics import Diagnostic, Severity, escaped, printable
 from qatc.compiler.report import text
@@ -31,8 +30,9 @@ def console(stream: TextIO) -> Console:
     """A console that prints text as it is (no markup, no emoji, no guessing) and never fails over a character."""
     from rich.console import Console
 
-    if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its number
-        stream.reconfigure(errors="backslashreplace")
+    reconfigure: Any = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:  # a terminal that cannot show a character shows its number
+        reconfigure(errors="backslashreplace")
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
     return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
 

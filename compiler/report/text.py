@@ -93,6 +93,11 @@ def number(value: float) -> str:
     return str(np.float32(value))
 
 
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: infinity and NaN become null."""
+    return float(value) if math.isfinite(value) else None
+
+
 def grid(params: QuantParams) -> str:
     """Quantization parameters in a few words: `uint8, scale 0.02, zero point 128`."""
     scales, zeros = sorted(set(params.scale)), sorted(set(params.zero_point))

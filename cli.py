@@ -1,0 +1,374 @@
+"""The command line: parse, call, render, exit code. The work is in `qatc.compiler`, how it looks in `compiler/report`.
+
+Only click is imported here, so that `qatc --help` answers at once; a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from qatc._version import __version__
+from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, printable
+
+if TYPE_CHECKING:
+    from qatc.compiler.report.screen import Screen
+
+_FAILED: Final = 3
+_INTERRUPTED: Final = 130
+_BUG: Final = 70
+_TOLERANCES: Final = ("max_lsb", "equal_share", "float_tolerance", "output_lsb", "agreement")
+_METHODS: Final = ("minmax", "percentile", "entropy", "mse")
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+# -- commands that end well whatever happens -----------------------------------------------------------------------
+class Command(click.Command):
+    """A command whose failures are diagnostics: rendered for people, or as JSON with --json; never a bare traceback."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments; with --json a usage error is a JSON document too."""
+        wants_json = "--json" in args
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if not wants_json:
+                raise
+            command = info_name or self.name or ""
+            _write_failure(command, [Diagnostic("QAT007", error.format_message())], error.exit_code)
+            raise click.exceptions.Exit(error.exit_code) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn whatever it raises into diagnostics and an exit code."""
+        found: Sequence[Diagnostic]
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except CompileError as error:
+            found, status = error.diagnostics, error.exit_code
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+        except MemoryError:
+            found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
+        except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it
+            found, status = [_internal(error, verbose=bool(ctx.params.get("verbose")))], _BUG
+        if ctx.params.get("json"):
+            _write_failure(ctx.command.name or "", found, status)
+        else:
+            _screen(ctx.params).diagnostics(found)
+        raise click.exceptions.Exit(status)
+
+
+class Group(click.Group):
+    """The commands of qatc; an unknown one gets a suggestion."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0].lower(), self.commands, 1)
+            if args[0].lower().endswith((".onnx", ".keras", ".h5", ".tflite")):
+                close = [f"compile {printable(args[0])}"]
+            if not close:
+                raise
+            raise click.UsageError(
+                f"No such command {printable(args[0])!r}. Did you mean qatc {close[0]}?", ctx
+            ) from error
+
+
+def _screen(params: Mapping[str, Any]) -> Screen:
+    from qatc.compiler.report.screen import Screen
+
+    return Screen(bool(params.get("json")), bool(params.get("quiet")), bool(params.get("verbose")))
+
+
+def _write_failure(command: str, found: Sequence[Diagnostic], status: int) -> None:
+    from qatc.compiler.report import envelope
+
+    _screen({"json": True}).write_json(envelope(command, exit_code=status, diagnostics=found))
+
+
+def _internal(error: Exception, *, verbose: bool) -> Diagnostic:
+    import traceback
+
+    where = "".join(traceback.format_exception(error)) if verbose else ""
+    name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    asked = "report it with the command, its output with -v and, if you can, the model"
+    return Diagnostic("QAT901", f"{name}\n{where}".rstrip(), hint=f"this is a bug in qatc {__version__}: {asked}")
+
+
+# -- what options look like ----------------------------------------------------------------------------------------
+def _pairs(
+    form: str, convert: Callable[[str], object], *, last: bool = False, repeat: bool = False
+) -> Callable[..., Any]:
+    """A callback for repeatable NAME=VALUE options: a dictionary, or all pairs where a name may come again.
+
+    `convert` raises ValueError with what is wrong. The name ends at the first `=`, or at the last one where names may
+    hold it but values cannot.
+    """
+
+    def callback(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> Any:
+        found: list[tuple[str, object]] = []
+        for value in values:
+            key, sign, content = value.rpartition("=") if last else value.partition("=")
+            if not sign or not key or not content:
+                raise click.BadParameter(f"{printable(value)!r} is not {form}", ctx, param)
+            if not repeat and key in dict(found):
+                raise click.BadParameter(f"{printable(key)!r} is given twice", ctx, param)
+            try:
+                found.append((key, convert(content)))
+            except ValueError as error:
+                raise click.BadParameter(f"{printable(value)!r}: {error}", ctx, param) from error
+        return found if repeat else dict(found)
+
+    return callback
+
+
+def _repeated(*names: str, form: str, help: str, **how: Any) -> Callable[[_F], _F]:
+    return click.option(*names, metavar=form, multiple=True, callback=_pairs(form, **how), help=help)
+
+
+def _dims(content: str) -> tuple[int, ...]:
+    parts = content.strip("[]()").replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError("dimensions are positive numbers separated by commas, such as 1,3,224,224")
+    return tuple(int(part) for part in parts)
+
+
+def _limit(content: str) -> float:
+    try:
+        value = float(content)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError("a limit is a number of at least 0")
+    return value
+
+
+def _limits(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = _pairs("NAME=VALUE", _limit)(ctx, param, values)
+    for key in found:
+        if key not in _TOLERANCES:
+            raise click.BadParameter(
+                f"unknown limit {printable(key)!r}; known are {', '.join(_TOLERANCES)}", ctx, param
+            )
+    return found
+
+
+_FILE: Final = click.Path(path_type=Path)
+
+
+def _options(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def decorate(function: _F) -> _F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_output_options = _options(
+    click.option("-v", "--verbose", is_flag=True, help="Show more: full lists, timings, tracebacks."),
+    click.option("-q", "--quiet", is_flag=True, help="Show errors only."),
+    click.option("--json", is_flag=True, help="Print a machine-readable result on standard output, nothing else."),
+)
+_model_options = _options(
+    click.option("-a", "--qat", is_flag=True, help="The model is quantization-aware trained; an error if not."),
+    click.option("-m", "--qat-type", "dialect", metavar="NAME", default="auto", show_default=True,
+                 help="Dialect of the exporter, see `qatc dialects`."),
+    click.option("-t", "--target", metavar="NAME|FILE.toml", default="onnx", show_default=True,
+                 help="What to compile for, see `qatc targets`."),
+    _repeated("-p", "--option", "options", form="KEY=VALUE", convert=str, help="Backend option, repeatable."),
+    _repeated("-s", "--shape", "shapes", form="NAME=1,3,224,224", convert=_dims, last=True,
+              help="Pin the shape of an input, repeatable."),
+    click.option("--calibrate", type=_FILE, metavar="FILE.npy|FILE.npz|DIR",
+                 help="Representative inputs, to find ranges that the exporter left out."),
+    click.option("--calibration-method", type=click.Choice(_METHODS), default="minmax", show_default=True,
+                 help="How a range follows from them."),
+    click.option("--quant-range", metavar="act=0..127,weight=-127..127", help="Ranges that the exporter lost."),
+    click.option("--ranges", type=_FILE, metavar="FILE", help="Ranges or encodings of tensors, in their own file."),
+    click.option("--io", type=click.Choice(("float", "integer")), default="float", show_default=True,
+                 help="What the deployed graph reads and writes."),
+)  # fmt: skip
+_proof_options = _options(
+    _repeated("--input", "inputs", form="NAME=FILE.npy", convert=Path, repeat=True,
+              help="A sample input of your own, repeatable."),
+    click.option("--samples", type=click.IntRange(1, 1000), metavar="N", default=1, show_default=True,
+                 help="How many samples to generate."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", default=0, show_default=True,
+                 help="Seed of the generated samples."),
+    click.option("--require-integer", is_flag=True, help="Make any operator that stays in float an error."),
+    click.option("--tolerance", metavar="NAME=VALUE", multiple=True, callback=_limits,
+                 help=f"A limit of the verification, repeatable: {', '.join(_TOLERANCES)}."),
+    click.option("--verify/--no-verify", default=True, show_default="on",
+                 help="Compare simulation, reference and package before anything is written."),
+    click.option("--explain", is_flag=True, help="Say which rule fired where, and why others did not."),
+)  # fmt: skip
+
+
+# -- the commands --------------------------------------------------------------------------------------------------
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="qatc", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Compile quantization-aware-trained ONNX models into verified INT8 packages.
+
+    Exit codes: 0 done, 1 the model cannot be compiled, 2 usage, 3 verification failed, 70 a bug of qatc.
+    """
+
+
+@cli.command("compile")
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", type=_FILE, metavar="DIR", help="The package.  [default: <stem>.qatc]")
+@_model_options
+@_proof_options
+@_output_options
+def compile_command(model: Path, json: bool, quiet: bool, verbose: bool, **chosen: Any) -> None:
+    """Compile MODEL, an ONNX file, and write the package."""
+    from qatc.compiler.driver import compile_model
+    from qatc.compiler.report import envelope, result_json, summary
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    with screen.progress() as progress:
+        result = compile_model(model, progress=progress, **chosen)
+    if json:
+        screen.write_json(envelope("compile", diagnostics=result.diagnostics, result=result_json(result)))
+    elif not quiet:
+        summary(result, screen.out, verbose=verbose)
+
+
+@cli.command("inspect")
+@click.argument("model", type=_FILE)
+@_model_options
+@click.option("--dump", is_flag=True, help="Print the integer graph as text, one line an operator, and nothing else.")
+@_output_options
+def inspect_command(model: Path, dump: bool, json: bool, quiet: bool, verbose: bool, **chosen: Any) -> None:
+    """Show what of MODEL would run in integers, what not, and why.
+
+    Nothing is written. Takes the options of compile that shape the graph.
+    """
+    from qatc.compiler.driver import inspect_model
+    from qatc.compiler.report import envelope, inspection_json
+    from qatc.compiler.report.inspection import inspection
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    found = inspect_model(model, **chosen)
+    if json:
+        screen.write_json(envelope("inspect", diagnostics=found.diagnostics, result=inspection_json(found)))
+    elif dump:
+        screen.line(found.dump.rstrip("\n"))
+    else:
+        inspection(found, screen.out, verbose=verbose, quiet=quiet)
+
+
+@cli.command("verify")
+@click.argument("package", type=_FILE)
+@_output_options
+def verify_command(package: Path, json: bool, quiet: bool, verbose: bool) -> None:
+    """Check PACKAGE again, wherever it was copied to.
+
+    Its files against their schemas and hashes, its samples through ONNX Runtime.
+    """
+    from qatc.compiler.report import envelope
+    from qatc.compiler.report.listings import package_check, package_check_json
+    from qatc.compiler.verify_package import verify_package
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    found = verify_package(package)
+    status = 0 if found.passed else _FAILED
+    if json:
+        result = package_check_json(found)
+        screen.write_json(envelope("verify", exit_code=status, diagnostics=found.diagnostics, result=result))
+    else:
+        screen.diagnostics(found.diagnostics)
+        if not quiet:
+            package_check(found, screen.out, verbose=verbose)
+    click.get_current_context().exit(status)
+
+
+@cli.command("targets")
+@_output_options
+def targets_command(json: bool, quiet: bool, verbose: bool) -> None:
+    """List what can be compiled for."""
+    from qatc.compiler.driver import backends
+    from qatc.compiler.report import envelope
+    from qatc.compiler.report.listings import targets, targets_json
+    from qatc.compiler.target import builtin_targets
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    found = [(target, backends().get(target.backend)) for target in builtin_targets().values()]
+    if json:
+        screen.write_json(envelope("targets", result=targets_json(found)))
+    else:
+        targets(found, screen.out, verbose=verbose)
+
+
+@cli.command("dialects")
+@_output_options
+def dialects_command(json: bool, quiet: bool, verbose: bool) -> None:
+    """List the exporters' dialects that can be read."""
+    from qatc.compiler.driver import frontends
+    from qatc.compiler.report import envelope
+    from qatc.compiler.report.listings import dialects, dialects_json
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    registry = frontends()
+    found = [(registry.get(name), registry.owner(name)) for name in registry.names()]
+    if json:
+        screen.write_json(envelope("dialects", result=dialects_json(found)))
+    else:
+        dialects(found, screen.out, verbose=verbose)
+
+
+@cli.command("explain")
+@click.argument("code", required=False)
+@_output_options
+def explain_command(code: str | None, json: bool, quiet: bool, verbose: bool) -> None:
+    """Explain a diagnostic CODE, such as QAT203.
+
+    Without one, list them all.
+    """
+    from qatc.compiler.explain import explanation
+    from qatc.compiler.report import envelope
+    from qatc.compiler.report.listings import codes, page
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    if code is None:
+        if json:
+            screen.write_json(envelope("explain", result={"codes": dict(CODES)}))
+        else:
+            codes(CODES, screen.out)
+        return
+    text = explanation(code)
+    if json:
+        screen.write_json(envelope("explain", result={"code": code.upper(), "text": text}))
+    else:
+        page(text, screen.out)
+
+
+def main() -> None:
+    """Run `qatc`."""
+    cli()
+
+
+def compile_main() -> None:
+    """Run `compile`, the short name of `qatc compile`."""
+    compile_command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What the smaller commands print: a checked package, targets, dialects, codes and their pages; as text and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qatc.compiler.diagnostics import escaped, printable
+from qatc.compiler.report import text
+from qatc.compiler.report.facts import Column, Facts, listing
+from qatc.compiler.result import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qatc.compiler.backend import Backend
+    from qatc.compiler.frontend import Frontend
+    from qatc.compiler.target import Target
+    from qatc.compiler.verify_package import PackageCheck
+
+
+# -- verify --------------------------------------------------------------------------------------------------------
+def package_check(found: PackageCheck, console: Console, *, verbose: bool = False) -> None:
+    """Print what became of a package's check; its diagnostics are printed elsewhere."""
+    from rich.text import Text
+
+    mark = Text("verified ", style="green") if found.passed else Text("failed ", style="bold red")
+    console.print(mark + Text(escaped(str(found.path)), style="bold"), soft_wrap=True)
+    facts = Facts(console)
+    if found.files:
+        facts.row("files", f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest")
+    bad = [check for check in found.samples if not check.passed]
+    if found.samples:
+        number = text.count(len({check.sample for check in found.samples}), "sample")
+        outputs = text.count(len(found.samples), "output")
+        largest = max(check.largest for check in found.samples)
+        equal = not any(check.different for check in found.samples)
+        said = "equal" if equal else f"off by at most {largest:.3g}" + ("" if bad else ", as allowed")
+        facts.row("samples", f"{number} replayed, {outputs}: {said}", style="red" if bad else "dim")
+    else:
+        facts.row("samples", Text("not replayed", style="yellow"))
+    for check in found.samples if verbose else bad[:5]:
+        line = f"sample {check.sample}, {printable(check.output)}: {check.different:,} of {check.elements:,} differ"
+        facts.row("", Text(line + (f", by at most {check.largest:.3g}" if check.different else "")))
+
+
+def package_check_json(found: PackageCheck) -> dict[str, Json]:
+    """A package's check as JSON data."""
+    return {
+        "package": str(found.path),
+        "passed": found.passed,
+        "files": found.files,
+        "size": found.size,
+        "samples": [
+            {
+                "sample": check.sample,
+                "output": check.output,
+                "elements": check.elements,
+                "different": check.different,
+                "largest": text.finite(check.largest),
+                "passed": check.passed,
+            }
+            for check in found.samples
+        ],
+    }
+
+
+# -- targets and dialects ------------------------------------------------------------------------------------------
+def targets(found: Sequence[tuple[Target, Backend]], console: Console, *, verbose: bool = False) -> None:
+    """Print the targets; `verbose` adds each backend's options."""
+    from rich.text import Text
+
+    rows: list[list[Text | str]] = []
+    for target, backend in found:
+        last = Text(text.prose(target.description))
+        for option in backend.options.values() if verbose else ():
+            choices = f" = {'|'.join(option.choices)}" if option.choices else ""
+            default = f" (default {option.default})" if option.default else ""
+            last.append(f"\n-p {escaped(option.name + choices)}: {text.prose(option.help)}{default}")
+        rows.append([Text(printable(target.name), style="bold"), printable(target.arithmetic), last])
+    listing(console, (Column("target"), Column("arithmetic"), Column("what it is")), rows)
+
+
+def targets_json(found: Sequence[tuple[Target, Backend]]) -> list[Json]:
+    """The targets as JSON data."""
+    return [
+        {
+            "name": target.name,
+            "backend": target.backend,
+            "description": target.description,
+            "arithmetic": target.arithmetic,
+            "options": [
+                {"name": o.name, "help": o.help, "choices": list(o.choices), "default": o.default}
+                for o in backend.options.values()
+            ],
+        }
+        for target, backend in found
+    ]
+
+
+def dialects(found: Sequence[tuple[Frontend, str]], console: Console, *, verbose: bool = False) -> None:
+    """Print the dialects with their exporters and known limits, and who brings them where it is not qatc."""
+    from rich.text import Text
+
+    rows: list[list[Text | str]] = []
+    for frontend, owner in found:
+        last = Text(text.prose(frontend.description))
+        if frontend.exporters:
+            last.append(f"\n{text.prose(', '.join(frontend.exporters))}")
+        for limit in frontend.limits:
+            last.append(f"\nlimit: {text.prose(limit)}")
+        if owner != "qatc" or verbose:
+            last.append(f"\nfrom {text.prose(owner)}")
+        rows.append([Text(printable(frontend.name), style="bold"), last])
+    listing(console, (Column("dialect"), Column("what it reads")), rows)
+
+
+def dialects_json(found: Sequence[tuple[Frontend, str]]) -> list[Json]:
+    """The dialects as JSON data."""
+    return [
+        {
+            "name": frontend.name,
+            "description": frontend.description,
+            "exporters": list(frontend.exporters),
+            "limits": list(frontend.limits),
+            "from": owner,
+        }
+        for frontend, owner in found
+    ]
+
+
+# -- explain -------------------------------------------------------------------------------------------------------
+def codes(titles: Mapping[str, str], console: Console) -> None:
+    """Print every code with its title."""
+    listing(
+        console, (Column("code"), Column("what it says")), [[code, title] for code, title in sorted(titles.items())]
+    )
+
+
+def page(content: str, console: Console) -> None:
+    """Print a page of Markdown, rendered on a terminal and as it is elsewhere."""
+    if console.is_terminal:
+        from rich.markdown import Markdown
+
+        console.print(Markdown(escaped(content)))
+    else:
+        console.print(escaped(content), soft_wrap=True)
