@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -131,12 +131,15 @@ class LocalCheck:
             tally = self.tallies[name] = Tally(place, op.kind, "local")
         if tensor.params is None:
             return self._compare_floats(op, name, tally, sample, computed, simulated, trusted=trusted)
-        if simulated.shape != computed.shape or simulated.dtype.kind != "f":
+        if simulated.shape != computed.shape or simulated.dtype.kind not in "fiu":
             tally.problem(
                 f"the simulation has {simulated.dtype} {list(simulated.shape)}, the reference {list(computed.shape)}"
             )
             return computed
-        expected = on_grid(simulated, tensor.params, tally)
+        if simulated.dtype.kind == "f":
+            expected = on_grid(simulated, tensor.params, tally)
+        else:
+            expected = _retyped(simulated, computed.dtype)
         if expected is None:
             return computed
         where = tally.integers(computed, expected, tensor.params)
@@ -295,6 +298,12 @@ def on_grid(real: Array, params: QuantParams, tally: Tally) -> Array | None:
         tally.problem(f"QAT209: the simulation's value is {worst:.3g} LSB off the tensor's grid")
         return None
     return integers
+
+
+def _retyped(integers: Array, dtype: np.dtype[Any]) -> Array:
+    """What a file of integer operators holds, in the graph's type: signed and unsigned bytes differ by half their range."""
+    shift = int(np.iinfo(dtype).min) - int(np.iinfo(integers.dtype).min)
+    return integers if integers.dtype == dtype else (integers.astype(np.int32) + shift).astype(dtype)
 
 
 def _same_steps(a: QuantParams, b: QuantParams) -> bool:
