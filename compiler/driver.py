@@ -23,7 +23,9 @@ from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.ports import port_of, port_of_integer, tensor_records
+from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import CompileResult, FilledRange, Inspection, Json, Verification
+from qatc.compiler.target import read_toml
 
 if TYPE_CHECKING:
     from qatc.compiler.backend import Backend, Emission
@@ -204,9 +206,13 @@ class _Compilation:
             graph, source = load(self.path)
             pin_shapes(graph, self.options.shapes)
         with self.step("normalize"):
-            dialect, evidence = self.recognise(graph, source)
+            if self.options.ranges is not None:
+                dialect, evidence, external = self.ranges_beside(graph, self.options.ranges)
+            else:
+                (dialect, evidence), external = self.recognise(graph, source), {}
             frontend = frontends().get(dialect)
-            frontend.normalise(graph, self.frontend_options())
+            ranges = parse_ranges(self.options.quant_range)
+            frontend.normalise(graph, FrontendOptions(ranges=ranges, external=external))
             self.collect(graph)
         return graph, source, dialect, evidence
 
@@ -250,9 +256,26 @@ class _Compilation:
                 seen.append((-frontend.confidence, name, evidence))
         return [(name, evidence) for _, name, evidence in sorted(seen)]
 
-    def frontend_options(self) -> FrontendOptions:
-        """What the dialect is told."""
-        return FrontendOptions(ranges=parse_ranges(self.options.quant_range))
+    def ranges_beside(self, graph: QuantGraph, path: Path) -> tuple[str, str, dict[str, QuantParams]]:
+        """The dialect of a file of ranges or encodings beside the model, and what it says."""
+        registry = frontends()
+        wanted = self.options.dialect.lower()
+        names = registry.names() if wanted == "auto" else [registry.get(wanted).name]
+        refused: list[Diagnostic] = []
+        for name in names:
+            read = registry.get(name).read
+            if read is None:
+                continue
+            try:
+                external = read(path, graph)
+            except CompileError as error:
+                refused += error.diagnostics
+                continue
+            return name, f"{len(external)} tensors with parameters in {printable(path.name)}", external
+        hint = "leave -m out, or use -m ranges or -m aimet"
+        raise CompileError(
+            refused or [Diagnostic("QAT102", f"the dialect {wanted} reads no file of ranges", hint=hint)]
+        )
 
     def collect(self, graph: QuantGraph) -> None:
         """Take over the graph's findings; errors end the compile, all at once."""
@@ -422,22 +445,33 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def parse_ranges(text: str | None) -> RangeOverride:
-    """`act=0..127,weight=-127..127` as ranges.
+    """`act=0..127,weight=-127..127`, or a TOML file with `act`, `weight` and a table `[tensors]` of such ranges.
 
     Raises:
         CompileError: QAT007 with exit code 2 where it is written in another way.
     """
     if not text:
         return RangeOverride()
+    stated: dict[str, Any]
+    if text.endswith(".toml"):
+        stated = read_toml(Path(text))
+        tensors: dict[str, Any] = stated.pop("tensors", {})
+        stated.update({f"tensors.{name}": span for name, span in tensors.items()})
+    else:
+        stated = {name.strip(): span for name, _, span in (part.partition("=") for part in text.split(","))}
     found: dict[str, tuple[int, int]] = {}
-    for part in text.split(","):
-        name, _, span = part.partition("=")
-        low, dots, high = span.partition("..")
+    for name, span in stated.items():
+        low, dots, high = str(span).partition("..")
+        if not dots or (name not in ("act", "weight") and not name.startswith("tensors.")):
+            raise _unreadable(f"{name}={span}")
         try:
-            found[name.strip()] = (int(low), int(high))
-        except ValueError:
-            dots = ""
-        if not dots or name.strip() not in ("act", "weight"):
-            hint = "write --quant-range act=0..127,weight=-127..127"
-            raise CompileError([Diagnostic("QAT007", f"cannot read the quantization range {part!r}", hint=hint)], 2)
-    return RangeOverride(activations=found.get("act"), weights=found.get("weight"))
+            found[name] = (int(low), int(high))
+        except ValueError as error:
+            raise _unreadable(f"{name}={span}") from error
+    listed = {n.removeprefix("tensors."): r for n, r in found.items() if n.startswith("tensors.")}
+    return RangeOverride(found.get("act"), found.get("weight"), listed)
+
+
+def _unreadable(text: str) -> CompileError:
+    hint = 'write --quant-range act=0..127,weight=-127..127, or in a TOML file act = "0..127" and a table [tensors]'
+    return CompileError([Diagnostic("QAT007", f"cannot read the quantization range {printable(text)!r}", hint=hint)], 2)

@@ -73,6 +73,16 @@ def load_target(name: str) -> Target:
     )
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file that the user names on the command line (QAT007 with exit code 2 where it is none)."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CompileError(
+            [Diagnostic("QAT007", f"cannot read {path}: {error}", hint="give a TOML file")], 2
+        ) from error
+
+
 def _parse(text: str, where: str) -> Target:
     try:
         data: dict[str, Any] = tomllib.loads(text)
