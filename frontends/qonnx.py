@@ -211,8 +211,8 @@ def _apply(graph: QuantGraph, op: str, x: Tensor, other: Tensor | Array | None =
     """`op(x[, other])` as a new node; numbers become float32 constants."""
     y = graph.variable(f"{x.name}_{op.lower()}", 1, x.shape)
     inputs = [x]
-    if isinstance(other, np.ndarray):
-        inputs.append(graph.constant(f"{op.lower()}_by", other.astype(np.float32)))
+    if isinstance(other, (np.ndarray, np.generic)):  # arithmetic on an array without dimensions gives a scalar
+        inputs.append(graph.constant(f"{op.lower()}_by", np.asarray(other, np.float32)))
     elif other is not None:
         inputs.append(other)
     graph.insert(op, inputs, [y])

@@ -1,0 +1,214 @@
+"""QONNX: round trips, every rounding mode and width, one-bit and truncating quantizers, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx.reference
+import pytest
+from hypothesis import given, settings
+from onnx import TensorProto, helper
+
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.graph import FAKE_QUANT, QuantGraph
+from qatc.compiler.quant import QuantParams
+from qatc.frontends.qonnx import DOMAINS, FRONTEND
+from tests.frontends import networks as nets
+from tests.frontends.networks import Builder, Network
+
+
+def spell(b: Builder, x: str, params: QuantParams, rank: int, name: str) -> str:
+    shape = [1] * rank
+    if params.axis is not None:
+        shape[params.axis] = len(params.scale)
+    signed, narrow = params.is_signed, (params.qmin if params.is_signed else params.qmax + 1) % 2
+    width = 32 if params.dtype == "int32" else int(params.qmax - params.qmin + 1 + narrow).bit_length() - 1
+    inputs = [
+        x,
+        b.constant(f"{name}.scale", np.float32(params.scale).reshape(shape if params.is_per_channel else ())),
+        b.constant(f"{name}.zero", np.float32(params.zero_point[0])),
+        b.constant(f"{name}.bits", np.float32(width)),
+    ]
+    b.opsets[DOMAINS[0]] = 2
+    return b.node("Quant", inputs, name, DOMAINS[0], signed=int(signed), narrow=int(narrow), rounding_mode="ROUND")
+
+
+@given(nets.networks(nets.narrow_grids()))
+@settings(max_examples=25)
+def test_round_trip(network: Network) -> None:
+    assert nets.fingerprint(nets.read(nets.write(network, spell), FRONTEND)) == nets.fingerprint(nets.expected(network))
+
+
+# -- one node, against the definition -----------------------------------------------------------------------------
+
+ROUNDING = {
+    "ROUND": np.rint,
+    "CEIL": np.ceil,
+    "FLOOR": np.floor,
+    "UP": lambda x: np.sign(x) * np.ceil(np.abs(x)),
+    "DOWN": np.fix,
+    "HALF_UP": lambda x: np.sign(x) * np.floor(np.abs(x) + 0.5),
+    "HALF_DOWN": lambda x: np.sign(x) * np.ceil(np.abs(x) - 0.5),
+}
+
+
+def quant(x: np.ndarray, s: np.ndarray, z: float, bits: float, signed: int, narrow: int, mode: str) -> np.ndarray:
+    """QONNX's own definition."""
+    if bits == 1 and signed:
+        return np.where(x / s + z >= 0, 1.0, -1.0) * s
+    low = -(2 ** (bits - 1)) + narrow if signed else 0
+    high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - narrow
+    return (ROUNDING[mode](np.clip(x / s + z, low, high)) - z) * s
+
+
+def one(
+    op: str, operands: list[object], domain: str = DOMAINS[0], constant: np.ndarray | None = None, **attrs: object
+) -> QuantGraph:
+    b = Builder(opsets={"": 13, domain: 1})
+    names = [b.constant(f"p{i}", np.asarray(v)) for i, v in enumerate(operands)]
+    x = "input" if constant is None else b.constant("c", constant)
+    b.node(op, [x, *names], "q", domain, **attrs)
+    b.node("Add", ["q", "input"] if constant is not None else ["q", b.constant("none", np.float32(0))], "output")
+    graph = nets.graph_of(nets.model_of(b, [3, 4, 5]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    return graph
+
+
+def values(graph: QuantGraph, x: np.ndarray) -> np.ndarray:
+    """The graph's result, FakeQuant nodes computed as QuantParams defines them and constants dequantized."""
+    results: dict[str, np.ndarray] = {graph.inputs[0].name: x}
+    reals = {t.name: graph.real(t) for t in graph.tensors()}
+    for node in graph.nodes:
+        feeds = [results.get(t.name, reals.get(t.name)) for t in node.inputs]
+        if node.op == FAKE_QUANT:
+            results[node.outputs[0].name] = node.attrs["params"].fake_quantize(feeds[0])
+            continue
+        kinds = [helper.make_tensor_value_info(f"i{i}", TensorProto.FLOAT, None) for i in range(len(feeds))]
+        step = helper.make_node(node.op, [k.name for k in kinds], ["o"], **{k: v for k, v in node.attrs.items()})
+        body = helper.make_graph([step], "g", kinds, [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
+        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
+        run = onnx.reference.ReferenceEvaluator(model).run(None, {f"i{i}": f for i, f in enumerate(feeds)})
+        results[node.outputs[0].name] = run[0]
+    return results[graph.outputs[0].name]
+
+
+MODES = [m for m in ROUNDING if not m.startswith("HALF")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("bits", "signed", "narrow", "zero"),
+    [(8, 1, 1, 0), (4, 0, 0, 0), (3, 1, 0, 0), (8, 0, 0, 117), (5, 0, 1, 9), (1, 0, 0, 0)],
+)
+def test_activation(mode: str, bits: int, signed: int, narrow: int, zero: int) -> None:
+    x = np.random.default_rng(bits).normal(0, 0.4, (3, 4, 5)).astype(np.float32)
+    s = np.float32(0.03)
+    graph = one("Quant", [s, np.float32(zero), np.float32(bits)], signed=signed, narrow=narrow, rounding_mode=mode)
+    graph.diagnostics.check()
+    want = quant(x, s, zero, bits, signed, narrow, mode)
+    assert np.allclose(values(graph, x), want, atol=1e-5)
+    assert sum(n.op == FAKE_QUANT for n in graph.nodes) == 1
+
+
+@pytest.mark.parametrize("mode", list(ROUNDING))
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_constant_is_exact_in_every_mode(mode: str, domain: str) -> None:
+    s = np.float32([0.25, 0.5, 0.125, 1.0]).reshape(1, 4, 1)
+    w = (np.arange(60, dtype=np.float32).reshape(3, 4, 5) - 30) / 16  # many exact ties
+    graph = one("Quant", [s, np.float32(0), np.float32(4)], domain, w, signed=1, narrow=0, rounding_mode=mode)
+    graph.diagnostics.check()
+    x = np.zeros((3, 4, 5), np.float32)
+    assert np.array_equal(values(graph, x), quant(w, s, 0, 4, 1, 0, mode).astype(np.float32))
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("op", ["BipolarQuant", "Quant"])
+def test_bipolar(op: str, constant: bool) -> None:
+    s = np.float32(0.7)
+    operands = [s] if op == "BipolarQuant" else [s, np.float32(0), np.float32(1)]
+    x = np.random.default_rng(0).normal(0, 1, (3, 4, 5)).astype(np.float32)
+    x[0, 0] = 0.0  # zero counts as positive
+    attrs = {} if op == "BipolarQuant" else {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
+    graph = one(op, list(operands), DOMAINS[1], x if constant else None, **attrs)
+    graph.diagnostics.check()
+    got = values(graph, np.zeros_like(x) if constant else x)
+    assert np.array_equal(got, np.where(x >= 0, s, -s))
+    grids = [n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT] + list(graph.params.values())
+    assert [(p.qmin, p.qmax, p.dtype) for p in grids] == [(-1, 1, "int8")]
+
+
+def test_one_zero_half_way() -> None:
+    s, z = np.float32(0.5), np.float32(1.5)
+    w = np.linspace(-1, 1, 60, dtype=np.float32).reshape(3, 4, 5)
+    graph = one("Quant", [s, z, np.float32(2)], constant=w, signed=0, narrow=0, rounding_mode="ROUND")
+    graph.diagnostics.check()
+    assert np.allclose(values(graph, np.zeros_like(w)), quant(w, s, 1.5, 2, 0, 0, "ROUND"))
+    refused = one("Quant", [s, z, np.float32(2)], signed=0, narrow=0, rounding_mode="ROUND")
+    assert [d.code for d in refused.diagnostics.errors] == ["QAT103"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "k"), itertools.product(["FLOOR", "CEIL", "ROUND", "HALF_UP", "DOWN", "UP"], [0, 2, 5])
+)
+def test_trunc(mode: str, k: int) -> None:
+    """On integers the cut is exact, ties among them; half to even may differ from ROUND on none."""
+    s = np.float32(0.125)
+    b = Builder(opsets={"": 13, DOMAINS[0]: 2})
+    b.node("Relu", ["input"], "r")
+    operands = [s, np.float32(0), np.float32(8 + k), s * np.float32(2**k), np.float32(8)]
+    names = [b.constant(f"p{i}", np.asarray(v)) for i, v in enumerate(operands)]
+    b.node("Trunc", ["r", *names], "output", DOMAINS[0], rounding_mode=mode, signed=0, narrow=0)
+    graph = nets.graph_of(nets.model_of(b, [3, 4, 5]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    q = np.arange(60, dtype=np.float32).reshape(3, 4, 5) * 3
+    want = np.clip(ROUNDING[mode](q / 2**k), 0, 255) * s * 2**k
+    assert np.allclose(values(graph, q * s), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "code"),
+    [
+        ("Quant", [np.float32(0), np.float32(0), np.float32(8)], {}, "QAT201"),
+        ("Quant", [np.float32(-1), np.float32(0), np.float32(8)], {}, "QAT201"),
+        ("Quant", [np.float32(1), np.float32(0), np.float32(33)], {}, "QAT103"),
+        ("Quant", [np.ones((3, 4, 1), np.float32), np.float32(0), np.float32(8)], {}, "QAT103"),
+        ("Quant", [np.ones(7, np.float32), np.float32(0), np.float32(8)], {}, "QAT204"),
+        ("Quant", [np.float32(1), np.float32(0), np.float32(8)], {"rounding_mode": "NEVER"}, "QAT104"),
+        ("FloatQuant", [np.float32(1), np.float32(4), np.float32(3)], {}, "QAT103"),
+        ("Im2Col", [], {}, "QAT302"),
+    ],
+)
+def test_refused(op: str, operands: list[object], attrs: dict[str, object], code: str) -> None:
+    graph = one(op, operands, **attrs)
+    assert code in [d.code for d in graph.diagnostics.errors]
+    with pytest.raises(CompileError):
+        graph.diagnostics.check()
+
+
+def test_doubles_and_integer_zero_points() -> None:
+    """QKeras writes the scale as a double, zero point and width as int64."""
+    graph = one("Quant", [np.float64(0.125), np.int64(0), np.int64(6)], signed=1, narrow=1, rounding_mode="ROUND")
+    graph.diagnostics.check()
+    params = next(n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT)
+    assert params == QuantParams.per_tensor(0.125, 0, "int8", -31, 31)
+
+
+def test_recognized_from_the_graph() -> None:
+    b = Builder(opsets={"": 13, "onnx.brevitas": 1})
+    b.node("BipolarQuant", ["input", b.constant("s", np.float32(1))], "output", "onnx.brevitas")
+    graph = nets.graph_of(nets.model_of(b, [2]))
+    assert FRONTEND.recognise(graph, "") == "1 BipolarQuant (onnx.brevitas)"
+    assert "onnx.brevitas" not in _normalised(graph).domains
+    plain = nets.graph_of(helper.make_model(helper.make_graph(
+        [helper.make_node("Relu", ["input"], ["output"])], "g",
+        [helper.make_tensor_value_info("input", 1, [1])], [helper.make_tensor_value_info("output", 1, [1])],
+    )))  # fmt: skip
+    assert FRONTEND.recognise(plain, "") is None
+
+
+def _normalised(graph: QuantGraph) -> QuantGraph:
+    FRONTEND.normalise(graph, FrontendOptions())
+    return graph
