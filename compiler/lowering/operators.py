@@ -313,10 +313,10 @@ def _emit_move(
 
 
 def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """BatchNormalization of a quantized tensor: a depthwise 1x1 convolution whose weights are +127 or -127.
+    """BatchNormalization of a quantized tensor: a depthwise 1x1 convolution whose weights are +64 or -64.
 
-    The factor of a channel is the weight's scale times 127, so nothing is rounded but the bias, on a grid 127 times
-    finer than the input's.
+    The factor of a channel is the weight's scale times 64, so nothing is rounded but the bias, on a grid 64 times finer
+    than the input's. (64 and not 127: a power of two keeps the factor's own digits.)
     """
     x = node.inputs[0]
     params, wanted, rank = state.usable(x), state.usable(out), rank_of(x)
@@ -343,7 +343,7 @@ def _per_channel_affine(
     params = state.usable(x)
     if params is None or not np.isfinite(factor).all() or not np.isfinite(offset).all():
         return False
-    peak = 127
+    peak = 64
     scale = np.maximum(np.abs(factor), float(np.abs(factor).max(initial=0)) * 2.0**-20) / peak
     scale = np.maximum(scale, np.abs(offset) / params.scale[0] / 2.0**30)
     scale = np.maximum(scale, 1e-30)
