@@ -1,0 +1,530 @@
+"""A package is checked twice over, by its own check.py and by verify_package: good, damaged and hostile ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.backend.base import Backend, BackendRep
+from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.runner import Runner
+
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.package import (
+    PackageWriter,
+    Sample,
+    SourceFile,
+    Tolerance,
+    check_script,
+    manifest,
+    quantization_json,
+    tolerance_of,
+    write_samples,
+)
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.result import Port, TensorRecord
+from qatc.compiler.verify_package import PackageCheck, compare, verify_package
+
+PARAMS = QuantParams.per_tensor(0.5, 128)
+INPUTS = [Port("x", "float32", ("n", 4))]
+OUTPUTS = [Port("q", "uint8", ("n", 4), PARAMS), Port("y", "float32", ("n", 4), PARAMS)]
+X = np.array([[-200.0, -0.25, 0.75, 3.2], [0.0, 1.0, np.inf, -np.inf]], np.float32)
+
+
+def tiny_model() -> onnx.ModelProto:
+    """Quantizes x to q, and dequantizes that to y."""
+    scale, zero = (
+        numpy_helper.from_array(np.array(0.5, np.float32), "s"),
+        numpy_helper.from_array(np.array(128, np.uint8), "z"),
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [
+            helper.make_tensor_value_info("q", TensorProto.UINT8, ["n", 4]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]),
+        ],
+        [scale, zero],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def build(
+    destination: Path,
+    model: onnx.ModelProto | None = None,
+    change: Callable[[list[Array]], None] | None = None,
+    **changes: Any,
+) -> Path:
+    """A package of the tiny model; `change` alters the outputs that it records."""
+    q = np.clip(np.rint(X / 0.5) + 128, 0, 255).astype(np.uint8)
+    outputs = [q, PARAMS.dequantize(q)]
+    if change:
+        change(outputs)
+    with PackageWriter(destination) as writer:
+        writer.write("model.onnx", (model or tiny_model()).SerializeToString())
+        writer.write("quantization.json", quantization_json([TensorRecord("x", "q", "input", PARAMS)]))
+        writer.write("check.py", check_script())
+        samples = [Sample((X,), tuple(outputs)), Sample((X[:1],), tuple(o[:1] for o in outputs))]
+        arguments: dict[str, Any] = {
+            "version": "0",
+            "source": SourceFile("m.onnx", 1, "0" * 64),
+            "dialect": "pytorch",
+            "target": "onnx",
+            "profile": "onnx",
+            "options": {},
+            "inputs": INPUTS,
+            "outputs": OUTPUTS,
+            "samples": write_samples(writer, samples, INPUTS, OUTPUTS),
+            "tolerances": [tolerance_of([output]) for output in outputs],
+        }
+        writer.finish(manifest(**{**arguments, **changes}))
+    return destination
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("good") / "out")
+
+
+@pytest.fixture
+def package(good: Path, tmp_path: Path) -> Path:
+    """A package of one's own to damage."""
+    return Path(shutil.copytree(good, tmp_path / "out"))
+
+
+def run_check(package: Path) -> tuple[int, str, str]:
+    """Exit status, output and errors of check.py, which must not find qatc."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(package / "check.py")],
+        cwd=package.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def edit(package: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads((package / "manifest.json").read_bytes())
+    change(document)
+    (package / "manifest.json").write_text(json.dumps(document))
+
+
+def replace_file(package: Path, name: str, data: bytes) -> None:
+    """Change a file and the manifest with it, as somebody hostile would."""
+    (package / name).write_bytes(data)
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit(package, lambda document: document["files"].update({name: entry}))
+
+
+def codes(check: PackageCheck) -> set[str]:
+    return {d.code for d in check.diagnostics}
+
+
+def text(check: PackageCheck) -> str:
+    return "\n".join(str(d) for d in check.diagnostics)
+
+
+# -- good packages ------------------------------------------------------------------------------------------------
+def test_a_good_package_passes(good: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    found = verify_package(good, progress=lambda what, done, total: seen.append((what, done, total)))
+    assert found.passed
+    assert found.diagnostics == ()
+    assert found.files == len([p for p in good.rglob("*") if p.is_file()]) - 1
+    assert [(c.sample, c.output, c.elements, c.different) for c in found.samples] == [
+        (0, "q", 8, 0),
+        (0, "y", 8, 0),
+        (1, "q", 4, 0),
+        (1, "y", 4, 0),
+    ]
+    hashed = [(done, total) for what, done, total in seen if what == "hashing"]
+    assert hashed[-1] == (found.size, found.size)
+    assert [done for what, done, _ in seen if what != "hashing"] == [0, 1]
+    assert verify_package(str(good), samples=False).samples == ()
+
+
+def test_check_script_says_what_it_did(good: Path) -> None:
+    status, out, err = run_check(good)
+    assert (status, err) == (0, "")
+    assert "files: 21 of 21 have the sha256" in out
+    assert "model: model.onnx, onnxruntime" in out
+    assert "sample 0: pass 'q' (uint8 2x4): equal" in out
+    assert "sample 1: pass 'y' (float32 1x4): equal" in out
+    assert out.endswith("ok: 2 of 2 samples match\n")
+
+
+def test_a_moved_package_passes(package: Path, tmp_path: Path) -> None:
+    moved = package.rename(tmp_path / "elsewhere")
+    assert verify_package(moved).passed
+    assert run_check(moved)[0] == 0
+
+
+def test_a_target_without_a_model_is_checked_by_its_hashes(tmp_path: Path) -> None:
+    package = build(tmp_path / "out", model=None)
+    edit(package, lambda document: document.update(model=None))
+    found = verify_package(package)
+    assert found.passed
+    assert found.samples == ()
+    assert "none that onnxruntime can run" in run_check(package)[1]
+
+
+def test_a_package_without_samples(tmp_path: Path) -> None:
+    package = build(tmp_path / "out", samples=[])
+    assert verify_package(package).passed
+    assert "no samples" in run_check(package)[1]
+
+
+# -- results that differ ------------------------------------------------------------------------------------------
+def off_by_one(outputs: list[Array]) -> None:
+    outputs[0][1, 1] += 1
+
+
+def off_a_little(outputs: list[Array]) -> None:
+    outputs[1][0, 0] *= np.float32(1 + 3e-6)
+
+
+def off_by_one_lsb_in_float(outputs: list[Array]) -> None:
+    outputs[1][0, 2] += np.float32(0.5)
+
+
+def not_a_number(outputs: list[Array]) -> None:
+    outputs[1][0, 2] = np.nan
+
+
+def infinite(outputs: list[Array]) -> None:
+    outputs[1][1, 2] = np.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (off_by_one, "1 of 8 elements differ, by 1 at most"),
+        (off_by_one_lsb_in_float, "1 of 8 elements differ, by 0.5 at most"),
+        (not_a_number, "1 of 8 elements differ, by inf at most"),
+        (infinite, "1 of 8 elements differ, by inf at most"),
+    ],
+)
+def test_a_difference_is_found(tmp_path: Path, change: Callable[[list[Array]], None], expected: str) -> None:
+    package = build(tmp_path / "out", change=change)
+    found = verify_package(package)
+    assert not found.passed
+    assert codes(found) == {"QAT404"}
+    assert expected in text(found)
+    status, out, err = run_check(package)
+    assert status == 1
+    assert f"FAIL {found.diagnostics[0].tensor!r}" in out
+    assert expected in out
+    assert "samples differ" in err
+
+
+def test_a_float_within_its_tolerance_passes(tmp_path: Path) -> None:
+    package = build(tmp_path / "out", change=off_a_little)
+    found = verify_package(package)
+    assert found.passed
+    assert [c.different for c in found.samples] == [0, 1, 0, 1]
+    status, out, _ = run_check(package)
+    assert status == 0
+    assert "1 of 8 elements differ, by " in out
+    strict = build(tmp_path / "strict", change=off_a_little, tolerances=None)
+    assert codes(verify_package(strict)) == {"QAT404"}
+    assert run_check(strict)[0] == 1
+
+
+def test_integers_may_be_given_a_tolerance_in_lsb(tmp_path: Path) -> None:
+    package = build(tmp_path / "out", change=off_by_one, tolerances=[Tolerance(1.0), Tolerance()])
+    assert verify_package(package).passed
+    assert run_check(package)[0] == 0
+
+
+def test_another_shape_or_type_is_a_difference() -> None:
+    a = np.zeros((2, 2), np.int8)
+    for b in (np.zeros(4, np.int8), np.zeros((2, 2), np.uint8)):
+        found = compare(0, "y", a, b, Tolerance(1e9, 1e9))
+        assert not found.passed
+        assert found.different == 4
+
+
+def test_equal_infinities_and_nans_are_equal() -> None:
+    values = np.array([np.inf, -np.inf, np.nan, 1.0], np.float32)
+    assert compare(0, "y", values, values.copy(), Tolerance()).passed
+    assert not compare(0, "y", values, -values, Tolerance(1e9, 1e9)).passed
+    big = np.array([2**63 - 1, -(2**63)], np.int64)
+    assert compare(0, "y", big, big[::-1], Tolerance()).largest == float(2**64 - 1)
+
+
+# -- damage -------------------------------------------------------------------------------------------------------
+def cut_off(package: Path) -> None:
+    data = (package / "model.onnx").read_bytes()
+    (package / "model.onnx").write_bytes(data[:-1])
+
+
+def flip_a_bit(package: Path) -> None:
+    data = bytearray((package / "model.onnx").read_bytes())
+    data[40] ^= 1
+    (package / "model.onnx").write_bytes(data)
+
+
+def lose_a_file(package: Path) -> None:
+    (package / "samples" / "0" / "input_0.bin").unlink()
+
+
+def folder_for_a_file(package: Path) -> None:
+    lose_a_file(package)
+    (package / "samples" / "0" / "input_0.bin").mkdir()
+
+
+def pipe_for_a_file(package: Path) -> None:
+    lose_a_file(package)
+    os.mkfifo(package / "samples" / "0" / "input_0.bin")
+
+
+def link_for_a_file(package: Path) -> None:
+    (package / "model.onnx").rename(package.parent / "model.onnx")
+    (package / "model.onnx").symlink_to(package.parent / "model.onnx")
+
+
+def link_for_a_folder(package: Path) -> None:
+    (package / "samples").rename(package.parent / "samples")
+    (package / "samples").symlink_to(package.parent / "samples")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (cut_off, "bytes, the manifest says"),
+        (flip_a_bit, "sha256"),
+        (lose_a_file, "is missing"),
+        (folder_for_a_file, "not a regular file"),
+        (pipe_for_a_file, "not a regular file"),
+        (link_for_a_file, "link"),
+        (link_for_a_folder, "link"),
+    ],
+)
+def test_damage_is_found_and_the_model_not_run(package: Path, damage: Callable[[Path], None], expected: str) -> None:
+    damage(package)
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert expected in text(found)
+    assert found.samples == ()
+    status, out, err = run_check(package)
+    assert status == 1
+    assert "model:" not in out
+    assert any(word in err for word in (expected, "is missing"))
+
+
+def test_all_damage_is_found_at_once(package: Path) -> None:
+    lose_a_file(package)
+    flip_a_bit(package)
+    assert len([d for d in verify_package(package).diagnostics if d.code == "QAT502"]) == 2
+    assert run_check(package)[2].count("\n") == 2
+
+
+def test_a_file_too_many_is_a_warning(package: Path) -> None:
+    (package / "extra.bin").write_bytes(b"")
+    found = verify_package(package)
+    assert found.passed
+    assert "extra.bin lies in the package" in text(found)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"format": "other"}', b"[" * 200_000, b"\xff\xfe", b"9" * 9999])
+def test_a_manifest_that_is_none(package: Path, data: bytes) -> None:
+    (package / "manifest.json").write_bytes(data)
+    try:
+        found = codes(verify_package(package))
+    except CompileError as error:
+        found = {d.code for d in error.diagnostics}
+    assert found == {"QAT502"}
+    assert run_check(package)[0] == 1
+
+
+def test_no_package_at_all(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(CompileError, match="QAT502"):
+            verify_package(path)
+    (tmp_path / "check.py").write_bytes(check_script())
+    assert "copy the whole package" in run_check(tmp_path)[2]
+
+
+def test_a_newer_package_is_not_judged(package: Path) -> None:
+    edit(package, lambda document: document.update(schema_version=2, surprise=1))
+    assert "newer qatc" in text(verify_package(package))
+    assert "schema version 2" in run_check(package)[2]
+
+
+def test_an_interrupted_swap_is_undone_first(package: Path) -> None:
+    package.rename(package.with_name(".out.old"))
+    assert verify_package(package).passed
+    assert [p.name for p in package.parent.iterdir()] == ["out"]
+
+
+# -- hostility ----------------------------------------------------------------------------------------------------
+ENTRY = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+
+
+def hostile(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document.update(changes)
+
+
+HOSTILE: list[Callable[[dict[str, Any]], None]] = [
+    *(
+        hostile(files={name: ENTRY})
+        for name in ("../secret", "/dev/null", "a/../../secret", "a\\..\\x", "C:/x", "", "/")
+    ),
+    hostile(files={"model.onnx": {"size": "3", "sha256": "x"}}),
+    hostile(files={"model.onnx": {"size": 10**400, "sha256": "0" * 64}}),
+    hostile(files=[]),
+    hostile(files=None),
+    hostile(model="../secret"),
+    hostile(model="samples/0/missing.npy"),
+    hostile(model=["model.onnx"]),
+    hostile(inputs=None),
+    hostile(outputs=[]),
+    hostile(samples=[{"inputs": ["../secret"], "outputs": []}]),
+    hostile(samples=[{"inputs": [], "outputs": []}]),
+    hostile(samples=[{}]),
+    hostile(samples=[["x"]]),
+    hostile(samples=[{"inputs": ["model.onnx"], "outputs": ["model.onnx", "model.onnx"]}]),
+    hostile(samples=[{"inputs": ["check.py"] * 500, "outputs": []}]),
+    hostile(format=["qatc-package"]),
+    hostile(schema_version="1"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_hostile_manifest_is_refused(package: Path, number: int) -> None:
+    (package.parent / "secret").write_bytes(b"")
+    edit(package, HOSTILE[number])
+    found = verify_package(package)
+    assert not found.passed
+    assert codes(found) <= {"QAT502", "QAT404"}
+    assert found.samples == ()
+    status, _, err = run_check(package)
+    assert status == 1
+    assert err.startswith("check failed: ")
+
+
+def test_names_are_shown_harmlessly(package: Path) -> None:
+    edit(package, hostile(files={"\x1b[2J../" + "x" * 10_000: ENTRY}))
+    shown = text(verify_package(package))
+    assert "\x1b" not in shown
+    assert len(shown) < 2_000
+    assert "\x1b" not in run_check(package)[2]
+
+
+def test_a_model_that_reads_other_files_is_not_run(package: Path) -> None:
+    (package.parent / "secret").write_bytes(b"\0" * 4)
+    for place in ("initializer", "attribute"):
+        model = tiny_model()
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../secret")
+        if place == "attribute":
+            inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "g", [], [])
+            model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=inner, else_branch=inner))
+            del model.graph.initializer[0]
+        replace_file(package, "model.onnx", model.SerializeToString())
+        found = verify_package(package)
+        assert codes(found) == {"QAT502"}
+        assert "../secret, which is no part of the package" in text(found)
+
+
+@pytest.mark.parametrize("data", [b"not a model", b"", b"\x08"])
+def test_a_model_that_is_none(package: Path, data: bytes) -> None:
+    replace_file(package, "model.onnx", data)
+    assert codes(verify_package(package)) == {"QAT502"}
+    status, _, err = run_check(package)
+    assert status == 1
+    assert "cannot load model.onnx" in err
+
+
+def test_a_model_with_other_ports(package: Path) -> None:
+    model = tiny_model()
+    del model.graph.output[1]
+    replace_file(package, "model.onnx", model.SerializeToString())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "has the outputs q, the manifest q, y" in text(found)
+    assert run_check(package)[0] == 1
+
+
+def test_a_sample_that_is_none(package: Path) -> None:
+    replace_file(package, "samples/0/input_0.npy", b"\x93NUMPY\x01\x00\x05\x00{bad}")
+    assert codes(verify_package(package)) == {"QAT502"}
+    assert run_check(package)[0] == 1
+
+
+def test_a_sample_of_another_type(package: Path) -> None:
+    shutil.copy(package / "samples/0/output_0.npy", package / "samples/0/input_0.npy")
+    replace_file(package, "samples/0/input_0.npy", (package / "samples/0/input_0.npy").read_bytes())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "sample 0 cannot be run" in text(found)
+    assert run_check(package)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["quantization.json"])
+def test_the_other_documents_are_checked_too(package: Path, name: str) -> None:
+    replace_file(package, name, b'{"schema_version": 1}')
+    assert "'tensors' is a required property" in text(verify_package(package))
+    replace_file(package, name, b"{")
+    assert f"{name} cannot be read" in text(verify_package(package))
+
+
+# -- ONNX's own runner --------------------------------------------------------------------------------------------
+class OnnxRuntimeBackend(Backend):
+    """The least that ONNX's backend test runner needs."""
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> BackendRep:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+        class Prepared(BackendRep):
+            def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
+                names = [port.name for port in session.get_inputs()]
+                return tuple(session.run(None, dict(zip(names, inputs, strict=True))))
+
+        return Prepared()
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        return device == "CPU"
+
+
+@pytest.mark.parametrize("change", [None, off_by_one])
+def test_onnx_finds_and_runs_the_test_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Array]], None] | None
+) -> None:
+    build(tmp_path / "real" / "test_tiny", change=change)
+
+    def ours_alone(kind: str) -> list[Any]:
+        return load_model_tests(str(tmp_path), kind) if kind == "real" else []
+
+    monkeypatch.setattr("onnx.backend.test.runner.load_model_tests", ours_alone)
+    result = unittest.TestResult()
+    Runner(OnnxRuntimeBackend, __name__).test_suite.run(result)
+    assert (result.testsRun, len(result.skipped)) == (2, 1)  # the other one is for CUDA
+    assert len(result.failures) == (1 if change else 0)
+    assert not result.errors
