@@ -54,7 +54,8 @@ def is_node_of(domains: tuple[str, ...]) -> Callable[[Node], bool]:
 def affine(graph: QuantGraph, node: Node) -> bool:
     """One fake-quantization node of any of the forms becomes a FakeQuant; what is wrong with it is recorded."""
     scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
-    low, high = number(graph, node, "quant_min", -2), number(graph, node, "quant_max", -1)
+    last = max(len(node.inputs), 5) - 1  # behind x, scale and zero point the range comes last
+    low, high = number(graph, node, "quant_min", last - 1), number(graph, node, "quant_max", last)
     if scale is None or zero is None or low is None or high is None:
         return False
     if low != round(low) or high != round(high):

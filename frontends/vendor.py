@@ -38,12 +38,11 @@ _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "Redu
 
 
 def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
-    """A scalar written as attribute `name` or as input `index` (negative: from the end); QAT104 where it is neither."""
+    """A scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
     written = node.attr(name)
     if isinstance(written, (int, float)):
         return float(written)
-    place = index if index >= 0 else len(node.inputs) + index
-    value = value_of(node.inputs[place]) if place < len(node.inputs) else None
+    value = value_of(node.inputs[index]) if index < len(node.inputs) else None
     if value is None or value.size != 1:
         graph.diagnostics.error("QAT104", f"{node.op} has no constant scalar {name}", node=label_of(node))
         return None

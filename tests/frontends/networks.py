@@ -1,7 +1,8 @@
 """Random quantized networks for round trips: written in a dialect, read back, and compared as canonical graphs.
 
-A network is a chain (with residual sums) of operators on [1, C, 6, 6], every tensor that is to be quantized spelled through
-a callback. The expected graph is spelled with a placeholder that becomes a FakeQuant directly, past every frontend.
+A network is a chain (with residual sums) of operators on [1, C, 6, 6], every tensor that is to be quantized spelled
+through a callback. The expected graph is spelled with a placeholder that becomes a FakeQuant directly, past every
+frontend.
 """
 
 from __future__ import annotations

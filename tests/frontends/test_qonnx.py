@@ -86,7 +86,7 @@ def values(graph: QuantGraph, x: np.ndarray) -> np.ndarray:
             results[node.outputs[0].name] = node.attrs["params"].fake_quantize(feeds[0])
             continue
         kinds = [helper.make_tensor_value_info(f"i{i}", TensorProto.FLOAT, None) for i in range(len(feeds))]
-        step = helper.make_node(node.op, [k.name for k in kinds], ["o"], **{k: v for k, v in node.attrs.items()})
+        step = helper.make_node(node.op, [k.name for k in kinds], ["o"], **node.attrs)
         body = helper.make_graph([step], "g", kinds, [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
         model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
         run = onnx.reference.ReferenceEvaluator(model).run(None, {f"i{i}": f for i, f in enumerate(feeds)})
@@ -202,10 +202,9 @@ def test_recognized_from_the_graph() -> None:
     graph = nets.graph_of(nets.model_of(b, [2]))
     assert FRONTEND.recognise(graph, "") == "1 BipolarQuant (onnx.brevitas)"
     assert "onnx.brevitas" not in _normalised(graph).domains
-    plain = nets.graph_of(helper.make_model(helper.make_graph(
-        [helper.make_node("Relu", ["input"], ["output"])], "g",
-        [helper.make_tensor_value_info("input", 1, [1])], [helper.make_tensor_value_info("output", 1, [1])],
-    )))  # fmt: skip
+    other = Builder()
+    other.node("Relu", ["input"], "output")
+    plain = nets.graph_of(nets.model_of(other, [2]))
     assert FRONTEND.recognise(plain, "") is None
 
 
