@@ -71,6 +71,10 @@ class _Integers:
     clip: bool = False
     siblings: tuple[_Integers, ...] = ()
 
+    def source(self) -> Tensor:
+        """Of a root: the real numbers that are quantized."""
+        return self.tensor if self.node is None else self.node.inputs[0]
+
     def root(self) -> _Integers:
         found = self
         while found.parents:
@@ -166,7 +170,11 @@ class _Lifter:
             return False
         if any(p.params != parent.params for p in parents):
             self._disagree(node, [p.params for p in parents])
-        self._hold(node, tuple(parents), min(p.low for p in parents), max(p.high for p in parents))
+        low, high = min(p.low for p in parents), max(p.high for p in parents)
+        padding = _padding(node)
+        if padding is not None:
+            low, high = min(low, padding), max(high, padding)
+        self._hold(node, tuple(parents), low, high)
         return True
 
     def _hold(self, node: Node, parents: tuple[_Integers, ...], low: int, high: int, *, clip: bool = False) -> None:
@@ -202,7 +210,7 @@ class _Lifter:
             if found is None:
                 continue
             if node.op in _BLIND and not node.domain:
-                node.inputs[index] = self._real(found, None)
+                node.inputs[index] = self._real(found, None) if found.parents else found.source()
                 continue
             root = found.root()
             source = label_of(root.node) if root.node is not None else f"graph input {root.tensor.name}"
@@ -226,18 +234,19 @@ class _Lifter:
     # -- the real numbers behind integers -------------------------------------------------------------------------
     def _dequantize(self, node: Node) -> None:
         self.held.append(node)
-        params = self._params(node)
+        x, y = node.inputs[0], node.outputs[0]
+        constant, bounds = _constant_of(x)
+        integers = self.integers.get(id(x))
+        if constant is None and integers is None and self._blamed(x):
+            return
+        params = self._params(node) if constant is None else linear_params(self.graph, node, constant.dtype)
         if params is None:
             return
-        x, y = node.inputs[0], node.outputs[0]
-        integers = self.integers.get(id(x))
-        constant, params = _constant_of(x, params)
         if constant is not None:
+            params = params.with_range(_clamp(params.qmin, bounds), _clamp(params.qmax, bounds))
             self.graph.replace(y, self._constant(node, x, constant, params))
         elif integers is not None:
             self._settle(node, integers, params, y)
-        elif self._blamed(x):
-            return
         else:
             maker = self.graph.producer(x)
             self.found.error(
@@ -270,6 +279,7 @@ class _Lifter:
         node.outputs.clear()
         result = self._real(integers, y)
         if result is not y:
+            self.graph.origin.setdefault(result.name, y.name)
             self.graph.replace(y, result)
 
     def _declare_input(self, tensor: Tensor, node: Node) -> None:
@@ -303,7 +313,7 @@ class _Lifter:
             if key in self.real:
                 waiting.pop()
             elif missing:
-                waiting.extend(missing)
+                waiting.extend(reversed(missing))
             else:
                 self._emit(value, low, high, target if waiting[-1] is last else None)
                 waiting.pop()
@@ -314,10 +324,9 @@ class _Lifter:
             self._emit_move(value, low, high, target)
             return
         root = value.params
-        source = value.tensor if value.node is None else value.node.inputs[0]
         result = target or self.graph.variable(f"{value.tensor.name}_real", onnx.TensorProto.FLOAT, value.tensor.shape)
         name = value.node.name if value.node is not None else ""
-        fake = Node(FAKE_QUANT, name or result.name, {"params": root.with_range(low, high)}, [source], [result])
+        fake = Node(FAKE_QUANT, name or result.name, {"params": root.with_range(low, high)}, [value.source()], [result])
         self.graph.nodes.append(fake)
         self._name(result, value, low, high)
 
@@ -328,8 +337,9 @@ class _Lifter:
             raise ValueError(f"nothing makes {value.tensor.name}")
         data = [self.real[_key(_peel(p, (low, high)))] for p in value.parents]
         others = node.inputs[len(data) :]
-        if node.op == "Pad" and node.attr("mode", "constant") == "constant":
-            others = [others[0], self._pad_value(node, value, low, high), *others[2:]]
+        padding = _padding(node)
+        if padding is not None:
+            others = [others[0], self._pad_value(node, value, _clamp(padding, (low, high))), *others[2:]]
         outputs: list[Tensor] = []
         for one in value.siblings:
             fresh = target if one is value and target is not None else None
@@ -349,15 +359,13 @@ class _Lifter:
         if not result.name.endswith("_real"):
             self.graph.origin[result.name] = result.name
 
-    def _pad_value(self, node: Node, value: _Integers, low: int, high: int) -> Constant:
+    def _pad_value(self, node: Node, value: _Integers, number: int) -> Constant:
         """What a Pad of integers fills with, as a real number."""
         params = value.params
-        given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-        number = 0 if given is None else int(given.reshape(-1)[0])
         if params.is_per_channel:
             self.found.error("QAT302", "a Pad of integers that are quantized per channel", node=label_of(node))
             return self.graph.constant(f"{node.outputs[0].name}_value", np.zeros((), np.float32))
-        real = np.float32(params.scale[0]) * np.float32(_clamp(number, (low, high)) - params.zero_point[0])
+        real = np.float32(params.scale[0]) * np.float32(number - params.zero_point[0])
         return self.graph.constant(f"{node.outputs[0].name}_value", np.asarray(real, np.float32))
 
     # -- constants and outputs ------------------------------------------------------------------------------------
@@ -366,6 +374,8 @@ class _Lifter:
         known = self.constants.get((id(x), params))
         if known is None:
             integers = np.asarray(value.astype(params.container, copy=False), order="C")
+            if not params.is_full_range:
+                integers = np.clip(integers, params.qmin, params.qmax)
             alone = len(x.outputs) == 1
             known = Constant(x.name, integers) if alone else self.graph.constant(x.name, integers)
             self.graph.params[known.name] = params
@@ -385,6 +395,8 @@ class _Lifter:
             result = self._real(integers, output)
             if result is not output:
                 self.graph.replace(output, result)
+            if isinstance(output, Variable):
+                output.dtype = onnx.TensorProto.FLOAT
 
 
 def _key(item: tuple[_Integers, int, int]) -> _Key:
@@ -408,19 +420,24 @@ def _of_element(tensor: Tensor) -> str | None:
     return _OF_ELEMENT.get(element_type(tensor) or 0)
 
 
-def _constant_of(x: Tensor, params: QuantParams) -> tuple[Array | None, QuantParams]:
+def _constant_of(x: Tensor) -> tuple[Array | None, tuple[int, int]]:
     """The integers of a constant, and the range that a Clip on them states."""
     value = value_of(x)
     if value is not None:
-        return value, params
+        return value, _WIDEST
     clip: Node | None = x.inputs[0] if x.inputs else None  # type: ignore[assignment]
     if clip is None or not clips_weight(clip):
-        return None, params
-    bounds, value = _clip_bounds(clip), value_of(clip.inputs[0])
-    if bounds is None or value is None:
-        return None, params
-    params = params.with_range(_clamp(params.qmin, bounds), _clamp(params.qmax, bounds))
-    return np.clip(value.astype(params.container), params.qmin, params.qmax), params
+        return None, _WIDEST
+    bounds = _clip_bounds(clip)
+    return (None, _WIDEST) if bounds is None else (value_of(clip.inputs[0]), bounds)
+
+
+def _padding(node: Node) -> int | None:
+    """The integer that a Pad fills with; None for other operators and modes."""
+    if node.op != "Pad" or node.attr("mode", "constant") != "constant":
+        return None
+    given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+    return 0 if given is None or not given.size else int(given.reshape(-1)[0])
 
 
 def clips_weight(node: Node) -> bool:

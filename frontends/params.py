@@ -186,10 +186,11 @@ def _shown(shape: Sequence[Dim]) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
-def linear_params(graph: QuantGraph, node: Node) -> QuantParams | None:
+def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | None = None) -> QuantParams | None:
     """The parameters of a QuantizeLinear or DequantizeLinear (any opset, com.microsoft too); None where they are wrong.
 
-    The integer type is the zero point's, that of the integers a DequantizeLinear reads, or `output_dtype`.
+    The integer type is the zero point's, that of the integers a DequantizeLinear reads (`stored`, where the caller
+    knows it), or `output_dtype`.
     """
     x = node.inputs[0]
     scale = constant_input(graph, node, 1, "scale")
@@ -197,7 +198,7 @@ def linear_params(graph: QuantGraph, node: Node) -> QuantParams | None:
     zero = constant_input(graph, node, 2, "zero point") if has_zero else None
     if scale is None or (has_zero and zero is None):
         return None
-    kind = _integer_type(node, zero)
+    kind = _integer_type(node, zero, stored)
     dtype = quantized_dtype(kind)
     if dtype is None or node.attr("block_size", 0):
         graph.diagnostics.error(
@@ -212,12 +213,11 @@ def linear_params(graph: QuantGraph, node: Node) -> QuantParams | None:
     return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape_of(x), tensor=x.name)
 
 
-def _integer_type(node: Node, zero: Array | None) -> np.dtype[np.generic]:
+def _integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] | None) -> np.dtype[np.generic]:
     if zero is not None:
         return zero.dtype
-    value = value_of(node.inputs[0])
-    if value is not None and node.op == "DequantizeLinear":
-        return value.dtype
+    if stored is not None:
+        return stored
     kind = node.attr("output_dtype", 0) if node.op == "QuantizeLinear" else node.inputs[0].dtype
     if not kind:
         return np.dtype(np.uint8)
