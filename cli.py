@@ -342,7 +342,6 @@ def explain_command(code: str | None, json: bool, quiet: bool, verbose: bool) ->
 
     Without one, list them all.
     """
-    from qatc.compiler.explain import explanation
     from qatc.compiler.report import envelope
     from qatc.compiler.report.listings import codes, page
 
@@ -353,6 +352,8 @@ def explain_command(code: str | None, json: bool, quiet: bool, verbose: bool) ->
         else:
             codes(CODES, screen.out)
         return
+    from qatc.compiler.explain import explanation
+
     text = explanation(code)
     if json:
         screen.write_json(envelope("explain", result={"code": code.upper(), "text": text}))

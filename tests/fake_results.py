@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
 from qatc.compiler.diagnostics import Diagnostic, Severity
+from qatc.compiler.package import schema
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import (
     CompileResult,
@@ -99,7 +104,7 @@ def result(**changes: Any) -> CompileResult:
     return replace(found, **changes)
 
 
-def busy_result(**changes: Any) -> CompileResult:
+def busy_result() -> CompileResult:
     """A compile with much to say: islands, filled ranges, notes."""
     softmax = "Softmax has no integer form on this target (-p softmax=integer approximates it)"
     norm = "LayerNormalization has no integer form on this target"
@@ -135,7 +140,6 @@ def busy_result(**changes: Any) -> CompileResult:
             samples=4,
             outputs=(OutputCheck("logits", 0.31, 0.0171, 0.9975), OutputCheck("features", 0.052, 0.0098, None)),
         ),
-        **changes,
     )
 
 
@@ -166,7 +170,7 @@ def inspection(**changes: Any) -> Inspection:
     """What an inspection of a small network found."""
     ops = [InspectedOp("/input/QuantizeLinear", "QuantizeLinear", "moved")]
     ops += [
-        InspectedOp(f"/layer{i}/Conv", "Conv", "integer", "", 2_359_296 * i, 9_216 * i, "per channel")
+        InspectedOp(f"/layer{i}/Conv", "Conv", "integer", "", 2_359_296 * i, 9_216 * i, "uint8 x int8, per channel")
         for i in range(1, 9)
     ]
     ops += [
@@ -189,3 +193,12 @@ def inspection(**changes: Any) -> Inspection:
         dump="graph resnet8 opset 17\n",
     )
     return replace(found, **changes)
+
+
+def validate(document: bytes) -> dict[str, Any]:
+    """Parse what --json prints and check it against the published schema."""
+    found: dict[str, Any] = json.loads(document)
+    schemas = [Resource.from_contents(schema(name)) for name in ("report", "result")]
+    registry: Registry[Any] = Registry().with_resources([(s.id() or "", s) for s in schemas])
+    Draft202012Validator(schema("result"), registry=registry).validate(found)
+    return found

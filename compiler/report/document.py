@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 def result_json(result: CompileResult) -> dict[str, Json]:
-    """A compile as JSON data: where the package is, what was asked for, how long it took, and report.json in `report`."""
+    """A compile as JSON data: where the package is, what was asked for, how long it took, and all of report.json."""
     return {
         "package": None if result.package is None else str(result.package),
         "source": str(result.source),

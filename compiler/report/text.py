@@ -137,7 +137,7 @@ def option_flags(options: Mapping[str, Json]) -> list[str]:
                 )
                 flags += [flag, f"{name}={text}"]
         elif (items := _list(value)) is not None:
-            flags += [part for item in items for part in (flag, str(item))]
+            flags += [part for item in items for part in (flag, "=".join(map(str, _list(item) or [item])))]
         else:
             flags += [flag, str(value)]
     if options.get("verify") is False:

@@ -1,0 +1,453 @@
+"""What people and programs are shown: the summary, the inspection, diagnostics, report.html and JSON."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from qatc.compiler.diagnostics import Diagnostic, Severity
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.report import envelope, inspection_json, report_html, result_json, summary, text
+from qatc.compiler.report.facts import Column, listing
+from qatc.compiler.report.inspection import inspection
+from qatc.compiler.report.screen import Screen, console
+from qatc.compiler.result import CompileResult, Coverage, InspectedOp, OutputCheck
+from tests import fake_results as fake
+from tests.fake_results import validate
+
+
+def shown(print_it: Any, *args: Any, width: int = 80, color: bool = False, **options: Any) -> str:
+    """What a function prints on a console of `width` columns."""
+    stream = io.StringIO()
+    colors = "standard" if color else None
+    plain = Console(file=stream, width=width, markup=False, emoji=False, highlight=False, color_system=colors)
+    print_it(*args, plain, **options)
+    return stream.getvalue()
+
+
+# -- the summary ---------------------------------------------------------------------------------------------------
+SUMMARY = """\
+compiled resnet8_qat.onnx
+  dialect      pytorch (41 QuantizeLinear and DequantizeLinear, producer pytorch
+               2.13)
+  target       onnx (arithmetic onnx)
+  operators    102 -> 15 (9 QLinearConv, 3 QLinearAdd, 1 DequantizeLinear, 1
+               QGemm, 1 other)
+  integers     100% of 12.5 M multiply-accumulates (14 operators, 0 in float)
+  size         331 kB -> 92.4 kB (3.6 times smaller)
+  verified     package = reference: 24 tensors, bit-exact
+               reference = simulation: 24 operators, 99.99% equal, at most 1 LSB
+               end to end: off by at most 0.0123 (0.41%), argmax agrees 100%
+               1 sample; simulation: resnet8_qat.onnx in ONNX Runtime 1.31.0,
+               unoptimized
+  package      resnet8_qat.qatc
+"""
+
+
+def test_summary_of_a_good_compile_in_80_columns() -> None:
+    assert shown(summary, fake.result()) == SUMMARY
+
+
+@pytest.mark.parametrize("width", [20, 48, 80, 120, 160])
+def test_summary_keeps_to_its_columns_and_leaves_no_trailing_blanks(width: int) -> None:
+    lines = shown(summary, replace(fake.busy_result(), package=None), width=width).splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    assert width < 48 or max(map(len, lines)) <= width
+
+
+def test_summary_says_what_stays_in_float_and_why() -> None:
+    said = shown(summary, fake.busy_result(), width=160)
+    assert "1 MatMul (0.004% of the multiply-accumulates): its input has no range" in said
+    assert "24 LayerNormalization: LayerNormalization has no integer form on this target" in said
+    assert "/blocks.0/attn/Softmax, /blocks.1/attn/Softmax, /blocks.2/attn/Softmax and 9 more" in said
+    assert "24 ranges from calibration data (entropy)" in said
+    assert "/blocks.11/attn/Softmax" not in said
+    assert "/blocks.11/attn/Softmax" in shown(summary, fake.busy_result(), width=160, verbose=True)
+
+
+def test_summary_groups_notes_and_puts_warnings_first() -> None:
+    said = shown(summary, fake.busy_result(), width=160)
+    assert said.index("QAT304") < said.index("QAT107")
+    assert said.count("QAT107") == 1
+    assert "blocks.0.attn.qkv.weight, blocks.1.attn.qkv.weight, blocks.2.attn.qkv.weight and 9 more" in said
+    assert "help: quantize the weights with 7 bits" in said
+
+
+def test_summary_tells_nothing_twice() -> None:
+    """What has a row of its own is no note as well."""
+    found = Diagnostic("QAT301", "Softmax stays in float", Severity.NOTE, "/blocks.0/attn/Softmax")
+    assert "QAT301" not in shown(summary, fake.busy_result(), width=160)
+    assert "QAT301" not in shown(summary, replace(fake.busy_result(), diagnostics=(found,)), width=160)
+    assert "QAT301" in shown(summary, fake.result(diagnostics=(found,)), width=160)
+
+
+def test_summary_of_a_failed_verification_names_the_tensor() -> None:
+    bad = replace(fake.check(3, "/conv3", 7), passed=False, message="7 of 8192 elements differ by up to 2 LSB")
+    found = fake.verification(package=(bad,), passed=False, first_bad="/conv3")
+    said = shown(summary, fake.result(verification=found))
+    assert said.startswith("failed ")
+    assert "FAILED at /conv3" in said
+    assert "1 of 1 tensor fails, first /conv3: 7 of 8192" in said
+
+
+def test_summary_without_verification_says_so() -> None:
+    assert "verification was switched off" in shown(summary, fake.result(verification=None))
+
+
+def test_summary_without_multiply_accumulates() -> None:
+    assert "3 operators, 0 in float; no multiply-accumulates" in shown(
+        summary, fake.result(coverage=Coverage(0, 0, 3, 0, 1))
+    )
+
+
+def test_summary_has_timings_only_with_verbose() -> None:
+    assert "0.40 s" not in shown(summary, fake.result())
+    assert "verify 0.40 s, compile 0.11 s, load 0.02 s" in shown(summary, fake.result(), verbose=True)
+
+
+def test_summary_explains_when_asked() -> None:
+    said = shown(
+        summary, fake.result(explanation=("fold_affine: /bn1 into /conv1", "not /bn2: its input is read twice"))
+    )
+    assert "explained    fold_affine: /bn1 into /conv1\n               not /bn2: its input is read twice" in said
+
+
+def test_a_long_path_to_the_package_stays_in_one_piece() -> None:
+    path = Path("/deploy") / ("x" * 100) / "model.qatc"
+    assert f" {path}\n" in shown(summary, fake.result(package=path))
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_hostile_names_stay_text_on_the_terminal(verbose: bool) -> None:
+    said = shown(summary, fake.hostile_result(), color=True, verbose=verbose)
+    controls = re.sub(r"\x1b\[[0-9;]*m", "", said)  # rich's own colors
+    assert not [c for c in controls if not c.isprintable() and c != "\n"]
+    assert "\\x1b[31mred" in controls
+    assert "[bold red]markup[/bold" in controls
+    assert len(said) < 60_000
+
+
+# -- the inspection ------------------------------------------------------------------------------------------------
+def test_inspection_lists_what_computes_and_why_some_does_not() -> None:
+    said = shown(inspection, fake.inspection())
+    assert "  Conv      integers  2.36 M   9.22 k  /layer1/Conv\n" in said
+    assert "  Softmax   float                      /head/Softmax\n" in said
+    assert "Softmax has no integer form on this\n" in said
+    assert "and 1 operator that only moves data (-v lists them)" in said
+    assert "no range     /layer8/Add_output_0: the exporter left it out" in said
+    assert "100% of 84.9 M multiply-accumulates (9 operators, 2 in float)" in said
+
+
+def test_inspection_in_full_and_in_short() -> None:
+    assert "/input/QuantizeLinear" in shown(inspection, fake.inspection(), verbose=True)
+    assert "/layer1/Conv  uint8 x int8, per channel\n" in shown(inspection, fake.inspection(), verbose=True, width=120)
+    assert "/layer1/Conv" not in shown(inspection, fake.inspection(), quiet=True)
+
+
+def test_inspection_of_a_deep_network_lists_the_floats() -> None:
+    deep = tuple(InspectedOp(f"/conv{i}", "Conv", "integer", "", 9, 9) for i in range(500))
+    found = fake.inspection(operators=(*deep, InspectedOp("/softmax", "Softmax", "float", "no integer form")))
+    said = shown(inspection, found)
+    assert "/conv7" not in said
+    assert "/softmax" in said
+    assert "and 500 more operators in integers (-v lists them)" in said
+
+
+def test_inspection_json_fits_the_schema() -> None:
+    found = fake.inspection()
+    document = validate(envelope("inspect", diagnostics=found.diagnostics, result=inspection_json(found)))
+    assert document["result"]["missing_ranges"][0]["tensor"] == "/layer8/Add_output_0"
+
+
+# -- numbers and names ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (1.0, "100%"),
+        (0.0, "0%"),
+        (0.5, "50.0%"),
+        (0.99996, "99.996%"),
+        (1 - 1e-12, ">99.999999%"),
+        (1e-12, "<0.000001%"),
+        (0.0041, "0.41%"),
+        (math.nan, "?"),
+    ],
+)
+def test_percent_never_rounds_to_all_or_nothing(share: float, said: str) -> None:
+    assert text.percent(share) == said
+
+
+@given(st.floats(0, 1))
+def test_percent_says_all_only_where_it_is_all(share: float) -> None:
+    assert (text.percent(share) == "100%") == (share == 1)
+    assert (text.percent(share) == "0%") == (share == 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (999_999, "1.00 M"), (12_501_632, "12.5 M"), (10**15, "1000 T")],
+)
+def test_scaled(number: int, said: str) -> None:
+    assert text.scaled(number) == said
+
+
+@given(st.integers(0, 10**16))
+def test_scaled_keeps_three_digits(number: int) -> None:
+    value, _, prefix = text.scaled(number).partition(" ")
+    step = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[prefix]
+    assert float(value) * step == pytest.approx(number, rel=0.006)
+
+
+def test_grid_in_words() -> None:
+    assert text.grid(fake.GRID) == "uint8, scale 0.02, zero point 128"
+    weights = QuantParams.per_channel([0.5, 0.25], 1, 0, "int8", -127, 127)
+    assert text.grid(weights) == "int8 in [-127, 127], scale 0.25 to 0.5, zero point 0, 2 channels along axis 1"
+
+
+def test_options_as_flags() -> None:
+    options: dict[str, Any] = {
+        "qat": True,
+        "dialect": "auto",
+        "target": "qdq",
+        "shapes": {"x:0": [1, 3]},
+        "options": {"domain": "standard"},
+        "inputs": [["x:0", "a.npy"]],
+        "verify": False,
+        "samples": 1,
+        "calibrate": None,
+    }
+    flags = ["-a", "-t", "qdq", "-p", "domain=standard", "-s", "x:0=1,3", "--input", "x:0=a.npy", "--no-verify"]
+    assert text.option_flags(options) == flags
+
+
+def test_listing_aligns_wide_characters() -> None:
+    said = shown(
+        lambda c: listing(c, (Column("名前"), Column("n", numeric=True), Column("last")), [["漢字漢字", "1", "x"]])
+    )
+    assert said == "  名前      n  last\n  漢字漢字  1  x\n"
+
+
+# -- diagnostics on the terminal -----------------------------------------------------------------------------------
+def printed(capsys: pytest.CaptureFixture[str], *found: Diagnostic, **how: bool) -> str:
+    Screen(**how).diagnostics(found)
+    out, err = capsys.readouterr()
+    assert not out
+    return err
+
+
+def test_errors_come_last_with_place_and_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(
+        capsys,
+        Diagnostic("QAT203", "two scales, 0.1 and 0.2", node="/conv", tensor="w", hint="export again"),
+        Diagnostic("QAT107", "a narrow range", Severity.NOTE),
+    )
+    assert said == (
+        "note[QAT107]: a narrow range\n"
+        "error[QAT203]: two scales, 0.1 and 0.2\n"
+        "  at    node /conv, tensor w\n"
+        "  help  export again\n"
+        "qatc explain QAT203 tells more\n"
+    )
+
+
+def test_equal_findings_are_told_once_with_their_places(capsys: pytest.CaptureFixture[str]) -> None:
+    many = [Diagnostic("QAT302", "NonMaxSuppression is not supported", node=f"/nms{i}") for i in range(9)]
+    said = printed(capsys, *many, Diagnostic("QAT303", "a bias"))
+    assert said.count("NonMaxSuppression") == 1
+    assert "node /nms4\n" in said
+    assert "node /nms5" not in said
+    assert "and 4 more (-v lists them)" in said
+    assert "qatc explain CODE tells more about QAT302 and QAT303" in said
+    assert "node /nms8" in printed(capsys, *many, verbose=True)
+
+
+def test_quiet_shows_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, Diagnostic("QAT107", "a note", Severity.NOTE), quiet=True) == ""
+
+
+def test_hostile_diagnostics_stay_text(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Diagnostic("QAT302", f"no {n}", node=n, tensor=n, hint=n) for n in fake.HOSTILE]
+    said = printed(capsys, *found)
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+    assert "[bold red]markup[/bold red]" in said
+
+
+def test_a_narrow_encoding_is_no_error() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console(stream).print("größe 漢")
+    stream.flush()
+    stream.seek(0)
+    assert stream.read() == "gr\\xf6\\xdfe \\u6f22\n"
+
+
+# -- progress ------------------------------------------------------------------------------------------------------
+def test_progress_in_a_pipe_speaks_up_only_when_it_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    screen = Screen(clock=lambda: now)
+    with screen.progress() as report:
+        assert report is not None
+        report("read", 0.1)
+        now = 3.0
+        report("lower \x1b[2J", 0.5)
+        report("lower \x1b[2J", 0.6)
+        report("write", 2.0)
+    assert capsys.readouterr() == ("", "[ 50%] lower \\x1b[2J\n[100%] write\n")
+
+
+@pytest.mark.parametrize("screen", [Screen(quiet=True), Screen(json=True)])
+def test_progress_is_silent_where_nobody_looks(screen: Screen) -> None:
+    with screen.progress() as report:
+        assert report is None
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    screen = Screen()
+    screen.__dict__["err"] = Console(file=stream, force_terminal=True, width=80)
+    with screen.progress() as report:
+        assert report is not None
+        report("calibrate [bold]", 0.4)
+    assert "calibrate [bold]" in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[2K")
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "result", [fake.result(), fake.busy_result(), fake.hostile_result(), fake.result(verification=None)]
+)
+def test_result_json_fits_the_schema(result: CompileResult) -> None:
+    document = validate(envelope("compile", diagnostics=result.diagnostics, result=result_json(result)))
+    assert document["exit_code"] == 0
+    assert document["result"]["report"]["coverage"]["integer_share"] == result.coverage.share
+    assert document["result"]["timings"] == {"load": 0.02, "compile": 0.11, "verify": 0.4}
+
+
+def test_failures_fit_the_schema() -> None:
+    document = validate(envelope("verify", exit_code=3, diagnostics=[Diagnostic("QAT502", "damaged")]))
+    assert document["result"] is None
+    assert document["diagnostics"][0]["code"] == "QAT502"
+
+
+# -- report.html ---------------------------------------------------------------------------------------------------
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; what must be balanced is checked."""
+
+    VOID = frozenset({"meta", "link", "br", "input", "rect", "circle", "line", "polyline"})
+
+    def __init__(self, html: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(html.decode("utf-8"))
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] not in (["script"], ["style"]):
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def test_page_tells_the_whole_story() -> None:
+    page = Page(report_html(fake.busy_result(), "graph vit opset 17\nconv<a> = Conv()\n"))
+    for part in (
+        "vit_base.onnx",
+        "99.996%",
+        "611 QuantizeLinear",
+        "/blocks.11/attn/Softmax",
+        "LayerNormalization has no integer form on this target",
+        "/blocks.23/Add_output_0 entropy uint8, scale 0.02, zero point 128",
+        "the accumulator may reach 2,415,919,104",
+        "package = reference",
+        "conv1.weight_q conv1.weight weight int8 0.005 to 0.02 0 [-128, 127] 0 (3)",
+        "qatc compile vit_base.onnx -a -m pytorch",
+        "conv<a> = Conv()",
+        "float32[batch,3,32,32]",
+    ):
+        assert part in page.words
+
+
+def test_page_is_self_contained_and_inert() -> None:
+    page = Page(report_html(fake.hostile_result()))
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 1
+    assert not {"img", "iframe", "object", "embed", "form", "base"} & set(tags)
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "action")]
+        assert tag == "link" or "href" not in attributes
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_hostile_names_show_as_text_in_the_page() -> None:
+    page = Page(report_html(fake.hostile_result(), "\n".join(fake.HOSTILE)))
+    for name in (
+        "<script>alert(1)</script>",
+        "\"><img src=x onerror='alert(2)'>",
+        "{{ 7 * 7 }}{% raw %}",
+        "\\x1b[31mred",
+    ):
+        assert page.words.count(name) >= 4
+    assert "</pre></style></svg>&amp;" in page.words
+    assert "\\u202eevil\\u2066" in page.words
+    assert "\\ud800lone" in page.words
+
+
+def test_page_is_the_same_for_the_same_compile() -> None:
+    """Paths, timings and the name of the output folder are no part of a package."""
+    elsewhere = fake.result(source=Path("/other/resnet8_qat.onnx"), package=Path("/tmp/x"), timings={"load": 9.0})
+    assert report_html(elsewhere) == report_html(fake.result())
+    assert b"0.11" not in report_html(fake.result())
+
+
+def test_page_of_a_very_deep_network_stays_small() -> None:
+    checks = tuple(fake.check(i, f"/deep/{i}", i % 50) for i in range(20_000))
+    html = report_html(fake.result(verification=fake.verification(tensors=checks, local=checks)))
+    assert len(html) < 3_000_000
+    assert b"3000 of 20000; report.json has all" in html
+    assert html.count(b"<circle") <= 430
+
+
+def test_page_of_a_failed_and_of_no_verification() -> None:
+    bad = replace(fake.check(3, "/conv3", 7), passed=False, message="too far off")
+    failed = Page(
+        report_html(fake.result(verification=fake.verification(local=(bad,), passed=False, first_bad="/conv3")))
+    )
+    assert "1 failed, first /conv3: too far off" in failed.words
+    assert "Verification was switched off" in Page(report_html(fake.result(verification=None))).words
+
+
+@pytest.mark.parametrize("sqnr", [math.inf, -math.inf, math.nan, -3.0, 200.0])
+def test_page_survives_every_ratio(sqnr: float) -> None:
+    odd = replace(fake.check(0, "odd", 3), sqnr_db=sqnr)
+    outputs = (OutputCheck("y", math.inf, math.nan, None),)
+    html = report_html(fake.result(verification=fake.verification(tensors=(odd,), outputs=outputs)))
+    assert not re.search(rb'="(nan|-?inf)"', html)

@@ -1,0 +1,447 @@
+"""The command line: what is parsed reaches the driver, what is found reaches the user, failures have their exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from qatc import _version, cli
+from qatc.compiler import driver
+from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, Severity, fail
+from qatc.compiler.driver import CompileOptions
+from qatc.compiler.result import CompileResult, Inspection
+from tests import fake_results as fake
+from tests.fake_results import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "samples" / "models" / "resnet8_qat.onnx"
+
+
+def run(*arguments: str, command: click.Command = cli.cli) -> Result:
+    """Run a command line in this process."""
+    return CliRunner().invoke(command, arguments)
+
+
+class Driver:
+    """Stands in for the driver: remembers what it was asked, and answers or raises."""
+
+    def __init__(self) -> None:
+        self.answer: CompileResult | Inspection | BaseException = fake.result()
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, model: Path, **options: Any) -> Any:
+        self.asked = {"model": model, **options}
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    found = Driver()
+    monkeypatch.setattr(driver, "compile_model", found)
+    monkeypatch.setattr(driver, "inspect_model", found)
+    return found
+
+
+# -- parsing -------------------------------------------------------------------------------------------------------
+def test_plain_compile_asks_for_the_defaults(compiler: Driver) -> None:
+    assert run("compile", "model.onnx").exit_code == 0
+    defaults = dataclasses.asdict(CompileOptions())
+    asked = {key: value for key, value in compiler.asked.items() if key not in ("model", "progress")}
+    assert {**asked, "inputs": tuple(asked["inputs"])} == defaults
+    assert compiler.asked["model"] == Path("model.onnx")
+
+
+def test_every_option_reaches_the_driver(compiler: Driver) -> None:
+    line = (
+        "-a -m PyTorch m.onnx -o out -t qdq -p domain=standard -p x=a=b -s data:0=1,3,8,8 -s b=2x4 --input data:0=d.npy"
+        " --input data:0=e.npy --samples 3 --seed 7 --calibrate c.npz --calibration-method entropy --io integer"
+        " --require-integer --tolerance max_lsb=2 --tolerance agreement=0.99 --no-verify"
+        " --quant-range act=0..127 --ranges r.json --explain"
+    )
+    found = run("compile", *line.split())
+    assert found.exit_code == 0, found.stderr
+    del compiler.asked["progress"]
+    assert compiler.asked == {
+        "model": Path("m.onnx"),
+        "qat": True,
+        "dialect": "PyTorch",
+        "output": Path("out"),
+        "target": "qdq",
+        "options": {"domain": "standard", "x": "a=b"},
+        "shapes": {"data:0": (1, 3, 8, 8), "b": (2, 4)},
+        "inputs": [("data:0", Path("d.npy")), ("data:0", Path("e.npy"))],
+        "samples": 3,
+        "seed": 7,
+        "calibrate": Path("c.npz"),
+        "calibration_method": "entropy",
+        "io": "integer",
+        "require_integer": True,
+        "tolerance": {"max_lsb": 2.0, "agreement": 0.99},
+        "verify": False,
+        "quant_range": "act=0..127",
+        "ranges": Path("r.json"),
+        "explain": True,
+    }
+
+
+def test_options_are_those_of_the_driver(compiler: Driver) -> None:
+    """The command line takes what the Python API takes, under the same names."""
+    run("compile", "m.onnx")
+    assert {*compiler.asked} - {"model", "progress"} == {field.name for field in dataclasses.fields(CompileOptions)}
+
+
+def test_limits_are_those_of_the_verification() -> None:
+    from qatc.compiler.verify import Limits
+
+    assert list(cli._TOLERANCES) == [field.name for field in dataclasses.fields(Limits)]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_calibration_methods_are_those_of_the_calibration() -> None:
+    from qatc.compiler.calibrate import METHODS
+
+    assert sorted(cli._METHODS) == sorted(METHODS)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_the_short_command_is_the_same(compiler: Driver) -> None:
+    assert run("-a", "-m", "pytorch", "model.onnx", command=cli.compile_command).exit_code == 0
+    assert compiler.asked["qat"]
+    assert compiler.asked["dialect"] == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("compile", "Missing argument 'MODEL'"),
+        ("compile m.onnx --bogus", "--bogus"),
+        ("compile m.onnx -p domain", "'domain' is not KEY=VALUE"),
+        ("compile m.onnx -p domain=", "'domain=' is not KEY=VALUE"),
+        ("compile m.onnx -p a=1 -p a=2", "'a' is given twice"),
+        ("compile m.onnx -s x=1,-3", "dimensions are positive numbers"),
+        ("compile m.onnx -s x=1,,3", "dimensions are positive numbers"),
+        ("compile m.onnx -s 1,3", "is not NAME=1,3,224,224"),
+        ("compile m.onnx --tolerance lsb=2", "known are max_lsb, equal_share"),
+        ("compile m.onnx --tolerance max_lsb=nan", "a number of at least 0"),
+        ("compile m.onnx --samples 0", "0 is not in the range"),
+        ("compile m.onnx --io int8", "'int8' is not one of 'float', 'integer'"),
+        ("compile m.onnx --calibration-method best", "is not one of 'minmax'"),
+        ("inspect", "Missing argument 'MODEL'"),
+        ("compil m.onnx", "Did you mean qatc compile?"),
+        ("model.onnx -a", "Did you mean qatc compile model.onnx?"),
+        ("frobnicate", "No such command 'frobnicate'"),
+    ],
+)
+def test_usage_errors_exit_2(compiler: Driver, arguments: str, said: str) -> None:
+    found = run(*arguments.split())
+    assert found.exit_code == 2
+    assert said in found.stderr
+    assert found.stdout == ""
+    assert compiler.asked == {}
+
+
+def test_a_usage_error_is_json_where_json_is_wanted(compiler: Driver) -> None:
+    found = run("compile", "m.onnx", "--samples", "many", "--json")
+    assert (found.exit_code, found.stderr) == (2, "")
+    document = validate(found.stdout_bytes)
+    assert document["exit_code"] == 2
+    assert [d["code"] for d in document["diagnostics"]] == ["QAT007"]
+
+
+# -- what comes back -----------------------------------------------------------------------------------------------
+def test_a_compile_prints_its_summary(compiler: Driver) -> None:
+    found = run("compile", "m.onnx")
+    assert found.stdout.startswith("compiled resnet8_qat.onnx\n")
+    assert found.stdout.endswith("  package      resnet8_qat.qatc\n")
+    assert found.stderr == ""
+    assert "\x1b" not in found.stdout
+
+
+def test_quiet_prints_nothing_and_verbose_more(compiler: Driver) -> None:
+    assert run("compile", "m.onnx", "-q").output == ""
+    assert "verify 0.40 s" in run("compile", "m.onnx", "-v").stdout
+
+
+def test_json_is_all_there_is_on_standard_output(compiler: Driver) -> None:
+    found = run("compile", "m.onnx", "--json")
+    document = validate(found.stdout_bytes)
+    assert document["tool"] == {"name": "qatc", "version": _version.__version__}
+    assert document["result"]["package"] == "resnet8_qat.qatc"
+    assert found.stderr == ""
+
+
+def test_diagnostics_go_to_standard_error_all_at_once(compiler: Driver) -> None:
+    compiler.answer = CompileError(
+        [
+            Diagnostic("QAT203", "two scales", node="/conv", hint="export again"),
+            Diagnostic("QAT302", "no such operator", node="/nms"),
+        ]
+    )
+    found = run("compile", "m.onnx")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "error[QAT203]: two scales\n  at    node /conv\n  help  export again\n" in found.stderr
+    assert "error[QAT302]: no such operator\n  at    node /nms\n" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_the_exit_code_is_the_errors_own(compiler: Driver, code: int) -> None:
+    compiler.answer = CompileError([Diagnostic("QAT401", "the package differs")], code)
+    assert run("compile", "m.onnx").exit_code == code
+    found = run("compile", "m.onnx", "--json")
+    assert found.exit_code == code
+    assert validate(found.stdout_bytes)["exit_code"] == code
+
+
+def test_a_bug_of_ours_says_how_to_report_it(compiler: Driver) -> None:
+    compiler.answer = ZeroDivisionError("scale \x1b[31m")
+    found = run("compile", "m.onnx")
+    assert (found.exit_code, found.stdout) == (70, "")
+    assert "error[QAT901]: ZeroDivisionError: scale \\x1b[31m" in found.stderr
+    assert "report it" in found.stderr
+    assert _version.__version__ in found.stderr
+    assert "Traceback" not in found.stderr
+    assert "Traceback" in run("compile", "m.onnx", "-v").stderr
+    assert validate(run("compile", "m.onnx", "--json").stdout_bytes)["diagnostics"][0]["code"] == "QAT901"
+
+
+def test_running_out_of_memory_is_no_bug(compiler: Driver) -> None:
+    compiler.answer = MemoryError()
+    found = run("compile", "m.onnx")
+    assert found.exit_code == 1
+    assert "QAT011" in found.stderr
+
+
+def test_an_interrupt_exits_130(compiler: Driver) -> None:
+    compiler.answer = KeyboardInterrupt()
+    found = run("compile", "m.onnx")
+    assert (found.exit_code, found.stderr) == (130, "interrupted\n")
+
+
+def test_hostile_names_do_not_reach_the_terminal_raw(compiler: Driver) -> None:
+    compiler.answer = CompileError([Diagnostic("QAT203", f"at {n}", node=n, tensor=n, hint=n) for n in fake.HOSTILE])
+    found = run("compile", "m.onnx")
+    assert not [c for c in found.stderr if not c.isprintable() and c != "\n"]
+    compiler.answer = fake.hostile_result()
+    found = run("compile", "m.onnx", "-v")
+    assert found.exit_code == 0, found.stderr
+    assert not [c for c in found.stdout if not c.isprintable() and c != "\n"]
+
+
+def test_inspect_shows_operators_and_its_dump(compiler: Driver) -> None:
+    compiler.answer = fake.inspection()
+    found = run("inspect", "m.onnx", "-t", "qdq")
+    assert found.exit_code == 0
+    assert compiler.asked["target"] == "qdq"
+    assert "/layer1/Conv" in found.stdout
+    assert run("inspect", "m.onnx", "--dump").stdout == "graph resnet8 opset 17\n"
+    assert validate(run("inspect", "m.onnx", "--json").stdout_bytes)["result"]["dialect"] == "pytorch"
+
+
+# -- the smaller commands ------------------------------------------------------------------------------------------
+def test_version_and_help() -> None:
+    assert run("--version").stdout == f"qatc {_version.__version__}\n"
+    for arguments in (["--help"], ["-h"], ["compile", "--help"]):
+        found = run(*arguments)
+        assert found.exit_code == 0
+        assert "quantization-aware" in found.stdout
+
+
+def test_targets() -> None:
+    found = run("targets")
+    assert found.exit_code == 0, found.stderr
+    assert "\n  onnx " in found.stdout
+    names = [target["name"] for target in validate(run("targets", "--json").stdout_bytes)["result"]]
+    assert {"onnx", "qdq"} <= {*names}
+    assert "-p " in run("targets", "-v").stdout
+
+
+def test_dialects() -> None:
+    found = run("dialects")
+    assert found.exit_code == 0, found.stderr
+    listed = validate(run("dialects", "--json").stdout_bytes)["result"]
+    assert {"pytorch", "tensorflow"} <= {dialect["name"] for dialect in listed}
+    assert all(f"\n  {dialect['name']} " in found.stdout for dialect in listed)
+
+
+def test_explain_tells_about_every_code() -> None:
+    listed = run("explain")
+    assert listed.exit_code == 0
+    assert all(f"  {code}  {title}\n" in listed.stdout for code, title in CODES.items())
+    assert validate(run("explain", "--json").stdout_bytes)["result"]["codes"] == CODES
+    found = run("explain", "qat203")
+    assert found.exit_code == 0, found.stderr
+    assert CODES["QAT203"] in found.stdout
+    assert validate(run("explain", "QAT203", "--json").stdout_bytes)["result"]["code"] == "QAT203"
+    assert run("explain", "QAT999").exit_code == 2
+
+
+def test_verify_without_a_package(tmp_path: Path) -> None:
+    found = run("verify", str(tmp_path))
+    assert found.exit_code == 1
+    assert "error[QAT502]" in found.stderr
+
+
+# -- in a process of its own ---------------------------------------------------------------------------------------
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("way", [["-m", "qatc"], ["cli.py"]])
+def test_help_needs_nothing_heavy(way: list[str]) -> None:
+    found = process(sys.executable, "-X", "importtime", *way, "--help")
+    assert found.returncode == 0
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in found.stderr.splitlines()}
+    assert not loaded & {"numpy", "onnx", "onnxruntime", "rich", "jinja2", "onnx_graphsurgeon"}
+
+
+def test_help_answers_at_once() -> None:
+    """Well under the 0.4 s that are promised; the fastest of a few, since machines are busy."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        process(sys.executable, "-m", "qatc", "--help")
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(5)) < 0.4
+
+
+def test_a_closed_pipe_is_no_bug() -> None:
+    command = f"{sys.executable} -m qatc explain | head -1; echo ${{PIPESTATUS[0]}}"
+    found = process("bash", "-c", command)
+    assert "QAT901" not in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+# -- end to end ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The repository's sample, compiled through the command line."""
+    path = tmp_path_factory.mktemp("packages") / "resnet8.qatc"
+    return path, run("compile", "-a", "-m", "PyTorch", str(MODEL), "-o", str(path))
+
+
+def test_the_sample_compiles(package: tuple[Path, Result]) -> None:
+    path, found = package
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout.startswith("compiled resnet8_qat.onnx\n")
+    assert "  integers     100% of " in found.stdout
+    assert "package = reference: " in found.stdout
+    assert f"  package      {path}\n" in found.stdout
+    html = (path / "report.html").read_text(encoding="utf-8")
+    assert "resnet8_qat.onnx" in html
+    assert str(path.parent) not in html
+
+
+def test_the_samples_package_verifies_until_it_is_damaged(package: tuple[Path, Result]) -> None:
+    path, _ = package
+    found = run("verify", str(path))
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout.startswith(f"verified {path}\n")
+    assert validate(run("verify", str(path), "--json").stdout_bytes)["result"]["passed"]
+    original = (path / "quantization.json").read_bytes()
+    (path / "quantization.json").write_bytes(original.replace(b"scale", b"scola", 1))
+    damaged = run("verify", str(path))
+    (path / "quantization.json").write_bytes(original)
+    assert damaged.exit_code == 3
+    assert "error[QAT502]: quantization.json: " in damaged.stderr
+
+
+def test_the_sample_as_json(tmp_path: Path) -> None:
+    found = run("compile", "-a", str(MODEL), "-o", str(tmp_path / "p"), "--json")
+    assert (found.exit_code, found.stderr) == (0, "")
+    result = validate(found.stdout_bytes)["result"]
+    assert result["report"]["coverage"]["integer_share"] == 1.0
+    assert result["report"] == json.loads((tmp_path / "p" / "report.json").read_bytes())
+    assert result["options"]["qat"] is True
+
+
+def test_the_sample_inspected() -> None:
+    found = run("inspect", str(MODEL))
+    assert found.exit_code == 0, found.stderr
+    assert "100% of " in found.stdout
+    assert run("inspect", str(MODEL), "--dump").stdout.startswith("graph ")
+    assert validate(run("inspect", str(MODEL), "--json").stdout_bytes)["result"]["coverage"]["float_macs"] == 0
+
+
+def not_onnx(folder: Path) -> Path:
+    path = folder / "hello.onnx"
+    path.write_bytes(b"hello, world")
+    return path
+
+
+def truncated(folder: Path) -> Path:
+    path = folder / "cut.onnx"
+    path.write_bytes(MODEL.read_bytes()[:5000])
+    return path
+
+
+def missing(folder: Path) -> Path:
+    return folder / "nowhere.onnx"
+
+
+def plain_float(folder: Path) -> Path:
+    import onnx
+    from onnx import helper as h
+
+    kind = onnx.TensorProto.FLOAT
+    ports = [h.make_tensor_value_info(name, kind, [1, 4]) for name in "xy"]
+    graph = h.make_graph([h.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    path = folder / "float.onnx"
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "code"), [(not_onnx, "QAT001"), (truncated, "QAT001"), (missing, "QAT002"), (plain_float, "QAT101")]
+)
+def test_bad_input_gets_its_code(make: Callable[[Path], Path], code: str, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    found = run("compile", "-a", str(path), "-o", str(tmp_path / "out"))
+    assert found.exit_code == 1
+    assert f"error[{code}]" in found.stderr
+    assert "  help  " in found.stderr
+    assert "Traceback" not in found.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "meant"),
+    [
+        (["-m", "pytroch"], "QAT102", "pytorch"),
+        (["-t", "onxn"], "QAT305", "onnx"),
+        (["-t", "missing.toml"], "QAT305", "missing.toml"),
+        (["-p", "domian=standard"], "QAT007", "domain"),
+        (["--quant-range", "act=0-127"], "QAT007", "act=0..127"),
+    ],
+)
+def test_unknown_names_exit_2_and_say_what_is_near(arguments: list[str], code: str, meant: str, tmp_path: Path) -> None:
+    found = run("compile", str(MODEL), "-o", str(tmp_path / "out"), *arguments)
+    assert found.exit_code == 2
+    assert f"error[{code}]" in found.stderr
+    assert meant in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_notes_are_in_the_summary(tmp_path: Path) -> None:
+    """Without -a a QAT model compiles, with a note."""
+    found = run("compile", str(MODEL), "-o", str(tmp_path / "out"))
+    assert found.exit_code == 0, found.stderr
+    assert "  note         QAT105: " in found.stdout
+
+
+def test_severities_have_an_order() -> None:
+    """Sorting by severity relies on it: notes before warnings before errors."""
+    assert list(Severity) == [Severity.NOTE, Severity.WARNING, Severity.ERROR]
+    assert fail("QAT001", "x").exit_code == 1
