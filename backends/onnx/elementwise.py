@@ -1,0 +1,153 @@
+"""Quantize, Dequantize, Rescale, Elementwise and Concat as ONNX operators; Lookup is in `lookup.py`.
+
+ONNX Runtime's contrib operators (QLinearAdd, QLinearMul, QLinearConcat) do in one pass over bytes what DequantizeLinear,
+the float operator and QuantizeLinear do in three; their meaning is the same, and so they are the default.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qatc.backends.onnx.writer import CONTRIB, Writer
+from qatc.compiler.integer import Clamped, Concat, Dequantize, Elementwise, Quantize, Rescale
+from qatc.compiler.quant import QuantParams
+
+_SUB_OF_BYTES: int = 14  # the opset from which Sub takes 8-bit integers
+
+
+def quantize(w: Writer, op: Quantize) -> None:
+    """`Quantize`: QuantizeLinear, and a Clip where the range is narrower than the type."""
+    x = w.read(op.inputs[0])
+    if w.graph.tensors[x].dtype not in ("float32", "float"):
+        x = w.node("Cast", [x], to=1)
+    w.quantize(x, w.graph.params(op.output), op.output, op.lo, op.hi)
+
+
+def dequantize(w: Writer, op: Dequantize) -> None:
+    """`Dequantize`: DequantizeLinear, and an Add for the bias."""
+    name, params = op.inputs[0], w.graph.params(op.inputs[0])
+    bias = w.graph.constants[op.inputs[1]] if len(op.inputs) > 1 else None
+    dtype = w.graph.tensors[op.output].dtype
+    last = op.output if dtype == "float32" else ""
+    real = w.dequantize(w.read(name), params, last if bias is None else "")
+    if bias is not None:
+        rank = w.rank(name)
+        if bias.size > 1 and params.axis is not None and rank is not None:
+            bias = bias.reshape([-1] + [1] * (rank - 1 - params.axis))
+        real = w.node("Add", (real, w.array(bias, op.inputs[1] + "_shaped")), last)
+    if not last:
+        w.node("Cast", [real], op.output, to=int(np_type(dtype)))
+
+
+def np_type(dtype: str) -> int:
+    """The TensorProto type of a numpy dtype name."""
+    from qatc.backends.onnx.writer import tensor_type
+
+    return tensor_type(np.dtype(dtype))
+
+
+def rescale(w: Writer, op: Rescale) -> None:
+    """`Rescale`: a Clip on one grid; a shift between int8 and uint8; else a table of 256 (QLinearConcat of one tensor)."""
+    have, want = w.graph.params(op.inputs[0]), w.graph.params(op.output)
+    x = w.read(op.inputs[0])
+    mine, theirs = have.container.name, want.container.name
+    if have.same_grid(want) and mine == theirs:
+        if have.is_8bit:
+            w.clip(x, op.lo, op.hi, theirs, op.output)
+        else:
+            w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
+        return
+    made = w.target(op.lo, op.hi, theirs, op.output)
+    if _is_shift(have, want):
+        w.shift(x, mine, theirs, made)
+    elif w.standard or mine != theirs or not _is_byte(have):
+        w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
+        return
+    else:
+        inputs = (w.scale(want), w.zero(want), x, w.scale(have), w.zero(have))
+        w.node("QLinearConcat", inputs, made, domain=CONTRIB, axis=0)
+    w.clip(made, op.lo, op.hi, theirs, op.output)
+
+
+def elementwise(w: Writer, op: Elementwise) -> None:
+    """`Elementwise`: QLinearAdd and QLinearMul on bytes, with Sub as the Add of the mirrored right side."""
+    out = w.graph.params(op.output)
+    grids = [w.graph.params(name) for name in op.inputs]
+    direct = not w.standard and all(_is_byte(p) for p in (*grids, out))
+    if not direct:
+        a, b = (w.real(name) for name in op.inputs)
+        w.quantize(w.node(op.op, (a, b)), out, op.output, op.lo, op.hi)
+        return
+    dtype = out.container.name
+    (a, a_grid), (b, b_grid) = (w.as_dtype(name, dtype) for name in op.inputs)
+    kind = "QLinearAdd"
+    if op.op == "Mul":
+        kind = "QLinearMul"
+    elif op.op == "Sub":
+        b, b_grid = _mirrored(w, op.inputs[1], b, b_grid)
+    made = w.target(op.lo, op.hi, dtype, op.output)
+    operands = (a, w.scale(a_grid), w.zero(a_grid), b, w.scale(b_grid), w.zero(b_grid))
+    w.node(kind, (*operands, w.scale(out), w.zero(out)), made, domain=CONTRIB)
+    w.clip(made, op.lo, op.hi, dtype, op.output)
+
+
+def _mirrored(w: Writer, name: str, b: str, grid: QuantParams) -> tuple[str, QuantParams]:
+    """not(q) on the grid with zero point not(z): minus what `b` stands for."""
+    dtype = grid.container.name
+    ends = int(np.iinfo(dtype).min) + int(np.iinfo(dtype).max)  # not(q) = 255 - q or -1 - q
+    mirrored = QuantParams.per_tensor(grid.scale[0], ends - grid.zero_point[0], dtype)
+    constant = w.graph.constants.get(name)
+    if constant is not None and constant.dtype.name == dtype:
+        return w.array(~constant, f"{name}_mirrored"), mirrored
+    if w.opset >= _SUB_OF_BYTES:
+        return w.node("Sub", (w.scalar(ends, dtype), b)), mirrored
+    # -1 * (q - 0) + ends, exact in float: a product with the constant 0 on a grid of zero point 1
+    one, zero = w.scalar(1.0, "float32"), w.scalar(0, dtype)
+    inputs = (b, one, zero, zero, one, w.scalar(1, dtype), one, w.scalar(ends, dtype))
+    return w.node("QLinearMul", inputs, domain=CONTRIB), mirrored
+
+
+def concat(w: Writer, op: Concat) -> None:
+    """`Concat`: plain on one grid, QLinearConcat else, which rescales by tables."""
+    out = w.graph.params(op.output)
+    grids = [w.graph.params(name) for name in op.inputs]
+    dtype = out.container.name
+    made = w.target(op.lo, op.hi, dtype, op.output)
+    if all(p.same_grid(out) and p.container == out.container for p in grids):
+        if not out.is_8bit:
+            made = op.output
+        elif all(op.lo <= p.qmin and p.qmax <= op.hi for p in grids):
+            made = op.output  # nothing lies outside the bounds
+        w.node("Concat", [w.read(name) for name in op.inputs], made, axis=op.axis)
+        w.clip(made, op.lo, op.hi, dtype, op.output)
+        return
+    if w.standard or not all(_is_byte(p) for p in (*grids, out)):
+        whole = w.node("Concat", [w.real(name) for name in op.inputs], axis=op.axis)
+        w.quantize(whole, out, op.output, op.lo, op.hi)
+        return
+    inputs = [w.scale(out), w.zero(out)]
+    for name in op.inputs:
+        x, grid = w.as_dtype(name, dtype)
+        inputs += [x, w.scale(grid), w.zero(grid)]
+    w.node("QLinearConcat", inputs, made, domain=CONTRIB, axis=op.axis)
+    w.clip(made, op.lo, op.hi, dtype, op.output)
+
+
+def byte_clamp(w: Writer, op: Clamped, made_dtype: str, made: str) -> None:
+    """Finish an operator that wrote `made` in another 8-bit type than its result has: shift, then clamp."""
+    want = w.graph.params(op.output).container.name
+    if made_dtype != want:
+        made = w.shift(made, made_dtype, want, w.target(op.lo, op.hi, want, op.output))
+    w.clip(made, op.lo, op.hi, want, op.output)
+
+
+def _is_byte(params: QuantParams) -> bool:
+    return params.is_8bit and not params.is_per_channel
+
+
+def _is_shift(have: QuantParams, want: QuantParams) -> bool:
+    """Whether the two 8-bit grids are one but for the signedness of their type."""
+    if not (_is_byte(have) and _is_byte(want)) or have.container == want.container or have.scale != want.scale:
+        return False
+    offset = 128 if want.container.name == "uint8" else -128
+    return have.zero_point[0] + offset == want.zero_point[0]

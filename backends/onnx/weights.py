@@ -1,0 +1,46 @@
+"""Weights in the one form that is fast everywhere: int8 with zero point 0, or as near to it as their integers allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qatc.compiler.quant import Array, Integers, QuantParams
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight's integers and what they mean: q - zero, or, where `doubled`, the sum of two halves.
+
+    A doubled weight has twice the extent along the axis that is summed over, its first half and its second half, to be
+    used with the activation repeated along that axis: nine-bit differences in two eight-bit numbers, exactly.
+    """
+
+    values: Array
+    zero: int = 0
+    doubled: bool = False
+
+
+def narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
+    """The weight in int8. `summed` is the axis that the product sums over.
+
+    Subtracting the zero points beforehand is worth 20 to 30 per cent of a convolution's time. Where that needs nine bits
+    one zero point for all stays, and many are split over two weights.
+
+    Raises:
+        ValueError: where an integer is 255 from its zero point: nothing in eight bits says that.
+    """
+    if values.dtype == np.int8 and not any(params.zero_point):
+        return Weight(values)
+    differences = values.astype(np.int16) - params.zero_array(values.ndim).astype(np.int16)
+    if differences.size == 0 or (differences.min() >= -128 and differences.max() <= 127):
+        return Weight(differences.astype(np.int8))
+    zeros = set(params.zero_point)
+    if len(zeros) == 1:
+        shift = 0 if values.dtype == np.int8 else -128
+        return Weight((values.astype(np.int16) + shift).astype(np.int8), zeros.pop() + shift)
+    if int(np.abs(differences).max()) > 254:
+        raise ValueError("a weight is 255 steps from its zero point, which two eight-bit numbers cannot say")
+    half = differences >> 1
+    return Weight(np.concatenate([half, differences - half], axis=summed).astype(np.int8), doubled=True)

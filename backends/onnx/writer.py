@@ -1,0 +1,303 @@
+"""Writer: builds the ONNX graph of an IntegerGraph, node by node; names, constants and rounding onto grids live here.
+
+Everything is deterministic and linear: names come from the integer graph, helpers count up; small equal constants are
+shared; weights are written as they are, without a copy where nothing about them changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from qatc.compiler.backend import Emission, aligned, must_be_apart
+from qatc.compiler.integer import IntegerGraph, Op
+from qatc.compiler.quant import Array, QuantParams
+
+CONTRIB: Final = "com.microsoft"
+INT64_MAX: Final = 2**63 - 1
+_WIDE_OPSET: Final = 21  # QuantizeLinear and DequantizeLinear know 16 bits from here on
+_SHARED: Final = 1024  # constants of up to so many bytes are compared and shared
+_KEPT_INSIDE: Final = 1 << 27  # more bytes of weights than this are never copied into the ModelProto
+_LARGE: Final = 1 << 12  # constants below this many bytes stay inside in any case
+_OLDEST_IR: Final = 8
+_BIT_WIDTH: Final = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+class Writer:
+    """The model under construction. `standard` keeps to ai.onnx operators."""
+
+    def __init__(self, graph: IntegerGraph, *, standard: bool = False, data_file: bool = False) -> None:
+        self.graph = graph
+        self.standard = standard
+        self.opset = graph.opset
+        self._data_file = data_file
+        self._nodes: list[NodeProto] = []
+        self._constants: list[tuple[str, Array]] = []
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._tensor_names: set[str] = set(graph.tensors) | set(graph.constants) | set(graph.inputs)
+        self._node_names: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self._written: set[str] = set()
+        self._reals: dict[str, str] = {}
+        self.label = ""
+        self.consumers = graph.consumers()
+        self.outputs = frozenset(graph.outputs)
+
+    # -- names ----------------------------------------------------------------------------------------------------
+    def begin(self, op: Op) -> None:
+        """Nodes that follow belong to `op`: their names say so."""
+        self.label = op.name
+
+    def fresh(self, hint: str) -> str:
+        """A tensor name that nothing has yet, `hint` itself where it is free."""
+        name = self._free(hint, self._tensor_names)
+        self._tensor_names.add(name)
+        return name
+
+    def _free(self, hint: str, used: set[str]) -> str:
+        name = hint
+        while name in used:
+            count = self._counts[hint] = self._counts.get(hint, 0) + 1
+            name = f"{hint}_{count}"
+        return name
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+    def node(
+        self, op_type: str, inputs: Iterable[str], out: str = "", *, domain: str = "", hint: str = "", **attrs: Any
+    ) -> str:
+        """Append a node with one output and return the output's name: `out`, or a new one made from `hint`."""
+        out = out or self.fresh(f"{hint or self.label}_{op_type}")
+        self.nodes(op_type, inputs, (out,), domain=domain, attrs=attrs)
+        return out
+
+    def nodes(
+        self,
+        op_type: str,
+        inputs: Iterable[str],
+        outputs: Iterable[str],
+        *,
+        domain: str = "",
+        attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a node with any number of outputs."""
+        name = self._free(self.label if self.label not in self._node_names else f"{self.label}_{op_type}", self._node_names)
+        self._node_names.add(name)
+        proto = NodeProto(op_type=op_type, name=name, domain=domain, input=list(inputs), output=list(outputs))
+        for key, value in sorted((attrs or {}).items()):
+            if value is not None and not key.startswith("_"):
+                proto.attribute.append(attribute(key, value))
+        self._nodes.append(proto)
+
+    def proto(self, proto: NodeProto) -> None:
+        """Append a node that exists already; its name is made unique."""
+        proto.name = self._free(self.label, self._node_names)
+        self._node_names.add(proto.name)
+        self._nodes.append(proto)
+
+    # -- constants ------------------------------------------------------------------------------------------------
+    def read(self, name: str) -> str:
+        """The name under which nodes read a tensor of the integer graph; a constant is written on its first use."""
+        if name in self.graph.constants and name not in self._written:
+            self._written.add(name)
+            self._constants.append((name, self.graph.constants[name]))
+        return name
+
+    def array(self, value: Array, hint: str) -> str:
+        """A constant with this value; small equal ones are one."""
+        if value.nbytes <= _SHARED:
+            key = (value.dtype.name, value.shape, value.tobytes())
+            if key in self._shared:
+                return self._shared[key]
+            name = self._shared[key] = self.fresh(hint)
+        else:
+            name = self.fresh(hint)
+        self._constants.append((name, value))
+        return name
+
+    def scalar(self, value: float | np.generic, dtype: str) -> str:
+        """A scalar constant of a numpy dtype, named after its value."""
+        number = np.asarray(value, dtype)
+        return self.array(number, f"{dtype}_{number.item():.9g}".replace("-", "minus_"))
+
+    def ints(self, values: Sequence[int]) -> str:
+        """An int64 vector: a shape, axes, indices."""
+        return self.array(np.asarray(values, np.int64), "ints_" + "_".join(str(v) for v in values[:6]).replace("-", "m"))
+
+    def scale(self, params: QuantParams) -> str:
+        """The scale of a grid as a constant: a scalar, or a vector per channel."""
+        if params.is_per_channel:
+            return self.array(np.asarray(params.scale, np.float32), f"{self.label}_scale")
+        return self.scalar(params.scale[0], "float32")
+
+    def zero(self, params: QuantParams) -> str:
+        """The zero point of a grid as a constant, like `scale`; "" for int32, which ONNX wants without."""
+        if params.dtype == "int32":
+            return ""
+        if params.is_per_channel:
+            return self.array(np.asarray(params.zero_point, params.container), f"{self.label}_zero_point")
+        return self.scalar(params.zero_point[0], params.container.name)
+
+    # -- rounding -------------------------------------------------------------------------------------------------
+    def target(self, op_lo: int, op_hi: int, dtype: str, out: str) -> str:
+        """Where an operator that saturates to `dtype` writes: `out`, or a tensor that `clip` will bound."""
+        return out if (op_lo, op_hi) == _BIT_WIDTH.get(dtype) else self.fresh(f"{out}_unclamped")
+
+    def clip(self, x: str, lo: int, hi: int, dtype: str, out: str) -> str:
+        """Bound the integers `x` to [lo, hi]; nothing where `x` is `out` itself (see `target`)."""
+        if x == out:
+            return out
+        low, high = _BIT_WIDTH.get(dtype, (None, None))
+        bounds = [x, "" if lo == low else self.scalar(lo, dtype), "" if hi == high else self.scalar(hi, dtype)]
+        while not bounds[-1]:
+            bounds.pop()
+        if len(bounds) == 1:
+            return self.node("Identity", bounds, out)
+        return self.node("Clip", bounds, out)
+
+    def quantize(self, x: str, params: QuantParams, out: str = "", lo: int | None = None, hi: int | None = None) -> str:
+        """float32 `x` to integers of the grid's container, within [lo, hi]: QuantizeLinear and its clamp."""
+        dtype = params.container.name
+        lowest, highest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        lo, hi = lowest if lo is None else lo, highest if hi is None else hi
+        if self._is_wide(params):
+            return self._quantize_wide(x, params, lo, hi, out)
+        out = out or self.fresh(f"{x}_quantized")
+        made = out if (lo, hi) == (lowest, highest) else self.fresh(f"{out}_unclamped")
+        self.node("QuantizeLinear", (x, self.scale(params), self.zero(params)), made, axis=params.axis)
+        return self.clip(made, lo, hi, dtype, out)
+
+    def _quantize_wide(self, x: str, params: QuantParams, lo: int, hi: int, out: str) -> str:
+        """QuantizeLinear to 16 bits, spelled out: the zero point after the rounding, the clamp in float (exact)."""
+        zero = int(params.zero_point[0])
+        rounded = self.node("Round", [self.node("Div", (x, self.scale(params)))])
+        low, high = self.scalar(lo - zero, "float32"), self.scalar(hi - zero, "float32")
+        moved = self.node("Add", (self.node("Clip", (rounded, low, high)), self.scalar(zero, "float32")))
+        return self.node("Cast", [moved], out, to=tensor_type(params.container))
+
+    def dequantize(self, q: str, params: QuantParams, out: str = "") -> str:
+        """The real numbers (float32) of integers on a grid."""
+        out = out or self.fresh(f"{q}_real")
+        if self._is_wide(params):
+            shifted = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), self.scalar(params.zero_point[0], "float32")))
+            return self.node("Mul", (shifted, self.scale(params)), out)
+        inputs = [q, self.scale(params), self.zero(params)]
+        return self.node("DequantizeLinear", inputs if inputs[2] else inputs[:2], out, axis=params.axis)
+
+    def real(self, name: str) -> str:
+        """The real numbers of a quantized tensor of the integer graph, made once however many read them."""
+        if name not in self._reals:
+            self._reals[name] = self.dequantize(self.read(name), self.graph.params(name))
+        return self._reals[name]
+
+    def _is_wide(self, params: QuantParams) -> bool:
+        return params.container.itemsize == 2 and self.opset < _WIDE_OPSET
+
+    def as_dtype(self, name: str, dtype: str) -> tuple[str, QuantParams]:
+        """An 8-bit tensor in uint8 or int8: (name, its grid there). The same real numbers, exactly."""
+        params = self.graph.params(name)
+        have = params.container.name
+        if have == dtype:
+            return self.read(name), params
+        byte = params if params.dtype in _BIT_WIDTH else QuantParams.per_tensor(params.scale[0], params.zero_point[0], have)
+        moved = byte.as_dtype(dtype)
+        constant = self.graph.constants.get(name)
+        if constant is not None:
+            return self.array((constant.astype(np.int16) + byte.shift_to(dtype)).astype(dtype), f"{name}_{dtype}"), moved
+        return self.shift(self.read(name), have, dtype), moved
+
+    def shift(self, x: str, have: str, want: str, out: str = "") -> str:
+        """Integers of one 8-bit type moved to the other: +128 or -128, exact on unit scale."""
+        unit = self.scalar(1.0, "float32")
+        zeros = {"uint8": self.scalar(128, "uint8"), "int8": self.scalar(0, "int8")}
+        real = self.node("DequantizeLinear", (x, unit, zeros[have]))
+        return self.node("QuantizeLinear", (real, unit, zeros[want]), out)
+
+    # -- shapes ---------------------------------------------------------------------------------------------------
+    def rank(self, name: str) -> int | None:
+        """The rank of a tensor, None where it is unknown."""
+        constant = self.graph.constants.get(name)
+        if constant is not None:
+            return constant.ndim
+        shape = self.graph.tensors[name].shape
+        return None if shape is None else len(shape)
+
+    def reshape_like(self, x: str, like: str, out: str) -> str:
+        """Give `x` the shape of a tensor of the integer graph, whatever is known of it."""
+        shape = self.graph.tensors[like].shape
+        unknown = -1 if shape is None else sum(not isinstance(d, int) for d in shape)
+        if shape is not None and 0 <= unknown <= 1:
+            return self.node("Reshape", (x, self.ints([d if isinstance(d, int) else -1 for d in shape])), out)
+        return self.node("Reshape", (x, self.node("Shape", [like])), out)
+
+    # -- the model ------------------------------------------------------------------------------------------------
+    def finish(self) -> Emission:
+        """The model of everything that was written."""
+        graph = self.graph
+        for name in graph.outputs:
+            self.read(name)  # a constant may be a result
+        size = sum(value.nbytes for _, value in self._constants)
+        apart = self._data_file or must_be_apart(size)
+        tensors: list[TensorProto] = []
+        external: list[tuple[str, Array]] = []
+        position = 0
+        for name, value in self._constants:
+            tensor = TensorProto(name=name, data_type=tensor_type(value.dtype), dims=value.shape)
+            if value.nbytes < _LARGE or not (apart or size > _KEPT_INSIDE):
+                tensor.raw_data = value.tobytes()
+            else:
+                start = aligned(position)
+                position = start + value.nbytes
+                external.append((name, value))
+                _place(tensor, start, value.nbytes)
+            tensors.append(tensor)
+        body = GraphProto(name=graph.name or "graph")
+        body.node.extend(self._nodes)
+        body.input.extend(self._port(n) for n in graph.inputs)
+        body.output.extend(self._port(n) for n in graph.outputs)
+        body.initializer.extend(tensors)
+        names = {name: name for name in graph.tensors if name in self._written or name not in graph.constants}
+        return Emission(self._model(body), names, tuple(external), apart)
+
+    def _model(self, body: GraphProto) -> ModelProto:
+        used = {node.domain for node in self._nodes}
+        imports = [onnx.helper.make_opsetid("", self.opset)]
+        domains = {CONTRIB: 1, **self.graph.domains}
+        imports += [onnx.helper.make_opsetid(d, v) for d, v in sorted(domains.items()) if d in used]
+        ir_version = max(_OLDEST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
+        model = ModelProto(ir_version=ir_version, producer_name="qatc", opset_import=imports)
+        model.graph.CopyFrom(body)
+        return model
+
+    def _port(self, name: str) -> onnx.ValueInfoProto:
+        tensor = self.graph.tensors[name]
+        kind = TensorProto.STRING if tensor.dtype == "object" else tensor_type(np.dtype(tensor.dtype))
+        shape = None if tensor.shape is None else list(tensor.shape)
+        return onnx.helper.make_tensor_value_info(name, kind, shape)
+
+
+def tensor_type(dtype: np.dtype[Any]) -> int:
+    """The TensorProto type of a numpy dtype."""
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+
+
+def attribute(key: str, value: Any) -> AttributeProto:
+    """An attribute; the common kinds without the helper's guessing, which costs more than the rest of a node."""
+    if isinstance(value, (bool, int, np.integer)):
+        return AttributeProto(name=key, type=AttributeProto.INT, i=int(value))
+    if isinstance(value, str):
+        return AttributeProto(name=key, type=AttributeProto.STRING, s=value.encode())
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, np.integer)) for v in value):  # pyright: ignore[reportUnknownVariableType]
+        return AttributeProto(name=key, type=AttributeProto.INTS, ints=value)
+    if isinstance(value, np.ndarray):
+        return onnx.helper.make_attribute(key, onnx.numpy_helper.from_array(np.asarray(value, order="C")))
+    return onnx.helper.make_attribute(key, value)
+
+
+def _place(tensor: TensorProto, offset: int, length: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "model.onnx.data"), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
