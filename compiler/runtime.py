@@ -58,6 +58,7 @@ def errors() -> tuple[type[Exception], ...]:
 def _options(*, optimize: bool, folder: Path | None) -> SessionOptions:
     import onnxruntime as ort
 
+    ort.set_default_logger_severity(4)  # kernels warn about deprecated attributes through the logger of the process
     options = ort.SessionOptions()
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
@@ -77,11 +78,20 @@ class RunnableModel:
         model: the model; it is not changed. External data are looked up in `folder`.
         folder: where the external data are.
         optimize: whether ONNX Runtime may rewrite the graph.
+        weights: data of initializers that the model declares as external, by name; they are not copied.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path | None = None, *, optimize: bool = False) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        folder: Path | None = None,
+        *,
+        optimize: bool = False,
+        weights: Iterable[tuple[str, Array]] = (),
+    ) -> None:
         self.model = tidy(model)
         self.folder = folder
+        self.weights = dict(weights)
         self.optimize = optimize
         self.constants: frozenset[str] = frozenset(i.name for i in self.model.graph.initializer)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self.model.graph.input if i.name not in self.constants)
@@ -122,13 +132,13 @@ class RunnableModel:
             while len(self._sessions) >= _SESSIONS:
                 self._sessions.popitem(last=False)
             model = self.model if names == self.outputs else with_outputs(self.model, names)
-            session = open_session(model, folder=self.folder, optimize=self.optimize)
+            session = open_session(model, folder=self.folder, optimize=self.optimize, weights=self.weights)
         self._sessions[names] = session
         return session
 
 
 def open_file(path: Path) -> InferenceSession:
-    """A CPU session of a model file with default optimizations, on one thread so that results do not depend on the machine.
+    """A CPU session of a model file with default optimizations, on one thread: results do not depend on the machine.
 
     Raises:
         CompileError: QAT401 where ONNX Runtime does not take the model that we made.
@@ -143,8 +153,14 @@ def open_file(path: Path) -> InferenceSession:
         raise fail("QAT401", f"ONNX Runtime {version()} does not load the package's model: {error}") from error
 
 
-def open_session(model: onnx.ModelProto, *, folder: Path | None = None, optimize: bool = False) -> InferenceSession:
-    """A CPU session of a model in memory (of more than 2 GiB through a temporary file).
+def open_session(
+    model: onnx.ModelProto,
+    *,
+    folder: Path | None = None,
+    optimize: bool = False,
+    weights: Mapping[str, Array] | None = None,
+) -> InferenceSession:
+    """A CPU session of a model in memory (of more than 2 GiB through a temporary file); see `RunnableModel`.
 
     Raises:
         Exception: one of `errors()` where ONNX Runtime does not take the model.
@@ -156,8 +172,12 @@ def open_session(model: onnx.ModelProto, *, folder: Path | None = None, optimize
         content = model.SerializeToString()
     except (EncodeError, ValueError):  # beyond what protobuf can write
         content = b""
+    options = _options(optimize=optimize, folder=folder)
+    if weights:
+        apart = [i.name for i in model.graph.initializer if i.name in weights]
+        options.add_external_initializers(apart, [ort.OrtValue.ortvalue_from_numpy(weights[n]) for n in apart])
     if content and len(content) <= _MAX_PROTO:
-        return ort.InferenceSession(content, _options(optimize=optimize, folder=folder), providers=providers)
+        return ort.InferenceSession(content, options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="qatc-") as scratch:
         path = Path(scratch) / "model.onnx"
         moved = onnx.ModelProto()

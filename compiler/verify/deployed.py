@@ -6,7 +6,7 @@ for bit. The exceptions are listed here and in `docs/verification.md`, with what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -49,6 +49,11 @@ class Emitted(Protocol):
         ...
 
     @property
+    def external(self) -> Sequence[tuple[str, Array]]:
+        """Data of initializers that the model declares as external."""
+        ...
+
+    @property
     def names(self) -> Mapping[str, str]:
         """Tensor of the integer graph -> tensor of the model with the same elements."""
         ...
@@ -66,8 +71,8 @@ class PackageCheck:
 
     def __init__(self, graph: IntegerGraph, profile: Profile, emitted: Emitted, evaluate: OnnxEvaluator) -> None:
         self.graph, self.profile, self.evaluate = graph, profile, evaluate
-        self.stepwise = RunnableModel(emitted.model)
-        self.whole = RunnableModel(emitted.model, optimize=True)
+        self.stepwise = RunnableModel(emitted.model, weights=emitted.external)
+        self.whole = RunnableModel(emitted.model, weights=emitted.external, optimize=True)
         self.names = {
             name: emitted.names.get(name, name)
             for name in [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]

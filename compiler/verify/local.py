@@ -32,7 +32,7 @@ from qatc.compiler.integer import (
     Tensor,
 )
 from qatc.compiler.quant import Array, QuantParams
-from qatc.compiler.reference import OnnxEvaluator, execute_op
+from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, product_sums, sum_error
 from qatc.compiler.verify.limits import Limits
@@ -42,7 +42,11 @@ Feeds = Mapping[str, Array]
 # Float operations behind one value of a table: the longest exported function (GELU through Erf) has nine operators, and
 # ONNX Runtime's own exp, tanh and erf are within four units in the last place (measured, docs/verification.md).
 _FUNCTION_STEPS: Final = 32
-_MOST_EXACT: Final = 20_000  # differing elements of a product that are looked at one by one
+_MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked at one by one
+# Movement whose effect on indices numpy computes.
+_INDEXABLE: Final = frozenset(
+    {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 @dataclass
@@ -52,6 +56,19 @@ class Sample:
     feeds: Feeds
     values: dict[str, Array]
     anchored: set[str] = field(default_factory=set[str])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Differing elements of tensor `name` (in the simulation `source`): flat indices `where` of the operator's result.
+
+    `moved` has their indices in `name` itself, where the operator's result was moved around since.
+    """
+
+    name: str
+    where: Array
+    source: str
+    moved: Array | None = None
 
 
 class LocalCheck:
@@ -96,18 +113,48 @@ class LocalCheck:
         """Run `op` on what its inputs are in the simulation, compare, and pass the simulation's result on."""
         values = sample.values
         results = execute_op(self.graph, op, values, self.profile, self.evaluate)
-        trusted = all(n in sample.anchored for n in op.inputs if n)
+        trusted = self._trusted(op, sample) or self._behind_moves(op, sample) is not None
         for name, computed in zip(op.outputs, results, strict=True):
             if not name:
                 continue
             place = self.located.get(name)
             values[name] = computed
             if place is None:
-                if trusted and not self._rounds(op):
+                if self._trusted(op, sample) and not self._rounds(op):
                     sample.anchored.add(name)
                 continue
             values[name] = self._compare(op, name, place, sample, simulated[place], computed, trusted=trusted)
             sample.anchored.add(name)
+
+    def _trusted(self, op: Op, sample: Sample) -> bool:
+        return all(n in sample.anchored for n in op.inputs if n)
+
+    def _behind_moves(self, op: Op, sample: Sample) -> tuple[Op, list[Move]] | None:
+        """The operator whose result `op` only moves around, and the moves, last first; None where none can be judged.
+
+        Parameters travel through layout operators: the integer graph may round before a Squeeze, the file behind it.
+        """
+        moves: list[Move] = []
+        while isinstance(op, Move) and op.op_type in _INDEXABLE and op.inputs[0] not in sample.anchored:
+            if any(n not in sample.anchored for n in op.inputs[1:] if n):
+                return None
+            moves.append(op)
+            maker = self.producers.get(op.inputs[0])
+            if maker is None:
+                return None
+            op = maker
+        return (op, moves) if moves and not isinstance(op, Move) and self._trusted(op, sample) else None
+
+    def _before_moves(self, root: Op, moves: list[Move], name: str, sample: Sample) -> Array:
+        """For each element of `name`, the flat index of the root's element that it is."""
+        shape = sample.values[root.output].shape
+        indices = np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
+        wanted = [*(m.inputs[0] for m in moves[-2::-1]), name]
+        for move, output in zip(reversed(moves), wanted, strict=True):
+            rest = [sample.values[n] if n else None for n in move.inputs[1:]]
+            made = evaluate_onnx(move.op_type, "", self.graph.opset, [indices, *rest], move.attrs, len(move.outputs))
+            indices = made[move.outputs.index(output)]
+        return indices.reshape(-1)
 
     def _rounds(self, op: Op) -> bool:
         """Whether `op` rounds in a way that a simulation without a counterpart of its output does not."""
@@ -156,7 +203,7 @@ class LocalCheck:
         self,
         op: Op,
         name: str,
-        place: str,
+        source: str,
         sample: Sample,
         tally: Tally,
         where: Array,
@@ -165,8 +212,13 @@ class LocalCheck:
     ) -> None:
         """Which of the differing elements are float error at a rounding boundary, and which are wrong."""
         found, wanted = computed.reshape(-1)[where].astype(np.int64), expected.reshape(-1)[where].astype(np.int64)
-        looked_at = where[: _MOST_EXACT if isinstance(op, Conv | MatMul) else where.size]
-        exact = self._exact(op, name, place, sample, looked_at)
+        place = _Place(name, where[:_MOST_EXACT], source)
+        behind = self._behind_moves(op, sample) if not self._trusted(op, sample) else None
+        if behind is not None:
+            op, moves = behind
+            place = _Place(name, self._before_moves(op, moves, name, sample)[place.where], source, place.where)
+        looked_at = place.where
+        exact = self._exact(op, place, sample)
         fine = np.abs(found - wanted) <= self.limits.max_lsb
         if exact is None and isinstance(op, Lookup):
             tally.remark("the simulation does not show the value before its rounding")
@@ -191,28 +243,27 @@ class LocalCheck:
                 text += f" (exactly {exact.value[first]:.6f}, float error at most {exact.error[first]:.2g})"
             tally.problem(text)
 
-    def _exact(self, op: Op, name: str, place: str, sample: Sample, where: Array) -> Exact | None:
+    def _exact(self, op: Op, place: _Place, sample: Sample) -> Exact | None:
         if isinstance(op, Lookup):
-            return self._unrounded(name, place, sample, where)
+            return self._unrounded(place, sample)
         if isinstance(op, Float | Move):
             return None
-        values = sample.values
-        exact = exact_at(self.graph, op, values, where)
+        exact = exact_at(self.graph, op, sample.values, place.where)
         if exact is not None and isinstance(op, Quantize):
-            step = float(self.graph.params(name).scale[0])
-            exact = Exact(exact.value, exact.error + self._float_error(op.inputs[0], sample, where) / step)
+            step = float(self.graph.params(op.output).scale[0])
+            exact = Exact(exact.value, exact.error + self._float_error(op.inputs[0], sample, place.where) / step)
         return exact
 
-    def _unrounded(self, name: str, place: str, sample: Sample, where: Array) -> Exact | None:
+    def _unrounded(self, place: _Place, sample: Sample) -> Exact | None:
         """A table's exact value is the function's: read off the simulation before its rounding."""
-        source = self.simulation.unrounded(place)
+        source = self.simulation.unrounded(place.source)
         if source is None:
             return None
         real = self.simulation.run(sample.feeds, [source.tensor])[source.tensor]
-        params = self.graph.params(name)
-        if real.size != sample.values[name].size:
+        params = self.graph.params(place.name)
+        if real.size != sample.values[place.name].size:
             return None
-        steps = real.reshape(-1)[where].astype(np.float64)
+        steps = real.reshape(-1)[place.where if place.moved is None else place.moved].astype(np.float64)
         if not source.scaled:
             steps = steps / params.scale[0]
         largest = np.maximum(np.abs(steps), 1.0 / params.scale[0])  # the terms that cancel in 1 + tanh, x - mean, ...
@@ -275,12 +326,21 @@ class LocalCheck:
             tally = self.tallies.get(op.output)
             if tally is None or not isinstance(op, Conv | MatMul):
                 continue
+            self._check_bias(op, tally)
             different = tally.different - tally.rerounded
             # fewer than four elements are no statistic: a classifier has ten outputs
             if different > max(3, (1 - self.limits.equal_share) * tally.elements) and not tally.remarks:
                 tally.problem(f"{different:,} of {tally.elements:,} elements differ")
         order = [o for op in self.graph.ops for o in op.outputs]
         return [self.tallies[o] for o in order if o in self.tallies]
+
+    def _check_bias(self, op: Conv | MatMul, tally: Tally) -> None:
+        """The stored bias must be the nearest integers to the real one, from which the exact results are computed."""
+        real = self.graph.real_biases.get(op.output)
+        if real is not None and len(op.inputs) > 2:
+            distance = float(np.abs(self.graph.constants[op.inputs[2]] - real).max(initial=0.0))
+            if not distance <= 0.5 + float(np.abs(real).max(initial=0.0)) * 2.0**-50:
+                tally.problem(f"the bias is {distance:.3g} units off")
 
 
 def on_grid(real: Array, params: QuantParams, tally: Tally) -> Array | None:
@@ -301,7 +361,7 @@ def on_grid(real: Array, params: QuantParams, tally: Tally) -> Array | None:
 
 
 def _retyped(integers: Array, dtype: np.dtype[Any]) -> Array:
-    """What a file of integer operators holds, in the graph's type: signed and unsigned bytes differ by half their range."""
+    """What a file of integer operators holds, in the graph's type: signed and unsigned differ by half their range."""
     shift = int(np.iinfo(dtype).min) - int(np.iinfo(integers.dtype).min)
     return integers if integers.dtype == dtype else (integers.astype(np.int32) + shift).astype(dtype)
 

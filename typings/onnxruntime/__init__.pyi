@@ -20,6 +20,10 @@ class ExecutionMode(Enum):
     ORT_SEQUENTIAL = 0
     ORT_PARALLEL = 1
 
+class OrtValue:
+    @staticmethod
+    def ortvalue_from_numpy(numpy_obj: npt.NDArray[Any], device_type: str = "cpu", device_id: int = 0) -> OrtValue: ...
+
 class SessionOptions:
     enable_cpu_mem_arena: bool
     enable_mem_pattern: bool
@@ -33,6 +37,7 @@ class SessionOptions:
     use_deterministic_compute: bool
     def __init__(self) -> None: ...
     def add_session_config_entry(self, key: str, value: str, /) -> None: ...
+    def add_external_initializers(self, names: Sequence[str], values: Sequence[OrtValue], /) -> None: ...
     def add_free_dimension_override_by_name(self, name: str, value: int, /) -> None: ...
 
 class RunOptions:
