@@ -1,18 +1,20 @@
 """Quantize, Dequantize, Rescale, Elementwise and Concat as ONNX operators; Lookup is in `lookup.py`.
 
-ONNX Runtime's contrib operators (QLinearAdd, QLinearMul, QLinearConcat) do in one pass over bytes what DequantizeLinear,
-the float operator and QuantizeLinear do in three; their meaning is the same, and so they are the default.
+ONNX Runtime's contrib operators (QLinearAdd, QLinearMul, QLinearConcat) do in one pass over bytes what three operators
+do over floats (DequantizeLinear, the operator, QuantizeLinear); they mean the same, and so they are the default.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
-from qatc.backends.onnx.writer import CONTRIB, Writer
-from qatc.compiler.integer import Clamped, Concat, Dequantize, Elementwise, Quantize, Rescale
+from qatc.backends.onnx.writer import CONTRIB, Writer, tensor_type
+from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Rescale
 from qatc.compiler.quant import QuantParams
 
-_SUB_OF_BYTES: int = 14  # the opset from which Sub takes 8-bit integers
+_SUB_OF_BYTES: Final = 14  # the opset from which Sub takes 8-bit integers
 
 
 def quantize(w: Writer, op: Quantize) -> None:
@@ -36,18 +38,11 @@ def dequantize(w: Writer, op: Dequantize) -> None:
             bias = bias.reshape([-1] + [1] * (rank - 1 - params.axis))
         real = w.node("Add", (real, w.array(bias, op.inputs[1] + "_shaped")), last)
     if not last:
-        w.node("Cast", [real], op.output, to=int(np_type(dtype)))
-
-
-def np_type(dtype: str) -> int:
-    """The TensorProto type of a numpy dtype name."""
-    from qatc.backends.onnx.writer import tensor_type
-
-    return tensor_type(np.dtype(dtype))
+        w.node("Cast", [real], op.output, to=tensor_type(np.dtype(dtype)))
 
 
 def rescale(w: Writer, op: Rescale) -> None:
-    """`Rescale`: a Clip on one grid; a shift between int8 and uint8; else a table of 256 (QLinearConcat of one tensor)."""
+    """`Rescale`: a Clip on one grid; a shift between int8 and uint8; else QLinearConcat of one tensor, which is a table."""
     have, want = w.graph.params(op.inputs[0]), w.graph.params(op.output)
     x = w.read(op.inputs[0])
     mine, theirs = have.container.name, want.container.name
@@ -60,7 +55,7 @@ def rescale(w: Writer, op: Rescale) -> None:
     made = w.target(op.lo, op.hi, theirs, op.output)
     if _is_shift(have, want):
         w.shift(x, mine, theirs, made)
-    elif w.standard or mine != theirs or not _is_byte(have):
+    elif w.standard or mine != theirs or not _is_byte(have) or w.rank(op.inputs[0]) == 0:
         w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
         return
     else:
@@ -131,14 +126,6 @@ def concat(w: Writer, op: Concat) -> None:
         inputs += [x, w.scale(grid), w.zero(grid)]
     w.node("QLinearConcat", inputs, made, domain=CONTRIB, axis=op.axis)
     w.clip(made, op.lo, op.hi, dtype, op.output)
-
-
-def byte_clamp(w: Writer, op: Clamped, made_dtype: str, made: str) -> None:
-    """Finish an operator that wrote `made` in another 8-bit type than its result has: shift, then clamp."""
-    want = w.graph.params(op.output).container.name
-    if made_dtype != want:
-        made = w.shift(made, made_dtype, want, w.target(op.lo, op.hi, want, op.output))
-    w.clip(made, op.lo, op.hi, want, op.output)
 
 
 def _is_byte(params: QuantParams) -> bool:

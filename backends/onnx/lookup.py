@@ -66,7 +66,7 @@ def _contrib(w: Writer, op: Lookup, view: _Table) -> bool:
     """A table that is a rescaling, a sigmoid or a leaky Relu is ONNX Runtime's operator for it."""
     want, have = view.want, view.have
     x = w.read(op.inputs[0])
-    if view.is_quantized(view.real):
+    if view.is_quantized(view.real) and w.rank(op.inputs[0]) != 0:
         inputs = (w.scale(want), w.zero(want), x, w.scale(have), w.zero(have))
         w.node("QLinearConcat", inputs, op.output, domain=CONTRIB, axis=0)
         return True

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qatc.backends.onnx.elementwise import byte_clamp
 from qatc.backends.onnx.writer import CONTRIB, Writer
 from qatc.compiler.arithmetic import ort_weight_scales
+from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
 from qatc.compiler.quant import QuantParams
-
-_DILATED_AVERAGE = 19  # the opset from which AveragePool has dilations
 
 
 def pool(w: Writer, op: Pool) -> None:
@@ -114,7 +112,7 @@ def _as_convolution(w: Writer, op: Pool, out: str) -> bool:
     channels = shape[1] if shape is not None else None
     if not isinstance(channels, int) or (any(pads) and not op.count_include_pad):
         return False
-    if op.ceil_mode and not _ends_flush(shape or (), kernel, strides, pads, dilations):
+    if op.ceil_mode and not _ends_flush(op, shape or ()):
         return False
     have, want = _grids(w, op)
     weight_scale = ort_weight_scales([have.scale[0] / math.prod(kernel)], have.scale[0])[0]
@@ -127,15 +125,14 @@ def _as_convolution(w: Writer, op: Pool, out: str) -> bool:
     return True
 
 
-def _ends_flush(
-    shape: Sequence[int | str | None], kernel: list[int], strides: list[int], pads: list[int], dilations: list[int]
-) -> bool:
+def _ends_flush(op: Pool, shape: Sequence[int | str | None]) -> bool:
     """Whether rounding the output size up makes no difference, for any size that the shape admits."""
+    kernel, strides, pads, dilations = _window(op)
     rank = len(kernel)
     for axis in range(rank):
+        size = shape[axis + 2]
         if strides[axis] == 1:
             continue
-        size = shape[axis + 2]
         if not isinstance(size, int):
             return False
         room = size + pads[axis] + pads[axis + rank] - (kernel[axis] - 1) * dilations[axis] - 1
@@ -149,23 +146,47 @@ def _windowed_average(w: Writer, op: Pool, out: str) -> None:
     have, want = _grids(w, op)
     kernel, strides, pads, dilations = _window(op)
     x = w.read(op.inputs[0])
-    if any(pads) and op.count_include_pad and op.ceil_mode:
-        # ONNX Runtime counts the overhang of the last window too; padding beforehand leaves it nothing to count
-        rank = len(kernel)
-        widths = [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
-        x, pads = w.node("Pad", (x, w.ints(widths), w.zero(have))), [0] * 2 * rank
+    ceil_mode = int(op.ceil_mode)
+    if any(pads) and op.count_include_pad:
+        # ONNX Runtime also counts the overhang of a last window; so padding comes first, and the overhang is what is padded
+        widths, pads = _padding_first(w, op)
+        x, ceil_mode = w.node("Pad", (x, w.ints(widths), w.zero(have))), 0
     dilated = any(d != 1 for d in dilations)
     attrs = {
-        "kernel_shape": kernel, "strides": strides, "pads": pads, "ceil_mode": int(op.ceil_mode),
-        "count_include_pad": int(op.count_include_pad), "dilations": dilations if dilated else None,
+        "kernel_shape": kernel, "strides": strides, "pads": pads, "ceil_mode": ceil_mode, "count_include_pad": 0,
+        "dilations": dilations if dilated else None,
     }  # fmt: skip
     if w.standard or dilated:
         made = w.fresh(f"{out}_real")
         w.nodes("AveragePool", [w.dequantize(x, have)], [made], attrs=attrs)
         w.quantize(made, want, out)
         return
-    del attrs["dilations"]
-    w.nodes("QLinearAveragePool", (x, w.scale(have), w.zero(have), w.scale(want), w.zero(want)), [out], domain=CONTRIB, attrs=attrs)
+    inputs = (x, w.scale(have), w.zero(have), w.scale(want), w.zero(want))
+    w.nodes("QLinearAveragePool", inputs, [out], domain=CONTRIB, attrs=attrs)
 
 
-__all__ = ["byte_clamp", "pool", "to_first", "to_last"]
+def _padding_first(w: Writer, op: Pool) -> tuple[list[int], list[int]]:
+    """Widths of a Pad in front, and the pads that are left: what the last windows overhang, which no mean counts."""
+    kernel, strides, pads, dilations = _window(op)
+    rank = len(kernel)
+    shape = w.graph.tensors[op.inputs[0]].shape
+    widths, left = [0] * (2 * rank + 4), [0] * 2 * rank
+    for axis in range(rank):
+        size = shape[axis + 2] if shape is not None else None
+        if not isinstance(size, int):
+            raise fail(
+                "QAT009",
+                "average pooling that rounds its size up and counts its padding needs the input's spatial size",
+                node=op.source or op.name,
+                tensor=op.inputs[0],
+                hint="pin the dimensions with --shape NAME=1,3,224,224",
+            )
+        padded = size + pads[axis] + pads[axis + rank]
+        reach = (kernel[axis] - 1) * dilations[axis] + 1
+        count = -(-(padded - reach) // strides[axis]) + 1
+        if (count - 1) * strides[axis] >= size + pads[axis]:
+            count -= 1  # a window that would begin in the padding behind the input does not exist
+        overhang = (count - 1) * strides[axis] + reach - padded
+        widths[axis + 2], widths[axis + 4 + rank] = pads[axis], pads[axis + rank] + min(overhang, 0)
+        left[axis + rank] = max(overhang, 0)
+    return widths, left

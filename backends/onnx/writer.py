@@ -24,7 +24,7 @@ _SHARED: Final = 1024  # constants of up to so many bytes are compared and share
 _KEPT_INSIDE: Final = 1 << 27  # more bytes of weights than this are never copied into the ModelProto
 _LARGE: Final = 1 << 12  # constants below this many bytes stay inside in any case
 _OLDEST_IR: Final = 8
-_BIT_WIDTH: Final = {"uint8": (0, 255), "int8": (-128, 127)}
+_BYTES: Final = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 class Writer:
@@ -84,7 +84,8 @@ class Writer:
         attrs: Mapping[str, Any] | None = None,
     ) -> None:
         """Append a node with any number of outputs."""
-        name = self._free(self.label if self.label not in self._node_names else f"{self.label}_{op_type}", self._node_names)
+        hint = self.label if self.label not in self._node_names else f"{self.label}_{op_type}"
+        name = self._free(hint, self._node_names)
         self._node_names.add(name)
         proto = NodeProto(op_type=op_type, name=name, domain=domain, input=list(inputs), output=list(outputs))
         for key, value in sorted((attrs or {}).items()):
@@ -125,7 +126,8 @@ class Writer:
 
     def ints(self, values: Sequence[int]) -> str:
         """An int64 vector: a shape, axes, indices."""
-        return self.array(np.asarray(values, np.int64), "ints_" + "_".join(str(v) for v in values[:6]).replace("-", "m"))
+        text = "_".join(str(v) for v in values[:8]).replace("-", "minus_")
+        return self.array(np.asarray(values, np.int64), f"ints_{text}")
 
     def scale(self, params: QuantParams) -> str:
         """The scale of a grid as a constant: a scalar, or a vector per channel."""
@@ -144,34 +146,41 @@ class Writer:
     # -- rounding -------------------------------------------------------------------------------------------------
     def target(self, op_lo: int, op_hi: int, dtype: str, out: str) -> str:
         """Where an operator that saturates to `dtype` writes: `out`, or a tensor that `clip` will bound."""
-        return out if (op_lo, op_hi) == _BIT_WIDTH.get(dtype) else self.fresh(f"{out}_unclamped")
+        return out if (op_lo, op_hi) == _BYTES.get(dtype) else self.fresh(f"{out}_unclamped")
 
     def clip(self, x: str, lo: int, hi: int, dtype: str, out: str) -> str:
         """Bound the integers `x` to [lo, hi]; nothing where `x` is `out` itself (see `target`)."""
         if x == out:
             return out
-        low, high = _BIT_WIDTH.get(dtype, (None, None))
+        low, high = _BYTES.get(dtype, (None, None))
         bounds = [x, "" if lo == low else self.scalar(lo, dtype), "" if hi == high else self.scalar(hi, dtype)]
         while not bounds[-1]:
             bounds.pop()
         if len(bounds) == 1:
             return self.node("Identity", bounds, out)
-        return self.node("Clip", bounds, out)
+        if dtype in _BYTES or dtype == "int32":
+            return self.node("Clip", bounds, out)
+        wide = self.node("Cast", [x], to=TensorProto.INT32)  # there is no kernel for 16 bits
+        wide = self.node("Clip", (wide, self.scalar(lo, "int32"), self.scalar(hi, "int32")))
+        return self.node("Cast", [wide], out, to=tensor_type(np.dtype(dtype)))
 
     def quantize(self, x: str, params: QuantParams, out: str = "", lo: int | None = None, hi: int | None = None) -> str:
         """float32 `x` to integers of the grid's container, within [lo, hi]: QuantizeLinear and its clamp."""
         dtype = params.container.name
         lowest, highest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         lo, hi = lowest if lo is None else lo, highest if hi is None else hi
-        if self._is_wide(params):
+        if self._is_wide(params) or (params.container.itemsize == 2 and (lo, hi) != (lowest, highest)):
             return self._quantize_wide(x, params, lo, hi, out)
         out = out or self.fresh(f"{x}_quantized")
         made = out if (lo, hi) == (lowest, highest) else self.fresh(f"{out}_unclamped")
-        self.node("QuantizeLinear", (x, self.scale(params), self.zero(params)), made, axis=params.axis)
+        self.node("QuantizeLinear", self._grid(x, params), made, axis=params.axis)
         return self.clip(made, lo, hi, dtype, out)
 
     def _quantize_wide(self, x: str, params: QuantParams, lo: int, hi: int, out: str) -> str:
         """QuantizeLinear to 16 bits, spelled out: the zero point after the rounding, the clamp in float (exact)."""
+        if params.is_per_channel:
+            made = self.node("QuantizeLinear", self._grid(x, params), domain=CONTRIB, axis=params.axis)
+            return self.clip(made, lo, hi, params.container.name, out or self.fresh(f"{x}_quantized"))
         zero = int(params.zero_point[0])
         rounded = self.node("Round", [self.node("Div", (x, self.scale(params)))])
         low, high = self.scalar(lo - zero, "float32"), self.scalar(hi - zero, "float32")
@@ -181,11 +190,18 @@ class Writer:
     def dequantize(self, q: str, params: QuantParams, out: str = "") -> str:
         """The real numbers (float32) of integers on a grid."""
         out = out or self.fresh(f"{q}_real")
+        if self._is_wide(params) and params.is_per_channel:
+            return self.node("DequantizeLinear", self._grid(q, params), out, domain=CONTRIB, axis=params.axis)
         if self._is_wide(params):
-            shifted = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), self.scalar(params.zero_point[0], "float32")))
-            return self.node("Mul", (shifted, self.scale(params)), out)
-        inputs = [q, self.scale(params), self.zero(params)]
-        return self.node("DequantizeLinear", inputs if inputs[2] else inputs[:2], out, axis=params.axis)
+            zero = self.scalar(params.zero_point[0], "float32")
+            centered = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), zero))
+            return self.node("Mul", (centered, self.scale(params)), out)
+        return self.node("DequantizeLinear", self._grid(q, params), out, axis=params.axis)
+
+    def _grid(self, x: str, params: QuantParams) -> list[str]:
+        """The operands of QuantizeLinear and DequantizeLinear."""
+        zero = self.zero(params)
+        return [x, self.scale(params), zero] if zero else [x, self.scale(params)]
 
     def real(self, name: str) -> str:
         """The real numbers of a quantized tensor of the integer graph, made once however many read them."""
@@ -202,11 +218,12 @@ class Writer:
         have = params.container.name
         if have == dtype:
             return self.read(name), params
-        byte = params if params.dtype in _BIT_WIDTH else QuantParams.per_tensor(params.scale[0], params.zero_point[0], have)
+        byte = QuantParams.per_tensor(params.scale[0], params.zero_point[0], have)  # the whole range of the type
         moved = byte.as_dtype(dtype)
         constant = self.graph.constants.get(name)
         if constant is not None:
-            return self.array((constant.astype(np.int16) + byte.shift_to(dtype)).astype(dtype), f"{name}_{dtype}"), moved
+            shifted = (constant.astype(np.int16) + byte.shift_to(dtype)).astype(dtype)
+            return self.array(shifted, f"{name}_{dtype}"), moved
         return self.shift(self.read(name), have, dtype), moved
 
     def shift(self, x: str, have: str, want: str, out: str = "") -> str:
