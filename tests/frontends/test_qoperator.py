@@ -1,0 +1,233 @@
+"""QOperator: integer operators read back, against ONNX Runtime and against the network they were written from."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatc.compiler.diagnostics import Severity
+from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.graph import FAKE_QUANT, QuantGraph
+from qatc.compiler.quant import QuantParams
+from qatc.frontends.qoperator import FRONTEND, MICROSOFT
+from tests.frontends import networks as nets
+from tests.frontends.networks import Builder, Layer, Network
+from tests.frontends.test_qonnx import values
+
+_TYPE = {"uint8": np.uint8, "int8": np.int8}
+unsigned = st.builds(QuantParams.per_tensor, nets.scales, st.integers(0, 255))  # ORT wants one type throughout
+
+
+def grid(b: Builder, name: str, params: QuantParams) -> list[str]:
+    """Scale and zero point as constants."""
+    count = () if not params.is_per_channel else (len(params.scale),)
+    return [
+        b.constant(f"{name}.scale", np.float32(params.scale).reshape(count)),
+        b.constant(f"{name}.zero", np.asarray(params.zero_point, _TYPE[params.dtype]).reshape(count)),
+    ]
+
+
+def write(network: Network) -> nets.onnx.ModelProto:
+    """The network in integer operators; every tensor between them is uint8 or int8."""
+    b = Builder(opsets={"": 17, MICROSOFT: 1})
+    at = grid(b, "input", network.input)
+    x = b.node("QuantizeLinear", ["input", *at], "input_int")
+    by_channels = {network.channels: (x, at, network.input)}
+    params, channels = network.input, network.channels
+    for index, layer in enumerate(network.layers):
+        name = f"t{index}"
+        if layer.op == "MaxPool":
+            x = b.node("MaxPool", [x], f"{name}_int", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        elif layer.output is not None:
+            out = grid(b, name, layer.output)
+            if layer.op == "Add":
+                other, other_at, _ = by_channels[channels]
+                x = b.node("QLinearAdd", [x, *at, other, *other_at, *out], f"{name}_int", MICROSOFT)
+            else:
+                x = _product(b, layer, name, x, at, params, out)
+                channels = len(layer.bias) if layer.bias is not None else channels
+            at, params = out, layer.output
+        by_channels.setdefault(channels, (x, at, params))
+    real = b.node("DequantizeLinear", [x, *at], "real")
+    b.node("Identity", [real], "output")
+    return nets.model_of(b, [1, network.channels, 6, 6])
+
+
+def _product(b: Builder, layer: Layer, name: str, x: str, at: list[str], params: QuantParams, out: list[str]) -> str:
+    assert layer.weight is not None
+    assert layer.weight_params is not None
+    assert layer.bias_params is not None
+    w = b.constant(f"{name}.weight", layer.weight_params.quantize(layer.weight))
+    bias = b.constant(f"{name}.bias", layer.bias_params.quantize(layer.bias))
+    operands = [w, *grid(b, f"{name}.weight", layer.weight_params)]
+    if layer.op == "Gemm":
+        flat = b.node("Flatten", [x], f"{name}_flat")
+        return b.node("QGemm", [flat, *at, *operands, bias, *out], f"{name}_int", MICROSOFT, transB=1)
+    return b.node("QLinearConv", [x, *at, *operands, *out, bias], f"{name}_int", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+
+def quantized_biases(network: Network) -> Network:
+    """Every bias on the grid of its accumulator, no ConvTranspose, and pools on their input's grid."""
+    layers: list[Layer] = []
+    current = network.input
+    for layer in network.layers:
+        if layer.op in ("ConvTranspose", "Relu"):
+            continue
+        if layer.op == "MaxPool":
+            layers.append(Layer("MaxPool"))
+            continue
+        if layer.weight_params is not None:
+            steps = np.float32(current.scale[0]) * np.float32(layer.weight_params.scale)
+            one = len(steps) == 1
+            grid = (
+                QuantParams.per_tensor(float(steps[0]), 0, "int32")
+                if one
+                else QuantParams.per_channel(steps, 0, 0, "int32")
+            )
+            layer = Layer(layer.op, layer.weight, layer.bias, layer.weight_params, grid, layer.output)
+        layers.append(layer)
+        current = layer.output or current
+    return Network(network.channels, network.input, tuple(layers))
+
+
+def fitting(network: Network) -> bool:
+    """Whether an integer operator is left, and channel counts still agree after layers were dropped."""
+    channels = network.channels
+    if all(layer.op == "MaxPool" for layer in network.layers):
+        return False
+    for layer in network.layers:
+        if layer.weight is not None:
+            inputs = layer.weight.shape[1] if layer.op == "Conv" else layer.weight.shape[1] // 36
+            if inputs != channels:
+                return False
+            channels = layer.weight.shape[0]
+    return True
+
+
+@given(nets.networks(everywhere=True, weight_low=-128).map(quantized_biases).filter(fitting))
+@settings(max_examples=25)
+def test_round_trip(network: Network) -> None:
+    got, want = nets.read(write(network), FRONTEND), nets.expected(network)
+    assert nets.fingerprint(got) == nets.fingerprint(want)
+
+
+@given(nets.networks(unsigned, everywhere=True, weight_low=-128).map(quantized_biases).filter(fitting))
+@settings(max_examples=10)
+def test_as_onnx_runtime_computes(network: Network) -> None:
+    """Integers within one step of ONNX Runtime's (Add and accumulators round in float32 there)."""
+    model = write(network)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(0, 1, (1, network.channels, 6, 6)).astype(np.float32)
+    graph = nets.graph_of(model)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    want = session.run(None, {"input": x})[0]
+    step = max([network.input.scale[0], *(p.output.scale[0] for p in network.layers if p.output)])
+    layers = 1 + len(network.layers)
+    assert np.abs(values(graph, x) - want).max() <= 4 * layers * step
+
+
+def one(op: str, domain: str, operands: list[object], **attrs: object) -> QuantGraph:
+    """Q of the graph's input, one integer operator on it, DQ of its output."""
+    b = Builder(opsets={"": 17, MICROSOFT: 1})
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    out = [b.constant("os", np.float32(0.25)), b.constant("oz", np.uint8(100))]
+    x = b.node("QuantizeLinear", ["input", *at], "x")
+    named = {"x": x, "at": at, "out": out}
+    names: list[str] = []
+    for index, value in enumerate(operands):
+        if isinstance(value, str):
+            found = named[value]
+            names += found if isinstance(found, list) else [found]
+        else:
+            names.append(b.constant(f"p{index}", np.asarray(value)))
+    b.node(op, names, "y", domain, **attrs)
+    b.node("DequantizeLinear", ["y", *out], "output")
+    return nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+
+
+FORMS = [
+    ("QLinearSigmoid", ["x", "at", "out"], {}),
+    ("QLinearLeakyRelu", ["x", "at", "out"], {"alpha": 0.25}),
+    ("QLinearAveragePool", ["x", "at", "out"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    ("QLinearGlobalAveragePool", ["x", "at", "out"], {"channels_last": 0}),
+    ("QLinearSoftmax", ["x", "at", "out"], {"axis": -1, "opset": 13}),
+    ("QLinearSoftmax", ["x", "at", "out"], {"axis": 1, "opset": 11}),
+    ("QLinearAdd", ["x", "at", "x", "at", "out"], {}),
+    ("QLinearMul", ["x", "at", "x", "at", "out"], {}),
+    ("QLinearConcat", ["out", "x", "at", "x", "at"], {"axis": 1}),
+    ("QLinearReduceMean", ["x", "at", "out"], {"axes": [2, 3], "keepdims": 1}),
+    ("QLinearWhere", [np.ones((1, 2, 4, 4), bool), "x", "at", "x", "at", "out"], {}),
+]
+
+
+@pytest.mark.parametrize(("op", "operands", "attrs"), FORMS)
+def test_each_operator(op: str, operands: list[object], attrs: dict[str, object]) -> None:
+    graph = one(op, MICROSOFT, operands, **attrs)
+    assert FRONTEND.recognise(graph, "") == f"1 {op} ({MICROSOFT})"
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert MICROSOFT not in graph.domains
+    fakes = [n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT]
+    assert QuantParams.per_tensor(0.25, 100, "uint8") in fakes
+    assert QuantParams.per_tensor(0.5, 128, "uint8") in fakes
+
+
+@pytest.mark.parametrize("op", ["ConvInteger", "MatMulInteger"])
+def test_accumulators(op: str) -> None:
+    """X -> Q -> ConvInteger -> Cast -> Mul(s_x * s_w): the integers' sum, in real numbers."""
+    b = Builder()
+    random = np.random.default_rng(1)
+    shape = (3, 2, 3, 3) if op == "ConvInteger" else (4, 3)
+    w = random.integers(-100, 100, shape).astype(np.int8)
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    q = b.node("QuantizeLinear", ["input", *at], "q")
+    attrs = {"kernel_shape": [3, 3]} if op == "ConvInteger" else {}
+    acc = b.node(op, [q, b.constant("w", w), "z", b.constant("wz", np.int8(0))], "acc", **attrs)
+    biased = b.node("Add", [acc, b.constant("b", np.int32(1000))], "biased")
+    b.node("Mul", [b.node("Cast", [biased], "f", to=1), b.constant("m", np.float32(0.5 * 0.01))], "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    model = nets.model_of(b, [1, 2, 4, 4]).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    x = random.normal(0, 20, (1, 2, 4, 4)).astype(np.float32)
+    want = session.run(None, {"input": x})[0]
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert np.allclose(values(graph, x), want, rtol=1e-5, atol=1e-3)
+    assert sum(n.op == FAKE_QUANT for n in graph.nodes) == 1
+
+
+def test_integers_quantized_again_and_read_as_numbers() -> None:
+    """MQBench's ONNX_QNN deployment: Q of integers on their own grid, then a float Gemm on integers."""
+    b = Builder()
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    q = b.node("QuantizeLinear", ["input", *at], "q")
+    again = b.node("QuantizeLinear", [q, *at], "again")
+    flat = b.node("Flatten", [again], "flat")
+    b.node("Gemm", [flat, b.constant("w", np.ones((32, 2), np.float32))], "output")
+    b.opsets[MICROSOFT] = 1
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert [(d.code, d.severity) for d in graph.diagnostics] == [("QAT104", Severity.WARNING)]
+    assert [n.op for n in graph.nodes] == [FAKE_QUANT, "Flatten", "Gemm"]
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "attrs", "code"),
+    [
+        ("DynamicQuantizeMatMul", MICROSOFT, {}, "QAT205"),
+        ("QAttention", MICROSOFT, {"num_heads": 2}, "QAT302"),
+        ("QLinearGlobalAveragePool", MICROSOFT, {"channels_last": 1}, "QAT302"),
+    ],
+)
+def test_refused(op: str, domain: str, attrs: dict[str, object], code: str) -> None:
+    graph = one(op, domain, ["x", "at", "out"], **attrs)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert code in [d.code for d in graph.diagnostics.errors]

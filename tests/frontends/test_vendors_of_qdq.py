@@ -1,0 +1,125 @@
+"""ModelOpt and Quark: round trips of Q/DQ in vendor domains; formats that are not integers are refused by name."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.quant import QuantParams
+from qatc.frontends import modelopt, quark
+from tests.frontends import networks as nets
+from tests.frontends.networks import Builder, Network, Spell
+
+
+def speller(domain: str, q: str = "QuantizeLinear", dq: str = "DequantizeLinear") -> Spell:
+    """Q/DQ of any domain; narrow ranges as a Clip between them."""
+
+    def spell(b: Builder, x: str, params: QuantParams, rank: int, name: str) -> str:
+        kind = {"int8": np.int8, "uint8": np.uint8}[params.dtype]
+        shape = (len(params.scale),) if params.is_per_channel else ()
+        grid = [
+            b.constant(f"{name}.scale", np.float32(params.scale).reshape(shape)),
+            b.constant(f"{name}.zero", np.asarray(params.zero_point, kind).reshape(shape)),
+        ]
+        attrs = {} if params.axis is None else {"axis": params.axis}
+        if domain:
+            b.opsets[domain] = 1
+        integers = b.node(q, [x, *grid], f"{name}_int", domain, **attrs)
+        if not params.is_full_range:
+            ends = [b.constant(f"{name}.{end}", kind(v)) for end, v in (("low", params.qmin), ("high", params.qmax))]
+            integers = b.node("Clip", [integers, *ends], f"{name}_clip")
+        return b.node(dq, [integers, *grid], name, domain, **attrs)
+
+    return spell
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        speller("com.microsoft"),
+        speller("com.amd.quark", "ExtendedQuantizeLinear", "ExtendedDequantizeLinear"),
+        speller("com.vai.quantize", "VitisQuantizeLinear", "VitisDequantizeLinear"),
+    ],
+    ids=["com.microsoft", "com.amd.quark", "com.vai.quantize"],
+)
+@given(network=nets.networks(weight_low=-128))
+@settings(max_examples=10)
+def test_quark_round_trip(spell: Spell, network: Network) -> None:
+    model = nets.write(network, spell)
+    model.opset_import.append(nets.helper.make_opsetid("com.amd.quark", 1))
+    assert nets.fingerprint(nets.read(model, quark.FRONTEND)) == nets.fingerprint(nets.expected(network))
+
+
+@given(nets.networks(nets.symmetric_grids()))
+@settings(max_examples=10)
+def test_modelopt_round_trip(network: Network) -> None:
+    model = nets.write(network, speller(""))
+    for node in model.graph.node:
+        node.name = f"/layer/input_quantizer/{node.name}"
+    assert nets.fingerprint(nets.read(model, modelopt.FRONTEND)) == nets.fingerprint(nets.expected(network))
+
+
+def refused(frontend: Frontend, op: str, domain: str, operands: list[object], **attrs: object) -> list[tuple[str, str]]:
+    b = Builder(opsets={"": 20, domain: 1})
+    names = [b.constant(f"p{i}", np.asarray(v)) for i, v in enumerate(operands)]
+    b.node(op, ["input", *names], "output", domain, **attrs)
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    assert frontend.recognise(graph, "") is not None
+    frontend.normalise(graph, FrontendOptions())
+    return [(d.code, d.message) for d in graph.diagnostics.errors]
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "name"),
+    [
+        ("TRT_FP8QuantizeLinear", [np.float32(1)], {}, "FP8 (E4M3)"),
+        ("QuantizeLinear", [np.float32(1), np.zeros(1, ml_dtypes.float8_e4m3fn)], {}, "FP8 (E4M3)"),
+        ("DequantizeLinear", [np.ones((2, 1), np.float32)], {"axis": 0, "block_size": 128}, "INT4 in blocks of 128"),
+        ("TRT_FP4DynamicQuantize", [np.float32(1)], {}, "NVFP4"),
+        ("TRT_MXFP8DynamicQuantize", [np.float32(1)], {}, "MXFP8"),
+    ],
+)
+def test_modelopt_names_the_format(op: str, operands: list[object], attrs: dict[str, object], name: str) -> None:
+    found = refused(modelopt.FRONTEND, op, modelopt.DOMAIN, operands, **attrs)
+    assert [code for code, _ in found] == ["QAT103"]
+    assert name in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "code", "name"),
+    [
+        ("ExtendedQuantizeLinear", [np.float32(1), np.zeros((), ml_dtypes.bfloat16)], {}, "QAT103", "BF16"),
+        ("ExtendedQuantizeLinear", [np.float32(1), np.float16(0)], {}, "QAT103", "FP16"),
+        ("BFPQuantizeDequantize", [], {"bit_width": 16, "block_size": 8}, "QAT103", "block floating point (16 bits)"),
+        ("MXQuantizeDequantize", [], {"element_dtype": "fp8_e4m3"}, "QAT103", "microscaling (MX) blocks FP8_E4M3"),
+        ("ExtendedInstanceNormalization", [], {}, "QAT302", "ExtendedInstanceNormalization"),
+    ],
+)
+def test_quark_names_the_format(
+    op: str, operands: list[object], attrs: dict[str, object], code: str, name: str
+) -> None:
+    found = refused(quark.FRONTEND, op, "com.amd.quark", operands, **attrs)
+    assert [c for c, _ in found] == [code]
+    assert name in found[0][1]
+
+
+def test_biases_keep_a_grid_of_their_own() -> None:
+    """XINT8: int8 biases whose scale is not s_x * s_w."""
+    b = Builder(opsets={"": 17, "com.vai.quantize": 1})
+    zero = b.constant("z", np.int8(0))
+    w = b.node(
+        "DequantizeLinear",
+        [b.constant("w", np.ones((3, 2, 1, 1), np.int8)), b.constant("ws", np.float32(0.5)), zero],
+        "wr",
+    )
+    bias = b.node(
+        "DequantizeLinear", [b.constant("b", np.int8([1, 2, 3])), b.constant("bs", np.float32(2**-9)), zero], "br"
+    )
+    b.node("Conv", ["input", w, bias], "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    quark.FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert sorted(str(p) for p in graph.params.values()) == ["int8 scale 0.001953125 zero 0", "int8 scale 0.5 zero 0"]
