@@ -356,7 +356,7 @@ def explain_command(code: str | None, json: bool, quiet: bool, verbose: bool) ->
 
     text = explanation(code)
     if json:
-        screen.write_json(envelope("explain", result={"code": code.upper(), "text": text}))
+        screen.write_json(envelope("explain", result={"code": text[2:].partition(":")[0], "text": text}))
     else:
         page(text, screen.out)
 

@@ -51,9 +51,7 @@ HOSTILE = [
 def check(index: int, name: str, ones: int, *, kind: str = "Conv", elements: int = 8192) -> TensorCheck:
     """A tensor of which `ones` elements are one LSB off."""
     histogram = {0: elements - ones, 1: ones} if ones else {0: elements}
-    return TensorCheck(
-        name, f"/{kind}_{index}", kind, elements, histogram, ones, 60.0 - ones / 40 if ones else math.inf
-    )
+    return TensorCheck(name, kind, "end-to-end", elements, histogram, ones, 60.0 - ones / 40 if ones else math.inf)
 
 
 def verification(**changes: Any) -> Verification:

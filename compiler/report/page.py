@@ -145,7 +145,7 @@ def _island_group(reason: str, members: Sequence[Any], coverage: Coverage) -> di
         "count": len(members),
         "kinds": ", ".join(sorted({island.op_type for island in members})),
         "share": text.percent(macs / total) if macs and total else "",
-        "nodes": [island.node for island in members[:_ROWS]],
+        "nodes": [(island.node, text.tensor_at_fault(island)) for island in members[:_ROWS]],
     }
 
 
@@ -188,7 +188,7 @@ def _error_rows(found: Verification) -> list[dict[str, Any]]:
             {
                 "index": index + 1,
                 "tensor": check.tensor,
-                "kind": check.kind,
+                "operator": check.op,
                 "elements": f"{check.elements:,}",
                 "equal": text.percent(check.equal_share),
                 "mean": f"{text.mean_lsb(check):.3g}",

@@ -143,14 +143,19 @@ def _checks(checks: Sequence[TensorCheck], noun: str) -> Text:
     if not worst:
         return Text(f"{what}, ").append("bit-exact", style="green")
     share = text.percent(equal / elements) if elements else "?"
-    return Text(f"{what}, ").append(f"{share} equal", style="green").append(f", at most {worst:,} LSB", style="default")
+    rest = "rest 1 LSB" if worst == 1 else f"rest at most {worst:,} LSB"
+    return Text(f"{what}, ").append(f"{share} equal", style="green").append(f", {rest}", style="default")
 
 
 def _output(check: OutputCheck, *, named: bool) -> Text:
     from rich.text import Text
 
     name = f", {printable(check.name)}" if named else ""
-    line = Text(f"end to end{name}: off by at most {check.max_abs:.3g} ({text.percent(check.max_rel)})")
+    line = Text(f"end to end{name}: ")
+    if check.max_abs == 0:
+        line.append("equal", style="green")
+    else:
+        line.append(f"off by at most {check.max_abs:.3g} ({text.percent(check.max_rel)})")
     if check.argmax_agreement is not None:
         line.append(f", argmax agrees {text.percent(check.argmax_agreement)}")
     return line

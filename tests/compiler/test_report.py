@@ -21,7 +21,7 @@ from qatc.compiler.report import envelope, inspection_json, report_html, result_
 from qatc.compiler.report.facts import Column, listing
 from qatc.compiler.report.inspection import inspection
 from qatc.compiler.report.screen import Screen, console
-from qatc.compiler.result import CompileResult, Coverage, InspectedOp, OutputCheck
+from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, OutputCheck
 from tests import fake_results as fake
 from tests.fake_results import validate
 
@@ -46,7 +46,7 @@ compiled resnet8_qat.onnx
   integers     100% of 12.5 M multiply-accumulates (14 operators, 0 in float)
   size         331 kB -> 92.4 kB (3.6 times smaller)
   verified     package = reference: 24 tensors, bit-exact
-               reference = simulation: 24 operators, 99.99% equal, at most 1 LSB
+               reference = simulation: 24 operators, 99.99% equal, rest 1 LSB
                end to end: off by at most 0.0123 (0.41%), argmax agrees 100%
                1 sample; simulation: resnet8_qat.onnx in ONNX Runtime 1.31.0,
                unoptimized
@@ -73,6 +73,15 @@ def test_summary_says_what_stays_in_float_and_why() -> None:
     assert "24 ranges from calibration data (entropy)" in said
     assert "/blocks.11/attn/Softmax" not in said
     assert "/blocks.11/attn/Softmax" in shown(summary, fake.busy_result(), width=160, verbose=True)
+
+
+def test_reasons_that_differ_in_a_tensors_name_are_one_reason() -> None:
+    islands = [Island(f"/conv{i}", "Conv", f"its input x{i} is not quantized by the model", 10) for i in range(9)]
+    said = shown(summary, fake.result(islands=tuple(islands)), width=120)
+    assert "9 Conv (0.001% of the multiply-accumulates): its input is not quantized by the model\n" in said
+    assert "/conv0, /conv1, /conv2 and 6 more" in said
+    page = Page(report_html(fake.result(islands=tuple(islands))))
+    assert "/conv8 x8" in page.words
 
 
 def test_summary_groups_notes_and_puts_warnings_first() -> None:
