@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from qatc.compiler.backend import aligned, must_be_apart
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.graph import (
     FAKE_QUANT,
@@ -39,6 +40,7 @@ IoForm = Literal["source", "float", "integer"]
 _MICROSOFT: Final = "com.microsoft"
 _WIDE_OPSET: Final = 21  # QuantizeLinear knows 16 bits from here on
 _STORED: Final = {"int2": "int8", "uint2": "uint8", "int4": "int8", "uint4": "uint8"}
+_LARGE: Final = 1 << 12  # bytes from which a constant may go to a data file
 _FLOAT: Final = int(TensorProto.FLOAT)
 # Operators through which the grid of a bias's result is looked for: they do not change what one LSB is worth.
 _KEEP_SCALE: Final = frozenset({"Relu", "Clip", "LeakyRelu", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
@@ -53,6 +55,8 @@ class QdqModel:
         rounded: tensor of the graph -> tensor of the model with its real values after rounding.
         integers: tensor of the graph -> tensor of the model with its integers.
         unrounded: tensor of the graph -> tensor of the model with its real values before rounding, where there are any.
+        external: data of the initializers that the model only declares, in the order of their offsets in a data file.
+        data_file: whether they need a file of their own.
         notes: what could not be written as asked, for `--explain`.
     """
 
@@ -60,7 +64,9 @@ class QdqModel:
     rounded: Mapping[str, str]
     integers: Mapping[str, str]
     unrounded: Mapping[str, str]
-    notes: Sequence[str] = ()
+    external: tuple[tuple[str, Array], ...] = ()
+    data_file: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def to_qdq(
@@ -70,6 +76,7 @@ def to_qdq(
     max_bias_error: float = 0.01,
     io: IoForm = "source",
     portable: bool = True,
+    data_file: bool = False,
     ir_version: int = 10,
 ) -> QdqModel:
     """Write a stripped graph as a QDQ model.
@@ -83,12 +90,13 @@ def to_qdq(
             those of the input file.
         portable: whether only ai.onnx operators may be used; else ONNX Runtime's own QuantizeLinear stands in where
             ai.onnx has none (16-bit tensors below opset 21).
+        data_file: whether large constants go to a file of their own also where the model file could hold them.
         ir_version: what to stamp.
 
     Raises:
         CompileError: QAT302 where QDQ cannot say it (activations of 32 bits).
     """
-    return _Writer(graph, bias, max_bias_error, io, portable, ir_version).write()
+    return _Writer(graph, bias, max_bias_error, io, portable, data_file, ir_version).write()
 
 
 @dataclass
@@ -110,9 +118,10 @@ class _Writer:
     max_bias_error: float
     io: IoForm
     portable: bool
+    data_file: bool
     ir_version: int
     nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
-    constants: dict[str, TensorProto] = field(default_factory=dict[str, TensorProto])
+    constants: dict[str, Array] = field(default_factory=dict[str, Array])
     rounded: dict[str, str] = field(default_factory=dict[str, str])
     integers: dict[str, str] = field(default_factory=dict[str, str])
     raw: dict[str, str] = field(default_factory=dict[str, str])
@@ -142,12 +151,13 @@ class _Writer:
         for output in self.graph.outputs:
             if is_constant(output):
                 self._read(output)
+        tensors, external, apart = self._tensors()
         body = onnx.helper.make_graph(
             self.nodes,
             self.graph.name or "graph",
             [self._port(t) for t in self.graph.inputs],
             [self._port(t) for t in self.graph.outputs],
-            list(self.constants.values()),
+            tensors,
         )
         domains = {d: v for d, v in self.graph.domains.items() if any(n.domain == d for n in self.graph.nodes)}
         if any(n.domain == _MICROSOFT for n in self.nodes):
@@ -155,7 +165,24 @@ class _Writer:
         imports = [onnx.helper.make_opsetid("", self.opset)]
         imports += [onnx.helper.make_opsetid(d, v) for d, v in sorted(domains.items())]
         model = onnx.helper.make_model(body, opset_imports=imports, ir_version=self.ir_version, producer_name="qatc")
-        return QdqModel(model, self.rounded, self.integers, self.raw, self.notes)
+        return QdqModel(model, self.rounded, self.integers, self.raw, external, apart, tuple(self.notes))
+
+    def _tensors(self) -> tuple[list[TensorProto], tuple[tuple[str, Array], ...], bool]:
+        """The initializers, and the arrays of large ones whose data are not in them (memory-mapped ones stay so)."""
+        size = sum(a.nbytes for a in self.constants.values())
+        apart = self.data_file or must_be_apart(size)
+        tensors: list[TensorProto] = []
+        external: list[tuple[str, Array]] = []
+        position = 0
+        for name, value in self.constants.items():
+            if value.nbytes < _LARGE or not apart:
+                tensors.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
+                continue
+            start = aligned(position)
+            position = start + value.nbytes
+            external.append((name, value))
+            tensors.append(_declared(name, value, start))
+        return tensors, tuple(external), apart
 
     # -- the interface --------------------------------------------------------------------------------------------
     def _is_integer_port(self, tensor: Tensor) -> bool:
@@ -233,7 +260,7 @@ class _Writer:
         value = tensor.values
         if params is None:
             if tensor.name not in self.constants:
-                self.constants[tensor.name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name)
+                self.store(tensor.name, value)
             return tensor.name
         if params.container.itemsize > 2 and any(params.zero_point):  # DequantizeLinear takes no int32 zero point
             self.store(tensor.name, params.dequantize(value))
@@ -246,7 +273,7 @@ class _Writer:
         return self._dequantize(tensor, params, name, keep_name=output)
 
     def store(self, name: str, value: Array) -> str:
-        self.constants[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
+        self.constants[name] = value
         return name
 
     # -- Q and DQ -------------------------------------------------------------------------------------------------
@@ -351,6 +378,15 @@ class _Writer:
         scale, _ = self._grid(name, params)
         self._add("DequantizeLinear", f"{name}_DequantizeLinear", [stored, scale], result, params)
         return result
+
+
+def _declared(name: str, value: Array, offset: int) -> TensorProto:
+    """An initializer whose data are elsewhere."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=value.shape, data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", "model.onnx.data"), ("offset", str(offset)), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=text)
+    return tensor
 
 
 def accumulator_grid(graph: QuantGraph, node: Node) -> tuple[float, ...] | None:

@@ -58,7 +58,7 @@ class Simulation:
         origin: Mapping[str, str] | None = None,
     ) -> None:
         self.description = description
-        self._runnable = RunnableModel(model, folder)
+        self._runnable = RunnableModel(model, folder, weights=written.external if written is not None else ())
         self._written = written
         self._names = dict(written.rounded) if written is not None else {}
         for name, source in (origin or {}).items():
