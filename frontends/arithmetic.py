@@ -14,7 +14,8 @@ integers, are its range. Rounding is monotone, so a clamp before it is one after
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,6 +63,25 @@ def heads_quantizer(node: Node) -> bool:
         if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast"):
             return False
     return False
+
+
+def looks_like_quantizer(node: Node) -> bool:
+    """Whether `heads_quantizer` holds and a clamp is near by, on either side (constants need not be folded yet)."""
+    if not node.inputs or not heads_quantizer(node):
+        return False
+    after, before = [node], [node]
+    for _ in range(_LONGEST):
+        after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
+        before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
+        if any(n.op in ("Clip", "Min", "Max") for n in (*after, *before)):
+            return True
+    return False
+
+
+def _neighbors(nodes: Iterable[object]) -> list[Node]:
+    """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
+    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Min", "Max")
+    return [n for n in itertools.islice(nodes, _LONGEST) if isinstance(n, Node) and n.op in chain]
 
 
 # -- straight-through gradients -----------------------------------------------------------------------------------
@@ -222,11 +242,15 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
         return False
     if isinstance(source, Constant):
         return _constant(graph, node, source, after[0])
+    reason = "nothing around the rounding undoes its scale and offset"
     for end in after:
         for begin in _backward(graph, source):
             if _undo(begin, end):
-                return _fake_quant(graph, node, begin, end)
-    raise NoMatch("nothing around the rounding undoes its scale and offset")
+                try:
+                    return _fake_quant(graph, node, begin, end)
+                except NoMatch as no:  # a longer stretch may reach the clamp
+                    reason = no.reason
+    raise NoMatch(reason)
 
 
 def _undo(before: _State, after: _State) -> bool:

@@ -36,18 +36,9 @@ def evidence(graph: QuantGraph) -> str:
     for node in graph.nodes:
         if is_q(node) or is_dq(node):
             counts[node.op] += 1
-        elif _looks_like_quantizer(node):
+        elif arithmetic.looks_like_quantizer(node):
             counts["fake quantization written as arithmetic"] += 1
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
-
-
-def _looks_like_quantizer(node: Node) -> bool:
-    """A Round whose result is clamped and scaled, or clamped before."""
-    if not arithmetic.heads_quantizer(node) or not node.inputs:
-        return False
-    nearby = [*node.inputs[0].inputs, *node.outputs[0].outputs]
-    nearby += [reader for near in node.outputs[0].outputs for reader in near.outputs[0].outputs]
-    return any(n.op in ("Clip", "Min", "Max") for n in nearby)
 
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -63,7 +54,8 @@ def standard(graph: QuantGraph) -> None:
     """The common road: modern operators, quantizers in arithmetic, folded constants, Q/DQ lifted."""
     prepare(graph, keep=arithmetic.heads_quantizer)
     arithmetic.rewrite(graph)
-    prepare(graph)  # what looked like a quantizer and was none
+    prepare(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
+    arithmetic.rewrite(graph)
     lift(graph)
 
 

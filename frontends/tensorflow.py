@@ -20,8 +20,8 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.frontends import arithmetic, grid
 from qatc.frontends.params import constant_input, make_params
-from qatc.frontends.pytorch import evidence
-from qatc.frontends.qdq import apply_ranges, lift, prepare, to_fake_quant
+from qatc.frontends.pytorch import evidence, standard
+from qatc.frontends.qdq import apply_ranges, prepare, to_fake_quant
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
@@ -53,13 +53,11 @@ _TELLING: Final = 64
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
-    prepare(graph, keep=arithmetic.heads_quantizer)
+    prepare(graph, keep=arithmetic.heads_quantizer)  # minimum and maximum are constants from here on
     for node in list(graph.nodes):
         if _is_tf_fake_quant(node):
             _tf_fake_quant(graph, node)
-    arithmetic.rewrite(graph)
-    prepare(graph)
-    lift(graph)
+    standard(graph)
     grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
     apply_ranges(graph, options)
 

@@ -1,0 +1,147 @@
+"""Fake quantization written as arithmetic, in the orders that people write it in."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qatc.compiler.frontend import FrontendOptions
+from qatc.frontends.pytorch import FRONTEND
+from tests.frontends.running import run, run_canonical
+from tests.graphs import loaded
+
+CONSTANTS = "float s = {0.25}, float r = {4.0}, float z = {3}, float m = {-3}, float lo = {0}, float hi = {255}, float h = {0.5}"
+U8 = "FakeQuant[params=uint8 scale 0.25 zero 3](x)"
+
+
+def text_of(nodes: str, more: str = "", x: str = "float[2,3] x") -> str:
+    return f'<ir_version: 8, opset_import: ["" : 17]>\ng ({x}) => (float[] y) <{CONSTANTS}{more}> {{ {nodes} }}'
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "want"),
+    [
+        ("a = Div(x, s) b = Round(a) c = Add(b, z) d = Clip(c, lo, hi) e = Sub(d, z) y = Mul(e, s)", "", U8),
+        ("a = Mul(x, r) b = Round(a) c = Add(z, b) d = Clip(c, lo, hi) e = Sub(d, z) y = Div(e, r)", "", U8),
+        ("a = Mul(r, x) b = Round(a) c = Sub(b, m) d = Max(c, lo) f = Min(d, hi) e = Add(d2, m) y = Mul(s, e)", "", U8),
+        ("a = Div(x, s) c = Add(a, z) b = Round(c) d = Clip(b, lo, hi) e = Sub(d, z) y = Mul(e, s)", "", U8),
+        ("a = Div(x, s) c = Add(a, z) d = Clip(c, lo, hi) b = Round(d) e = Sub(b, z) y = Mul(e, s)", "", U8),
+        (
+            "a = Div(x, s) c = Add(a, z) g = Add(c, h) b = Floor(g) d = Clip(b, lo, hi) e = Sub(d, z) y = Mul(e, s)",
+            "",
+            U8,
+        ),
+        (  # the clamp counts from zero, the range is -3..252
+            "a = Div(x, s) b = Round(a) d = Clip(b, l, u) y = Mul(d, s)",
+            ", float l = {-3}, float u = {252}",
+            "FakeQuant[params=uint8 scale 0.25 zero 3](x)",
+        ),
+        (
+            "a = Div(x, s) d = Clip(a, l, u) b = Round(d) y = Mul(b, s)",
+            ", float l = {-8}, float u = {7}",
+            "FakeQuant[params=int8[-8,7] scale 0.25 zero 0](x)",
+        ),
+        (  # PACT: the clamp is on the real values, before the division
+            "c = Clip(x, lo, a) b = Div(c, s) d = Round(b) y = Mul(d, s)",
+            ", float a = {3.75}",
+            "FakeQuant[params=uint8[0,15] scale 0.25 zero 0](",
+        ),
+        (  # from a minimum: y = round((x - a) / s) * s + a
+            "c = Clip(x, l, u) b = Sub(c, l) d = Div(b, s) e = Round(d) f = Mul(e, s) y = Add(f, l)",
+            ", float l = {-1.0}, float u = {2.75}",
+            "FakeQuant[params=uint8[0,15] scale 0.25 zero 4](",
+        ),
+        (  # LSQ with its straight-through rounding
+            "a = Div(x, s) d = Clip(a, l, u) n = Round(d) o = Sub(n, d) b = Add(o, d) y = Mul(b, s)",
+            ", float l = {-128}, float u = {127}",
+            "FakeQuant[params=int8 scale 0.25 zero 0](x)",
+        ),
+        (  # straight-through around the whole
+            "a = Div(x, s) b = Round(a) d = Clip(b, l, u) e = Mul(d, s) o = Sub(e, x) y = Add(x, o)",
+            ", float l = {-128}, float u = {127}",
+            "FakeQuant[params=int8 scale 0.25 zero 0](x)",
+        ),
+        (
+            "a = Div(x, c) b = Round(a) d = Clip(b, l, u) y = Mul(d, c)",
+            ", float[2,1] c = {0.5, 0.25}, float l = {-128}, float u = {127}",
+            "FakeQuant[params=int8 scale 0.25..0.5 zero 0 axis 0 x2](x)",
+        ),
+        (
+            "a = Div(x, s) b = Round(a) d = Clip(b, l, u) y = Mul(d, s)",
+            ", float l = {-32768}, float u = {32767}",
+            "FakeQuant[params=int16 scale 0.25 zero 0](x)",
+        ),
+    ],
+)
+def test_orders(nodes: str, more: str, want: str) -> None:
+    nodes = nodes.replace("f = Min(d, hi) e = Add(d2, m)", "f = Min(d, hi) e = Add(f, m)")
+    text = text_of(nodes, more)
+    graph = loaded(text)
+    assert FRONTEND.recognise(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    quantizers = [line for line in graph.dump().splitlines() if "FakeQuant" in line]
+    assert [q.split(" = ", 1)[1].startswith(want) for q in quantizers] == [True]
+    assert "Round" not in graph.dump()
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 3.6, 90]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "b = Round(x) y = Mul(b, s)",  # nothing undoes the scale
+        "a = Div(x, s) b = Round(a) y = Mul(b, s)",  # no range
+        "a = Div(x, s) b = Round(a) d = Relu(b) y = Mul(d, s)",  # half a range
+        "a = Div(x, s) b = Round(a) d = Clip(b, lo, hi) y = Mul(d, r)",
+        "a = Div(x, s) b = Ceil(a) d = Clip(b, lo, hi) y = Mul(d, s)",
+    ],
+)
+def test_other_roundings_stay(nodes: str) -> None:
+    graph = loaded(text_of(nodes))
+    before = graph.dump()
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant" not in graph.dump()
+    assert graph.dump() == before.replace("s, ", "0.25, ") or "Round" in graph.dump() or "Ceil" in graph.dump()
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_weights(divided: bool) -> None:
+    more = (
+        ", float[2,3] w = {-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}, float[2,1] c = {0.5, 0.25}, float l = {-8}, float u = {7}"
+    )
+    start = "b = Round(w)" if divided else "a = Div(w, c) b = Round(a)"
+    nodes = f"{start} d = Clip(b, l, u) v = Mul(d, c) t = Transpose(v) y = MatMul(x, t)"
+    text = text_of(nodes, more)
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    x = np.eye(3, dtype=np.float32)[:2]
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+    assert "int8[-8,7] scale 0.25..0.5 zero 0 axis 0 x2" in graph.dump()
+
+
+def test_a_rounded_scale_is_no_quantizer() -> None:
+    nodes = "p = Mul(k, r) b = Round(p) t = Div(b, r) a = Div(x, t) e = Round(a) d = Clip(e, l, u) y = Mul(d, t)"
+    text = text_of(nodes, ", float k = {0.26}, float l = {-128}, float u = {127}")
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "y = FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
+
+
+def test_dequantization_of_a_graph_input() -> None:
+    text = text_of("c = Cast<to=1>(x) d = Sub(c, m) e = Mul(d, s) y = Relu(e)", x="int8[2,3] x")
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert graph.integer_ports == {"x": onnx.TensorProto.INT8}
+    assert "e = FakeQuant[params=int8 scale 0.25 zero -3](x)" in graph.dump()
+    x = np.asarray([[-128, -3, 0], [1, 2, 127]], np.int8)
+    (want,) = run(onnx.parser.parse_model(text), x)
+    (got,) = run_canonical(graph, (x.astype(np.float32) + 3) * np.float32(0.25))
+    np.testing.assert_array_equal(got, want)

@@ -1,0 +1,165 @@
+"""TensorFlow's dialect: nudged ranges, FakeQuantWithMinMaxVars as a node, weights without any."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.graph import QuantGraph
+from qatc.compiler.passes.strip import strip
+from qatc.compiler.quant import QuantParams
+from qatc.frontends.tensorflow import FRONTEND, nudged
+from tests.frontends.test_lift import reloaded
+
+
+def tensorflow_s(x: np.ndarray, low: float, high: float, bits: int, narrow: bool) -> np.ndarray:
+    """Fake quantization as TensorFlow's kernel computes it, element by element, in Python floats."""
+    bottom, top = int(narrow), 2**bits - 1
+    scale = np.float32(np.float32(high) - np.float32(low)) / np.float32(top - bottom)
+    from_minimum = np.float32(bottom) - np.float32(low) / scale
+    zero = min(max(math.floor(from_minimum + 0.5), bottom), top)
+    least, most = np.float32(bottom - zero) * scale, np.float32(top - zero) * scale
+    clamped = np.clip(x, least, most)
+    return np.floor((clamped - least) / scale + np.float32(0.5)) * scale + least
+
+
+@given(
+    st.floats(-10, 0, width=32),
+    st.floats(0.015625, 10, width=32),
+    st.sampled_from([2, 4, 8, 12, 16]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_nudging_is_tensorflow_s(low: float, high: float, bits: int, narrow: bool, seed: int) -> None:
+    bottom, top = int(narrow), 2**bits - 1
+    scale, zero = nudged(np.asarray(low), np.asarray(high), bottom, top)
+    params = QuantParams.per_tensor(float(scale), int(zero), "uint16", bottom, top)
+    x = np.random.default_rng(seed).uniform(low * 1.2, high * 1.2, 200).astype(np.float32)
+    steps = np.abs(x / scale - np.rint(x / scale))
+    away_from_ties = np.abs(steps - 0.5) > 1e-3 * max(1, top / 255)
+    got = params.fake_quantize(x)[away_from_ties]
+    np.testing.assert_allclose(got, tensorflow_s(x, low, high, bits, narrow)[away_from_ties], atol=float(scale) * 1e-2)
+
+
+def model(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], producer: str = "tf2onnx") -> QuantGraph:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    initializers = [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    body = helper.make_graph(nodes, "g", [x], [y], initializers)
+    return reloaded(
+        helper.make_model(body, producer_name=producer, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    )
+
+
+W = np.asarray([[1.0, -2.0], [0.5, 4.0], [0.25, 3.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "want"),
+    [
+        ({}, "uint8 scale 0.0235294122 zero 43"),
+        ({"num_bits": 4}, "uint8[0,15] scale 0.400000006 zero 3"),
+        ({"num_bits": 8, "narrow_range": 1}, "uint8[1,255] scale 0.0236220472 zero 43"),
+        ({"num_bits": 16}, "uint16 scale 9.15541314e-05 zero 10923"),
+    ],
+)
+def test_the_node_on_activations(attrs: dict[str, int], want: str) -> None:
+    ends = {"lo": np.asarray(-1, np.float32), "hi": np.asarray(5, np.float32)}
+    graph = model([helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["y"], **attrs)], ends)
+    assert FRONTEND.recognise(graph, "") == "1 FakeQuantWithMinMaxVars, producer unknown"
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert f"y = FakeQuant[params={want}](x)" in graph.dump()
+    assert graph.origin["y"] == "y"
+
+
+def test_the_node_on_weights_per_channel() -> None:
+    constants = {"w": W, "lo": np.asarray([-1, -4], np.float32), "hi": np.asarray([1, 4], np.float32)}
+    nodes = [
+        helper.make_node("FakeQuantWithMinMaxVarsPerChannel", ["w", "lo", "hi"], ["v"], num_bits=8, narrow_range=1),
+        helper.make_node("MatMul", ["x", "v"], ["y"]),
+    ]
+    graph = model(nodes, constants)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "int8[-127,127] scale 0.00787401572..0.0314960629 zero 0 axis 1 x2" in graph.dump()
+    strip(graph)
+    np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, [[127, -64], [64, 127], [32, 95]])
+
+
+def test_asymmetric_weights_keep_their_zero_point_in_signed_bytes() -> None:
+    constants = {"w": W, "lo": np.asarray(-2, np.float32), "hi": np.asarray(4, np.float32)}
+    nodes = [
+        helper.make_node("FakeQuantWithMinMaxVars", ["w", "lo", "hi"], ["v"]),
+        helper.make_node("MatMul", ["x", "v"], ["y"]),
+    ]
+    graph = model(nodes, constants)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "int8 scale 0.0235294122 zero -43" in graph.dump()
+
+
+@pytest.mark.parametrize(
+    ("attrs", "ends", "code"),
+    [
+        ({"num_bits": 24}, (-1, 1), "QAT103"),
+        ({}, (0, 0), "QAT201"),
+        ({}, (np.nan, 1), "QAT201"),
+        ({}, (2, 1), "QAT201"),
+    ],
+)
+def test_broken_nodes_are_reported(attrs: dict[str, int], ends: tuple[float, float], code: str) -> None:
+    constants = {"lo": np.asarray(ends[0], np.float32), "hi": np.asarray(ends[1], np.float32)}
+    graph = model([helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["y"], **attrs)], constants)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics] == [code]
+
+
+def test_ranges_computed_at_run_time_are_reported() -> None:
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["hi"], keepdims=0),
+        helper.make_node("ReduceMin", ["x"], ["lo"], keepdims=0),
+        helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["y"]),
+    ]
+    graph = model(nodes, {})
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(d.code, d.tensor) for d in graph.diagnostics] == [("QAT205", "lo"), ("QAT205", "hi")]
+
+
+def test_a_float_model_of_tf2onnx_is_not_recognized() -> None:
+    random = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    assert (
+        FRONTEND.recognise(model(nodes, {"w": random.normal(size=(3, 40)).astype(np.float32)}), "tf2onnx 1.17") is None
+    )
+
+
+def test_weights_on_a_grid_are_enough_to_be_recognized() -> None:
+    integers = np.random.default_rng(0).integers(-127, 128, (3, 40))
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = model(nodes, {"w": integers.astype(np.float32) * np.float32(0.01)})
+    assert FRONTEND.recognise(graph, "tf2onnx 1.17") == "weights on a quantization grid, producer tf2onnx 1.17"
+    assert FRONTEND.recognise(graph, "pytorch") is None
+    FRONTEND.normalise(graph, FrontendOptions())
+    np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, integers)
+
+
+@pytest.mark.parametrize(("policy", "quantized"), [("auto", True), ("quantize", True), ("keep", False)])
+def test_what_becomes_of_float_weights_is_an_option(policy: str, quantized: bool) -> None:
+    w = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
+    ends = {"lo": np.asarray(-1, np.float32), "hi": np.asarray(5, np.float32), "w": w}
+    nodes = [
+        helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    ]
+    graph = model(nodes, ends)
+    FRONTEND.normalise(graph, FrontendOptions(float_weights=policy))  # type: ignore[arg-type]
+    assert [d.code for d in graph.diagnostics] == ["QAT206"]
+    assert ("w" in graph.params) == quantized
