@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.movement import axis_through
+from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, axis_through
 from qatc.compiler.quant import QuantParams, dtype_range
 
 Vector = npt.NDArray[np.float64]
@@ -65,17 +65,30 @@ def mac_of(graph: QuantGraph, node: Node) -> Mac | None:
 
 @dataclass
 class _Chain:
-    """out = factor * y + offset per channel, as far as the chain was followed; factor = numerator / denominator."""
+    """out = factor * y + offset per channel, as far as the chain was followed; factor = numerator / denominator.
+
+    `nodes` are the affine operators, `layouts` the layout operators between them, in order.
+    """
 
     numerator: Vector
     denominator: Vector
     offset: Vector
     nodes: list[Node]
+    layouts: list[Node]
 
     def then(self, up: Vector, down: Vector, offset: Vector) -> None:
         safe = np.where(down == 0, 1.0, down)
         self.numerator, self.denominator = self.numerator * up, self.denominator * down
         self.offset = self.offset * up / safe + offset
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor on the way down a chain, its channel axis from the end, and its rank where that is known."""
+
+    tensor: Tensor
+    axis: int
+    rank: int | None
 
 
 def fold_affine(graph: QuantGraph) -> None:
@@ -86,7 +99,7 @@ def fold_affine(graph: QuantGraph) -> None:
         if mac is None or mac.weight.name not in graph.params:
             continue
         if node.op == "Gemm":
-            _plain_gemm(graph, node)
+            _plain_gemm(graph, mac)
             mac = mac_of(graph, node)
         if mac is not None and node.outputs[0].name not in graph.params:
             gone += _fold(graph, mac)
@@ -95,60 +108,92 @@ def fold_affine(graph: QuantGraph) -> None:
     graph.clean()
 
 
-def _plain_gemm(graph: QuantGraph, node: Node) -> None:
+def _plain_gemm(graph: QuantGraph, mac: Mac) -> None:
     """Alpha and beta of a Gemm with quantized weight go into the weight's scale and the bias."""
+    node = mac.node
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
-    mac = mac_of(graph, node)
-    bias = graph.real(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-    if mac is None or (alpha, beta) == (1.0, 1.0) or (len(node.inputs) > 2 and node.inputs[2].name and bias is None):
+    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    bias = graph.real(node.inputs[2]) if has_bias else None
+    if (alpha, beta) == (1.0, 1.0) or (has_bias and bias is None):
         return
-    if alpha != 1.0:
-        _scale_weight(graph, mac, np.full(mac.channels, alpha))
+    scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, np.full(mac.channels, alpha))
+    if scaled is None:
+        return
+    _set_weight(graph, mac, scaled)
     if bias is not None and beta != 1.0:
         node.inputs[2] = graph.constant(f"{node.inputs[2].name}_beta", (bias * np.float32(beta)).astype(np.float32))
     node.attrs.update(alpha=1.0, beta=1.0)
 
 
 def _fold(graph: QuantGraph, mac: Mac) -> list[Node]:
-    ones = np.ones(mac.channels)
-    chain = _Chain(ones.copy(), ones.copy(), np.zeros(mac.channels), [])
-    tensor, axis, last_add = mac.node.outputs[0], mac.from_end, None
-    while tensor.name not in graph.params:
-        node = graph.only_consumer(tensor)
-        if node is None or node.domain:
-            break
-        step = _affine(graph, node, tensor, axis, mac.channels)
-        if step is not None:
-            chain.then(*step)
-            chain.nodes.append(node)
-            last_add = node
-        else:
-            moved = _through_layout(node, tensor, axis)
-            if moved is None:
-                break
-            axis = moved
-        tensor = node.outputs[0]
-    if last_add is None or (mac.node.op == "MatMul" and _is_bias_alone(chain)):
+    """Fold the chain behind one node; returns the operators that are gone. Nothing changes unless all of it can."""
+    chain = _follow(graph, mac)
+    bias = _bias(graph, mac)
+    alone = [n.op for n in chain.nodes] == ["Add"] and not chain.layouts
+    if not chain.nodes or bias is None or (mac.node.op == "MatMul" and alone):
         return []
     factor = _factor(graph, mac, chain)
     if factor is None:
         return []
-    return _apply(graph, mac, chain, factor)
+    scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, factor)
+    if scaled is None:
+        return []
+    _set_weight(graph, mac, scaled)
+    _set_bias(graph, mac, bias * factor + chain.offset)
+    for node in chain.nodes:
+        _skip(graph, node)
+    for node in chain.layouts:  # what they move is no longer what the source file has under that name
+        graph.rename(node.inputs[0], graph.fresh(f"{node.inputs[0].name}_folded"))
+    return chain.nodes
 
 
-def _is_bias_alone(chain: _Chain) -> bool:
-    return len(chain.nodes) == 1 and chain.nodes[0].op == "Add"
+def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
+    """The affine chain behind a node, down to its last affine operator."""
+    chain = _Chain(np.ones(mac.channels), np.ones(mac.channels), np.zeros(mac.channels), [], [])
+    out = mac.node.outputs[0]
+    place = _Place(out, mac.from_end, rank_of(out) if mac.node.op == "MatMul" else mac.weight.values.ndim)
+    passed: list[Node] = []
+    while place.tensor.name not in graph.params:
+        node = _only_reader(graph, place.tensor)
+        if node is None or node.domain:
+            break
+        step = _affine(graph, node, place, mac.channels)
+        if step is not None:
+            chain.then(*step)
+            chain.nodes.append(node)
+            chain.layouts += passed
+            passed = []
+            place = replace(place, tensor=node.outputs[0])
+            continue
+        moved = _through_layout(node, place)
+        if moved is None:
+            break
+        passed.append(node)
+        place = moved
+    return chain
+
+
+def _only_reader(graph: QuantGraph, tensor: Tensor) -> Node | None:
+    """The one node that reads the values of `tensor`; folding does not concern those that read its shape."""
+    if graph.is_output(tensor):
+        return None
+    readers = [n for n in graph.consumers(tensor) if n.op not in VALUE_BLIND or n.domain]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _bias(graph: QuantGraph, mac: Mac) -> Vector | None:
+    """The node's own bias per channel (zeros where it has none); None where it is not constant or not per channel."""
+    if mac.node.op == "MatMul" or len(mac.node.inputs) < 3 or not mac.node.inputs[2].name:
+        return np.zeros(mac.channels)
+    return per_channel(graph.real(mac.node.inputs[2]), -1, mac.channels)
 
 
 def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
     """The chain's factor per channel; None where it divides by zero for good."""
     zero = chain.denominator == 0
     label = label_of(mac.node)
-    if (
-        np.any(zero & (chain.numerator != 0))
-        or not np.isfinite(chain.numerator).all()
-        or not np.isfinite(chain.offset).all()
-    ):
+    finite = np.isfinite(chain.numerator) & np.isfinite(chain.denominator) & np.isfinite(chain.offset)
+    if np.any(zero & (chain.numerator != 0)) or not finite.all():
         graph.diagnostics.error(
             "QAT210",
             "the operators behind this node divide by zero or hold infinite values",
@@ -169,24 +214,21 @@ def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
     return factor
 
 
-def _affine(graph: QuantGraph, node: Node, x: Tensor, axis: int, channels: int) -> tuple[Vector, Vector, Vector] | None:
+def _affine(graph: QuantGraph, node: Node, place: _Place, channels: int) -> tuple[Vector, Vector, Vector] | None:
     """(up, down, offset) with node(x) = x * up / down + offset per channel, or None where it is something else."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op == "BatchNormalization":
-        rank = rank_of(x) if rank_of(x) is not None else rank_of(node.outputs[0])
-        values = [graph.real(t) for t in node.inputs[1:5]]
-        if any(v is None or v.size != channels for v in values) or (rank is not None and axis != 1 - rank):
-            return None
-        gamma, beta, mean, var = (np.asarray(v, np.float64) for v in values)
-        up = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
-        return up, one, beta - mean * up
+        return _batch_norm(graph, node, place, channels)
     if node.op == "Neg":
         return -one, one, zero
     if node.op not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
         return None
-    first = node.inputs[0] is x
-    other = node.inputs[1] if first else node.inputs[0]
-    vector = _per_channel(graph.real(other), axis, channels)
+    first = node.inputs[0] is place.tensor
+    value = graph.real(node.inputs[1] if first else node.inputs[0])
+    longest = -place.axis if place.rank is None else place.rank
+    if value is None or value.ndim > longest:  # a longer one would give the result more dimensions
+        return None
+    vector = per_channel(value, place.axis, channels)
     if vector is None or (node.op == "Div" and not first):
         return None
     match node.op:
@@ -200,7 +242,20 @@ def _affine(graph: QuantGraph, node: Node, x: Tensor, axis: int, channels: int) 
             return (one, one, -vector) if first else (-one, one, vector)
 
 
-def _per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Vector | None:
+def _batch_norm(graph: QuantGraph, node: Node, place: _Place, channels: int) -> tuple[Vector, Vector, Vector] | None:
+    """The same for batch norm, whose channels are axis 1, in its inference form."""
+    learned = [graph.real(t) for t in node.inputs[1:5]]
+    values = [np.asarray(v, np.float64).reshape(-1) for v in learned if v is not None and v.size == channels]
+    trains = bool(node.attr("training_mode", 0)) or any(t.name for t in node.outputs[1:])
+    if len(values) != 4 or trains or place.rank is None or place.axis != 1 - place.rank:
+        return None
+    gamma, beta, mean, var = values
+    with np.errstate(invalid="ignore", divide="ignore"):  # damaged statistics are reported by the caller
+        up = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
+    return up, np.ones(channels), beta - mean * up
+
+
+def per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Vector | None:
     """A broadcast constant as one number per channel, or None where it varies along another axis."""
     if value is None or value.dtype.kind != "f":
         return None
@@ -211,106 +266,94 @@ def _per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Ve
     return value.reshape(-1).astype(np.float64)
 
 
-def _through_layout(node: Node, x: Tensor, from_end: int) -> int | None:
-    """Where the channel axis (from the end) is after a layout operator, None where it does not stay whole."""
-    rank, out_rank = rank_of(x), rank_of(node.outputs[0])
-    if rank is None or out_rank is None or node.op not in ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten"):
+def _through_layout(node: Node, place: _Place) -> _Place | None:
+    """Where the channel axis is after a layout operator, None where it does not stay whole."""
+    out = node.outputs[0]
+    rank, out_rank = rank_of(place.tensor), rank_of(out)
+    if rank is None or out_rank is None or node.op not in LAYOUT or node.inputs[0] is not place.tensor:
         return None
-    moved = axis_through(node, rank + from_end, shape_of(x), shape_of(node.outputs[0]))
-    return None if moved is None else moved - out_rank
+    moved = axis_through(node, rank + place.axis, shape_of(place.tensor), shape_of(out))
+    return None if moved is None else _Place(out, moved - out_rank, out_rank)
 
 
-def _apply(graph: QuantGraph, mac: Mac, chain: _Chain, factor: Vector) -> list[Node]:
+def _skip(graph: QuantGraph, node: Node) -> None:
+    """Take an affine node out of its chain: its data input stands for its output, under the output's name."""
+    data, out = next(t for t in node.inputs if not isinstance(t, Constant)), node.outputs[0]
+    name = out.name
+    params, origin = graph.params.pop(name, None), graph.origin.pop(name, None)
+    graph.replace(out, data)
+    if data.name != name:
+        graph.rename(out, graph.fresh(f"{name}_folded"))
+        graph.rename(data, name)
+    if params is not None:
+        graph.params[name] = params
+    if origin is not None:
+        graph.origin[name] = origin
+
+
+def _set_bias(graph: QuantGraph, mac: Mac, bias: Vector) -> None:
+    """Give the node its folded bias: a third input, or for a matrix product, which has none, one Add behind it."""
     node = mac.node
-    _scale_weight(graph, mac, factor)
+    value = bias.astype(np.float32)
     if node.op == "MatMul":
-        return _keep_bias(graph, chain)
-    bias = np.zeros(mac.channels)
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        known = graph.real(node.inputs[2])
-        if known is None:
-            return []
-        bias = np.broadcast_to(known.astype(np.float64).reshape(-1), (mac.channels,))
-    folded = (bias * factor + chain.offset).astype(np.float32)
-    name = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2].name else f"{mac.weight.name}_bias"
-    tensor = graph.constant(f"{name}_folded", folded)
+        if value.any():
+            out = node.outputs[0]
+            raw = graph.variable(f"{out.name}_product", None, out.shape)
+            node.outputs[0] = raw
+            graph.insert("Add", [raw, graph.constant(f"{out.name}_bias", value)], [out], hint=f"{label_of(node)}_bias")
+        return
+    own = node.inputs[2].name if len(node.inputs) > 2 else ""
+    tensor = graph.constant(f"{own or f'{mac.weight.name}_bias'}_folded", value)
     if len(node.inputs) > 2:
         node.inputs[2] = tensor
     else:
         node.inputs.append(tensor)
-    for gone in chain.nodes:
-        _skip(graph, gone)
-    return chain.nodes
 
 
-def _keep_bias(graph: QuantGraph, chain: _Chain) -> list[Node]:
-    """A matrix product has no bias input: the chain's offset stays as one Add in the place of its last node."""
-    if not chain.offset.any():
-        for gone in chain.nodes:
-            _skip(graph, gone)
-        return chain.nodes
-    last = chain.nodes[-1]
-    for gone in chain.nodes[:-1]:
-        _skip(graph, gone)
-    data = next(t for t in last.inputs if not isinstance(t, Constant))
-    offset = graph.constant(f"{last.outputs[0].name}_bias", chain.offset.astype(np.float32))
-    last.op, last.attrs, last.domain = "Add", {}, None
-    last.inputs = [data, offset]
-    return chain.nodes[:-1]
+def _set_weight(graph: QuantGraph, mac: Mac, scaled: tuple[npt.NDArray[Any], QuantParams]) -> None:
+    if scaled[1] != graph.params[mac.weight.name] or scaled[0] is not mac.weight.values:
+        mac.node.inputs[1] = graph.constant(f"{mac.weight.name}_scaled", *scaled)
 
 
-def _skip(graph: QuantGraph, node: Node) -> None:
-    """Take an affine node out of its chain: its data input stands for its output, which lends it its parameters."""
-    data = next(t for t in node.inputs if not isinstance(t, Constant))
-    out = node.outputs[0]
-    for table in (graph.params, graph.origin):
-        if out.name in table:
-            table[data.name] = table.pop(out.name)  # type: ignore[assignment]
-    graph.replace(out, data)
+def scaled_weight(
+    integers: npt.NDArray[Any], params: QuantParams, axis: int, factor: Vector
+) -> tuple[npt.NDArray[Any], QuantParams] | None:
+    """A quantized weight with its output channels (along `axis`) multiplied by `factor`; scales, signs, zeros change.
 
-
-def _scale_weight(graph: QuantGraph, mac: Mac, factor: Vector) -> None:
-    """Multiply the output channels of a quantized weight by `factor`; the integers change only in sign or to zero."""
-    params = graph.params[mac.weight.name]
-    if np.all(factor == 1.0):
-        return
-    integers = mac.weight.values
-    if not params.is_per_channel and np.all(factor == factor[0]) and factor[0] > 0:
-        scaled = replace(params, scale=(params.scale[0] * float(factor[0]),))
-    else:
-        integers, scaled = _scaled_channels(integers, params, mac.axis, factor)
-    mac.node.inputs[1] = graph.constant(f"{mac.weight.name}_scaled", integers, scaled)
+    None where that cannot be said: channels along another axis, or a scale that leaves float32.
+    """
+    largest = float(np.finfo(np.float32).max)
+    uniform = bool(np.all(factor == factor[:1])) and factor.size > 0 and factor[0] > 0
+    scales = np.asarray(params.scale) * (factor[0] if uniform else 1.0)
+    if uniform and np.all((scales >= np.finfo(np.float32).tiny) & (scales <= largest)):
+        return integers, replace(params, scale=tuple(scales.tolist()))
+    if params.axis not in (None, axis) or np.any(np.asarray(params.scale) * np.abs(factor) > largest):
+        return None
+    count = factor.size
+    zeros = params.zero_point * (1 if params.is_per_channel else count)
+    spread = replace(params, scale=params.scale * (count // len(params.scale)), zero_point=zeros, axis=axis)
+    return _scaled_channels(integers, spread, axis, factor)
 
 
 def _scaled_channels(
     integers: npt.NDArray[Any], params: QuantParams, axis: int, factor: Vector
 ) -> tuple[npt.NDArray[Any], QuantParams]:
-    count = factor.size
-    if params.is_per_channel and params.axis != axis:
-        raise ValueError(f"weight channels lie along axis {params.axis}, its output channels along {axis}")
-    spread = (
-        params
-        if params.is_per_channel
-        else replace(params, scale=params.scale * count, zero_point=params.zero_point * count, axis=axis)
-    )
-    zeros = np.asarray(spread.zero_point)
-    scales = np.asarray(spread.scale) * np.abs(factor)
+    zeros = np.asarray(params.zero_point)
+    scales = np.asarray(params.scale) * np.abs(factor)
     dead = scales < np.finfo(np.float32).tiny
     shape = [-1 if i == axis else 1 for i in range(integers.ndim)]
-    flip = (factor < 0).reshape(shape)
-    wide = integers.astype(np.int32)
+    wide = integers.astype(np.int64)
     lowest, highest = dtype_range(params.dtype)
     # -q + 2z mirrors around the zero point; where that leaves the type, ~q = -q - 1 mirrors it onto zero point ~z
     mirrored = 2 * zeros.reshape(shape) - wide
     span = tuple(i for i in range(integers.ndim) if i != axis)
     outside = ((mirrored < lowest) | (mirrored > highest)).any(axis=span) & (factor < 0)
     complement = lowest + highest - wide
-    result = np.where(flip, np.where(outside.reshape(shape), complement, mirrored), wide)
+    flipped = np.where(outside.reshape(shape), complement, mirrored)
+    result = np.where((factor < 0).reshape(shape), flipped, wide)
     zeros = np.where(outside, lowest + highest - zeros, zeros)
     result = np.where(dead.reshape(shape), zeros.reshape(shape), result)
-    scales = np.where(dead, np.asarray(spread.scale), scales)
-    qmin, qmax = (params.qmin, params.qmax)
-    if (factor < 0).any():
-        qmin, qmax = min(qmin, int(result.min(initial=qmin))), max(qmax, int(result.max(initial=qmax)))
+    scales = np.where(dead, np.asarray(params.scale), scales)
+    qmin, qmax = min(params.qmin, int(result.min(initial=highest))), max(params.qmax, int(result.max(initial=lowest)))
     changed = QuantParams(tuple(scales.tolist()), tuple(int(z) for z in zeros), params.dtype, axis, qmin, qmax)
     return result.astype(params.container), changed

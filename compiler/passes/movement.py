@@ -18,6 +18,7 @@ _ALWAYS: Final = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND",
      "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence"}
 )  # fmt: skip
+VALUE_BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, its values do not concern them
 LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once
 
 

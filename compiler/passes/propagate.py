@@ -14,10 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.passes.movement import LAYOUT, is_movement, move_constant, on_grid, params_through
+from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, is_movement, move_constant, on_grid, params_through
 from qatc.compiler.quant import QuantParams
-
-_VALUE_BLIND = frozenset({"Shape", "Size"})
 
 
 def propagate(graph: QuantGraph) -> None:
@@ -152,7 +150,7 @@ def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
         return None
     found: QuantParams | None = None
     for reader in graph.consumers(tensor):
-        if reader.op in _VALUE_BLIND:
+        if reader.op in VALUE_BLIND:
             continue
         if not (is_movement(reader) or reader.op == "Concat"):
             return None

@@ -14,9 +14,8 @@ import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import VALUE_BLIND
 from qatc.compiler.quant import Array, QuantParams
-
-_VALUE_BLIND = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, rounding does not concern them
 
 
 def strip(graph: QuantGraph) -> None:
@@ -63,7 +62,7 @@ def _one_rounding(graph: QuantGraph, x: Tensor, params: QuantParams) -> bool:
     """Whether every reader of x rounds it onto the same grid."""
     if graph.is_output(x):
         return False
-    readers = [n for n in graph.consumers(x) if n.op not in _VALUE_BLIND]
+    readers = [n for n in graph.consumers(x) if n.op not in VALUE_BLIND]
     return all(n.op == FAKE_QUANT and n.attrs["params"] == params for n in readers)
 
 
