@@ -34,7 +34,7 @@ def _softplus(x: Values) -> Values:
 
 def _gelu(node: Node, x: Values) -> Values:
     if node.attr("approximate", "none") == "tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
     bell: Values = _erf(x / math.sqrt(2))
     return np.asarray(0.5 * x * (1 + bell))
 
