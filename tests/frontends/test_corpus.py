@@ -1,4 +1,4 @@
-"""Real exports: the canonical graph computes what ONNX Runtime computes on the file, bit for bit where nothing was added."""
+"""Real exports: the canonical graph computes what ONNX Runtime computes on the file."""
 
 from __future__ import annotations
 

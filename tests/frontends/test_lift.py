@@ -17,7 +17,10 @@ from qatc.frontends import qdq
 from tests.frontends.running import run, run_canonical
 from tests.graphs import canonical, loaded
 
-SCALES = "float s = {0.5}, float[1] s1 = {0.5}, uint8 z = {128}, int8 i = {0}, float[2] sc = {0.5, 0.25}, int8[2] ic = {0, 0}"
+SCALES = (
+    "float s = {0.5}, float[1] s1 = {0.5}, uint8 z = {128}, int8 i = {0}, "
+    "float[2] sc = {0.5, 0.25}, int8[2] ic = {0, 0}"
+)
 
 
 def body(nodes: str, *, x: str = "float[2,3] x", y: str = "float[] y", opset: int = 17, more: str = "") -> str:
@@ -48,7 +51,8 @@ def codes(text: str, options: FrontendOptions | None = None) -> list[str]:
             ["y = FakeQuant[params=uint8 scale 0.5 zero 0](x)"],
         ),
         (  # the minimum is absent: 0..127
-            'm = Constant<value = uint8 {127}>() q = QuantizeLinear(x, s, z) c = Clip(q, "", m) y = DequantizeLinear(c, s, z)',
+            "m = Constant<value = uint8 {127}>() q = QuantizeLinear(x, s, z) c = "
+            'Clip(q, "", m) y = DequantizeLinear(c, s, z)',
             ["y = FakeQuant[params=uint8[0,127] scale 0.5 zero 128](x)"],
         ),
         (  # two Clips, a Cast that changes nothing, Min and Max
@@ -69,7 +73,8 @@ def codes(text: str, options: FrontendOptions | None = None) -> list[str]:
             ],
         ),
         (  # one Q, three DQs, one of them behind a Clip
-            "m = Constant<value = uint8 {127}>() q = QuantizeLinear(x, s, z) c = Clip(q, z, m) a = DequantizeLinear(q, s, z)"
+            "m = Constant<value = uint8 {127}>() q = QuantizeLinear(x, s, z) c = "
+            "Clip(q, z, m) a = DequantizeLinear(q, s, z)"
             " b = DequantizeLinear(q, s, z) d = DequantizeLinear(c, s, z) e = Add(a, b) y = Add(e, d)",
             [
                 "a = FakeQuant[params=uint8 scale 0.5 zero 128](x)",
@@ -99,11 +104,13 @@ def codes(text: str, options: FrontendOptions | None = None) -> list[str]:
             ["q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)", "a_real, y = Split[axis=1](q_real"],
         ),
         (
-            "q = QuantizeLinear(x, s, z) p = QuantizeLinear(x, s, z) c = Concat<axis=0>(q, p) y = DequantizeLinear(c, s, z)",
+            "q = QuantizeLinear(x, s, z) p = QuantizeLinear(x, s, z) c = "
+            "Concat<axis=0>(q, p) y = DequantizeLinear(c, s, z)",
             ["q_real = Fake", "p_real = Fake", "y = Concat[axis=0](q_real, p_real)"],
         ),
         (  # integer zeros in the padding are -128 * 0.5
-            "p = Constant<value_ints=[0,1,0,0]>() q = QuantizeLinear(x, s, z) c = Pad(q, p) y = DequantizeLinear(c, s, z)",
+            "p = Constant<value_ints=[0,1,0,0]>() q = QuantizeLinear(x, s, z) c = "
+            "Pad(q, p) y = DequantizeLinear(c, s, z)",
             ["q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)", "y = Pad(q_real, p:int64[4]#"],
         ),
     ],
@@ -130,7 +137,8 @@ def test_activations(nodes: str, want: list[str]) -> None:
         ("int32[2] w = {70000, 1}", "y = DequantizeLinear<axis=0>(w, sc)", "w<int32 scale 0.25..0.5 zero 0 axis 0 x2>"),
         (
             "int8[2,2] w = {100,-2,3,-128}",
-            "a = Constant<value=int8 {-7}>() b = Constant<value=int8 {7}>() c = Clip(w, a, b) y = DequantizeLinear(c, s)",
+            "a = Constant<value=int8 {-7}>() b = Constant<value=int8 {7}>() c = "
+            "Clip(w, a, b) y = DequantizeLinear(c, s)",
             "c<int8[-7,7] scale 0.5 zero 0>",
         ),
         (
@@ -184,7 +192,8 @@ def reloaded(model: onnx.ModelProto) -> QuantGraph:
 
 def test_shared_integers_under_two_scales_are_two_constants() -> None:
     text = body(
-        "t = Constant<value=float {0.25}>() a = DequantizeLinear(w, s) b = DequantizeLinear(w, t) c = DequantizeLinear(w, s)"
+        "t = Constant<value=float {0.25}>() a = DequantizeLinear(w, s) b = "
+        "DequantizeLinear(w, t) c = DequantizeLinear(w, s)"
         " d = Mul(a, b) y = Mul(d, c)",
         more=", int8[2] w = {4, -4}",
         x="",
@@ -276,7 +285,8 @@ def test_float8_names_the_format() -> None:
 
 def test_ranges_that_the_user_states() -> None:
     nodes = (
-        "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) u = QuantizeLinear(w, s, i) v = DequantizeLinear(u, s, i)"
+        "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) u = "
+        "QuantizeLinear(w, s, i) v = DequantizeLinear(u, s, i)"
         " m = Mul(d, v) r = QuantizeLinear(m, s, z) y = DequantizeLinear(r, s, z)"
     )
     text = body(nodes, more=", float[2,3] w = {1,2,3,4,5,6}")

@@ -21,9 +21,11 @@ from tests.graphs import loaded
 F = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
 I = np.arange(-6, 6, dtype=np.int64).reshape(3, 4)  # noqa: E741
 CASES: list[tuple[str, list[np.ndarray | None], dict[str, object]]] = [
-    *((op, [F], {}) for op in ("Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Relu", "Tanh", "Sigmoid", "Softplus", "Exp")),
+    *((op, [F], {}) for op in ("Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Relu")),
+    *((op, [F], {}) for op in ("Tanh", "Sigmoid", "Softplus", "Exp")),
     *((op, [np.abs(F) + 1], {}) for op in ("Sqrt", "Reciprocal", "Log")),
-    *((op, [F, F[:1]], {}) for op in ("Add", "Sub", "Mul", "Div", "Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual")),
+    *((op, [F, F[:1]], {}) for op in ("Add", "Sub", "Mul", "Div", "Less", "Greater", "Equal")),
+    *((op, [F, F[:1]], {}) for op in ("LessOrEqual", "GreaterOrEqual")),
     ("Div", [I, np.asarray([4, -3, 5, 2])], {}),
     ("Pow", [np.abs(F), np.asarray(3.0, np.float32)], {}),
     ("Pow", [np.asarray(2, np.int64), np.asarray(10, np.int64)], {}),
