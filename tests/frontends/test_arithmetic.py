@@ -11,7 +11,10 @@ from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
 from tests.graphs import loaded
 
-CONSTANTS = "float s = {0.25}, float r = {4.0}, float z = {3}, float m = {-3}, float lo = {0}, float hi = {255}, float h = {0.5}"
+CONSTANTS = (
+    "float s = {0.25}, float r = {4.0}, float z = {3}, float m = {-3}, float h = {0.5}"
+    ", float lo = {0}, float hi = {255}"
+)
 U8 = "FakeQuant[params=uint8 scale 0.25 zero 3](x)"
 
 
