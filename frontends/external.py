@@ -190,17 +190,19 @@ def _axis(graph: QuantGraph, tensor: Tensor, entry: Entry) -> int:
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Fake-quantize the tensors that `options.external` names, then whatever else a dialect's `normalise` does."""
-    settled = dict(_settled(graph, options.external))
+    settled = list(_settled(graph, options.external))
     qdq.prepare(graph)
     if not settled:
         graph.diagnostics.error("QAT101", "no ranges are given", hint="give them with --ranges FILE")
         return
     here = {t.name: t for t in graph.tensors()}
-    constants = 0
-    for name, params in settled.items():
-        tensor = here.get(name)
-        if tensor is None or (isinstance(graph.producer(tensor), Node) and _is_quantized(graph.producer(tensor))):
+    present = {id(t) for t in here.values()}
+    constants, done = 0, set[int]()
+    for old, params in settled:
+        tensor = old if id(old) in present else here.get(old.name)  # folding makes new tensors, of the same names
+        if tensor is None or id(tensor) in done or _is_quantized(graph.producer(tensor)):
             continue
+        done.add(id(tensor))
         constants += isinstance(tensor, Constant)
         fake_quantize(graph, tensor, params)
     if not constants:
@@ -210,8 +212,8 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.apply_ranges(graph, options)
 
 
-def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator[tuple[str, QuantParams]]:
-    """The parameters by names that survive the removal of operators that do nothing."""
+def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator[tuple[Tensor, QuantParams]]:
+    """The parameters by tensors that survive the removal of operators that do nothing."""
     here = {t.name: t for t in graph.tensors()}
     for name, params in external.items():
         tensor = here.get(name)
@@ -219,7 +221,8 @@ def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator
             if graph.is_output(tensor):
                 break  # an output keeps its name
             tensor = maker.inputs[0]
-        yield (name if tensor is None else tensor.name), params
+        if tensor is not None:
+            yield tensor, params
 
 
 def _is_quantized(node: Node | None) -> bool:
