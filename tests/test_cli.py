@@ -445,3 +445,20 @@ def test_severities_have_an_order() -> None:
     """Sorting by severity relies on it: notes before warnings before errors."""
     assert list(Severity) == [Severity.NOTE, Severity.WARNING, Severity.ERROR]
     assert fail("QAT001", "x").exit_code == 1
+
+
+# -- the documentation ---------------------------------------------------------------------------------------------
+def test_the_reference_page_has_every_option() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name, command in cli.cli.commands.items():
+        assert name in page
+        for parameter in command.params:
+            for flag in (*parameter.opts, *parameter.secondary_opts) if isinstance(parameter, click.Option) else ():
+                assert f"`{flag}" in page or flag in ("--verbose", "--quiet"), flag
+
+
+def test_the_page_of_targets_has_every_key() -> None:
+    from qatc.compiler.target import Target
+
+    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    assert all(f"| `{field.name}` |" in page for field in dataclasses.fields(Target))

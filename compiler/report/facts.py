@@ -50,11 +50,17 @@ class Column:
 
 
 def listing(
-    console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Text | str]], *, indent: int = 2
+    console: Console,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Text | str]],
+    *,
+    indent: int = 2,
+    apart: bool = False,
 ) -> None:
     """Print rows under dim titles. All columns but the last are as wide as they need; the last wraps under itself.
 
-    A cell of the last column may have several lines: what follows the first newline is printed dim.
+    A cell of the last column may have several lines: what follows the first newline is printed dim. `apart` puts a
+    blank line between rows.
     """
     from rich.cells import cell_len
     from rich.text import Text
@@ -63,7 +69,9 @@ def listing(
     table = [head, *([Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)]
     widths = [max(cell_len(row[index].plain) for row in table) for index in range(len(columns) - 1)]
     left = indent + sum(widths) + 2 * len(widths)
-    for row in table:
+    for number, row in enumerate(table):
+        if apart and number > 1:
+            console.print()
         line = Text(" " * indent)
         for cell, width, column in zip(row, widths, columns, strict=False):
             blank = Text(" " * (width - cell_len(cell.plain)))

@@ -74,9 +74,9 @@ def targets(found: Sequence[tuple[Target, Backend]], console: Console, *, verbos
     for target, backend in found:
         last = Text(text.prose(target.description))
         for option in backend.options.values() if verbose else ():
-            choices = f" = {'|'.join(option.choices)}" if option.choices else ""
+            choices = "|".join(option.choices) or "TEXT"
             default = f" (default {option.default})" if option.default else ""
-            last.append(f"\n-p {escaped(option.name + choices)}: {text.prose(option.help)}{default}")
+            last.append(f"\n-p {escaped(option.name)}={escaped(choices + default)}\n{text.prose(option.help)}")
         rows.append([Text(printable(target.name), style="bold"), printable(target.arithmetic), last])
     listing(console, (Column("target"), Column("arithmetic"), Column("what it is")), rows)
 
@@ -112,7 +112,7 @@ def dialects(found: Sequence[tuple[Frontend, str]], console: Console, *, verbose
         if owner != "qatc" or verbose:
             last.append(f"\nfrom {text.prose(owner)}")
         rows.append([Text(printable(frontend.name), style="bold"), last])
-    listing(console, (Column("dialect"), Column("what it reads")), rows)
+    listing(console, (Column("dialect"), Column("what it reads")), rows, apart=True)
 
 
 def dialects_json(found: Sequence[tuple[Frontend, str]]) -> list[Json]:
@@ -138,10 +138,17 @@ def codes(titles: Mapping[str, str], console: Console) -> None:
 
 
 def page(content: str, console: Console) -> None:
-    """Print a page of Markdown, rendered on a terminal and as it is elsewhere."""
-    if console.is_terminal:
-        from rich.markdown import Markdown
-
-        console.print(Markdown(escaped(content)))
-    else:
-        console.print(escaped(content), soft_wrap=True)
+    """Print a page of Markdown: headings bold and code set off on a terminal, as it is elsewhere."""
+    if not console.is_terminal:
+        console.print(escaped(content.rstrip("\n")), soft_wrap=True)
+        return
+    in_code = False
+    for line in escaped(content).rstrip("\n").split("\n"):
+        if line.startswith("```"):
+            in_code = not in_code
+        elif in_code:
+            console.print(f"  {line}", style="cyan", soft_wrap=True)
+        elif line.startswith("#"):
+            console.print(line.lstrip("# "), style="bold", soft_wrap=True)
+        else:
+            console.print(line)
