@@ -26,7 +26,7 @@ from qatc.compiler.package.encoding import dump_json, schema
 from qatc.compiler.package.read import FORMAT, MANIFEST, read_manifest, unsafe_path
 from qatc.compiler.package.samples import Sample, Tolerance, tolerance_of, write_samples
 from qatc.compiler.package.swap import recover
-from qatc.compiler.package.writer import FileEntry, PackageFile, PackageWriter, WrittenPackage
+from qatc.compiler.package.writer import FileEntry, PackageFile, PackageWriter, WrittenPackage, check_destination
 
 __all__ = [
     "FORMAT",
@@ -38,6 +38,7 @@ __all__ = [
     "SourceFile",
     "Tolerance",
     "WrittenPackage",
+    "check_destination",
     "check_script",
     "dump_json",
     "manifest",

@@ -135,7 +135,7 @@ class PackageWriter:
             self._make_parents()
             stack.enter_context(locked(self._place))
             settle(self._place)
-            self._check_destination()
+            _check(self._place.destination, self.destination)
             stack.callback(self._discard)
             self._place.new.mkdir()
             self._cleanup = stack.pop_all()
@@ -187,7 +187,7 @@ class PackageWriter:
         with writing(self.destination):
             for root, _, _ in os.walk(self._place.new, topdown=False):
                 sync_directory(Path(root))
-            self._check_destination()  # it may have changed since the run began
+            _check(self._place.destination, self.destination)  # it may have changed since the run began
             swap(self._place)
             for folder in self._made:
                 sync_directory(folder.parent)
@@ -247,33 +247,44 @@ class PackageWriter:
             return (Diagnostic("QAT501", message, Severity.WARNING, hint="the next compile tries again"),)
         return ()
 
-    def _check_destination(self) -> None:
-        """Refuse to replace what is not a package of ours."""
-        path, shown = self._place.destination, printable(str(self.destination))
-        if not os.path.lexists(path):
-            return
-        if not path.is_dir():
-            raise fail("QAT501", f"{shown} exists and is not a folder", hint="name another place with --output")
-        if os.path.ismount(path) or path == Path.cwd():
-            raise fail(
-                "QAT501",
-                f"{shown} cannot be replaced: it is the working directory or a mount point",
-                hint=f"name a folder inside it, such as --output {printable(str(self.destination / 'model.qatc'))}",
-            )
-        if not any(path.iterdir()):
-            return
-        manifest = read_manifest(path)
-        if manifest is None:
-            raise fail(
-                "QAT501",
-                f"{shown} exists, is not empty and is not a package of qatc, so it is left as it is",
-                hint="name another place with --output, or remove it yourself",
-            )
-        strangers = unlisted_files(path, manifest)
-        if strangers:
-            names = ", ".join(printable(name) for name in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-            raise fail(
-                "QAT501",
-                f"{shown} holds {len(strangers)} file(s) that qatc did not write and replacing it would lose: {names}",
-                hint="move them elsewhere, or name another place with --output",
-            )
+
+def check_destination(destination: Path) -> None:
+    """Refuse a destination that must not be replaced: what `PackageWriter` would refuse, without waiting for it.
+
+    Raises:
+        CompileError: QAT501.
+    """
+    with writing(destination):
+        _check(place_of(destination).destination, destination)
+
+
+def _check(path: Path, destination: Path) -> None:
+    """Refuse to replace what is not a package of ours; `path` is where `destination` really lies."""
+    shown = printable(str(destination))
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise fail("QAT501", f"{shown} exists and is not a folder", hint="name another place with --output")
+    if os.path.ismount(path) or path == Path.cwd():
+        raise fail(
+            "QAT501",
+            f"{shown} cannot be replaced: it is the working directory or a mount point",
+            hint=f"name a folder inside it, such as --output {printable(str(destination / 'model.qatc'))}",
+        )
+    if not any(path.iterdir()):
+        return
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise fail(
+            "QAT501",
+            f"{shown} exists, is not empty and is not a package of qatc, so it is left as it is",
+            hint="name another place with --output, or remove it yourself",
+        )
+    strangers = unlisted_files(path, manifest)
+    if strangers:
+        names = ", ".join(printable(name) for name in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        raise fail(
+            "QAT501",
+            f"{shown} holds {len(strangers)} file(s) that qatc did not write and replacing it would lose: {names}",
+            hint="move them elsewhere, or name another place with --output",
+        )

@@ -1,13 +1,9 @@
-"""A package is checked twice over, by its own check.py and by verify_package: good, damaged and hostile ones."""
+"""A package is checked twice over, by its own check.py and by verify_package: good and damaged ones, other results."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import subprocess
-import sys
 import unittest
 from collections.abc import Callable
 from pathlib import Path
@@ -16,85 +12,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.package import (
-    PackageWriter,
-    Sample,
-    SourceFile,
-    Tolerance,
-    check_script,
-    manifest,
-    quantization_json,
-    tolerance_of,
-    write_samples,
-)
-from qatc.compiler.quant import Array, QuantParams
-from qatc.compiler.result import Port, TensorRecord
-from qatc.compiler.verify_package import PackageCheck, compare, verify_package
-
-PARAMS = QuantParams.per_tensor(0.5, 128)
-INPUTS = [Port("x", "float32", ("n", 4))]
-OUTPUTS = [Port("q", "uint8", ("n", 4), PARAMS), Port("y", "float32", ("n", 4), PARAMS)]
-X = np.array([[-200.0, -0.25, 0.75, 3.2], [0.0, 1.0, np.inf, -np.inf]], np.float32)
-
-
-def tiny_model() -> onnx.ModelProto:
-    """Quantizes x to q, and dequantizes that to y."""
-    scale, zero = (
-        numpy_helper.from_array(np.array(0.5, np.float32), "s"),
-        numpy_helper.from_array(np.array(128, np.uint8), "z"),
-    )
-    graph = helper.make_graph(
-        [
-            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
-        ],
-        "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [
-            helper.make_tensor_value_info("q", TensorProto.UINT8, ["n", 4]),
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]),
-        ],
-        [scale, zero],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def build(
-    destination: Path,
-    model: onnx.ModelProto | None = None,
-    change: Callable[[list[Array]], None] | None = None,
-    **changes: Any,
-) -> Path:
-    """A package of the tiny model; `change` alters the outputs that it records."""
-    q = np.clip(np.rint(X / 0.5) + 128, 0, 255).astype(np.uint8)
-    outputs = [q, PARAMS.dequantize(q)]
-    if change:
-        change(outputs)
-    with PackageWriter(destination) as writer:
-        writer.write("model.onnx", (model or tiny_model()).SerializeToString())
-        writer.write("quantization.json", quantization_json([TensorRecord("x", "q", "input", PARAMS)]))
-        writer.write("check.py", check_script())
-        samples = [Sample((X,), tuple(outputs)), Sample((X[:1],), tuple(o[:1] for o in outputs))]
-        arguments: dict[str, Any] = {
-            "version": "0",
-            "source": SourceFile("m.onnx", 1, "0" * 64),
-            "dialect": "pytorch",
-            "target": "onnx",
-            "profile": "onnx",
-            "options": {},
-            "inputs": INPUTS,
-            "outputs": OUTPUTS,
-            "samples": write_samples(writer, samples, INPUTS, OUTPUTS),
-            "tolerances": [tolerance_of([output]) for output in outputs],
-        }
-        writer.finish(manifest(**{**arguments, **changes}))
-    return destination
+from qatc.compiler.package import Tolerance, check_script
+from qatc.compiler.quant import Array
+from qatc.compiler.verify_package import compare, verify_package
+from tests.tiny_package import build, codes, edit, run_check, text
 
 
 @pytest.fixture(scope="session")
@@ -106,42 +32,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(good: Path, tmp_path: Path) -> Path:
     """A package of one's own to damage."""
     return Path(shutil.copytree(good, tmp_path / "out"))
-
-
-def run_check(package: Path) -> tuple[int, str, str]:
-    """Exit status, output and errors of check.py, which must not find qatc."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(package / "check.py")],
-        cwd=package.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def edit(package: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    document = json.loads((package / "manifest.json").read_bytes())
-    change(document)
-    (package / "manifest.json").write_text(json.dumps(document))
-
-
-def replace_file(package: Path, name: str, data: bytes) -> None:
-    """Change a file and the manifest with it, as somebody hostile would."""
-    (package / name).write_bytes(data)
-    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit(package, lambda document: document["files"].update({name: entry}))
-
-
-def codes(check: PackageCheck) -> set[str]:
-    return {d.code for d in check.diagnostics}
-
-
-def text(check: PackageCheck) -> str:
-    return "\n".join(str(d) for d in check.diagnostics)
 
 
 # -- good packages ------------------------------------------------------------------------------------------------
@@ -375,120 +265,6 @@ def test_an_interrupted_swap_is_undone_first(package: Path) -> None:
     package.rename(package.with_name(".out.old"))
     assert verify_package(package).passed
     assert [p.name for p in package.parent.iterdir()] == ["out"]
-
-
-# -- hostility ----------------------------------------------------------------------------------------------------
-ENTRY = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-
-
-def hostile(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda document: document.update(changes)
-
-
-HOSTILE: list[Callable[[dict[str, Any]], None]] = [
-    *(
-        hostile(files={name: ENTRY})
-        for name in ("../secret", "/dev/null", "a/../../secret", "a\\..\\x", "C:/x", "", "/")
-    ),
-    hostile(files={"model.onnx": {"size": "3", "sha256": "x"}}),
-    hostile(files={"model.onnx": {"size": 10**400, "sha256": "0" * 64}}),
-    hostile(files=[]),
-    hostile(files=None),
-    hostile(model="../secret"),
-    hostile(model="samples/0/missing.npy"),
-    hostile(model=["model.onnx"]),
-    hostile(inputs=None),
-    hostile(outputs=[]),
-    hostile(samples=[{"inputs": ["../secret"], "outputs": []}]),
-    hostile(samples=[{"inputs": [], "outputs": []}]),
-    hostile(samples=[{}]),
-    hostile(samples=[["x"]]),
-    hostile(samples=[{"inputs": ["model.onnx"], "outputs": ["model.onnx", "model.onnx"]}]),
-    hostile(samples=[{"inputs": ["check.py"] * 500, "outputs": []}]),
-    hostile(format=["qatc-package"]),
-    hostile(schema_version="1"),
-]
-
-
-@pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_a_hostile_manifest_is_refused(package: Path, number: int) -> None:
-    (package.parent / "secret").write_bytes(b"")
-    edit(package, HOSTILE[number])
-    found = verify_package(package)
-    assert not found.passed
-    assert codes(found) <= {"QAT502", "QAT404"}
-    assert found.samples == ()
-    status, _, err = run_check(package)
-    assert status == 1
-    assert err.startswith("check failed: ")
-
-
-def test_names_are_shown_harmlessly(package: Path) -> None:
-    edit(package, hostile(files={"\x1b[2J../" + "x" * 10_000: ENTRY}))
-    shown = text(verify_package(package))
-    assert "\x1b" not in shown
-    assert len(shown) < 2_000
-    assert "\x1b" not in run_check(package)[2]
-
-
-def test_a_model_that_reads_other_files_is_not_run(package: Path) -> None:
-    (package.parent / "secret").write_bytes(b"\0" * 4)
-    for place in ("initializer", "attribute"):
-        model = tiny_model()
-        tensor = model.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="../secret")
-        if place == "attribute":
-            inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "g", [], [])
-            model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=inner, else_branch=inner))
-            del model.graph.initializer[0]
-        replace_file(package, "model.onnx", model.SerializeToString())
-        found = verify_package(package)
-        assert codes(found) == {"QAT502"}
-        assert "../secret, which is no part of the package" in text(found)
-
-
-@pytest.mark.parametrize("data", [b"not a model", b"", b"\x08"])
-def test_a_model_that_is_none(package: Path, data: bytes) -> None:
-    replace_file(package, "model.onnx", data)
-    assert codes(verify_package(package)) == {"QAT502"}
-    status, _, err = run_check(package)
-    assert status == 1
-    assert "cannot load model.onnx" in err
-
-
-def test_a_model_with_other_ports(package: Path) -> None:
-    model = tiny_model()
-    del model.graph.output[1]
-    replace_file(package, "model.onnx", model.SerializeToString())
-    found = verify_package(package)
-    assert codes(found) == {"QAT502"}
-    assert "has the outputs q, the manifest q, y" in text(found)
-    assert run_check(package)[0] == 1
-
-
-def test_a_sample_that_is_none(package: Path) -> None:
-    replace_file(package, "samples/0/input_0.npy", b"\x93NUMPY\x01\x00\x05\x00{bad}")
-    assert codes(verify_package(package)) == {"QAT502"}
-    assert run_check(package)[0] == 1
-
-
-def test_a_sample_of_another_type(package: Path) -> None:
-    shutil.copy(package / "samples/0/output_0.npy", package / "samples/0/input_0.npy")
-    replace_file(package, "samples/0/input_0.npy", (package / "samples/0/input_0.npy").read_bytes())
-    found = verify_package(package)
-    assert codes(found) == {"QAT502"}
-    assert "sample 0 cannot be run" in text(found)
-    assert run_check(package)[0] == 1
-
-
-@pytest.mark.parametrize("name", ["quantization.json"])
-def test_the_other_documents_are_checked_too(package: Path, name: str) -> None:
-    replace_file(package, name, b'{"schema_version": 1}')
-    assert "'tensors' is a required property" in text(verify_package(package))
-    replace_file(package, name, b"{")
-    assert f"{name} cannot be read" in text(verify_package(package))
 
 
 # -- ONNX's own runner --------------------------------------------------------------------------------------------

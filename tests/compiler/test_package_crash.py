@@ -91,6 +91,16 @@ def forked(child: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies takes nothing from the disk cache with it: waiting for the disk would prove nothing here."""
+
+    def fsync(descriptor: int) -> None:
+        os.fstat(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
 @pytest.fixture(params=["exchange", "two renames"])
 def swapping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both ways to replace a package; True where no moment without a package is allowed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.package import PackageWriter, WrittenPackage, unsafe_path
+from qatc.compiler.package import PackageWriter, WrittenPackage, check_destination, swap, unsafe_path
 from qatc.compiler.result import Json
 
 MANIFEST: dict[str, Json] = {"format": "qatc-package", "schema_version": 1}
@@ -147,10 +148,20 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, files: dict[str, str], e
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text(text)
     before = tree(tmp_path)
-    with pytest.raises(CompileError, match=expected) as error:
-        build(tmp_path / "out")
-    assert codes(error) == ["QAT501"]
-    assert tree(tmp_path) == before
+    for attempt in (build, check_destination):
+        with pytest.raises(CompileError, match=expected) as error:
+            attempt(tmp_path / "out")
+        assert codes(error) == ["QAT501"]
+        assert tree(tmp_path) == before
+
+
+def test_a_destination_can_be_checked_early(tmp_path: Path) -> None:
+    check_destination(tmp_path / "missing" / "out")
+    assert names(tmp_path) == []
+    (tmp_path / "empty").mkdir()
+    check_destination(tmp_path / "empty")
+    build(tmp_path / "out")
+    check_destination(tmp_path / "out")
 
 
 def test_desktop_litter_does_not_count_as_a_file_of_the_user(tmp_path: Path) -> None:
@@ -278,3 +289,30 @@ def test_planted_links_are_not_followed(tmp_path: Path) -> None:
         build(tmp_path / "out")
     assert codes(error) == ["QAT501"]
     assert tree(tmp_path / "precious") == {"file": b"keep"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks the kernel what a descriptor is")
+def test_all_is_durable_before_the_swap_and_the_swap_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, exchange = os.fsync, swap.exchange
+
+    def watched_fsync(descriptor: int) -> None:
+        events.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).replace(str(tmp_path), ""))
+        fsync(descriptor)
+
+    def watched_exchange(first: Path, second: Path) -> bool:
+        events.append("swap")
+        return exchange(first, second)
+
+    build(tmp_path / "out")
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(swap, "exchange", watched_exchange)
+    build(tmp_path / "out")
+    swapped = events.index("swap")
+    new = "/.out.new"
+    files = {f"{new}/{name}" for name in ("model.onnx", "samples/0/input_0.bin", "manifest.json")}
+    folders = {new, f"{new}/samples", f"{new}/samples/0"}
+    assert set(events[:swapped]) == files | folders
+    assert events[swapped + 1 :] == [""]

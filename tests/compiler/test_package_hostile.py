@@ -1,0 +1,133 @@
+"""Packages made to harm who checks them: nothing outside is read, nothing is run, and what is printed is harmless."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+
+from qatc.compiler.verify_package import verify_package
+from tests.tiny_package import build, codes, edit, replace_file, run_check, text, tiny_model
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return build(tmp_path / "out")
+
+
+ENTRY = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+
+
+def hostile(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document.update(changes)
+
+
+HOSTILE: list[Callable[[dict[str, Any]], None]] = [
+    *(
+        hostile(files={name: ENTRY})
+        for name in ("../secret", "/dev/null", "a/../../secret", "a\\..\\x", "C:/x", "", "/")
+    ),
+    hostile(files={"model.onnx": {"size": "3", "sha256": "x"}}),
+    hostile(files={"model.onnx": {"size": 10**400, "sha256": "0" * 64}}),
+    hostile(files=[]),
+    hostile(files=None),
+    hostile(model="../secret"),
+    hostile(model="samples/0/missing.npy"),
+    hostile(model=["model.onnx"]),
+    hostile(inputs=None),
+    hostile(outputs=[]),
+    hostile(samples=[{"inputs": ["../secret"], "outputs": []}]),
+    hostile(samples=[{"inputs": [], "outputs": []}]),
+    hostile(samples=[{}]),
+    hostile(samples=[["x"]]),
+    hostile(samples=[{"inputs": ["model.onnx"], "outputs": ["model.onnx", "model.onnx"]}]),
+    hostile(samples=[{"inputs": ["check.py"] * 500, "outputs": []}]),
+    hostile(format=["qatc-package"]),
+    hostile(schema_version="1"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_hostile_manifest_is_refused(package: Path, number: int) -> None:
+    (package.parent / "secret").write_bytes(b"")
+    edit(package, HOSTILE[number])
+    found = verify_package(package)
+    assert not found.passed
+    assert codes(found) <= {"QAT502", "QAT404"}
+    assert found.samples == ()
+    status, _, err = run_check(package)
+    assert status == 1
+    assert err.startswith("check failed: ")
+
+
+def test_names_are_shown_harmlessly(package: Path) -> None:
+    edit(package, hostile(files={"\x1b[2J../" + "x" * 10_000: ENTRY}))
+    shown = text(verify_package(package))
+    assert "\x1b" not in shown
+    assert len(shown) < 2_000
+    assert "\x1b" not in run_check(package)[2]
+
+
+def test_a_model_that_reads_other_files_is_not_run(package: Path) -> None:
+    (package.parent / "secret").write_bytes(b"\0" * 4)
+    for place in ("initializer", "attribute"):
+        model = tiny_model()
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../secret")
+        if place == "attribute":
+            inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "g", [], [])
+            model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=inner, else_branch=inner))
+            del model.graph.initializer[0]
+        replace_file(package, "model.onnx", model.SerializeToString())
+        found = verify_package(package)
+        assert codes(found) == {"QAT502"}
+        assert "../secret, which is no part of the package" in text(found)
+
+
+@pytest.mark.parametrize("data", [b"not a model", b"", b"\x08"])
+def test_a_model_that_is_none(package: Path, data: bytes) -> None:
+    replace_file(package, "model.onnx", data)
+    assert codes(verify_package(package)) == {"QAT502"}
+    status, _, err = run_check(package)
+    assert status == 1
+    assert "cannot load model.onnx" in err
+
+
+def test_a_model_with_other_ports(package: Path) -> None:
+    model = tiny_model()
+    del model.graph.output[1]
+    replace_file(package, "model.onnx", model.SerializeToString())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "has the outputs q, the manifest q, y" in text(found)
+    assert run_check(package)[0] == 1
+
+
+def test_a_sample_that_is_none(package: Path) -> None:
+    replace_file(package, "samples/0/input_0.npy", b"\x93NUMPY\x01\x00\x05\x00{bad}")
+    assert codes(verify_package(package)) == {"QAT502"}
+    assert run_check(package)[0] == 1
+
+
+def test_a_sample_of_another_type(package: Path) -> None:
+    shutil.copy(package / "samples/0/output_0.npy", package / "samples/0/input_0.npy")
+    replace_file(package, "samples/0/input_0.npy", (package / "samples/0/input_0.npy").read_bytes())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "sample 0 cannot be run" in text(found)
+    assert run_check(package)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["quantization.json"])
+def test_the_other_documents_are_checked_too(package: Path, name: str) -> None:
+    replace_file(package, name, b'{"schema_version": 1}')
+    assert "'tensors' is a required property" in text(verify_package(package))
+    replace_file(package, name, b"{")
+    assert f"{name} cannot be read" in text(verify_package(package))
