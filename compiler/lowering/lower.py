@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
+from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
 from qatc.compiler.integer import IntegerGraph, Move, Rescale
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.builder import Builder
@@ -133,7 +133,7 @@ class _Chain:
     lo: int
     hi: int
     alpha: float = 1.0
-    bias: npt.NDArray[Any] | None = None
+    bias: npt.NDArray[np.float64] | None = None  # per output channel
 
 
 def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _Chain:
@@ -151,9 +151,7 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
             break
         if bounds is not None:
             low, high = (int(params.quantize(np.asarray(b, np.float64))) for b in bounds)
-            lo, hi = max(lo, low), min(hi, high)
-            lo, hi = min(lo, high), max(hi, low)  # bounds beyond the range: everything is one end
-            lo, hi = max(lo, params.qmin), min(hi, params.qmax)
+            lo, hi = min(max(low, lo), hi), min(max(high, lo), hi)  # this clamp comes before the ones seen so far
         tensor = x
         current = graph.producer(x)
     chain = _Chain(tensor, current, lo, hi)
@@ -166,28 +164,40 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
 
 def _scalar_and_bias(state: State, chain: _Chain) -> None:
     """See `alpha * product + bias` where the nodes between have no other reader."""
-    node, graph = chain.node, state.graph
-    alpha, bias = 1.0, None
+    node = chain.node
+    alpha, added = 1.0, list[npt.NDArray[Any]]()
     while node is not None and node.op in ("Add", "Mul", "Div") and not node.domain:
-        data = [t for t in node.inputs if not isinstance(t, Constant)]
-        constants = [graph.real(t) for t in node.inputs if isinstance(t, Constant)]
-        if (
-            len(data) != 1
-            or constants[0] is None
-            or data[0].name in graph.params
-            or graph.only_consumer(data[0]) is None
-        ):
+        found = _constant_operand(state, node)
+        if found is None:
             return
-        value = constants[0].astype(np.float64)
+        data, value = found
         if node.op == "Add":
-            bias = value * alpha if bias is None else bias + value * alpha
-        elif value.size != 1 or (node.op == "Div" and node.inputs[0] is not data[0]):
+            added.append(value * alpha)
+        elif value.size != 1 or (node.op == "Div" and (node.inputs[0] is not data or not value.all())):
             return
         else:
             alpha *= float(value.reshape(-1)[0]) if node.op == "Mul" else 1.0 / float(value.reshape(-1)[0])
-        node = graph.producer(data[0])
-    if node is not None and node.op in mac.OPS and math.isfinite(alpha) and alpha > 0:
-        chain.node, chain.alpha, chain.bias = node, alpha, bias
+        node = state.graph.producer(data)
+    if node is None or node.op not in mac.OPS or node.domain or not (math.isfinite(alpha) and alpha > 0):
+        return
+    vectors = [v for value in added if (v := mac.channel_vector(node, value)) is not None]
+    if len(vectors) == len(added):
+        chain.node, chain.alpha, chain.bias = node, alpha, np.asarray(sum(vectors)) if vectors else None
+
+
+def _constant_operand(state: State, node: Node) -> tuple[Tensor, npt.NDArray[np.float64]] | None:
+    """The unrounded operand of a node that reads one, and its constant one as float64; None where it is otherwise.
+
+    The constant must not give the result more dimensions, and nobody else may read the operand.
+    """
+    data = [t for t in node.inputs if not isinstance(t, Constant)]
+    if len(node.inputs) != 2 or len(data) != 1 or data[0].name in state.graph.params:
+        return None
+    value = next(state.graph.real(t) for t in node.inputs if isinstance(t, Constant))
+    rank = rank_of(data[0])
+    if value is None or value.dtype.kind != "f" or value.ndim > (1 if rank is None else rank):
+        return None
+    return (data[0], value.astype(np.float64)) if state.graph.only_consumer(data[0]) is not None else None
 
 
 def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
@@ -213,16 +223,14 @@ def _raw(state: State, node: Node) -> bool:
         return False
     if node.op in mac.OPS:
         return mac.raw(state, node, node.outputs[0])
-    if node.op != "Add" or len(node.inputs) != 2:
+    found = _constant_operand(state, node) if node.op == "Add" else None
+    if found is None or id(found[0]) in state.floats:
         return False
-    data = [t for t in node.inputs if not isinstance(t, Constant)]
-    if len(data) != 1 or id(data[0]) in state.floats or data[0].name in state.graph.params:
+    product = state.graph.producer(found[0])
+    if product is None or product.op not in mac.OPS or product.domain:
         return False
-    product = state.graph.producer(data[0])
-    constant = next(state.graph.real(t) for t in node.inputs if isinstance(t, Constant))
-    if product is None or product.op not in mac.OPS or state.graph.only_consumer(data[0]) is None or constant is None:
-        return False
-    return constant.dtype.kind == "f" and mac.raw(state, product, node.outputs[0], constant.astype(np.float64))
+    bias = mac.channel_vector(product, found[1])
+    return bias is not None and mac.raw(state, product, node.outputs[0], bias)
 
 
 def _why(state: State, node: Node) -> str:

@@ -7,7 +7,7 @@ whole output LSBs. Multiplying such integers by m (and dividing their scale by m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, MatMul, Move, Shape, raw_accumulator
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.affine import per_channel
 from qatc.compiler.quant import QuantParams, dtype_range
 
 OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -58,7 +59,21 @@ def refusal(state: State, node: Node) -> str:
             return f"its {what} {tensor.name} is quantized per channel"
     if isinstance(node.inputs[0], Constant) and isinstance(node.inputs[1], Constant):
         return "both operands are constant"
-    return _weight_refusal(state, node)
+    if node.op == "Gemm" and float(node.attr("alpha", 1.0)) <= 0:
+        return "its alpha is not positive"
+    return _weight_refusal(state, node) or _bias_refusal(state, node)
+
+
+def _bias_refusal(state: State, node: Node) -> str:
+    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return ""
+    bias = node.inputs[2]
+    value = state.graph.real(bias)
+    if value is None:
+        return f"its bias {bias.name} is computed at run time"
+    return (
+        "" if per_channel(value, -1, channels_of(node) or 0) is not None else f"its bias {bias.name} is not per channel"
+    )
 
 
 def _fits_nine_bits(tensor: Constant, params: QuantParams) -> bool:
@@ -92,13 +107,28 @@ def _channel_axis(node: Node, weight: Tensor) -> int:
         case "Gemm":
             return 0 if node.attr("transB", 0) else 1
         case _:
-            rank = len(weight.shape or ())
-            return rank - 1
+            return (rank_of(weight) or 0) - 1 if rank_of(weight) != 1 else -1  # a vector has no output channels
+
+
+def channels_of(node: Node) -> int | None:
+    """How many output channels a constant weight gives the result; None for activations and vectors."""
+    weight = node.inputs[1]
+    if not isinstance(weight, Constant) or weight.values.ndim < 2:
+        return None
+    groups = int(node.attr("group", 1)) if node.op == "ConvTranspose" else 1
+    return int(weight.values.shape[_channel_axis(node, weight)]) * groups
+
+
+def channel_vector(node: Node, value: npt.NDArray[Any]) -> Vector | None:
+    """A constant that is added behind a node as one number per output channel, None where it is something else."""
+    channels = channels_of(node)
+    axis = 1 - (rank_of(node.inputs[1]) or 0) if node.op in ("Conv", "ConvTranspose") else -1
+    return None if channels is None else per_channel(value, axis, channels)
 
 
 def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     """The integer operands of a node, None where it must stay float. `alpha` (> 0) scales the result."""
-    if refusal(state, node) or alpha <= 0 or (node.op == "Gemm" and float(node.attr("alpha", 1.0)) <= 0):
+    if refusal(state, node) or alpha <= 0:
         return None
     x, weight = node.inputs[0], node.inputs[1]
     x_params, w_params = state.params(x), state.params(weight)
@@ -110,13 +140,13 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
         name = _transposed(state, x, name, x_params)
+    if min(w_params.scale) * unit < np.finfo(np.float32).tiny:
+        return None
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, None)
-    axis = _channel_axis(node, weight)
-    channels = weight.values.shape[axis] * (node.attr("group", 1) if node.op == "ConvTranspose" else 1)
     shift = state.graph.params[weight.name].shift_to(w_params.dtype)
     values = (weight.values.astype(np.int32) + shift).astype(w_params.container) if shift else weight.values
-    return Operands(node, name, weight, w_params, values, unit, axis, channels)
+    return Operands(node, name, weight, w_params, values, unit, _channel_axis(node, weight), channels_of(node))
 
 
 def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams) -> str:
@@ -127,30 +157,22 @@ def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams) ->
     )
 
 
-def real_bias(state: State, node: Node) -> npt.NDArray[Any] | Literal[False] | None:
-    """The node's bias as real numbers; None where it has none, False where it is not constant."""
+def _own_bias(state: State, node: Node) -> Vector | None:
+    """The node's bias as one real number per channel; None where it has none (`refusal` knows the other cases)."""
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
         return None
-    value = state.graph.real(node.inputs[2])
-    if value is None:
-        return False
     beta = float(node.attr("beta", 1.0)) if node.op == "Gemm" else 1.0
-    return value.astype(np.float64) * beta
+    value = per_channel(state.graph.real(node.inputs[2]), -1, channels_of(node) or 0)
+    return None if value is None else value * beta
 
 
-def fused(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None, alpha: float, lo: int, hi: int) -> bool:
+def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: float, lo: int, hi: int) -> bool:
     """Lower `alpha * node + bias`, rounded onto the grid of `out`, to one operator; False where it must stay float."""
-    params = state.usable(out)
-    own = real_bias(state, node)
-    if params is None or own is False:
+    params, found = state.usable(out), operands(state, node, alpha)
+    if params is None or found is None:
         return False
-    parts = [b for b in (None if own is None else own * alpha, bias) if b is not None]
-    found = operands(state, node, alpha)
-    if found is None:
-        return False
-    total = _vector(parts, found.channels)
-    if total is None:
-        return False
+    own = _own_bias(state, node)
+    total = _sum(None if own is None else own * alpha, bias)
     integers = _tune(state, found, total, params.scale[0])
     inputs, result = [found.x, _weight_name(state, found)], state.new_int(out)
     if integers is not None:
@@ -160,20 +182,10 @@ def fused(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None, 
     return True
 
 
-def _vector(parts: list[npt.NDArray[Any]], channels: int | None) -> Vector | None:
-    """The sum of biases as one number per channel (empty where there is none); None where that cannot be."""
-    if not parts:
-        return np.zeros(0)
-    if channels is None:
-        return None
-    total = np.zeros(channels)
-    for part in parts:
-        if part.size not in (1, channels) or (
-            part.size == channels and part.ndim and part.shape[-1] != channels and part.size != 1
-        ):
-            return None
-        total = total + part.reshape(-1)
-    return total
+def _sum(*parts: Vector | None) -> Vector:
+    """The sum of biases per channel, empty where there is none."""
+    given = [p for p in parts if p is not None]
+    return np.asarray(sum(given[1:], given[0])) if given else np.zeros(0)
 
 
 def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.NDArray[np.int32] | None:
@@ -222,13 +234,16 @@ def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.
     """Coarsen the unit of channels whose bias would not fit 32 bits; what that costs is said in output LSB."""
     if found.values is None:
         return unit
+    if found.channels != found.values.shape[found.axis]:  # groups of a transposed weight share one scale
+        unit = np.full(1, unit.max())
     shape = [-1 if i == found.axis else 1 for i in range(found.values.ndim)]
     ratio = (np.broadcast_to(found.acc_scale, unit.shape) / unit).reshape(shape)
     zero = found.weight_params.zero_array(found.values.ndim)
     exact = (found.values - zero) * ratio
     rounded = np.rint(exact)
     span = tuple(i for i in range(found.values.ndim) if i != found.axis)
-    cost = float((np.abs(rounded - exact).sum(axis=span) * unit * 255)[tight].max() / out_scale)
+    lost = np.abs(rounded - exact).sum(axis=span) * unit * 255
+    cost = float((lost[tight] if lost.size == tight.size else lost).max() / out_scale)
     state.graph.diagnostics.warning(
         "QAT303",
         f"the bias of {int(tight.sum())} of {tight.size} channels needs more than 32 bits on the grid of input times "
@@ -243,9 +258,10 @@ def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.
 
 def _weight_name(state: State, found: Operands) -> str:
     """The weight as a constant of the integer graph; nodes that share an unchanged weight share the constant."""
-    if found.values is None:
-        return state.int_name(found.weight)
     transposed = found.node.op == "Gemm" and bool(found.node.attr("transB", 0))
+    if found.values is None:
+        name = state.int_name(found.weight)
+        return _transposed(state, found.weight, name, found.weight_params) if transposed else name
     key = (id(found.weight), transposed, found.weight_params)
     if key in state.weights:
         return state.weights[key]
@@ -352,18 +368,12 @@ def _split(totals: list[int], mode: str) -> tuple[int, ...]:
     return (*large, *small) if mode == "SAME_LOWER" else (*small, *large)
 
 
-def raw(state: State, node: Node, out: Tensor, bias: npt.NDArray[Any] | None = None) -> bool:
+def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bool:
     """Lower a node whose unrounded result is read: int32 accumulators on their own exact grid, then real numbers."""
-    own = real_bias(state, node)
-    if own is False:
-        return False
     found = operands(state, node)
     if found is None:
         return False
-    parts = [b for b in (own, bias) if b is not None]
-    total = _vector(parts, found.channels)
-    if total is None:
-        return False
+    total = _sum(_own_bias(state, node), bias)
     shape: Shape | None = shape_of(out)
     rank = rank_of(out) or rank_of(found.weight) or 2
     scale = found.acc_scale

@@ -27,12 +27,14 @@ def as_function(state: State, node: Node) -> Function | None:
     root: Tensor | None = None
     operands: list[Values | None] = []
     texts: list[str] = []
+    longest = 0  # dimensions of the constants: more than the tensor's own would change the result's shape
     for tensor in node.inputs:
         if not tensor.name:
             operands.append(None)
             continue
         scalar = state.constant_scalar(tensor)
         if scalar is not None:
+            longest = max(longest, rank_of(tensor) or 0)
             operands.append(np.float64(scalar))  # type: ignore[arg-type]
             texts.append(f"{scalar:.6g}")
             continue
@@ -42,7 +44,7 @@ def as_function(state: State, node: Node) -> Function | None:
         root = known.root
         operands.append(known.values)
         texts.append(known.text)
-    if root is None:
+    if root is None or longest > (rank_of(root) or 1):
         return None
     values = evaluate(node, operands)
     if values is None:
