@@ -6,11 +6,12 @@ which a package never holds, are added.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from qatc._version import __version__
 from qatc.compiler.diagnostics import Diagnostic
-from qatc.compiler.package import dump_json, port_document, report_document
+from qatc.compiler.package import port_document, report_document
 from qatc.compiler.result import CompileResult, Inspection, Json
 
 SCHEMA_VERSION = 1
@@ -70,7 +71,7 @@ def envelope(
     diagnostics: Iterable[Diagnostic] = (),
     result: Mapping[str, Json] | Sequence[Json] | None = None,
 ) -> bytes:
-    """The document that `--json` prints, as ASCII bytes.
+    """The document that `--json` prints: one line of ASCII, since a deep network fills many megabytes.
 
     Args:
         command: the command that ran, "compile" for one.
@@ -78,13 +79,12 @@ def envelope(
         diagnostics: all that was found, errors included.
         result: what the command found; None where it failed before it found anything.
     """
-    return dump_json(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "tool": {"name": "qatc", "version": __version__},
-            "command": command,
-            "exit_code": exit_code,
-            "diagnostics": [diagnostic.as_dict() for diagnostic in diagnostics],
-            "result": result,
-        }
-    )
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "qatc", "version": __version__},
+        "command": command,
+        "exit_code": exit_code,
+        "diagnostics": [diagnostic.as_dict() for diagnostic in diagnostics],
+        "result": result,
+    }
+    return json.dumps(document, allow_nan=False).encode("ascii") + b"\n"

@@ -6,8 +6,8 @@ Deterministic: coordinates are rounded, and a network deeper than the plot is wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from markupsafe import Markup
 
@@ -22,48 +22,41 @@ _BOTTOM: Final = 22
 _COLUMNS: Final = 430  # tensors, or bins of them, that still can be told apart
 _HISTOGRAM_BARS: Final = 6
 
-_Point: TypeAlias = "tuple[str, float | None]"  # tooltip and value; None where nothing differs at all
-
 
 def lsb_plot(checks: Sequence[TensorCheck]) -> Markup:
     """A bar per tensor in the order of execution: its largest difference in LSB."""
-    points: list[_Point] = [
-        (f"{c.tensor}: at most {c.max_lsb:,} LSB, {text.mean_lsb(c):.3g} on average", float(c.max_lsb)) for c in checks
-    ]
-    shown = _binned(points, sign=-1)
-    ticks = _ticks(0.0, max(1.0, *(value or 0.0 for _, value in shown)), whole=True)
+    shown = _binned(checks, lambda check: -check.max_lsb)
+    ticks = _ticks(0.0, float(max([1, *(check.max_lsb for check in shown)])), whole=True)
     step = (_WIDTH - _LEFT) / max(1, len(shown))
     wide = max(1.0, min(step - 2, 18.0))
     marks: list[Markup] = []
-    for index, (label, value) in enumerate(shown):
-        y = _y(value or 0.0, ticks)
+    for index, check in enumerate(shown):
+        high = max(_TOP + _HEIGHT - _y(check.max_lsb, ticks), 1.5)  # what is equal still shows where it is
         x = _LEFT + (index + 0.5) * step - wide / 2
-        high = max(_TOP + _HEIGHT - y, 1.5)  # a tensor that is equal still shows where it is
         place = f'x="{x:.1f}" y="{_TOP + _HEIGHT - high:.1f}" width="{wide:.1f}" height="{high:.1f}"'
+        label = f"{check.tensor}: at most {check.max_lsb:,} LSB, {text.mean_lsb(check):.3g} on average"
         marks.append(Markup(f'<rect class="bar" {place} rx="1">') + _title(label) + Markup("</rect>"))
     return _frame("Largest difference of each tensor in LSB", ticks, "LSB", marks, len(checks))
 
 
 def sqnr_plot(checks: Sequence[TensorCheck]) -> Markup:
     """A point per tensor in the order of execution: its signal to noise ratio in dB; equal ones on the upper edge."""
-    points: list[_Point] = [
-        (f"{c.tensor}: {text.decibels(c.sqnr_db)}", c.sqnr_db if math.isfinite(c.sqnr_db) else None) for c in checks
-    ]
-    shown = _binned(points, sign=1)
-    values = [value for _, value in shown if value is not None]
-    ticks = _ticks(min(0.0, *values, 0.0), max([*values, 60.0]))
+    shown = _binned(checks, lambda check: check.sqnr_db)
+    values = [check.sqnr_db for check in shown if math.isfinite(check.sqnr_db)]
+    ticks = _ticks(min([*values, 0.0]), max([*values, 60.0]))
     step = (_WIDTH - _LEFT) / max(1, len(shown))
-    places = [
-        (_LEFT + (index + 0.5) * step, _TOP if value is None else _y(value, ticks), label, value)
-        for index, (label, value) in enumerate(shown)
-    ]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
-    marks = [Markup('<polyline class="line" points="{}"/>').format(line)] if len(places) > 1 else []
     radius = max(1.2, min(3.5, step / 2.5))
-    for x, y, label, value in places:
-        kind = "dot equal" if value is None else "dot"
-        circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+    points: list[str] = []
+    marks: list[Markup] = []
+    for index, check in enumerate(shown):
+        known = math.isfinite(check.sqnr_db)
+        x, y = _LEFT + (index + 0.5) * step, _y(check.sqnr_db, ticks) if known else _TOP
+        points.append(f"{x:.1f},{y:.1f}")
+        circle = f'<circle class="{"dot" if known else "dot equal"}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+        label = f"{check.tensor}: {text.decibels(check.sqnr_db)}"
         marks.append(Markup(circle) + _title(label) + Markup("</circle>"))
+    if len(points) > 1:
+        marks.insert(0, Markup('<polyline class="line" points="{}"/>').format(" ".join(points)))
     return _frame("Signal to noise ratio of each tensor in dB", ticks, "dB", marks, len(checks))
 
 
@@ -90,14 +83,10 @@ def histogram(check: TensorCheck) -> Markup:
     return name + Markup("").join(bars) + Markup("</svg>")
 
 
-def _binned(points: Sequence[_Point], sign: int) -> list[_Point]:
-    """At most `_COLUMNS` points; of neighbors that share a column the lowest (`sign` 1) or highest (-1) stays."""
-    size = math.ceil(len(points) / _COLUMNS) or 1
-    found: list[_Point] = []
-    for start in range(0, len(points), size):
-        some = points[start : start + size]
-        found.append(min(some, key=lambda point: math.inf if point[1] is None else sign * point[1]))
-    return found
+def _binned(checks: Sequence[TensorCheck], rank: Callable[[TensorCheck], float]) -> list[TensorCheck]:
+    """At most `_COLUMNS` checks; of neighbors that share a column the one of the lowest rank stays."""
+    size = max(1, math.ceil(len(checks) / _COLUMNS))
+    return [min(checks[start : start + size], key=rank) for start in range(0, len(checks), size)]
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
