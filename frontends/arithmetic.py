@@ -91,13 +91,27 @@ STRAIGHT_THROUGH: Final = Rules("arithmetic")
 
 @STRAIGHT_THROUGH.on("Add")
 def straight_through(graph: QuantGraph, node: Node) -> bool:
-    """(a - b) + b is a: PyTorch's way of writing a function whose gradient is the identity."""
+    """(a - b) + b is a, and so is (-b + a) + b: a function that is to have the gradient of the identity."""
     for one, other in (node.inputs, node.inputs[::-1]):
-        maker = graph.producer(one)
-        if maker is not None and maker.op == "Sub" and maker.inputs[1] is other and not is_constant(other):
-            graph.replace(node.outputs[0], maker.inputs[0])
+        value = _without(graph, one, other)
+        if value is not None and not is_constant(other):
+            graph.replace(node.outputs[0], value)
             return True
     return False
+
+
+def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | None:
+    """a, where `difference` is a - `taken`."""
+    maker = graph.producer(difference)
+    if maker is None or maker.domain or len(maker.inputs) != 2:
+        return None
+    if maker.op == "Sub":
+        return maker.inputs[0] if maker.inputs[1] is taken else None
+    for one, other in (maker.inputs, maker.inputs[::-1]) if maker.op == "Add" else ():
+        negative = graph.producer(one)
+        if negative is not None and negative.op == "Neg" and negative.inputs[0] is taken:
+            return other
+    return None
 
 
 # -- chains of affine operators and clamps ------------------------------------------------------------------------

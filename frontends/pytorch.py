@@ -8,6 +8,7 @@ exporters lose: `quantize_per_tensor` of the dynamo exporter ignores quant_min a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import arithmetic, grid
-from qatc.frontends.qdq import apply_ranges, fake_quants, is_dq, is_q, lift, prepare
+from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, prepare
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
@@ -50,11 +51,16 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
         _suggest_ranges(graph, options)
 
 
-def standard(graph: QuantGraph) -> None:
-    """The common road: modern operators, quantizers in arithmetic, folded constants, Q/DQ lifted."""
+def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = None) -> None:
+    """The common road: modern operators, quantizers in arithmetic, folded constants, Q/DQ lifted.
+
+    `nodes` turns a dialect's own nodes into FakeQuant, once constants are folded.
+    """
     prepare(graph, keep=arithmetic.heads_quantizer)
+    if nodes is not None:
+        nodes(graph)
     arithmetic.rewrite(graph)
-    prepare(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
+    fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
     arithmetic.rewrite(graph)
     lift(graph)
 

@@ -19,6 +19,7 @@ from qatc.frontends.lift import clips_weight, is_dq, is_q, lift
 __all__ = [
     "apply_ranges",
     "fake_quants",
+    "fold",
     "is_dq",
     "is_q",
     "lift",
@@ -31,6 +32,11 @@ __all__ = [
 def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, explain: bool = False) -> None:
     """What every dialect starts with: modern operators, folded constants. `keep` says which nodes are not folded."""
     modernize(graph, explain=explain)
+    fold(graph, keep=keep, explain=explain)
+
+
+def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, explain: bool = False) -> None:
+    """Fold constants, except for what a weight's quantization says (and what `keep` says)."""
     fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)), explain=explain)
 
 

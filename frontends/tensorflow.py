@@ -18,10 +18,10 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, shape_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array, QuantParams
-from qatc.frontends import arithmetic, grid
+from qatc.frontends import grid
 from qatc.frontends.params import constant_input, make_params
 from qatc.frontends.pytorch import evidence, standard
-from qatc.frontends.qdq import apply_ranges, prepare, to_fake_quant
+from qatc.frontends.qdq import apply_ranges, to_fake_quant
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
@@ -53,11 +53,7 @@ _TELLING: Final = 64
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
-    prepare(graph, keep=arithmetic.heads_quantizer)  # minimum and maximum are constants from here on
-    for node in list(graph.nodes):
-        if _is_tf_fake_quant(node):
-            _tf_fake_quant(graph, node)
-    standard(graph)
+    standard(graph, _tf_fake_quants)
     grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
     apply_ranges(graph, options)
 
@@ -67,6 +63,12 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 
 def _is_tf_fake_quant(node: Node) -> bool:
     return node.op in _NODES and not node.domain
+
+
+def _tf_fake_quants(graph: QuantGraph) -> None:
+    for node in graph.nodes:
+        if _is_tf_fake_quant(node):
+            _tf_fake_quant(graph, node)
 
 
 def _tf_fake_quant(graph: QuantGraph, node: Node) -> None:

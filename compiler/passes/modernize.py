@@ -17,7 +17,17 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, infer_shapes, rank_of, value_of
+from qatc.compiler.graph import (
+    FAKE_QUANT,
+    Constant,
+    Node,
+    QuantGraph,
+    Tensor,
+    Variable,
+    infer_shapes,
+    rank_of,
+    value_of,
+)
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
@@ -34,7 +44,8 @@ def modernize(graph: QuantGraph, *, explain: bool = False) -> None:
     What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
     """
     constants_from_nodes(graph)
-    if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
+    unknown = any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes)
+    if unknown and not any(n.op == FAKE_QUANT for n in graph.nodes):  # which is no operator that ONNX knows
         _infer(graph)
     sweep(graph, INERT, explain=explain)
     if graph.opset < OPSET:

@@ -65,6 +65,12 @@ def text_of(nodes: str, more: str = "", x: str = "float[2,3] x") -> str:
             ", float l = {-128}, float u = {127}",
             "FakeQuant[params=int8 scale 0.25 zero 0](x)",
         ),
+        (  # QKeras: quantized_bits, the clamp on the scaled value
+            "a = Mul(x, r) g = Add(a, h) b = Floor(g) c = Div(b, t) d = Clip(c, l, u) e = Mul(d, t2)"
+            " n = Neg(x) o = Add(n, e) y = Add(x, o)",
+            ", float l = {-1}, float u = {0.9375}, float t = {16}, float t2 = {4}",
+            "FakeQuant[params=int8[-16,15] scale 0.25 zero 0](x)",
+        ),
         (
             "a = Div(x, c) b = Round(a) d = Clip(b, l, u) y = Mul(d, c)",
             ", float[2,1] c = {0.5, 0.25}, float l = {-128}, float u = {127}",
