@@ -1,10 +1,10 @@
 """Parameters from a file beside the model: which tensor an entry names, and how they become FakeQuant nodes.
 
     x -> readers                      x -> FakeQuant -> readers          x has an entry
-    Conv(x, w)                        Conv(x, w -> FakeQuant)            w has an entry, or no constant has one
+    Conv(x, w)                        Conv(x, w -> FakeQuant)            w has an entry
 
 A file that holds ranges of activations alone leaves the weights to the deployment: they are quantized as TensorRT and
-its kind do, symmetric and per output channel, and a warning says so.
+its kind do, symmetric and per output channel, and a warning says so (`vendor.finish`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, shape_of
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import qdq
-from qatc.frontends.vendor import container, grid_behind, output_channel_axis
+from qatc.frontends.vendor import PRODUCTS, container, finish, output_channel_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
-_PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _STEERED: Final = frozenset(
     {
         "Resize",
@@ -104,7 +101,7 @@ def tensors_by_name(graph: QuantGraph) -> dict[str, Tensor]:
     for node in graph.nodes:
         for output in node.outputs:
             found.setdefault(f"{output.name}_{node.op}", output)
-        if node.op not in _PRODUCTS:
+        if node.op not in PRODUCTS:
             continue
         last = node
         reader = graph.only_consumer(node.outputs[0])
@@ -197,19 +194,15 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
         return
     here = {t.name: t for t in graph.tensors()}
     present = {id(t) for t in here.values()}
-    constants, done = 0, set[int]()
+    done: set[int] = set()
     for old, params in settled:
         tensor = old if id(old) in present else here.get(old.name)  # folding makes new tensors, of the same names
         if tensor is None or id(tensor) in done or _is_quantized(graph.producer(tensor)):
             continue
         done.add(id(tensor))
-        constants += isinstance(tensor, Constant)
         fake_quantize(graph, tensor, params)
-    if not constants:
-        _quantize_weights(graph)
     graph.sort()
-    qdq.lift(graph)
-    qdq.apply_ranges(graph, options)
+    finish(graph, options)
 
 
 def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator[tuple[Tensor, QuantParams]]:
@@ -246,28 +239,3 @@ def fake_quantize(graph: QuantGraph, tensor: Tensor, params: QuantParams) -> Non
         node.inputs[index] = tensor
     if rounded.outputs or graph.is_output(rounded):
         graph.insert(FAKE_QUANT, [tensor], [rounded], hint=f"{tensor.name}_fake_quant", attrs={"params": params})
-
-
-def _quantize_weights(graph: QuantGraph) -> None:
-    """Weights of operators on quantized data: symmetric, one scale an output channel."""
-    done: set[int] = set()
-    for node in list(graph.nodes):
-        if node.op not in _PRODUCTS or node.domain or len(node.inputs) < 2:
-            continue
-        weight = node.inputs[1]
-        if not isinstance(weight, Constant) or id(weight) in done or weight.values.dtype.kind != "f":
-            continue
-        axis = output_channel_axis(graph, weight)
-        if grid_behind(graph, node.inputs[0]) is None or axis is None:
-            continue
-        done.add(id(weight))
-        others = tuple(i for i in range(weight.values.ndim) if i != axis)
-        largest = np.abs(weight.values).max(axis=others).astype(np.float32)
-        scale = np.where(largest > 0, largest, 1) / np.float32(127)
-        fake_quantize(graph, weight, QuantParams.per_channel(scale, axis, 0, "int8", -127, 127))
-    if done:
-        graph.diagnostics.warning(
-            "QAT206",
-            f"the ranges cover activations alone: {len(done)} weights are quantized per channel from their extremes",
-            hint="give ranges of the weights too, or compile the export that still holds its fake quantization",
-        )

@@ -13,7 +13,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
-from qatc.frontends.vendor import count
+from qatc.frontends.vendor import count, finish
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
@@ -79,7 +79,8 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     _refuse(graph)
     if not graph.diagnostics.errors:
-        qdq.normalise(graph, options)
+        qdq.prepare(graph)
+        finish(graph, options)
 
 
 FRONTEND = Frontend(

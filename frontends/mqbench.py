@@ -20,7 +20,7 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, drop_domains, grid, implied_axis, number
+from qatc.frontends.vendor import count, finish, grid, implied_axis, number
 
 DOMAINS: Final = ("", "mqbench")
 PER_TENSOR: Final = (
@@ -115,9 +115,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_OURS)
     refuse(graph)
     sweep(graph, _RULES)
-    drop_domains(graph, DOMAINS)
-    qdq.lift(graph)
-    qdq.apply_ranges(graph, options)
+    finish(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(

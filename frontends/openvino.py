@@ -21,7 +21,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, drop_domains, grid, number, to_constant
+from qatc.frontends.vendor import count, finish, grid, number, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -142,9 +142,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     sweep(graph, _RULES)
-    drop_domains(graph, DOMAINS)
-    qdq.lift(graph)
-    qdq.apply_ranges(graph, options)
+    finish(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(

@@ -27,7 +27,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, drop_domains, grid, number, to_constant
+from qatc.frontends.vendor import count, finish, grid, number, to_constant
 
 DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general", "brevitas.onnx")
 _QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
@@ -366,9 +366,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph)
     sweep(graph, _RULES)
     _refuse_others(graph)
-    drop_domains(graph, DOMAINS)
-    qdq.lift(graph)
-    qdq.apply_ranges(graph, options)
+    finish(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(

@@ -28,7 +28,7 @@ from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, drop_domains
+from qatc.frontends.vendor import count, finish
 
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
@@ -401,12 +401,10 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     _Reader(graph).run()
-    drop_domains(graph, [MICROSOFT])
-    qdq.lift(graph)
+    finish(graph, options, [MICROSOFT])
     for name, source in list(graph.origin.items()):
         if source not in graph.known:  # the file holds integers there, under another name
             del graph.origin[name]
-    qdq.apply_ranges(graph, options)
 
 
 FRONTEND = Frontend(

@@ -20,7 +20,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
 from qatc.frontends.params import quantized_dtype
-from qatc.frontends.vendor import count, drop_domains
+from qatc.frontends.vendor import count, finish
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _STANDARD: Final = {
@@ -94,8 +94,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     _standard(graph)
     if graph.diagnostics.errors:
         return
-    drop_domains(graph, DOMAINS)
-    qdq.normalise(graph, options)
+    qdq.prepare(graph)
+    finish(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(

@@ -17,7 +17,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, 
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import mqbench, qdq
-from qatc.frontends.vendor import count, drop_domains, grid_behind
+from qatc.frontends.vendor import count, finish, grid_behind
 
 DOMAIN: Final = "Sophgo_custom"
 _DOMAINS: Final = (DOMAIN, *mqbench.DOMAINS)
@@ -69,9 +69,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_OURS)
     mqbench.refuse(graph)
     sweep(graph, _RULES)
-    drop_domains(graph, _DOMAINS)
-    qdq.lift(graph)
-    qdq.apply_ranges(graph, options)
+    finish(graph, options, _DOMAINS)
     round_biases(graph)
 
 

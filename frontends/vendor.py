@@ -7,12 +7,16 @@ from typing import Final
 
 import numpy as np
 
+from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array, QuantParams, dtype_range
+from qatc.frontends import qdq
+from qatc.frontends.grid import recover_weights
 from qatc.frontends.params import make_params
 
+PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
 _SAME_AXES: Final = frozenset(
     {
@@ -220,6 +224,32 @@ def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantPar
         graph.origin[stored.name] = y.name
     graph.replace(y, stored)
     return True
+
+
+def finish(graph: QuantGraph, options: FrontendOptions, domains: Iterable[str] = ()) -> None:
+    """What follows a vendor's own nodes: standard Q/DQ, weights that are floats on a grid, stated ranges.
+
+    Where no weight at all is quantized although their data are, the exporter lost the weights' quantizers: then they
+    are quantized after training, with a warning, unless the options say otherwise.
+    """
+    drop_domains(graph, domains)
+    qdq.lift(graph)
+    lost = not any(_is_quantized_weight(graph, n) for n in graph.nodes) and options.float_weights != "keep"
+    recover_weights(graph, quantize_others=lost or options.float_weights == "quantize")
+    qdq.apply_ranges(graph, options)
+
+
+def _is_quantized_weight(graph: QuantGraph, node: Node) -> bool:
+    if node.op not in PRODUCTS or node.domain:
+        return False
+    return any(grid_behind(graph, t) is not None and _is_weight(graph, t) for t in node.inputs[:2])
+
+
+def _is_weight(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor is a constant, or one that is only moved and rounded."""
+    while (maker := graph.producer(tensor)) is not None and (maker.op == FAKE_QUANT or is_movement(maker)):
+        tensor = maker.inputs[0]
+    return isinstance(tensor, Constant)
 
 
 def drop_domains(graph: QuantGraph, domains: Iterable[str]) -> None:
