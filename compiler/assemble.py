@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qatc._version import __version__
+from qatc.compiler.golden import Proof, write_proof
 from qatc.compiler.package import (
     PackageWriter,
     Sample,
@@ -24,6 +25,7 @@ from qatc.compiler.package import (
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
 from qatc.compiler.result import CompileResult, Port
+from qatc.compiler.runtime import OrtEvaluator
 
 if TYPE_CHECKING:
     from qatc.compiler.backend import Emission
@@ -37,6 +39,7 @@ def assemble(
     emission: Emission,
     feeds: Sequence[Mapping[str, Array]],
     external: Sequence[Path],
+    proof: Proof,
 ) -> CompileResult:
     """Write the package of a finished compile and return the result with its place and size.
 
@@ -55,6 +58,8 @@ def assemble(
         writer.write("report.json", report_json(written))
         writer.write("report.html", report_html(written))
         writer.write("check.py", check_script())
+        given = [{p.name: as_port(p, feed[p.name]) for p in result.inputs} for feed in feeds]
+        write_proof(writer, proof, emission, given, OrtEvaluator())
         finished = writer.finish(
             manifest(
                 version=__version__,

@@ -29,6 +29,7 @@ from qatc.compiler.target import read_toml
 
 if TYPE_CHECKING:
     from qatc.compiler.backend import Backend, Emission
+    from qatc.compiler.golden import Proof
     from qatc.compiler.registry import Registry
     from qatc.compiler.samples import Feeds
     from qatc.compiler.simulation import Simulation
@@ -59,6 +60,9 @@ class CompileOptions:
     verify: bool = True
     quant_range: str | None = None
     ranges: Path | None = None
+    arithmetic: str | None = None
+    golden: bool = False
+    golden_header: bool = False
     explain: bool = False
 
 
@@ -172,7 +176,7 @@ class _Compilation:
         result = self.result(graph, source, integer, emission, dialect, evidence, target, verification)
         with self.step("write"):
             output = self.options.output or Path(f"{self.path.stem}.qatc")
-            result = assemble(result, output, emission, self.feeds, source.external)
+            result = assemble(result, output, emission, self.feeds, source.external, self.proof(integer, target))
         self.progress("done", 1.0)
         return dataclasses.replace(result, timings=dict(self.timings))
 
@@ -194,7 +198,19 @@ class _Compilation:
         from qatc.compiler.target import load_target
 
         target = load_target(self.options.target)
+        if self.options.arithmetic is not None:
+            from qatc.compiler.arithmetic import get_profile
+
+            target = dataclasses.replace(target, arithmetic=get_profile(self.options.arithmetic).name)
         return target, backends().get(target.backend)
+
+    def proof(self, integer: IntegerGraph, target: Target) -> Proof:
+        """What the package holds for bring-up."""
+        from qatc.compiler.arithmetic import get_profile
+        from qatc.compiler.golden import Proof
+
+        golden, header = self.options.golden, self.options.golden_header
+        return Proof(integer, get_profile(target.arithmetic), golden, header, target.layout)
 
     def backend_options(self, backend: Backend) -> dict[str, str]:
         """The -p options, completed by the backend's defaults."""

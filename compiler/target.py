@@ -18,7 +18,10 @@ else:
     import tomli as tomllib
 
 _BUILTIN: Final = "qatc.backends"  # its folder targets/ holds one TOML file per built-in target
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"activations": ("uint8", "keep")}
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "activations": ("uint8", "keep"),
+    "layout": ("channels_first", "channels_last"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Target:
         description: one line for `qatc targets`.
         arithmetic: the profile of the reference (`compiler/arithmetic`).
         activations: "uint8" (int8 activations are shifted, exact) or "keep".
+        layout: how it holds feature maps, "channels_first" or "channels_last"; golden tensors are written so.
         options: defaults for the backend's options.
     """
 
@@ -39,6 +43,7 @@ class Target:
     description: str = ""
     arithmetic: str = "onnx"
     activations: str = "uint8"
+    layout: str = "channels_first"
     options: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
 
 

@@ -1,0 +1,261 @@
+"""The IntegerGraph as files of the package: `integer.json`, and `integer.bin` for constants that model.onnx lacks.
+
+With them anybody can run the reference executor on a package: `qatc compare` needs nothing else. Constants that the
+package's model holds bit for bit (nearly all weights) are named there and not stored again.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+
+import numpy as np
+import onnx
+
+from qatc.compiler.integer import (
+    Concat,
+    Conv,
+    Dequantize,
+    Elementwise,
+    Float,
+    IntegerGraph,
+    Lookup,
+    MatMul,
+    Move,
+    Op,
+    Pool,
+    Quantize,
+    Rescale,
+    Tensor,
+)
+from qatc.compiler.package.content import params_document
+from qatc.compiler.package.encoding import SCHEMA_VERSION
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.result import Json
+
+INTEGER_JSON: Final = "integer.json"
+INTEGER_BIN: Final = "integer.bin"
+
+_KINDS: Final[Mapping[str, type[Op]]] = {
+    kind.__name__: kind
+    for kind in (
+        Concat, Conv, Dequantize, Elementwise, Float, Lookup, MatMul, Move, Pool, Quantize, Rescale
+    )
+}  # fmt: skip
+_BASE: Final = ("name", "source", "inputs", "outputs")
+_ALIGNMENT: Final = 16
+_PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
+
+#: (name of an initializer of the model) -> its value, or None where the model has none of that name.
+Initializers = Callable[[str], "Array | None"]
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+def integer_document(
+    graph: IntegerGraph, names: Mapping[str, str | None], initializers: Initializers
+) -> tuple[dict[str, Json], list[tuple[int, Array]]]:
+    """integer.json as data, and the arrays of integer.bin with their offsets (ascending).
+
+    Args:
+        graph: a verified graph.
+        names: tensor of the graph -> its name in the package's model, None or absent where the model has it not.
+        initializers: the constants of the package's model.
+    """
+    stored: list[tuple[int, Array]] = []
+    document: dict[str, Json] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": graph.name,
+        "opset": graph.opset,
+        "domains": dict(sorted(graph.domains.items())),
+        "inputs": list(graph.inputs),
+        "outputs": list(graph.outputs),
+        "tensors": [_tensor_document(tensor, names.get(name)) for name, tensor in graph.tensors.items()],
+        "constants": list(_constants(graph, names, initializers, stored)),
+        "operators": [_op_document(op) for op in graph.ops],
+    }
+    return document, stored
+
+
+def _tensor_document(tensor: Tensor, package: str | None) -> dict[str, Json]:
+    return {
+        "name": tensor.name,
+        "package": package,
+        "source": tensor.source,
+        "dtype": tensor.dtype,
+        "shape": None if tensor.shape is None else list(tensor.shape),
+        "params": None if tensor.params is None else params_document(tensor.params),
+    }
+
+
+def _constants(
+    graph: IntegerGraph, names: Mapping[str, str | None], initializers: Initializers, stored: list[tuple[int, Array]]
+) -> Iterator[dict[str, Json]]:
+    end = 0
+    for name, value in graph.constants.items():
+        entry: dict[str, Json] = {"name": name, "dtype": value.dtype.name, "shape": list(value.shape)}
+        place = names.get(name) or name
+        if value.dtype.kind not in _PLAIN:
+            proto = onnx.numpy_helper.from_array(value)
+            yield {**entry, "tensor": base64.b64encode(proto.SerializeToString(deterministic=True)).decode("ascii")}
+        elif _same(initializers(place), value):
+            yield {**entry, "initializer": place}
+        else:
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = start + value.nbytes
+            stored.append((start, value))
+            yield {**entry, "offset": start}
+
+
+def _same(found: Array | None, value: Array) -> bool:
+    if found is None or found.dtype != value.dtype or found.shape != value.shape:
+        return False
+    return found is value or np.array_equal(_bytes(found), _bytes(value))
+
+
+def _bytes(value: Array) -> Array:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
+def _op_document(op: Op) -> dict[str, Json]:
+    document: dict[str, Json] = {"kind": op.kind}
+    for field in dataclasses.fields(op):
+        value = getattr(op, field.name)
+        if field.name == "attrs":
+            document["attrs"] = {key: _attribute(key, item) for key, item in sorted(value.items()) if item is not None}
+        else:
+            document[field.name] = [_plain(v) for v in value] if isinstance(value, tuple) else _plain(value)
+    return document
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _attribute(key: str, value: Any) -> Json:
+    """Numbers, texts and lists of them as they are, anything else as an AttributeProto."""
+    value = _plain(value)
+    if isinstance(value, (bool, int, float, str)) and value == value and value not in (math.inf, -math.inf):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [_plain(v) for v in cast("Sequence[Any]", value)]
+        if all(isinstance(v, (int, str)) for v in items):
+            return items
+        value = items
+    if isinstance(value, np.ndarray):
+        value = onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
+    proto = onnx.helper.make_attribute(key.lstrip("_") or key, value)
+    return {"onnx": base64.b64encode(proto.SerializeToString(deterministic=True)).decode("ascii")}
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class StoredGraph:
+    """What integer.json holds: the graph, and its tensors' names in the package's model where they are in it."""
+
+    graph: IntegerGraph
+    names: Mapping[str, str]
+
+
+def read_integer_graph(document: Any, initializers: Initializers, stored: Array) -> StoredGraph:
+    """The graph of integer.json.
+
+    Args:
+        document: the parsed file, valid under its JSON Schema.
+        initializers: the constants of the package's model.
+        stored: the bytes of integer.bin, uint8 [any].
+
+    Raises:
+        ValueError: where the file contradicts itself, the model or integer.bin.
+    """
+    tensors = {entry["name"]: _tensor(entry) for entry in document["tensors"]}
+    graph = IntegerGraph(
+        name=document["name"],
+        inputs=list(document["inputs"]),
+        outputs=list(document["outputs"]),
+        ops=[_op(entry) for entry in document["operators"]],
+        tensors=tensors,
+        constants={entry["name"]: _constant(entry, initializers, stored) for entry in document["constants"]},
+        opset=document["opset"],
+        domains=dict(document["domains"]),
+    )
+    unknown = [name for name in graph.inputs if name not in tensors]
+    if unknown:
+        raise ValueError(f"the input {unknown[0]} is not described")
+    try:
+        graph.verify()
+    except KeyError as error:
+        raise ValueError(f"a tensor is not described: {error.args[0]}") from error
+    return StoredGraph(graph, {e["name"]: e["package"] for e in document["tensors"] if e["package"] is not None})
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    shape, params = entry["shape"], entry["params"]
+    return Tensor(
+        entry["name"],
+        entry["dtype"],
+        None if shape is None else tuple(shape),
+        None if params is None else read_params(params),
+        entry["source"],
+    )
+
+
+def read_params(document: Mapping[str, Any]) -> QuantParams:
+    """QuantParams from JSON (see `params_document`); ValueError for illegal ones."""
+    return QuantParams(
+        tuple(document["scale"]),
+        tuple(document["zero_point"]),
+        document["dtype"],
+        document["axis"],
+        document["qmin"],
+        document["qmax"],
+    )
+
+
+def _constant(entry: Mapping[str, Any], initializers: Initializers, stored: Array) -> Array:
+    name, shape = entry["name"], tuple(entry["shape"])
+    if "tensor" in entry:
+        return onnx.numpy_helper.to_array(onnx.TensorProto.FromString(base64.b64decode(entry["tensor"], validate=True)))
+    try:
+        dtype = np.dtype(entry["dtype"])
+    except TypeError as error:
+        raise ValueError(f"constant {name} has the unknown element type {entry['dtype']}") from error
+    if dtype.kind not in _PLAIN:
+        raise ValueError(f"constant {name} cannot be of type {entry['dtype']}")
+    if "initializer" in entry:
+        value = initializers(entry["initializer"])
+        if value is None or value.dtype != dtype or value.shape != shape:
+            raise ValueError(f"the model has no initializer {entry['initializer']} that is {dtype} {list(shape)}")
+        return value
+    size = math.prod(shape) * dtype.itemsize
+    part = stored[entry["offset"] : entry["offset"] + size]
+    if part.size != size:
+        raise ValueError(f"{INTEGER_BIN} ends before constant {name} does")
+    value = part.view(dtype.newbyteorder("<")).reshape(shape)
+    return value.astype(dtype, copy=False)
+
+
+def _op(entry: Mapping[str, Any]) -> Op:
+    kind = _KINDS[entry["kind"]]
+    fields = {field.name for field in dataclasses.fields(kind)}
+    given = {key: value for key, value in entry.items() if key != "kind"}
+    if set(given) != fields:
+        odd = sorted(set(given) ^ fields)
+        raise ValueError(f"operator {entry['name']} of kind {entry['kind']} has other fields than it should: {odd[0]}")
+    values: dict[str, Any] = {
+        key: tuple(cast("list[Any]", value)) if isinstance(value, list) else value for key, value in given.items()
+    }
+    if "attrs" in values:
+        values["attrs"] = {key: _value(item) for key, item in values["attrs"].items()}
+    return kind(**values)
+
+
+def _value(item: Any) -> Any:
+    if not isinstance(item, Mapping):
+        return item
+    proto = onnx.AttributeProto.FromString(base64.b64decode(cast("Mapping[str, str]", item)["onnx"], validate=True))
+    if proto.type == onnx.AttributeProto.TENSOR:
+        return onnx.numpy_helper.to_array(proto.t)
+    return onnx.helper.get_attribute_value(proto)
