@@ -359,7 +359,7 @@ def _transposed_pads(
             totals.append(max(0, stride * (length - 1) + extra[i] + reach - target[i]))
         else:
             return None
-    return _split(totals, mode)
+    return _split(totals, "SAME_UPPER" if mode == "SAME_UPPER" else "SAME_LOWER")  # the larger half first by default
 
 
 def _split(totals: list[int], mode: str) -> tuple[int, ...]:

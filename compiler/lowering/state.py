@@ -104,8 +104,8 @@ class State:
         """Describe the float (or index, boolean ...) form of a tensor that is about to be made, under its own name."""
         kind = tensor.dtype if isinstance(tensor.dtype, int) and tensor.dtype else onnx.TensorProto.FLOAT
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
-        source = tensor.name if tensor.name in self.graph.known else None
-        name = tensor.name
+        name, origin = tensor.name, self.graph.origin.get(tensor.name)
+        source = origin if name in self.graph.params else name if name in self.graph.known else None
         if name in self.build.graph.tensors:  # a float input that is rounded on the way in: this is the rounded one
             name = self.build.fresh(f"{name}_dequantized")
         name = self.build.plain(name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
@@ -133,11 +133,8 @@ class State:
         return name
 
     def _int_constant(self, tensor: Constant) -> str:
-        own, params = self.graph.params[tensor.name], self.params(tensor)
-        if params is not None and params.is_8bit and self.options.activations == "uint8":
-            params = own.as_dtype("uint8")
-        if params is None:
-            raise ValueError(f"constant {tensor.name} is not quantized")
+        own = self.graph.params[tensor.name]
+        params = self.stored(own)  # not a weight here: it meets activations, in their type
         shift = own.shift_to(params.dtype)
         value = (tensor.values.astype(np.int32) + shift).astype(params.container) if shift else tensor.values
         name = self.ints[id(tensor)] = self.build.constant(tensor.name, value, params)
