@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +37,7 @@ from qatc.compiler.integer import (
     Quantize,
     Rescale,
 )
-from qatc.compiler.integer_file import INTEGER_BIN, INTEGER_JSON, integer_document
+from qatc.compiler.integer_file import INTEGER_BIN, INTEGER_JSON, Initializers, integer_document
 from qatc.compiler.package import PackageWriter, dump_json
 from qatc.compiler.package.content import params_document
 from qatc.compiler.package.encoding import SCHEMA_VERSION
@@ -130,17 +131,16 @@ def package_names(graph: IntegerGraph, emission: Emission) -> dict[str, str | No
     return {name: place if place in there else None for name, place in found.items()}
 
 
-def initializers_of(emission: Emission) -> Callable[[str], Array | None]:
-    """The constants of an emitted model by name."""
-    inside: Mapping[str, onnx.TensorProto] = {tensor.name: tensor for tensor in emission.model.graph.initializer}
+def initializers_of(emission: Emission) -> Initializers:
+    """The constants of an emitted model."""
     apart = dict(emission.external)
-
-    def find(name: str) -> Array | None:
-        if name in apart:
-            return apart[name]
-        return onnx.numpy_helper.to_array(inside[name]) if name in inside else None
-
-    return find
+    found: dict[str, Callable[[], Array]] = {}
+    for proto in emission.model.graph.initializer:
+        if proto.name in apart:
+            found[proto.name] = partial(apart.__getitem__, proto.name)
+        else:
+            found[proto.name] = partial(onnx.numpy_helper.to_array, proto)
+    return found
 
 
 # -- which tensors, and how they lie --------------------------------------------------------------------------------

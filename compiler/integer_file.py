@@ -49,8 +49,9 @@ _BASE: Final = ("name", "source", "inputs", "outputs")
 _ALIGNMENT: Final = 16
 _PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
 
-#: (name of an initializer of the model) -> its value, or None where the model has none of that name.
-Initializers = Callable[[str], "Array | None"]
+_PROBE: Final = 64  # elements that tell most pairs of constants apart
+#: The constants of the package's model by name; values are read when asked for.
+Initializers = Mapping[str, Callable[[], Array]]
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
@@ -94,25 +95,72 @@ def _constants(
     graph: IntegerGraph, names: Mapping[str, str | None], initializers: Initializers, stored: list[tuple[int, Array]]
 ) -> Iterator[dict[str, Json]]:
     end = 0
+    shelf = _Shelf(initializers)
     for name, value in graph.constants.items():
         entry: dict[str, Json] = {"name": name, "dtype": value.dtype.name, "shape": list(value.shape)}
-        place = names.get(name) or name
         if value.dtype.kind not in _PLAIN:
             proto = onnx.numpy_helper.from_array(value)
             yield {**entry, "tensor": base64.b64encode(proto.SerializeToString(deterministic=True)).decode("ascii")}
-        elif _same(initializers(place), value):
-            yield {**entry, "initializer": place}
-        else:
-            start = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = start + value.nbytes
-            stored.append((start, value))
-            yield {**entry, "offset": start}
+            continue
+        found = shelf.find(value, names.get(name) or name)
+        if found is not None:
+            yield {**entry, "initializer": found[0], "transform": found[1]}
+            continue
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = start + value.nbytes
+        stored.append((start, value))
+        yield {**entry, "offset": start}
 
 
-def _same(found: Array | None, value: Array) -> bool:
-    if found is None or found.dtype != value.dtype or found.shape != value.shape:
+class _Shelf:
+    """The model's constants by size, to find those that hold the same elements."""
+
+    def __init__(self, initializers: Initializers) -> None:
+        self._values = {name: read() for name, read in initializers.items()}
+        self._by_size: dict[tuple[int, int], list[str]] = {}
+        for name, value in self._values.items():
+            if value.dtype.kind in _PLAIN:
+                self._by_size.setdefault((value.dtype.itemsize, value.size), []).append(name)
+
+    def find(self, value: Array, likely: str) -> tuple[str, str] | None:
+        """The name of an initializer and the transform that makes `value` of it; `likely` is tried first."""
+        names = self._by_size.get((value.dtype.itemsize, value.size), [])
+        for name in sorted(names, key=lambda n: n != likely):
+            for transform in TRANSFORMS:
+                made = transformed(self._values[name], transform, value.dtype, value.shape)
+                if made is not None and _same(made, value):
+                    return name, transform
+        return None
+
+
+TRANSFORMS: Final = ("none", "transpose", "flip", "transpose_flip")
+
+
+def transformed(value: Array, transform: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array | None:
+    """A constant of the graph made from one of the model, or None where the transform does not apply.
+
+    "transpose" exchanges the axes of a matrix, "flip" the highest bit of each byte (int8 with zero point z is uint8
+    with z + 128); the elements are then taken in `shape`.
+    """
+    if transform.startswith("transpose"):
+        if value.ndim != 2:
+            return None
+        value = value.T
+    if transform.endswith("flip"):
+        if {value.dtype.name, dtype.name} != {"int8", "uint8"}:
+            return None
+        value = np.bitwise_xor(np.ascontiguousarray(value).view(np.uint8), np.uint8(0x80)).view(dtype)
+    if value.dtype != dtype or value.size != math.prod(shape):
+        return None
+    return value if value.shape == shape else np.ascontiguousarray(value).reshape(shape)
+
+
+def _same(found: Array, value: Array) -> bool:
+    if found is value:
+        return True
+    if _bytes(found.flat[:_PROBE]).tobytes() != _bytes(value.flat[:_PROBE]).tobytes():
         return False
-    return found is value or np.array_equal(_bytes(found), _bytes(value))
+    return np.array_equal(_bytes(found), _bytes(value))
 
 
 def _bytes(value: Array) -> Array:
@@ -225,10 +273,11 @@ def _constant(entry: Mapping[str, Any], initializers: Initializers, stored: Arra
     if dtype.kind not in _PLAIN:
         raise ValueError(f"constant {name} cannot be of type {entry['dtype']}")
     if "initializer" in entry:
-        value = initializers(entry["initializer"])
-        if value is None or value.dtype != dtype or value.shape != shape:
+        read = initializers.get(entry["initializer"])
+        made = None if read is None else transformed(read(), entry["transform"], dtype, shape)
+        if made is None:
             raise ValueError(f"the model has no initializer {entry['initializer']} that is {dtype} {list(shape)}")
-        return value
+        return made
     size = math.prod(shape) * dtype.itemsize
     part = stored[entry["offset"] : entry["offset"] + size]
     if part.size != size:
