@@ -73,13 +73,15 @@ class Screen:
         groups: dict[tuple[str, str, str | None], list[Diagnostic]] = {}
         for diagnostic in ordered:
             groups.setdefault((diagnostic.code, diagnostic.message, diagnostic.hint), []).append(diagnostic)
-        for members in groups.values():
-            self._group(members)
+        told = list(groups)
+        for number, (key, members) in enumerate(groups.items()):
+            again = number + 1 < len(told) and (told[number + 1][0], told[number + 1][2]) == (key[0], key[2])
+            self._group(members, hint=None if again else members[0].hint)  # the same advice once, at the end
         codes = list(dict.fromkeys(d.code for d in ordered if d.severity is Severity.ERROR))
         if codes:
             self.err.print(_more(codes), style="dim", soft_wrap=True)
 
-    def _group(self, members: Sequence[Diagnostic]) -> None:
+    def _group(self, members: Sequence[Diagnostic], hint: str | None) -> None:
         from rich.text import Text
 
         first = members[0]
@@ -93,8 +95,8 @@ class Screen:
             facts.row("at", *places[:shown], f"and {len(places) - shown:,} more (-v lists them)")
         elif places:
             facts.row("at", *places)
-        if first.hint:
-            facts.row("help", Text(text.prose(first.hint)))
+        if hint:
+            facts.row("help", text.prose(hint))
 
     @contextlib.contextmanager
     def progress(self) -> Generator[Progress | None]:

@@ -280,6 +280,13 @@ def test_equal_findings_are_told_once_with_their_places(capsys: pytest.CaptureFi
     assert "node /nms8" in printed(capsys, *many, verbose=True)
 
 
+def test_the_same_advice_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Diagnostic("QAT402", f"element {i} differs", tensor=f"t{i}", hint="report this") for i in range(3)]
+    said = printed(capsys, *found, Diagnostic("QAT403", "no run", hint="report this"))
+    assert said.count("report this") == 2
+    assert "element 2 differs\n  at    tensor t2\n  help  report this\n" in said
+
+
 def test_quiet_shows_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, Diagnostic("QAT107", "a note", Severity.NOTE), quiet=True) == ""
 
