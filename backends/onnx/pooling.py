@@ -1,14 +1,17 @@
 """Pool: maxima in channels-last order, averages as depthwise convolutions with weights of one.
 
-Measured on 1x64x112x112 bytes, 3x3 stride 2 (docs/performance.md): MaxPool 3.6 ms, NhwcMaxPool 0.04 ms; QLinearAveragePool
-sums floats and takes 15 times as long as QLinearConv with ones, which is exact. The transposes that channels-last order
-costs are cancelled by ONNX Runtime against those it puts around its convolutions.
+Measured on 1x64x112x112 bytes, 3x3 stride 2 (docs/performance.md): MaxPool 3.6 ms, NhwcMaxPool 0.04 ms. Averages on
+1x64x56x56: QLinearAveragePool 0.4 ms (it sums floats, element by element), QLinearConv with ones 0.02 ms, and exact. The
+transposes around a channels-last operator are cancelled by ONNX Runtime against those around its convolutions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +19,9 @@ from qatc.backends.onnx.writer import CONTRIB, Writer
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import Array, QuantParams
+
+_MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
 
 
 def pool(w: Writer, op: Pool) -> None:
@@ -30,8 +35,8 @@ def pool(w: Writer, op: Pool) -> None:
         _max(w, op, made, whole=whole)
     elif whole:
         _global_average(w, op, made)
-    elif not _as_convolution(w, op, made):
-        _windowed_average(w, op, made)
+    elif not _as_convolutions(w, op, made):
+        _by_kernel(w, op, made)
     if dtype != want:
         made = w.shift(made, dtype, want, w.target(op.lo, op.hi, want, out))
     w.clip(made, op.lo, op.hi, want, out)
@@ -45,27 +50,20 @@ def _covers(w: Writer, op: Pool) -> bool:
     return shape is not None and op.kernel == tuple(shape[2:]) and not any(op.pads)
 
 
-def _window(op: Pool) -> tuple[list[int], list[int], list[int], list[int]]:
-    """kernel, strides, pads, dilations, spelled out."""
-    rank = len(op.kernel)
-    strides, dilations = list(op.strides or (1,) * rank), list(op.dilations or (1,) * rank)
-    return list(op.kernel), strides, list(op.pads or (0,) * 2 * rank), dilations
-
-
 # -- maxima -----------------------------------------------------------------------------------------------------------
 def _max(w: Writer, op: Pool, out: str, *, whole: bool) -> None:
     x = w.read(op.inputs[0])
     if whole:
         _reduce(w, "ReduceMax", x, w.rank(op.inputs[0]), out)
         return
-    kernel, strides, pads, dilations = _window(op)
-    attrs = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "ceil_mode": int(op.ceil_mode)}
+    window = _Window.of(op)
+    attrs = {**window.attributes(), "ceil_mode": int(op.ceil_mode)}
     if w.standard:
         w.nodes("MaxPool", [x], [out], attrs=attrs)
         return
     made = w.fresh(f"{out}_nhwc")
-    w.nodes("NhwcMaxPool", [to_last(w, x, len(kernel))], [made], domain=CONTRIB, attrs=attrs)
-    to_first(w, made, len(kernel), out)
+    w.nodes("NhwcMaxPool", [to_last(w, x, window.rank)], [made], domain=CONTRIB, attrs=attrs)
+    to_first(w, made, window.rank, out)
 
 
 def _reduce(w: Writer, kind: str, x: str, rank: int | None, out: str) -> None:
@@ -105,58 +103,65 @@ def _global_average(w: Writer, op: Pool, out: str) -> None:
     w.node("QLinearGlobalAveragePool", inputs, out, domain=CONTRIB)
 
 
-def _as_convolution(w: Writer, op: Pool, out: str) -> bool:
-    """The average as a depthwise QLinearConv with ones, where every window divides by the whole kernel's size."""
+def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
+    """The average as depthwise QLinearConv with ones; where windows differ in size, one for each size, and a choice.
+
+    Padding contributes nothing to a sum; only what it is divided by depends on how many elements a window counts.
+    """
     shape = w.graph.tensors[op.inputs[0]].shape
-    kernel, strides, pads, dilations = _window(op)
     channels = shape[1] if shape is not None else None
-    if not isinstance(channels, int) or (any(pads) and not op.count_include_pad):
+    if not isinstance(channels, int):
         return False
-    if op.ceil_mode and not _ends_flush(op, shape or ()):
+    window = _Window.of(op)
+    if window.rounds_up or (any(window.pads) and not op.count_include_pad):
+        sizes = [d for d in (shape or ())[2:] if isinstance(d, int)]
+        if len(sizes) != window.rank:
+            return False
+        counts = window.counts(sizes, include_pad=op.count_include_pad)
+        window = window.stretched(sizes)
+    else:
+        counts = np.full((1,) * window.rank, math.prod(window.kernel))
+    different = sorted(set(counts.reshape(-1).tolist()), reverse=True)
+    if len(different) > _MOST_SIZES or different[-1] == 0:
         return False
+    made = _mean(w, op, window, channels, different[0], out if len(different) == 1 else "")
+    for index, count in enumerate(different[1:], 2):
+        mask = w.array(counts.reshape(1, 1, *counts.shape) == count, f"{w.label}_windows_of_{count}")
+        other = _mean(w, op, window, channels, count, "")
+        made = w.node("Where", (mask, other, made), out if index == len(different) else "")
+    return True
+
+
+def _mean(w: Writer, op: Pool, window: _Window, channels: int, count: int, out: str) -> str:
+    """All windows' sums divided by `count`."""
     have, want = _grids(w, op)
-    weight_scale = ort_weight_scales([have.scale[0] / math.prod(kernel)], have.scale[0])[0]
-    ones = w.array(np.ones((channels, 1, *kernel), np.int8), f"ones_{channels}_{'x'.join(map(str, kernel))}")
+    scale = ort_weight_scales([have.scale[0] / count], have.scale[0])[0]
+    ones = w.array(np.ones((channels, 1, *window.kernel), np.int8), f"ones_{channels}")
     inputs = (
-        w.read(op.inputs[0]), w.scale(have), w.zero(have), ones, w.scalar(weight_scale, "float32"), w.scalar(0, "int8"),
+        w.read(op.inputs[0]), w.scale(have), w.zero(have), ones, w.scalar(scale, "float32"), w.scalar(0, "int8"),
         w.scale(want), w.zero(want),
     )  # fmt: skip
-    w.node("QLinearConv", inputs, out, group=channels, kernel_shape=kernel, strides=strides, pads=pads, dilations=dilations)
-    return True
+    return w.node("QLinearConv", inputs, out, group=channels, **window.attributes())
 
 
-def _ends_flush(op: Pool, shape: Sequence[int | str | None]) -> bool:
-    """Whether rounding the output size up makes no difference, for any size that the shape admits."""
-    kernel, strides, pads, dilations = _window(op)
-    rank = len(kernel)
-    for axis in range(rank):
-        size = shape[axis + 2]
-        if strides[axis] == 1:
-            continue
-        if not isinstance(size, int):
-            return False
-        room = size + pads[axis] + pads[axis + rank] - (kernel[axis] - 1) * dilations[axis] - 1
-        if room % strides[axis]:
-            return False
-    return True
-
-
-def _windowed_average(w: Writer, op: Pool, out: str) -> None:
-    """QLinearAveragePool (floats inside): windows of different sizes."""
+def _by_kernel(w: Writer, op: Pool, out: str) -> None:
+    """QLinearAveragePool: windows of different sizes in a tensor whose size is not known, or too many sizes."""
     have, want = _grids(w, op)
-    kernel, strides, pads, dilations = _window(op)
+    window = _Window.of(op)
+    if any(window.pads) and op.count_include_pad and window.rounds_up:
+        raise fail(  # ONNX Runtime counts what the last window overhangs too
+            "QAT009",
+            "average pooling that rounds its size up and counts its padding needs the input's spatial size",
+            node=op.source or op.name,
+            tensor=op.inputs[0],
+            hint="pin the dimensions with --shape NAME=1,3,224,224",
+        )
+    include = any(window.pads) and op.count_include_pad
+    attrs = {**window.attributes(), "ceil_mode": int(op.ceil_mode), "count_include_pad": int(include)}
     x = w.read(op.inputs[0])
-    ceil_mode = int(op.ceil_mode)
-    if any(pads) and op.count_include_pad:
-        # ONNX Runtime also counts the overhang of a last window; so padding comes first, and the overhang is what is padded
-        widths, pads = _padding_first(w, op)
-        x, ceil_mode = w.node("Pad", (x, w.ints(widths), w.zero(have))), 0
-    dilated = any(d != 1 for d in dilations)
-    attrs = {
-        "kernel_shape": kernel, "strides": strides, "pads": pads, "ceil_mode": ceil_mode, "count_include_pad": 0,
-        "dilations": dilations if dilated else None,
-    }  # fmt: skip
-    if w.standard or dilated:
+    if all(d == 1 for d in window.dilations):
+        del attrs["dilations"]
+    if w.standard or "dilations" in attrs:
         made = w.fresh(f"{out}_real")
         w.nodes("AveragePool", [w.dequantize(x, have)], [made], attrs=attrs)
         w.quantize(made, want, out)
@@ -165,28 +170,58 @@ def _windowed_average(w: Writer, op: Pool, out: str) -> None:
     w.nodes("QLinearAveragePool", inputs, [out], domain=CONTRIB, attrs=attrs)
 
 
-def _padding_first(w: Writer, op: Pool) -> tuple[list[int], list[int]]:
-    """Widths of a Pad in front, and the pads that are left: what the last windows overhang, which no mean counts."""
-    kernel, strides, pads, dilations = _window(op)
-    rank = len(kernel)
-    shape = w.graph.tensors[op.inputs[0]].shape
-    widths, left = [0] * (2 * rank + 4), [0] * 2 * rank
-    for axis in range(rank):
-        size = shape[axis + 2] if shape is not None else None
-        if not isinstance(size, int):
-            raise fail(
-                "QAT009",
-                "average pooling that rounds its size up and counts its padding needs the input's spatial size",
-                node=op.source or op.name,
-                tensor=op.inputs[0],
-                hint="pin the dimensions with --shape NAME=1,3,224,224",
-            )
-        padded = size + pads[axis] + pads[axis + rank]
-        reach = (kernel[axis] - 1) * dilations[axis] + 1
-        count = -(-(padded - reach) // strides[axis]) + 1
-        if (count - 1) * strides[axis] >= size + pads[axis]:
-            count -= 1  # a window that would begin in the padding behind the input does not exist
-        overhang = (count - 1) * strides[axis] + reach - padded
-        widths[axis + 2], widths[axis + 4 + rank] = pads[axis], pads[axis + rank] + min(overhang, 0)
-        left[axis + rank] = max(overhang, 0)
-    return widths, left
+@dataclass(frozen=True)
+class _Window:
+    """How a kernel moves over the spatial axes."""
+
+    kernel: list[int]
+    strides: list[int]
+    pads: list[int]
+    dilations: list[int]
+    rounds_up: bool
+
+    @classmethod
+    def of(cls, op: Pool) -> _Window:
+        """The operator's window, defaults spelled out."""
+        rank = len(op.kernel)
+        strides, dilations = list(op.strides or (1,) * rank), list(op.dilations or (1,) * rank)
+        return cls(list(op.kernel), strides, list(op.pads or (0,) * 2 * rank), dilations, op.ceil_mode and max(strides) > 1)
+
+    @property
+    def rank(self) -> int:
+        """How many spatial axes there are."""
+        return len(self.kernel)
+
+    def attributes(self) -> dict[str, Any]:
+        """As ONNX attributes."""
+        return {"kernel_shape": self.kernel, "strides": self.strides, "pads": self.pads, "dilations": self.dilations}
+
+    def stretched(self, sizes: Sequence[int]) -> _Window:
+        """The window with as much padding behind as its last position reads, for a size that was rounded up."""
+        ends: list[int] = []
+        for axis, size in enumerate(sizes):
+            last = (self._positions(axis, size) - 1) * self.strides[axis] + self._reach(axis)
+            ends.append(last - size - self.pads[axis])
+        return replace(self, pads=[*self.pads[: self.rank], *(max(end, 0) for end in ends)])
+
+    def counts(self, sizes: Sequence[int], *, include_pad: bool) -> Array:
+        """How many elements each window's mean divides by: [output...]. What a last window overhangs never counts."""
+        per_axis: list[Array] = []
+        for axis, size in enumerate(sizes):
+            before, after = self.pads[axis], self.pads[axis + self.rank]
+            starts = np.arange(self._positions(axis, size)) * self.strides[axis] - before
+            at = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+            low, high = (-before, size + after) if include_pad else (0, size)
+            per_axis.append(((at >= low) & (at < high)).sum(axis=1))
+        return reduce(np.multiply.outer, per_axis)
+
+    def _reach(self, axis: int) -> int:
+        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+    def _positions(self, axis: int, size: int) -> int:
+        """Windows along an axis; rounding up adds none that would begin in the padding behind."""
+        room = size + self.pads[axis] + self.pads[axis + self.rank] - self._reach(axis)
+        if not self.rounds_up:
+            return room // self.strides[axis] + 1
+        count = -(-room // self.strides[axis]) + 1
+        return count - 1 if (count - 1) * self.strides[axis] >= size + self.pads[axis] else count

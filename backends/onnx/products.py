@@ -2,13 +2,16 @@
 
 ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs/performance.md), six times as long as a
 float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
-other, and multiplying with MatMulInteger gives the same integers in a fraction of that.
+other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
+groups) unrolling moves single bytes about; there a float convolution of the integers is exact as long as every sum fits
+24 bits. With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from onnx import TensorProto
@@ -20,7 +23,8 @@ from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.integer import Conv, Dequantize
 from qatc.compiler.quant import Array, Floats, QuantParams
 
-_EXACT_FLOAT = 1 << 24  # float32 holds every integer up to here
+_EXACT_FLOAT: Final = 1 << 24  # float32 holds every integer up to here
+_FEW_CHANNELS: Final = 16  # unrolling copies runs of so many bytes at least
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,12 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
         c = _repeated(w, c)
     if product.grid is not None:
         _quantized(w, c, product, product.grid, out)
-    elif c.groups == 1:
+    elif c.groups == 1 and not w.standard and c.weight.values.shape[1] >= _FEW_CHANNELS:
         _unrolled(w, c, product, out)
     else:
-        _grouped(w, c, product, out)
+        integer = w.standard or not _is_exact_in_float(c)
+        acc = (_conv_integer if integer else _float_conv)(w, c, "" if product.real else out)
+        _converted(w, acc, product, c.spatial, out)
 
 
 def _repeated(w: Writer, c: Convolution) -> Convolution:
@@ -144,7 +150,7 @@ def weight_scales(w: Writer, scales: Floats) -> str:
     return w.array(scales, f"{w.label}_weight_scale")
 
 
-def _attributes(c: Convolution) -> dict[str, object]:
+def _attributes(c: Convolution) -> dict[str, Any]:
     return {
         "kernel_shape": list(c.kernel),
         "strides": list(c.strides),
@@ -220,31 +226,34 @@ def _add_bias(w: Writer, made: str, product: Product, out: str) -> str:
     return w.node("Add", (made, w.array(bias, f"{w.label}_bias")), out)
 
 
-def _grouped(w: Writer, c: Convolution, product: Product, out: str) -> None:
-    """Accumulators of a grouped convolution: ConvInteger, or a float convolution that is exact.
-
-    Integers whose every partial sum stays below 2**24 are exact in float32, in any order; a depthwise ConvInteger takes
-    fifteen times as long.
-    """
-    sums = np.abs(c.weight.values.astype(np.int32) - c.weight.zero).sum(axis=tuple(range(1, c.weight.values.ndim)))
+def _is_exact_in_float(c: Convolution) -> bool:
+    """Whether every partial sum of the convolution fits the 24 bits of a float32, in whatever order it is summed."""
+    values = c.weight.values
+    sums = np.abs(values.astype(np.int32) - c.weight.zero).sum(axis=tuple(range(1, values.ndim)))
     reach = max(abs(c.grid.qmin - c.grid.zero_point[0]), abs(c.grid.qmax - c.grid.zero_point[0]), 1)
-    last = "" if product.real else out
-    if w.standard or int(sums.max(initial=0)) * reach >= _EXACT_FLOAT:
-        inputs = [c.x, w.array(c.weight.values, f"{w.label}_weight"), w.zero(c.grid), w.scalar(c.weight.zero, "int8")]
-        acc = w.node("ConvInteger", inputs if c.weight.zero else inputs[:3], last, **_attributes(c))
-    else:
-        unit = w.scalar(1.0, "float32")
-        real = w.node("DequantizeLinear", (c.x, unit, w.zero(c.grid)))
-        centered = (c.weight.values.astype(np.int16) - c.weight.zero).astype(np.int8 if not c.weight.zero else np.int16)
-        kernel = w.node("Cast", [w.array(centered, f"{w.label}_weight")], to=TensorProto.FLOAT)
-        whole = w.node("Conv", (real, kernel), **_attributes(c))
-        acc = w.node("Cast", [whole], last, to=TensorProto.INT32)
-    if product.real:
-        _dequantized(w, acc, product, c.spatial, out)
+    return int(sums.max(initial=0)) * reach < _EXACT_FLOAT
 
 
-def _dequantized(w: Writer, acc: str, product: Product, spatial: int, out: str) -> None:
-    """int32 accumulators [N, M, spatial...] to real numbers."""
+def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
+    inputs = [c.x, w.array(c.weight.values, f"{w.label}_weight"), w.zero(c.grid), w.scalar(c.weight.zero, "int8")]
+    return w.node("ConvInteger", inputs if c.weight.zero else inputs[:3], out, **_attributes(c))
+
+
+def _float_conv(w: Writer, c: Convolution, out: str) -> str:
+    """The accumulator by a float convolution of integers."""
+    real = w.node("DequantizeLinear", (c.x, w.scalar(1.0, "float32"), w.zero(c.grid)))
+    values = c.weight.values
+    if c.weight.zero:
+        values = values.astype(np.int16) - np.int16(c.weight.zero)
+    kernel = w.node("Cast", [w.array(values, f"{w.label}_weight")], to=TensorProto.FLOAT)
+    whole = w.node("Conv", (real, kernel), **_attributes(c))
+    return w.node("Cast", [whole], out, to=TensorProto.INT32)
+
+
+def _converted(w: Writer, acc: str, product: Product, spatial: int, out: str) -> None:
+    """int32 accumulators [N, M, spatial...] to real numbers, if those are wanted."""
+    if not product.real:
+        return
     scale = np.asarray(product.scale, np.float32)
     last = out if product.bias is None else ""
     axis = None if scale.size == 1 else 1
