@@ -123,8 +123,7 @@ class _Stage:
 
 def _stages(graph: IntegerGraph, located: Mapping[str, str], budget: int) -> Iterator[_Stage]:
     """The operators in order, cut where the simulation's tensors would exceed `budget`."""
-    last = {name: index for index, op in enumerate(graph.ops) for name in op.inputs}
-    last.update(dict.fromkeys(graph.outputs, len(graph.ops)))
+    last = _last_uses(graph, located)
     ops: list[Op] = []
     used, done = 0, 0
     for index, op in enumerate(graph.ops):
@@ -136,6 +135,18 @@ def _stages(graph: IntegerGraph, located: Mapping[str, str], budget: int) -> Ite
         used += size
     if ops:
         yield _Stage(tuple(ops), ())
+
+
+def _last_uses(graph: IntegerGraph, located: Mapping[str, str]) -> dict[str, int]:
+    """The operator that needs each tensor last; what is judged further down needs its operator's inputs until then."""
+    last = {name: index for index, op in enumerate(graph.ops) for name in op.inputs}
+    last.update(dict.fromkeys(graph.outputs, len(graph.ops)))
+    for op in reversed(graph.ops):
+        passed_on = [o for o in op.outputs if o and (o not in located or graph.tensors[o].params is None)]
+        until = max((last.get(o, 0) for o in passed_on), default=0)
+        for name in op.inputs:
+            last[name] = max(last[name], until)
+    return last
 
 
 def _bytes(graph: IntegerGraph, name: str) -> int:
