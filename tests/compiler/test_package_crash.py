@@ -288,3 +288,19 @@ def test_recover_restores_only_a_whole_package(tmp_path: Path) -> None:
     (tmp_path / ".out.old" / MANIFEST).unlink()  # removal had begun
     recover(tmp_path / "out")
     assert names(tmp_path) == []
+
+
+def test_a_package_that_was_being_removed_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "out", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(swap_module, "exchange", never)
+
+        def stuck(path: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr("shutil.rmtree", stuck)
+        build(tmp_path / "out", "new")
+    assert names(tmp_path) == [".out.old", "out"]
+    (tmp_path / "out").rename(tmp_path / "taken away by the user")
+    recover(tmp_path / "out")
+    assert names(tmp_path) == ["taken away by the user"]
