@@ -21,7 +21,7 @@ from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import DTYPES, QuantParams, dtype_range
 from qatc.frontends import external
 from qatc.frontends.external import Entry
-from qatc.frontends.records import Record, listed, number, numbers, record
+from qatc.frontends.records import Record, listed, number, numbers, parsed, record
 
 _FLOATS: Final = ("float16", "float32", "bfloat16", "float")
 _SECTIONS: Final = ("activation_encodings", "param_encodings")
@@ -126,9 +126,10 @@ def _refused(name: str, what: str) -> CompileError:
 
 def read(path: Path, graph: QuantGraph) -> dict[str, QuantParams]:
     """The parameters that an encodings file holds for tensors of `graph`; errors as `ranges.read` has them."""
-    from qatc.frontends import ranges  # it reads all files, these among them
-
-    return ranges.read(path, graph)
+    data = parsed(path)
+    if not is_encodings(data):
+        raise fail("QAT007", f"{path.name} is not an AIMET encodings file", hint="other files are read with -m ranges")
+    return external.resolve(graph, entries(data), path)
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:

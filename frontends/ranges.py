@@ -17,7 +17,6 @@ What is read, recognized from its content:
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -34,10 +33,9 @@ from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import aimet, external, sophgo
 from qatc.frontends.external import Entry
-from qatc.frontends.records import Record, items, listed, number, numbers, record
+from qatc.frontends.records import Record, items, listed, number, numbers, parsed, record
 
 _SOPHGO: Final = "sophgo biases"
-_LARGEST: Final = 256 << 20  # bytes of a ranges file
 _CACHE_LINE: Final = re.compile(r"^(.+): *(?:0x)?([0-9a-fA-F]{1,8})$")
 _RANGE_LINE: Final = re.compile(r"^(\S.*?)\s*:\s*([-+0-9.eE]+)$")
 _NO_GRID: Final = ("FP32", "OVERLAPPED", "SLAVE", "DEQUANTIZED")  # states of PPQ
@@ -66,20 +64,10 @@ def _is_sophgo(path: Path) -> bool:
 
 def parse(path: Path) -> list[Entry]:
     """The entries of a ranges file of any known format; CompileError as for `read`."""
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise fail("QAT005", f"{path.name} is larger than {_LARGEST >> 20} MiB")
-        if path.suffix.lower() == ".onnx":
-            return list(_extremes(path))
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise fail("QAT007", f"cannot read the ranges in {path.name}: {error}", hint=_KNOWN) from error
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        found = list(_text(text))
-    else:
-        found = list(_json(data))
+    if path.suffix.lower() == ".onnx":
+        return list(_extremes(path))
+    data = parsed(path)
+    found = list(_text(data) if isinstance(data, str) else _json(data))
     if not found:
         raise fail("QAT007", f"{path.name} holds no ranges in a form that is known", hint=_KNOWN)
     return found

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from pathlib import Path
+from typing import Any, Final, TypeAlias, cast
 
 from qatc.compiler.diagnostics import fail
 
+LARGEST: Final = 256 << 20  # bytes of a file of parameters
+
 Record: TypeAlias = Mapping[str, Any]
+
+
+def parsed(path: Path) -> Any:
+    """The JSON of a file, or its text (a string) where it is none.
+
+    Raises:
+        CompileError: QAT007 where the file cannot be read as text, QAT005 where it is too large.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise fail("QAT005", f"{path.name} is larger than {LARGEST >> 20} MiB")
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail("QAT007", f"cannot read {path.name}: {error}") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def record(value: Any) -> Record | None:

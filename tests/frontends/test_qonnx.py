@@ -150,7 +150,7 @@ def test_one_zero_half_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "k"), itertools.product(["FLOOR", "CEIL", "ROUND", "HALF_UP", "DOWN", "UP"], [0, 2, 5])
+    ("mode", "k"), list(itertools.product(["FLOOR", "CEIL", "ROUND", "HALF_UP", "DOWN", "UP"], [0, 2, 5]))
 )
 def test_trunc(mode: str, k: int) -> None:
     """On integers the cut is exact, ties among them; half to even may differ from ROUND on none."""

@@ -321,3 +321,15 @@ def test_nothing_given_is_said() -> None:
     external.normalise(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics.errors] == ["QAT101"]
     assert not any(n.op == FAKE_QUANT for n in graph.nodes)
+
+
+def test_aimet_reads_encodings_alone(tmp_path: Path) -> None:
+    b = Builder()
+    b.node("Relu", ["input"], "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 3]))
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps({"activation_encodings": {"input": [{"bitwidth": 8, "scale": 0.5, "offset": -3}]}}))
+    assert str(aimet.read(path, graph)["input"]) == "uint8 scale 0.5 zero 3"
+    path.write_text('{"input": [0, 1]}')
+    with pytest.raises(CompileError, match="not an AIMET encodings file"):
+        aimet.read(path, graph)
