@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qatc.compiler.diagnostics import CompileError as CompileError
     from qatc.compiler.driver import compile_model as compile_model
     from qatc.compiler.driver import inspect_model as inspect_model
-    from qatc.compiler.driver import verify_package as verify_package
+    from qatc.compiler.verify_package import verify_package as verify_package
 
 _ROOT = Path(__file__).resolve().parent
 if not (_ROOT / "compiler").is_dir():  # a checkout without symbolic links: look beside qatc/ too
@@ -31,7 +31,7 @@ _HOMES = {
     "compare_package": "qatc.compiler.compare",
     "compile_model": "qatc.compiler.driver",
     "inspect_model": "qatc.compiler.driver",
-    "verify_package": "qatc.compiler.driver",
+    "verify_package": "qatc.compiler.verify_package",
 }
 
 __all__ = [
