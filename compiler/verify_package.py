@@ -73,6 +73,11 @@ def verify_package(path: str | Path, *, samples: bool = True, progress: Progress
 
     Raises:
         CompileError: QAT502 where there is no package at all, QAT503 where it is being written right now.
+
+    >>> from qatc import compile_model, verify_package
+    >>> result = compile_model("samples/models/resnet8_qat.onnx", qat=True, output=f"{tmp}/resnet8.qatc")
+    >>> verify_package(result.package).passed
+    True
     """
     folder = Path(path)
     recover(folder)
