@@ -21,6 +21,7 @@ _FAILED: Final = 3
 _INTERRUPTED: Final = 130
 _BUG: Final = 70
 _TOLERANCES: Final = ("max_lsb", "equal_share", "float_tolerance", "output_lsb", "agreement")
+_PROFILES: Final = ("onnx", "tflite", "tosa", "pow2", "exact")
 _METHODS: Final = ("minmax", "percentile", "entropy", "mse")
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -217,6 +218,10 @@ _proof_options = _options(
                  help=f"A limit of the verification, repeatable: {', '.join(_TOLERANCES)}."),
     click.option("--verify/--no-verify", default=True, show_default="on",
                  help="Compare simulation, reference and package before anything is written."),
+    click.option("--arithmetic", type=click.Choice(_PROFILES),
+                 help="How the reference rounds, instead of as the target does."),
+    click.option("--golden", is_flag=True, help="Write every intermediate tensor of the samples, too."),
+    click.option("--golden-header", is_flag=True, help="Write them as a C header, too."),
     click.option("--explain", is_flag=True, help="Say which rule fired where, and why others did not."),
 )  # fmt: skip
 

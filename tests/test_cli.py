@@ -68,7 +68,7 @@ def test_every_option_reaches_the_driver(compiler: Driver) -> None:
         "-a -m PyTorch m.onnx -o out -t qdq -p domain=standard -p x=a=b -s data:0=1,3,8,8 -s b=2x4 --input data:0=d.npy"
         " --input data:0=e.npy --samples 3 --seed 7 --calibrate c.npz --calibration-method entropy --io integer"
         " --require-integer --tolerance max_lsb=2 --tolerance agreement=0.99 --no-verify"
-        " --quant-range act=0..127 --ranges r.json --explain"
+        " --quant-range act=0..127 --ranges r.json --arithmetic tosa --golden --golden-header --explain"
     )
     found = run("compile", *line.split())
     assert found.exit_code == 0, found.stderr
@@ -92,6 +92,9 @@ def test_every_option_reaches_the_driver(compiler: Driver) -> None:
         "verify": False,
         "quant_range": "act=0..127",
         "ranges": Path("r.json"),
+        "arithmetic": "tosa",
+        "golden": True,
+        "golden_header": True,
         "explain": True,
     }
 
@@ -112,6 +115,12 @@ def test_calibration_methods_are_those_of_the_calibration() -> None:
     from qatc.compiler.calibrate import METHODS
 
     assert sorted(cli._METHODS) == sorted(METHODS)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_profiles_are_those_of_the_arithmetic() -> None:
+    from qatc.compiler.arithmetic import PROFILES
+
+    assert sorted(cli._PROFILES) == sorted(PROFILES)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_the_short_command_is_the_same(compiler: Driver) -> None:

@@ -137,7 +137,7 @@ class Screen:
 
         def report(step: str, done: float) -> None:
             nonlocal last
-            if step != last and self.clock() - started >= _PATIENCE:
+            if step != last and done < 1 and self.clock() - started >= _PATIENCE:
                 last = step
                 self.err.print(f"[{min(max(done, 0.0), 1.0):4.0%}] {text.prose(step)}", soft_wrap=True)
 

@@ -183,6 +183,9 @@ _FLAGS: Final = {
     "io": "--io",
     "require_integer": "--require-integer",
     "tolerance": "--tolerance",
+    "arithmetic": "--arithmetic",
+    "golden": "--golden",
+    "golden_header": "--golden-header",
     "explain": "--explain",
 }
 _DEFAULTS: Final[Mapping[str, Json]] = {
