@@ -109,7 +109,7 @@ def write_proof(
         evaluate: what runs float islands and data movement.
     """
     names = package_names(proof.graph, emission)
-    document, stored = integer_document(proof.graph, names, initializers_of(emission))
+    document, stored = integer_document(proof.graph, names, initializers_of(emission), proof.layout)
     writer.write(INTEGER_JSON, dump_json(document))
     if stored:
         position = 0

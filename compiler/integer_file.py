@@ -56,7 +56,7 @@ Initializers = Mapping[str, Callable[[], Array]]
 
 # -- writing ------------------------------------------------------------------------------------------------------
 def integer_document(
-    graph: IntegerGraph, names: Mapping[str, str | None], initializers: Initializers
+    graph: IntegerGraph, names: Mapping[str, str | None], initializers: Initializers, layout: str
 ) -> tuple[dict[str, Json], list[tuple[int, Array]]]:
     """integer.json as data, and the arrays of integer.bin with their offsets (ascending).
 
@@ -64,6 +64,7 @@ def integer_document(
         graph: a verified graph.
         names: tensor of the graph -> its name in the package's model, None or absent where the model has it not.
         initializers: the constants of the package's model.
+        layout: how the target holds feature maps, "channels_first" or "channels_last".
     """
     stored: list[tuple[int, Array]] = []
     document: dict[str, Json] = {
@@ -73,6 +74,7 @@ def integer_document(
         "domains": dict(sorted(graph.domains.items())),
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
+        "layout": layout,
         "tensors": [_tensor_document(tensor, names.get(name)) for name, tensor in graph.tensors.items()],
         "constants": list(_constants(graph, names, initializers, stored)),
         "operators": [_op_document(op) for op in graph.ops],
@@ -201,10 +203,11 @@ def _attribute(key: str, value: Any) -> Json:
 # -- reading ------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class StoredGraph:
-    """What integer.json holds: the graph, and its tensors' names in the package's model where they are in it."""
+    """What integer.json holds: the graph, its tensors' names in the package's model where they are in it, the layout."""
 
     graph: IntegerGraph
     names: Mapping[str, str]
+    layout: str
 
 
 def read_integer_graph(document: Any, initializers: Initializers, stored: Array) -> StoredGraph:
@@ -236,7 +239,8 @@ def read_integer_graph(document: Any, initializers: Initializers, stored: Array)
         graph.verify()
     except KeyError as error:
         raise ValueError(f"a tensor is not described: {error.args[0]}") from error
-    return StoredGraph(graph, {e["name"]: e["package"] for e in document["tensors"] if e["package"] is not None})
+    names = {e["name"]: e["package"] for e in document["tensors"] if e["package"] is not None}
+    return StoredGraph(graph, names, document["layout"])
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 22
 _MOST_FINDINGS: Final = 20  # of one kind: a damaged disk damages many files
 _COPY_AGAIN: Final = "copy the package again, or compile it again"
-_SCHEMAS: Final = {"quantization.json": "quantization", "report.json": "report"}
+_SCHEMAS: Final = {
+    "quantization.json": "quantization",
+    "report.json": "report",
+    "integer.json": "integer",
+    "golden/index.json": "golden",
+}
 
 #: Called with what is being done, how much of it is done and how much there is (bytes, then samples).
 Progress = Callable[[str, int, int], None]
