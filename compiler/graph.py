@@ -7,7 +7,6 @@ deep graphs and copy every weight.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qatc.compiler.diagnostics import Diagnostics
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, text_of
 
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
@@ -343,7 +342,7 @@ class QuantGraph:
         lines = [f"graph opset {self.opset}"]
         lines += [f"input {self._describe(t)}" for t in self.inputs]
         for node in self.nodes:
-            attrs = " ".join(f"{k}={_show(v)}" for k, v in sorted(node.attrs.items()))
+            attrs = " ".join(f"{k}={_show(v)}" for k, v in sorted(node.attrs.items()) if not k.startswith("_"))
             inputs = ", ".join(self._operand(t) for t in node.inputs)
             op = f"{node.domain}::{node.op}" if node.domain else node.op
             lines.append(
@@ -362,10 +361,7 @@ class QuantGraph:
             return tensor.name or "_"
         if value.size == 1 and tensor.name not in self.params:
             return _show(value.reshape(-1)[0].item())
-        content = (
-            hashlib.sha256(np.asarray(value, order="C").tobytes()).hexdigest()[:8] if value.size <= 1 << 20 else "..."
-        )
-        return f"{self._describe(tensor)}:{value.dtype}{list(value.shape)}#{content}"
+        return f"{self._describe(tensor)}:{value.dtype}{list(value.shape)}{text_of(value)}"
 
 
 def _show(value: Any) -> str:
@@ -378,6 +374,8 @@ def _show(value: Any) -> str:
     if isinstance(value, np.ndarray):
         array = cast("Array", value)
         return f"{array.dtype}{list(array.shape)}"
+    if isinstance(value, onnx.GraphProto):
+        return f"graph({','.join(n.op_type for n in value.node)})"
     return str(value)
 
 

@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, text_of
 
 Shape = tuple[int | str | None, ...]
+_NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0, "groups": 1}
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class IntegerGraph:
     constants: dict[str, Array]
     opset: int
     domains: dict[str, int] = field(default_factory=dict[str, int])  # custom domains of Float islands
-    # Output of a Conv or MatMul -> its bias before it was rounded to int32 (float64, in units of the accumulator), so that
-    # what the rounding costs can be told apart from an error.
+    # Output of a Conv or MatMul -> its bias before it was rounded to int32 (float64, in units of the accumulator), so
+    # that what the rounding costs can be told apart from an error.
     real_biases: dict[str, Array] = field(default_factory=dict[str, Array])
 
     def producers(self) -> dict[str, Op]:
@@ -265,6 +266,8 @@ class IntegerGraph:
         """A stable text of the graph: one line an operator, for tests and people."""
         lines = [f"graph {self.name} opset {self.opset}"]
         lines += [f"input {self._describe(name)}" for name in self.inputs]
+        read = dict.fromkeys(name for op in self.ops for name in op.inputs)
+        lines += [f"constant {self._describe(n)} {text_of(self.constants[n])}" for n in read if n in self.constants]
         for op in self.ops:
             outputs = ", ".join(self._describe(o) if o else "_" for o in op.outputs)
             lines.append(f"{outputs} = {op.kind}{self._details(op)}({', '.join(i or '_' for i in op.inputs)})")
@@ -280,15 +283,34 @@ class IntegerGraph:
         skip = {"name", "inputs", "outputs", "source"}
         parts: list[str] = []
         for key, value in sorted(vars(op).items()):
-            if key in skip:
+            if key in skip or _is_neutral(key, value):
                 continue
             if isinstance(value, Mapping):
-                parts += [f"{k}={v}" for k, v in sorted(cast("Mapping[str, object]", value).items())]
+                attrs = cast("Mapping[str, object]", value)
+                parts += [f"{k}={_text(v)}" for k, v in sorted(attrs.items()) if not k.startswith("_")]
             elif key == "acc_scale":
                 parts.append(f"acc_scale={min(value):.9g}..{max(value):.9g}")
             else:
                 parts.append(f"{key}={value}")
         return f"[{' '.join(parts)}]" if parts else ""
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        return text_of(cast("Array", value))
+    plain = isinstance(value, (int, float, str)) or type(value) in (list, tuple)
+    return str(value) if plain else type(value).__name__
+
+
+def _is_neutral(key: str, value: object) -> bool:
+    """Whether a dump may leave a field out: it is empty, or says nothing (strides of 1, pads of 0)."""
+    if key in _NEUTRAL:
+        return all(
+            v == _NEUTRAL[key] for v in (cast("tuple[int, ...]", value) if isinstance(value, tuple) else [value])
+        )
+    return value is False or value in ((), "")
 
 
 def integer_tensor(name: str, params: QuantParams, shape: Shape | None = None, source: str | None = None) -> Tensor:

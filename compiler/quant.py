@@ -7,6 +7,7 @@ Formulas are those of ONNX QuantizeLinear and DequantizeLinear (https://onnx.ai/
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import struct
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ _RANGES: Final[dict[str, tuple[int, int, type[np.integer[Any]]]]] = {
     "int32": (-(2**31), 2**31 - 1, np.int32),
 }
 DTYPES: Final = tuple(_RANGES)
+_SHOWN: Final = 8  # elements of an array that a dump lists
+_DIGESTED: Final = 1 << 20  # elements of the largest array whose digest a dump gives
 _CHUNK: Final = 1 << 22  # elements rounded at a time, so that a large weight needs no float copy of itself
 
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
@@ -286,3 +289,13 @@ class QuantParams:
         span = "" if self.is_full_range else f"[{self.qmin},{self.qmax}]"
         channels = f" axis {self.axis} x{len(self.scale)}" if self.is_per_channel else ""
         return f"{self.dtype}{span} scale {few(self.scale)} zero {few(self.zero_point)}{channels}"
+
+
+def text_of(value: Array) -> str:
+    """A short stable text of an array's elements, for dumps: the elements of a small one, else a digest."""
+    if value.size <= _SHOWN:
+        elements: list[Any] = value.reshape(-1).tolist()
+        return "{" + ",".join(f"{v:.9g}" if isinstance(v, float) else str(v) for v in elements) + "}"
+    if value.size > _DIGESTED:
+        return "#..."
+    return f"#{hashlib.sha256(np.asarray(value, order='C').tobytes()).hexdigest()[:8]}"
