@@ -31,16 +31,13 @@ PER_TENSOR: Final = (
 )
 PER_CHANNEL: Final = (
     "FakeQuantizeLearnablePerchannelAffine",
-    "FakeQuantizeLearnablePertensorAffine",  # older releases; a single scale
     "FixedPerChannelAffine",
     "FakeQuantizeDSQPerchannel",
-    "PACTPerChannelAffine",
 )
 REFUSED: Final = {
     "NNIEQuantize": "the logarithmic format of NNIE",
     "FPEmuOp_per_tensor": "an 8-bit floating-point format",
     "FPEmuOp_per_channel": "an 8-bit floating-point format",
-    "FP4QuantizeAffine": "a 4-bit floating-point format",
 }
 _NAMES: Final = frozenset({*PER_TENSOR, *PER_CHANNEL, *REFUSED})
 _RULES: Final = Rules("mqbench")

@@ -136,10 +136,24 @@ for _domain in DOMAINS:
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _is_ours)
+    return count(graph, lambda node: _is_ours(node) or node.domain == DOMAINS[0])
+
+
+def _refuse_floats(graph: QuantGraph) -> None:
+    """FakeConvert rounds to FP8: one finding, at the first."""
+    nodes = [n for n in graph.nodes if n.op == "FakeConvert" and (n.domain or "") in DOMAINS]
+    for node in nodes[:1]:
+        graph.diagnostics.error(
+            "QAT103",
+            f"{len(nodes)} FakeConvert nodes round to FP8, not to an affine integer grid",
+            node=label_of(node),
+            tensor=node.inputs[0].name,
+            hint="quantize to INT8 (nncf.quantize without a mode)",
+        )
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    _refuse_floats(graph)
     qdq.prepare(graph, keep=_is_ours)
     sweep(graph, _RULES)
     finish(graph, options, DOMAINS)
@@ -152,5 +166,5 @@ FRONTEND = Frontend(
     normalise=_normalise,
     confidence=80,
     exporters=("NNCF 2.x (PyTorch, unstripped or stripped)", "MQBench's OpenVINO deployment"),
-    limits=("ranges whose grid has no zero", "more than 65536 levels"),
+    limits=("ranges whose grid has no zero", "more than 65536 levels", "FakeConvert (FP8)"),
 )

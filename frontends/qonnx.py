@@ -29,7 +29,7 @@ from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
 from qatc.frontends.vendor import count, finish, grid, number, to_constant
 
-DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general", "brevitas.onnx")
+DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 _QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
 _RULES: Final = Rules("qonnx")
 _WIDEST: Final = 32

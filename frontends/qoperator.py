@@ -272,11 +272,10 @@ def _conv(reader: _Reader, node: Node) -> None:
 @_on("QLinearMatMul", "", MICROSOFT)
 def _matmul(reader: _Reader, node: Node) -> None:
     rank = rank_of(node.inputs[3])
-    y = reader.insert(
-        "MatMul",
-        [reader.operand(node, 0), reader.operand(node, 3, axis=-1 if rank is None else rank - 1)],
-        f"{node.outputs[0].name}_real",
-    )
+    rows = max((rank_of(node.inputs[0]) or 2) - 2, 0)
+    columns = -1 if rank is None else rank - 1
+    operands = [reader.operand(node, 0, axis=rows), reader.operand(node, 3, axis=columns)]
+    y = reader.insert("MatMul", operands, f"{node.outputs[0].name}_real")
     reader.finish(node, y, reader.grid(node, 6))
 
 
@@ -336,9 +335,12 @@ def _unary(reader: _Reader, node: Node) -> None:
         "axes",
         "keepdims",
     )
+    operands = [reader.operand(node, 0)]
     if op == "LeakyRelu":
         attrs.setdefault("alpha", 0.01)
-    y = reader.insert(op, [reader.operand(node, 0)], f"{node.outputs[0].name}_real", attrs)
+    if op == "ReduceMean" and reader.graph.opset >= 18 and "axes" in attrs:  # an input there
+        operands.append(reader.graph.constant("axes", np.asarray(attrs.pop("axes"), np.int64)))
+    y = reader.insert(op, operands, f"{node.outputs[0].name}_real", attrs)
     reader.finish(node, y, reader.grid(node, 3))
 
 
@@ -401,6 +403,8 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     _Reader(graph).run()
+    if graph.diagnostics.errors:
+        return  # what is left of the integers would only be blamed again
     finish(graph, options, [MICROSOFT])
     for name, source in list(graph.origin.items()):
         if source not in graph.known:  # the file holds integers there, under another name

@@ -1,9 +1,9 @@
-"""Sophgo: the nodes of MQBench in the domain Sophgo_custom, and a bias rounding that no node states.
+"""Sophgo: the nodes of MQBench in the domain Sophgo_custom or tpu_custom, and a bias rounding that no node states.
 
     x -> FakeQuant(s_x) -> Conv(w -> FakeQuant(s_w), b)         b -> FakeQuant(int32, s_x * s_w[c]) -> Conv
 
-sophgo-mq trains with every Conv, ConvTranspose and Gemm bias rounded to the grid of its accumulator, and exports the
-unrounded one. With the rounding put back, the graph computes exactly what was trained.
+sophgo-mq (now tpu-mq) trains with every Conv, ConvTranspose and Gemm bias rounded to the grid of its accumulator, and
+exports the unrounded one. With the rounding put back, the graph computes exactly what was trained.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import mqbench, qdq
 from qatc.frontends.vendor import count, finish, grid_behind
 
-DOMAIN: Final = "Sophgo_custom"
-_DOMAINS: Final = (DOMAIN, *mqbench.DOMAINS)
+DOMAINS: Final = ("Sophgo_custom", "tpu_custom")
+_DOMAINS: Final = (*DOMAINS, *mqbench.DOMAINS)
 _RULES: Final = Rules("sophgo")
 _BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 mqbench.register(_RULES, _DOMAINS)
@@ -62,7 +62,7 @@ def _accumulator(graph: QuantGraph, node: Node) -> QuantParams | None:
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, lambda node: node.domain == DOMAIN)
+    return count(graph, lambda node: node.domain in DOMAINS)
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -79,6 +79,6 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=90,
-    exporters=("sophgo-mq (BM168x, BM1690, CV18xx, CV186x)",),
+    exporters=("sophgo-mq and tpu-mq (BM168x, BM1690, CV18xx, CV186x)",),
     limits=("E4M3, E5M2 and FP4 fake quantization", "the deploy model beside it is float: use --ranges"),
 )

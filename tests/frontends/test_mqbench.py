@@ -64,7 +64,7 @@ def test_mqbench_round_trip(network: Network, forms: st.DataObject) -> None:
 @settings(max_examples=25)
 def test_sophgo_round_trip(network: Network, forms: st.DataObject) -> None:
     """The writer leaves the bias rounding out, as sophgo-mq does; the reader puts it back."""
-    model = nets.write(network, speller(forms, sophgo.DOMAIN))
+    model = nets.write(network, speller(forms, sophgo.DOMAINS[0]))
     stated = nets.expected(_with_biases(network))
     assert nets.fingerprint(nets.read(model, sophgo.FRONTEND)) == nets.fingerprint(stated)
 
@@ -151,9 +151,9 @@ def test_refused(op: str, operands: list[object], attrs: dict[str, object], code
 
 @pytest.mark.parametrize("op", ["FPEmuOp_per_tensor", "FPEmuOp_per_channel"])
 def test_sophgo_fp8_is_refused(op: str) -> None:
-    assert one(op, [1, 3], [np.float32([1]), np.float32([0])], sophgo.DOMAIN, quant_min=-448.0, quant_max=448.0) == [
-        "QAT103"
-    ]
+    assert one(
+        op, [1, 3], [np.float32([1]), np.float32([0])], sophgo.DOMAINS[0], quant_min=-448.0, quant_max=448.0
+    ) == ["QAT103"]
 
 
 def test_recognized_by_names_and_domains() -> None:
@@ -162,8 +162,8 @@ def test_recognized_by_names_and_domains() -> None:
     plain = nets.graph_of(nets.model_of(b, [1]))
     assert mqbench.FRONTEND.recognise(plain, "") == "1 LearnablePerTensorAffine"
     assert sophgo.FRONTEND.recognise(plain, "") is None
-    b = Builder(opsets={"": 18, sophgo.DOMAIN: 18})
-    b.node("LearnablePerTensorAffine", ["input"], "output", sophgo.DOMAIN)
+    b = Builder(opsets={"": 18, sophgo.DOMAINS[0]: 18})
+    b.node("LearnablePerTensorAffine", ["input"], "output", sophgo.DOMAINS[0])
     theirs = nets.graph_of(nets.model_of(b, [1]))
     assert sophgo.FRONTEND.recognise(theirs, "") == "1 LearnablePerTensorAffine (Sophgo_custom)"
     assert mqbench.FRONTEND.recognise(theirs, "") is None

@@ -134,3 +134,12 @@ def test_zero_outside_the_range_needs_a_wider_type() -> None:
     assert [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT] == [
         "int16[0,255] scale 0.00392156886 zero -255"
     ]
+
+
+def test_fp8_is_refused() -> None:
+    b = Builder(opsets={"": 13, DOMAIN: 1})
+    b.node("FakeConvert", ["input", b.constant("s", np.float32(1))], "output", DOMAIN)
+    graph = nets.graph_of(nets.model_of(b, [2]))
+    assert FRONTEND.recognise(graph, "") is not None
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT103"]
