@@ -79,7 +79,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def unlisted_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """What lies in the package but is no part of it, sorted; what desktops and Python leave behind does not count."""
-    listed = {MANIFEST, SIGNATURE, *manifest.get("files", ())}
+    files: Any = manifest.get("files")
+    listed: set[str] = {MANIFEST, SIGNATURE, *(files if isinstance(files, dict) else ())}
     found: list[str] = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]

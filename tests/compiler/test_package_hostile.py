@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.verify_package import verify_package
 from tests.tiny_package import build, codes, edit, replace_file, run_check, text, tiny_model
 
@@ -131,3 +135,45 @@ def test_the_other_documents_are_checked_too(package: Path, name: str) -> None:
     assert "'tensors' is a required property" in text(verify_package(package))
     replace_file(package, name, b"{")
     assert f"{name} cannot be read" in text(verify_package(package))
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in a JSON document."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(document, dict):
+        items = list(document.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    elif isinstance(document, list):
+        items = list(enumerate(document))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return [found for key, value in items for found in [(*path, key), *places(value, (*path, key))]]
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=5)
+NAMES = st.sampled_from(
+    ["../secret", "/etc/passwd", "model.onnx", "samples/0/output_0.npy", "check.py", "samples", "."]
+)
+DOCUMENTS = st.recursive(VALUES | NAMES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    package = build(tmp_path_factory.mktemp("base") / "out")
+    return package, (package / "manifest.json").read_text()
+
+
+@given(st.data())
+def test_any_manifest_ends_in_a_verdict(base: tuple[Path, str], data: st.DataObject) -> None:
+    """Whatever stands wherever in the manifest: the answer is findings, or a CompileError, and nothing else."""
+    package, original = base
+    document = json.loads(original)
+    for _ in range(data.draw(st.integers(1, 2))):
+        *way, last = data.draw(st.sampled_from(places(document)))
+        parent = document
+        for key in way:
+            parent = parent[key]
+        parent[last] = data.draw(DOCUMENTS)
+    (package / "manifest.json").write_text(json.dumps(document))
+    try:
+        found = {(d.code, d.severity.value) for d in verify_package(package).diagnostics}
+    except CompileError as error:
+        found = {(d.code, d.severity.value) for d in error.diagnostics}
+    assert found <= {("QAT502", "error"), ("QAT502", "warning"), ("QAT404", "error")}

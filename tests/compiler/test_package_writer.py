@@ -141,6 +141,8 @@ def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
         ({"manifest.json": "[" * 100_000}, "not a package of qatc"),
         ({"manifest.json": '{"format": "qatc-package", "files": {}}', "notes.txt": "mine"}, "notes.txt"),
         ({"manifest.json": '{"format": "qatc-package", "files": {}}', "dumps/a.npy": "mine"}, "dumps/a.npy"),
+        ({"manifest.json": '{"format": "qatc-package", "files": 5}', "model.onnx": "mine"}, "model.onnx"),
+        ({"manifest.json": '{"format": "qatc-package", "files": [[]]}', "model.onnx": "mine"}, "model.onnx"),
     ],
 )
 def test_what_is_not_ours_is_left_alone(tmp_path: Path, files: dict[str, str], expected: str) -> None:
