@@ -111,7 +111,7 @@ def codes(text: str, options: FrontendOptions | None = None) -> list[str]:
         (  # integer zeros in the padding are -128 * 0.5
             "p = Constant<value_ints=[0,1,0,0]>() q = QuantizeLinear(x, s, z) c = "
             "Pad(q, p) y = DequantizeLinear(c, s, z)",
-            ["q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)", "y = Pad(q_real, p:int64[4]#"],
+            ["q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)", "y = Pad(q_real, p:int64[4]{0,1,0,0}, -64)"],
         ),
     ],
 )
