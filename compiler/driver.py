@@ -316,22 +316,26 @@ class _Compilation:
             propagate(graph)
             self.collect(graph)
         missing = missing_ranges(graph)
-        if missing and self.options.calibrate is not None:
+        if self.options.calibrate is not None:
             with self.step("calibrate"):
-                self.calibrate(graph, [t.name for t in missing])
+                self.calibrate(graph, self.options.calibrate, [t.name for t in missing])
         elif missing:
             names = ", ".join(printable(t.name) for t in missing[:3]) + (", ..." if len(missing) > 3 else "")
             message = f"{len(missing)} tensors have no range in the file ({names}); what reads them stays float"
             hint = "--calibrate DATA.npy finds their ranges from representative inputs"
             self.diagnostics.append(Diagnostic("QAT208", message, Severity.NOTE, hint=hint))
 
-    def calibrate(self, graph: QuantGraph, names: Sequence[str]) -> None:
+    def calibrate(self, graph: QuantGraph, path: Path, names: Sequence[str]) -> None:
         """Find missing ranges from the user's data and fill them in."""
         from qatc.compiler.calibrate import calibrate, read_data
         from qatc.compiler.simulation import Simulation
 
         ports = [port_of(graph, t) for t in graph.inputs]
-        data = read_data(self.options.calibrate or Path(), ports, self.options.shapes)
+        data = read_data(path, ports, self.options.shapes)
+        if not names:
+            message = "the model has every range that it needs; the calibration data were not used"
+            self.diagnostics.append(Diagnostic("QAT207", message, Severity.NOTE, hint="leave --calibrate out"))
+            return
         method = self.options.calibration_method
         found = calibrate(Simulation.of_graph(graph), names, data, method)
         fill(graph, found)
