@@ -103,6 +103,7 @@ class QuantGraph:
         self.evidence: dict[str, Any] = {}
         self.sample_shapes: dict[str, tuple[int, ...]] = {}  # tensor name -> shape for one sample (see infer_shapes)
         self._names: set[str] = set()
+        self._counts: dict[str, int] = {}
         for node in self.nodes:
             self._names.update(t.name for t in node.outputs)
             self._names.update(t.name for t in node.inputs)
@@ -174,9 +175,10 @@ class QuantGraph:
     # -- changing -------------------------------------------------------------------------------------------------
     def fresh(self, hint: str) -> str:
         """An unused tensor or node name that starts with `hint`."""
-        name, count = hint, 1
+        name, count = hint, self._counts.get(hint, 1)
         while name in self._names:
             name, count = f"{hint}_{count}", count + 1
+        self._counts[hint] = count  # the next search starts here, or many names of one hint would take quadratic time
         self._names.add(name)
         return name
 
@@ -405,10 +407,10 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
                 else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             )
             extra.append(onnx.helper.make_tensor_value_info(tensor.name, kind, value.shape))
-    # a Requantize keeps shape and type, as Identity does
+    # a Requantize or FakeQuant keeps shape and type, as Identity does
     nodes = [
         node_proto(n)
-        if n.op != REQUANTIZE
+        if n.op not in (REQUANTIZE, FAKE_QUANT)
         else onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name])
         for n in graph.nodes
     ]
