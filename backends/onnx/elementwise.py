@@ -6,16 +6,11 @@ do over floats (DequantizeLinear, the operator, QuantizeLinear); they mean the s
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from qatc.backends.onnx.writer import CONTRIB, Writer, tensor_type
 from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Rescale
 from qatc.compiler.quant import QuantParams
-
-_SUB_OF_BYTES: Final = 14  # the opset from which Sub takes 8-bit integers
-
 
 def quantize(w: Writer, op: Quantize) -> None:
     """`Quantize`: QuantizeLinear, and a Clip where the range is narrower than the type."""
@@ -94,8 +89,6 @@ def _mirrored(w: Writer, name: str, b: str, grid: QuantParams) -> tuple[str, Qua
     constant = w.graph.constants.get(name)
     if constant is not None and constant.dtype.name == dtype:
         return w.array(~constant, f"{name}_mirrored"), mirrored
-    if w.opset >= _SUB_OF_BYTES:
-        return w.node("Sub", (w.scalar(ends, dtype), b)), mirrored
     # -1 * (q - 0) + ends, exact in float: a product with the constant 0 on a grid of zero point 1
     one, zero = w.scalar(1.0, "float32"), w.scalar(0, dtype)
     inputs = (b, one, zero, zero, one, w.scalar(1, dtype), one, w.scalar(ends, dtype))

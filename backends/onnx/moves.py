@@ -27,13 +27,17 @@ _MISSING: Final = {
     "CenterCropPad": _WIDE,
 }
 _THROUGH: Final = {"int16": TensorProto.FLOAT, "uint16": TensorProto.FLOAT, "int32": TensorProto.DOUBLE}
-_PAD_VALUE = 2  # the input of Pad that has the elements' type too
+_CONV_RANK: Final = 3
+_MATRIX: Final = 2
+_PAD_VALUE: Final = 2  # the input of Pad that has the elements' type too
 
 
 def move(w: Writer, op: Move) -> None:
     """`Move`, through a float type where there is no kernel for the elements."""
     inputs = [w.read(name) if name else "" for name in op.inputs]
     dtype = w.graph.tensors[op.inputs[0]].dtype
+    if _as_transpose(w, op, inputs[0]) or _flattens_pooled(w, op, inputs[0]):
+        return
     if dtype not in _MISSING.get(op.op_type, ()):
         w.nodes(op.op_type, inputs, op.outputs, attrs=op.attrs)
         return
@@ -44,6 +48,37 @@ def move(w: Writer, op: Move) -> None:
     made = w.fresh(f"{op.output}_real")
     w.nodes(op.op_type, inputs, [made], attrs=op.attrs)
     w.node("Cast", [made], op.output, to=back)
+
+
+def _as_transpose(w: Writer, op: Move, x: str) -> bool:
+    """A Reshape that moves a channel axis of size one is a Transpose too, which cancels against ONNX Runtime's own."""
+    before, after = w.graph.tensors[op.inputs[0]].shape, w.graph.tensors[op.output].shape
+    if op.op_type != "Reshape" or before is None or after is None or len(before) != len(after) or len(before) < _CONV_RANK:
+        return False
+    rank = len(before)
+    if not all(isinstance(d, int) for d in (*before[1:], *after[1:])):
+        return False
+    if before[-1] == 1 and after[1:] == (1, *before[1:-1]):
+        perm = [0, rank - 1, *range(1, rank - 1)]
+    elif before[1] == 1 and after[1:] == (*before[2:], 1):
+        perm = [0, *range(2, rank), 1]
+    else:
+        return False
+    w.node("Transpose", [x], op.output, perm=perm)
+    return True
+
+
+def _flattens_pooled(w: Writer, op: Move, x: str) -> bool:
+    """[N, C, 1, 1] to [N, C] behind a global pooling: by way of [N, 1, 1, C], the order in which that was computed."""
+    before, after = w.graph.tensors[op.inputs[0]].shape, w.graph.tensors[op.output].shape
+    if op.op_type not in ("Flatten", "Squeeze", "Reshape") or before is None or after is None or len(after) != _MATRIX:
+        return False
+    pooled = op.inputs[0] in w.pooled and all(d == 1 for d in before[2:])
+    if not pooled or before[1] != after[1] or not isinstance(after[1], int):
+        return False
+    last = w.node("Transpose", [x], perm=[0, *range(2, len(before)), 1])
+    w.node("Flatten", [last], op.output, axis=1)
+    return True
 
 
 def _element_type(dtype: str) -> int:

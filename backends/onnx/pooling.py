@@ -27,6 +27,8 @@ _MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still f
 def pool(w: Writer, op: Pool) -> None:
     """`Pool` in the forms above; dropped dimensions by Flatten."""
     whole = not op.kernel or _covers(w, op)
+    if whole:
+        w.pooled.add(op.output)
     dtype = w.graph.params(op.inputs[0]).container.name
     want = w.graph.params(op.output).container.name
     out = op.output if op.keepdims else w.fresh(f"{op.output}_kept")

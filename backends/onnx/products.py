@@ -3,8 +3,9 @@
 ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs/performance.md), six times as long as a
 float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
 other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
-groups) unrolling moves single bytes about; there a float convolution of the integers is exact as long as every sum fits
-24 bits. With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
+groups) unrolling moves single bytes about; there it is a float convolution: of the integers, exact as long as every sum
+fits 24 bits, where the accumulator itself is read; of scaled weights, exact up to float rounding, where real numbers are.
+With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
 """
 
 from __future__ import annotations
@@ -108,10 +109,11 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
         _quantized(w, c, product, product.grid, out)
     elif c.groups == 1 and not w.standard and c.weight.values.shape[1] >= _FEW_CHANNELS:
         _unrolled(w, c, product, out)
-    else:
-        integer = w.standard or not _is_exact_in_float(c)
-        acc = (_conv_integer if integer else _float_conv)(w, c, "" if product.real else out)
+    elif w.standard or not _is_exact_in_float(c):
+        acc = _conv_integer(w, c, "" if product.real else out)
         _converted(w, acc, product, c.spatial, out)
+    else:
+        _float_conv(w, c, product, out)
 
 
 def _repeated(w: Writer, c: Convolution) -> Convolution:
@@ -239,15 +241,22 @@ def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
     return w.node("ConvInteger", inputs if c.weight.zero else inputs[:3], out, **_attributes(c))
 
 
-def _float_conv(w: Writer, c: Convolution, out: str) -> str:
-    """The accumulator by a float convolution of integers."""
-    real = w.node("DequantizeLinear", (c.x, w.scalar(1.0, "float32"), w.zero(c.grid)))
+def _float_conv(w: Writer, c: Convolution, product: Product, out: str) -> None:
+    """A float convolution: of integers, to read the accumulator, or of scaled weights, to read real numbers."""
+    centered = w.node("DequantizeLinear", (c.x, w.scalar(1.0, "float32"), w.zero(c.grid)))
     values = c.weight.values
     if c.weight.zero:
         values = values.astype(np.int16) - np.int16(c.weight.zero)
-    kernel = w.node("Cast", [w.array(values, f"{w.label}_weight")], to=TensorProto.FLOAT)
-    whole = w.node("Conv", (real, kernel), **_attributes(c))
-    return w.node("Cast", [whole], out, to=TensorProto.INT32)
+    if not product.real:
+        kernel = w.node("Cast", [w.array(values, f"{w.label}_weight")], to=TensorProto.FLOAT)
+        w.node("Cast", [w.node("Conv", (centered, kernel), **_attributes(c))], out, to=TensorProto.INT32)
+        return
+    scale = np.asarray(product.scale, np.float32).reshape(-1, *(1,) * (values.ndim - 1))
+    inputs = [centered, w.array(values.astype(np.float32) * scale, f"{w.label}_weight")]
+    if product.bias is not None:
+        bias = np.broadcast_to(np.asarray(product.bias, np.float32).reshape(-1), values.shape[:1])
+        inputs.append(w.array(np.ascontiguousarray(bias), f"{w.label}_bias"))
+    w.node("Conv", inputs, out, **_attributes(c))
 
 
 def _converted(w: Writer, acc: str, product: Product, spatial: int, out: str) -> None:

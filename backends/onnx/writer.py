@@ -46,6 +46,7 @@ class Writer:
         self.label = ""
         self.consumers = graph.consumers()
         self.outputs = frozenset(graph.outputs)
+        self.pooled: set[str] = set()  # results of global pooling
 
     # -- names ----------------------------------------------------------------------------------------------------
     def begin(self, op: Op) -> None:
