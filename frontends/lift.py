@@ -24,7 +24,7 @@ import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 from qatc.frontends.params import linear_params
@@ -85,6 +85,14 @@ class _Integers:
 _Key = tuple[int, int, int]  # id of the integers, and the clamp that is applied to them
 
 
+def _needs_rank(node: Node) -> bool:
+    """Whether a Q or DQ counts its channel axis from the end of a tensor of unknown rank."""
+    if not (is_q(node) or is_dq(node)) or node.attr("axis", 1) >= 0 or node.inputs[0].shape is not None:
+        return False
+    scale = value_of(node.inputs[1])
+    return scale is not None and scale.size > 1
+
+
 class _Lifter:
     def __init__(self, graph: QuantGraph) -> None:
         self.graph, self.found = graph, graph.diagnostics
@@ -97,6 +105,8 @@ class _Lifter:
     def run(self) -> None:
         """One pass over the nodes in order; the new list of nodes grows behind it."""
         nodes = self.graph.nodes
+        if any(_needs_rank(n) for n in nodes):
+            infer_if_possible(self.graph)
         self._find_integer_inputs(nodes)
         self.graph.nodes = []
         for node in nodes:

@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import (
-    FAKE_QUANT,
     Constant,
     Node,
     QuantGraph,
@@ -44,9 +43,8 @@ def modernize(graph: QuantGraph, *, explain: bool = False) -> None:
     What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
     """
     constants_from_nodes(graph)
-    unknown = any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes)
-    if unknown and not any(n.op == FAKE_QUANT for n in graph.nodes):  # which is no operator that ONNX knows
-        _infer(graph)
+    if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
+        infer_if_possible(graph)
     sweep(graph, INERT, explain=explain)
     if graph.opset < OPSET:
         _check_bodies(graph)
@@ -54,7 +52,8 @@ def modernize(graph: QuantGraph, *, explain: bool = False) -> None:
         graph.opset = OPSET
 
 
-def _infer(graph: QuantGraph) -> None:
+def infer_if_possible(graph: QuantGraph) -> None:
+    """ONNX shape inference for what it is worth: a graph that it cannot handle stays as it is."""
     try:
         infer_shapes(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -225,6 +225,17 @@ def test_an_output_that_is_read_as_well() -> None:
     np.testing.assert_array_equal(first, second)
 
 
+def test_an_axis_from_the_end_of_a_tensor_whose_rank_only_inference_knows() -> None:
+    nodes = "n = Neg(x) q = QuantizeLinear<axis=-2>(n, sc, ic) y = DequantizeLinear<axis=-2>(q, sc, ic)"
+    assert "axis 0 x2" in canonical(body(nodes)).dump()
+
+
+def test_a_deep_chain_of_movements_takes_no_stack() -> None:
+    chain = " ".join(f"t{i + 1} = Transpose(t{i})" for i in range(3000))
+    graph = canonical(body(f"t0 = QuantizeLinear(x, s, z) {chain} y = DequantizeLinear(t3000, s, z)"))
+    assert len(graph.nodes) == 3001
+
+
 def test_token_ids_are_left_alone() -> None:
     nodes = "r = Flatten(ids) e = Gather(table, r) q = QuantizeLinear(e, s, z) y = DequantizeLinear(q, s, z)"
     graph = canonical(body(nodes, x="int32[1,2] ids", more=", float[3,2] table = {1,2,3,4,5,6}"))
