@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,11 +11,49 @@ import onnx.parser
 
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.model_io import load
 from qatc.compiler.passes.strip import strip
 from qatc.frontends import qdq
 
+# Grids by letter, for `net`: scale, zero point, type.
+GRIDS = {
+    "A": (0.5, 128, "uint8"),
+    "B": (0.25, 0, "uint8"),
+    "C": (0.125, 3, "int8"),
+    "D": (0.0625, 0, "int8"),
+    "W": (0.5, 0, "int16"),
+}
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+
+
+def net(signature: str, body: str, constants: str = "", *, opset: int = 17) -> str:
+    """A model in ONNX text.
+
+    In `body`, `y = A(x)` is x fake-quantized on grid A (see GRIDS); every other line is ONNX text as it is.
+    """
+    lines: list[str] = []
+    for line in body.strip().splitlines():
+        call = re.fullmatch(r"\s*(\w+) = ([A-Z])\((\w+)\)\s*", line)
+        if call is None:
+            lines.append(line)
+            continue
+        y, grid, x = call.groups()
+        lines.append(f"{y}_q = QuantizeLinear({x}, s{grid}, z{grid})")
+        lines.append(f"{y} = DequantizeLinear({y}_q, s{grid}, z{grid})")
+    values = [constants] if constants else []
+    for name, (scale, zero, dtype) in GRIDS.items():
+        if re.search(rf"\bs{name}\b", "\n".join(lines)):
+            values.append(f"float s{name} = {{{scale}}}, {dtype} z{name} = {{{zero}}}")
+    header = f'<ir_version: 10, opset_import: ["" : {opset}]>\n'
+    given = f"<{', '.join(values)}>\n" if values else ""
+    return f"{header}net {signature}\n{given}{{\n" + "\n".join(lines) + "\n}"
+
+
+def expect(graph: QuantGraph | IntegerGraph, text: str) -> None:
+    """Assert that the graph is sound and that its dump, but for the first line, is `text`."""
+    graph.verify()
+    assert graph.dump().split("\n", 1)[1].strip() == textwrap.dedent(text).strip()
 
 
 def loaded(text: str) -> QuantGraph:
