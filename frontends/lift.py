@@ -105,6 +105,11 @@ class _Lifter:
     def run(self) -> None:
         """One pass over the nodes in order; the new list of nodes grows behind it."""
         nodes = self.graph.nodes
+        broken = [n for n in nodes if (is_q(n) or is_dq(n)) and (len(n.inputs) < 2 or not n.outputs)]
+        for node in broken:
+            self.found.error("QAT104", f"{node.op} has no scale or no output", node=label_of(node))
+        if broken:
+            return
         if any(_needs_rank(n) for n in nodes):
             infer_if_possible(self.graph)
         self._find_integer_inputs(nodes)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
-from qatc.frontends.vendor import count, finish
+from qatc.frontends.vendor import count, data_name, finish
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
@@ -41,7 +41,7 @@ def _format_of(graph: QuantGraph, node: Node) -> str:
     small = sorted(t for t in types if t.startswith(("float8", "float4")))
     if small:
         return small[0].replace("float8_e4m3fn", "FP8 (E4M3)")
-    maker = graph.producer(node.inputs[0])
+    maker = graph.producer(node.inputs[0]) if node.inputs else None
     return _format_of(graph, maker) if maker is not None and maker.domain == DOMAIN else f"{node.op} of TensorRT"
 
 
@@ -54,18 +54,13 @@ def _refuse(graph: QuantGraph) -> None:
         elif node.domain == DOMAIN:
             graph.diagnostics.error("QAT302", f"{node.op} of TensorRT is not supported", node=label_of(node))
     for name, nodes in found.items():
-        data = nodes[0].inputs[0]
         graph.diagnostics.error(
             "QAT103",
             f"{len(nodes)} operators quantize to {name}, not to an affine integer grid",
             node=label_of(nodes[0]),
-            tensor=_shown(data),
+            tensor=data_name(nodes[0]),
             hint=_HINT,
         )
-
-
-def _shown(tensor: Tensor) -> str | None:
-    return tensor.name if tensor.name and not is_constant(tensor) else None
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:

@@ -20,7 +20,7 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, finish, grid, implied_axis, number
+from qatc.frontends.vendor import count, data_name, finish, grid, implied_axis, number
 
 DOMAINS: Final = ("", "mqbench")
 PER_TENSOR: Final = (
@@ -89,7 +89,7 @@ def refuse(graph: QuantGraph) -> None:
             "QAT103",
             f"{op} rounds to {REFUSED[op]}, which no integer grid represents",
             node=label_of(node),
-            tensor=node.inputs[0].name if node.inputs else None,
+            tensor=data_name(node),
             hint="train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)",
         )
 

@@ -10,6 +10,7 @@ constant, -s and +s, which are the integers -1 and +1.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, finish, grid, number, to_constant
+from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -35,11 +36,15 @@ def _is_ours(node: Node) -> bool:
 
 def _fake_quantize(graph: QuantGraph, node: Node) -> bool:
     """round((x - lo) / (hi - lo) * (levels - 1)) / (levels - 1) * (HI - LO) + LO, saturated."""
-    ends = [constant_input(graph, node, index + 1, name) for index, name in enumerate(_NAMES)]
+    found = [constant_input(graph, node, index + 1, name) for index, name in enumerate(_NAMES)]
     levels = number(graph, node, "levels", len(node.inputs))
-    if levels is None or any(end is None for end in ends):
+    ends = [end.astype(np.float64) for end in found if end is not None]
+    if levels is None or len(ends) < len(_NAMES):
         return False
-    low, high, out_low, out_high = _broadcast([np.asarray(end, np.float64) for end in ends])
+    if not _alike([end.shape for end in ends]):
+        shapes = ", ".join(str(list(end.shape)) for end in ends)
+        return _wrong(graph, node, f"the ends of the range have shapes that do not fit each other: {shapes}")
+    low, high, out_low, out_high = _broadcast(ends)
     steps = round(levels) - 1
     if not 1 <= steps < _MOST_LEVELS:
         return _wrong(graph, node, f"{levels:g} levels are not 2 to {_MOST_LEVELS}")
@@ -73,6 +78,14 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
         _affine(graph, node, factor, out_low - low * factor)
     qdq.to_fake_quant(graph, node, params)
     return True
+
+
+def _alike(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether the ends broadcast to the shape of the largest one: they vary along the same axis, or not at all."""
+    try:
+        return math.prod(np.broadcast_shapes(*shapes)) == max(math.prod(shape) for shape in shapes)
+    except ValueError:
+        return False
 
 
 def _broadcast(ends: list[Array]) -> _Ends:
@@ -147,7 +160,7 @@ def _refuse_floats(graph: QuantGraph) -> None:
             "QAT103",
             f"{len(nodes)} FakeConvert nodes round to FP8, not to an affine integer grid",
             node=label_of(node),
-            tensor=node.inputs[0].name,
+            tensor=data_name(node),
             hint="quantize to INT8 (nncf.quantize without a mode)",
         )
 

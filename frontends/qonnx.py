@@ -27,7 +27,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, finish, grid, number, to_constant
+from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
 
 DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 _QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
@@ -137,7 +137,7 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
             "QAT307",
             f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone",
             node=label_of(node),
-            tensor=node.inputs[0].name,
+            tensor=data_name(node),
         )
     return _fake_quant(graph, node, params)
 
@@ -152,7 +152,7 @@ def _quantizer(graph: QuantGraph, node: Node) -> _Quantizer | None:
             "QAT103",
             f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits",
             node=label_of(node),
-            tensor=node.inputs[0].name,
+            tensor=data_name(node),
         )
         return None
     signed = bool(node.attr("signed", 1))
@@ -177,15 +177,18 @@ def _between_integers(graph: QuantGraph, node: Node, read: _Quantizer, x: Array 
             "QAT103",
             f"the zero point {float(read.zero.reshape(-1)[0]):g} is not an integer",
             node=label_of(node),
-            tensor=node.inputs[0].name,
+            tensor=data_name(node),
             hint="integer arithmetic needs zero on the grid: train with integer zero points",
         )
         return False
+    limit = 2 * int(max(np.abs(bound - read.zero).max() for bound in read.bounds)) + 1
+    params = grid(graph, node, read.scale / 2, np.zeros(read.zero.shape), (-limit, limit))
+    if params is None:
+        return False
     q = np.clip(read.rounding.values(read.scaled(x)), *read.bounds)
     halves = np.rint(2 * (q - read.zero))
-    limit = int(np.abs(halves).max(initial=1))
-    params = grid(graph, node, read.scale / 2, np.zeros(()), (-limit, limit))
-    return params is not None and to_constant(graph, node, halves, params)
+    largest = int(np.abs(halves).max(initial=1))
+    return to_constant(graph, node, halves, params.with_range(-largest, largest))
 
 
 def _fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
@@ -226,7 +229,7 @@ def _one_bit(graph: QuantGraph, node: Node, read: _Quantizer) -> bool:
     """QONNX defines a signed Quant of one bit as bipolar."""
     if read.zero.any():
         graph.diagnostics.error(
-            "QAT103", "a bipolar quantizer has no zero point", node=label_of(node), tensor=node.inputs[0].name
+            "QAT103", "a bipolar quantizer has no zero point", node=label_of(node), tensor=data_name(node)
         )
         return False
     return _onto_signs(graph, node, read.scale)
@@ -272,7 +275,7 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
     elif _ROUNDING[mode].sided and not positive:
         problem = f"rounding mode {mode} of numbers of both signs is not a shift and a rounding to the nearest"
     if problem:
-        graph.diagnostics.error("QAT103", problem, node=label_of(node), tensor=node.inputs[0].name)
+        graph.diagnostics.error("QAT103", problem, node=label_of(node), tensor=data_name(node))
         return False
     bounds = integer_range(after, not positive, bool(node.attr("narrow", 0)))
     return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds), scale * _ROUNDING[mode].cut(k))
@@ -334,7 +337,7 @@ def _float_quant(graph: QuantGraph, node: Node) -> bool:
         "QAT103",
         f"FloatQuant rounds to {name}, a floating-point format",
         node=label_of(node),
-        tensor=node.inputs[0].name,
+        tensor=data_name(node),
         hint="train with integer quantizers (IntQuant)",
     )
     return False

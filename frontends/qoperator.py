@@ -28,7 +28,7 @@ from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, finish
+from qatc.frontends.vendor import count, data_name, finish
 
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
@@ -36,6 +36,20 @@ _AT_RUN_TIME: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul
 _ON_INTEGERS: Final = frozenset(
     {"Clip", "Relu", "Min", "Max", "Cast", "Concat", "Shape", "Size"}
 )  # the core reads them
+_LEAST: Final = {  # inputs that an operator cannot do without; the others take five
+    "QLinearConv": 8,
+    "QLinearMatMul": 8,
+    "QGemm": 6,
+    "QLinearAdd": 7,
+    "QLinearMul": 7,
+    "QLinearWhere": 8,
+    "QLinearSigmoid": 4,
+    "QLinearLeakyRelu": 4,
+    "QLinearReduceMean": 4,
+    "MatMulIntegerToFloat": 4,
+    "ConvInteger": 2,
+    "MatMulInteger": 2,
+}
 _ON_ACCUMULATORS: Final = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -121,6 +135,8 @@ class _Reader:
                     f"{node.op} finds its scale at run time",
                     "quantize statically, with calibration data",
                 )
+            elif rule is not None and (len(node.inputs) < _LEAST.get(node.op, 5) or not node.outputs):
+                self.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs only", "the file is damaged")
             elif rule is not None:
                 rule(self, node)
             elif domain == MICROSOFT and not qdq.is_q(node) and not qdq.is_dq(node) and self.reads_integers(node):
@@ -134,7 +150,7 @@ class _Reader:
 
     def refuse(self, node: Node, code: str, message: str, hint: str | None) -> None:
         """Record an error at a node."""
-        self.graph.diagnostics.error(code, message, node=label_of(node), tensor=node.inputs[0].name or None, hint=hint)
+        self.graph.diagnostics.error(code, message, node=label_of(node), tensor=data_name(node), hint=hint)
 
     def reads_integers(self, node: Node) -> bool:
         """Whether an operand is known to hold integers."""
@@ -142,10 +158,10 @@ class _Reader:
 
     def follow(self, node: Node) -> None:
         """Standard operators: where integers come from, where they go, and where they are read as numbers."""
+        if qdq.is_dq(node) or len(node.inputs) < 1 + qdq.is_q(node):
+            return
         if qdq.is_q(node):
             self.requantize(node)
-        elif qdq.is_dq(node) or not node.inputs:
-            return
         elif is_movement(node) or node.op in _ON_INTEGERS:
             known = self.grids.get(id(node.inputs[0]))
             if known is not None and node.op not in ("Shape", "Size"):
@@ -303,6 +319,9 @@ def _binary(reader: _Reader, node: Node) -> None:
 
 @_on("QLinearConcat")
 def _concat(reader: _Reader, node: Node) -> None:
+    if len(node.inputs) % 3 != 2:
+        reader.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs", "the file is damaged")
+        return
     parts = [reader.operand(node, i) for i in range(2, len(node.inputs), 3)]
     y = reader.insert("Concat", parts, f"{node.outputs[0].name}_real", _kept(node, "axis"))
     reader.finish(node, y, reader.grid(node, 0))

@@ -20,7 +20,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
 from qatc.frontends.params import quantized_dtype
-from qatc.frontends.vendor import count, finish
+from qatc.frontends.vendor import count, data_name, finish
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _STANDARD: Final = {
@@ -57,7 +57,7 @@ def _standard(graph: QuantGraph) -> None:
             "QAT103",
             f"{len(nodes)} operators quantize to {name}, not to an affine integer grid",
             node=label_of(nodes[0]),
-            tensor=nodes[0].inputs[0].name,
+            tensor=data_name(nodes[0]),
             hint=_HINT,
         )
 

@@ -41,6 +41,11 @@ _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "Redu
 # -- operands -----------------------------------------------------------------------------------------------------
 
 
+def data_name(node: Node) -> str | None:
+    """The name of the tensor that a node quantizes, None where the file has none."""
+    return node.inputs[0].name or None if node.inputs else None
+
+
 def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
     """A scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
     written = node.attr(name)
