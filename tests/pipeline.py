@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph, infer_shapes
 from qatc.compiler.integer import IntegerGraph

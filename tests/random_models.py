@@ -55,7 +55,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Value:
-    """A float tensor of the model under construction: its name, shape, largest magnitude (about), and step if rounded."""
+    """A float tensor of the model: its name, shape, largest magnitude (about), and the step of its grid if rounded."""
 
     name: str
     shape: tuple[int, ...]

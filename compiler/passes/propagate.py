@@ -42,6 +42,9 @@ def move_constants(graph: QuantGraph) -> None:
         carried = params_through(node, params)
         if carried is None:
             continue
+        own = graph.quant(out)
+        if own is not None and own != carried:  # the moved constant is rounded once more
+            moved, carried = own.quantize(carried.dequantize(moved)), own
         graph.replace(out, graph.constant(out.name, moved, carried))
         gone.append(node)
     graph.remove(gone)

@@ -1,0 +1,527 @@
+"""Propagate: before and after, one test for each legal case and for each that must stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from qatc.compiler.graph import QuantGraph
+from qatc.compiler.passes.propagate import propagate
+from tests.graphs import expect, net, stripped
+
+
+def after_propagate(signature: str, body: str, constants: str = "", *, opset: int = 17) -> QuantGraph:
+    graph = stripped(net(signature, body, constants, opset=opset))
+    propagate(graph)
+    return graph
+
+
+# -- forward ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("call", "constants"),
+    [
+        ("Transpose<perm = [0, 2, 3, 1]>(a)", ""),
+        ("Reshape(a, i)", "int64[2] i = {1, -1}"),
+        ("Flatten(a)", ""),
+        ("Squeeze(a, i)", "int64[1] i = {0}"),
+        ("Unsqueeze(a, i)", "int64[1] i = {0}"),
+        ("Slice(a, i, j)", "int64[1] i = {0}, int64[1] j = {1}"),
+        ("Gather(a, i)", "int64[1] i = {0}"),
+        ("Expand(a, i)", "int64[4] i = {2, 4, 4, 4}"),
+        ("Tile(a, i)", "int64[4] i = {2, 1, 1, 1}"),
+        ("DepthToSpace<blocksize = 2>(a)", ""),
+        ("SpaceToDepth<blocksize = 2>(a)", ""),
+        ("MaxPool<kernel_shape = [2, 2]>(a)", ""),
+        ("GlobalMaxPool(a)", ""),
+        ('Resize<mode = "nearest">(a, , r)', "float[4] r = {1.0, 1.0, 2.0, 2.0}"),
+        ("Pad(a, p)", "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}"),
+        ("Pad(a, p, v)", "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}, float v = {-2.5}"),
+        ('Pad<mode = "reflect">(a, p)', "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}"),
+    ],
+)
+def test_what_is_moved_stays_on_its_grid(call: str, constants: str) -> None:
+    graph = after_propagate("(float[1,4,4,4] x) => (float[M] y)", f"a = A(x)\nm = {call}\ny = Sigmoid(m)", constants)
+    assert str(graph.params["m"]) == "uint8 scale 0.5 zero 128"
+    assert graph.origin["m"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("call", "constants"),
+    [
+        ("Pad(a, p, v)", "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}, float v = {0.3}"),  # between two steps of the grid
+        ("Pad(a, p, v)", "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}, float v = {100.0}"),  # beyond its end
+        ('Resize<mode = "linear">(a, , r)', "float[4] r = {1.0, 1.0, 2.0, 2.0}"),
+        ("AveragePool<kernel_shape = [2, 2]>(a)", ""),
+        ("Sigmoid(a)", ""),
+        ("Add(a, a)", ""),
+    ],
+)
+def test_what_computes_is_not_moved(call: str, constants: str) -> None:
+    graph = after_propagate("(float[1,4,4,4] x) => (float[M] y)", f"a = A(x)\nm = {call}\ny = Sigmoid(m)", constants)
+    assert "m" not in graph.params
+
+
+def test_clamps_narrow_the_range() -> None:
+    graph = after_propagate(
+        "(float[2] x) => (float[2] p, float[2] q, float[2] r)",
+        """
+        a = A(x)
+        b = Relu(a)
+        c = Clip(b, , six)
+        d = Clip(a, one, )
+        p = Sigmoid(b)
+        q = Sigmoid(c)
+        r = Sigmoid(d)
+        """,
+        "float six = {6.0}, float one = {-1.0}",
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        b<uint8[128,255] scale 0.5 zero 128> = Relu(x)
+        c<uint8[128,140] scale 0.5 zero 128> = Clip(b, _, 6)
+        d<uint8[126,255] scale 0.5 zero 128> = Clip(x, -1)
+        p = Sigmoid(b)
+        q = Sigmoid(c)
+        r = Sigmoid(d)
+        output p
+        output q
+        output r
+        """,
+    )
+
+
+def test_a_clip_off_the_grid_stays() -> None:
+    """Its bound is no integer of the grid: the clipped value is a number that the grid does not have."""
+    graph = after_propagate(
+        "(float[2] x) => (float[2] y)", "a = A(x)\nb = Clip(a, , c)\ny = Sigmoid(b)", "float c = {1.3}"
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        b = Clip(x, _, 1.29999995)
+        y = Sigmoid(b)
+        output y
+        """,
+    )
+
+
+def test_a_clip_beyond_the_range_changes_nothing() -> None:
+    graph = after_propagate(
+        "(float[2] x) => (float[2] y)",
+        "a = A(x)\nb = Clip(a, l, h)\ny = Sigmoid(b)",
+        "float l = {-1000.3}, float h = {64.2}",
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        b<uint8 scale 0.5 zero 128> = Clip(x, -1000.29999, 64.1999969)
+        y = Sigmoid(b)
+        output y
+        """,
+    )
+
+
+def test_a_clip_whose_bounds_are_computed_stays() -> None:
+    graph = after_propagate("(float[2] x, float h) => (float[2] y)", "a = A(x)\nb = Clip(a, , h)\ny = Sigmoid(b)")
+    assert list(graph.params) == ["x"]
+
+
+def test_concat_of_one_grid() -> None:
+    graph = after_propagate(
+        "(float[2] x, float[2] u) => (float[4] y)",
+        """
+        a = A(x)
+        b = A(u)
+        r = Relu(b)
+        m = Concat<axis = 0>(a, r)
+        y = Sigmoid(m)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        input u<uint8 scale 0.5 zero 128>
+        r<uint8[128,255] scale 0.5 zero 128> = Relu(u)
+        m<uint8 scale 0.5 zero 128> = Concat[axis=0](x, r)
+        y = Sigmoid(m)
+        output y
+        """,
+    )
+
+
+def test_concat_of_different_grids_stays() -> None:
+    graph = after_propagate(
+        "(float[2] x, float[2] u) => (float[4] y)",
+        """
+        a = A(x)
+        b = B(u)
+        m = Concat<axis = 0>(a, b)
+        y = Sigmoid(m)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        input u<uint8 scale 0.25 zero 0>
+        m = Concat[axis=0](x, u)
+        y = Sigmoid(m)
+        output y
+        """,
+    )
+
+
+def test_every_output_of_a_split() -> None:
+    graph = after_propagate(
+        "(float[4] x) => (float[2] y, float[2] z)",
+        """
+        a = A(x)
+        b, c = Split(a)
+        y = Sigmoid(b)
+        z = B(c)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        b<uint8 scale 0.5 zero 128>, z<uint8 scale 0.25 zero 0> = Split(x)
+        y = Sigmoid(b)
+        output y
+        output z
+        """,
+    )
+
+
+def test_the_channel_axis_moves() -> None:
+    graph = after_propagate(
+        "(float[1,2,3,4] x) => (float[12,2] y)",
+        """
+        q = QuantizeLinear<axis = 1>(x, s, z)
+        a = DequantizeLinear<axis = 1>(q, s, z)
+        b = Transpose<perm = [0, 2, 3, 1]>(a)
+        c = Reshape(b, i)
+        y = Sigmoid(c)
+        """,
+        "float[2] s = {0.5, 0.25}, uint8[2] z = {0, 128}, int64[2] i = {12, 2}",
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.25..0.5 zero 0..128 axis 1 x2>
+        b<uint8 scale 0.25..0.5 zero 0..128 axis 3 x2> = Transpose[perm=[0,2,3,1]](x)
+        c<uint8 scale 0.25..0.5 zero 0..128 axis 1 x2> = Reshape(b, i:int64[2]{12,2})
+        y = Sigmoid(c)
+        output y
+        """,
+    )
+
+
+def test_channels_that_do_not_stay_whole_end_there() -> None:
+    graph = after_propagate(
+        "(float[1,2,3,4] x) => (float[24] y)",
+        """
+        q = QuantizeLinear<axis = 1>(x, s, z)
+        a = DequantizeLinear<axis = 1>(q, s, z)
+        b = Reshape(a, i)
+        y = Sigmoid(b)
+        """,
+        "float[2] s = {0.5, 0.25}, uint8[2] z = {0, 128}, int64[1] i = {24}",
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.25..0.5 zero 0..128 axis 1 x2>
+        b = Reshape(x, 24)
+        y = Sigmoid(b)
+        output y
+        """,
+    )
+
+
+# -- backward ---------------------------------------------------------------------------------------------------------
+def test_rounding_moves_in_front_of_movement() -> None:
+    graph = after_propagate(
+        "(float[2,3] x) => (float[6] y)",
+        """
+        n = Sigmoid(x)
+        t = Transpose(n)
+        f = Reshape(t, i)
+        y = A(f)
+        """,
+        "int64[1] i = {6}",
+    )
+    expect(
+        graph,
+        """
+        input x
+        n<uint8 scale 0.5 zero 128> = Sigmoid(x)
+        t<uint8 scale 0.5 zero 128> = Transpose(n)
+        y<uint8 scale 0.5 zero 128> = Reshape(t, 6)
+        output y
+        """,
+    )
+    assert graph.origin == {"y": "y"}  # n and t hold unrounded values in the file
+
+
+def test_rounding_moves_in_front_of_concat_and_pooling() -> None:
+    graph = after_propagate(
+        "(float[1,2,4,4] x) => (float[1,4,2,2] y)",
+        """
+        n = Sigmoid(x)
+        m = Neg(x)
+        c = Concat<axis = 1>(n, m)
+        p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)
+        y = A(p)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x
+        n<uint8 scale 0.5 zero 128> = Sigmoid(x)
+        m<uint8 scale 0.5 zero 128> = Neg(x)
+        c<uint8 scale 0.5 zero 128> = Concat[axis=1](n, m)
+        y<uint8 scale 0.5 zero 128> = MaxPool[kernel_shape=[2,2] strides=[2,2]](c)
+        output y
+        """,
+    )
+
+
+def test_a_reader_of_the_unrounded_value_forbids_it() -> None:
+    graph = after_propagate(
+        "(float[2,3] x) => (float[3,2] y, float[2,3] z)",
+        """
+        n = Sigmoid(x)
+        t = Transpose(n)
+        y = A(t)
+        z = Neg(n)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x
+        n = Sigmoid(x)
+        y<uint8 scale 0.5 zero 128> = Transpose(n)
+        z = Neg(n)
+        output y
+        output z
+        """,
+    )
+
+
+def test_readers_that_round_differently_forbid_it() -> None:
+    graph = after_propagate(
+        "(float[2,3] x) => (float[3,2] y, float[6] z)",
+        """
+        n = Sigmoid(x)
+        t = Transpose(n)
+        u = Flatten(n)
+        y = A(t)
+        z = B(u)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x
+        n = Sigmoid(x)
+        y<uint8 scale 0.5 zero 128> = Transpose(n)
+        z<uint8 scale 0.25 zero 0> = Flatten(n)
+        output y
+        output z
+        """,
+    )
+
+
+def test_readers_of_the_shape_do_not_forbid_it() -> None:
+    graph = after_propagate(
+        "(float[2,3] x) => (float[3,2] y, int64[2] z)",
+        """
+        n = Sigmoid(x)
+        t = Transpose(n)
+        y = A(t)
+        z = Shape(n)
+        """,
+    )
+    assert str(graph.params["n"]) == "uint8 scale 0.5 zero 128"
+
+
+def test_a_graph_output_forbids_it() -> None:
+    graph = after_propagate(
+        "(float[2,3] x) => (float[2,3] n, float[3,2] y)", "n = Sigmoid(x)\nt = Transpose(n)\ny = A(t)"
+    )
+    assert list(graph.params) == ["y"]
+
+
+def test_a_pad_value_off_the_grid_forbids_it() -> None:
+    graph = after_propagate(
+        "(float[2] x) => (float[3] y)",
+        "n = Sigmoid(x)\np = Pad(n, i, v)\ny = A(p)",
+        "int64[2] i = {1, 0}, float v = {0.3}",
+    )
+    assert list(graph.params) == ["y"]
+
+
+def test_a_split_rounded_in_two_ways_stays() -> None:
+    graph = after_propagate(
+        "(float[4] x) => (float[2] y, float[2] z)",
+        """
+        n = Sigmoid(x)
+        b, c = Split(n)
+        y = A(b)
+        z = B(c)
+        """,
+    )
+    expect(
+        graph,
+        """
+        input x
+        n = Sigmoid(x)
+        y<uint8 scale 0.5 zero 128>, z<uint8 scale 0.25 zero 0> = Split(n)
+        output y
+        output z
+        """,
+    )
+
+
+def test_a_tensor_that_is_concatenated_with_itself() -> None:
+    graph = after_propagate("(float[2] x) => (float[4] y)", "n = Sigmoid(x)\nc = Concat<axis = 0>(n, n)\ny = A(c)")
+    expect(
+        graph,
+        """
+        input x
+        n<uint8 scale 0.5 zero 128> = Sigmoid(x)
+        y<uint8 scale 0.5 zero 128> = Concat[axis=0](n, n)
+        output y
+        """,
+    )
+
+
+# -- constants --------------------------------------------------------------------------------------------------------
+def test_integers_of_a_weight_are_moved() -> None:
+    """DQ -> Reshape -> Transpose in front of a product (Gemm and attention weights of several exporters)."""
+    graph = after_propagate(
+        "(float[1,2] x) => (float[1,3] y)",
+        """
+        w = DequantizeLinear<axis = 0>(wq, s, z)
+        r = Reshape(w, i)
+        t = Transpose(r)
+        m = MatMul(x, t)
+        y = Relu(m)
+        """,
+        "int8[3,1,2] wq = {1, 2, 3, 4, 5, 6}, float[3] s = {0.5, 0.25, 1.0}, int8[3] z = {0, 0, 0}, int64[2] i = {3, 2}",
+    )
+    expect(
+        graph,
+        """
+        input x
+        m = MatMul(x, t_1<int8 scale 0.25..1 zero 0 axis 1 x3>:int8[2, 3]{1,3,5,2,4,6})
+        y = Relu(m)
+        output y
+        """,
+    )
+
+
+def test_a_moved_weight_that_is_rounded_once_more() -> None:
+    graph = after_propagate(
+        "(float[1,2] x) => (float[1,3] y)",
+        "w = DequantizeLinear(wq, sC, zC)\nt = Transpose(w)\nr = A(t)\ny = MatMul(x, r)",
+        "int8[3,2] wq = {1, 2, 3, 4, 5, 60}",
+    )
+    expect(
+        graph,
+        """
+        input x
+        y = MatMul(x, t_1<uint8 scale 0.5 zero 128>:uint8[2, 3]{128,128,128,128,128,142})
+        output y
+        """,
+    )
+
+
+def test_a_moved_weight_that_is_also_read_in_place() -> None:
+    """Tied weights: the embedding table is the transposed weight of the last product."""
+    graph = after_propagate(
+        "(float[1,2] x, int64[1] i) => (float[1,3] y, float[1,2] z)",
+        """
+        w = DequantizeLinear(wq, sD, zD)
+        t = Transpose(w)
+        y = MatMul(x, t)
+        z = Gather(w, i)
+        """,
+        "int8[3,2] wq = {1, 2, 3, 4, 5, 6}",
+    )
+    expect(
+        graph,
+        """
+        input x
+        input i
+        y = MatMul(x, t_1<int8 scale 0.0625 zero 0>:int8[2, 3]{1,3,5,2,4,6})
+        z<int8 scale 0.0625 zero 0> = Gather(wq<int8 scale 0.0625 zero 0>:int8[3, 2]{1,2,3,4,5,6}, i)
+        output y
+        output z
+        """,
+    )
+
+
+def test_channels_of_a_constant_that_do_not_stay_whole_end_there() -> None:
+    graph = after_propagate(
+        "(float[1] x) => (float[6] y)",
+        """
+        w = DequantizeLinear<axis = 0>(wq, s, z)
+        r = Reshape(w, i)
+        y = Mul(x, r)
+        """,
+        "int8[3,2] wq = {1, 2, 3, 4, 5, 6}, float[3] s = {0.5, 0.25, 1.0}, int8[3] z = {0, 0, 0}, int64[1] i = {6}",
+    )
+    expect(
+        graph,
+        """
+        input x
+        r = Reshape(wq<int8 scale 0.25..1 zero 0 axis 0 x3>:int8[3, 2]{1,2,3,4,5,6}, 6)
+        y = Mul(x, r)
+        output y
+        """,
+    )
+
+
+def test_a_float_constant_that_is_only_moved_before_it_is_rounded() -> None:
+    """ViT's class token: a plain float constant, expanded to the batch, beside the patches."""
+    graph = after_propagate(
+        "(float[N,4,3] x, int64[3] shape) => (float[N,5,3] y)",
+        """
+        e = Expand(token, shape)
+        c = Concat<axis = 1>(e, x)
+        y = A(c)
+        """,
+        "float[1,1,3] token = {0.1, 1.0, -1.0}",
+    )
+    expect(
+        graph,
+        """
+        input x<uint8 scale 0.5 zero 128>
+        input shape
+        e<uint8 scale 0.5 zero 128> = Expand(token_uint8<uint8 scale 0.5 zero 128>:uint8[1, 1, 3]{128,130,126}, shape)
+        y<uint8 scale 0.5 zero 128> = Concat[axis=1](e, x)
+        output y
+        """,
+    )
+
+
+def test_a_float_table_whose_rows_are_rounded() -> None:
+    graph = after_propagate(
+        "(int64[N] i) => (float[N,2] y)", "g = Gather(table, i)\ny = A(g)", "float[2,2] table = {0.1, 1.0, -1.0, 2.0}"
+    )
+    expect(
+        graph,
+        """
+        input i
+        y<uint8 scale 0.5 zero 128> = Gather(table_uint8<uint8 scale 0.5 zero 128>:uint8[2, 2]{128,130,126,132}, i)
+        output y
+        """,
+    )
