@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qatc.backends.onnx.writer import CONTRIB, Writer, tensor_type
+from qatc.backends.onnx.writer import CONTRIB, Writer, stored, tensor_type
 from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Rescale
 from qatc.compiler.quant import QuantParams
+
 
 def quantize(w: Writer, op: Quantize) -> None:
     """`Quantize`: QuantizeLinear, and a Clip where the range is narrower than the type."""
@@ -23,7 +24,8 @@ def quantize(w: Writer, op: Quantize) -> None:
 def dequantize(w: Writer, op: Dequantize) -> None:
     """`Dequantize`: DequantizeLinear, and an Add for the bias."""
     name, params = op.inputs[0], w.graph.params(op.inputs[0])
-    bias = w.graph.constants[op.inputs[1]] if len(op.inputs) > 1 else None
+    bias_name = "".join(op.inputs[1:])  # one at most
+    bias = w.graph.constants[bias_name] if bias_name else None
     dtype = w.graph.tensors[op.output].dtype
     last = op.output if dtype == "float32" else ""
     real = w.dequantize(w.read(name), params, last if bias is None else "")
@@ -31,16 +33,16 @@ def dequantize(w: Writer, op: Dequantize) -> None:
         rank = w.rank(name)
         if bias.size > 1 and params.axis is not None and rank is not None:
             bias = bias.reshape([-1] + [1] * (rank - 1 - params.axis))
-        real = w.node("Add", (real, w.array(bias, op.inputs[1] + "_shaped")), last)
+        real = w.node("Add", (real, w.array(bias, f"{bias_name}_shaped")), last)
     if not last:
         w.node("Cast", [real], op.output, to=tensor_type(np.dtype(dtype)))
 
 
 def rescale(w: Writer, op: Rescale) -> None:
-    """`Rescale`: a Clip on one grid; a shift between int8 and uint8; else QLinearConcat of one tensor, which is a table."""
+    """`Rescale`: a Clip on one grid, a shift between int8 and uint8, else a table: QLinearConcat of one tensor."""
     have, want = w.graph.params(op.inputs[0]), w.graph.params(op.output)
     x = w.read(op.inputs[0])
-    mine, theirs = have.container.name, want.container.name
+    mine, theirs = stored(have), stored(want)
     if have.same_grid(want) and mine == theirs:
         if have.is_8bit:
             w.clip(x, op.lo, op.hi, theirs, op.output)
@@ -68,7 +70,7 @@ def elementwise(w: Writer, op: Elementwise) -> None:
         a, b = (w.real(name) for name in op.inputs)
         w.quantize(w.node(op.op, (a, b)), out, op.output, op.lo, op.hi)
         return
-    dtype = out.container.name
+    dtype = stored(out)
     (a, a_grid), (b, b_grid) = (w.as_dtype(name, dtype) for name in op.inputs)
     kind = "QLinearAdd"
     if op.op == "Mul":
@@ -83,7 +85,7 @@ def elementwise(w: Writer, op: Elementwise) -> None:
 
 def _mirrored(w: Writer, name: str, b: str, grid: QuantParams) -> tuple[str, QuantParams]:
     """not(q) on the grid with zero point not(z): minus what `b` stands for."""
-    dtype = grid.container.name
+    dtype = stored(grid)
     ends = int(np.iinfo(dtype).min) + int(np.iinfo(dtype).max)  # not(q) = 255 - q or -1 - q
     mirrored = QuantParams.per_tensor(grid.scale[0], ends - grid.zero_point[0], dtype)
     constant = w.graph.constants.get(name)
@@ -99,7 +101,7 @@ def concat(w: Writer, op: Concat) -> None:
     """`Concat`: plain on one grid, QLinearConcat else, which rescales by tables."""
     out = w.graph.params(op.output)
     grids = [w.graph.params(name) for name in op.inputs]
-    dtype = out.container.name
+    dtype = stored(out)
     made = w.target(op.lo, op.hi, dtype, op.output)
     if all(p.same_grid(out) and p.container == out.container for p in grids):
         if not out.is_8bit:
@@ -129,5 +131,5 @@ def _is_shift(have: QuantParams, want: QuantParams) -> bool:
     """Whether the two 8-bit grids are one but for the signedness of their type."""
     if not (_is_byte(have) and _is_byte(want)) or have.container == want.container or have.scale != want.scale:
         return False
-    offset = 128 if want.container.name == "uint8" else -128
+    offset = 128 if stored(want) == "uint8" else -128
     return have.zero_point[0] + offset == want.zero_point[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.writer import CONTRIB, Writer
+from qatc.backends.onnx.writer import CONTRIB, Writer, stored
 from qatc.compiler.integer import Lookup
 from qatc.compiler.quant import Array, Floats, QuantParams
 
@@ -58,7 +58,7 @@ def _clamp(w: Writer, op: Lookup, view: _Table) -> bool:
     same_type = view.have.container == view.want.container
     if not same_type or not np.array_equal(view.results, view.codes.clip(lo, hi)):
         return False
-    w.clip(w.read(op.inputs[0]), lo, hi, view.want.container.name, op.output)
+    w.clip(w.read(op.inputs[0]), lo, hi, stored(view.want), op.output)
     return True
 
 
@@ -118,7 +118,7 @@ def _simplest(least: float, most: float) -> float:
 
 
 def _gather(w: Writer, op: Lookup, table: Array, *, signed: bool) -> None:
-    """GatherElements on the flattened tensor: four times as fast as Gather, which copies byte by byte through memcpy."""
+    """GatherElements on the flattened tensor: four times as fast as Gather, which copies each byte with memcpy."""
     if signed:  # a negative index counts from the end
         table = np.roll(table, 128)
     x = w.read(op.inputs[0])

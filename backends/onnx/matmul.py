@@ -1,7 +1,7 @@
 """MatMul: the fastest integer matrix product for each form of operands.
 
-A constant matrix on the right is a pointwise convolution in channels-last order, which takes bias, per-channel scales and
-any leading dimensions as they are (com.microsoft QLinearConv: a fifth faster than QLinearMatMul, measured); two
+A constant matrix on the right is a pointwise convolution in channels-last order, which takes bias, per-channel scales
+and any leading dimensions as they are (com.microsoft QLinearConv: a fifth faster than QLinearMatMul, measured); two
 dimensions are QGemm; two activations are QLinearMatMul; accumulators are MatMulInteger (ToFloat).
 """
 
@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.products import Product, multiply, weight_scales
+from qatc.backends.onnx.products import Product, is_uniform, multiply, weight_scales
 from qatc.backends.onnx.weights import Weight, narrow
-from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer
+from qatc.backends.onnx.writer import CONTRIB, Writer, stored
 from qatc.compiler.arithmetic import ort_multipliers, ort_weight_scales
 from qatc.compiler.integer import Dequantize, MatMul
 from qatc.compiler.quant import QuantParams
@@ -52,10 +52,10 @@ def _operand(w: Writer, op: MatMul, weight: Weight) -> str:
     return w.node("Concat", (a, a), axis=-1) if weight.doubled else a
 
 
-# -- a constant matrix on the right -------------------------------------------------------------------------------------
+# -- a constant matrix on the right ----------------------------------------------------------------------------------
 def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, grid: QuantParams) -> None:
-    have, want = w.graph.params(op.inputs[0]), grid.container.name
-    dtype = have.container.name
+    have, want = w.graph.params(op.inputs[0]), stored(grid)
+    dtype = stored(have)
     inside = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], want).as_dtype(dtype)
     made = w.target(op.lo, op.hi, want, op.output)
     direct = made if dtype == want else w.fresh(f"{op.output}_{dtype}")
@@ -74,9 +74,7 @@ def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, gr
     w.clip(made, op.lo, op.hi, want, op.output)
 
 
-def _through_rows(
-    w: Writer, op: MatMul, a: str, weight: Weight, product: Product, grid: QuantParams, out: str
-) -> None:
+def _through_rows(w: Writer, op: MatMul, a: str, weight: Weight, product: Product, grid: QuantParams, out: str) -> None:
     """Any rank: as a matrix of rows, and back."""
     depth, width = weight.values.shape
     rows = w.node("Reshape", (a, w.ints([-1, depth])))
@@ -90,23 +88,17 @@ def _through_rows(
     w.node("Reshape", (made, w.node("Concat", (leading, w.ints([width])), axis=0)), out)
 
 
-def _gemm(
-    w: Writer, a: str, have: QuantParams, weight: Weight, product: Product, grid: QuantParams, out: str
-) -> str:
-    scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
+def _gemm(w: Writer, a: str, have: QuantParams, weight: Weight, product: Product, grid: QuantParams, out: str) -> str:
+    matrix = w.array(weight.values, f"{w.label}_weight")
+    scales = ort_weight_scales(product.scale, have.scale[0])
+    zeros = w.scalar(weight.zero, "int8")
+    if not is_uniform(scales):  # QGemm wants as many zero points as scales
+        zeros = w.array(np.full(len(product.scale), weight.zero, np.int8), f"{w.label}_zero_points")
     bias = "" if product.bias is None else w.array(product.bias, f"{w.label}_bias")
     inputs = (
-        a, w.scale(have), w.zero(have), w.array(weight.values, f"{w.label}_weight"), scales, _zeros(w, weight, scales), bias,
-        w.scale(grid), w.zero(grid),
+        a, w.scale(have), w.zero(have), matrix, weight_scales(w, scales), zeros, bias, w.scale(grid), w.zero(grid),
     )  # fmt: skip
     return w.node("QGemm", inputs, out, domain=CONTRIB)
-
-
-def _zeros(w: Writer, weight: Weight, scales: str) -> str:
-    """Zero points in the shape of the weight scales, as QGemm wants them."""
-    if scales.startswith("float32_"):
-        return w.scalar(weight.zero, "int8")
-    return w.array(np.full(weight.values.shape[1], weight.zero, np.int8), f"{w.label}_zero_points")
 
 
 def _linear(
@@ -114,9 +106,9 @@ def _linear(
 ) -> None:
     """QLinearMatMul; `b` is its name and zero point, int8."""
     have = a[1]
-    scales = ort_weight_scales(product.scale, have.scale[0])
-    inputs = (a[0], w.scale(have), w.zero(have), b[0], weight_scales(w, scales), w.scalar(b[1], "int8"), w.scale(grid), w.zero(grid))
-    w.node("QLinearMatMul", inputs, out)
+    scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
+    zero = w.scalar(b[1], "int8")
+    w.node("QLinearMatMul", (a[0], w.scale(have), w.zero(have), b[0], scales, zero, w.scale(grid), w.zero(grid)), out)
 
 
 def _pointwise(
@@ -155,17 +147,17 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
         b, b_zero = w.array(matrix.values, f"{w.label}_weight"), w.scalar(matrix.zero, "int8")
     else:
         b, b_grid = w.read(op.inputs[1]), w.graph.params(op.inputs[1])
-        if a_grid.container.name == "int8" and b_grid.container.name == "uint8":  # the one pair no kernel takes
+        if stored(a_grid) == "int8" and stored(b_grid) == "uint8":  # the one pair no kernel takes
             b, b_grid = w.as_dtype(op.inputs[1], "int8")
         b_zero = w.zero(b_grid)
     grid = product.grid
     if grid is not None and product.bias is None and product.scale.size == 1 and grid.container == a_grid.container:
-        made = w.target(op.lo, op.hi, grid.container.name, out)
+        made = w.target(op.lo, op.hi, stored(grid), out)
         scale = w.scalar(ort_weight_scales(product.scale, a_grid.scale[0])[0], "float32")
-        plain = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], grid.container.name)
+        plain = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], stored(grid))
         inputs = (a, w.scale(a_grid), w.zero(a_grid), b, scale, b_zero, w.scale(plain), w.zero(plain))
         w.node("QLinearMatMul", inputs, made)
-        w.clip(made, op.lo, op.hi, grid.container.name, out)
+        w.clip(made, op.lo, op.hi, stored(grid), out)
         return
     last = out if grid is None and not product.real else ""
     acc = w.node("MatMulInteger", (a, b, w.zero(a_grid), b_zero), last)
@@ -176,20 +168,18 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
 
 
 def _requantize(w: Writer, acc: str, product: Product, have: QuantParams, grid: QuantParams, out: str) -> None:
-    """What the QLinear kernels do to an accumulator, spelled out: times one float32 factor, rounded, zero point added."""
+    """What the QLinear kernels do to an accumulator, spelled out: one float32 factor, rounding, zero point."""
     if product.bias is not None:
         acc = w.node("Add", (acc, w.array(product.bias, f"{w.label}_bias")))
     factors = ort_multipliers(product.scale, have.scale[0], grid.scale[0])
     real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), weight_scales(w, factors)))
-    unit = QuantParams.per_tensor(1.0, grid.zero_point[0], grid.container.name)
+    unit = QuantParams.per_tensor(1.0, grid.zero_point[0], stored(grid))
     w.quantize(real, unit, out, product.lo, product.hi)
 
 
 def _reals(w: Writer, acc: str, product: Product, out: str) -> None:
     last = out if product.bias is None else ""
-    real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), weight_scales(w, product.scale.astype(np.float32))), last)
+    scales = weight_scales(w, product.scale.astype(np.float32))
+    real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), scales), last)
     if product.bias is not None:
         w.node("Add", (real, w.array(np.asarray(product.bias, np.float32).reshape(-1), f"{w.label}_bias")), out)
-
-
-__all__ = ["INT64_MAX", "matmul"]

@@ -1,7 +1,7 @@
 """Move and Float: operators as they are, on whatever integers or floats they read.
 
-ONNX Runtime moves bytes with every movement operator; for 16 and 32 bits a few kernels are missing, and the elements take
-the way over a float type that holds them exactly.
+ONNX Runtime moves bytes with every movement operator; for 16 and 32 bits a few kernels are missing, and the elements
+take the way over a float type that holds them exactly.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, cast
 
-import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from qatc.backends.onnx.writer import Writer
+from qatc.compiler.graph import Node, Variable
 from qatc.compiler.integer import Float, Move
 from qatc.compiler.model_io import node_proto
 
@@ -53,10 +53,10 @@ def move(w: Writer, op: Move) -> None:
 def _as_transpose(w: Writer, op: Move, x: str) -> bool:
     """A Reshape that moves a channel axis of size one is a Transpose too, which cancels against ONNX Runtime's own."""
     before, after = w.graph.tensors[op.inputs[0]].shape, w.graph.tensors[op.output].shape
-    if op.op_type != "Reshape" or before is None or after is None or len(before) != len(after) or len(before) < _CONV_RANK:
+    if op.op_type != "Reshape" or before is None or after is None:
         return False
     rank = len(before)
-    if not all(isinstance(d, int) for d in (*before[1:], *after[1:])):
+    if rank < _CONV_RANK or rank != len(after) or not all(isinstance(d, int) for d in before[1:]):
         return False
     if before[-1] == 1 and after[1:] == (1, *before[1:-1]):
         perm = [0, rank - 1, *range(1, rank - 1)]
@@ -92,12 +92,12 @@ def float_op(w: Writer, op: Float) -> None:
     if not captures:
         w.nodes(op.op_type, inputs, op.outputs, domain=op.domain, attrs=op.attrs)
         return
-    node = gs.Node(
+    node = Node(
         op.op_type,
         op.name,
         dict(op.attrs),
-        [gs.Variable(name) for name in inputs],
-        [gs.Variable(name) for name in op.outputs],
+        [Variable(name) for name in inputs],
+        [Variable(name) for name in op.outputs],
         domain=op.domain or None,
     )
     w.proto(node_proto(node))

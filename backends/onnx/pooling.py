@@ -1,8 +1,8 @@
 """Pool: maxima in channels-last order, averages as depthwise convolutions with weights of one.
 
 Measured on 1x64x112x112 bytes, 3x3 stride 2 (docs/performance.md): MaxPool 3.6 ms, NhwcMaxPool 0.04 ms. Averages on
-1x64x56x56: QLinearAveragePool 0.4 ms (it sums floats, element by element), QLinearConv with ones 0.02 ms, and exact. The
-transposes around a channels-last operator are cancelled by ONNX Runtime against those around its convolutions.
+1x64x56x56: QLinearAveragePool 0.4 ms (it sums floats, element by element), QLinearConv with ones 0.02 ms, and exact.
+The transposes around a channels-last operator are cancelled by ONNX Runtime against those around its convolutions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from qatc.backends.onnx.writer import CONTRIB, Writer
+from qatc.backends.onnx.writer import CONTRIB, Writer, stored
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
@@ -29,8 +29,8 @@ def pool(w: Writer, op: Pool) -> None:
     whole = not op.kernel or _covers(w, op)
     if whole:
         w.pooled.add(op.output)
-    dtype = w.graph.params(op.inputs[0]).container.name
-    want = w.graph.params(op.output).container.name
+    dtype = stored(w.graph.params(op.inputs[0]))
+    want = stored(w.graph.params(op.output))
     out = op.output if op.keepdims else w.fresh(f"{op.output}_kept")
     made = w.target(op.lo, op.hi, dtype, out) if dtype == want else w.fresh(f"{out}_{dtype}")
     if op.mode == "max":
@@ -92,8 +92,8 @@ def _grids(w: Writer, op: Pool) -> tuple[QuantParams, QuantParams]:
     have, want = w.graph.params(op.inputs[0]), w.graph.params(op.output)
     if have.container == want.container:
         return have, want
-    wide = QuantParams.per_tensor(want.scale[0], want.zero_point[0], want.container.name)
-    return have, wide.as_dtype(have.container.name)
+    wide = QuantParams.per_tensor(want.scale[0], want.zero_point[0], stored(want))
+    return have, wide.as_dtype(stored(have))
 
 
 def _global_average(w: Writer, op: Pool, out: str) -> None:
@@ -187,7 +187,8 @@ class _Window:
         """The operator's window, defaults spelled out."""
         rank = len(op.kernel)
         strides, dilations = list(op.strides or (1,) * rank), list(op.dilations or (1,) * rank)
-        return cls(list(op.kernel), strides, list(op.pads or (0,) * 2 * rank), dilations, op.ceil_mode and max(strides) > 1)
+        pads = list(op.pads or (0,) * 2 * rank)
+        return cls(list(op.kernel), strides, pads, dilations, op.ceil_mode and max(strides) > 1)
 
     @property
     def rank(self) -> int:

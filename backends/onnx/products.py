@@ -4,7 +4,8 @@ ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs
 float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
 other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
 groups) unrolling moves single bytes about; there it is a float convolution: of the integers, exact as long as every sum
-fits 24 bits, where the accumulator itself is read; of scaled weights, exact up to float rounding, where real numbers are.
+fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for float rounding, where real numbers
+are.
 With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
 """
 
@@ -19,7 +20,7 @@ from onnx import TensorProto
 
 from qatc.backends.onnx.pooling import to_first, to_last
 from qatc.backends.onnx.weights import Weight, narrow
-from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer
+from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, stored
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.integer import Conv, Dequantize
 from qatc.compiler.quant import Array, Floats, QuantParams
@@ -121,14 +122,14 @@ def _repeated(w: Writer, c: Convolution) -> Convolution:
     if c.groups == 1:
         return replace(c, x=w.node("Concat", (c.x, c.x), axis=1))
     size = c.weight.values.shape[1] // 2
-    channels = np.arange(c.groups * size).reshape(c.groups, 1, size).repeat(2, axis=1)
-    return replace(c, x=w.node("Gather", (c.x, w.array(channels.reshape(-1), "channels_twice")), axis=1))
+    twice = [group * size + i for group in range(c.groups) for _ in range(2) for i in range(size)]
+    return replace(c, x=w.node("Gather", (c.x, w.ints(twice)), axis=1))
 
 
 def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, out: str) -> None:
     """QLinearConv and its clamp."""
-    have = c.grid.container.name
-    want = grid.container.name
+    have = stored(c.grid)
+    want = stored(grid)
     scales = ort_weight_scales(product.scale, c.grid.scale[0])
     made = w.target(product.lo, product.hi, want, out)
     direct = made if have == want else w.fresh(f"{out}_{have}")
@@ -145,9 +146,14 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
     w.clip(made, product.lo, product.hi, want, out)
 
 
+def is_uniform(scales: Floats) -> bool:
+    """Whether the scales of all channels are one."""
+    return scales.size == 1 or bool(np.all(scales == scales[0]))
+
+
 def weight_scales(w: Writer, scales: Floats) -> str:
     """Weight scales as a constant: a scalar where they are one."""
-    if scales.size == 1 or np.all(scales == scales[0]):
+    if is_uniform(scales):
         return w.scalar(scales[0], "float32")
     return w.array(scales, f"{w.label}_weight_scale")
 
@@ -198,13 +204,8 @@ def multiply(w: Writer, a: str, grid: QuantParams, weight: Weight, product: Prod
     b = w.array(weight.values, f"{w.label}_weight")
     zero = w.scalar(weight.zero, "int8") if weight.zero else ""
     if product.real and not w.standard:
-        inputs = [a, b, w.scalar(1.0, "float32"), _real_scale(w, product), w.zero(grid), zero]
-        inputs += [w.array(np.asarray(product.bias, np.float32), f"{w.label}_bias")] if _fits_contrib(product, weight) else []
-        fused = len(inputs) == 7
-        while not inputs[-1]:
-            inputs.pop()
-        made = w.node("MatMulIntegerToFloat", inputs, out if fused or product.bias is None else "", domain=CONTRIB)
-        return made if fused or product.bias is None else _add_bias(w, made, product, out)
+        unit = w.scalar(1.0, "float32")
+        return _multiply_to_real(w, [a, b, unit, _real_scale(w, product), w.zero(grid), zero], product, out)
     inputs = [a, b, w.zero(grid), zero]
     acc = w.node("MatMulInteger", inputs if zero else inputs[:3], "" if product.real else out)
     if not product.real:
@@ -214,8 +215,16 @@ def multiply(w: Writer, a: str, grid: QuantParams, weight: Weight, product: Prod
     return made if product.bias is None else _add_bias(w, made, product, out)
 
 
-def _fits_contrib(product: Product, weight: Weight) -> bool:
-    return product.bias is not None and product.bias.size == weight.values.shape[-1]
+def _multiply_to_real(w: Writer, inputs: list[str], product: Product, out: str) -> str:
+    """MatMulIntegerToFloat; its bias has one element per column."""
+    columns = product.bias is not None and product.bias.size > 1
+    if columns:
+        inputs = [*inputs, w.array(np.asarray(product.bias, np.float32).reshape(-1), f"{w.label}_bias")]
+    while not inputs[-1]:
+        inputs.pop()
+    apart = product.bias is not None and not columns
+    made = w.node("MatMulIntegerToFloat", inputs, "" if apart else out, domain=CONTRIB)
+    return _add_bias(w, made, product, out) if apart else made
 
 
 def _real_scale(w: Writer, product: Product) -> str:

@@ -34,10 +34,11 @@ class _Axis:
 
     @classmethod
     def of(cls, stride: int, kernel: int, begin: int, end: int, extra: int) -> _Axis:
-        """Work out one axis from the transposed convolution's attributes (`kernel` spelled out, `extra` output padding).
+        """Work out one axis from the transposed convolution's attributes (dilation spelled out).
 
-        Interleaved position t = o + begin runs over [begin, begin + size); phase p of position q is t = q * stride + p and
-        reads x[q - m] times tap m * stride + p. The positions q from begin // stride to the last one needed are made.
+        Interleaved position t = o + begin runs over [begin, begin + size); phase p of position q is t = q * stride + p
+        and reads x[q - m] times tap m * stride + p. The positions q from begin // stride to the last needed are made;
+        `extra` is the output padding.
         """
         taps = -(-kernel // stride)
         skipped = begin // stride
@@ -58,15 +59,15 @@ def transposed(w: Writer, op: Conv, weight: Weight, product: Product, out: str) 
     spatial = values.ndim - 2
     kernel = values.shape[2:]
     extra = op.output_padding or (0,) * spatial
-    axes = [
-        _Axis.of(op.strides[i], kernel[i], op.pads[i], op.pads[i + spatial], extra[i]) for i in range(spatial)
-    ]
+    axes = [_Axis.of(op.strides[i], kernel[i], op.pads[i], op.pads[i + spatial], extra[i]) for i in range(spatial)]
     phases = int(np.prod([a.stride for a in axes]))
+    kernels = replace(weight, values=_phases(values, axes, op.groups, weight))
     convolution = Convolution(
-        w.read(op.inputs[0]), w.graph.params(op.inputs[0]), replace(weight, values=_phases(values, axes, op.groups, weight)),
-        (1,) * spatial, (*(a.before for a in axes), *(a.after for a in axes)), (1,) * spatial, op.groups,
+        w.read(op.inputs[0]), w.graph.params(op.inputs[0]), kernels, (1,) * spatial,
+        (*(a.before for a in axes), *(a.after for a in axes)), (1,) * spatial, op.groups,
     )  # fmt: skip
-    spread = replace(product, scale=_spread(product.scale, op.groups, phases), bias=_spread_bias(product.bias, op, phases))
+    scale, bias = _spread(product.scale, op.groups, phases), _spread_bias(product.bias, op, phases)
+    spread = replace(product, scale=scale, bias=bias)
     if phases == 1 and not any(a.first or a.last for a in axes):
         write(w, convolution, spread, out)
         return
@@ -105,7 +106,8 @@ def _phases(values: Array, axes: list[_Axis], groups: int, weight: Weight) -> Ar
             widths = [(0, 0)] * values.ndim
             widths[axis + 2] = (0, missing)
             values = np.pad(values, widths, constant_values=weight.zero)
-    split = values.reshape(halves, groups, channels // groups, per_group, *(n for a in axes for n in (a.taps, a.stride)))
+    sizes = [n for a in axes for n in (a.taps, a.stride)]
+    split = values.reshape(halves, groups, channels // groups, per_group, *sizes)
     taps = [4 + 2 * i for i in range(spatial)]
     strides = [5 + 2 * i for i in range(spatial)]
     split = split.transpose(1, *strides, 3, 0, 2, *taps)  # g, phases, m, halves, c, taps

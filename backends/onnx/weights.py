@@ -25,8 +25,8 @@ class Weight:
 def narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
     """The weight in int8. `summed` is the axis that the product sums over.
 
-    Subtracting the zero points beforehand is worth 20 to 30 per cent of a convolution's time. Where that needs nine bits
-    there is one zero point for all of them if they span no more than eight, and else the weight is split in two.
+    Subtracting the zero points beforehand is worth 20 to 30 per cent of a convolution's time. Where that needs nine
+    bits there is one zero point for all of them if they span no more than eight, and else the weight is split in two.
 
     Raises:
         ValueError: where an integer is 255 from its zero point: nothing in eight bits says that.

@@ -6,8 +6,9 @@ shared; weights are written as they are, without a copy where nothing about them
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx
@@ -38,6 +39,7 @@ class Writer:
         self._nodes: list[NodeProto] = []
         self._constants: list[tuple[str, Array]] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._scalars: dict[tuple[float | np.generic, str], str] = {}
         self._tensor_names: set[str] = set(graph.tensors) | set(graph.constants) | set(graph.inputs)
         self._node_names: set[str] = set()
         self._counts: dict[str, int] = {}
@@ -111,7 +113,7 @@ class Writer:
     def array(self, value: Array, hint: str) -> str:
         """A constant with this value; small equal ones are one."""
         if value.nbytes <= _SHARED:
-            key = (value.dtype.name, value.shape, value.tobytes())
+            key = (value.dtype.char, value.shape, value.tobytes())
             if key in self._shared:
                 return self._shared[key]
             name = self._shared[key] = self.fresh(hint)
@@ -122,8 +124,11 @@ class Writer:
 
     def scalar(self, value: float | np.generic, dtype: str) -> str:
         """A scalar constant of a numpy dtype, named after its value."""
-        number = np.asarray(value, dtype)
-        return self.array(number, f"{dtype}_{number.item():.9g}".replace("-", "minus_"))
+        key = (value, dtype)
+        if key not in self._scalars:
+            number = np.asarray(value, dtype)
+            self._scalars[key] = self.array(number, f"{dtype}_{number.item():.9g}".replace("-", "minus_"))
+        return self._scalars[key]
 
     def ints(self, values: Sequence[int]) -> str:
         """An int64 vector: a shape, axes, indices."""
@@ -142,7 +147,7 @@ class Writer:
             return ""
         if params.is_per_channel:
             return self.array(np.asarray(params.zero_point, params.container), f"{self.label}_zero_point")
-        return self.scalar(params.zero_point[0], params.container.name)
+        return self.scalar(params.zero_point[0], stored(params))
 
     # -- rounding -------------------------------------------------------------------------------------------------
     def target(self, op_lo: int, op_hi: int, dtype: str, out: str) -> str:
@@ -167,7 +172,7 @@ class Writer:
 
     def quantize(self, x: str, params: QuantParams, out: str = "", lo: int | None = None, hi: int | None = None) -> str:
         """float32 `x` to integers of the grid's container, within [lo, hi]: QuantizeLinear and its clamp."""
-        dtype = params.container.name
+        dtype = stored(params)
         lowest, highest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         lo, hi = lowest if lo is None else lo, highest if hi is None else hi
         if self._is_wide(params) or (params.container.itemsize == 2 and (lo, hi) != (lowest, highest)):
@@ -181,7 +186,7 @@ class Writer:
         """QuantizeLinear to 16 bits, spelled out: the zero point after the rounding, the clamp in float (exact)."""
         if params.is_per_channel:
             made = self.node("QuantizeLinear", self._grid(x, params), domain=CONTRIB, axis=params.axis)
-            return self.clip(made, lo, hi, params.container.name, out or self.fresh(f"{x}_quantized"))
+            return self.clip(made, lo, hi, stored(params), out or self.fresh(f"{x}_quantized"))
         zero = int(params.zero_point[0])
         rounded = self.node("Round", [self.node("Div", (x, self.scale(params)))])
         low, high = self.scalar(lo - zero, "float32"), self.scalar(hi - zero, "float32")
@@ -216,7 +221,7 @@ class Writer:
     def as_dtype(self, name: str, dtype: str) -> tuple[str, QuantParams]:
         """An 8-bit tensor in uint8 or int8: (name, its grid there). The same real numbers, exactly."""
         params = self.graph.params(name)
-        have = params.container.name
+        have = stored(params)
         if have == dtype:
             return self.read(name), params
         byte = QuantParams.per_tensor(params.scale[0], params.zero_point[0], have)  # the whole range of the type
@@ -297,6 +302,16 @@ class Writer:
         return onnx.helper.make_tensor_value_info(name, kind, shape)
 
 
+@functools.cache
+def _name_of(dtype: str) -> str:
+    return QuantParams.per_tensor(1.0, 0, dtype).container.name
+
+
+def stored(params: QuantParams) -> str:
+    """The numpy name of the type that holds a grid's integers."""
+    return _name_of(params.dtype)  # numpy takes longer to say it
+
+
 def tensor_type(dtype: np.dtype[Any]) -> int:
     """The TensorProto type of a numpy dtype."""
     return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
@@ -304,15 +319,19 @@ def tensor_type(dtype: np.dtype[Any]) -> int:
 
 def attribute(key: str, value: Any) -> AttributeProto:
     """An attribute; the common kinds without the helper's guessing, which costs more than the rest of a node."""
-    if isinstance(value, (bool, int, np.integer)):
-        return AttributeProto(name=key, type=AttributeProto.INT, i=int(value))
+    if isinstance(value, (bool, int)):
+        return AttributeProto(name=key, type=AttributeProto.INT, i=value)
     if isinstance(value, str):
         return AttributeProto(name=key, type=AttributeProto.STRING, s=value.encode())
-    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, np.integer)) for v in value):  # pyright: ignore[reportUnknownVariableType]
-        return AttributeProto(name=key, type=AttributeProto.INTS, ints=value)
+    if isinstance(value, (list, tuple)):
+        items = cast("Sequence[object]", value)
+        if all(type(item) is int for item in items):
+            return AttributeProto(name=key, type=AttributeProto.INTS, ints=cast("Sequence[int]", items))
     if isinstance(value, np.ndarray):
-        return onnx.helper.make_attribute(key, onnx.numpy_helper.from_array(np.asarray(value, order="C")))
-    return onnx.helper.make_attribute(key, value)
+        return onnx.helper.make_attribute(
+            key, onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
+        )
+    return onnx.helper.make_attribute(key, value.item() if isinstance(value, np.generic) else value)
 
 
 def _place(tensor: TensorProto, offset: int, length: int) -> None:
