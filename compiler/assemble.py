@@ -11,6 +11,7 @@ import numpy as np
 
 from qatc._version import __version__
 from qatc.compiler.golden import Proof, write_proof
+from qatc.compiler.layout import layouts
 from qatc.compiler.package import (
     PackageWriter,
     Sample,
@@ -72,6 +73,7 @@ def assemble(
                 inputs=result.inputs,
                 outputs=result.outputs,
                 samples=entries,
+                layouts=layouts(proof.graph),
                 tolerances=[tolerance_of([s.outputs[i] for s in samples]) for i in range(len(result.outputs))],
             )
         )

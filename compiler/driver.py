@@ -18,6 +18,7 @@ from qatc.compiler.graph import QuantGraph, Variable, infer_shapes, shape_of
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import Source, load
+from qatc.compiler.package import check_destination
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.propagate import propagate
@@ -160,6 +161,8 @@ class _Compilation:
     # -- the road -------------------------------------------------------------------------------------------------
     def run(self) -> CompileResult:
         """Load, normalise, strip, fold, calibrate, lower, emit, verify, write."""
+        output = self.options.output or Path(f"{self.path.stem}.qatc")
+        check_destination(output)
         target, backend = self.target()
         graph, source, dialect, evidence = self.canonical()
         with self.step("fold"):
@@ -175,7 +178,6 @@ class _Compilation:
         verification = self.verify(integer, emission, target) if backend.level == "integer" else None
         result = self.result(graph, source, integer, emission, dialect, evidence, target, verification)
         with self.step("write"):
-            output = self.options.output or Path(f"{self.path.stem}.qatc")
             result = assemble(result, output, emission, self.feeds, source.external, self.proof(integer, target))
         self.progress("done", 1.0)
         return dataclasses.replace(result, timings=dict(self.timings))
