@@ -1,7 +1,6 @@
 from qatc.compiler.layout import layouts
 from qatc.compiler.lowering import lower
 from qatc.compiler.passes.propagate import propagate
-
 from tests.graphs import stripped
 
 QUANTIZED = """
