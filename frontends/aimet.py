@@ -21,7 +21,7 @@ from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import DTYPES, QuantParams, dtype_range
 from qatc.frontends import external
 from qatc.frontends.external import Entry
-from qatc.frontends.records import Record, listed, number, numbers, parsed, record
+from qatc.frontends.records import Record, listed, number, numbers, parsed, record, width
 
 _FLOATS: Final = ("float16", "float32", "bfloat16", "float")
 _SECTIONS: Final = ("activation_encodings", "param_encodings")
@@ -85,9 +85,7 @@ def _with_offset(name: str, encodings: list[Record]) -> Entry:
     kind = str(first.get("enc_type", "")).upper()
     if kind in _BLOCKS or "block_size" in first:
         raise _refused(name, _BLOCKS.get(kind, "blocks"))
-    bits = round(number(first, "bitwidth" if "bitwidth" in first else "bw", name))
-    if not 1 <= bits <= 32:
-        raise fail("QAT103", f"{bits} bits are no integer type", tensor=name)
+    bits = width(first, "bitwidth" if "bitwidth" in first else "bw", name)
     if "scale" not in first:  # ranges alone, as SNPE writes them
         return external.asymmetric(name, number(first, "min", name), number(first, "max", name), bits)
     scales = [s for item in encodings for s in numbers(item, "scale", name)]

@@ -33,7 +33,7 @@ from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import aimet, external, sophgo
 from qatc.frontends.external import Entry
-from qatc.frontends.records import Record, items, listed, number, numbers, parsed, record
+from qatc.frontends.records import Record, items, listed, number, numbers, parsed, record, width
 
 _SOPHGO: Final = "sophgo biases"
 _CACHE_LINE: Final = re.compile(r"^(.+): *(?:0x)?([0-9a-fA-F]{1,8})$")
@@ -67,7 +67,10 @@ def parse(path: Path) -> list[Entry]:
     if path.suffix.lower() == ".onnx":
         return list(_extremes(path))
     data = parsed(path)
-    found = list(_text(data) if isinstance(data, str) else _json(data))
+    try:
+        found = list(_text(data) if isinstance(data, str) else _json(data))
+    except ArithmeticError as error:  # a step of zero, a magnitude beyond all floats
+        raise fail("QAT007", f"{path.name} holds numbers that are no ranges: {error}", hint=_KNOWN) from error
     if not found:
         raise fail("QAT007", f"{path.name} holds no ranges in a form that is known", hint=_KNOWN)
     return found
@@ -133,7 +136,7 @@ def _mqbench_tensorrt(section: Record, data: Record) -> Iterator[Entry]:
 def _mqbench_ppl(section: Record, data: Record) -> Iterator[Entry]:
     """The zero point is written cut off, the range is not: it tells the trained one."""
     for name, item in items(section):
-        step, bits = numbers(item, "step", name), round(number(item, "bit", name, 8))
+        step, bits = numbers(item, "step", name), width(item, "bit", name, 8)
         low = 0 if item.get("type") in ("biased", "uint") else -(1 << (bits - 1))
         if item.get("min") is None or len(step) > 1:
             zeros = [round(z) for z in numbers(item, "zero_point", name, 0.0)]
@@ -145,7 +148,7 @@ def _mqbench_ppl(section: Record, data: Record) -> Iterator[Entry]:
 def _sophgo(section: Record, data: Record) -> Iterator[Entry]:
     """Activations as <name>_8 or <name>_4 with their trained range, weights with a step a channel."""
     for name, item in items(section):
-        written = round(number(item, "bit", name, 8))
+        written = width(item, "bit", name, 8)
         bits = written + written % 2  # -127..127 is written as 7 bits: the logarithm of 255, cut off
         if isinstance(item.get("step"), list):
             half = 1 << (bits - 1)
@@ -171,7 +174,7 @@ def _vitis(section: Record, data: Record) -> Iterator[Entry]:
                 continue
             done.add(name)
             bits, point = numbers({"point": first}, "point", name)[:2]
-            half = 1 << (round(bits) - 1)
+            half = 1 << (width({"bits": bits}, "bits", name) - 1)
             yield Entry(name, (2.0**-point,), (0,), -half, half - 1)
 
 
@@ -204,8 +207,10 @@ def _generic(data: Record) -> Iterator[Entry]:
     for name, value in data.items():
         item = record(value)
         if len(listed(value) or ()) == 2:
-            low, high = numbers({"range": value}, "range", name)
-            yield external.asymmetric(name, low, high)
+            ends = numbers({"range": value}, "range", name)
+            if len(ends) != 2:
+                raise fail("QAT007", f"a range has {len(ends)} ends", tensor=name, hint=_KNOWN)
+            yield external.asymmetric(name, ends[0], ends[1])
         elif item is not None and "scale" in item:
             yield _stated(name, item)
         elif item is not None:

@@ -69,6 +69,14 @@ def number(item: Record, key: str, name: str, default: float | None = None) -> f
     return numbers(item, key, name, default)[0]
 
 
+def width(item: Record, key: str, name: str, default: float | None = None) -> int:
+    """The number of bits at `key`, 2 to 32; QAT103 for other widths."""
+    bits = number(item, key, name, default)
+    if not 2 <= bits <= 32 or bits != int(bits):
+        raise fail("QAT103", f"{bits:g} bits are no integer type of 2 to 32 bits", tensor=name)
+    return int(bits)
+
+
 def _flat(value: Any) -> Iterator[float]:
     """Numbers in any nesting, in order (iterative: the file decides how deep); anything else is NaN."""
     waiting = [value]

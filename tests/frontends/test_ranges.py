@@ -333,3 +333,19 @@ def test_aimet_reads_encodings_alone(tmp_path: Path) -> None:
     path.write_text('{"input": [0, 1]}')
     with pytest.raises(CompileError, match="not an AIMET encodings file"):
         aimet.read(path, graph)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"x": [[0, 1], [2, 3]]}',
+        '{"ppl": {"x": {"step": 0, "zero_point": 0, "min": -1, "bit": 8}}}',
+        '{"param": {}, "output": {"x": [[8, -1e9]]}, "input": {}}',
+        '{"ppl": {"x": {"step": 1, "zero_point": 0, "bit": 1e12}}}',
+        '{"activation_encodings": {"x": [{"bitwidth": 1e9, "scale": 1, "offset": 0}]}}',
+        '{"x": [0, 1e308]}',
+    ],
+)
+def test_absurd_numbers_are_findings(text: str, tmp_path: Path) -> None:
+    with pytest.raises(CompileError):
+        grid_of(text, tmp_path)
