@@ -101,8 +101,8 @@ class Simulation:
     def _in_graph(self, tensor: Tensor, written: QdqModel) -> str | None:
         if tensor.params is None:
             return written.unrounded.get(tensor.name)
-        if tensor.source is not None and tensor.source in self._names:
-            return self._names[tensor.source]
+        if tensor.source is not None:  # what no pass rounds lies on the grid already
+            return self._names.get(tensor.source, tensor.source)
         # the lowering calls the integers of x "x_quantized"
         return self._names.get(tensor.name) or self._names.get(tensor.name.removesuffix(_INTEGERS))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from qatc.compiler.integer import Concat, Conv, Elementwise, IntegerGraph, MatMu
 from qatc.compiler.quant import Array, QuantParams
 
 Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Index: TypeAlias = tuple[npt.NDArray[np.intp], ...]
 
 UNIT: Final = 2.0**-24  # unit roundoff of float32: half the distance from 1 to the next number
@@ -33,19 +34,33 @@ _CHUNK: Final = 1 << 21  # gathered operands at a time
 
 @dataclass(frozen=True)
 class Exact:
-    """Exact results in LSB of the output's grid, zero point included, neither rounded nor clamped; and error bounds."""
+    """Exact results in LSB of the output's grid, zero point included, neither rounded nor clamped.
+
+    `error` bounds how far float32 arithmetic may be away, `moved` is how far the rounding of the bias to int32 moves
+    the integer operator's result.
+    """
 
     value: Doubles
     error: Doubles
+    moved: Doubles | float = 0.0
 
     @property
     def rounded(self) -> Doubles:
         """The nearest integers, ties to even (not clamped)."""
         return np.rint(self.value)
 
-    def near_boundary(self) -> npt.NDArray[np.bool_]:
-        """Where the distance to the nearest half-integer is within the error bound."""
-        return np.abs(self.value - np.floor(self.value) - 0.5) <= self.error
+    def float_may_give(self, integers: Array, lo: float, hi: float) -> Bools:
+        """Which integers float32 arithmetic may have rounded to."""
+        return _rounds_to(self.value, integers, lo, hi, self.error)
+
+    def integers_may_give(self, integers: Array, lo: float, hi: float, slack: float = 0.0) -> Bools:
+        """Which integers the integer operator may give, with its int32 bias; `slack` is what its profile adds."""
+        return _rounds_to(self.value + self.moved, integers, lo, hi, self.error + slack)
+
+
+def _rounds_to(value: Doubles, integers: Array, lo: float, hi: float, error: Doubles) -> Bools:
+    distance: Doubles = np.abs(np.minimum(np.maximum(value, lo), hi) - integers)
+    return distance <= 0.5 + error
 
 
 def sum_error(terms: int) -> float:
@@ -117,15 +132,18 @@ def _product(
     channel = index[1] if isinstance(op, Conv) else index[-1] if index else np.zeros(total.shape, np.intp)
     scales = np.asarray(op.acc_scale, np.float64)
     unit = scales[channel] if scales.size > 1 else np.broadcast_to(scales, total.shape)
-    real, size, unsure = total.astype(np.float64), magnitude.astype(np.float64), 0.0
+    real, size = total.astype(np.float64), magnitude.astype(np.float64)
+    unsure, moved = 0.0, np.zeros(total.shape)
     if len(op.inputs) > 2 and op.inputs[2]:
         # the bias as it was before its rounding; where that is not known, the rounding moved it by half a unit at most
-        bias = np.asarray(graph.real_biases.get(op.output, values[op.inputs[2]]), np.float64).reshape(-1)
+        stored = np.asarray(values[op.inputs[2]], np.float64).reshape(-1)
+        bias = np.asarray(graph.real_biases.get(op.output, stored), np.float64).reshape(-1)
         added = bias[channel] if bias.size > 1 else bias[0]
         real, size = real + added, size + np.abs(added)
+        moved = moved + (stored[channel] if stored.size > 1 else stored[0]) - added
         unsure = 0.0 if op.output in graph.real_biases else 0.5
     error = (size * sum_error(_terms(op, values)) + unsure) * unit
-    return _in_steps(real * unit, error, step, zero)
+    return replace(_in_steps(real * unit, error, step, zero), moved=moved * unit / step)
 
 
 def _terms(op: Conv | MatMul, values: Mapping[str, Array]) -> int:
