@@ -51,9 +51,10 @@ def net(signature: str, body: str, constants: str = "", *, opset: int = 17) -> s
 
 
 def expect(graph: QuantGraph | IntegerGraph, text: str) -> None:
-    """Assert that the graph is sound and that its dump, but for the first line, is `text`."""
+    """Assert that the graph is sound and that its dump, but for the first line, is `text` (indented lines go on)."""
     graph.verify()
-    assert graph.dump().split("\n", 1)[1].strip() == textwrap.dedent(text).strip()
+    wanted = re.sub(r"\n {4,}", " ", textwrap.dedent(text).strip())
+    assert graph.dump().split("\n", 1)[1].strip() == wanted
 
 
 def loaded(text: str) -> QuantGraph:

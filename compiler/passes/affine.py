@@ -303,6 +303,8 @@ def _set_bias(graph: QuantGraph, mac: Mac, bias: Vector) -> None:
             graph.insert("Add", [raw, graph.constant(f"{out.name}_bias", value)], [out], hint=f"{label_of(node)}_bias")
         return
     own = node.inputs[2].name if len(node.inputs) > 2 else ""
+    if not own and not value.any():
+        return
     tensor = graph.constant(f"{own or f'{mac.weight.name}_bias'}_folded", value)
     if len(node.inputs) > 2:
         node.inputs[2] = tensor

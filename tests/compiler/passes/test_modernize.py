@@ -99,7 +99,8 @@ def test_a_second_output_name_keeps_its_copy_but_nobody_reads_it() -> None:
 def test_a_dropout_whose_mask_is_read_stays() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[] y, bool[] m) { y, m = Dropout(x) }'
     graph = loaded(text)
-    modernize(graph, explain=True)
+    graph.explains = True
+    modernize(graph)
     assert "Dropout" in graph.dump()
     assert graph.explanation == ["modernize: dropout not at Dropout -> y: its mask is read"]
 

@@ -415,7 +415,8 @@ def test_integers_of_a_weight_are_moved() -> None:
         m = MatMul(x, t)
         y = Relu(m)
         """,
-        "int8[3,1,2] wq = {1, 2, 3, 4, 5, 6}, float[3] s = {0.5, 0.25, 1.0}, int8[3] z = {0, 0, 0}, int64[2] i = {3, 2}",
+        "int8[3,1,2] wq = {1, 2, 3, 4, 5, 6}, float[3] s = {0.5, 0.25, 1.0}, int8[3] z = {0, 0, 0}, "
+        "int64[2] i = {3, 2}",
     )
     expect(
         graph,
