@@ -222,6 +222,7 @@ class _Compilation:
         """Read the file and bring its dialect to the canonical form."""
         with self.step("read"):
             graph, source = load(self.path)
+            graph.explains = self.options.explain
             pin_shapes(graph, self.options.shapes)
         with self.step("normalize"):
             if self.options.ranges is not None:
@@ -426,7 +427,7 @@ class _Compilation:
             tensors=tensor_records(integer, emission.names),
             diagnostics=tuple(self.diagnostics),
             verification=verification,
-            explanation=tuple(graph.explanation) if self.options.explain else (),
+            explanation=tuple(graph.explanation),
             options=self.recorded(),
         )
 

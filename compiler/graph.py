@@ -80,6 +80,7 @@ class QuantGraph:
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
             there in integers.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others.
+        explains: whether `explain` keeps what it is told in `explanation` (the user asked with `--explain`).
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class QuantGraph:
         self.origin: dict[str, str] = {}
         self.integer_ports: dict[str, int] = {}
         self.diagnostics = Diagnostics()
+        self.explains = False
         self.explanation: list[str] = []
         self.evidence: dict[str, Any] = {}
         self.sample_shapes: dict[str, tuple[int, ...]] = {}  # tensor name -> shape for one sample (see infer_shapes)
@@ -171,6 +173,11 @@ class QuantGraph:
             if tensor.name and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor
+
+    def explain(self, step: str, text: str) -> None:
+        """Keep a line of what a step did, or why it did not, where the user wants to know (`--explain`)."""
+        if self.explains:
+            self.explanation.append(f"{step}: {text}")
 
     # -- changing -------------------------------------------------------------------------------------------------
     def fresh(self, hint: str) -> str:

@@ -59,25 +59,23 @@ class Rules:
         return self.by_op.get((node.domain or "", node.op), [])
 
 
-def sweep(graph: QuantGraph, rules: Rules, *, explain: bool = False) -> int:
+def sweep(graph: QuantGraph, rules: Rules) -> int:
     """Try the rules on every node once, in order; the first that rewrites a node ends that node's turn.
 
-    Returns how many nodes were rewritten. With `explain`, what fired and what nearly did goes to `graph.explanation`.
+    Returns how many nodes were rewritten. What fired and what nearly did goes to `graph.explain`.
     """
     fired = 0
     for node in list(graph.nodes):
         for rule in rules.of(node):
-            label = label_of(node) if explain else ""
+            label = label_of(node) if graph.explains else ""  # before the rule unlinks what the label names
             try:
                 matched = rule(graph, node)
             except NoMatch as no:
-                if explain:
-                    graph.explanation.append(f"{rules.name}: {_title(rule)} not at {printable(label)}: {no.reason}")
+                graph.explain(rules.name, f"{_title(rule)} not at {printable(label)}: {no.reason}")
                 continue
             if matched:
                 fired += 1
-                if explain:
-                    graph.explanation.append(f"{rules.name}: {_title(rule)} at {printable(label)}")
+                graph.explain(rules.name, f"{_title(rule)} at {printable(label)}")
                 break
     if fired:
         graph.sort()

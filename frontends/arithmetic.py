@@ -43,10 +43,10 @@ _BYTES: Final[dict[int, str]] = {onnx.TensorProto.INT8: "int8", onnx.TensorProto
 Doubles = npt.NDArray[np.float64]
 
 
-def rewrite(graph: QuantGraph, *, explain: bool = False) -> int:
+def rewrite(graph: QuantGraph) -> int:
     """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
-    sweep(graph, STRAIGHT_THROUGH, explain=explain)
-    return sweep(graph, RULES, explain=explain)
+    sweep(graph, STRAIGHT_THROUGH)
+    return sweep(graph, RULES)
 
 
 def heads_quantizer(node: Node) -> bool:

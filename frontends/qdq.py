@@ -29,15 +29,15 @@ __all__ = [
 ]
 
 
-def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, explain: bool = False) -> None:
+def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
     """What every dialect starts with: modern operators, folded constants. `keep` says which nodes are not folded."""
-    modernize(graph, explain=explain)
-    fold(graph, keep=keep, explain=explain)
+    modernize(graph)
+    fold(graph, keep=keep)
 
 
-def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, explain: bool = False) -> None:
+def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
     """Fold constants, except for what a weight's quantization says (and what `keep` says)."""
-    fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)), explain=explain)
+    fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)))
 
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:

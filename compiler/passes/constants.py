@@ -29,13 +29,11 @@ _SMALL: Final = 1 << 20  # bytes that operators without a size rule may read
 LIMIT: Final = 64 << 20
 
 
-def fold_constants(
-    graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, limit: int = LIMIT, explain: bool = False
-) -> int:
+def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, limit: int = LIMIT) -> int:
     """Fold in one sweep over the sorted graph; returns how many nodes went.
 
     `keep` says which nodes stay whatever their inputs are; `limit` is the largest result in bytes. What is not folded
-    stays as it was; with `explain` the reason goes to `graph.explanation`.
+    stays as it was; the reason goes to `graph.explain`.
     """
     gone: list[Node] = []
     for node in list(graph.nodes):
@@ -44,8 +42,7 @@ def fold_constants(
         try:
             values = _fold(node, limit)
         except Refused as refused:
-            if explain:
-                graph.explanation.append(f"constants: {node.op} {node.name} stays: {refused}")
+            graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
             continue
         for tensor, value in zip(list(node.outputs), values, strict=False):
             if tensor.name:

@@ -37,7 +37,7 @@ INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
 
 
-def modernize(graph: QuantGraph, *, explain: bool = False) -> None:
+def modernize(graph: QuantGraph) -> None:
     """Rewrite the graph in place; afterwards `graph.opset` is at least 13.
 
     What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
@@ -45,10 +45,10 @@ def modernize(graph: QuantGraph, *, explain: bool = False) -> None:
     constants_from_nodes(graph)
     if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
         infer_if_possible(graph)
-    sweep(graph, INERT, explain=explain)
+    sweep(graph, INERT)
     if graph.opset < OPSET:
         _check_bodies(graph)
-        sweep(graph, UPGRADE, explain=explain)
+        sweep(graph, UPGRADE)
         graph.opset = OPSET
 
 
@@ -57,7 +57,7 @@ def infer_if_possible(graph: QuantGraph) -> None:
     try:
         infer_shapes(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        graph.explanation.append(f"modernize: ONNX shape inference gave up: {error}")
+        graph.explain("modernize", f"ONNX shape inference gave up: {error}")
 
 
 def element_type(tensor: Tensor) -> int | None:
