@@ -82,7 +82,7 @@ def axis_through(node: Node, axis: int, before: tuple[Dim, ...] | None, after: t
         order = node.attr("perm")
         if order is None:
             return None if before is None else len(before) - 1 - axis
-        return list(order).index(axis)
+        return list(order).index(axis) if axis in order else None
     if before is None or after is None:
         return None
     size = before[axis]
@@ -107,7 +107,19 @@ def _same(one: tuple[Dim, ...], two: tuple[Dim, ...]) -> bool:
 
 
 def move_constant(node: Node, value: Array) -> Array | None:
-    """A constant moved by a layout operator whose other inputs are constant, or None."""
+    """A constant moved by a layout operator whose other inputs are constant; None where that cannot be."""
+    given = [t for t in node.inputs[1:] if t.name]
+    operands = [v for t in given if (v := value_of(t)) is not None]
+    if len(operands) != len(given):
+        return None
+    numbers = tuple(int(n) for n in operands[0].reshape(-1)) if operands else None
+    try:
+        return _moved(node, value, numbers)
+    except ValueError:  # numbers that do not fit: the model is broken there, and says so when it is run
+        return None
+
+
+def _moved(node: Node, value: Array, numbers: tuple[int, ...] | None) -> Array | None:
     match node.op:
         case "Transpose":
             return np.transpose(value, node.attr("perm"))
@@ -115,19 +127,13 @@ def move_constant(node: Node, value: Array) -> Array | None:
             axis = int(node.attr("axis", 1))
             axis = axis + value.ndim if axis < 0 else axis
             return value.reshape(math.prod(value.shape[:axis]), -1)
-        case "Reshape":
-            wanted = value_of(node.inputs[1])
-            if wanted is None:
-                return None
-            dims = [int(d) for d in wanted.reshape(-1)]
+        case "Reshape" if numbers is not None:
             if not node.attr("allowzero", 0):
-                dims = [value.shape[i] if d == 0 and i < value.ndim else d for i, d in enumerate(dims)]
-            return value.reshape(dims)
-        case "Squeeze" | "Unsqueeze":
-            axes = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
-            listed = None if axes is None else tuple(int(a) for a in axes.reshape(-1))
-            if node.op == "Squeeze":
-                return np.squeeze(value, listed)
-            return None if listed is None else np.expand_dims(value, listed)
+                numbers = tuple(value.shape[i] if d == 0 and i < value.ndim else d for i, d in enumerate(numbers))
+            return value.reshape(numbers)
+        case "Squeeze":
+            return np.squeeze(value, numbers)
+        case "Unsqueeze" if numbers is not None:
+            return np.expand_dims(value, numbers)
         case _:
             return None
