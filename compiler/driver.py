@@ -427,7 +427,7 @@ class _Compilation:
             tensors=tensor_records(integer, emission.names),
             diagnostics=tuple(self.diagnostics),
             verification=verification,
-            explanation=tuple(graph.explanation),
+            explanation=tuple(dict.fromkeys(graph.explanation)),
             options=self.recorded(),
         )
 

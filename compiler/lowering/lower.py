@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
-from qatc.compiler.integer import IntegerGraph, Move, Rescale
+from qatc.compiler.integer import Conv, Float, IntegerGraph, Lookup, MatMul, Move, Rescale
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.state import LoweringOptions, State
+from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
@@ -34,7 +36,22 @@ def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerG
         _visit(state, node)
     for output in graph.outputs:
         _output(state, output)
-    return build.finish()
+    integer = build.finish()
+    if graph.explains:
+        _explain(graph, integer)
+    return integer
+
+
+def _explain(graph: QuantGraph, integer: IntegerGraph) -> None:
+    """What became of the operators that are not simply themselves in integers."""
+    for op in integer.ops:
+        label = printable(op.source or op.name)
+        if isinstance(op, Float) and op.reason:
+            graph.explain("lowering", f"{op.op_type} stays float at {label}: {op.reason}")
+        elif isinstance(op, Lookup):
+            graph.explain("lowering", f"a table of 256 entries at {label}: {op.function}")
+        elif isinstance(op, Conv | MatMul) and integer.tensors[op.output].dtype == "int32":
+            graph.explain("lowering", f"a raw accumulator at {label}: its result is read before any rounding")
 
 
 def _input(state: State, tensor: Tensor) -> None:
@@ -113,6 +130,9 @@ def _visit(state: State, node: Node) -> None:
     chain = _look_back(state, node, out, params)
     if not _lower(state, chain, out):
         state.quantise_float(out, state.unrounded_name(chain.tensor), chain.lo, chain.hi)
+    elif chain.taken and chain.node is not None:
+        ops = ", ".join(n.op for n in reversed(chain.taken))
+        state.graph.explain("lowering", f"{ops} fused at {printable(label_of(chain.node))}")
 
 
 def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
@@ -130,6 +150,7 @@ class _Chain:
 
     tensor: Tensor  # the float value that is rounded
     node: Node | None  # the operator that computes it, up to alpha and bias
+    taken: list[Node]  # the nodes between
     lo: int
     hi: int
     alpha: float = 1.0
@@ -142,6 +163,7 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
     lo, hi = params.qmin, params.qmax
     current: Node | None = node
     tensor = out
+    taken: list[Node] = []
     while current is not None:
         bounds = clamp_bounds(graph, current)
         if bounds is None and current.op != REQUANTIZE:
@@ -153,8 +175,9 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
             low, high = (int(params.quantize(np.asarray(b, np.float64))) for b in bounds)
             lo, hi = min(max(low, lo), hi), min(max(high, lo), hi)  # this clamp comes before the ones seen so far
         tensor = x
+        taken.append(current)
         current = graph.producer(x)
-    chain = _Chain(tensor, current, lo, hi)
+    chain = _Chain(tensor, current, taken, lo, hi)
     if current is not None and (tensor is out or graph.only_consumer(tensor) is not None):
         _scalar_and_bias(state, chain)
     elif current is not None and current.op in mac.OPS:
@@ -165,7 +188,7 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
 def _scalar_and_bias(state: State, chain: _Chain) -> None:
     """See `alpha * product + bias` where the nodes between have no other reader."""
     node = chain.node
-    alpha, added = 1.0, list[npt.NDArray[Any]]()
+    alpha, added, taken = 1.0, list[npt.NDArray[Any]](), list[Node]()
     while node is not None and node.op in ("Add", "Mul", "Div") and not node.domain:
         found = _constant_operand(state, node)
         if found is None:
@@ -177,12 +200,14 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
             return
         else:
             alpha *= float(value.reshape(-1)[0]) if node.op == "Mul" else 1.0 / float(value.reshape(-1)[0])
+        taken.append(node)
         node = state.graph.producer(data)
     if node is None or node.op not in mac.OPS or node.domain or not (math.isfinite(alpha) and alpha > 0):
         return
     vectors = [v for value in added if (v := mac.channel_vector(node, value)) is not None]
     if len(vectors) == len(added):
         chain.node, chain.alpha, chain.bias = node, alpha, np.asarray(sum(vectors)) if vectors else None
+        chain.taken += taken
 
 
 def _constant_operand(state: State, node: Node) -> tuple[Tensor, npt.NDArray[np.float64]] | None:

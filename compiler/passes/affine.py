@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, axis_through
 from qatc.compiler.quant import QuantParams, dtype_range
 
 Vector = npt.NDArray[np.float64]
+_AFFINE = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
 _CANCELS = 1e-6  # a factor this near 1 is x / d * d computed in float32
 
 
@@ -130,14 +132,20 @@ def _fold(graph: QuantGraph, mac: Mac) -> list[Node]:
     chain = _follow(graph, mac)
     bias = _bias(graph, mac)
     alone = [n.op for n in chain.nodes] == ["Add"] and not chain.layouts
-    if not chain.nodes or bias is None or (mac.node.op == "MatMul" and alone):
+    if not chain.nodes or (mac.node.op == "MatMul" and alone):
+        return []
+    ops, label = ", ".join(n.op for n in chain.nodes), printable(label_of(mac.node))
+    if bias is None:
+        graph.explain("affine", f"{ops} not folded at {label}: its bias is not one constant per channel")
         return []
     factor = _factor(graph, mac, chain)
     if factor is None:
         return []
     scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, factor)
     if scaled is None:
+        graph.explain("affine", f"{ops} not folded at {label}: its weight's scales cannot say that")
         return []
+    graph.explain("affine", f"{ops} folded at {label}")
     _set_weight(graph, mac, scaled)
     _set_bias(graph, mac, bias * factor + chain.offset)
     for node in chain.nodes:
@@ -156,8 +164,14 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
     while place.tensor.name not in graph.params:
         node = _only_reader(graph, place.tensor)
         if node is None or node.domain:
+            if any(n.op == "BatchNormalization" for n in graph.consumers(place.tensor)):
+                label = printable(label_of(mac.node))
+                graph.explain("affine", f"BatchNormalization not folded at {label}: its input is read elsewhere, too")
             break
         step = _affine(graph, node, place, mac.channels)
+        if step is None and node.op in _AFFINE:
+            label = printable(label_of(mac.node))
+            graph.explain("affine", f"{node.op} not folded at {label}: the constant is not one number per channel")
         if step is not None:
             chain.then(*step)
             chain.nodes.append(node)

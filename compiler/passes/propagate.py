@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
+from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, is_movement, move_constant, on_grid, params_through
 from qatc.compiler.quant import QuantParams
 
@@ -58,7 +60,10 @@ def forward(graph: QuantGraph) -> None:
         for out in node.outputs:
             if out.name and out.name not in graph.params:
                 params = _carried(graph, node)
-                if params is not None:
+                if params is None:
+                    _explain(graph, node)
+                else:
+                    graph.explain("propagate", f"parameters carried through {node.op} at {printable(label_of(node))}")
                     graph.params[out.name] = params
                     if out.name in graph.known:
                         graph.origin.setdefault(out.name, out.name)
@@ -81,6 +86,21 @@ def _carried(graph: QuantGraph, node: Node) -> QuantParams | None:
         return params_through(node, params)
     bounds = clamp_bounds(graph, node)
     return None if bounds is None else _clamped(params, *bounds)
+
+
+def _explain(graph: QuantGraph, node: Node) -> None:
+    """Say why the parameters of a node's input end there, where they might have gone on."""
+    if not graph.explains or node.domain or not node.inputs or graph.quant(node.inputs[0]) is None:
+        return
+    if node.op == "Concat":
+        why = "its inputs do not lie on one grid"
+    elif is_movement(node):
+        why = "it fills with a value off the grid" if node.op == "Pad" else "the channel axis does not stay whole"
+    elif clamp_bounds(graph, node) is not None:
+        why = "its bounds are off the grid"
+    else:
+        return
+    graph.explain("propagate", f"parameters not carried through {node.op} at {printable(label_of(node))}: {why}")
 
 
 def _one_type(found: list[QuantParams]) -> bool:
@@ -134,7 +154,11 @@ def backward(graph: QuantGraph) -> None:
                 continue
             params = _wanted(graph, tensor)
             if params is not None:
+                graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}")
                 graph.params[tensor.name] = params
+            elif tensor.name not in graph.params and any(t.name in graph.params for t in node.outputs):
+                why = f"{printable(tensor.name)} is read unrounded or on another grid, too"
+                graph.explain("propagate", f"not rounded before {node.op} at {printable(label_of(node))}: {why}")
 
 
 def _round_constant(graph: QuantGraph, node: Node, index: int, tensor: Constant) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import VALUE_BLIND
@@ -52,6 +53,8 @@ def _rounded(graph: QuantGraph, node: Node, x: Tensor, y: Tensor, params: QuantP
     if have is None and _one_rounding(graph, x, params):
         graph.params[x.name] = params
         return x
+    place = printable(label_of(node))
+    graph.explain("strip", f"requantized at {place}: {printable(x.name)} is read unrounded or on another grid, too")
     node.op, node.domain = REQUANTIZE, "qatc"
     del node.attrs["params"]
     graph.params[y.name] = params

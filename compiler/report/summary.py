@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _GROUPS: Final = 6  # reasons for islands that are shown before "and more"
 _ALL: Final = 1_000_000  # how many are few enough with -v
 _TOLD: Final = {"QAT207": "filled", "QAT301": "islands"}  # codes whose findings have a row of their own
+_EXPLAINED: Final = re.compile(r"(?P<what>.+? at )(?P<place>.+?)(?P<why>: .*)?", re.DOTALL)  # of `explanation`
 _STYLES: Final = {Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
 
@@ -43,7 +45,7 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
         facts.row("time", ", ".join(f"{text.prose(step)} {seconds:.2f} s" for step, seconds in slowest))
     told = {code for code, section in _TOLD.items() if getattr(result, section)}
     notes((found for found in result.diagnostics if found.code not in told), facts, verbose=verbose)
-    explanation(result.explanation, facts)
+    explanation(result.explanation, facts, verbose=verbose)
     if result.package is not None:
         facts.row("package", Text(escaped(str(result.package)), style="bold"), wrap=False)
 
@@ -195,7 +197,14 @@ def _place(found: Diagnostic) -> str:
     return " ".join(part for part in (found.node, found.tensor) if part)
 
 
-def explanation(lines: Sequence[str], facts: Facts) -> None:
-    """Print what `--explain` found: which rule fired where, and why others did not."""
-    if lines:
-        facts.row("explained", *(text.prose(line) for line in lines))
+def explanation(lines: Sequence[str], facts: Facts, *, verbose: bool = False) -> None:
+    """Print what `--explain` found: which rule fired where, and why others did not; what is said of many, once."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        found = _EXPLAINED.fullmatch(line)
+        what, why, place = (found["what"], found["why"] or "", found["place"]) if found else (line, "", "")
+        groups.setdefault((what, why), []).append(place)
+    shown = _ALL if verbose else 3
+    rows = [f"{what}{text.few(places, shown) if places[0] else ''}{why}" for (what, why), places in groups.items()]
+    if rows:
+        facts.row("explained", *map(text.prose, rows))
