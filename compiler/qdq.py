@@ -128,6 +128,7 @@ class _Writer:
     grids: dict[QuantParams, tuple[str, str]] = field(default_factory=dict[QuantParams, tuple[str, str]])
     bounds: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
     notes: list[str] = field(default_factory=list[str])
+    named: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
         names = {t.name for t in self.graph.tensors()} | {n.name for n in self.graph.nodes}
@@ -227,17 +228,25 @@ class _Writer:
             target = node.outputs[0]
             self._pair(target, self.graph.params[target.name], self._read(node.inputs[0]))
             return
-        inputs = [Variable(self._read(t)) for t in node.inputs]
         stored_bias = self._integer_bias(node)
-        if stored_bias is not None:
-            inputs[2] = Variable(stored_bias)
+        inputs = [
+            Variable(stored_bias if stored_bias is not None and index == 2 else self._read(tensor))
+            for index, tensor in enumerate(node.inputs)
+        ]
         outputs = [Variable(self._raw_name(t)) for t in node.outputs]
-        copy = Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain)
+        copy = Node(node.op, self._node_name(node), dict(node.attrs), inputs, outputs, node.domain)
         self.nodes.extend(_raised(node_proto(copy), self))
         for tensor in node.outputs:
             params = self.graph.params.get(tensor.name)
             if params is not None:
                 self._pair(tensor, params, self.raw[tensor.name])
+
+    def _node_name(self, node: Node) -> str:
+        """The node's own name, or a new one where it has none or another node has it too."""
+        own = bool(node.name) and node.name not in self.named
+        name = node.name if own else self.names.fresh(f"{node.op}_{node.outputs[0].name}")
+        self.named.add(name)
+        return name
 
     def _raw_name(self, tensor: Tensor) -> str:
         """What the node itself writes: an output that is rounded keeps its name for the rounded value."""
@@ -365,9 +374,8 @@ class _Writer:
         if error > self.max_bias_error:
             self.notes.append(f"{node.op} {node.name}: the bias stays float, int32 would move it by {error:.3g} LSB")
             return None
-        name = self.names.fresh(
-            f"{bias.name}_{x.name}_{weight.name}" if len(self.graph.consumers(bias)) > 1 else bias.name
-        )
+        shared = len(self.graph.consumers(bias)) > 1
+        name = f"{bias.name}_{x.name}_{weight.name}" if shared else bias.name
         params = (
             QuantParams.per_tensor(grid[0], 0, "int32")
             if len(grid) == 1
