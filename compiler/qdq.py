@@ -312,7 +312,7 @@ class _Writer:
         result = tensor.name if keep_name else self.names.fresh(f"{tensor.name}_DequantizeLinear_Output")
         inner = result if kind in (None, _FLOAT) else self.names.fresh(f"{tensor.name}_DequantizeLinear_Float")
         scale, zero = self._grid(tensor.name, params)
-        inputs = [source, scale] if params.container.itemsize > 2 else [source, scale, zero]
+        inputs = [source, scale, zero] if zero else [source, scale]
         self._add("DequantizeLinear", f"{tensor.name}_DequantizeLinear", inputs, inner, params)
         if inner != result and kind is not None:
             cast = self.names.fresh(f"{tensor.name}_DequantizeLinear_Cast")
@@ -342,9 +342,10 @@ class _Writer:
             one = not params.is_per_channel
             scale = np.asarray(params.scale, np.float32)
             zero = np.asarray(params.zero_point, params.container)
+            wide = params.container.itemsize > 2  # takes no zero point
             self.grids[key] = (
                 self.store(self.names.fresh(f"{tensor}_scale"), scale.reshape(()) if one else scale),
-                self.store(self.names.fresh(f"{tensor}_zero_point"), zero.reshape(()) if one else zero),
+                "" if wide else self.store(self.names.fresh(f"{tensor}_zero_point"), zero.reshape(()) if one else zero),
             )
         return self.grids[key]
 
