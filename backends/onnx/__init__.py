@@ -17,6 +17,12 @@ _OPTIONS: Final = (
         "auto",
     ),
     BackendOption(
+        "accumulators",
+        "integer: accumulators that are read unrounded are integers; fast: float convolutions where those are faster",
+        ("integer", "fast"),
+        "integer",
+    ),
+    BackendOption(
         "data",
         "auto: weights in a file of their own only beyond two gigabytes; file: always",
         ("auto", "file"),

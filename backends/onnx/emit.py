@@ -34,9 +34,14 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
 
     Args:
         graph: a verified integer graph.
-        options: `domain` "auto" or "standard", `data` "auto" or "file" (see `BACKEND`).
+        options: `domain`, `accumulators` and `data` (see `BACKEND`).
     """
-    w = Writer(graph, standard=options["domain"] == "standard", data_file=options["data"] == "file")
+    w = Writer(
+        graph,
+        standard=options["domain"] == "standard",
+        fast=options["accumulators"] == "fast",
+        data_file=options["data"] == "file",
+    )
     done: set[str] = set()
     for op in graph.ops:
         if op.name not in done:
@@ -44,6 +49,7 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
             fused = _reader(w, op)
             if fused is not None:
                 done.add(fused.name)
+                w.absorbed.add(op.output)
             _write(w, op, fused)
     return w.finish()
 

@@ -29,13 +29,23 @@ class _Table:
     want: QuantParams
 
     @property
+    def lowest(self) -> int:
+        """The smallest integer of the result's type."""
+        return int(np.iinfo(self.want.container).min)
+
+    @property
+    def highest(self) -> int:
+        """The largest integer of the result's type."""
+        return int(np.iinfo(self.want.container).max)
+
+    @property
     def real(self) -> Floats:
         """The real numbers of the codes, as ONNX Runtime dequantizes them."""
         return self.have.dequantize(self.codes)
 
     def is_quantized(self, real: Array) -> bool:
         """Whether rounding `real` onto the result's grid gives the table."""
-        full = self.want.with_range(int(np.iinfo(self.want.container).min), int(np.iinfo(self.want.container).max))
+        full = QuantParams.per_tensor(self.want.scale[0], self.want.zero_point[0], stored(self.want))
         return bool(np.array_equal(full.quantize(real), self.results))
 
 
@@ -66,8 +76,9 @@ def _contrib(w: Writer, op: Lookup, view: _Table) -> bool:
     """A table that is a rescaling, a sigmoid or a leaky Relu is ONNX Runtime's operator for it."""
     want, have = view.want, view.have
     x = w.read(op.inputs[0])
-    if view.is_quantized(view.real) and w.rank(op.inputs[0]) != 0:
-        inputs = (w.scale(want), w.zero(want), x, w.scale(have), w.zero(have))
+    scaled = _scaled(view)
+    if scaled is not None and w.rank(op.inputs[0]) != 0:
+        inputs = (w.scale(want), w.zero(want), x, w.scale(scaled), w.zero(scaled))
         w.node("QLinearConcat", inputs, op.output, domain=CONTRIB, axis=0)
         return True
     inputs = (x, w.scale(have), w.zero(have), w.scale(want), w.zero(want))
@@ -81,6 +92,26 @@ def _contrib(w: Writer, op: Lookup, view: _Table) -> bool:
     return False
 
 
+def _scaled(view: _Table) -> QuantParams | None:
+    """The grid for the input on which rounding alone gives the table (a product with a constant), or none."""
+    if view.is_quantized(view.real):
+        return view.have
+    steps = view.results.astype(np.int64) - view.want.zero_point[0]
+    distance = view.codes.astype(np.int64) - view.have.zero_point[0]
+    inner = (distance != 0) & (view.results > view.lowest) & (view.results < view.highest)
+    if not inner.any():
+        return None
+    # every entry bounds the scale: step - 1/2 <= scale / want.scale * |distance| <= step + 1/2, the step along distance
+    along = steps[inner] * np.sign(distance[inner])
+    least = float(((along - 0.5) / np.abs(distance[inner])).max()) * view.want.scale[0]
+    most = float(((along + 0.5) / np.abs(distance[inner])).min()) * view.want.scale[0]
+    scale = (least + most) / 2
+    if least > most or not float(np.finfo(np.float32).tiny) < scale < float(np.finfo(np.float32).max):
+        return None
+    candidate = QuantParams.per_tensor(scale, view.have.zero_point[0], view.have.dtype)
+    return candidate if view.is_quantized(candidate.dequantize(view.codes)) else None
+
+
 def _is_sigmoid(view: _Table) -> bool:
     exact = 1.0 / (1.0 + np.exp(-view.real.astype(np.float64)))
     unit = exact / np.float32(view.want.scale[0])
@@ -92,9 +123,8 @@ def _leak(view: _Table) -> float | None:
     """The slope below zero with which a leaky Relu gives the table, None where none does."""
     real = view.real.astype(np.float64)
     scale, zero = view.want.scale[0], view.want.zero_point[0]
-    lowest, highest = int(np.iinfo(view.want.container).min), int(np.iinfo(view.want.container).max)
     steps = view.results.astype(np.int64)
-    inner = (real < 0) & (steps > lowest) & (steps < highest)
+    inner = (real < 0) & (steps > view.lowest) & (steps < view.highest)
     if not inner.any():
         return None
     # every entry bounds the slope: (result - 1/2) * scale <= slope * real <= (result + 1/2) * scale, real negative

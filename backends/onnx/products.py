@@ -3,9 +3,9 @@
 ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs/performance.md), six times as long as a
 float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
 other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
-groups) unrolling moves single bytes about; there it is a float convolution: of the integers, exact as long as every sum
-fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for float rounding, where real numbers
-are.
+groups) unrolling moves single bytes about; with the option `accumulators=fast` it is a float convolution there: of the
+integers, exact as long as every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for
+float rounding, where real numbers are.
 With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
 """
 
@@ -108,9 +108,9 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
         c = _repeated(w, c)
     if product.grid is not None:
         _quantized(w, c, product, product.grid, out)
-    elif c.groups == 1 and not w.standard and c.weight.values.shape[1] >= _FEW_CHANNELS:
+    elif c.groups == 1 and not w.standard and (not w.fast or c.weight.values.shape[1] >= _FEW_CHANNELS):
         _unrolled(w, c, product, out)
-    elif w.standard or not _is_exact_in_float(c):
+    elif w.standard or not w.fast or not _is_exact_in_float(c):
         acc = _conv_integer(w, c, "" if product.real else out)
         _converted(w, acc, product, c.spatial, out)
     else:

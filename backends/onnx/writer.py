@@ -25,15 +25,18 @@ _SHARED: Final = 1024  # constants of up to so many bytes are compared and share
 _KEPT_INSIDE: Final = 1 << 27  # more bytes of weights than this are never copied into the ModelProto
 _LARGE: Final = 1 << 12  # constants below this many bytes stay inside in any case
 _OLDEST_IR: Final = 8
-_BYTES: Final = {"uint8": (0, 255), "int8": (-128, 127)}
+_BYTES: Final = frozenset({"uint8", "int8"})
 
 
 class Writer:
-    """The model under construction. `standard` keeps to ai.onnx operators."""
+    """The model under construction. `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats."""
 
-    def __init__(self, graph: IntegerGraph, *, standard: bool = False, data_file: bool = False) -> None:
+    def __init__(
+        self, graph: IntegerGraph, *, standard: bool = False, fast: bool = False, data_file: bool = False
+    ) -> None:
         self.graph = graph
         self.standard = standard
+        self.fast = fast
         self.opset = graph.opset
         self._data_file = data_file
         self._nodes: list[NodeProto] = []
@@ -49,6 +52,7 @@ class Writer:
         self.consumers = graph.consumers()
         self.outputs = frozenset(graph.outputs)
         self.pooled: set[str] = set()  # results of global pooling
+        self.absorbed: set[str] = set()  # tensors of the integer graph that fused operators leave out
 
     # -- names ----------------------------------------------------------------------------------------------------
     def begin(self, op: Op) -> None:
@@ -152,19 +156,19 @@ class Writer:
     # -- rounding -------------------------------------------------------------------------------------------------
     def target(self, op_lo: int, op_hi: int, dtype: str, out: str) -> str:
         """Where an operator that saturates to `dtype` writes: `out`, or a tensor that `clip` will bound."""
-        return out if (op_lo, op_hi) == _BYTES.get(dtype) else self.fresh(f"{out}_unclamped")
+        return out if (op_lo, op_hi) == _span(dtype) else self.fresh(f"{out}_unclamped")
 
     def clip(self, x: str, lo: int, hi: int, dtype: str, out: str) -> str:
         """Bound the integers `x` to [lo, hi]; nothing where `x` is `out` itself (see `target`)."""
         if x == out:
             return out
-        low, high = _BYTES.get(dtype, (None, None))
+        low, high = _span(dtype)
         bounds = [x, "" if lo == low else self.scalar(lo, dtype), "" if hi == high else self.scalar(hi, dtype)]
         while not bounds[-1]:
             bounds.pop()
         if len(bounds) == 1:
             return self.node("Identity", bounds, out)
-        if dtype in _BYTES or dtype == "int32":
+        if dtype in _BYTES:
             return self.node("Clip", bounds, out)
         wide = self.node("Cast", [x], to=TensorProto.INT32)  # there is no kernel for 16 bits
         wide = self.node("Clip", (wide, self.scalar(lo, "int32"), self.scalar(hi, "int32")))
@@ -173,7 +177,7 @@ class Writer:
     def quantize(self, x: str, params: QuantParams, out: str = "", lo: int | None = None, hi: int | None = None) -> str:
         """float32 `x` to integers of the grid's container, within [lo, hi]: QuantizeLinear and its clamp."""
         dtype = stored(params)
-        lowest, highest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        lowest, highest = _span(dtype)
         lo, hi = lowest if lo is None else lo, highest if hi is None else hi
         if self._is_wide(params) or (params.container.itemsize == 2 and (lo, hi) != (lowest, highest)):
             return self._quantize_wide(x, params, lo, hi, out)
@@ -185,7 +189,7 @@ class Writer:
     def _quantize_wide(self, x: str, params: QuantParams, lo: int, hi: int, out: str) -> str:
         """QuantizeLinear to 16 bits, spelled out: the zero point after the rounding, the clamp in float (exact)."""
         if params.is_per_channel:
-            made = self.node("QuantizeLinear", self._grid(x, params), domain=CONTRIB, axis=params.axis)
+            made = self.node("QuantizeLinear", self._grid(x, params), domain=self._wide_domain(), axis=params.axis)
             return self.clip(made, lo, hi, stored(params), out or self.fresh(f"{x}_quantized"))
         zero = int(params.zero_point[0])
         rounded = self.node("Round", [self.node("Div", (x, self.scale(params)))])
@@ -197,7 +201,9 @@ class Writer:
         """The real numbers (float32) of integers on a grid."""
         out = out or self.fresh(f"{q}_real")
         if self._is_wide(params) and params.is_per_channel:
-            return self.node("DequantizeLinear", self._grid(q, params), out, domain=CONTRIB, axis=params.axis)
+            return self.node(
+                "DequantizeLinear", self._grid(q, params), out, domain=self._wide_domain(), axis=params.axis
+            )
         if self._is_wide(params):
             zero = self.scalar(params.zero_point[0], "float32")
             centered = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), zero))
@@ -214,6 +220,9 @@ class Writer:
         if name not in self._reals:
             self._reals[name] = self.dequantize(self.read(name), self.graph.params(name))
         return self._reals[name]
+
+    def _wide_domain(self) -> str:
+        return CONTRIB if self.opset < _WIDE_OPSET else ""
 
     def _is_wide(self, params: QuantParams) -> bool:
         return params.container.itemsize == 2 and self.opset < _WIDE_OPSET
@@ -282,7 +291,8 @@ class Writer:
         body.input.extend(self._port(n) for n in graph.inputs)
         body.output.extend(self._port(n) for n in graph.outputs)
         body.initializer.extend(tensors)
-        names = {name: name for name in graph.tensors if name in self._written or name not in graph.constants}
+        kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
+        names = {name: name for name in kept}
         return Emission(self._model(body), names, tuple(external), apart)
 
     def _model(self, body: GraphProto) -> ModelProto:
@@ -300,6 +310,12 @@ class Writer:
         kind = TensorProto.STRING if tensor.dtype == "object" else tensor_type(np.dtype(tensor.dtype))
         shape = None if tensor.shape is None else list(tensor.shape)
         return onnx.helper.make_tensor_value_info(name, kind, shape)
+
+
+@functools.cache
+def _span(dtype: str) -> tuple[int, int]:
+    """The smallest and largest integer of a numpy type."""
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
 
 
 @functools.cache
