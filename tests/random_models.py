@@ -309,6 +309,50 @@ def matmul(net: Net) -> Value | None:
     return Value(y, (*x.shape[:-1], out), x.reach * 1.5)
 
 
+def convolution_1d(net: Net) -> Value | None:
+    """A temporal convolution, at times with an addend along the wrong axis: the frames, not the channels."""
+    x = net.pick(3)
+    if x is None:
+        return None
+    n, c, length = x.shape
+    weight, scale = net.weight([length, c, 1], net.dice.choose([0, None]), c)
+    inputs = [x.name, weight]
+    bias = net.bias(x, scale, length)
+    if bias is not None:
+        inputs.append(bias)
+    (y,) = net.op("Conv", inputs, kernel_shape=[1])
+    if net.chance(40):
+        (y,) = net.op(net.dice.choose(["Add", "Mul"]), [y, net.constant("a", net.floats([length]))])
+    return Value(y, (n, length, length), x.reach * 1.5 + 1)
+
+
+def late_norm(net: Net) -> Value | None:
+    """Linear -> Transpose -> BatchNorm1d: the channels move before they are normalized."""
+    x = net.pick(3)
+    if x is None:
+        return None
+    depth, out = x.shape[2], net.dice.choose([2, 3])
+    weight, _ = net.weight([depth, out], net.dice.choose([1, None]), depth)
+    (y,) = net.op("MatMul", [x.name, weight])
+    (y,) = net.op("Transpose", [y], perm=[0, 2, 1])
+    var = net.rng.choice([0.25, 1.0, 4.0], out).astype(np.float32)
+    gamma = (net.factors(out) * np.sqrt(var)).astype(np.float32)
+    inputs = [gamma, net.floats([out]), net.floats([out]), var]
+    epsilon = 0.0 if net.dyadic else 1e-5
+    (y,) = net.op("BatchNormalization", [y, *(net.constant("bn", v) for v in inputs)], epsilon=epsilon)
+    return Value(y, (x.shape[0], out, x.shape[1]), x.reach * 1.5 + 1)
+
+
+def gemm_of_activations(net: Net) -> Value | None:
+    x = net.pick(2)
+    if x is None or x.step is None:
+        return None
+    first = net.dice.choose([0, 1])
+    (y,) = net.op("Gemm", [x.name, x.name], transA=first, transB=1 - first)
+    size = x.shape[first]
+    return Value(y, (size, size), x.reach * x.reach)
+
+
 def attention(net: Net) -> Value | None:
     """A product of two activations."""
     x = net.pick(3)
@@ -470,6 +514,9 @@ LAYERS: dict[str, tuple[Callable[[Net], Value | None], int]] = {
     "gemm": (gemm, 2),
     "matmul": (matmul, 2),
     "attention": (attention, 1),
+    "conv1d": (convolution_1d, 1),
+    "late norm": (late_norm, 1),
+    "gemm pair": (gemm_of_activations, 1),
     "pair": (pair, 3),
     "constant": (quantized_constant, 1),
     "scalar": (scalar, 2),
