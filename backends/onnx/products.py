@@ -4,9 +4,8 @@ ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs
 float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
 other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
 groups) unrolling moves single bytes about; with the option `accumulators=fast` it is a float convolution there: of the
-integers, exact as long as every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for
-float rounding, where real numbers are.
-With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
+integers, exact as long as every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but
+for float rounding, where real numbers are. With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
 """
 
 from __future__ import annotations

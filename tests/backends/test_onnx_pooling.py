@@ -1,0 +1,158 @@
+"""Pooling: maxima are exact; averages are what integer sums and one float32 factor give, and near the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatc.compiler.arithmetic import ort_multipliers
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.integer import Pool
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.reference.pooling import pool as reference_pool
+from tests.backends.emitting import UNSET, Net, Result, grid, integers, same
+
+pytestmark = pytest.mark.usefixtures("exact_runtime")
+BYTES = ["uint8", "int8"]
+
+
+def pool(
+    mode: str,
+    shape: tuple[int, ...] = (2, 3, 9, 8),
+    have: str = "uint8",
+    want: str = "uint8",
+    *,
+    symbolic: bool = False,
+    opset: int = 17,
+    bounds: tuple[int, int] | None = None,
+    seed: int = 0,
+    **fields: Any,
+) -> tuple[Net, str]:
+    dice = np.random.default_rng(seed)
+    net, own = Net(opset), grid(dice, have)
+    out = own.as_dtype(want) if mode == "max" else grid(dice, want, own.scale[0] * float(dice.uniform(0.5, 1.5)))
+    known = ("N", shape[1], *(f"d{i}" for i in range(len(shape) - 2))) if symbolic else UNSET
+    x = net.input(integers(dice, own, shape), own, known)  # type: ignore[arg-type]
+    lo, hi = bounds or (out.qmin, out.qmax)
+    return net, net.add(Pool, [x], out, mode=mode, lo=lo, hi=hi, **fields)
+
+
+@pytest.mark.parametrize("mode", ["max", "average"])
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize(
+    "fields", [{}, {"keepdims": False}, {"kernel": (9, 8)}, {"bounds": (10, 60)}, {"opset": 18}], ids=str
+)
+def test_everything_at_once(mode: str, dtype: str, fields: dict[str, Any]) -> None:
+    same(*pool(mode, have=dtype, want=dtype, **fields))
+
+
+WINDOWS = st.fixed_dictionaries(
+    {
+        "kernel": st.lists(st.integers(1, 4), min_size=2, max_size=2),
+        "strides": st.lists(st.integers(1, 3), min_size=2, max_size=2),
+        "pads": st.lists(st.integers(0, 1), min_size=4, max_size=4),
+        "ceil_mode": st.booleans(),
+    }
+)
+
+
+def window(drawn: dict[str, Any]) -> dict[str, Any]:
+    """Drawn lists as fields; ONNX wants padding smaller than the kernel."""
+    pads = [min(p, drawn["kernel"][i % 2] - 1) for i, p in enumerate(drawn["pads"])]
+    return {
+        "kernel": tuple(drawn["kernel"]),
+        "strides": tuple(drawn["strides"]),
+        "pads": tuple(pads),
+        "ceil_mode": drawn["ceil_mode"],
+    }
+
+
+@given(WINDOWS, st.booleans(), st.sampled_from(BYTES))
+@settings(max_examples=40)
+def test_maxima(drawn: dict[str, Any], symbolic: bool, dtype: str) -> None:
+    results = same(*pool("max", have=dtype, want=dtype, symbolic=symbolic, **window(drawn)))
+    if drawn["kernel"] != [9, 8]:
+        assert "NhwcMaxPool" in results["auto"].ops  # MaxPool takes ninety times as long on bytes
+        assert "MaxPool" in results["standard"].ops
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 17), (1, 2, 6, 7, 8)], ids=str)
+def test_maxima_in_other_dimensions(shape: tuple[int, ...]) -> None:
+    rank = len(shape) - 2
+    same(*pool("max", shape, kernel=(3,) * rank, strides=(2,) * rank, pads=(1,) * 2 * rank))
+    same(*pool("max", shape, kernel=(2,) * rank, dilations=(2,) * rank))
+
+
+def integer_average(net: Net, out: str) -> Array:
+    """Integer sums, one float32 factor a window size, half to even: what a depthwise QLinearConv with ones computes."""
+    op = net.graph.ops[-1]
+    assert isinstance(op, Pool)
+    have, want = net.graph.params(op.inputs[0]), net.graph.params(out)
+
+    class Sums:
+        def addends(self, q: Array, params: QuantParams) -> Array:
+            return q.astype(np.int64) - params.zero_point[0]
+
+        def average(self, total: Array, count: Array, *_: Any, **__: Any) -> Array:
+            counts = np.broadcast_to(count, total.shape)
+            factors = {
+                c: ort_multipliers([have.scale[0] / c], have.scale[0], want.scale[0])[0]
+                for c in np.unique(counts).tolist()
+            }
+            factor = np.vectorize(factors.get, otypes=[np.float32])(counts)
+            rounded = np.rint(total.astype(np.float32) * factor) + want.zero_point[0]
+            return np.clip(rounded, op.lo, op.hi).astype(want.container)
+
+    (value,) = net.feeds.values()
+    return reference_pool(op, value, have, want, Sums())  # type: ignore[arg-type]
+
+
+def check_average(net: Net, out: str) -> dict[str, Result]:
+    """Within one LSB of the reference, and bit-exact where it is a convolution."""
+    results = same(net, out, within=1)
+    for result in results.values():
+        if "QLinearConv" in result.ops:
+            np.testing.assert_array_equal(result.found, integer_average(net, out))
+    return results
+
+
+@given(WINDOWS, st.booleans(), st.sampled_from(BYTES), st.sampled_from(BYTES), st.integers(0, 99))
+@settings(max_examples=60)
+def test_averages(drawn: dict[str, Any], include: bool, have: str, want: str, seed: int) -> None:
+    fields = window(drawn)
+    results = check_average(*pool("average", have=have, want=want, seed=seed, count_include_pad=include, **fields))
+    assert "QLinearAveragePool" not in results["auto"].ops
+
+
+@given(WINDOWS, st.booleans())
+@settings(max_examples=30)
+def test_averages_of_unknown_sizes(drawn: dict[str, Any], include: bool) -> None:
+    """Where windows may differ in size, ONNX Runtime's own operator; where that is wrong, a diagnostic."""
+    fields = window(drawn)
+    case = pool("average", symbolic=True, count_include_pad=include, **fields)
+    if fields["ceil_mode"] and max(fields["strides"]) > 1 and include and any(fields["pads"]):
+        with pytest.raises(CompileError, match="QAT009"):
+            same(*case)
+        return
+    check_average(*case)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 17), (1, 2, 6, 7, 8)], ids=str)
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("include", [False, True])
+def test_averages_in_other_dimensions(shape: tuple[int, ...], ceil_mode: bool, include: bool) -> None:
+    rank = len(shape) - 2
+    fields = {"kernel": (3,) * rank, "strides": (2,) * rank, "pads": (1,) * 2 * rank}
+    check_average(*pool("average", shape, ceil_mode=ceil_mode, count_include_pad=include, **fields))
+
+
+def test_an_average_is_one_convolution() -> None:
+    case = pool("average", kernel=(2, 2), strides=(2, 2))
+    for result in check_average(*case).values():
+        assert set(result.ops) == {"QLinearConv"}
+    padded = pool("average", kernel=(3, 3), strides=(1, 1), pads=(1, 1, 1, 1))
+    assert check_average(*padded)["auto"].ops == {"QLinearConv": 3, "Where": 2}  # nine, six and four elements
