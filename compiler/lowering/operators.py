@@ -242,7 +242,7 @@ def movement(state: State, node: Node) -> bool:
         wanted = state.params(tensor) if tensor.name else None
         if wanted is None:
             names.append("")
-        elif wanted.same_grid(params) and wanted.dtype == params.dtype:
+        elif _moves_onto(node, params, wanted):
             names.append(state.new_int(tensor))
         else:
             between = state.build.quantised(f"{tensor.name}_moved", params, shape_of(tensor))
@@ -261,6 +261,13 @@ def movement(state: State, node: Node) -> bool:
             )
         )
     return True
+
+
+def _moves_onto(node: Node, params: QuantParams, wanted: QuantParams) -> bool:
+    """Whether moved integers are those of the result as they are: the same grid, and no range that cuts some off."""
+    contained = wanted.qmin <= params.qmin and params.qmax <= wanted.qmax
+    clamps = node.op in ("MaxPool", "GlobalMaxPool")  # these clamp by themselves
+    return wanted.same_grid(params) and wanted.dtype == params.dtype and (contained or clamps)
 
 
 def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ...] | None:
