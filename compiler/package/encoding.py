@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from qatc.compiler.result import Json
 
 SCHEMA_VERSION: Final = 1
+
+_ENCODER: Final = json.JSONEncoder(allow_nan=False)  # json.dumps would make one for every value
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 
 
 def dump_json(document: Json) -> bytes:
@@ -21,24 +26,54 @@ def dump_json(document: Json) -> bytes:
         ValueError: for NaN and infinity, which JSON cannot hold.
         TypeError: for anything that is not JSON.
     """
-    return (_encode(document, "\n") + "\n").encode("ascii")
+    parts: list[str] = []
+    _encode(document, "\n", parts)
+    return ("".join(parts) + "\n").encode("ascii")
 
 
-def _encode(value: Json, newline: str) -> str:
-    """`value` as text; `newline` starts a line at the current depth."""
+def _encode(value: Json, newline: str, parts: list[str]) -> None:
+    """Append the text of `value`; `newline` starts a line at the current depth."""
     inner = newline + "  "
-    if isinstance(value, Mapping):
-        lines = [f"{json.dumps(key)}: {_encode(item, inner)}" for key, item in value.items()]
-        return "{" + inner + ("," + inner).join(lines) + newline + "}" if lines else "{}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if any(isinstance(item, Mapping) or _is_list(item) for item in value):
-            return "[" + inner + ("," + inner).join(_encode(item, inner) for item in value) + newline + "]"
-        return json.dumps(list(value), allow_nan=False)
-    return json.dumps(value, allow_nan=False)
+    if type(value) in _SCALARS:  # by far the most, and many times faster to tell than the abstract kinds below
+        parts.append(_scalar(value))
+    elif isinstance(value, Mapping):
+        _encode_object(value, newline, inner, parts)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        _encode_list(value, newline, inner, parts)
+    else:
+        parts.append(_scalar(value))
 
 
-def _is_list(value: Json) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _scalar(value: Any) -> str:
+    """A text, number, truth value or null; the encoder itself costs several times as much for one of them."""
+    kind: type[object] = type(value)
+    if kind is str:
+        return encode_basestring_ascii(value)
+    if kind is int or (kind is float and math.isfinite(value)):
+        return repr(value)
+    return _ENCODER.encode(value)
+
+
+def _encode_object(value: Mapping[str, Json], newline: str, inner: str, parts: list[str]) -> None:
+    start = "{" + inner
+    for key, item in value.items():
+        parts.append(f"{start}{encode_basestring_ascii(key)}: ")
+        _encode(item, inner, parts)
+        start = "," + inner
+    parts.append(newline + "}" if value else "{}")
+
+
+def _encode_list(value: Sequence[Json], newline: str, inner: str, parts: list[str]) -> None:
+    kinds = set(map(type, value))
+    if kinds <= _SCALARS or not any(issubclass(kind, (Mapping, Sequence)) for kind in kinds - _SCALARS):
+        parts.append(f"[{', '.join([_scalar(item) for item in value])}]")
+        return
+    start = "[" + inner
+    for item in value:
+        parts.append(start)
+        _encode(item, inner, parts)
+        start = "," + inner
+    parts.append(newline + "]")
 
 
 def schema(name: str) -> dict[str, Any]:
