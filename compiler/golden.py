@@ -189,8 +189,8 @@ def _readable(name: str) -> str:
 
 
 def feature_maps(graph: IntegerGraph, ranks: Mapping[str, int]) -> set[str]:
-    """The tensors whose axes are [N, C, spatial...]: what convolution and pooling touch, and what hangs together with it
-    through operators that keep the axes.
+    """The tensors whose axes are [N, C, spatial...]: what convolution and pooling touch, and what hangs together with
+    it through operators that keep the axes.
     """
     seeds: set[str] = set()
     neighbors: dict[str, list[str]] = {}

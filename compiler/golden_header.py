@@ -20,7 +20,9 @@ from qatc.compiler.quant import Array, QuantParams
 _COLUMNS: Final = 24  # elements a line
 _LONGEST: Final = 200  # bytes of a name, well below the 4095 that C99 allows a string literal
 _INT32_MIN: Final = -(2**31)
-_PLAIN: Final = frozenset(" !#$%&'()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~")
+_PLAIN: Final = frozenset(
+    " !#$%&'()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~"
+)
 
 _TYPES: Final = """\
 /* Golden tensors, written by qatc. real = scale * (q - zero_point). */
@@ -105,7 +107,7 @@ def _row(tensor: HeaderTensor, symbol: str) -> str:
 
 
 def c_string(text: str) -> str:
-    """The inside of a C string literal: UTF-8, escaped in octal (three digits, so that nothing runs on), cut if long."""
+    """The inside of a C string literal: UTF-8, in octal (three digits, so that nothing runs on), cut if long."""
     data = text.encode("utf-8", "surrogatepass")
     if len(data) > _LONGEST:
         half = (_LONGEST - 3) // 2

@@ -50,6 +50,7 @@ _ALIGNMENT: Final = 16
 _PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
 
 _PROBE: Final = 64  # elements that tell most pairs of constants apart
+_SORTED: Final = 1 << 12  # elements of a constant that is told from others by all of them
 #: The constants of the package's model by name; values are read when asked for.
 Initializers = Mapping[str, Callable[[], Array]]
 
@@ -115,24 +116,53 @@ def _constants(
 
 
 class _Shelf:
-    """The model's constants by size, to find those that hold the same elements."""
+    """The model's constants by what every transform keeps, to find those that hold the same elements."""
 
     def __init__(self, initializers: Initializers) -> None:
         self._values = {name: read() for name, read in initializers.items()}
         self._by_size: dict[tuple[int, int], list[str]] = {}
+        self._by_content: dict[tuple[object, ...], list[str]] = {}
         for name, value in self._values.items():
             if value.dtype.kind in _PLAIN:
                 self._by_size.setdefault((value.dtype.itemsize, value.size), []).append(name)
 
     def find(self, value: Array, likely: str) -> tuple[str, str] | None:
         """The name of an initializer and the transform that makes `value` of it; `likely` is tried first."""
-        names = self._by_size.get((value.dtype.itemsize, value.size), [])
-        for name in sorted(names, key=lambda n: n != likely):
-            for transform in TRANSFORMS:
-                made = transformed(self._values[name], transform, value.dtype, value.shape)
-                if made is not None and _same(made, value):
-                    return name, transform
+        if likely in self._values:
+            transform = self._transform(likely, value)
+            if transform is not None:
+                return likely, transform
+        for name in self._alike(value):
+            transform = self._transform(name, value)
+            if transform is not None:
+                return name, transform
         return None
+
+    def _transform(self, name: str, value: Array) -> str | None:
+        for transform in TRANSFORMS:
+            made = transformed(self._values[name], transform, value.dtype, value.shape)
+            if made is not None and _same(made, value):
+                return transform
+        return None
+
+    def _alike(self, value: Array) -> list[str]:
+        """Initializers that may hold the elements of `value` in some order: seldom more than one."""
+        size = (value.dtype.itemsize, value.size)
+        for name in self._by_size.pop(size, ()):  # those of one size are looked at when one of that size is sought
+            self._by_content.setdefault(_content(self._values[name]), []).append(name)
+        return self._by_content.get(_content(value), [])
+
+
+def _content(value: Array) -> tuple[object, ...]:
+    """What no transform of a constant changes: its elements whatever their order and the highest bit's meaning."""
+    elements = _bytes(value)
+    width = value.dtype.itemsize
+    if width in (2, 4, 8):
+        elements = elements.view(f"u{width}")
+    elif value.dtype == np.int8:
+        elements = elements ^ np.uint8(0x80)
+    text = np.sort(elements).tobytes() if elements.size <= _SORTED else int(elements.sum(dtype=np.uint64))
+    return width, value.size, text
 
 
 TRANSFORMS: Final = ("none", "transpose", "flip", "transpose_flip")
@@ -176,12 +206,13 @@ def _op_document(op: Op) -> dict[str, Json]:
         if field.name == "attrs":
             document["attrs"] = {key: _attribute(key, item) for key, item in sorted(value.items()) if item is not None}
         else:
-            document[field.name] = [_plain(v) for v in value] if isinstance(value, tuple) else _plain(value)
+            several = isinstance(value, tuple)
+            document[field.name] = [_plain(v) for v in cast("tuple[Any, ...]", value)] if several else _plain(value)
     return document
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return np.asarray(value).item() if isinstance(value, np.generic) else value
 
 
 def _attribute(key: str, value: Any) -> Json:
@@ -203,7 +234,7 @@ def _attribute(key: str, value: Any) -> Json:
 # -- reading ------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class StoredGraph:
-    """What integer.json holds: the graph, its tensors' names in the package's model where they are in it, the layout."""
+    """What integer.json holds: the graph, its tensors' names in the package's model if they are in it, the layout."""
 
     graph: IntegerGraph
     names: Mapping[str, str]
@@ -287,7 +318,8 @@ def _constant(entry: Mapping[str, Any], initializers: Initializers, stored: Arra
     if part.size != size:
         raise ValueError(f"{INTEGER_BIN} ends before constant {name} does")
     value = part.view(dtype.newbyteorder("<")).reshape(shape)
-    return value.astype(dtype, copy=False)
+    native: Array = value.astype(dtype, copy=False)
+    return native
 
 
 def _op(entry: Mapping[str, Any]) -> Op:
@@ -297,12 +329,14 @@ def _op(entry: Mapping[str, Any]) -> Op:
     if set(given) != fields:
         odd = sorted(set(given) ^ fields)
         raise ValueError(f"operator {entry['name']} of kind {entry['kind']} has other fields than it should: {odd[0]}")
-    values: dict[str, Any] = {
-        key: tuple(cast("list[Any]", value)) if isinstance(value, list) else value for key, value in given.items()
-    }
+    values = {key: _tuple(value) for key, value in given.items()}
     if "attrs" in values:
         values["attrs"] = {key: _value(item) for key, item in values["attrs"].items()}
     return kind(**values)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(cast("Sequence[Any]", value)) if isinstance(value, list) else value
 
 
 def _value(item: Any) -> Any:

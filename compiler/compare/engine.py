@@ -1,0 +1,347 @@
+"""`qatc compare`: a device's tensors against what the package computes, the first that differs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.compare.cause import Evidence, Segment, find_cause, form_of
+from qatc.compiler.compare.dump import Entry, list_dump
+from qatc.compiler.compare.interpret import Dumped, NotATensorError, Place, interpret
+from qatc.compiler.compare.match import Names
+from qatc.compiler.compare.measure import Measure, measure
+from qatc.compiler.compare.package import OpenPackage, open_package
+from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, printable
+from qatc.compiler.golden import GoldenTensor, golden_tensors
+from qatc.compiler.integer import Dequantize, Op
+from qatc.compiler.quant import Array
+from qatc.compiler.reference import OnnxEvaluator, execute
+from qatc.compiler.runtime import OrtEvaluator
+
+_MOST_CAUSES: Final = 12  # tensors with an error of their own whose cause is looked for, in a sample
+_MOST_FINDINGS: Final = 20
+
+
+def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0, sample: int = 0) -> Comparison:
+    """Compare what a device computed with what the package computes, tensor by tensor.
+
+    The expected values are the reference executor's on the package's own samples, under its arithmetic profile; the
+    golden tensors hold the same.
+
+    Args:
+        package: the folder that `qatc compile` wrote.
+        dump: a folder of .npy or raw .bin files (in any subfolders), or an .npz: any subset of the tensors, of any of
+            the samples (in folders named by their numbers, such as `0/`). Arrays are matched by the tensor's name in
+            the package or in the compiled file, by the stem or the number of its golden files.
+        tolerance: how many LSB an element may be off.
+        sample: the sample that arrays belong to which no folder assigns to one.
+
+    Returns:
+        What was found; `result.passed` tells whether nothing differs, `result.first` is the first tensor that does.
+
+    Raises:
+        CompileError: QAT502 where the package is none or damaged, QAT406 (exit code 2) where there is no dump, QAT407
+            (exit code 3) where nothing in it is a tensor of the package.
+
+    >>> from qatc import compare_package, compile_model
+    >>> result = compile_model("samples/models/resnet8_qat.onnx", qat=True, output=f"{tmp}/a.qatc", golden=True)
+    >>> found = compare_package(result.package, result.package / "golden")
+    >>> found.passed, found.first, found.missing
+    (True, None, ())
+    """
+    opened = open_package(Path(package))
+    found = Diagnostics()
+    entries = list_dump(Path(dump), found)
+    if not 0 <= sample < len(opened.samples):
+        message = f"the package has {len(opened.samples)} samples, no sample {sample}"
+        raise CompileError([Diagnostic("QAT007", message, hint="samples are counted from 0")], 2)
+    by_sample: dict[int, list[Entry]] = {}
+    for entry in entries:
+        by_sample.setdefault(sample if entry.sample is None else entry.sample, []).append(entry)
+    _check_samples(by_sample, len(opened.samples), found)
+    evaluate = OrtEvaluator()
+    compared: list[TensorComparison] = []
+    missing: list[MissingTensor] = []
+    for index in sorted(s for s in by_sample if s < len(opened.samples)):
+        run = _Run(opened, index, evaluate, found, tolerance)
+        run.read(by_sample[index])
+        compared += run.compare()
+        missing += run.missing()
+    if not compared:
+        hint = "files are matched by a tensor's name, its number, or the stem of its golden file; see docs/bring-up.md"
+        message = f"nothing in {printable(str(dump))} is a tensor of {printable(str(package))}"
+        raise CompileError([Diagnostic("QAT407", message, hint=hint), *found.errors], 3)
+    return Comparison(
+        Path(package), Path(dump), opened.profile.name, tolerance, tuple(compared), tuple(missing), tuple(found)
+    )
+
+
+def _check_samples(by_sample: Mapping[int, Sequence[Entry]], count: int, found: Diagnostics) -> None:
+    for index in sorted(by_sample):
+        if index >= count:
+            message = f"the dump has {len(by_sample[index])} arrays of sample {index}, the package {count} samples"
+            found.error("QAT407", message, hint="samples are counted from 0; compile with --samples for more")
+    absent = [str(i) for i in range(count) if i not in by_sample]
+    if absent and by_sample:
+        found.note("QAT407", f"the dump has nothing of sample {', '.join(absent[:10])}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A tensor of the dump: where it was, what it holds, or why it cannot be read; its likely form if that differs."""
+
+    entry: Entry
+    dumped: Dumped | None
+    problem: NotATensorError | None = None
+    form: Cause | None = None
+    repaired: Array | None = None
+
+
+@dataclass(frozen=True)
+class _Local:
+    """What each operator computes of the dump's own tensors, and what its readers read: the dump's, where it has it."""
+
+    computed: Mapping[str, Array]
+    read: Mapping[str, Array]
+
+
+class _Run:
+    """One sample: its expected values, and what the dump has of it."""
+
+    def __init__(
+        self, opened: OpenPackage, sample: int, evaluate: OnnxEvaluator, findings: Diagnostics, tolerance: int
+    ) -> None:
+        self.opened, self.graph, self.sample = opened, opened.graph, sample
+        self.evaluate, self.findings, self.tolerance = evaluate, findings, tolerance
+        self.feeds = opened.samples[sample]
+        self.expected = execute(self.graph, self.feeds, opened.profile, evaluate=evaluate)
+        ranks = {name: value.ndim for name, value in self.expected.items()}
+        tensors = golden_tensors(self.graph, opened.names, ranks, opened.layout)
+        self.golden: dict[str, GoldenTensor] = {tensor.name: tensor for tensor in tensors}
+        self.makers: dict[str, Op] = self.graph.producers()
+        self.found: dict[str, _Found] = {}
+        self.order = [*self.graph.inputs, *(o for op in self.graph.ops for o in op.outputs if o)]
+
+    # -- reading the dump -----------------------------------------------------------------------------------------
+    def read(self, entries: Sequence[Entry]) -> None:
+        """Assign the entries to tensors and read them."""
+        names = Names(self.graph, self.opened.names, self.golden)
+        strangers: list[str] = []
+        for entry in entries:
+            candidates = names.find(entry.path, entry.inner).tensors
+            if not candidates:
+                strangers.append(entry.where)
+                continue
+            name = self._chosen(entry, candidates)
+            if name is None:
+                listed = ", ".join(printable(self.shown(n)) for n in candidates[:3])
+                self.findings.error(
+                    "QAT407",
+                    f"{printable(entry.where)} may be any of {len(candidates)} tensors: {listed}",
+                    hint="name the file by the tensor's number or by the stem of its golden file",
+                )
+            elif name in self.found:
+                first = self.found[name].entry
+                if (first.path, first.is_raw) != (entry.path, False) and first.path != entry.path:
+                    message = f"{printable(entry.where)} is not read: {printable(first.where)} is the same tensor"
+                    self.findings.warning("QAT407", message, tensor=self.shown(name))
+            else:
+                self.found[name] = self._read(entry, name)
+        if strangers:
+            some = ", ".join(printable(w) for w in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+            message = f"{len(strangers)} arrays of the dump are no tensor of the package and were left out: {some}"
+            self.findings.warning("QAT407", message, hint="golden/index.json and integer.json list the names")
+
+    def _chosen(self, entry: Entry, candidates: Sequence[str]) -> str | None:
+        """The one tensor of several that an entry is: by its size where they come from one tensor of the source."""
+        if len(candidates) == 1:
+            return candidates[0]
+        fitting = [n for n in candidates if n not in self.found and self._fits(entry, n)]
+        sources = {self.graph.tensors[n].source for n in candidates}
+        if len(fitting) == 1 or (fitting and len(sources) == 1 and None not in sources):
+            return fitting[0]
+        return None
+
+    def _fits(self, entry: Entry, name: str) -> bool:
+        value = self.expected[name]
+        return not entry.is_raw or entry.size in (value.nbytes, value.size * 4)
+
+    def place(self, name: str) -> Place:
+        """How files hold a tensor."""
+        return Place.of(self.golden.get(name), self.expected[name], self.graph.tensors[name].params)
+
+    def _read(self, entry: Entry, name: str) -> _Found:
+        expected, place = self.expected[name], self.place(name)
+        try:
+            dumped = interpret(entry, place, expected)
+        except NotATensorError as error:
+            if not error.is_shape:
+                message = f"{printable(entry.where)}: {printable(str(error))}"
+                self.findings.error("QAT406", message, tensor=self.shown(name))
+            return _Found(entry, None, error)
+        if place.params is not None and not self._measure(name, dumped.value, expected).within:
+            evidence = Evidence(dumped, expected.astype(np.int64), place)
+            form = form_of(evidence)
+            if form is not None:
+                return _Found(entry, dumped, None, form[0], expected)
+        return _Found(entry, dumped)
+
+    # -- comparing ------------------------------------------------------------------------------------------------
+    def compare(self) -> list[TensorComparison]:
+        """Every tensor of the dump in execution order."""
+        as_is = self._locally(repaired=False)
+        repaired = self._locally(repaired=True) if any(f.repaired is not None for f in self.found.values()) else as_is
+        results: list[TensorComparison] = []
+        causes = 0
+        for name in self.order:
+            if name not in self.found:
+                continue
+            result = self._compare(name, as_is, repaired, look=causes < _MOST_CAUSES)
+            causes += result.error == "local"
+            results.append(result)
+        return results
+
+    def _locally(self, *, repaired: bool) -> _Local:
+        """What each operator makes of the dump's own tensors, where the dump has them."""
+        forced: dict[str, Array] = {}
+        for name, found in self.found.items():
+            value = found.dumped.value if found.dumped is not None else None
+            if repaired and found.repaired is not None:
+                value = found.repaired
+            if value is not None and value.shape == self.expected[name].shape:
+                forced[name] = _contained(value, self.expected[name].dtype)
+        computed = execute(self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate, forced=forced)
+        return _Local(computed, {name: forced.get(name, value) for name, value in computed.items()})
+
+    def _measure(self, name: str, value: Array, expected: Array) -> Measure:
+        if value.shape != expected.shape:
+            return Measure(0.0, None, None, float("-inf"), 0.0, within=False)
+        return measure(value, expected, self.graph.tensors[name].params, self.tolerance)
+
+    def _compare(self, name: str, as_is: _Local, repaired: _Local, *, look: bool) -> TensorComparison:
+        found, expected = self.found[name], self.expected[name]
+        if found.dumped is None:
+            shape = Cause("shape", printable(str(found.problem)), 1.0)
+            worst = Measure(0.0, None, None, float("-inf"), 0.0, within=False)
+            return self._result(name, found, worst, "local", 0.0, shape, printable(str(found.problem)))
+        whole = self._measure(name, found.dumped.value, expected)
+        if whole.within:
+            return self._result(name, found, whole, "none", 1.0, None, found.dumped.message)
+        local = max(
+            (self._measure(name, found.dumped.value, values.computed[name]) for values in (as_is, repaired)),
+            key=lambda m: (m.within, m.equal_share),
+        )
+        if local.within:
+            return self._result(name, found, whole, "accumulated", local.equal_share, None, found.dumped.message)
+        cause: Cause | None = found.form
+        message = found.dumped.message
+        if cause is None and look:
+            likely, message = self._cause(name, found.dumped, repaired, message)
+            return self._result(name, found, whole, "local", local.equal_share, likely, message)
+        return self._result(name, found, whole, "local", local.equal_share, cause, message)
+
+    def _cause(self, name: str, dumped: Dumped, local: _Local, message: str) -> tuple[Cause, str]:
+        base = local.computed[name]
+        base = base.astype(np.int64) if base.dtype.kind in "iu" else base
+        evidence = Evidence(dumped, base, self.place(name))
+        ops = self._segment(name)
+        values = {**self.graph.constants, **local.read}
+        segment = Segment(self.graph, name, ops, values, self.opened.profile, self.evaluate)
+        cause = find_cause(evidence, segment)
+        if len(ops) > 1:
+            between = f"{len(ops)} operators lie between it and the tensors of the dump before it"
+            message = f"{message}; {between}" if message else between
+        return cause or Cause("unknown", _where(evidence), 0.0), message
+
+    def _segment(self, name: str) -> list[Op]:
+        """The operators that make a tensor of what the dump has, in execution order."""
+        wanted, waiting = set[int](), [name]
+        while waiting:
+            tensor = waiting.pop()
+            op = self.makers.get(tensor)
+            if op is None or id(op) in wanted or (tensor != name and tensor in self.found):
+                continue
+            wanted.add(id(op))
+            waiting.extend(n for n in op.inputs if n)
+        return [op for op in self.graph.ops if id(op) in wanted]
+
+    # -- results --------------------------------------------------------------------------------------------------
+    def shown(self, name: str) -> str:
+        """A tensor's name in the package's model, or in integer.json where that does not have it."""
+        return self.opened.names.get(name, name)
+
+    def _result(
+        self, name: str, found: _Found, whole: Measure, error: str, local: float, cause: Cause | None, message: str
+    ) -> TensorComparison:
+        op = self.makers.get(name)
+        golden = self.golden.get(name)
+        return TensorComparison(
+            sample=self.sample,
+            index=None if golden is None else golden.index,
+            tensor=self.shown(name),
+            source=self.graph.tensors[name].source,
+            op="Input" if op is None else op.kind,
+            node="" if op is None else op.source,
+            file=found.entry.where,
+            elements=int(self.expected[name].size),
+            equal_share=whole.equal_share,
+            max_lsb=whole.max_lsb,
+            mean_lsb=whole.mean_lsb,
+            sqnr_db=whole.sqnr_db,
+            cosine=whole.cosine,
+            passed=whole.within,
+            error=error,
+            local_equal_share=local,
+            cause=cause,
+            message=message,
+        )
+
+    def missing(self) -> list[MissingTensor]:
+        """The integer tensors, and results of float islands, that the dump does not have of a sample that it has."""
+        if not self.found:
+            return []
+        outputs = {n for n in self.graph.outputs if not isinstance(self.makers.get(n), Dequantize)}
+        wanted = [n for n in self.order if (n in self.golden or n in outputs) and n not in self.found]
+        return [
+            MissingTensor(
+                self.sample,
+                self.golden[n].index if n in self.golden else None,
+                self.shown(n),
+                self.graph.tensors[n].source,
+            )
+            for n in wanted
+        ]
+
+
+def _contained(value: Array, dtype: np.dtype[np.generic]) -> Array:
+    """A dumped tensor as operators can read it."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype.name)
+        value = np.clip(value, info.min, info.max)
+    return value.astype(dtype)
+
+
+def _where(evidence: Evidence) -> str:
+    """What can be said of differences that nothing explains: how many, where, in which direction."""
+    value, base = evidence.dumped.value, evidence.base
+    if value.shape != base.shape:
+        return f"its shape is {list(value.shape)}, not {list(base.shape)}, and no order of the axes explains it"
+    differs = value != base
+    count = int(np.count_nonzero(differs))
+    at = [int(i) for i in np.unravel_index(int(np.argmax(differs)), base.shape)] if base.ndim else []
+    text = f"{count:,} of {base.size:,} elements differ, the first at {at}"
+    if base.ndim > 1 and base.shape[1] > 1:
+        channels = np.flatnonzero(differs.any(axis=tuple(i for i in range(base.ndim) if i != 1)))
+        if channels.size < base.shape[1]:
+            some = ", ".join(str(c) for c in channels[:8].tolist()) + (", ..." if channels.size > 8 else "")
+            text += f", all at index {some} of axis 1"
+    if base.dtype.kind in "iu" and count:
+        difference = value[differs] - base[differs]
+        if (difference > 0).all() or (difference < 0).all():
+            text += ", all in one direction"
+    return text

@@ -1,0 +1,183 @@
+"""Fingerprints of a tensor that is right in another form: signedness, shifts, byte order, layout, order of channels.
+
+Each hypothesis says what the dump would hold if it were true; what matches the dump best is the cause. They know
+nothing of how the tensor is computed (`faults.py` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.compare.interpret import Place
+from qatc.compiler.quant import Array, QuantParams, dtype_range
+
+_MOST_RANK: Final = 5
+_BLOCKS: Final = (2, 4, 8, 16, 32, 64)
+_PROBES: Final = 4096  # elements that tell most wrong layouts apart
+_MOST_SHIFTS: Final = 2
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A hypothesis: `kind` and `detail` as in `Cause`, and the tensor that the dump would hold, in the graph's axes."""
+
+    kind: str
+    detail: str
+    value: Array
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a guess does: the share of equal elements, and of the differing ones that it explains."""
+
+    equal: float
+    explained: float
+
+
+def score(guess: Array, base: Array, found: Array) -> Score:
+    """Compare a guess with what was found, where `base` is what should have been."""
+    differs = base != found
+    right = guess == found
+    count = int(np.count_nonzero(differs))
+    return Score(float(right.mean()) if right.size else 1.0, float(right[differs].mean()) if count else 0.0)
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+def number_forms(base: Array, found: Array, params: QuantParams) -> Iterator[Guess]:
+    """Guesses about each number by itself: another signedness, a shift, a narrower range.
+
+    Args:
+        base: what should have been, int64.
+        found: the dump, int64, same shape.
+        params: the grid.
+    """
+    low, high = dtype_range(params.dtype if not params.is_8bit else params.container.name)
+    span = high - low + 1
+    half, other = span // 2, "unsigned" if params.is_signed else "signed"
+    step = half if params.is_signed else -half
+    if found.size and (found.min() < low or found.max() > high):
+        yield Guess("signedness", f"the same bits are read as {other} integers", _other_bits(base, low, high))
+        yield Guess("signedness", f"the values are {other}: each is {step:+d}", base + step)
+        narrow_low, narrow_high = (0, span - 1) if params.is_signed else (-half, half - 1)
+        yield Guess(
+            "saturation", f"the values are saturated to {other} integers", np.clip(base, narrow_low, narrow_high)
+        )
+    yield Guess("signedness", f"the highest bit is flipped: the values are {other}", _flipped(base, low, span, half))
+    for shift in _shifts(base, found):
+        text = f"every value is {shift:+d}: the zero point {params.zero_point[0]} was not used as it should"
+        yield Guess("zero-point", text, np.clip(base + shift, low, high))
+        yield Guess("zero-point", f"{text}, and wraps around", (base + shift - low) % span + low)
+        yield Guess("zero-point", text, base + shift)
+
+
+def _other_bits(base: Array, low: int, high: int) -> Array:
+    span = high - low + 1
+    return np.where(base < 0, base + span, base) if low < 0 else np.where(base > high // 2, base - span, base)
+
+
+def _flipped(base: Array, low: int, span: int, half: int) -> Array:
+    flipped: Array = (base - low + half) % span + low
+    return flipped
+
+
+def _shifts(base: Array, found: Array) -> list[int]:
+    """The most frequent differences that are not zero."""
+    difference = (found - base).reshape(-1)
+    values, counts = np.unique(difference[difference != 0], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MOST_SHIFTS]
+    return [int(v) for v in values[order]]
+
+
+# -- places ---------------------------------------------------------------------------------------------------------
+def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
+    """Guesses about where each number lies: byte order, another layout, another order of channels.
+
+    Args:
+        base: what should have been, in the graph's axes.
+        stored: the dump in its own shape.
+        place: how files hold the tensor.
+
+    The guesses' values are in the graph's axes where the dump's shape is the files' own, else flat in the dump's order.
+    """
+    want = place.stored(base)
+    same_shape = stored.shape == want.shape
+
+    def back(flat: Array) -> Array:
+        return place.restored(flat.reshape(want.shape)) if same_shape else flat.reshape(stored.shape)
+
+    for text, flat in _byte_orders(want, place):
+        yield Guess("byte-order", text, back(flat))
+    for text, flat in _layouts(want, stored):
+        yield Guess("layout", text, back(flat))
+    if same_shape:
+        yield from _channel_orders(base, place.restored(stored))
+
+
+def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
+    plain = want.astype(place.dtype, copy=False).reshape(-1)
+    if plain.dtype.itemsize > 1:
+        text = f"the bytes of each {8 * plain.dtype.itemsize}-bit element are in the other order"
+        yield text, plain.byteswap().astype(np.int64 if place.params is not None else plain.dtype)
+    for word in (2, 4, 8):
+        if word <= plain.dtype.itemsize or plain.nbytes % word:
+            continue
+        swapped = plain.view(np.uint8).reshape(-1, word)[:, ::-1].reshape(-1)
+        text = f"the bytes of each {8 * word}-bit word are in the other order"
+        yield text, np.ascontiguousarray(swapped).view(plain.dtype).astype(np.int64)
+
+
+def _layouts(want: Array, stored: Array) -> Iterator[tuple[str, Array]]:
+    """Transpositions, reversals and channel blocks of `want` that may be what `stored` holds."""
+    flat = stored.reshape(-1)
+    letters = "NCDHW" if want.ndim == 5 else {3: "NCW", 4: "NCHW"}.get(want.ndim, "")
+    if want.ndim <= _MOST_RANK:
+        for order in permutations(range(want.ndim)):
+            moved = want.transpose(order)
+            if order == tuple(range(want.ndim)) or not _plausible(moved, flat):
+                continue
+            named = f" ({''.join(letters[i] for i in order)} where {letters} should be)" if letters else ""
+            yield f"the axes are in the order {list(order)}{named}", np.ascontiguousarray(moved).reshape(-1)
+    for axis in range(want.ndim):
+        turned: Array = np.flip(want, axis)
+        if want.shape[axis] > 2 and _plausible(turned, flat):
+            yield f"axis {axis} runs backwards", np.ascontiguousarray(turned).reshape(-1)
+    for axis in (1, want.ndim - 1) if want.ndim >= 3 else ():
+        for block in _BLOCKS:
+            if want.shape[axis] % block or (want.shape[axis] == block and axis == want.ndim - 1):
+                continue
+            parts = want.reshape(*want.shape[:axis], -1, block, *want.shape[axis + 1 :])
+            moved = np.moveaxis(parts, axis + 1, -1) if axis == 1 else np.moveaxis(parts, axis, 1)
+            if _plausible(moved, flat):
+                yield f"the channels lie in blocks of {block}", np.ascontiguousarray(moved).reshape(-1)
+
+
+def _plausible(moved: Array, flat: Array) -> bool:
+    """Whether the first elements agree more often than chance lets them, so that the rest is worth a look."""
+    count = min(_PROBES, flat.size)
+    same: Array = moved.flat[:count] == flat[:count]
+    return bool(same.mean() > 0.25) if count else False
+
+
+def _channel_orders(base: Array, found: Array) -> Iterator[Guess]:
+    """Channels (of any axis but the first) that changed places, found by their content."""
+    for axis in range(1, base.ndim):
+        count = base.shape[axis]
+        if count < 2:
+            continue
+        want = [row.tobytes() for row in np.moveaxis(base, axis, 0).reshape(count, -1).astype(np.int64)]
+        have = [row.tobytes() for row in np.moveaxis(found, axis, 0).reshape(count, -1).astype(np.int64)]
+        places: dict[bytes, int] = {}
+        for index, content in enumerate(want):
+            places.setdefault(content, index)
+        order = [i if have[i] == want[i] else places.get(have[i], i) for i in range(count)]
+        moved = sum(1 for i, at in enumerate(order) if i != at)
+        if moved < 2 or len(places) < 2:
+            continue
+        few = ", ".join(f"{i} holds {at}" for i, at in enumerate(order) if i != at and i < 1 << 20)[:60]
+        name = "channels are" if axis == 1 else f"entries of axis {axis} are"
+        yield Guess("channel-order", f"{moved} of {count} {name} permuted ({few} ...)", np.take(base, order, axis))

@@ -1,0 +1,170 @@
+"""From the bytes of a dump to a tensor: npy describes itself, raw bytes are read as the package says they lie."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib import format as npy
+
+from qatc.compiler.compare.dump import TROUBLE, Entry
+from qatc.compiler.golden import GoldenTensor
+from qatc.compiler.quant import Array, QuantParams
+
+_WORD: Final = 4  # bytes: devices like to dump one element a word
+_HEADER: Final = 1 << 16  # room for an npy header
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the graph lies in files: `axes[i]` is the graph's axis at place i."""
+
+    axes: tuple[int, ...]
+    params: QuantParams | None
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, tensor: GoldenTensor | None, value: Array, params: QuantParams | None) -> Place:
+        """The place of a tensor with the expected `value`; `tensor` is its golden entry if it is quantized."""
+        axes = tuple(range(value.ndim)) if tensor is None else tensor.axes
+        return cls(axes, params, value.dtype if params is None else params.container)
+
+    def stored(self, value: Array) -> Array:
+        """A tensor of the graph in the files' order of axes, contiguous."""
+        return np.ascontiguousarray(np.transpose(value, self.axes))
+
+    def restored(self, stored: Array) -> Array:
+        """The inverse of `stored`."""
+        return np.transpose(stored, np.argsort(self.axes))
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """A tensor of a dump.
+
+    Attributes:
+        value: in the graph's order of axes; int64 for quantized tensors.
+        stored: the same elements in the dump's own order and shape.
+        message: what was done to them, "" where nothing was.
+    """
+
+    value: Array
+    stored: Array
+    message: str = ""
+
+
+class NotATensorError(Exception):
+    """Why an entry of a dump is not the tensor that it should be; `is_shape` where only the shape is wrong."""
+
+    def __init__(self, reason: str, *, is_shape: bool = False) -> None:
+        super().__init__(reason)
+        self.is_shape = is_shape
+
+
+def interpret(entry: Entry, place: Place, expected: Array) -> Dumped:
+    """Read an entry as the tensor whose value should be `expected`.
+
+    Raises:
+        NotATensorError: with the reason where it cannot be.
+    """
+    most = expected.size * 16 + _HEADER
+    if entry.size > most:
+        raise NotATensorError(f"it has {entry.size:,} bytes, the tensor {expected.size:,} elements of {place.dtype}")
+    try:
+        data = entry.read(most + 1)
+    except TROUBLE as error:
+        raise NotATensorError(f"it cannot be read: {error}") from error
+    if len(data) > most:
+        raise NotATensorError(f"it has more than the {most:,} bytes that the tensor can need")
+    if entry.is_raw:
+        return _finish(*_raw(data, place, expected), place)
+    array = read_array(data)
+    return _finish(*_shaped(array, place, expected), place)
+
+
+def read_array(data: bytes) -> Array:
+    """The array of an untrusted npy file, checked before memory is taken. NotATensorError where it is none."""
+    stream = io.BytesIO(data)
+    try:
+        version = npy.read_magic(stream)
+        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = reader(stream)
+    except TROUBLE as error:
+        raise NotATensorError(f"it is no npy file: {error}") from error
+    if dtype.hasobject:
+        raise NotATensorError("it holds pickled Python objects, which are not loaded")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.shape:
+        raise NotATensorError(f"its elements are {dtype}, not numbers")
+    count = math.prod(shape)
+    if any(extent < 0 for extent in shape) or count * dtype.itemsize != len(data) - stream.tell():
+        raise NotATensorError(f"its header says {dtype} {list(shape)}, which does not fit its size")
+    values = np.frombuffer(data, dtype, count, stream.tell()) if count else np.zeros(0, dtype)
+    native = values.astype(dtype.newbyteorder("="), copy=False)
+    return native.reshape(shape, order="F" if fortran else "C")
+
+
+def _raw(data: bytes, place: Place, expected: Array) -> tuple[Array, str]:
+    shape = tuple(expected.shape[axis] for axis in place.axes)
+    little = place.dtype.newbyteorder("<")
+    if len(data) == expected.size * place.dtype.itemsize:
+        return np.frombuffer(data, little).astype(place.dtype, copy=False).reshape(shape), ""
+    if len(data) == expected.size * _WORD and place.params is not None:
+        words = np.frombuffer(data, np.dtype("<i4")).reshape(shape)
+        return words, "one 32-bit word an element"
+    sizes = f"{len(data):,} bytes, not {expected.size * place.dtype.itemsize:,}"
+    raise NotATensorError(f"it has {sizes} ({place.dtype} {list(shape)})", is_shape=True)
+
+
+def _shaped(array: Array, place: Place, expected: Array) -> tuple[Array, str]:
+    """An npy array in the files' shape: as it is, or from the graph's, without its ones, flat, or permuted."""
+    shape = tuple(expected.shape[axis] for axis in place.axes)
+    if array.shape == shape:
+        return array, ""
+    if array.shape == expected.shape:
+        return place.stored(array), "in the model's layout"
+    if array.size != expected.size:
+        raise NotATensorError(f"its shape is {list(array.shape)}, not {list(shape)}", is_shape=True)
+    if [n for n in array.shape if n != 1] == [n for n in shape if n != 1] or array.ndim == 1:
+        return array.reshape(shape), ""
+    return array, f"its shape is {list(array.shape)}, not {list(shape)}"
+
+
+def _finish(stored: Array, message: str, place: Place) -> Dumped:
+    """Integers of a quantized tensor as int64 (floats are put on the grid), others as they are."""
+    shaped = stored.ndim == len(place.axes) and not message.startswith("its shape")
+    if place.params is None:
+        if stored.dtype.kind != place.dtype.kind and {stored.dtype.kind, place.dtype.kind} & {"f"}:
+            raise NotATensorError(f"its elements are {stored.dtype}, not {place.dtype}")
+    elif stored.dtype.kind == "f":
+        stored, message = _on_grid(stored, place, shaped=shaped, message=message)
+    else:
+        stored = stored.astype(np.int64)
+    value = place.restored(stored) if shaped else stored
+    return Dumped(value, stored, message)
+
+
+def _on_grid(stored: Array, place: Place, *, shaped: bool, message: str) -> tuple[Array, str]:
+    """Dequantized values, or integers that were saved as floats, as integers."""
+    params = place.params
+    if params is None or not np.isfinite(stored).all():
+        raise NotATensorError("it holds NaN or infinity where there should be integers")
+    if np.abs(stored).max(initial=0.0) >= 2.0**52:
+        raise NotATensorError("it holds floats that are no integers of any grid")
+    axis = params.axis
+    if axis is not None:
+        if not shaped:
+            raise NotATensorError(message, is_shape=True)
+        params = params.with_axis(place.axes.index(axis))
+    real = stored.astype(np.float64)
+    scaled = real / params.scale_array(stored.ndim) + params.zero_array(stored.ndim)
+    whole = np.rint(real)
+    if np.array_equal(whole, real) and not np.allclose(scaled, np.rint(scaled), atol=1e-2):
+        return whole.astype(np.int64), _joined(message, "integers saved as floats")
+    return np.rint(scaled).clip(-(2**62), 2**62).astype(np.int64), _joined(message, "real values, put on the grid")
+
+
+def _joined(first: str, second: str) -> str:
+    return f"{first}; {second}" if first else second

@@ -1,0 +1,87 @@
+"""How far two tensors are apart: equal share, LSB, SQNR, cosine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.quant import Array, QuantParams
+
+FLOAT_TOLERANCE: Final = 1e-5  # of the largest magnitude, for tensors that are not quantized
+_HALF_TOLERANCE: Final = 2e-3  # the same for dumps in float16
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The distance of one pair of tensors; the LSB are None for floats."""
+
+    equal_share: float
+    max_lsb: int | None
+    mean_lsb: float | None
+    sqnr_db: float
+    cosine: float
+    within: bool
+
+
+def measure(found: Array, expected: Array, params: QuantParams | None, tolerance: int) -> Measure:
+    """Compare tensors of one shape.
+
+    Args:
+        found: the dump's: int64 for quantized tensors, else of any plain type.
+        expected: the package's.
+        params: the grid of both, None for tensors that are not quantized.
+        tolerance: how many LSB an element may be off.
+    """
+    if params is None:
+        return _floats(found, expected)
+    difference = found.astype(np.int64) - expected.astype(np.int64)
+    magnitude = np.abs(difference)
+    largest = int(magnitude.max(initial=0))
+    scale = params.scale_array(expected.ndim).astype(np.float64)
+    want = (expected.astype(np.float64) - params.zero_array(expected.ndim)) * scale
+    error = difference.astype(np.float64) * scale
+    return Measure(
+        _share(difference == 0),
+        largest,
+        float(magnitude.mean()) if magnitude.size else 0.0,
+        _sqnr(want, error),
+        _cosine(want + error, want),
+        largest <= tolerance,
+    )
+
+
+def _floats(found: Array, expected: Array) -> Measure:
+    same = (found == expected) | ((found != found) & (expected != expected))
+    if expected.dtype.kind != "f":
+        return Measure(_share(same), None, None, math.inf if same.all() else -math.inf, 1.0, bool(same.all()))
+    have, want = found.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.where(same, 0.0, have - want)
+        relative = _HALF_TOLERANCE if found.dtype == np.float16 else FLOAT_TOLERANCE
+        largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+        within = bool(np.all(np.abs(error) <= relative * largest))
+        return Measure(_share(same), None, None, _sqnr(want, error), _cosine(have, want), within)
+
+
+def _share(same: Array) -> float:
+    return float(same.mean()) if same.size else 1.0
+
+
+def _sqnr(signal: Array, noise: Array) -> float:
+    power, error = float(np.vdot(signal, signal)), float(np.vdot(noise, noise))
+    if error == 0:
+        return math.inf
+    if math.isnan(error) or math.isnan(power) or power == 0 or error == math.inf:
+        return -math.inf
+    return 10 * math.log10(power / error)
+
+
+def _cosine(a: Array, b: Array) -> float:
+    left, right = float(np.vdot(a, a)), float(np.vdot(b, b))
+    if left == 0 or right == 0:
+        return 1.0 if left == right else 0.0
+    value = float(np.vdot(a, b)) / math.sqrt(left) / math.sqrt(right)
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,92 @@
+"""An operator in the place where it ran: its inputs, how to run it again with something changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qatc.compiler.arithmetic import PROFILES, Profile
+from qatc.compiler.compare.forms import Guess
+from qatc.compiler.compare.rounding import PLAIN
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.integer import IntegerGraph, Op, Tensor
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.reference import OnnxEvaluator, execute_op
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An operator with what it read: `values` hold its inputs, constants included; `base` what it makes of them."""
+
+    graph: IntegerGraph
+    op: Op
+    values: Mapping[str, Array]
+    profile: Profile
+    evaluate: OnnxEvaluator
+    base: Array
+
+    def rerun(
+        self,
+        *,
+        op: Op | None = None,
+        profile: Profile | None = None,
+        values: Mapping[str, Array] | None = None,
+        params: Mapping[str, QuantParams] | None = None,
+    ) -> Array | None:
+        """The operator's result with something changed, int64 for integers; None where it then has no meaning."""
+        graph = self.graph
+        if params:
+            changed = {n: _with_params(graph.tensors[n], p) for n, p in params.items()}
+            graph = dataclasses.replace(graph, tensors={**graph.tensors, **changed})
+        try:
+            result = execute_op(
+                graph, op or self.op, {**self.values, **(values or {})}, profile or self.profile, self.evaluate
+            )[0]
+        except (ValueError, CompileError):  # the changed operator does not exist: then it is not the cause
+            return None
+        return result.astype(np.int64) if result.dtype.kind in "iu" else result
+
+
+def _with_params(tensor: Tensor, params: QuantParams) -> Tensor:
+    return dataclasses.replace(tensor, params=params, dtype=params.container.name)
+
+
+def roundings(profile: Profile) -> Iterator[tuple[str, Profile]]:
+    """Every other way to round, and how it is described: the profiles first."""
+    for name, other in PROFILES.items():
+        if name != profile.name:
+            yield f"it rounds as the arithmetic profile {name} does ({other.summary}), not as {profile.name}", other
+    for plain in PLAIN:
+        yield f"it rounds {plain.summary}, not as the arithmetic profile {profile.name} does", plain
+
+
+def operand_guesses(setting: Setting, name: str, params: QuantParams) -> Iterator[Guess]:
+    """The zero point of an operand ignored, or the operand read with the other signedness."""
+    if any(params.zero_point):
+        ignored = dataclasses.replace(params, zero_point=(0,) * len(params.zero_point))
+        value = setting.rerun(params={name: ignored})
+        if value is not None:
+            yield Guess("zero-point", f"the zero point of the operand {name} is ignored", value)
+    if params.is_8bit and not params.is_per_channel:
+        other = "uint8" if params.is_signed else "int8"
+        bits = setting.values[name].view(other)
+        zero = int(np.asarray(params.zero_point[0]).astype(params.container).view(other))
+        for use in dict.fromkeys((zero, params.zero_point[0])):
+            if not np.iinfo(other).min <= use <= np.iinfo(other).max:
+                continue
+            read = QuantParams.per_tensor(params.scale[0], use, other)
+            value = setting.rerun(values={name: bits}, params={name: read})
+            if value is not None:
+                yield Guess("signedness", f"the bits of the operand {name} are read as {other}", value)
+
+
+def pad_values(dtype: np.dtype[Any], zero: int) -> list[int]:
+    """Integers that padding may be filled with by mistake, where `zero` is right."""
+    info = np.iinfo(dtype)
+    return [
+        v for v in dict.fromkeys((0, int(info.min), int(info.max), 128, 127)) if v != zero and info.min <= v <= info.max
+    ]
