@@ -46,10 +46,9 @@ def _encode(value: Json, newline: str, parts: list[str]) -> None:
 
 def _scalar(value: Any) -> str:
     """A text, number, truth value or null; the encoder itself costs several times as much for one of them."""
-    kind: type[object] = type(value)
-    if kind is str:
+    if type(value) is str:
         return encode_basestring_ascii(value)
-    if kind is int or (kind is float and math.isfinite(value)):
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
         return repr(value)
     return _ENCODER.encode(value)
 
