@@ -20,7 +20,8 @@ from qatc.compiler.quant import Array, QuantParams, dtype_range
 Range = tuple[float, float]
 Doubles = npt.NDArray[np.float64]
 _BINS: Final = 1 << 13  # over [-limit, limit]; a power of two, so that pairs can be merged
-_CANDIDATES: Final = np.linspace(1.0, 0.2, 161)  # shares of the full range that the searches try
+_COARSE: Final = tuple(np.geomspace(1.0, 0.01, 100).tolist())  # shares of the full range that the search tries
+_FINE: Final = tuple(np.linspace(0.96, 1.04, 33).tolist())  # and then of the best one
 _PERCENTILE: Final = 99.99
 # Of the entropy method: TensorRT's numbers. With 256 levels a level has so few bins that their sampling noise decides.
 _ENTROPY_BINS: Final = 2048
@@ -166,20 +167,20 @@ def _smooth(counts: Doubles) -> Doubles | None:
 
 
 def _search(seen: Histogram, cost: Callable[[Range], float]) -> Range:
-    """The best of shrinking both ends together, then of shrinking each end alone."""
+    """The best of shrinking both ends together, then each end alone, first coarsely and then around the best."""
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    span = (low, high)
     if low == high:
-        return low, high
-    best = min(_CANDIDATES.tolist(), key=lambda share: cost((low * share, high * share)))
-    span = (low * best, high * best)
-    if low < 0 < high:
-        left = min(_CANDIDATES.tolist(), key=lambda share: cost((low * share, span[1])))
-        if cost((low * left, span[1])) < cost(span):
-            span = (low * left, span[1])
-        right = min(_CANDIDATES.tolist(), key=lambda share: cost((span[0], high * share)))
-        if cost((span[0], high * right)) < cost(span):
-            span = (span[0], high * right)
-    return span
+        return span
+    for shares in (_COARSE, _FINE):
+        base = span
+        span = min((span, *((base[0] * s, base[1] * s) for s in shares)), key=cost)
+        if low < 0 < high:
+            left = span
+            span = min((span, *((left[0] * s, left[1]) for s in shares)), key=cost)
+            right = span
+            span = min((span, *((right[0], right[1] * s) for s in shares)), key=cost)
+    return max(span[0], low), min(span[1], high)
 
 
 METHODS: Final[dict[str, Callable[[Histogram, Callable[[Range], QuantParams]], Range]]] = {
