@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from qatc.compiler.coverage import coverage, islands
@@ -163,7 +164,7 @@ class _Compilation:
         """Load, normalise, strip, fold, calibrate, lower, emit, verify, write."""
         output = self.options.output or Path(f"{self.path.stem}.qatc")
         check_destination(output)
-        target, backend = self.target()
+        target, backend, options = self.chosen()
         graph, source, dialect, evidence = self.canonical()
         with self.step("fold"):
             self.strip(graph)
@@ -172,10 +173,13 @@ class _Compilation:
         with self.step("lower"):
             integer = self.lowered(graph, target)
         with self.step("emit"):
-            emission = backend.emit(graph if backend.level == "float" else integer, self.backend_options(backend))
+            emission = backend.emit(graph if backend.level == "float" else integer, options)
         from qatc.compiler.assemble import assemble  # package and report: only a real compile needs them
 
-        verification = self.verify(integer, emission, target) if backend.level == "integer" else None
+        if backend.level == "integer":
+            verification = self.verify(integer, emission, target)
+        else:
+            verification = self.verify_written(integer, emission, target)
         result = self.result(graph, source, integer, emission, dialect, evidence, target, verification)
         with self.step("write"):
             result = assemble(result, output, emission, self.feeds, source.external, self.proof(integer, target))
@@ -184,7 +188,8 @@ class _Compilation:
 
     def inspect(self) -> Inspection:
         """The road up to the integer graph."""
-        target, _ = self.target()
+        target, _, _ = self.chosen()
+        self.options = dataclasses.replace(self.options, qat=True)  # whoever inspects need not say what is in there
         graph, source, dialect, evidence = self.canonical()
         self.strip(graph)
         self.fold(graph)
@@ -195,8 +200,8 @@ class _Compilation:
                           diagnostics=self.diagnostics)  # fmt: skip
 
     # -- its parts ------------------------------------------------------------------------------------------------
-    def target(self) -> tuple[Target, Backend]:
-        """The target's description and the backend that emits it."""
+    def chosen(self) -> tuple[Target, Backend, dict[str, str]]:
+        """The target, the backend that emits it and its options; what is misspelt is told before a file is read."""
         from qatc.compiler.target import load_target
 
         target = load_target(self.options.target)
@@ -204,7 +209,11 @@ class _Compilation:
             from qatc.compiler.arithmetic import get_profile
 
             target = dataclasses.replace(target, arithmetic=get_profile(self.options.arithmetic).name)
-        return target, backends().get(target.backend)
+        backend = backends().get(target.backend)
+        if self.options.dialect.lower() != "auto":
+            frontends().get(self.options.dialect)
+        parse_ranges(self.options.quant_range)
+        return target, backend, backend.checked({**target.options, **self.options.options})
 
     def proof(self, integer: IntegerGraph, target: Target) -> Proof:
         """What the package holds for bring-up."""
@@ -213,10 +222,6 @@ class _Compilation:
 
         golden, header = self.options.golden, self.options.golden_header
         return Proof(integer, get_profile(target.arithmetic), golden, header, target.layout)
-
-    def backend_options(self, backend: Backend) -> dict[str, str]:
-        """The -p options, completed by the backend's defaults."""
-        return backend.checked(self.options.options)
 
     def canonical(self) -> tuple[QuantGraph, Source, str, str]:
         """Read the file and bring its dialect to the canonical form."""
@@ -257,7 +262,8 @@ class _Compilation:
             raise fail(
                 "QAT101",
                 f"{printable(self.path.name)} has no fake quantization that any dialect knows",
-                hint="export the model that was trained with fake quantization, not one converted back to float",
+                hint="export the model that was trained with fake quantization, not one converted back to float; "
+                "where ranges or encodings lie in a file of their own, give it with --ranges",
             )
         if not self.options.qat and wanted == "auto":
             message = "the model is quantization-aware trained; it is compiled as such"
@@ -324,7 +330,8 @@ class _Compilation:
                 self.calibrate(graph, self.options.calibrate, [t.name for t in missing])
         elif missing:
             names = ", ".join(printable(t.name) for t in missing[:3]) + (", ..." if len(missing) > 3 else "")
-            message = f"{len(missing)} tensors have no range in the file ({names}); what reads them stays float"
+            noun = "tensor" if len(missing) == 1 else "tensors"
+            message = f"{len(missing)} {noun} without a range in the file ({names}): their readers stay float"
             hint = "--calibrate DATA.npy finds their ranges from representative inputs"
             self.diagnostics.append(Diagnostic("QAT208", message, Severity.NOTE, hint=hint))
 
@@ -383,7 +390,8 @@ class _Compilation:
         left = islands(integer)
         if left and self.options.require_integer:
             raise CompileError(
-                [Diagnostic("QAT306", f"{i.op_type} stays in float: {i.reason}", node=i.node) for i in left]
+                Diagnostic("QAT306", f"{i.op_type} stays float: {i.reason}", node=i.node, tensor=i.tensor or None)
+                for i in left
             )
         return integer
 
@@ -401,6 +409,45 @@ class _Compilation:
             found = verify(integer, profile, self.simulation, emitted, self.feeds, limits)
         check(found)
         return found
+
+    def verify_written(self, integer: IntegerGraph, emission: Emission, target: Target) -> Verification | None:
+        """A model of floats and parameters: it is read again, and the graph is compared with the simulation."""
+        if not self.options.verify or self.simulation is None:
+            return None
+        from qatc.compiler.arithmetic import get_profile
+        from qatc.compiler.runtime import OrtEvaluator
+        from qatc.compiler.verify.written import compare_outputs, compare_reread
+
+        onnx_backend = backends().get("onnx")
+        deployed = onnx_backend.emit(integer, onnx_backend.checked({}))
+        found = self.verify(integer, deployed, target)
+        if found is None:
+            return None
+        with self.step("verify"):
+            again = self.reread(emission, target)
+            profile = get_profile(target.arithmetic)
+            checks = compare_reread(integer, again, profile, self.feeds, OrtEvaluator())
+            outputs = compare_outputs(emission.complete(), self.simulation, self.feeds)
+        bad = next((c.tensor for c in checks if not c.passed), None)
+        found = dataclasses.replace(found, package=checks, outputs=outputs, passed=bad is None, first_bad=bad)
+        from qatc.compiler.verify import check
+
+        check(found)
+        return found
+
+    def reread(self, emission: Emission, target: Target) -> IntegerGraph:
+        """The integer graph of the emitted file."""
+        with TemporaryDirectory(prefix="qatc-") as scratch:
+            path = Path(scratch) / "model.onnx"
+            emission.write(lambda name: (Path(scratch) / name).open("wb"), path.name)
+            options = CompileOptions(
+                qat=True, io=self.options.io, shapes=self.options.shapes, target=self.options.target
+            )
+            again = _Compilation(path, options, _silent)
+            graph = again.canonical()[0]
+            again.strip(graph)
+            again.fold(graph)
+            return again.lowered(graph, target)
 
     def result(
         self, graph: QuantGraph, source: Source, integer: IntegerGraph, emission: Emission, dialect: str, evidence: str,

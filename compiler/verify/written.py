@@ -1,0 +1,118 @@
+"""A model written for other runtimes (QDQ): read again, it must lower to the same integer operators and results.
+
+This is invariant 4 of the design, checked on every such package: what a runtime makes of the file is its own affair,
+but what the file says is what was compiled. Operators are compared in execution order on the reference, each fed the
+original's inputs; a bias that was stored as int32 may move a result across a rounding boundary, by one LSB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.arithmetic import Profile
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.integer import IntegerGraph
+from qatc.compiler.quant import Array
+from qatc.compiler.reference import OnnxEvaluator, execute, execute_op
+from qatc.compiler.result import OutputCheck, TensorCheck
+from qatc.compiler.runtime import RunnableModel, errors, version
+from qatc.compiler.simulation import Simulation
+from qatc.compiler.verify.proof import looks_like_scores
+from qatc.compiler.verify.tally import Tally
+
+_EQUAL_SHARE: Final = 0.99  # to_qdq keeps the error of a stored bias below 0.01 LSB
+_FLOAT_TOLERANCE: Final = 2.0**-18
+
+
+def compare_reread(
+    graph: IntegerGraph,
+    again: IntegerGraph,
+    profile: Profile,
+    samples: Sequence[Mapping[str, Array]],
+    evaluate: OnnxEvaluator,
+) -> tuple[TensorCheck, ...]:
+    """One check per result of `graph`, compared with that of `again`, which was read from the written model.
+
+    Args:
+        graph: what was written.
+        again: the written model, read and lowered again.
+        profile: how both round.
+        samples: one array per input each.
+        evaluate: runs Move and Float operators.
+    """
+    kinds, found = [op.kind for op in graph.ops], [op.kind for op in again.ops]
+    if kinds != found or [len(op.outputs) for op in graph.ops] != [len(op.outputs) for op in again.ops]:
+        tally = Tally(graph.outputs[0], "graph", "package")
+        tally.problem(f"the written model lowers to {len(found)} operators, not to the same {len(kinds)}")
+        return (tally.check(),)
+    tallies: dict[str, Tally] = {}
+    for feeds in samples:
+        _compare(graph, again, profile, feeds, evaluate, tallies)
+    return tuple(tally.check() for tally in tallies.values())
+
+
+def _compare(
+    graph: IntegerGraph,
+    again: IntegerGraph,
+    profile: Profile,
+    feeds: Mapping[str, Array],
+    evaluate: OnnxEvaluator,
+    tallies: dict[str, Tally],
+) -> None:
+    expected = execute(graph, {n: feeds[n] for n in graph.inputs}, profile, evaluate=evaluate)
+    values: dict[str, Array] = {**again.constants}
+    values.update({there: expected[here] for here, there in zip(graph.inputs, again.inputs, strict=True)})
+    for op, other in zip(graph.ops, again.ops, strict=True):
+        results = execute_op(again, other, values, profile, evaluate)
+        for name, twin, value in zip(op.outputs, other.outputs, results, strict=True):
+            if not name:
+                continue
+            values[twin] = expected[name]
+            tally = tallies.setdefault(name, Tally(name, op.kind, "package"))
+            params = graph.tensors[name].params
+            if params is None:
+                tally.floats(value, expected[name], _FLOAT_TOLERANCE)
+            elif value.dtype != expected[name].dtype:
+                tally.problem(f"it is {value.dtype}, not {expected[name].dtype}")
+            else:
+                where = tally.integers(value, expected[name], params)
+                _judge(tally, value, expected[name], where)
+
+
+def _judge(tally: Tally, value: Array, expected: Array, where: Array) -> None:
+    if not where.size:
+        return
+    worst = int(np.abs(value.reshape(-1)[where].astype(np.int64) - expected.reshape(-1)[where]).max())
+    if worst > 1 or where.size > max(1, (1 - _EQUAL_SHARE) * value.size):
+        tally.problem(f"{where.size:,} of {value.size:,} elements differ, by up to {worst} LSB")
+    else:
+        tally.excused += int(where.size)
+
+
+def compare_outputs(
+    model: onnx.ModelProto, simulation: Simulation, samples: Sequence[Mapping[str, Array]]
+) -> tuple[OutputCheck, ...]:
+    """The written model's float outputs in ONNX Runtime, optimized as users run it, against the simulation's."""
+    runnable = RunnableModel(model, optimize=True)
+    worst: dict[str, tuple[float, float, int, int]] = {}
+    for feeds in samples:
+        expected = simulation.run(feeds, simulation.outputs)
+        try:
+            found = runnable.run(feeds)
+        except errors() as error:
+            raise fail("QAT401", f"ONNX Runtime {version()} cannot run the written model: {error}") from error
+        for name, wanted in expected.items():
+            if name not in found or wanted.dtype.kind != "f" or not wanted.size:
+                continue
+            absolute = float(np.abs(found[name].astype(np.float64) - wanted).max())
+            largest = float(np.abs(wanted).max())
+            votes = wanted.shape[0] if looks_like_scores(wanted) else 0
+            agreed = int((found[name].argmax(-1) == wanted.argmax(-1)).sum()) if votes else 0
+            before = worst.get(name, (0.0, 0.0, 0, 0))
+            relative = absolute / largest if largest else 0.0
+            worst[name] = (max(before[0], absolute), max(before[1], relative), before[2] + agreed, before[3] + votes)
+    return tuple(OutputCheck(n, a, r, agreed / votes if votes else None) for n, (a, r, agreed, votes) in worst.items())
