@@ -35,7 +35,9 @@ def coverage(graph: IntegerGraph) -> Coverage:
 
 def islands(graph: IntegerGraph) -> tuple[Island, ...]:
     """The operators that stay in float, with reason and cost."""
-    return tuple(Island(op.source or op.name, op.op_type, op.reason, macs_of(graph, op)) for op in graph.islands())
+    return tuple(
+        Island(op.source or op.name, op.op_type, op.reason, macs_of(graph, op), op.tensor) for op in graph.islands()
+    )
 
 
 def macs_of(graph: IntegerGraph, op: Op) -> int:

@@ -46,7 +46,7 @@ def _operators(graph: IntegerGraph) -> Iterator[InspectedOp]:
         node, macs = op.source or op.name, macs_of(graph, op)
         if isinstance(op, Float):
             kind = "float" if op.reason else "moved"
-            yield InspectedOp(node, op.op_type, kind, op.reason, macs, parameters)
+            yield InspectedOp(node, op.op_type, kind, op.reason, macs, parameters, tensor=op.tensor)
         elif isinstance(op, Move | Quantize | Dequantize):
             yield InspectedOp(node, op.op_type if isinstance(op, Move) else op.kind, "moved", "", 0, 0)
         else:

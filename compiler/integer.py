@@ -179,12 +179,16 @@ class Move(Op):
 
 @dataclass(frozen=True)
 class Float(Op):
-    """One ONNX operator left as it is: a float island with the `reason` why, or shape arithmetic (`reason` "")."""
+    """One ONNX operator left as it is: a float island with the `reason` why, or shape arithmetic (`reason` "").
+
+    `tensor` names the tensor of the source that the reason speaks of, "" where it speaks of none.
+    """
 
     op_type: str
     attrs: Mapping[str, Any]
     reason: str
     domain: str = ""
+    tensor: str = ""
 
 
 @dataclass

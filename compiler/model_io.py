@@ -25,7 +25,10 @@ from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variabl
 from qatc.compiler.quant import Array
 
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
-_MAX_RANK: Final = 64  # numpy's own limit
+_MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
+_MAX_NODES: Final = 1_000_000  # after the calls of model-local functions are replaced by their bodies
+_MAX_CALLS: Final = 64  # functions that call functions that call functions
+_MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
 _NEWEST_OPSET: Final = 26
 _CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
@@ -57,7 +60,8 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
     ops = Counter(
         f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node
     )
-    producer = f"{model.producer_name} {model.producer_version}".strip()
+    version = model.producer_version.removesuffix(" None")  # tf2onnx, where it does not know its own revision
+    producer = f"{model.producer_name} {version}".strip()
     external = tuple(sorted(_external_files(model, path.parent)))
     size += sum(f.stat().st_size for f in external)
     return graph, Source(path, size, dict(ops.most_common()), opsets, producer, external)
@@ -112,16 +116,27 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace calls of model-local functions by their bodies; recursive functions are an error."""
     import onnx.inliner
 
-    bodies = {(f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)} for f in model.functions}
-    calls = {key: {c for c in used if c in bodies} for key, used in bodies.items()}
-    while calls:
-        leaves = [key for key, used in calls.items() if not used & calls.keys()]
-        if not leaves:
-            name = "::".join(next(iter(sorted(calls))))
-            raise fail("QAT004", f"model function {name} calls itself", hint="export the model without local functions")
-        for key in leaves:
-            del calls[key]
-    return onnx.inliner.inline_local_functions(model)
+    hint = "export the model without local functions"
+    bodies = {(f.domain, f.name): Counter((n.domain, n.op_type) for n in _all_nodes(f.node)) for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}  # nodes of a function when all its calls are replaced
+    for _ in range(_MAX_CALLS):
+        ready = [k for k, used in bodies.items() if k not in sizes and all(u in sizes or u not in bodies for u in used)]
+        sizes.update({k: sum(count * sizes.get(u, 1) for u, count in bodies[k].items()) for k in ready})
+        if not ready:
+            break
+    stuck = sorted(bodies.keys() - sizes.keys())
+    if stuck:
+        name = "::".join(stuck[0])
+        raise fail("QAT004", f"model function {name} calls itself, or calls are nested too deeply", hint=hint)
+    total = sum(sizes.get((n.domain, n.op_type), 1) for n in _all_nodes(model.graph.node))
+    if total > _MAX_NODES:
+        raise fail(
+            "QAT005", f"the model's functions expand to {total:,} operators, more than {_MAX_NODES:,}", hint=hint
+        )
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise fail("QAT004", f"the model's functions cannot be replaced by their bodies: {error}", hint=hint) from error
 
 
 def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -178,13 +193,17 @@ class _Reader:
             self._initializer(proto)
         if graph.sparse_initializer:
             self.found.error("QAT302", "sparse initializers are not supported", hint="export dense weights")
-        inputs = [self._variable(i) for i in graph.input if i.name not in self.tensors]
+        constants = set(self.tensors)
+        inputs = [self._input(i) for i in graph.input if i.name not in constants]
         for info in graph.value_info:
             if info.name not in self.tensors:
-                self._variable(info)
+                self.tensors[info.name] = _typed(info)
         self.found.check()
         nodes = [self._node(n) for n in self._sorted(graph.node, {i.name for i in inputs})]
-        outputs = [self._output(o) for o in graph.output]
+        given = {i.name for i in graph.input}
+        outputs = [self._output(o, given) for o in graph.output]
+        if len({o.name for o in graph.output}) < len(graph.output):
+            self.found.error("QAT004", "two graph outputs have the same name")
         self.found.check()
         others = {d: v for d, v in self.opsets.items() if d}
         return QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
@@ -195,11 +214,8 @@ class _Reader:
         except _TensorError as bad:
             self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
 
-    def _variable(self, info: onnx.ValueInfoProto) -> Variable:
+    def _input(self, info: onnx.ValueInfoProto) -> Variable:
         kind = info.type.tensor_type
-        shape = list(dims_of(kind)) if kind.HasField("shape") else None
-        if shape is not None and any(isinstance(d, int) and d < 0 for d in shape):
-            self.found.error("QAT004", f"the shape {shape} has a negative dimension", tensor=info.name)
         if not info.type.HasField("tensor_type") and info.type.WhichOneof("value"):
             self.found.error(
                 "QAT302",
@@ -207,17 +223,16 @@ class _Reader:
                 tensor=info.name,
                 hint="qatc compiles graphs of plain tensors",
             )
-        tensor = Variable(info.name, kind.elem_type or None, shape)
+        if any(d.dim_value < -1 for d in kind.shape.dim):
+            self.found.error("QAT004", f"the shape {_few(dims_of(kind))} has a negative dimension", tensor=info.name)
         if info.name in self.tensors:
             self.found.error("QAT004", "two graph inputs have the same name", tensor=info.name)
-        self.tensors[info.name] = tensor
+        self.tensors[info.name] = tensor = _typed(info)
         return tensor
 
-    def _output(self, info: onnx.ValueInfoProto) -> Tensor:
+    def _output(self, info: onnx.ValueInfoProto, given: set[str]) -> Tensor:
         tensor = self.tensors.get(info.name)
-        if tensor is None or not (
-            tensor.inputs or is_constant(tensor) or info.name in {i.name for i in self.model.graph.input}
-        ):
+        if tensor is None or not (tensor.inputs or is_constant(tensor) or info.name in given):
             self.found.error("QAT004", "this graph output is never made", tensor=info.name)
             return Variable(info.name)
         if isinstance(tensor, Variable) and info.type.tensor_type.elem_type:
@@ -229,22 +244,26 @@ class _Reader:
     def _sorted(self, nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> list[onnx.NodeProto]:
         """The nodes in topological order; what is read but never made, made twice, or cyclic is an error."""
         maker: dict[str, int] = {}
+        taken = inputs | {name for name, tensor in self.tensors.items() if is_constant(tensor)}
         reads = [[*(n for n in node.input if n), *_captured(node)] for node in nodes]
         for index, node in enumerate(nodes):
             for name in node.output:
-                if name and (name in maker or name in inputs):
-                    self.found.error("QAT004", "two nodes make the same tensor", node=label_of(node), tensor=name)
+                if name and (name in maker or name in taken):
+                    self._broken("this tensor is made a second time", node, name)
                 maker[name] = index
         for node, names in zip(nodes, reads, strict=True):
             for name in names:
-                if name not in maker and name not in inputs and name not in self.tensors:
-                    self.found.error(
-                        "QAT004", "the node reads a tensor that nothing makes", node=label_of(node), tensor=name
-                    )
+                if name not in maker and name not in taken:
+                    self._broken("the node reads a tensor that nothing makes", node, name)
         self.found.check()
         if all(maker.get(name, -1) < index for index, names in enumerate(reads) for name in names):
             return list(nodes)
         return self._reordered(nodes, reads, maker)
+
+    def _broken(self, message: str, node: onnx.NodeProto, tensor: str) -> None:
+        self.found.error("QAT004", message, node=label_of(node), tensor=tensor)
+        if len(self.found.items) >= _MAX_FINDINGS:
+            self.found.check()
 
     def _reordered(
         self, nodes: Sequence[onnx.NodeProto], reads: list[list[str]], maker: Mapping[str, int]
@@ -278,20 +297,24 @@ class _Reader:
         captures = _captured(proto)
         inputs = [self._tensor(n) for n in [*proto.input, *captures]]
         outputs = [self._tensor(n) for n in proto.output]
-        attrs = {a.name: self._attribute(a) for a in proto.attribute}
+        attrs = {a.name: self._attribute(a, proto) for a in proto.attribute}
         if captures:
             attrs[_CAPTURES] = captures
         domain = None if proto.domain in ("", "ai.onnx") else proto.domain
         return Node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
 
-    def _attribute(self, proto: AttributeProto) -> Any:
+    def _attribute(self, proto: AttributeProto, node: onnx.NodeProto) -> Any:
         if proto.type == AttributeProto.TENSOR:
             try:
                 return self.array(proto.t)
             except _TensorError as bad:
                 self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
                 return None
-        return onnx.helper.get_attribute_value(proto)
+        try:
+            return onnx.helper.get_attribute_value(proto)
+        except ValueError as error:  # a type that ONNX does not have, or a function's parameter outside a function
+            self.found.error("QAT004", f"the attribute {proto.name} has no value: {error}", node=label_of(node))
+            return None
 
     def _tensor(self, name: str) -> Tensor:
         if not name:
@@ -305,9 +328,11 @@ class _Reader:
         """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
         dims = list(proto.dims)
         if len(dims) > _MAX_RANK or any(d < 0 for d in dims):
-            raise _TensorError("QAT004", f"the dimensions {dims} are not a shape")
+            raise _TensorError("QAT004", f"the dimensions {_few(dims)} are not a shape")
         count = math.prod(dims)
         if proto.data_type == TensorProto.STRING:
+            if len(proto.string_data) != count:
+                raise _TensorError("QAT004", f"{len(proto.string_data):,} strings for the shape {dims}")
             return onnx.numpy_helper.to_array(proto)
         try:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
@@ -334,7 +359,8 @@ class _Reader:
     def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
         entries = {e.key: e.value for e in proto.external_data}
         location = entries.get("location", "")
-        size = (count + 1) // 2 if packed else count * dtype.itemsize
+        bits = 2 if "INT2" in TensorProto.DataType.Name(proto.data_type) else 4
+        size = -(-count * bits // 8) if packed else count * dtype.itemsize
         try:
             offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
         except ValueError:
@@ -357,6 +383,16 @@ class _Reader:
             return part.view(dtype).reshape(dims) if count else np.zeros(dims, dtype)
         whole = TensorProto(dims=dims, data_type=proto.data_type, raw_data=part.tobytes())
         return onnx.numpy_helper.to_array(whole)
+
+
+def _typed(info: onnx.ValueInfoProto) -> Variable:
+    """A tensor as the file declares it."""
+    kind = info.type.tensor_type
+    return Variable(info.name, kind.elem_type or None, list(dims_of(kind)) if kind.HasField("shape") else None)
+
+
+def _few(dims: Sequence[Dim]) -> str:
+    return f"{list(dims)}" if len(dims) <= _MAX_RANK else f"of {len(dims):,} numbers"
 
 
 class _TensorError(Exception):
@@ -415,9 +451,9 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
 
 
 def dims_of(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:
-    """Dimensions of a declared type: integers, names, or None for nameless ones."""
+    """Dimensions of a declared type: integers, names, or None for nameless ones (some exporters write those as -1)."""
     return tuple(
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None if d.HasField("dim_param") else None)
+        (d.dim_value if d.dim_value >= 0 else None) if d.HasField("dim_value") else (d.dim_param or None)
         for d in kind.shape.dim
     )
 

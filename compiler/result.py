@@ -15,12 +15,16 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 @dataclass(frozen=True)
 class Island:
-    """A node that stays in float: `node` and `op_type` as in the source, `reason` why, `macs` multiply-accumulates."""
+    """A node that stays in float: `node` and `op_type` as in the source, `reason` why, `macs` multiply-accumulates.
+
+    `tensor` is the one that the reason speaks of ("its input is not quantized by the model"), "" where there is none.
+    """
 
     node: str
     op_type: str
     reason: str
     macs: int = 0
+    tensor: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,9 @@ class CompileResult:
 class InspectedOp:
     """A node of the source model and what would become of it.
 
-    `kind` is "integer", "float" (then `reason` says why) or "moved" (data movement, shape arithmetic, quantization
-    itself). `parameters` counts the elements of its weights, `note` says more ("per channel, uint8 x int8").
+    `kind` is "integer", "float" (then `reason` says why, and `tensor` of which tensor it speaks) or "moved" (data
+    movement, shape arithmetic, quantization itself). `parameters` counts the elements of its weights, `note` says more
+    ("per channel, uint8 x int8").
     """
 
     node: str
@@ -167,6 +172,7 @@ class InspectedOp:
     macs: int = 0
     parameters: int = 0
     note: str = ""
+    tensor: str = ""
 
 
 @dataclass(frozen=True)

@@ -441,6 +441,19 @@ def test_unknown_names_exit_2_and_say_what_is_near(arguments: list[str], code: s
     assert f"error[{code}]" in found.stderr
     assert meant in found.stderr
     assert not (tmp_path / "out").exists()
+    assert run("compile", "nowhere.onnx", *arguments).stderr == found.stderr  # told before any file is read
+
+
+def test_a_target_brings_options_of_its_backend(tmp_path: Path) -> None:
+    target = tmp_path / "edge.toml"
+    target.write_text('name = "edge"\nbackend = "onnx"\n[options]\ndomain = "standard"\n')
+    for given, plain in (([], True), (["-p", "domain=auto"], False)):
+        found = run("compile", str(MODEL), "-t", str(target), "-o", str(tmp_path / "out"), "--json", *given)
+        assert found.exit_code == 0, found.stderr
+        report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+        assert ("QGemm" not in report["operators"]["package"]) is plain
+    target.write_text('name = "edge"\nbackend = "onnx"\n[options]\ndomian = "standard"\n')
+    assert "did you mean domain?" in run("compile", str(MODEL), "-t", str(target)).stderr
 
 
 def test_notes_are_in_the_summary(tmp_path: Path) -> None:
@@ -448,6 +461,19 @@ def test_notes_are_in_the_summary(tmp_path: Path) -> None:
     found = run("compile", str(MODEL), "-o", str(tmp_path / "out"))
     assert found.exit_code == 0, found.stderr
     assert "  note         QAT105: " in found.stdout
+
+
+def test_an_inspection_does_not_ask_for_a() -> None:
+    """That a model is quantized is what an inspection is there to find out."""
+    assert "QAT105" not in run("inspect", str(MODEL)).output
+
+
+def test_explain_says_what_fired_and_why_not(tmp_path: Path) -> None:
+    model = ROOT / "tests" / "corpus" / "fx-u8pc__vit" / "model.onnx"
+    found = run("compile", "-a", str(model), "-o", str(tmp_path / "out"), "--explain")
+    assert "LayerNormalization stays float at " in found.stdout
+    assert "Add fused at " in found.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["explanation"]
 
 
 def test_severities_have_an_order() -> None:

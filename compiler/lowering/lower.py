@@ -19,7 +19,7 @@ from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, 
 from qatc.compiler.integer import Conv, Float, IntegerGraph, Lookup, MatMul, Move, Rescale
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.builder import Builder
-from qatc.compiler.lowering.state import LoweringOptions, State
+from qatc.compiler.lowering.state import LoweringOptions, Reason, State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
@@ -47,7 +47,8 @@ def _explain(graph: QuantGraph, integer: IntegerGraph) -> None:
     for op in integer.ops:
         label = printable(op.source or op.name)
         if isinstance(op, Float) and op.reason:
-            graph.explain("lowering", f"{op.op_type} stays float at {label}: {op.reason}")
+            fault = f" ({printable(op.tensor)})" if op.tensor else ""
+            graph.explain("lowering", f"{op.op_type} stays float at {label}: {op.reason}{fault}")
         elif isinstance(op, Lookup):
             graph.explain("lowering", f"a table of 256 entries at {label}: {op.function}")
         elif isinstance(op, Conv | MatMul) and integer.tensors[op.output].dtype == "int32":
@@ -258,23 +259,23 @@ def _raw(state: State, node: Node) -> bool:
     return bias is not None and mac.raw(state, product, node.outputs[0], bias)
 
 
-def _why(state: State, node: Node) -> str:
+def _why(state: State, node: Node) -> Reason:
     """Why a node stays in float, in words for the user."""
     if node.op in mac.OPS and not node.domain:
-        return mac.refusal(state, node) or "its result cannot be made in integers"
+        return mac.refusal(state, node) or Reason("its result cannot be made in integers")
     unranged = [t.name for t in node.inputs if t.name and not is_constant(t) and t.name not in state.graph.params]
     wide = [p.dtype for t in node.inputs if (p := state.params(t)) is not None and not p.is_8bit]
     if unranged:
-        return f"its input {unranged[0]} is not quantized by the model"
+        return Reason("its input is not quantized by the model", unranged[0])
     if wide:
-        return f"{wide[0]} tensors have no integer kernel"
+        return Reason(f"{wide[0]} tensors have no integer kernel")
     vectors = [
         t.name
         for t in node.inputs
         if isinstance(t, Constant) and t.values.size > 1 and t.name not in state.graph.params
     ]
     if vectors and node.op in ("Add", "Sub", "Mul", "Div", "Concat"):
-        return f"its constant operand {vectors[0]} is not quantized by the model"
+        return Reason("its constant operand is not quantized by the model", vectors[0])
     if not any(t.name in state.graph.params for t in node.outputs):
-        return f"its result {node.outputs[0].name} is not quantized by the model"
-    return f"{node.op} has no exact integer form"
+        return Reason("its result is not quantized by the model", node.outputs[0].name)
+    return Reason(f"{node.op} has no exact integer form")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, MatMul, Move, Shape, raw_accumulator
-from qatc.compiler.lowering.state import State
+from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.affine import per_channel
 from qatc.compiler.quant import QuantParams, dtype_range
@@ -45,35 +45,34 @@ class Operands:
         return np.asarray(self.weight_params.scale) * self.unit
 
 
-def refusal(state: State, node: Node) -> str:
-    """Why a multiply-accumulate node cannot run in integers, "" where it can."""
+def refusal(state: State, node: Node) -> Reason | None:
+    """Why a multiply-accumulate node cannot run in integers, None where it can."""
     if node.domain or node.op not in OPS:
-        return f"{node.op} is not a multiply-accumulate operator"
+        return Reason(f"{node.op} is not a multiply-accumulate operator")
     for what, tensor in zip(("input", "weight"), node.inputs[:2], strict=False):
         params = state.params(tensor)
         if params is None:
-            return f"its {what} {tensor.name} is not quantized by the model"
+            return Reason(f"its {what} is not quantized by the model", tensor.name)
         if not params.is_8bit and not (isinstance(tensor, Constant) and _fits_nine_bits(tensor, params)):
-            return f"its {what} {tensor.name} has {params.dtype} values, which have no integer kernel"
+            return Reason(f"its {what} has {params.dtype} values, which have no integer kernel", tensor.name)
         if params.is_per_channel and not isinstance(tensor, Constant):
-            return f"its {what} {tensor.name} is quantized per channel"
+            return Reason(f"its {what} is quantized per channel", tensor.name)
     if isinstance(node.inputs[0], Constant) and isinstance(node.inputs[1], Constant):
-        return "both operands are constant"
+        return Reason("both operands are constant")
     if node.op == "Gemm" and float(node.attr("alpha", 1.0)) <= 0:
-        return "its alpha is not positive"
+        return Reason("its alpha is not positive")
     return _weight_refusal(state, node) or _bias_refusal(state, node)
 
 
-def _bias_refusal(state: State, node: Node) -> str:
+def _bias_refusal(state: State, node: Node) -> Reason | None:
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
-        return ""
+        return None
     bias = node.inputs[2]
     value = state.graph.real(bias)
     if value is None:
-        return f"its bias {bias.name} is computed at run time"
-    return (
-        "" if per_channel(value, -1, channels_of(node) or 0) is not None else f"its bias {bias.name} is not per channel"
-    )
+        return Reason("its bias is computed at run time", bias.name)
+    fits = per_channel(value, -1, channels_of(node) or 0) is not None
+    return None if fits else Reason("its bias is not one number per channel", bias.name)
 
 
 def _fits_nine_bits(tensor: Constant, params: QuantParams) -> bool:
@@ -81,21 +80,19 @@ def _fits_nine_bits(tensor: Constant, params: QuantParams) -> bool:
     return bool(spread.size) and int(np.abs(spread).max()) <= 254
 
 
-def _weight_refusal(state: State, node: Node) -> str:
+def _weight_refusal(state: State, node: Node) -> Reason | None:
     weight, x = node.inputs[1], node.inputs[0]
     if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
-        return f"its first operand {x.name} is a constant quantized per channel"
+        return Reason("its first operand is a constant quantized per channel", x.name)
     params = state.params(weight)
     if params is None or not params.is_per_channel:
-        return ""
+        return None
     axis = _channel_axis(node, weight)
     if node.op == "ConvTranspose" and node.attr("group", 1) != 1:
-        return "its grouped transposed weight is quantized per channel"
-    return (
-        ""
-        if params.axis == axis
-        else f"its weight {weight.name} is quantized along axis {params.axis}, not its output channels"
-    )
+        return Reason("its grouped transposed weight is quantized per channel", weight.name)
+    if params.axis == axis:
+        return None
+    return Reason(f"its weight is quantized along axis {params.axis}, not its output channels", weight.name)
 
 
 def _channel_axis(node: Node, weight: Tensor) -> int:

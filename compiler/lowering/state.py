@@ -38,6 +38,14 @@ class LoweringOptions:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why an operator stays in float, in words for the user; `tensor` is the one at fault, "" where none is."""
+
+    text: str
+    tensor: str = ""
+
+
+@dataclass(frozen=True)
 class Function:
     """A tensor that is an element-wise function of an 8-bit `root`: its real value for each of the root's 256 codes."""
 
@@ -54,7 +62,7 @@ class State:
     options: LoweringOptions
     build: Builder
     raw: Callable[[State, Node], bool]
-    why: Callable[[State, Node], str]
+    why: Callable[[State, Node], Reason]
     ints: dict[int, str] = field(default_factory=dict[int, str])
     floats: dict[int, str] = field(default_factory=dict[int, str])
     forms: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
@@ -243,7 +251,7 @@ class State:
             self.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=source))
             return
         computes = any(t.dtype in _FLOATS or t.dtype is None for t in node.outputs if t.name)
-        reason = self.why(self, node) if computes else ""
+        reason = self.why(self, node) if computes else Reason("")
         count = captures_of(node)
         if count:
             attrs["_captures"] = node.attrs["_captures"]
@@ -254,8 +262,9 @@ class State:
                 outputs,
                 op_type=node.op,
                 attrs=attrs,
-                reason=reason,
+                reason=reason.text,
                 domain=node.domain or "",
+                tensor=reason.tensor,
                 source=source,
             )
         )

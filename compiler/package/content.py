@@ -18,7 +18,7 @@ from qatc.compiler.package.encoding import SCHEMA_VERSION, dump_json
 from qatc.compiler.package.read import FORMAT
 from qatc.compiler.package.samples import Tolerance
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.result import CompileResult, Json, OutputCheck, Port, TensorCheck, TensorRecord, Verification
+from qatc.compiler.result import CompileResult, Island, Json, OutputCheck, Port, TensorCheck, TensorRecord, Verification
 
 _CHUNK: Final = 1 << 22
 
@@ -164,13 +164,24 @@ def report_document(result: CompileResult) -> dict[str, Json]:
         },
         "inputs": [port_document(port) for port in result.inputs],
         "outputs": [port_document(port) for port in result.outputs],
-        "islands": [{"node": i.node, "op_type": i.op_type, "reason": i.reason, "macs": i.macs} for i in result.islands],
+        "islands": [_island(island) for island in result.islands],
         "filled": [
             {"tensor": f.tensor, "method": f.method, "params": params_document(f.params)} for f in result.filled
         ],
         "diagnostics": [d.as_dict() for d in result.diagnostics],
         "verification": None if result.verification is None else _verification(result.verification),
         "explanation": list(result.explanation),
+    }
+
+
+def _island(island: Island) -> dict[str, Json]:
+    """An island as JSON."""
+    return {
+        "node": island.node,
+        "op_type": island.op_type,
+        "reason": island.reason,
+        "tensor": island.tensor or None,
+        "macs": island.macs,
     }
 
 

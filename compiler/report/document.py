@@ -53,6 +53,7 @@ def inspection_json(found: Inspection) -> dict[str, Json]:
                 "op_type": op.op_type,
                 "kind": op.kind,
                 "reason": op.reason,
+                "tensor": op.tensor or None,
                 "macs": op.macs,
                 "parameters": op.parameters,
                 "note": op.note,

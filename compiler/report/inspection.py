@@ -1,4 +1,4 @@
-"""`qatc inspect` on the terminal: what would run in integers and what not, operator by operator,."""
+"""`qatc inspect` on the terminal: what would run in integers and what not, operator by operator."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def _row(op: InspectedOp, *, verbose: bool) -> list[Text | str]:
 
     word, style = _RUNS.get(op.kind, (op.kind, ""))
     node = Text(printable(op.node)).append(f"  {escaped(op.note)}" if verbose and op.note else "", style="dim")
-    node.append(f"\n{escaped(op.reason)}" if op.reason else "")
+    if op.reason:
+        node.append(f"\n{escaped(op.reason)}" + (f" ({printable(op.tensor)})" if op.tensor else ""))
     macs = text.scaled(op.macs) if op.macs else ""
     parameters = text.scaled(op.parameters) if op.parameters else ""
     return [printable(op.op_type), Text(word, style=style), macs, parameters, node]

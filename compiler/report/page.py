@@ -145,7 +145,7 @@ def _island_group(reason: str, members: Sequence[Any], coverage: Coverage) -> di
         "count": len(members),
         "kinds": ", ".join(sorted({island.op_type for island in members})),
         "share": text.percent(macs / total) if macs and total else "",
-        "nodes": [(island.node, text.tensor_at_fault(island)) for island in members[:_ROWS]],
+        "nodes": [(island.node, island.tensor) for island in members[:_ROWS]],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -14,12 +13,6 @@ from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import Island, Json, Port, TensorCheck
 
 _STEPS: Final = (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9), ("T", 10**12))
-# How lowering says which tensor keeps an operator in float: "its input conv1_out is not quantized by the model".
-_AT_FAULT: Final = re.compile(
-    r"(?P<what>its (?:input|result|weight|bias|constant operand)) (?P<tensor>.+)"
-    r" (?P<how>is not quantized by the model)",
-    re.DOTALL,
-)
 _LONGEST: Final = 600  # characters of a message
 _NINES: Final = 6  # decimals tried before a share just below one is shown as "more than"
 
@@ -116,22 +109,11 @@ def grid(params: QuantParams) -> str:
 
 
 def islands_by_reason(islands: Iterable[Island]) -> list[tuple[str, list[Island]]]:
-    """Islands grouped by their reason: the costliest group first, then the largest, then in the order of execution.
-
-    Reasons that differ only in the tensor they name are one reason; `tensor_at_fault` has the name.
-    """
+    """Islands grouped by their reason: the costliest group first, then the largest, then in the order of execution."""
     groups: dict[str, list[Island]] = {}
     for island in islands:
-        found = _AT_FAULT.fullmatch(island.reason)
-        reason = f"{found['what']} {found['how']}" if found else island.reason
-        groups.setdefault(reason, []).append(island)
+        groups.setdefault(island.reason, []).append(island)
     return sorted(groups.items(), key=lambda group: (-sum(i.macs for i in group[1]), -len(group[1])))
-
-
-def tensor_at_fault(island: Island) -> str:
-    """The tensor that the reason of an island names, "" where it names none."""
-    found = _AT_FAULT.fullmatch(island.reason)
-    return found["tensor"] if found else ""
 
 
 def mean_lsb(check: TensorCheck) -> float:

@@ -75,8 +75,8 @@ def test_summary_says_what_stays_in_float_and_why() -> None:
     assert "/blocks.11/attn/Softmax" in shown(summary, fake.busy_result(), width=160, verbose=True)
 
 
-def test_reasons_that_differ_in_a_tensors_name_are_one_reason() -> None:
-    islands = [Island(f"/conv{i}", "Conv", f"its input x{i} is not quantized by the model", 10) for i in range(9)]
+def test_islands_of_one_reason_are_told_together() -> None:
+    islands = [Island(f"/conv{i}", "Conv", "its input is not quantized by the model", 10, f"x{i}") for i in range(9)]
     said = shown(summary, fake.result(islands=tuple(islands)), width=120)
     assert "9 Conv (0.001% of the multiply-accumulates): its input is not quantized by the model\n" in said
     assert "/conv0, /conv1, /conv2 and 6 more" in said
