@@ -26,7 +26,7 @@ def matmul(w: Writer, op: MatMul, fused: Dequantize | None = None) -> None:
     weight = w.graph.constants.get(op.inputs[1])
     product = _product(w, op, fused, out)
     name = fused.output if fused is not None else op.output
-    matrix = None if weight is None else narrow(weight, w.graph.params(op.inputs[1]), weight.ndim - 2)
+    matrix = None if weight is None else narrow(w.graph, op.inputs[1], weight.ndim - 2)
     if matrix is None or matrix.values.ndim != 2 or w.rank(op.inputs[0]) == 1:
         _general(w, op, matrix, product, name)
     elif product.grid is None:
@@ -42,8 +42,9 @@ def _product(w: Writer, op: MatMul, fused: Dequantize | None, out: QuantParams) 
         return Product(np.asarray(out.scale, np.float32), bias, real=True)
     if out.dtype == "int32":
         return Product(scale)
-    bias = w.graph.constants[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
-    return Product(scale, bias, out, op.lo, op.hi)
+    name = "".join(op.inputs[2:])  # one at most
+    bias = w.graph.constants[name] if name else None
+    return Product(scale, bias, out, op.lo, op.hi, bias_source=name)
 
 
 def _operand(w: Writer, op: MatMul, weight: Weight) -> str:
@@ -66,7 +67,14 @@ def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, gr
     elif rank == 2 and not w.standard:
         _gemm(w, a, have, weight, product, inside, direct)
     elif w.standard and product.bias is None:
-        _linear(w, (a, have), (w.array(weight.values, f"{w.label}_weight"), weight.zero), product, inside, direct)
+        _linear(
+            w,
+            (a, have),
+            (w.array(weight.values, f"{w.label}_weight", weight.source), weight.zero),
+            product,
+            inside,
+            direct,
+        )
     else:
         _pointwise(w, a, have, weight, replace(product, grid=inside), inside, rank, direct)
     if dtype != want:
@@ -89,12 +97,12 @@ def _through_rows(w: Writer, op: MatMul, a: str, weight: Weight, product: Produc
 
 
 def _gemm(w: Writer, a: str, have: QuantParams, weight: Weight, product: Product, grid: QuantParams, out: str) -> str:
-    matrix = w.array(weight.values, f"{w.label}_weight")
+    matrix = w.array(weight.values, f"{w.label}_weight", weight.source)
     scales = ort_weight_scales(product.scale, have.scale[0])
     zeros = w.scalar(weight.zero, "int8")
     if not is_uniform(scales):  # QGemm wants as many zero points as scales
         zeros = w.array(np.full(len(product.scale), weight.zero, np.int8), f"{w.label}_zero_points")
-    bias = "" if product.bias is None else w.array(product.bias, f"{w.label}_bias")
+    bias = "" if product.bias is None else w.array(product.bias, f"{w.label}_bias", product.bias_source)
     inputs = (
         a, w.scale(have), w.zero(have), matrix, weight_scales(w, scales), zeros, bias, w.scale(grid), w.zero(grid),
     )  # fmt: skip
@@ -121,12 +129,10 @@ def _pointwise(
         a = w.node("Unsqueeze", (a, w.ints([0])))
     kernel = np.ascontiguousarray(weight.values.T).reshape(weight.values.shape[::-1] + (1,) * spatial)
     scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
-    inputs = [
-        a, w.scale(have), w.zero(have), w.array(kernel, f"{w.label}_weight"), scales, w.scalar(weight.zero, "int8"),
-        w.scale(grid), w.zero(grid),
-    ]  # fmt: skip
+    matrix, zero = w.array(kernel, f"{w.label}_weight", weight.source), w.scalar(weight.zero, "int8")
+    inputs = [a, w.scale(have), w.zero(have), matrix, scales, zero, w.scale(grid), w.zero(grid)]
     if product.bias is not None:
-        inputs.append(w.array(product.bias, f"{w.label}_bias"))
+        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
     last = "" if flat else out
     if w.standard:
         inputs[0] = w.node("Transpose", [a], perm=[0, spatial + 1, *range(1, spatial + 1)])
@@ -144,7 +150,7 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
     (a, a_grid), b, b_zero = (w.read(op.inputs[0]), w.graph.params(op.inputs[0])), "", ""
     if matrix is not None:
         a = _operand(w, op, matrix)
-        b, b_zero = w.array(matrix.values, f"{w.label}_weight"), w.scalar(matrix.zero, "int8")
+        b, b_zero = w.array(matrix.values, f"{w.label}_weight", matrix.source), w.scalar(matrix.zero, "int8")
     else:
         b, b_grid = w.read(op.inputs[1]), w.graph.params(op.inputs[1])
         if stored(a_grid) == "int8" and stored(b_grid) == "uint8":  # the one pair no kernel takes
@@ -170,7 +176,7 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
 def _requantize(w: Writer, acc: str, product: Product, have: QuantParams, grid: QuantParams, out: str) -> None:
     """What the QLinear kernels do to an accumulator, spelled out: one float32 factor, rounding, zero point."""
     if product.bias is not None:
-        acc = w.node("Add", (acc, w.array(product.bias, f"{w.label}_bias")))
+        acc = w.node("Add", (acc, w.array(product.bias, f"{w.label}_bias", product.bias_source)))
     factors = ort_multipliers(product.scale, have.scale[0], grid.scale[0])
     real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), weight_scales(w, factors)))
     unit = QuantParams.per_tensor(1.0, grid.zero_point[0], stored(grid))

@@ -5,7 +5,8 @@ float convolution. Unrolling the windows in channels-last order by slices and co
 other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
 groups) unrolling moves single bytes about; with the option `accumulators=fast` it is a float convolution there: of the
 integers, exact as long as every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but
-for float rounding, where real numbers are. With `standard` a raw accumulator is ConvInteger: a plain graph that any runtime understands.
+for float rounding, where real numbers are. With `standard` it is always ConvInteger: a plain graph that any runtime
+understands.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Product:
     """What becomes of an accumulator: an 8-bit result (`grid`), real numbers (`real`), or the accumulator itself.
 
     `scale` is what a unit of the accumulator is worth, one number or one per output channel. `bias` is int32 for an
-    8-bit result and float32 for real numbers.
+    8-bit result and float32 for real numbers; `bias_source` is its name in the integer graph.
     """
 
     scale: Array
@@ -42,6 +43,7 @@ class Product:
     lo: int = 0
     hi: int = 0
     real: bool = False
+    bias_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
 
     product = product_of(w, op, fused)
     out = fused.output if fused is not None else op.output
-    weight = narrow(w.graph.constants[op.inputs[1]], w.graph.params(op.inputs[1]), 0 if op.transposed else 1)
+    weight = narrow(w.graph, op.inputs[1], 0 if op.transposed else 1)
     if op.transposed:
         transposed(w, op, weight, product, out)
         return
@@ -97,8 +99,9 @@ def product_of(w: Writer, op: Conv, fused: Dequantize | None) -> Product:
         return Product(np.asarray(out.scale, np.float32), bias, real=True)
     if out.dtype == "int32":
         return Product(scale)
-    bias = w.graph.constants[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
-    return Product(scale, bias, out, op.lo, op.hi)
+    name = "".join(op.inputs[2:])  # one at most
+    bias = w.graph.constants[name] if name else None
+    return Product(scale, bias, out, op.lo, op.hi, bias_source=name)
 
 
 def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
@@ -133,12 +136,19 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
     made = w.target(product.lo, product.hi, want, out)
     direct = made if have == want else w.fresh(f"{out}_{have}")
     inside = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], want).as_dtype(have)
+    weight, zero = w.array(c.weight.values, f"{w.label}_weight", c.weight.source), w.scalar(c.weight.zero, "int8")
     inputs = [
-        c.x, w.scale(c.grid), w.zero(c.grid), w.array(c.weight.values, f"{w.label}_weight"), weight_scales(w, scales),
-        w.scalar(c.weight.zero, "int8"), w.scale(inside), w.zero(inside),
-    ]  # fmt: skip
+        c.x,
+        w.scale(c.grid),
+        w.zero(c.grid),
+        weight,
+        weight_scales(w, scales),
+        zero,
+        w.scale(inside),
+        w.zero(inside),
+    ]
     if product.bias is not None:
-        inputs.append(w.array(product.bias, f"{w.label}_bias"))
+        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
     w.node("QLinearConv", inputs, direct, **_attributes(c))
     if have != want:
         w.shift(direct, have, want, made)
@@ -175,7 +185,7 @@ def _unrolled(w: Writer, c: Convolution, product: Product, out: str) -> None:
         rows = _windows(w, c, rows)
     order = [*range(2, c.spatial + 2), 1, 0]
     matrix = c.weight.values.transpose(order).reshape(-1, c.weight.values.shape[0])
-    made = multiply(w, rows, c.grid, Weight(np.ascontiguousarray(matrix), c.weight.zero), product, "")
+    made = multiply(w, rows, c.grid, replace(c.weight, values=np.ascontiguousarray(matrix)), product, "")
     to_first(w, made, c.spatial, out)
 
 
@@ -200,7 +210,7 @@ def _windows(w: Writer, c: Convolution, x: str) -> str:
 
 def multiply(w: Writer, a: str, grid: QuantParams, weight: Weight, product: Product, out: str) -> str:
     """The matrix product of integers `a` with a weight [..., K, N], as int32 or as real numbers."""
-    b = w.array(weight.values, f"{w.label}_weight")
+    b = w.array(weight.values, f"{w.label}_weight", weight.source)
     zero = w.scalar(weight.zero, "int8") if weight.zero else ""
     if product.real and not w.standard:
         unit = w.scalar(1.0, "float32")
@@ -245,7 +255,12 @@ def _is_exact_in_float(c: Convolution) -> bool:
 
 
 def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
-    inputs = [c.x, w.array(c.weight.values, f"{w.label}_weight"), w.zero(c.grid), w.scalar(c.weight.zero, "int8")]
+    inputs = [
+        c.x,
+        w.array(c.weight.values, f"{w.label}_weight", c.weight.source),
+        w.zero(c.grid),
+        w.scalar(c.weight.zero, "int8"),
+    ]
     return w.node("ConvInteger", inputs if c.weight.zero else inputs[:3], out, **_attributes(c))
 
 
@@ -256,11 +271,11 @@ def _float_conv(w: Writer, c: Convolution, product: Product, out: str) -> None:
     if c.weight.zero:
         values = values.astype(np.int16) - np.int16(c.weight.zero)
     if not product.real:
-        kernel = w.node("Cast", [w.array(values, f"{w.label}_weight")], to=TensorProto.FLOAT)
+        kernel = w.node("Cast", [w.array(values, f"{w.label}_weight", c.weight.source)], to=TensorProto.FLOAT)
         w.node("Cast", [w.node("Conv", (centered, kernel), **_attributes(c))], out, to=TensorProto.INT32)
         return
     scale = np.asarray(product.scale, np.float32).reshape(-1, *(1,) * (values.ndim - 1))
-    inputs = [centered, w.array(values.astype(np.float32) * scale, f"{w.label}_weight")]
+    inputs = [centered, w.array(values.astype(np.float32) * scale, f"{w.label}_weight", c.weight.source)]
     if product.bias is not None:
         bias = np.broadcast_to(np.asarray(product.bias, np.float32).reshape(-1), values.shape[:1])
         inputs.append(w.array(np.ascontiguousarray(bias), f"{w.label}_bias"))

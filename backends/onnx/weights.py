@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.quant import Array, Integers, QuantParams
 
 
@@ -20,10 +21,11 @@ class Weight:
     values: Array
     zero: int = 0
     doubled: bool = False
+    source: str = ""  # its name in the integer graph
 
 
-def narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
-    """The weight in int8. `summed` is the axis that the product sums over.
+def narrow(graph: IntegerGraph, name: str, summed: int) -> Weight:
+    """A constant of `graph` as a weight in int8. `summed` is the axis that the product sums over.
 
     Subtracting the zero points beforehand is worth 20 to 30 per cent of a convolution's time. Where that needs nine
     bits there is one zero point for all of them if they span no more than eight, and else the weight is split in two.
@@ -31,6 +33,10 @@ def narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
     Raises:
         ValueError: where an integer is 255 from its zero point: nothing in eight bits says that.
     """
+    return replace(_narrow(graph.constants[name], graph.params(name), summed), source=name)
+
+
+def _narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
     if values.dtype == np.int8 and not any(params.zero_point):
         return Weight(values)
     differences = values.astype(np.int16) - params.zero_array(values.ndim).astype(np.int16)

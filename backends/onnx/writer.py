@@ -47,6 +47,7 @@ class Writer:
         self._node_names: set[str] = set()
         self._counts: dict[str, int] = {}
         self._written: set[str] = set()
+        self._derived: dict[str, str] = {}  # constant of the integer graph -> what the model has in its place
         self._reals: dict[str, str] = {}
         self.label = ""
         self.consumers = graph.consumers()
@@ -114,8 +115,19 @@ class Writer:
             self._constants.append((name, self.graph.constants[name]))
         return name
 
-    def array(self, value: Array, hint: str) -> str:
-        """A constant with this value; small equal ones are one."""
+    def array(self, value: Array, hint: str, source: str = "") -> str:
+        """A constant with this value; small equal ones are one.
+
+        `source` is the constant of the integer graph that it is (then it keeps its name) or that it was made from.
+        """
+        if source and self.graph.constants[source] is value:
+            return self.read(source)
+        name = self._array(value, hint)
+        if source:
+            self._derived.setdefault(source, name)
+        return name
+
+    def _array(self, value: Array, hint: str) -> str:
         if value.nbytes <= _SHARED:
             key = (value.dtype.char, value.shape, value.tobytes())
             if key in self._shared:
@@ -292,7 +304,7 @@ class Writer:
         body.output.extend(self._port(n) for n in graph.outputs)
         body.initializer.extend(tensors)
         kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
-        names = {name: name for name in kept}
+        names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
         return Emission(self._model(body), names, tuple(external), apart)
 
     def _model(self, body: GraphProto) -> ModelProto:

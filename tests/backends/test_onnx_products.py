@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatc.backends.onnx.weights import narrow
+from qatc.backends.onnx.weights import Weight, narrow
 from qatc.compiler.integer import Conv, Dequantize, MatMul, Shape, raw_accumulator
 from qatc.compiler.quant import Array, QuantParams
 from tests.backends.emitting import DOMAINS, UNSET, Net, grid, integers, same
@@ -246,8 +246,9 @@ def test_transposed_convolutions(
     """The sub-pixel form is the transposed convolution, whatever sticks out or is missing."""
     size = 4
     case = Case(
-        spatial=spatial, kernel=kernel, stride=stride, pads=pads[: 2 * spatial], dilation=dilation, groups=groups, known=known,
-        transposed=True, output_padding=min(extra, max(stride, dilation) - 1), end=end, size=size, seed=seed,
+        spatial=spatial, kernel=kernel, stride=stride, pads=pads[: 2 * spatial], dilation=dilation, groups=groups,
+        known=known, transposed=True, output_padding=min(extra, max(stride, dilation) - 1), end=end, size=size,
+        seed=seed,
     )  # fmt: skip
     length = (size - 1) * stride + (kernel - 1) * dilation + 1 + case.output_padding
     if all(length - pads[axis] - pads[axis + spatial] >= 1 for axis in range(spatial)):
@@ -362,6 +363,11 @@ def test_stacks_of_constant_matrices(a: tuple[int, ...], b: tuple[int, ...], dom
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
+def _narrow(values: Array, params: QuantParams, summed: int) -> Weight:
+    net = Net()
+    return narrow(net.graph, net.constant(values, params), summed)
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["int8", "uint8"]))
 def test_narrow_weights_mean_the_same(seed: int, dtype: str) -> None:
     dice = np.random.default_rng(seed)
@@ -371,7 +377,7 @@ def test_narrow_weights_mean_the_same(seed: int, dtype: str) -> None:
     zeros = dice.integers(middle - spread, middle + spread, 5)
     params = QuantParams.per_channel(np.full(5, 0.1), 0, [int(z) for z in zeros], dtype)
     values = integers(dice, params.with_range(middle - 120, middle + 119), (5, 4))
-    weight = narrow(values, params, 1)
+    weight = _narrow(values, params, 1)
     meant = weight.values.astype(int) - weight.zero
     if weight.doubled:
         meant = meant[:, :4] + meant[:, 4:]
@@ -380,10 +386,10 @@ def test_narrow_weights_mean_the_same(seed: int, dtype: str) -> None:
 
 def test_a_plain_int8_weight_is_not_copied() -> None:
     values = np.ones((4, 4), np.int8)
-    assert narrow(values, QuantParams.per_tensor(0.1, 0, "int8"), 1).values is values
+    assert _narrow(values, QuantParams.per_tensor(0.1, 0, "int8"), 1).values is values
 
 
 def test_a_difference_of_255_has_no_form() -> None:
     params = QuantParams.per_channel([0.1, 0.1], 0, [-128, 127], "int8")
     with pytest.raises(ValueError, match="255"):
-        narrow(np.array([[127], [-128]], np.int8), params, 1)
+        _narrow(np.array([[127], [-128]], np.int8), params, 1)
