@@ -104,6 +104,13 @@ def test_links_lead_somewhere(page: str) -> None:
     assert [target for target in local if not ((ROOT / page).parent / target).exists()] == []
 
 
+def test_the_index_leads_everywhere() -> None:
+    """Every page of docs/ is linked from docs/index.md."""
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")} - {"index.md"}
+    linked = re.findall(r"\]\(([^)#\s]+)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert pages - set(linked) == set()
+
+
 def test_the_first_screen_holds_the_two_commands() -> None:
     """What .ci/run takes from the README is there to be taken."""
     done = [
