@@ -146,10 +146,12 @@ class Diagnostics:
     """A collector: steps add to it, `check()` raises all errors at once."""
 
     items: list[Diagnostic] = field(default_factory=list[Diagnostic])
+    _known: set[Diagnostic] = field(default_factory=set[Diagnostic], init=False, repr=False, compare=False)
 
     def add(self, diagnostic: Diagnostic) -> None:
         """Record a diagnostic once; repeats of the same finding are dropped."""
-        if diagnostic not in self.items:
+        if diagnostic not in self._known:
+            self._known.add(diagnostic)
             self.items.append(diagnostic)
 
     def error(

@@ -6,13 +6,11 @@ be a regular file of the model's own folder, and no step recurses on the input's
 
 from __future__ import annotations
 
-import math
-import os
 import stat
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
@@ -23,9 +21,9 @@ from onnx import AttributeProto, TensorProto
 from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.quant import Array
+from qatc.compiler.tensor_io import TensorError, TensorReader, few
 
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
-_MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
 _MAX_NODES: Final = 1_000_000  # after the calls of model-local functions are replaced by their bodies
 _MAX_CALLS: Final = 64  # functions that call functions that call functions
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
@@ -182,10 +180,10 @@ class _Reader:
     """Builds the graph of one ModelProto; errors are collected and raised together."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path, opsets: Mapping[str, int]) -> None:
-        self.model, self.folder, self.opsets = model, folder, opsets
+        self.model, self.opsets = model, opsets
         self.found = Diagnostics()
         self.tensors: dict[str, Tensor] = {}
-        self.maps: dict[str, np.memmap[Any, Any]] = {}
+        self.values = TensorReader(folder)
 
     def read(self) -> QuantGraph:
         graph = self.model.graph
@@ -210,8 +208,8 @@ class _Reader:
 
     def _initializer(self, proto: TensorProto) -> None:
         try:
-            self.tensors[proto.name] = Constant(proto.name, self.array(proto))
-        except _TensorError as bad:
+            self.tensors[proto.name] = Constant(proto.name, self.values.array(proto))
+        except TensorError as bad:
             self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
 
     def _input(self, info: onnx.ValueInfoProto) -> Variable:
@@ -224,7 +222,7 @@ class _Reader:
                 hint="qatc compiles graphs of plain tensors",
             )
         if any(d.dim_value < -1 for d in kind.shape.dim):
-            self.found.error("QAT004", f"the shape {_few(dims_of(kind))} has a negative dimension", tensor=info.name)
+            self.found.error("QAT004", f"the shape {few(dims_of(kind))} has a negative dimension", tensor=info.name)
         if info.name in self.tensors:
             self.found.error("QAT004", "two graph inputs have the same name", tensor=info.name)
         self.tensors[info.name] = tensor = _typed(info)
@@ -306,8 +304,8 @@ class _Reader:
     def _attribute(self, proto: AttributeProto, node: onnx.NodeProto) -> Any:
         if proto.type == AttributeProto.TENSOR:
             try:
-                return self.array(proto.t)
-            except _TensorError as bad:
+                return self.values.array(proto.t)
+            except TensorError as bad:
                 self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
                 return None
         try:
@@ -324,130 +322,11 @@ class _Reader:
             tensor = self.tensors[name] = Variable(name)
         return tensor
 
-    def array(self, proto: TensorProto) -> Array:
-        """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
-        dims = list(proto.dims)
-        if len(dims) > _MAX_RANK or any(d < 0 for d in dims):
-            raise _TensorError("QAT004", f"the dimensions {_few(dims)} are not a shape")
-        count = math.prod(dims)
-        if proto.data_type == TensorProto.STRING:
-            if len(proto.string_data) != count:
-                raise _TensorError("QAT004", f"{len(proto.string_data):,} strings for the shape {dims}")
-            return onnx.numpy_helper.to_array(proto)
-        try:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
-        except (KeyError, ValueError, TypeError):
-            raise _TensorError("QAT004", f"unknown element type {proto.data_type}") from None
-        packed = onnx.TensorProto.DataType.Name(proto.data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-        if proto.data_location == TensorProto.EXTERNAL:
-            return self._external(proto, dims, count, dtype, packed)
-        if proto.HasField("raw_data"):
-            raw = proto.raw_data
-            if not packed and len(raw) != count * dtype.itemsize:
-                raise _TensorError("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
-            if not packed:
-                return np.frombuffer(raw, dtype.newbyteorder("<") if dtype.isbuiltin else dtype).reshape(dims)
-        if count > 64 + 2 * proto.ByteSize():  # two packed elements a byte at most
-            raise _TensorError(
-                "QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes"
-            )
-        try:
-            return onnx.numpy_helper.to_array(proto)
-        except (ValueError, TypeError) as error:
-            raise _TensorError("QAT004", f"the data do not fit the shape {dims}: {error}") from error
-
-    def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
-        entries = {e.key: e.value for e in proto.external_data}
-        location = entries.get("location", "")
-        bits = 2 if "INT2" in TensorProto.DataType.Name(proto.data_type) else 4
-        size = -(-count * bits // 8) if packed else count * dtype.itemsize
-        try:
-            offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
-        except ValueError:
-            raise _TensorError("QAT003", f"offset or length of the external data is not a number: {entries}") from None
-        if length != size:
-            raise _TensorError(
-                "QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}"
-            )
-        data = self.maps.get(location)
-        if data is None:
-            data = self.maps[location] = open_external(self.folder, location)
-        if offset < 0 or offset + size > data.size:
-            raise _TensorError(
-                "QAT003",
-                f"bytes {offset:,} to {offset + size:,} are outside {location} ({data.size:,} bytes)",
-                "the data file is cut off or belongs to another model; copy both files again",
-            )
-        part = data[offset : offset + size]
-        if not packed:
-            return part.view(dtype).reshape(dims) if count else np.zeros(dims, dtype)
-        whole = TensorProto(dims=dims, data_type=proto.data_type, raw_data=part.tobytes())
-        return onnx.numpy_helper.to_array(whole)
-
 
 def _typed(info: onnx.ValueInfoProto) -> Variable:
     """A tensor as the file declares it."""
     kind = info.type.tensor_type
     return Variable(info.name, kind.elem_type or None, list(dims_of(kind)) if kind.HasField("shape") else None)
-
-
-def _few(dims: Sequence[Dim]) -> str:
-    return f"{list(dims)}" if len(dims) <= _MAX_RANK else f"of {len(dims):,} numbers"
-
-
-class _TensorError(Exception):
-    """One malformed tensor; the caller adds its name."""
-
-    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
-        self.code, self.message, self.hint = code, message, hint
-        super().__init__(message)
-
-
-def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
-    """Memory-map a model's data file. Only a regular file with one name, inside the model's folder, is opened."""
-    pure = PurePosixPath(location)
-    unsafe = (
-        not location
-        or "\0" in location
-        or pure.is_absolute()
-        or PureWindowsPath(location).is_absolute()
-        or ".." in pure.parts
-    )
-    if unsafe or "\\" in location:
-        raise _TensorError(
-            "QAT003",
-            f"external data at {location!r} is outside the model's folder",
-            "external data must lie beside the model, named by a relative path without '..'",
-        )
-    path = folder / location
-    try:
-        for part in [path, *path.parents]:
-            if part == folder:
-                break
-            if part.is_symlink():
-                raise _TensorError(
-                    "QAT003", f"external data {location} goes through a symbolic link", "copy the file beside the model"
-                )
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
-        raise _TensorError(
-            "QAT003",
-            f"external data file {location} cannot be read: {error}",
-            "copy the data file that was exported with the model beside it",
-        ) from error
-    with os.fdopen(handle, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise _TensorError("QAT003", f"external data {location} is not a regular file")
-        if info.st_nlink > 1:
-            raise _TensorError(
-                "QAT003",
-                f"external data {location} is a hard link with {info.st_nlink} names",
-                "copy the file beside the model",
-            )
-        if not info.st_size:
-            raise _TensorError("QAT003", f"external data file {location} is empty")
-        return np.memmap(file, np.uint8, "r")
 
 
 def dims_of(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:

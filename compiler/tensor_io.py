@@ -1,0 +1,149 @@
+"""The values of an untrusted file's tensors: views of its bytes, or memory maps of its external data.
+
+Every size is checked before memory is taken; external data must be a regular file of the model's own folder.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from qatc.compiler.quant import Array
+
+_MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
+
+
+class TensorError(Exception):
+    """One malformed tensor; the caller adds its name."""
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        self.code, self.message, self.hint = code, message, hint
+        super().__init__(message)
+
+
+class TensorReader:
+    """Reads the tensors of one model; `folder` is where its external data are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.maps: dict[str, np.memmap[Any, Any]] = {}
+
+    def array(self, proto: TensorProto) -> Array:
+        """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
+        dims = list(proto.dims)
+        if len(dims) > _MAX_RANK or any(d < 0 for d in dims):
+            raise TensorError("QAT004", f"the dimensions {few(dims)} are not a shape")
+        count = math.prod(dims)
+        if proto.data_type == TensorProto.STRING:
+            if len(proto.string_data) != count:
+                raise TensorError("QAT004", f"{len(proto.string_data):,} strings for the shape {dims}")
+            return onnx.numpy_helper.to_array(proto)
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+        except (KeyError, ValueError, TypeError):
+            raise TensorError("QAT004", f"unknown element type {proto.data_type}") from None
+        packed = onnx.TensorProto.DataType.Name(proto.data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+        if proto.data_location == TensorProto.EXTERNAL:
+            return self._external(proto, dims, count, dtype, packed)
+        if proto.HasField("raw_data"):
+            raw = proto.raw_data
+            if not packed and len(raw) != count * dtype.itemsize:
+                raise TensorError("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
+            if not packed:
+                return np.frombuffer(raw, dtype.newbyteorder("<") if dtype.isbuiltin else dtype).reshape(dims)
+        if count > 64 + 2 * proto.ByteSize():  # two packed elements a byte at most
+            raise TensorError(
+                "QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes"
+            )
+        try:
+            return onnx.numpy_helper.to_array(proto)
+        except (ValueError, TypeError) as error:
+            raise TensorError("QAT004", f"the data do not fit the shape {dims}: {error}") from error
+
+    def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
+        entries = {e.key: e.value for e in proto.external_data}
+        location = entries.get("location", "")
+        bits = 2 if "INT2" in TensorProto.DataType.Name(proto.data_type) else 4
+        size = -(-count * bits // 8) if packed else count * dtype.itemsize
+        try:
+            offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
+        except ValueError:
+            raise TensorError("QAT003", f"offset or length of the external data is not a number: {entries}") from None
+        if length != size:
+            raise TensorError(
+                "QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}"
+            )
+        data = self.maps.get(location)
+        if data is None:
+            data = self.maps[location] = open_external(self.folder, location)
+        if offset < 0 or offset + size > data.size:
+            raise TensorError(
+                "QAT003",
+                f"bytes {offset:,} to {offset + size:,} are outside {location} ({data.size:,} bytes)",
+                "the data file is cut off or belongs to another model; copy both files again",
+            )
+        part = data[offset : offset + size]
+        if not packed:
+            return part.view(dtype).reshape(dims) if count else np.zeros(dims, dtype)
+        whole = TensorProto(dims=dims, data_type=proto.data_type, raw_data=part.tobytes())
+        return onnx.numpy_helper.to_array(whole)
+
+
+def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
+    """Memory-map a model's data file. Only a regular file with one name, inside the model's folder, is opened."""
+    pure = PurePosixPath(location)
+    unsafe = (
+        not location
+        or "\0" in location
+        or pure.is_absolute()
+        or PureWindowsPath(location).is_absolute()
+        or ".." in pure.parts
+    )
+    if unsafe or "\\" in location:
+        raise TensorError(
+            "QAT003",
+            f"external data at {location!r} is outside the model's folder",
+            "external data must lie beside the model, named by a relative path without '..'",
+        )
+    path = folder / location
+    try:
+        for part in [path, *path.parents]:
+            if part == folder:
+                break
+            if part.is_symlink():
+                raise TensorError(
+                    "QAT003", f"external data {location} goes through a symbolic link", "copy the file beside the model"
+                )
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise TensorError(
+            "QAT003",
+            f"external data file {location} cannot be read: {error}",
+            "copy the data file that was exported with the model beside it",
+        ) from error
+    with os.fdopen(handle, "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise TensorError("QAT003", f"external data {location} is not a regular file")
+        if info.st_nlink > 1:
+            raise TensorError(
+                "QAT003",
+                f"external data {location} is a hard link with {info.st_nlink} names",
+                "copy the file beside the model",
+            )
+        if not info.st_size:
+            raise TensorError("QAT003", f"external data file {location} is empty")
+        return np.memmap(file, np.uint8, "r")
+
+
+def few(dims: Sequence[int | str | None]) -> str:
+    """A shape for a message."""
+    return f"{list(dims)}" if len(dims) <= _MAX_RANK else f"of {len(dims):,} numbers"
