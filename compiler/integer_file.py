@@ -212,7 +212,8 @@ def _op_document(op: Op) -> dict[str, Json]:
 
 
 def _plain(value: Any) -> Any:
-    return np.asarray(value).item() if isinstance(value, np.generic) else value
+    is_numpy = bool(isinstance(value, np.generic))
+    return value.item() if is_numpy else value
 
 
 def _attribute(key: str, value: Any) -> Json:

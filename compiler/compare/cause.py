@@ -22,6 +22,7 @@ from qatc.compiler.reference import OnnxEvaluator, execute_op
 
 _CLOSE: Final = 2  # LSB that another rounding may make of a difference
 _EXPLAINED: Final = 0.75  # of the differing elements, or it is no explanation
+_SAME: Final = 0.99  # equal elements of what is the same in another form
 _LONGEST: Final = 8  # operators between dumped tensors that are looked at
 
 
@@ -52,7 +53,7 @@ class Segment:
 def form_of(evidence: Evidence) -> tuple[Cause, Guess] | None:
     """The cause where the tensor is right but held in another form, and what the dump would then hold."""
     best = _best(_forms(evidence), evidence)
-    return None if best is None else (_cause(*best), best[0])
+    return None if best is None or best[1].equal < _SAME else (_cause(*best), best[0])
 
 
 def find_cause(evidence: Evidence, segment: Segment) -> Cause | None:

@@ -240,7 +240,7 @@ class _Run:
             return self._result(name, found, whole, "accumulated", local.equal_share, None, found.dumped.message)
         cause: Cause | None = found.form
         message = found.dumped.message
-        if cause is None and look:
+        if look and (cause is None or cause.explained < 1):
             likely, message = self._cause(name, found.dumped, repaired, message)
             return self._result(name, found, whole, "local", local.equal_share, likely, message)
         return self._result(name, found, whole, "local", local.equal_share, cause, message)

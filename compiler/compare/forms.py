@@ -33,7 +33,9 @@ class Guess:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a guess does: the share of equal elements, and of the differing ones that it explains."""
+    """How well a guess does: the share of equal elements, and how much of the differences it explains (those that it
+    would make where there are none count against it; 1 is all, 0 or less nothing).
+    """
 
     equal: float
     explained: float
@@ -41,10 +43,8 @@ class Score:
 
 def score(guess: Array, base: Array, found: Array) -> Score:
     """Compare a guess with what was found, where `base` is what should have been."""
-    differs = base != found
-    right = guess == found
-    count = int(np.count_nonzero(differs))
-    return Score(float(right.mean()) if right.size else 1.0, float(right[differs].mean()) if count else 0.0)
+    before, after = int(np.count_nonzero(base != found)), int(np.count_nonzero(guess != found))
+    return Score(1 - after / found.size if found.size else 1.0, 1 - after / before if before else 0.0)
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------
