@@ -2,15 +2,16 @@
 
 ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs/performance.md), six times as long as a
 float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
-other, and multiplying with MatMulInteger gives the same integers in a fraction of that. With few channels (and so in
-groups) unrolling moves single bytes about; with the option `accumulators=fast` it is a float convolution there: of the
-integers, exact as long as every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but
-for float rounding, where real numbers are. With `standard` it is always ConvInteger: a plain graph that any runtime
-understands.
+other, and multiplying with MatMulInteger gives the same integers in a fraction of that, even for grouped weights with
+their zeros spelled out, as long as those are small. With few channels (and so in groups) unrolling moves single bytes
+about; with the option `accumulators=fast` it is a float convolution there: of the integers, exact as long as every sum
+fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for float rounding, where real numbers
+are. With `standard` it is always ConvInteger: a plain graph that any runtime understands.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,7 @@ from qatc.compiler.integer import Conv, Dequantize
 from qatc.compiler.quant import Array, Floats, QuantParams
 
 _EXACT_FLOAT: Final = 1 << 24  # float32 holds every integer up to here
+_DENSE: Final = 1 << 18  # a grouped weight may become so many bytes with its zeros spelled out
 _FEW_CHANNELS: Final = 16  # unrolling copies runs of so many bytes at least
 
 
@@ -110,13 +112,13 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
         c = _repeated(w, c)
     if product.grid is not None:
         _quantized(w, c, product, product.grid, out)
-    elif c.groups == 1 and not w.standard and (not w.fast or c.weight.values.shape[1] >= _FEW_CHANNELS):
-        _unrolled(w, c, product, out)
-    elif w.standard or not w.fast or not _is_exact_in_float(c):
+    elif w.fast and not w.standard and _is_better_in_float(c):
+        _float_conv(w, c, product, out)
+    elif not w.standard and c.weight.values.size * c.groups <= (_DENSE if c.groups > 1 else math.inf):
+        _unrolled(w, _dense(c), product, out)
+    else:
         acc = _conv_integer(w, c, "" if product.real else out)
         _converted(w, acc, product, c.spatial, out)
-    else:
-        _float_conv(w, c, product, out)
 
 
 def _repeated(w: Writer, c: Convolution) -> Convolution:
@@ -246,8 +248,26 @@ def _add_bias(w: Writer, made: str, product: Product, out: str) -> str:
     return w.node("Add", (made, w.array(bias, f"{w.label}_bias")), out)
 
 
-def _is_exact_in_float(c: Convolution) -> bool:
-    """Whether every partial sum of the convolution fits the 24 bits of a float32, in whatever order it is summed."""
+def _dense(c: Convolution) -> Convolution:
+    """A grouped convolution as one of all channels, with zeros where groups do not meet."""
+    values = c.weight.values
+    filters, per_group = values.shape[0] // c.groups, values.shape[1]
+    if c.groups == 1:
+        return c
+    dense = np.full((values.shape[0], per_group * c.groups, *values.shape[2:]), c.weight.zero, values.dtype)
+    for group in range(c.groups):
+        rows, columns = slice(group * filters, (group + 1) * filters), slice(group * per_group, (group + 1) * per_group)
+        dense[rows, columns] = values[rows]
+    return replace(c, weight=replace(c.weight, values=dense), groups=1)
+
+
+def _is_better_in_float(c: Convolution) -> bool:
+    """Whether unrolling would copy short runs only, and a float convolution of the integers is exact.
+
+    It is, in whatever order it sums, if every partial sum fits the 24 bits of a float32.
+    """
+    if c.groups == 1 and c.weight.values.shape[1] >= _FEW_CHANNELS:
+        return False
     values = c.weight.values
     sums = np.abs(values.astype(np.int32) - c.weight.zero).sum(axis=tuple(range(1, values.ndim)))
     reach = max(abs(c.grid.qmin - c.grid.zero_point[0]), abs(c.grid.qmax - c.grid.zero_point[0]), 1)

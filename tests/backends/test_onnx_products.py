@@ -215,7 +215,13 @@ def test_sums_beyond_24_bits_are_not_left_to_floats() -> None:
     raw = raw_accumulator((0.01, 0.01), 1)
     fields: dict[str, Any] = {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "groups": 1}
     out = net.add(Conv, (x, w), raw, **INT32, **fields, acc_scale=(0.01, 0.01))
-    assert "ConvInteger" in same(net, out, ["fast"])["fast"].ops
+    assert "MatMulInteger" in same(net, out, ["fast"])["fast"].ops
+
+
+def test_grouped_accumulators_are_dense_while_that_is_small() -> None:
+    small, large = Case(channels=8, filters=8, groups=8), Case(channels=256, filters=256, groups=256, size=3)
+    assert "MatMulInteger" in check(replace(small, end="raw"))["auto"]
+    assert "ConvInteger" in check(replace(large, end="raw"))["auto"]
 
 
 @given(
