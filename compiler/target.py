@@ -36,6 +36,7 @@ class Target:
         activations: "uint8" (int8 activations are shifted, exact) or "keep".
         layout: how it holds feature maps, "channels_first" or "channels_last"; golden tensors are written so.
         options: defaults for the backend's options.
+        recipe: how a model for it is trained (`frontends/torch_qat`), where the user does not say.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Target:
     activations: str = "uint8"
     layout: str = "channels_first"
     options: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    recipe: str = "default"
 
 
 def builtin_targets() -> dict[str, Target]:
