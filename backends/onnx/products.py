@@ -28,6 +28,7 @@ from qatc.compiler.quant import Array, Floats, QuantParams
 
 _EXACT_FLOAT: Final = 1 << 24  # float32 holds every integer up to here
 _DENSE: Final = 1 << 18  # a grouped weight may become so many bytes with its zeros spelled out
+_SELECTED: Final = 64  # elements in a window that a convolution gathers faster than slices do
 _FEW_CHANNELS: Final = 16  # unrolling copies runs of so many bytes at least
 
 
@@ -182,13 +183,27 @@ def _attributes(c: Convolution) -> dict[str, Any]:
 # -- accumulators -----------------------------------------------------------------------------------------------------
 def _unrolled(w: Writer, c: Convolution, product: Product, out: str) -> None:
     """The accumulator as one matrix product: windows [N, spatial..., kernel x C] times weight [kernel x C, M]."""
-    rows = to_last(w, c.x, c.spatial)
-    if not c.is_pointwise:
-        rows = _windows(w, c, rows)
-    order = [*range(2, c.spatial + 2), 1, 0]
-    matrix = c.weight.values.transpose(order).reshape(-1, c.weight.values.shape[0])
+    matrix = c.weight.values.reshape(c.weight.values.shape[0], -1).T  # rows: channel, then position in the kernel
+    if max(c.strides) > 1 and len(matrix) <= _SELECTED:
+        rows = _selected(w, c, len(matrix))
+    else:
+        rows = to_last(w, c.x, c.spatial)
+        if not c.is_pointwise:
+            rows = _windows(w, c, rows)
+        order = [*range(2, c.spatial + 2), 1, 0]
+        matrix = c.weight.values.transpose(order).reshape(len(matrix), -1)
     made = multiply(w, rows, c.grid, replace(c.weight, values=np.ascontiguousarray(matrix)), product, "")
     to_first(w, made, c.spatial, out)
+
+
+def _selected(w: Writer, c: Convolution, size: int) -> str:
+    """Windows by a QLinearConv whose every filter selects one element, on one grid: faster than strided slices."""
+    values = c.weight.values
+    select = np.eye(size, dtype=np.int8).reshape(size, *values.shape[1:])
+    unit, x, zero = w.scalar(1.0, "float32"), w.scale(c.grid), w.zero(c.grid)
+    weight = w.array(select, f"select_{size}")
+    made = w.node("QLinearConv", (c.x, x, zero, weight, unit, w.scalar(0, "int8"), x, zero), **_attributes(c))
+    return to_last(w, made, c.spatial)
 
 
 def _windows(w: Writer, c: Convolution, x: str) -> str:
