@@ -305,6 +305,39 @@ def verify_command(package: Path, json: bool, quiet: bool, verbose: bool) -> Non
     click.get_current_context().exit(status)
 
 
+@cli.command("compare")
+@click.argument("package", type=_FILE)
+@click.argument("dump", type=_FILE)
+@click.option("--tolerance", type=click.IntRange(0, 2**31 - 1), metavar="LSB", default=0, show_default=True,
+              help="How many LSB an element may be off.")  # fmt: skip
+@click.option("--sample", type=click.IntRange(0), metavar="N", default=0, show_default=True,
+              help="The sample of arrays that are in no folder named by one.")  # fmt: skip
+@_output_options
+def compare_command(
+    package: Path, dump: Path, tolerance: int, sample: int, json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Compare what a device computed with PACKAGE: the first tensor that differs, and the likely cause.
+
+    DUMP is a folder of .npy or raw .bin files, or an .npz, of any of the tensors of any of the samples.
+    """
+    from qatc.compiler.compare import compare_package
+    from qatc.compiler.report import envelope
+    from qatc.compiler.report.comparison import comparison, comparison_json
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    found = compare_package(package, dump, tolerance=tolerance, sample=sample)
+    status = 0 if found.passed else _FAILED
+    diagnostics = [*found.diagnostics, *([found.verdict] if found.verdict else [])]
+    if json:
+        result = comparison_json(found)
+        screen.write_json(envelope("compare", exit_code=status, diagnostics=diagnostics, result=result))
+    else:
+        screen.diagnostics(diagnostics if quiet else found.diagnostics)
+        if not quiet:
+            comparison(found, screen.out, verbose=verbose)
+    click.get_current_context().exit(status)
+
+
 @cli.command("targets")
 @_output_options
 def targets_command(json: bool, quiet: bool, verbose: bool) -> None:

@@ -132,7 +132,7 @@ def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
 
 
 def _layouts(want: Array, stored: Array) -> Iterator[tuple[str, Array]]:
-    """Transpositions, reversals and channel blocks of `want` that may be what `stored` holds."""
+    """Transpositions and channel blocks of `want` that may be what `stored` holds."""
     flat = stored.reshape(-1)
     letters = "NCDHW" if want.ndim == 5 else {3: "NCW", 4: "NCHW"}.get(want.ndim, "")
     if want.ndim <= _MOST_RANK:
@@ -142,10 +142,6 @@ def _layouts(want: Array, stored: Array) -> Iterator[tuple[str, Array]]:
                 continue
             named = f" ({''.join(letters[i] for i in order)} where {letters} should be)" if letters else ""
             yield f"the axes are in the order {list(order)}{named}", np.ascontiguousarray(moved).reshape(-1)
-    for axis in range(want.ndim):
-        turned: Array = np.flip(want, axis)
-        if want.shape[axis] > 2 and _plausible(turned, flat):
-            yield f"axis {axis} runs backwards", np.ascontiguousarray(turned).reshape(-1)
     for axis in (1, want.ndim - 1) if want.ndim >= 3 else ():
         for block in _BLOCKS:
             if want.shape[axis] % block or (want.shape[axis] == block and axis == want.ndim - 1):
@@ -178,6 +174,13 @@ def _channel_orders(base: Array, found: Array) -> Iterator[Guess]:
         moved = sum(1 for i, at in enumerate(order) if i != at)
         if moved < 2 or len(places) < 2:
             continue
-        few = ", ".join(f"{i} holds {at}" for i, at in enumerate(order) if i != at and i < 1 << 20)[:60]
-        name = "channels are" if axis == 1 else f"entries of axis {axis} are"
-        yield Guess("channel-order", f"{moved} of {count} {name} permuted ({few} ...)", np.take(base, order, axis))
+        yield Guess("channel-order" if axis == 1 else "layout", _order_text(order, axis), np.take(base, order, axis))
+
+
+def _order_text(order: list[int], axis: int) -> str:
+    name = "channels" if axis == 1 else f"entries of axis {axis}"
+    if order == list(range(len(order)))[::-1]:
+        return f"the {name} run backwards"
+    moved = [i for i, at in enumerate(order) if i != at]
+    few = ", ".join(f"{i} holds {order[i]}" for i in moved[:4]) + (", ..." if len(moved) > 4 else "")
+    return f"{len(moved)} of {len(order)} {name} are permuted: {few}"
