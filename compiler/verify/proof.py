@@ -17,6 +17,7 @@ from qatc.compiler.result import OutputCheck, TensorCheck, Verification
 from qatc.compiler.runtime import OrtEvaluator
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.deployed import Emitted, PackageCheck, Replay
+from qatc.compiler.verify.ends import Outputs
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
 from qatc.compiler.verify.tally import Tally
@@ -62,8 +63,8 @@ def verify(
     for run in runs:
         ends.outputs(run, simulation)
     checks = [tuple(t.check() for t in tallies) for tallies in (package.finish(), local.finish(), ends.finish())]
-    outputs = ends.finish_outputs(limits)
-    bad = _first_bad(graph, package.tallies, local.tallies) or ends.bad
+    outputs, bad_output = ends.finish_outputs(limits)
+    bad = _first_bad(graph, package.tallies, local.tallies) or bad_output
     return Verification(
         samples=len(samples),
         simulation=simulation.description,
@@ -198,14 +199,6 @@ def _as_input(graph: IntegerGraph, name: str, feeds: Mapping[str, Array]) -> Arr
 
 
 @dataclass
-class _Output:
-    max_abs: float = 0.0
-    max_rel: float = 0.0
-    agreed: int = 0
-    voted: int = 0
-
-
-@dataclass
 class _Ends:
     """Package against simulation, each on its own: what a user gets."""
 
@@ -213,8 +206,7 @@ class _Ends:
     local: LocalCheck
     package: PackageCheck
     tensors: dict[str, Tally] = field(default_factory=dict[str, Tally])
-    found: dict[str, _Output] = field(default_factory=dict[str, _Output])
-    bad: str | None = None
+    found: Outputs = field(default_factory=Outputs)
 
     def tensor(self, op: Op, name: str, sample: Sample, found: Mapping[str, Array]) -> None:
         """Count one tensor; `sample.values` has the simulation's integers under the tensor's name."""
@@ -233,56 +225,19 @@ class _Ends:
         expected = simulation.run(run.feeds, [n for n in self.graph.outputs if n in simulation.outputs])
         for name, wanted in expected.items():
             if name in names:
-                self._output(name, found[names[name]], wanted)
-
-    def _output(self, name: str, found: Array, wanted: Array) -> None:
-        entry = self.found.setdefault(name, _Output())
-        tensor = self.graph.tensors[name]
-        if tensor.params is not None:
-            found = tensor.params.dequantize(found)
-            wanted = tensor.params.dequantize(wanted) if wanted.dtype.kind in "iu" else wanted
-        if found.shape != wanted.shape or (
-            found.dtype.kind == "f" and not np.isfinite(found[np.isfinite(wanted)]).all()
-        ):
-            entry.max_abs = entry.max_rel = math.inf
-            self.bad = self.bad or name
-            return
-        if not found.size:
-            return
-        difference = np.abs(found.astype(np.float64) - wanted)
-        largest = float(np.abs(wanted.astype(np.float64)).max())
-        worst = float(difference.max())
-        entry.max_abs = max(entry.max_abs, worst)
-        entry.max_rel = max(
-            entry.max_rel, worst / largest if largest else math.copysign(math.inf, worst) if worst else 0.0
-        )
-        if looks_like_scores(found):
-            best = np.argmax(wanted, -1)[:, None]
-            entry.voted += found.shape[0]
-            # a tie at the top counts as agreement: integers tie more often than floats
-            entry.agreed += int(np.count_nonzero(np.take_along_axis(found, best, -1)[:, 0] == found.max(-1)))
+                self.found.add(name, found[names[name]], wanted, self.graph.tensors[name].params)
 
     def finish(self) -> list[Tally]:
         """The tallies in execution order."""
         return [self.tensors[o] for op in self.graph.ops for o in op.outputs if o in self.tensors]
 
-    def finish_outputs(self, limits: Limits) -> tuple[OutputCheck, ...]:
-        """The outputs' checks; sets `bad` to the first that breaks a limit."""
+    def finish_outputs(self, limits: Limits) -> tuple[tuple[OutputCheck, ...], str | None]:
+        """The outputs' checks, and the first that breaks a limit."""
         makers = self.graph.producers()
-        checks: list[OutputCheck] = []
-        for name, entry in self.found.items():
-            agreement = entry.agreed / entry.voted if entry.voted else None
-            checks.append(OutputCheck(name, entry.max_abs, entry.max_rel, agreement))
+        tallies: dict[str, Tally] = {}
+        for name in self.found.found:
             maker = makers.get(name)
-            integers = maker.inputs[0] if isinstance(maker, Dequantize) else name
-            tally = self.tensors.get(integers)
-            worst = max((lsb for lsb, n in tally.histogram.items() if n), default=0) if tally else 0
-            over = limits.output_lsb is not None and worst > limits.output_lsb
-            if over or (limits.agreement is not None and agreement is not None and agreement < limits.agreement):
-                self.bad = self.bad or name
-        return tuple(checks)
-
-
-def looks_like_scores(output: Array) -> bool:
-    """Whether an arg-max makes sense: floats [N, C] with at least two classes."""
-    return output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f"
+            tally = self.tensors.get(maker.inputs[0] if isinstance(maker, Dequantize) else name)
+            if tally is not None:
+                tallies[name] = tally
+        return self.found.finish(limits, tallies)

@@ -21,7 +21,7 @@ from qatc.compiler.reference import OnnxEvaluator, execute, execute_op
 from qatc.compiler.result import OutputCheck, TensorCheck
 from qatc.compiler.runtime import RunnableModel, errors, version
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.proof import looks_like_scores
+from qatc.compiler.verify.ends import looks_like_scores
 from qatc.compiler.verify.tally import Tally
 
 _EQUAL_SHARE: Final = 0.99  # to_qdq keeps the error of a stored bias below 0.01 LSB

@@ -1,0 +1,75 @@
+"""Outputs end to end: how far the package's are from the simulation's, and whether the same class wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.result import OutputCheck
+from qatc.compiler.verify.limits import Limits
+from qatc.compiler.verify.tally import Tally
+
+
+@dataclass
+class _Output:
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    agreed: int = 0
+    voted: int = 0
+    broken: bool = False
+
+    @property
+    def agreement(self) -> float | None:
+        return self.agreed / self.voted if self.voted else None
+
+
+@dataclass
+class Outputs:
+    """The running comparison of all outputs over all samples."""
+
+    found: dict[str, _Output] = field(default_factory=dict[str, _Output])
+
+    def add(self, name: str, found: Array, wanted: Array, params: QuantParams | None) -> None:
+        """Count one output of one sample; integers are compared as what they stand for."""
+        entry = self.found.setdefault(name, _Output())
+        found, wanted = (
+            params.dequantize(a) if params is not None and a.dtype.kind in "iu" else a for a in (found, wanted)
+        )
+        finite = np.isfinite(wanted) if wanted.dtype.kind == "f" else np.ones(wanted.shape, np.bool_)
+        if found.shape != wanted.shape or not np.isfinite(found[finite].astype(np.float64)).all():
+            entry.max_abs = entry.max_rel = math.inf
+            entry.broken = True
+            return
+        reference = wanted[finite].astype(np.float64)
+        worst = float(np.abs(found[finite].astype(np.float64) - reference).max(initial=0.0))
+        largest = float(np.abs(reference).max(initial=0.0))
+        entry.max_abs = max(entry.max_abs, worst)
+        entry.max_rel = max(entry.max_rel, worst / largest if largest else math.inf if worst else 0.0)
+        if looks_like_scores(found):
+            best = np.argmax(wanted, -1)[:, None]
+            entry.voted += found.shape[0]
+            # a tie at the top counts as agreement: integers tie more often than floats
+            entry.agreed += int(np.count_nonzero(np.take_along_axis(found, best, -1)[:, 0] == found.max(-1)))
+
+    def finish(self, limits: Limits, tensors: Mapping[str, Tally]) -> tuple[tuple[OutputCheck, ...], str | None]:
+        """The outputs' checks, and the first that breaks a limit; `tensors` has the outputs' tallies in LSB."""
+        checks: list[OutputCheck] = []
+        bad: str | None = None
+        for name, entry in self.found.items():
+            checks.append(OutputCheck(name, entry.max_abs, entry.max_rel, entry.agreement))
+            tally = tensors.get(name)
+            worst = max((lsb for lsb, count in tally.histogram.items() if count), default=0) if tally else 0
+            far = limits.output_lsb is not None and worst > limits.output_lsb
+            low, share = limits.agreement, entry.agreement
+            if entry.broken or far or (low is not None and share is not None and share < low):
+                bad = bad or name
+        return tuple(checks), bad
+
+
+def looks_like_scores(output: Array) -> bool:
+    """Whether an arg-max makes sense: floats [N, C] with at least two classes."""
+    return output.ndim == 2 and output.shape[0] > 0 and output.shape[1] > 1 and output.dtype.kind == "f"
