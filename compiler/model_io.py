@@ -51,17 +51,22 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
         CompileError: QAT001 to QAT006 for whatever is wrong with the file, all that was found at once.
     """
     model, size = read_proto(path)
+    damaged = next((text for text in _texts(model) if not isinstance(text, str)), None)
+    if damaged is not None:  # protobuf hands out what is not UTF-8 as bytes
+        message = f"a name in the file is not UTF-8: {damaged!r:.100}"
+        raise fail("QAT004", message, hint="the file is damaged; copy it again")
     if model.functions:
         model = _inline(model)
     opsets = _opsets(model)
-    graph = _Reader(model, path.parent, opsets).read()
+    reader = _Reader(model, path.parent, opsets)
+    graph = reader.read()
     ops = Counter(
         f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node
     )
     version = model.producer_version.removesuffix(" None")  # tf2onnx, where it does not know its own revision
     producer = f"{model.producer_name} {version}".strip()
-    external = tuple(sorted(_external_files(model, path.parent)))
-    size += sum(f.stat().st_size for f in external)
+    external = tuple(sorted(path.parent / location for location in reader.values.maps))
+    size += sum(data.size for data in reader.values.maps.values())
     return graph, Source(path, size, dict(ops.most_common()), opsets, producer, external)
 
 
@@ -84,6 +89,8 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
     except (DecodeError, ValueError) as error:
         raise fail(
             "QAT001",
@@ -93,6 +100,28 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     if not model.HasField("graph") or not model.graph.node:
         raise fail("QAT001", f"{path} holds no ONNX graph", hint="give the path of an exported .onnx file")
     return model, info.st_size
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Every name in the file."""
+    yield from (model.producer_name, model.producer_version, *(o.domain for o in model.opset_import))
+    waiting: deque[onnx.GraphProto | onnx.FunctionProto] = deque([model.graph, *model.functions])
+    while waiting:
+        graph = waiting.popleft()
+        yield graph.name
+        if isinstance(graph, onnx.FunctionProto):
+            yield from (graph.domain, *graph.input, *graph.output, *graph.attribute)
+            yield from (o.domain for o in graph.opset_import)
+        else:
+            yield from (t.name for t in graph.initializer)
+            yield from (e for t in graph.initializer for entry in t.external_data for e in (entry.key, entry.value))
+            for port in [*graph.input, *graph.output, *graph.value_info]:
+                yield port.name
+                yield from (d.dim_param for d in port.type.tensor_type.shape.dim)
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            yield from (text for a in node.attribute for text in (a.name, a.ref_attr_name))
+            waiting.extend(_subgraphs(node))
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
@@ -166,14 +195,6 @@ def _captured(node: onnx.NodeProto) -> list[str]:
             waiting.extend(_subgraphs(inner))
         read.update(dict.fromkeys(o.name for o in graph.output))
     return [n for n in read if n not in made]
-
-
-def _external_files(model: onnx.ModelProto, folder: Path) -> set[Path]:
-    found: set[Path] = set()
-    for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            found.update(folder / e.value for e in tensor.external_data if e.key == "location")
-    return found
 
 
 class _Reader:

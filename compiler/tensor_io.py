@@ -129,19 +129,22 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
             f"external data file {location} cannot be read: {error}",
             "copy the data file that was exported with the model beside it",
         ) from error
-    with os.fdopen(handle, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise TensorError("QAT003", f"external data {location} is not a regular file")
-        if info.st_nlink > 1:
-            raise TensorError(
-                "QAT003",
-                f"external data {location} is a hard link with {info.st_nlink} names",
-                "copy the file beside the model",
-            )
-        if not info.st_size:
-            raise TensorError("QAT003", f"external data file {location} is empty")
-        return np.memmap(file, np.uint8, "r")
+    try:
+        _check_regular(os.fstat(handle), location)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return np.memmap(file, np.uint8, "r")
+    finally:
+        os.close(handle)
+
+
+def _check_regular(info: os.stat_result, location: str) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise TensorError("QAT003", f"external data {location} is not a regular file")
+    if info.st_nlink > 1:
+        hint = "copy the file beside the model"
+        raise TensorError("QAT003", f"external data {location} is a hard link with {info.st_nlink} names", hint)
+    if not info.st_size:
+        raise TensorError("QAT003", f"external data file {location} is empty")
 
 
 def few(dims: Sequence[int | str | None]) -> str:
