@@ -152,8 +152,41 @@ class CompileResult:
     verification: Verification | None
     explanation: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
+    view: GraphView | None = None
+    """The integer graph, for drawing."""
     options: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
     """What was asked for, by the parameter names of `compile_model`; files by their bare names, `output` left out."""
+
+
+@dataclass(frozen=True)
+class SumBounds:
+    """How large the sums of a convolution or matrix product can become, whatever the input.
+
+    `largest` is the largest magnitude of an accumulator, `overflowing` of the `channels` may leave 32 bits. On
+    processors without VNNI, where neighboring unsigned-by-signed products are added in 16 bits, `pairs` of neighbors in
+    `saturating` channels may saturate; `largest_pair` is the largest magnitude of such a sum.
+    """
+
+    channels: int
+    largest: int
+    overflowing: int = 0
+    largest_pair: int = 0
+    pairs: int = 0
+    saturating: int = 0
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """What the integers of a weight show: `bits` are those of its values without their common factor.
+
+    Under one scale for all `channels`, `weak` ones use less than an eighth of the largest channel's range; the weights
+    of `dead` ones are all zero.
+    """
+
+    channels: int
+    bits: int
+    weak: int = 0
+    dead: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,8 +194,8 @@ class InspectedOp:
     """A node of the source model and what would become of it.
 
     `kind` is "integer", "float" (then `reason` says why, and `tensor` of which tensor it speaks) or "moved" (data
-    movement, shape arithmetic, quantization itself). `parameters` counts the elements of its weights, `note` says more
-    ("per channel, uint8 x int8").
+    movement, shape arithmetic, quantization itself). `parameters` counts the elements of its weights,
+    `activation_bytes` the size of its results for one sample, `note` says more ("per channel, uint8 x int8").
     """
 
     node: str
@@ -173,19 +206,62 @@ class InspectedOp:
     parameters: int = 0
     note: str = ""
     tensor: str = ""
+    activation_bytes: int = 0
+    weights: WeightFacts | None = None
+    sums: SumBounds | None = None
 
 
 @dataclass(frozen=True)
 class MissingRange:
-    """A tensor that would have to be quantized for its readers to run in integers, but has no range."""
+    """A tensor that would have to be quantized for its readers to run in integers, but has no range.
+
+    `maker` is the operator type that makes it, "" for an input of the graph.
+    """
 
     tensor: str
     reason: str
+    maker: str = ""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A tensor that is rounded onto several grids, one after the other, or read rounded and unrounded; `op_type` of the
+    node that makes the second one.
+    """
+
+    tensor: str
+    op_type: str
+    reason: str
+    grids: tuple[QuantParams, ...]
+
+
+@dataclass(frozen=True)
+class ViewNode:
+    """A box of a drawing. `kind` is "input", "output", "integer", "moved" (data movement, quantization), "island" (in
+    float since something is not quantized) or "fallback" (in float since there is no integer form); `detail` says more.
+    """
+
+    name: str
+    op_type: str
+    kind: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """A graph for drawing: boxes in execution order, and edges as pairs of their indices, each from lower to higher."""
+
+    nodes: tuple[ViewNode, ...]
+    edges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a compile would do with a model, found without doing it. `dump` is the stable text of its graph."""
+    """What a compile would do with a model, found without doing it.
+
+    `peak_bytes` is the memory for activations of one sample, run operator by operator and freed as soon as possible.
+    `advice` says what to change in training, `dump` is the stable text of the graph, `view` its drawing.
+    """
 
     source: Path
     source_bytes: int
@@ -197,5 +273,9 @@ class Inspection:
     operators: tuple[InspectedOp, ...]
     coverage: Coverage
     missing: tuple[MissingRange, ...] = ()
+    disagreeing: tuple[Disagreement, ...] = ()
+    peak_bytes: int = 0
+    advice: tuple[str, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     dump: str = ""
+    view: GraphView | None = None

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from qatc._version import __version__
 from qatc.compiler.diagnostics import Diagnostic
 from qatc.compiler.package import port_document, report_document
+from qatc.compiler.package.content import params_document
 from qatc.compiler.result import CompileResult, Inspection, Json
 
 SCHEMA_VERSION = 1
@@ -56,11 +58,28 @@ def inspection_json(found: Inspection) -> dict[str, Json]:
                 "tensor": op.tensor or None,
                 "macs": op.macs,
                 "parameters": op.parameters,
+                "activation_bytes": op.activation_bytes,
                 "note": op.note,
+                "weights": None if op.weights is None else asdict(op.weights),
+                "sums": None if op.sums is None else asdict(op.sums),
             }
             for op in found.operators
         ],
-        "missing_ranges": [{"tensor": missing.tensor, "reason": missing.reason} for missing in found.missing],
+        "peak_bytes": found.peak_bytes,
+        "missing_ranges": [
+            {"tensor": missing.tensor, "reason": missing.reason, "maker": missing.maker or None}
+            for missing in found.missing
+        ],
+        "disagreeing": [
+            {
+                "tensor": apart.tensor,
+                "op_type": apart.op_type,
+                "reason": apart.reason,
+                "grids": [params_document(params) for params in apart.grids],
+            }
+            for apart in found.disagreeing
+        ],
+        "advice": list(found.advice),
         "dump": found.dump,
     }
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qatc.compiler.coverage import coverage, macs_of
 from qatc.compiler.diagnostics import Diagnostic
 from qatc.compiler.graph import QuantGraph
+from qatc.compiler.inspection.advice import advice
+from qatc.compiler.inspection.bounds import clamps, overflows, sum_bounds, weight_facts
+from qatc.compiler.inspection.disagreement import disagreements
+from qatc.compiler.inspection.memory import peak_bytes, tensor_bytes
+from qatc.compiler.inspection.view import view
 from qatc.compiler.integer import Conv, Dequantize, Elementwise, Float, IntegerGraph, Lookup, MatMul, Move, Op, Quantize
 from qatc.compiler.model_io import Source
 from qatc.compiler.passes.missing import missing_ranges
 from qatc.compiler.ports import port_of
 from qatc.compiler.result import InspectedOp, Inspection, MissingRange
+
+__all__ = ["inspection", "overflows", "view"]
 
 
 def inspection(
@@ -20,11 +28,7 @@ def inspection(
     diagnostics: Sequence[Diagnostic],
 ) -> Inspection:  # fmt: skip
     """The findings of a compile that stopped before emission."""
-    missing = tuple(
-        MissingRange(t.name, f"{', '.join(dict.fromkeys(n.op for n in graph.consumers(t)))} could run in integers")
-        for t in missing_ranges(graph)
-    )
-    return Inspection(
+    found = Inspection(
         source=path,
         source_bytes=source.size,
         dialect=dialect,
@@ -34,23 +38,45 @@ def inspection(
         outputs=tuple(port_of(graph, t) for t in graph.outputs),
         operators=tuple(_operators(integer)),
         coverage=coverage(integer),
-        missing=missing,
+        missing=tuple(_missing(graph)),
+        disagreeing=disagreements(graph, integer),
+        peak_bytes=peak_bytes(integer),
         diagnostics=tuple(diagnostics),
         dump=integer.dump(),
+        view=view(integer),
     )
+    return dataclasses.replace(found, advice=advice(found))
+
+
+def _missing(graph: QuantGraph) -> Iterator[MissingRange]:
+    for tensor in missing_ranges(graph):
+        readers = ", ".join(dict.fromkeys(n.op for n in graph.consumers(tensor)))
+        maker = graph.producer(tensor)
+        yield MissingRange(tensor.name, f"{readers} could run in integers", "" if maker is None else maker.op)
 
 
 def _operators(graph: IntegerGraph) -> Iterator[InspectedOp]:
+    ranges = clamps(graph)
     for op in graph.ops:
+        found = InspectedOp(
+            op.source or op.name,
+            op.op_type if isinstance(op, Move | Float) else op.kind,
+            "integer",
+            activation_bytes=sum(tensor_bytes(graph, name) for name in op.outputs if name),
+        )
+        if isinstance(op, Move | Quantize | Dequantize):
+            yield dataclasses.replace(found, kind="moved")
+            continue
         parameters = sum(graph.constants[n].size for n in op.inputs if n in graph.constants)
-        node, macs = op.source or op.name, macs_of(graph, op)
+        found = dataclasses.replace(found, macs=macs_of(graph, op), parameters=parameters)
         if isinstance(op, Float):
             kind = "float" if op.reason else "moved"
-            yield InspectedOp(node, op.op_type, kind, op.reason, macs, parameters, tensor=op.tensor)
-        elif isinstance(op, Move | Quantize | Dequantize):
-            yield InspectedOp(node, op.op_type if isinstance(op, Move) else op.kind, "moved", "", 0, 0)
+            found = dataclasses.replace(found, kind=kind, reason=op.reason, tensor=op.tensor)
         else:
-            yield InspectedOp(node, op.kind, "integer", "", macs, parameters, _note(graph, op))
+            found = dataclasses.replace(found, note=_note(graph, op))
+        if isinstance(op, Conv | MatMul):
+            found = dataclasses.replace(found, weights=weight_facts(graph, op), sums=sum_bounds(graph, op, ranges))
+        yield found
 
 
 def _note(graph: IntegerGraph, op: Op) -> str:
