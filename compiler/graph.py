@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from qatc.compiler.diagnostics import Diagnostics
 from qatc.compiler.quant import Array, QuantParams, text_of
+from qatc.compiler.storage import Storage
 
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
@@ -100,6 +101,7 @@ class QuantGraph:
         self.origin: dict[str, str] = {}
         self.integer_ports: dict[str, int] = {}
         self.diagnostics = Diagnostics()
+        self.storage = Storage()
         self.explains = False
         self.explanation: list[str] = []
         self.evidence: dict[str, Any] = {}
@@ -318,7 +320,8 @@ class QuantGraph:
         made: set[int] = {id(t) for t in self.inputs}
         names: dict[str, int] = {}
         for node in self.nodes:
-            if stripped and node.op in ("QuantizeLinear", "DequantizeLinear", FAKE_QUANT):
+            standard = node.domain in (None, "", "com.microsoft")
+            if stripped and standard and node.op in ("QuantizeLinear", "DequantizeLinear", FAKE_QUANT):
                 raise ValueError(f"{node.op} {node.name} is left after strip")
             for tensor in node.inputs:
                 if tensor.name and not is_constant(tensor) and id(tensor) not in made:

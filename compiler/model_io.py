@@ -20,6 +20,7 @@ from onnx import AttributeProto, TensorProto
 
 from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
+from qatc.compiler.node_check import NodeChecker
 from qatc.compiler.quant import Array
 from qatc.compiler.tensor_io import TensorError, TensorReader, few
 
@@ -208,8 +209,8 @@ class _Reader:
 
     def read(self) -> QuantGraph:
         graph = self.model.graph
-        for proto in graph.initializer:
-            self._initializer(proto)
+        for tensor in graph.initializer:
+            self._initializer(tensor)
         if graph.sparse_initializer:
             self.found.error("QAT302", "sparse initializers are not supported", hint="export dense weights")
         constants = set(self.tensors)
@@ -218,13 +219,18 @@ class _Reader:
             if info.name not in self.tensors:
                 self.tensors[info.name] = _typed(info)
         self.found.check()
+        checker = NodeChecker(self.opsets)
+        for proto in graph.node:
+            for message in checker.findings(proto):
+                self._broken(message, proto, proto.output[0] if proto.output else "")
+        self.found.check()
         nodes = [self._node(n) for n in self._sorted(graph.node, {i.name for i in inputs})]
         given = {i.name for i in graph.input}
         outputs = [self._output(o, given) for o in graph.output]
         if len({o.name for o in graph.output}) < len(graph.output):
             self.found.error("QAT004", "two graph outputs have the same name")
         self.found.check()
-        others = {d: v for d, v in self.opsets.items() if d}
+        others = {n.domain: 1 for n in nodes if n.domain} | {d: v for d, v in self.opsets.items() if d}
         return QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
 
     def _initializer(self, proto: TensorProto) -> None:
@@ -280,7 +286,7 @@ class _Reader:
         return self._reordered(nodes, reads, maker)
 
     def _broken(self, message: str, node: onnx.NodeProto, tensor: str) -> None:
-        self.found.error("QAT004", message, node=label_of(node), tensor=tensor)
+        self.found.error("QAT004", message, node=label_of(node), tensor=tensor or None)
         if len(self.found.items) >= _MAX_FINDINGS:
             self.found.check()
 

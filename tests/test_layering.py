@@ -27,6 +27,7 @@ LEVELS = {
     "qatc.compiler.result": 1,
     "qatc.compiler.model_io": 1,
     "qatc.compiler.tensor_io": 1,
+    "qatc.compiler.node_check": 1,
     "qatc.compiler.rewrite": 2,
     "qatc.compiler.integer": 2,
     "qatc.compiler.frontend": 3,
@@ -51,6 +52,9 @@ BARE = {"compiler", "frontends", "backends", "cli"}
 
 #: Slow to import, so never at the top of a module.
 LAZY = {"onnxruntime", "tensorflow", "tf2onnx", "torch"}
+
+#: Modules that exist for such a library, and that nothing else of qatc imports.
+BRIDGES = {"qatc.frontends.torch_qat", "qatc.frontends.tf_qat"}
 
 #: What the lowest level may use beside the standard library.
 LEVEL_0_MAY_USE = {"numpy", "qatc"}
@@ -192,6 +196,21 @@ def test_slow_libraries_load_on_first_use() -> None:
             f"{found.at()}: import {found.target} inside the function that needs it"
             for found in ALL
             if module_of(found.file) and not found.deferred and found.target.split(".")[0] in LAZY
+            if not is_bridge(module_of(found.file))
+        ]
+    )
+
+
+def is_bridge(module: str) -> bool:
+    return any(module == bridge or module.startswith(bridge + ".") for bridge in BRIDGES)
+
+
+def test_nothing_imports_the_bridges() -> None:
+    report(
+        [
+            f"{found.at()}: {found.target} needs a library that qatc does without"
+            for found in ALL
+            if module_of(found.file) and is_bridge(found.target) and not is_bridge(module_of(found.file))
         ]
     )
 
