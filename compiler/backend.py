@@ -12,11 +12,13 @@ import numpy as np
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 from qatc.compiler.quant import Array
+from qatc.compiler.storage import release
 
 if TYPE_CHECKING:
     import onnx
 
 _ALIGNMENT: Final = 4096  # external data starts on a page, so that a runtime can map it
+_TILE: Final = 256
 _PROTOBUF_LIMIT: Final = (1 << 31) - 1  # a message of two gigabytes cannot be parsed
 # Field numbers of onnx.proto: their wire format is length-delimited (type 2).
 _MODEL_GRAPH: Final = 7
@@ -76,6 +78,7 @@ class Emission:
             with open_file(name) as stream:
                 for chunk in self._chunks():
                     stream.write(chunk)
+                    release(np.frombuffer(chunk, np.uint8))
             return
         for tensor in self._placeholders().values():
             tensor.external_data[0].value = f"{name.rsplit('/', 1)[-1]}.data"
@@ -86,7 +89,8 @@ class Emission:
             for _, array in self.external:
                 start = aligned(position)
                 stream.write(b"\0" * (start - position))
-                stream.write(_bytes_of(array))
+                stream.write(bytes_of(array))
+                release(array)
                 position = start + array.nbytes
 
     def complete(self) -> onnx.ModelProto:
@@ -117,7 +121,7 @@ class Emission:
             array = arrays[tensor.name]
             head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             body = head.SerializeToString(deterministic=True) + _header(_TENSOR_RAW_DATA, array.nbytes)
-            tensors += [_header(_GRAPH_INITIALIZER, len(body) + array.nbytes), body, _bytes_of(array)]
+            tensors += [_header(_GRAPH_INITIALIZER, len(body) + array.nbytes), body, bytes_of(array)]
         frame = _without_initializers(self.model)
         graph = frame.graph.SerializeToString(deterministic=True)
         frame.ClearField("graph")
@@ -178,8 +182,20 @@ def must_be_apart(size: int) -> bool:
     return size > _PROTOBUF_LIMIT * 9 // 10
 
 
-def _bytes_of(array: Array) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+def bytes_of(array: Array) -> memoryview:
+    """The elements in C order, without a copy where they lie so already; transposed matrices are copied by tiles.
+
+    numpy walks a transposed matrix of bytes along one side, which takes three times as long.
+    """
+    flat = array.squeeze()
+    if array.flags.c_contiguous or flat.ndim != 2:
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    ordered = np.empty(flat.shape, flat.dtype)
+    for row in range(0, flat.shape[0], _TILE):
+        for column in range(0, flat.shape[1], _TILE):
+            tile = slice(row, row + _TILE), slice(column, column + _TILE)
+            ordered[tile] = flat[tile]
+    return ordered.reshape(-1).view(np.uint8).data
 
 
 def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

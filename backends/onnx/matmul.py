@@ -127,7 +127,7 @@ def _pointwise(
     spatial = max(rank, 3) - 2
     if flat:
         a = w.node("Unsqueeze", (a, w.ints([0])))
-    kernel = np.ascontiguousarray(weight.values.T).reshape(weight.values.shape[::-1] + (1,) * spatial)
+    kernel = weight.values.T.reshape(weight.values.shape[::-1] + (1,) * spatial)  # a view: large ones are never copied
     scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
     matrix, zero = w.array(kernel, f"{w.label}_weight", weight.source), w.scalar(weight.zero, "int8")
     inputs = [a, w.scale(have), w.zero(have), matrix, scales, zero, w.scale(grid), w.zero(grid)]

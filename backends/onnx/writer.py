@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from qatc.compiler.backend import Emission, aligned, must_be_apart
+from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.quant import Array, QuantParams
 
@@ -291,7 +291,7 @@ class Writer:
         for name, value in self._constants:
             tensor = TensorProto(name=name, data_type=tensor_type(value.dtype), dims=value.shape)
             if value.nbytes < _LARGE or not (apart or size > _KEPT_INSIDE):
-                tensor.raw_data = value.tobytes()
+                tensor.raw_data = bytes(bytes_of(value))
             else:
                 start = aligned(position)
                 position = start + value.nbytes

@@ -13,7 +13,7 @@ from onnx import helper
 
 from qatc.backends.onnx import BACKEND
 from qatc.backends.onnx.writer import Writer
-from qatc.compiler.backend import Emission
+from qatc.compiler.backend import Emission, bytes_of
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Move, Pool, Quantize, raw_accumulator
 from qatc.compiler.quant import QuantParams
@@ -297,6 +297,20 @@ def test_external_data_is_aligned_and_complete(tmp_path: Path) -> None:
         start, size = int(places[name]["offset"]), int(places[name]["length"])
         assert start % 4096 == 0
         assert data[start : start + size] == value.tobytes()
+
+
+def test_transposed_views_are_written_in_order() -> None:
+    dice = np.random.default_rng(11)
+    matrix = dice.integers(-128, 128, (300, 700)).astype(np.int8)
+    for view in (
+        matrix,
+        matrix.T,
+        matrix.T.reshape(700, 300, 1, 1),
+        matrix[::2],
+        matrix.reshape(2, 150, 700).transpose(2, 0, 1),
+    ):
+        assert bytes(bytes_of(view)) == view.tobytes()
+    assert np.shares_memory(np.frombuffer(bytes_of(matrix), np.int8), matrix)
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
