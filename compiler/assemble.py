@@ -26,9 +26,11 @@ from qatc.compiler.package import (
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
 from qatc.compiler.result import CompileResult, Port
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime import OrtEvaluator, open_file
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from qatc.compiler.backend import Emission
 
 MODEL = "model.onnx"
@@ -52,9 +54,11 @@ def assemble(
     with PackageWriter(destination) as writer:
         emission.write(writer.open, MODEL)
         writer.write("quantization.json", quantization_json(result.tensors))
-        samples = [run_sample(writer.folder / MODEL, feed, result.inputs, result.outputs) for feed in feeds]
-        entries = write_samples(writer, samples, result.inputs, result.outputs)
         size = sum(f.size for f in writer.files if f.path.startswith(MODEL))
+        session = open_file(writer.folder / MODEL, nodes=len(emission.model.graph.node), weights=size)
+        samples = [run_sample(session, feed, result.inputs, result.outputs) for feed in feeds]
+        del session  # it holds the weights
+        entries = write_samples(writer, samples, result.inputs, result.outputs)
         written = dataclasses.replace(result, package=destination, package_bytes=size)
         writer.write("report.json", report_json(written))
         writer.write("report.html", report_html(written))
@@ -80,12 +84,12 @@ def assemble(
     return dataclasses.replace(written, diagnostics=(*written.diagnostics, *finished.diagnostics))
 
 
-def run_sample(model: Path, feed: Mapping[str, Array], inputs: Sequence[Port], outputs: Sequence[Port]) -> Sample:
+def run_sample(
+    session: InferenceSession, feed: Mapping[str, Array], inputs: Sequence[Port], outputs: Sequence[Port]
+) -> Sample:
     """One sample through the package's model."""
-    from qatc.compiler.runtime import open_file
-
     given = {p.name: as_port(p, feed[p.name]) for p in inputs}
-    results = open_file(model).run([p.name for p in outputs], given)
+    results = session.run([p.name for p in outputs], given)
     return Sample(tuple(given[p.name] for p in inputs), tuple(np.asarray(r) for r in results))
 
 

@@ -27,6 +27,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.ports import port_of, port_of_integer, tensor_records
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import CompileResult, FilledRange, Inspection, Json, Verification
+from qatc.compiler.storage import SPILL_AT
 from qatc.compiler.target import read_toml
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ class _Compilation:
         """Read the file and bring its dialect to the canonical form."""
         with self.step("read"):
             graph, source = load(self.path)
+            graph.storage.spill = source.size > SPILL_AT
             graph.explains = self.options.explain
             pin_shapes(graph, self.options.shapes)
         with self.step("normalize"):

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ _RANGES: Final[dict[str, tuple[int, int, type[np.integer[Any]]]]] = {
 DTYPES: Final = tuple(_RANGES)
 _SHOWN: Final = 8  # elements of an array that a dump lists
 _DIGESTED: Final = 1 << 20  # elements of the largest array whose digest a dump gives
-_CHUNK: Final = 1 << 22  # elements rounded at a time, so that a large weight needs no float copy of itself
+_CHUNK: Final = 1 << 18  # elements rounded at a time: no float copy of a large weight, and the cache holds them
 
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
@@ -229,28 +229,29 @@ class QuantParams:
             return values.reshape(())
         return values.reshape([-1 if i == self.axis else 1 for i in range(rank)])
 
-    def quantize(self, x: Array) -> Integers:
+    def part_of(self, block: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Where in `scale_array` and `zero_array` the parameters of a block of the tensor are (see `blocks`)."""
+        return tuple(s if i == self.axis else slice(None) for i, s in enumerate(block)) if self.is_per_channel else ()
+
+    def quantize(self, x: Array, out: Integers | None = None) -> Integers:
         """Round real numbers (any shape) to integers of `container`: half to even, saturated to [qmin, qmax].
 
-        Computed as ONNX Runtime does: float32 division, then rounding. NaN raises ValueError.
+        Computed as ONNX Runtime does: float32 division, then rounding. NaN raises ValueError. The result goes to `out`
+        (same shape, dtype `container`) where it is given; what is computed on the way takes little memory.
         """
         x = np.asarray(x)
         self.check_shape(x.shape)
         if x.ndim == 0:
-            return self.quantize(x.reshape(1)).reshape(())
-        out = np.empty(x.shape, self.container)
-        if x.size <= _CHUNK:
-            self._quantize_into(x, out, self.scale_array(x.ndim), self.zero_array(x.ndim))
-            return out
-        step = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
+            return self.quantize(x.reshape(1), None if out is None else out.reshape(1)).reshape(())
+        result = np.empty(x.shape, self.container) if out is None else out
         scale, zero = self.scale_array(x.ndim), self.zero_array(x.ndim)
-        for start in range(0, x.shape[0], step):
-            part = slice(start, start + step)
-            if self.axis == 0:
-                self._quantize_into(x[part], out[part], scale[part], zero[part])
-            else:
-                self._quantize_into(x[part], out[part], scale, zero)
-        return out
+        if x.size <= _CHUNK:
+            self._quantize_into(x, result, scale, zero)
+            return result
+        for block in blocks(x.shape):
+            part = self.part_of(block)
+            self._quantize_into(x[block], result[block], scale[part], zero[part])
+        return result
 
     def _quantize_into(self, x: Array, out: Array, scale: Array, zero: Array) -> None:
         real = np.divide(x, scale, dtype=np.float32) if x.dtype != np.float64 else np.divide(x, scale)
@@ -261,7 +262,7 @@ class QuantParams:
         rounded = real.astype(np.float64) if wide else real
         rounded += zero
         np.clip(rounded, self.qmin, self.qmax, out=rounded)
-        out[...] = rounded.astype(self.container)
+        np.copyto(out, rounded, casting="unsafe")
 
     def dequantize(self, q: Integers) -> Floats:
         """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`."""
@@ -289,6 +290,19 @@ class QuantParams:
         span = "" if self.is_full_range else f"[{self.qmin},{self.qmax}]"
         channels = f" axis {self.axis} x{len(self.scale)}" if self.is_per_channel else ""
         return f"{self.dtype}{span} scale {few(self.scale)} zero {few(self.zero_point)}{channels}"
+
+
+def blocks(shape: tuple[int, ...], size: int = _CHUNK) -> Iterator[tuple[slice, ...]]:
+    """Slices that cover an array of `shape` (rank 1 or more) in order, each of about `size` elements or fewer."""
+    inner = math.prod(shape[1:])
+    if inner > size and len(shape) > 1:
+        for index in range(shape[0]):
+            for rest in blocks(shape[1:], size):
+                yield (slice(index, index + 1), *rest)
+        return
+    step = max(1, size // max(1, inner))
+    for start in range(0, shape[0], step):
+        yield (slice(start, start + step),)
 
 
 def text_of(value: Array) -> str:

@@ -6,6 +6,7 @@ stay where they are and are mapped by ONNX Runtime itself.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 _IR_VERSION: Final = 10  # read by every ONNX Runtime since 1.18; newer stamps (onnx 1.23 writes 14) are refused by some
 _SESSIONS: Final = 2  # sessions kept: each holds a copy of the weights
 _MAX_PROTO: Final = 2**31 - 1
+_DEEP: Final = 2048  # operators
+_HEAVY: Final = 256 << 20  # bytes
+_LARGE: Final = 1 << 12  # bytes of a constant from which its data are lifted out of the proto
+_PLAIN: Final = {
+    int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))): np.dtype(kind)
+    for kind in ("float32", "float64", "float16", "int8", "uint8", "int16", "uint16", "int32", "int64", "bool")
+}
 _DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
@@ -77,7 +85,7 @@ class RunnableModel:
     Args:
         model: the model; it is not changed. External data are looked up in `folder`.
         folder: where the external data are.
-        optimize: whether ONNX Runtime may rewrite the graph.
+        optimize: whether ONNX Runtime may rewrite the graph; it does not rewrite very deep ones (see `open_file`).
         weights: data of initializers that the model declares as external, by name; they are not copied.
     """
 
@@ -89,10 +97,10 @@ class RunnableModel:
         optimize: bool = False,
         weights: Iterable[tuple[str, Array]] = (),
     ) -> None:
-        self.model = tidy(model)
+        self.model, inside = tidy(model)
         self.folder = folder
-        self.weights = dict(weights)
-        self.optimize = optimize
+        self.weights = {**inside, **dict(weights)}
+        self.optimize = optimize and len(self.model.graph.node) <= _DEEP
         self.constants: frozenset[str] = frozenset(i.name for i in self.model.graph.initializer)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self.model.graph.input if i.name not in self.constants)
         self.outputs: tuple[str, ...] = tuple(o.name for o in self.model.graph.output)
@@ -137,16 +145,25 @@ class RunnableModel:
         return session
 
 
-def open_file(path: Path) -> InferenceSession:
+def open_file(path: Path, *, nodes: int = 0, weights: int = 0) -> InferenceSession:
     """A CPU session of a model file with default optimizations, on one thread: results do not depend on the machine.
+
+    Args:
+        path: the file.
+        nodes: how many operators it has. ONNX Runtime's layout optimizations take quadratic time (18,000 QLinearConv:
+            40 s of 43), so that deep models run without optimizations; the integers are the same.
+        weights: how many bytes of weights. The kernels pack them once more in memory, so that large ones are left as
+            they are: running slower saves half the memory.
 
     Raises:
         CompileError: QAT401 where ONNX Runtime does not take the model that we made.
     """
     import onnxruntime as ort
 
-    options = _options(optimize=True, folder=None)
+    options = _options(optimize=nodes <= _DEEP, folder=None)
     options.intra_op_num_threads = 1
+    if weights > _HEAVY:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except errors() as error:
@@ -186,21 +203,26 @@ def open_session(
         return ort.InferenceSession(str(path), _options(optimize=optimize, folder=None), providers=providers)
 
 
-def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that ONNX Runtime loads where the original fails for its form alone; the meaning is the same.
+def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A copy that ONNX Runtime loads where the original fails for its form alone, and the data of its large constants.
 
     One opset a domain (exporters list domains several times and import ones that no node uses), `ai.onnx` written as
     the default domain, unique node names, an IR version that every release reads, and none of the stored intermediate
-    shapes, which are often stale. (ONNX Runtime sorts the nodes itself.)
+    shapes, which are often stale. (ONNX Runtime sorts the nodes itself.) The large constants are only declared: ONNX
+    Runtime takes their arrays as they are, so that no further copy of the weights is made for each session.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if copy.functions:
+    if model.functions:
         from onnx import inliner
 
-        copy = inliner.inline_local_functions(copy)
-    del copy.graph.value_info[:]
-    copy.ir_version = min(copy.ir_version, _IR_VERSION)
+        model = inliner.inline_local_functions(model)
+    graph = model.graph
+    copy = onnx.ModelProto(ir_version=min(model.ir_version, _IR_VERSION), opset_import=model.opset_import)
+    copy.graph.name = graph.name or "graph"
+    copy.graph.node.extend(graph.node)
+    copy.graph.input.extend(graph.input)
+    copy.graph.output.extend(graph.output)
+    copy.graph.sparse_initializer.extend(graph.sparse_initializer)
+    weights = _lift(graph.initializer, copy.graph)
     seen: set[str] = set()
     for node in _every_node(copy.graph):
         if node.name in seen:
@@ -209,7 +231,28 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.domain == "ai.onnx":
             node.ClearField("domain")
     _tidy_imports(copy)
-    return copy
+    return copy, weights
+
+
+def _lift(tensors: Iterable[onnx.TensorProto], graph: onnx.GraphProto) -> dict[str, Array]:
+    """Add `tensors` to `graph`, large ones without their data, which are returned."""
+    lifted: dict[str, Array] = {}
+    for tensor in tensors:
+        dtype = _PLAIN.get(tensor.data_type)
+        size = math.prod(tensor.dims) * (dtype.itemsize if dtype is not None else 0)
+        if size < _LARGE or dtype is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            graph.initializer.append(tensor)
+            continue
+        data = tensor.raw_data
+        if len(data) != size:  # in one of the typed fields, or malformed: ONNX Runtime's to say
+            graph.initializer.append(tensor)
+            continue
+        lifted[tensor.name] = np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+        declared = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        declared.data_location = onnx.TensorProto.EXTERNAL
+        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(size))):
+            declared.external_data.add(key=key, value=text)
+    return lifted
 
 
 def _tidy_imports(model: onnx.ModelProto) -> None:

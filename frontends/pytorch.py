@@ -15,7 +15,7 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import Array, QuantParams, blocks
 from qatc.frontends import arithmetic, grid
 from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, prepare
 
@@ -87,8 +87,10 @@ def _suggest_weights(graph: QuantGraph, weights: list[tuple[Node, QuantParams]])
         value = value_of(node.inputs[0])
         if params.dtype != "int8" or not params.is_full_range or any(params.zero_point) or value is None:
             return
-        used.append(int(np.abs(np.rint(value / params.scale_array(value.ndim))).max(initial=0)))
-    if not used or max(used) > _FEW_STEPS:
+        used.append(_steps(value, params))
+        if used[-1] > _FEW_STEPS:
+            return
+    if not used:
         return
     end = 1 << (max(used) - 1).bit_length() if max(used) > 1 else 1
     graph.diagnostics.note(
@@ -98,6 +100,17 @@ def _suggest_weights(graph: QuantGraph, weights: list[tuple[Node, QuantParams]])
         tensor=weights[0][0].outputs[0].name,
         hint=f"state the range they were trained with, for example --quant-range weight={-end}..{end - 1}",
     )
+
+
+def _steps(weight: Array, params: QuantParams) -> int:
+    """The most steps from zero that a weight takes on its grid; no more blocks are read than say that it is many."""
+    most, scale = 0.0, params.scale_array(weight.ndim)
+    for block in blocks(weight.shape) if weight.ndim else ():
+        steps = np.rint(weight[block] / scale[params.part_of(block)])
+        most = max(most, float(np.abs(steps).max(initial=0)))
+        if most > _FEW_STEPS:
+            break
+    return int(most)
 
 
 def _suggest_activations(graph: QuantGraph, others: list[tuple[Node, QuantParams]]) -> None:

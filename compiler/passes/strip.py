@@ -17,6 +17,7 @@ from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGra
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import VALUE_BLIND
 from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.storage import release
 
 
 def strip(graph: QuantGraph) -> None:
@@ -81,7 +82,9 @@ def _constant(graph: QuantGraph, node: Node, x: Constant, y: Tensor, params: Qua
         integers: Array = np.clip(x.values, params.qmin, params.qmax).astype(params.container)
     else:
         try:
-            integers = params.quantize(value)
+            integers = params.quantize(value, graph.storage.empty(value.shape, params.container))
+            release(value)  # nobody reads the floats of a memory-mapped weight again, and its integers not soon
+            release(integers)
         except ValueError as error:
             graph.diagnostics.error(
                 "QAT104",
