@@ -151,7 +151,8 @@ class _Run:
                     message = f"{printable(entry.where)} is not read: {printable(first.where)} is the same tensor"
                     self.findings.warning("QAT407", message, tensor=self.shown(name))
             else:
-                self.found[name] = self._read(entry, name)
+                name, held = self._read_either(entry, name)
+                self.found[name] = held
         if strangers:
             some = ", ".join(printable(w) for w in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
             message = f"{len(strangers)} arrays of the dump are no tensor of the package and were left out: {some}"
@@ -175,14 +176,24 @@ class _Run:
         """How files hold a tensor."""
         return Place.of(self.golden.get(name), self.expected[name], self.graph.tensors[name].params)
 
+    def _read_either(self, entry: Entry, name: str) -> tuple[str, _Found]:
+        """An entry as the tensor that it names, or as the integers that the tensor is dequantized from."""
+        held = self._read(entry, name)
+        maker = self.makers.get(name)
+        if held.problem is not None and isinstance(maker, Dequantize) and maker.inputs[0] not in self.found:
+            other = self._read(entry, maker.inputs[0])
+            if other.problem is None:
+                return maker.inputs[0], other
+        if held.problem is not None and not held.problem.is_shape:
+            message = f"{printable(entry.where)}: {printable(str(held.problem))}"
+            self.findings.error("QAT406", message, tensor=self.shown(name))
+        return name, held
+
     def _read(self, entry: Entry, name: str) -> _Found:
         expected, place = self.expected[name], self.place(name)
         try:
             dumped = interpret(entry, place, expected)
         except NotATensorError as error:
-            if not error.is_shape:
-                message = f"{printable(entry.where)}: {printable(str(error))}"
-                self.findings.error("QAT406", message, tensor=self.shown(name))
             return _Found(entry, None, error)
         if place.params is not None and not self._measure(name, dumped.value, expected).within:
             evidence = Evidence(dumped, expected.astype(np.int64), place)

@@ -120,15 +120,16 @@ def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
 
 def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
     plain = want.astype(place.dtype, copy=False).reshape(-1)
+    element = plain.dtype if place.params is None else np.dtype(np.int64)
     if plain.dtype.itemsize > 1:
         text = f"the bytes of each {8 * plain.dtype.itemsize}-bit element are in the other order"
-        yield text, plain.byteswap().astype(np.int64 if place.params is not None else plain.dtype)
+        yield text, plain.byteswap().astype(element)
     for word in (2, 4, 8):
         if word <= plain.dtype.itemsize or plain.nbytes % word:
             continue
         swapped = plain.view(np.uint8).reshape(-1, word)[:, ::-1].reshape(-1)
         text = f"the bytes of each {8 * word}-bit word are in the other order"
-        yield text, np.ascontiguousarray(swapped).view(plain.dtype).astype(np.int64)
+        yield text, np.ascontiguousarray(swapped).view(plain.dtype).astype(element)
 
 
 def _layouts(want: Array, stored: Array) -> Iterator[tuple[str, Array]]:

@@ -1,0 +1,421 @@
+"""`qatc compare`: planted faults are found where they are, dumps in any form are read, hostile ones are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qatc import CompileError, compare_package, compile_model
+from qatc.compiler.compare.package import OpenPackage, open_package
+from qatc.compiler.golden import GoldenTensor, golden_tensors
+from qatc.compiler.integer import Op
+from qatc.compiler.reference import execute
+from tests.compiler.planted import EVALUATE, PLANTERS
+
+CORPUS = Path(__file__).resolve().parent.parent / "corpus"
+MODELS = ("fx-u8pc__unet", "fx-fbgemm-nofold__resnet8", "tfmot-op13__smallcnn", "fx-u8pc-bnfold__kws1d")
+DRAWS = 2  # of each fault, in each model
+
+
+@dataclass(frozen=True)
+class Device:
+    """A package and what a device that computes it rightly would dump of its first sample."""
+
+    package: Path
+    opened: OpenPackage
+    values: Mapping[str, np.ndarray]
+    golden: tuple[GoldenTensor, ...]
+
+    def shown(self, name: str) -> str:
+        return self.opened.names.get(name, name)
+
+    def dump(self, folder: Path, changed: Mapping[str, np.ndarray] | None = None, *, raw: bool = False) -> Path:
+        """Write all integer tensors, some of them changed."""
+        folder.mkdir(exist_ok=True)
+        for tensor in self.golden:
+            value = {**self.values, **(changed or {})}[tensor.name]
+            if raw:
+                value.tofile(folder / f"{tensor.stem}.bin")
+            else:
+                np.save(folder / f"{tensor.stem}.npy", value)
+        return folder
+
+
+def device(package: Path) -> Device:
+    opened = open_package(package)
+    values = execute(opened.graph, opened.samples[0], opened.profile, evaluate=EVALUATE)
+    ranks = {name: value.ndim for name, value in values.items()}
+    return Device(package, opened, values, tuple(golden_tensors(opened.graph, opened.names, ranks, opened.layout)))
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Device]:
+    folder = tmp_path_factory.mktemp("packages")
+    made: dict[str, Device] = {}
+    for name in MODELS:
+        package = folder / f"{name}.qatc"
+        compile_model(CORPUS / name / "model.onnx", qat=True, output=package, verify=False, samples=2, golden=True)
+        made[name] = device(package)
+    return made
+
+
+@pytest.fixture
+def unet(devices: dict[str, Device]) -> Device:
+    return devices["fx-u8pc__unet"]
+
+
+# -- planted faults -------------------------------------------------------------------------------------------------
+def faulty(on: Device, planter, rng: np.random.Generator) -> Iterator[tuple[Op, np.ndarray]]:
+    """Operators in random order, with the tensor that the fault makes of theirs."""
+    values = {**on.opened.graph.constants, **on.values}
+    ops = [op for op in on.opened.graph.ops if on.opened.graph.tensors[op.output].params is not None]
+    for index in rng.permutation(len(ops)).tolist():
+        wrong = planter(on.opened, ops[index], values, rng)
+        if wrong is not None and not np.array_equal(wrong, on.values[ops[index].output]):
+            yield ops[index], wrong
+
+
+def spread(on: Device, op: Op, wrong: np.ndarray) -> dict[str, np.ndarray]:
+    """All tensors where the fault is the device's: whatever comes later is computed from it."""
+    run = execute(
+        on.opened.graph, on.opened.samples[0], on.opened.profile, evaluate=EVALUATE, forced={op.output: wrong}
+    )
+    return {**run, op.output: wrong}
+
+
+def test_planted_faults_are_found(devices: dict[str, Device], tmp_path: Path) -> None:
+    """The right tensor every time, the right cause in at least nine of ten."""
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    missed: list[str] = []
+    for seed, (name, on) in enumerate(devices.items()):
+        for planter, kind in PLANTERS.items():
+            rng = np.random.default_rng(seed)
+            for draw, (op, wrong) in zip(range(DRAWS), faulty(on, planter, rng), strict=False):
+                goes_on = wrong.dtype == on.values[op.output].dtype and draw % 2 == 0
+                folder = tmp_path / f"{name}-{planter.__name__}-{draw}"
+                on.dump(folder, spread(on, op, wrong) if goes_on else {op.output: wrong})
+                found = compare_package(on.package, folder)
+                first = found.first
+                assert first is not None
+                assert first.tensor == on.shown(op.output), (planter.__name__, name)
+                assert first.error == "local"
+                total[kind] += 1
+                if first.cause is not None and first.cause.kind == kind:
+                    right[kind] += 1
+                else:
+                    missed.append(f"{planter.__name__} in {name}, {op.kind} {op.output}: {first.cause}")
+    assert set(total) == set(PLANTERS.values())
+    assert right.total() >= 0.9 * total.total(), missed
+    assert min(right[kind] / total[kind] for kind in total) >= 0.75, missed
+
+
+def test_errors_of_their_own_are_told_from_inherited_ones(unet: Device, tmp_path: Path) -> None:
+    """One wrong operator: all that follow are wrong, none of them by itself."""
+    op = next(op for op in unet.opened.graph.ops if op.kind == "Conv")
+    wrong = np.clip(unet.values[op.output].astype(int) + 3, 0, 255).astype(np.uint8)
+    unet.dump(tmp_path / "dump", spread(unet, op, wrong))
+    found = compare_package(unet.package, tmp_path / "dump")
+    bad = [t for t in found.tensors if not t.passed]
+    assert len(bad) > 3
+    assert [t.error for t in bad] == ["local", *["accumulated"] * (len(bad) - 1)]
+    assert all(t.cause is None for t in bad[1:])
+
+
+def test_golden_inputs_show_each_operator_alone(unet: Device, tmp_path: Path) -> None:
+    """A device that is fed golden inputs, layer by layer: two wrong operators, both their own fault."""
+    ops = [op for op in unet.opened.graph.ops if op.kind == "Conv"]
+    changed = {op.output: unet.values[op.output] ^ np.uint8(1) for op in (ops[0], ops[2])}
+    found = compare_package(unet.package, unet.dump(tmp_path / "dump", changed))
+    assert [t.tensor for t in found.tensors if not t.passed] == [unet.shown(n) for n in changed]
+    assert {t.error for t in found.tensors if not t.passed} == {"local"}
+
+
+def test_a_fault_between_dumped_tensors_is_placed(unet: Device, tmp_path: Path) -> None:
+    """The tensor that is wrong was not dumped; a later one shows it, and the operator is named."""
+    graph = unet.opened.graph
+    readers = graph.consumers()
+    op = next(
+        op
+        for op in graph.ops
+        if op.kind == "Conv" and len(op.inputs) > 2 and readers[op.output][0].output in {g.name for g in unet.golden}
+    )
+    planter = next(p for p, kind in PLANTERS.items() if kind == "bias")
+    values = {**graph.constants, **unet.values}
+    wrong = planter(unet.opened, op, values, np.random.default_rng(0))
+    dump = unet.dump(tmp_path / "dump", spread(unet, op, wrong))
+    stem = next(g.stem for g in unet.golden if g.name == op.output)
+    (dump / f"{stem}.npy").unlink()
+    found = compare_package(unet.package, dump)
+    assert found.first is not None
+    assert found.first.cause is not None
+    assert (found.first.cause.kind, found.first.cause.operator) == ("bias", op.source)
+    assert unet.shown(op.output) in {m.tensor for m in found.missing}
+
+
+def test_noise_has_no_cause(unet: Device, tmp_path: Path) -> None:
+    name = next(op.output for op in unet.opened.graph.ops if op.kind == "Conv")
+    noise = np.random.default_rng(0).integers(0, 256, unet.values[name].shape).astype(np.uint8)
+    found = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: noise}))
+    assert found.first is not None
+    assert found.first.cause is not None
+    assert found.first.cause.kind == "unknown"
+
+
+# -- what a device team can produce -----------------------------------------------------------------------------------
+def test_a_right_dump_is_equal(devices: dict[str, Device], tmp_path: Path) -> None:
+    for name, on in devices.items():
+        for raw in (False, True):
+            found = compare_package(on.package, on.dump(tmp_path / f"{name}{raw}", raw=raw))
+            assert found.passed, found.first
+            assert all(m.index is None for m in found.missing)  # results of float islands
+            assert all(t.equal_share == 1 and t.max_lsb == 0 and t.cosine == pytest.approx(1) for t in found.tensors)
+
+
+def test_golden_folder_and_samples_are_dumps(devices: dict[str, Device]) -> None:
+    on = devices["fx-fbgemm-nofold__resnet8"]
+    golden = compare_package(on.package, on.package / "golden")
+    assert golden.passed
+    assert {t.sample for t in golden.tensors} == {0, 1}
+    samples = compare_package(on.package, on.package / "samples")
+    assert samples.passed
+    assert {t.tensor for t in samples.tensors} == {"input", "output"}
+    assert samples.missing  # said, never skipped silently
+
+
+def named(on: Device, form: str) -> dict[str, np.ndarray]:
+    """A dump under names of some form."""
+    names: dict[str, np.ndarray] = {}
+    for tensor in on.golden:
+        key = {
+            "package": tensor.package,
+            "source": tensor.source,
+            "plain": tensor.name.strip("/").replace("/", "_").replace(".", "_").upper(),
+            "number": str(tensor.index),
+            "tensor number": f"tensor_{tensor.index}",
+            "stem": tensor.stem,
+        }[form]
+        if key is not None:
+            names.setdefault(key, on.values[tensor.name])
+    return names
+
+
+@pytest.mark.parametrize("form", ["package", "source", "plain", "number", "tensor number", "stem"])
+def test_names(unet: Device, tmp_path: Path, form: str) -> None:
+    arrays = named(unet, form)
+    path = tmp_path / "dump.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in arrays.items():
+            stream = io.BytesIO()
+            np.save(stream, value)
+            archive.writestr(f"{name}.npy", stream.getvalue())
+    found = compare_package(unet.package, path)
+    assert found.passed, (found.first, found.diagnostics)
+    assert len(found.tensors) == len(arrays)
+
+
+def test_nested_folders_are_names(unet: Device, tmp_path: Path) -> None:
+    for name, value in named(unet, "package").items():
+        path = tmp_path / "dump" / f"{name.strip('/')}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, value)
+    found = compare_package(unet.package, tmp_path / "dump")
+    assert found.passed, (found.first, found.diagnostics)
+    assert not found.missing
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32", "int64", ">i2"])
+def test_element_types(unet: Device, tmp_path: Path, dtype: str) -> None:
+    changed = {g.name: unet.values[g.name].astype(dtype) for g in unet.golden}
+    assert compare_package(unet.package, unet.dump(tmp_path / "dump", changed)).passed
+
+
+def test_words_and_real_values(unet: Device, tmp_path: Path) -> None:
+    words = {g.name: unet.values[g.name].astype("<i4") for g in unet.golden}
+    assert compare_package(unet.package, unet.dump(tmp_path / "words", words, raw=True)).passed
+    real = {g.name: g.params.dequantize(unet.values[g.name]) for g in unet.golden}
+    assert compare_package(unet.package, unet.dump(tmp_path / "real", real)).passed
+
+
+def test_shapes(unet: Device, tmp_path: Path) -> None:
+    squeezed = {g.name: unet.values[g.name][0] for g in unet.golden}
+    assert compare_package(unet.package, unet.dump(tmp_path / "squeezed", squeezed)).passed
+    flat = {g.name: unet.values[g.name].reshape(-1) for g in unet.golden}
+    assert compare_package(unet.package, unet.dump(tmp_path / "flat", flat)).passed
+    last = {g.name: np.moveaxis(unet.values[g.name], 1, -1) for g in unet.golden if unet.values[g.name].ndim == 4}
+    found = compare_package(unet.package, unet.dump(tmp_path / "last", last))
+    assert found.first is not None
+    assert found.first.cause is not None
+    assert found.first.cause.kind == "layout"
+    wrong = {unet.golden[2].name: unet.values[unet.golden[2].name][:, :1]}
+    found = compare_package(unet.package, unet.dump(tmp_path / "wrong", wrong))
+    assert found.first is not None
+    assert found.first.cause is not None
+    assert found.first.cause.kind == "shape"
+
+
+def test_tolerance(unet: Device, tmp_path: Path) -> None:
+    name = unet.golden[3].name
+    off = np.clip(unet.values[name].astype(int) + 2, 0, 255).astype(np.uint8)
+    dump = unet.dump(tmp_path / "dump", {name: off})
+    assert not compare_package(unet.package, dump, tolerance=1).passed
+    found = compare_package(unet.package, dump, tolerance=2)
+    assert found.passed
+    assert next(t for t in found.tensors if t.tensor == unet.shown(name)).max_lsb == 2
+
+
+def test_samples_in_folders(unet: Device, tmp_path: Path) -> None:
+    second = execute(unet.opened.graph, unet.opened.samples[1], unet.opened.profile, evaluate=EVALUATE)
+    tensor = unet.golden[1]
+    for folder, value in (("sample_0", unet.values[tensor.name]), ("1", second[tensor.name])):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / f"{tensor.stem}.npy", value)
+    found = compare_package(unet.package, tmp_path)
+    assert found.passed
+    assert [t.sample for t in found.tensors] == [0, 1]
+    np.save(tmp_path / f"{tensor.stem}.npy", second[tensor.name])
+    only = compare_package(unet.package, tmp_path, sample=1)
+    assert only.passed
+    (tmp_path / "7").mkdir()
+    np.save(tmp_path / "7" / f"{tensor.stem}.npy", unet.values[tensor.name])
+    assert "sample 7" in str(compare_package(unet.package, tmp_path, sample=1).diagnostics[-2:])
+    with pytest.raises(CompileError, match="no sample 9") as caught:
+        compare_package(unet.package, tmp_path, sample=9)
+    assert caught.value.exit_code == 2
+
+
+# -- hostile dumps ----------------------------------------------------------------------------------------------------
+def npy(header: str) -> bytes:
+    """An npy file of a hand-written header and no data."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+HOSTILE = {
+    "huge": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000,), }"),
+    "overflow": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (4294967296, 4294967296, 4294967296), }"),
+    "negative": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,), }"),
+    "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
+    "code": npy("__import__('os').system('touch owned')"),
+    "nested": npy("{'descr': " + "[" * 90 + "}"),
+    "empty": b"",
+    "not npy": b"hello",
+    "cut": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 12, 16, 16), }") + b"\0" * 100,
+    "text": npy("{'descr': '<U4', 'fortran_order': False, 'shape': (0,), }"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_arrays(unet: Device, tmp_path: Path, kind: str) -> None:
+    dump = unet.dump(tmp_path / "dump")
+    stem = unet.golden[1].stem
+    (dump / f"{stem}.npy").write_bytes(HOSTILE[kind])
+    found = compare_package(unet.package, dump)
+    assert not found.passed
+    assert [d.code for d in found.diagnostics if d.severity.value == "error"] == ["QAT406"]
+    assert not (Path.cwd() / "owned").exists()
+
+
+def test_pickles_are_not_loaded(unet: Device, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    dump = unet.dump(tmp_path / "dump")
+    np.save(dump / f"{unet.golden[1].stem}.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    found = compare_package(unet.package, dump)
+    assert "pickle" in str(found.diagnostics)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_links_and_pipes_are_not_followed(unet: Device, tmp_path: Path) -> None:
+    dump = unet.dump(tmp_path / "dump")
+    stems = [g.stem for g in unet.golden]
+    secret = tmp_path / "secret.npy"
+    np.save(secret, unet.values[unet.golden[1].name])
+    for stem in stems[1:3]:
+        (dump / f"{stem}.npy").unlink()
+    (dump / f"{stems[1]}.npy").symlink_to(secret)
+    os.mkfifo(dump / f"{stems[2]}.npy")
+    (dump / "loop").symlink_to(dump)
+    found = compare_package(unet.package, dump)
+    assert not found.passed
+    said = str([str(d) for d in found.diagnostics])
+    assert "symbolic link" in said
+    assert "no plain file" in said
+
+
+def test_hostile_archives(unet: Device, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{unet.golden[1].stem}.npy", b"\0" * (1 << 26))
+        archive.writestr(f"{unet.golden[2].stem}.npy", npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,)}"))
+        archive.writestr("../../escape.npy", b"x")
+    found = compare_package(unet.package, path)
+    assert not found.passed
+    assert f"{1 << 26:,} bytes" in str([str(d) for d in found.diagnostics])
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CompileError, match="no npz file"):
+        compare_package(unet.package, broken)
+
+
+def test_what_is_not_there(unet: Device, tmp_path: Path) -> None:
+    for dump in (tmp_path / "nothing", unet.package / "manifest.json"):
+        with pytest.raises(CompileError, match="QAT406") as caught:
+            compare_package(unet.package, dump)
+        assert caught.value.exit_code == 2
+    (tmp_path / "strange").mkdir()
+    np.save(tmp_path / "strange" / "nobody.npy", np.zeros(3))
+    with pytest.raises(CompileError, match="QAT407") as caught:
+        compare_package(unet.package, tmp_path / "strange")
+    assert caught.value.exit_code == 3
+    np.save(tmp_path / "strange" / f"{unet.golden[0].stem}.npy", unet.values[unet.golden[0].name])
+    found = compare_package(unet.package, tmp_path / "strange")
+    assert found.passed
+    assert "nobody" in str(found.diagnostics)
+    with pytest.raises(CompileError, match="QAT502"):
+        compare_package(tmp_path, unet.package / "golden")
+
+
+def test_damaged_packages(unet: Device, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy.qatc"
+    shutil.copytree(unet.package, copy)
+    document = json.loads((copy / "integer.json").read_text())
+    document["operators"][0]["lo"] = 1
+    (copy / "integer.json").write_text(json.dumps(document))
+    with pytest.raises(CompileError, match=r"integer\.json"):
+        compare_package(copy, unet.package / "golden")
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+def test_command(unet: Device, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from qatc.cli import cli
+
+    name = next(op.output for op in unet.opened.graph.ops if op.kind == "Conv")
+    shifted = np.clip(unet.values[name].astype(int) + 5, 0, 255).astype(np.uint8)
+    dump = unet.dump(tmp_path / "dump", {name: shifted})
+    (dump / f"{unet.golden[-1].stem}.npy").unlink()
+    found = CliRunner().invoke(cli, ["compare", str(unet.package), str(dump)])
+    assert found.exit_code == 3
+    for text in ("differs", unet.shown(name), "a zero-point shift", "every value is +5", "not dumped"):
+        assert text in found.stdout
+    golden = CliRunner().invoke(cli, ["compare", str(unet.package), str(unet.package / "golden"), "--json"])
+    assert golden.exit_code == 0
+    assert json.loads(golden.stdout)["result"]["passed"] is True
+    failed = json.loads(CliRunner().invoke(cli, ["compare", str(unet.package), str(dump), "--json"]).stdout)
+    assert failed["result"]["first"] == unet.shown(name)
+    assert failed["diagnostics"][-1]["code"] == "QAT405"
