@@ -157,6 +157,9 @@ class _Lifter:
 
     def _quantize(self, node: Node) -> None:
         self.held.append(node)
+        if id(node.inputs[0]) in self.integers:
+            self._check_reads(node)
+            return
         params = self._params(node)
         if params is None:
             return
@@ -390,7 +393,7 @@ class _Lifter:
         if known is None:
             integers = np.asarray(value.astype(params.container, copy=False), order="C")
             if not params.is_full_range:
-                integers = np.clip(integers, params.qmin, params.qmax)
+                integers = np.asarray(np.clip(integers, params.qmin, params.qmax))  # a scalar stays an array
             alone = len(x.outputs) == 1
             known = Constant(x.name, integers) if alone else self.graph.constant(x.name, integers)
             self.graph.params[known.name] = params

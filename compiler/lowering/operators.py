@@ -335,6 +335,8 @@ def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     if any(v is None for v in found):
         return False
     gamma, beta, mean, var = (np.asarray(v, np.float64) for v in found)
+    if any(v.shape != (gamma.size,) for v in (gamma, beta, mean, var)):
+        return False
     factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
     return _per_channel_affine(state, node, out, factor, beta - mean * factor, (lo, hi), rank)
 

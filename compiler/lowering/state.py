@@ -114,11 +114,16 @@ class State:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
         name, origin = tensor.name, self.graph.origin.get(tensor.name)
         source = origin if name in self.graph.params else name if name in self.graph.known else None
-        if name in self.build.graph.tensors:  # a float input that is rounded on the way in: this is the rounded one
+        if name in self.build.graph.tensors or self._is_integer_output(tensor):
+            # a float input that is rounded on the way in, or an output of integers: this is their rounded float form
             name = self.build.fresh(f"{name}_dequantized")
         name = self.build.plain(name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
         self.floats[id(tensor)] = name
         return name
+
+    def _is_integer_output(self, tensor: Tensor) -> bool:
+        integer = self.options.io == "integer" or tensor.name in self.graph.integer_ports
+        return integer and tensor.name in self.graph.params and self.graph.is_output(tensor)
 
     def new_result(self, tensor: Tensor) -> str:
         """Describe what a float operator computes: the tensor itself, or its value before it is rounded."""
