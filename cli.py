@@ -260,11 +260,14 @@ def compile_command(model: Path, json: bool, quiet: bool, verbose: bool, **chose
 @click.argument("model", type=_FILE)
 @_model_options
 @click.option("--dump", is_flag=True, help="Print the integer graph as text, one line an operator, and nothing else.")
+@click.option("--svg", type=_FILE, metavar="FILE", help="Draw the graph: integers, islands and why, into a file.")
 @_output_options
-def inspect_command(model: Path, dump: bool, json: bool, quiet: bool, verbose: bool, **chosen: Any) -> None:
+def inspect_command(
+    model: Path, dump: bool, svg: Path | None, json: bool, quiet: bool, verbose: bool, **chosen: Any
+) -> None:
     """Show what of MODEL would run in integers, what not, and why.
 
-    Nothing is written. Takes the options of compile that shape the graph.
+    No package is written. Takes the options of compile that shape the graph.
     """
     from qatc.compiler.driver import inspect_model
     from qatc.compiler.report import envelope, inspection_json
@@ -272,6 +275,10 @@ def inspect_command(model: Path, dump: bool, json: bool, quiet: bool, verbose: b
 
     screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
     found = inspect_model(model, **chosen)
+    if svg is not None and found.view is not None:
+        from qatc.compiler.report.drawing import graph_file
+
+        screen.write_file(svg, graph_file(found.view, found.source.name))
     if json:
         screen.write_json(envelope("inspect", diagnostics=found.diagnostics, result=inspection_json(found)))
     elif dump:

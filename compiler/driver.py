@@ -16,6 +16,7 @@ from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
 from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, infer_shapes, shape_of
+from qatc.compiler.inspection import inspection, overflows, view
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import Source, load
@@ -194,8 +195,6 @@ class _Compilation:
         graph, source, dialect, evidence = self.canonical()
         self.strip(graph)
         self.fold(graph)
-        from qatc.compiler.inspection import inspection
-
         integer = self.lowered(graph, target)
         return inspection(self.path, source, graph, integer, dialect=dialect, evidence=evidence, target=target.name,
                           diagnostics=self.diagnostics)  # fmt: skip
@@ -389,6 +388,7 @@ class _Compilation:
         integer = lower(graph, LoweringOptions(activations=target.activations, io=self.options.io))
         integer.verify()
         self.collect(graph)
+        self.diagnostics += overflows(integer)
         left = islands(integer)
         if left and self.options.require_integer:
             raise CompileError(
@@ -477,6 +477,7 @@ class _Compilation:
             diagnostics=tuple(self.diagnostics),
             verification=verification,
             explanation=tuple(dict.fromkeys(graph.explanation)),
+            view=view(integer),
             options=self.recorded(),
         )
 

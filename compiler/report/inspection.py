@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.diagnostics import escaped, printable
@@ -22,6 +22,7 @@ _COLUMNS: Final = (
     Column("runs in"),
     Column("MACs", numeric=True),
     Column("weights", numeric=True),
+    Column("result", numeric=True),
     Column("node"),
 )
 _RUNS: Final = {"integer": ("integers", "green"), "float": ("float", "yellow"), "moved": ("any", "dim")}
@@ -54,12 +55,33 @@ def _row(op: InspectedOp, *, verbose: bool) -> list[Text | str]:
     from rich.text import Text
 
     word, style = _RUNS.get(op.kind, (op.kind, ""))
-    node = Text(printable(op.node)).append(f"  {escaped(op.note)}" if verbose and op.note else "", style="dim")
+    more = ", ".join(part for part in (escaped(op.note), *_numbers(op)) if part) if verbose else ""
+    node = Text(printable(op.node)).append(f"  {more}" if more else "", style="dim")
     if op.reason:
         node.append(f"\n{escaped(op.reason)}" + (f" ({printable(op.tensor)})" if op.tensor else ""))
     macs = text.scaled(op.macs) if op.macs else ""
     parameters = text.scaled(op.parameters) if op.parameters else ""
-    return [printable(op.op_type), Text(word, style=style), macs, parameters, node]
+    size = text.scaled(op.activation_bytes, "B") if op.activation_bytes else ""
+    return [printable(op.op_type), Text(word, style=style), macs, parameters, size, node]
+
+
+def _numbers(op: InspectedOp) -> Iterator[str]:
+    """What is proven of an operator's weights and sums."""
+    if op.weights is not None:
+        yield f"{op.weights.bits}-bit weights"
+        if op.weights.weak:
+            yield f"{op.weights.weak} of {op.weights.channels} channels weak"
+        if op.weights.dead:
+            yield f"{op.weights.dead} of {op.weights.channels} channels zero"
+    if op.sums is not None:
+        yield f"sums of {bits(op.sums.largest)} bits"
+        if op.sums.saturating:
+            yield f"pairs up to {op.sums.largest_pair:,} in {op.sums.saturating} of {op.sums.channels} channels"
+
+
+def bits(magnitude: int) -> int:
+    """The bits that a signed integer of this magnitude takes."""
+    return magnitude.bit_length() + 1
 
 
 def _print_rest(operators: Sequence[InspectedOp], shown: Sequence[InspectedOp], console: Console) -> None:
@@ -91,15 +113,51 @@ def _print_facts(found: Inspection, console: Console, *, verbose: bool) -> None:
     facts.row("integers", (share if macs else Text("no multiply-accumulates")).append(f" ({operators})", style="dim"))
     weights = sum(op.parameters for op in found.operators)
     facts.row("weights", f"{text.scaled(weights)} in a file of {text.scaled(found.source_bytes, 'B')}")
+    facts.row("activations", f"{text.scaled(found.peak_bytes, 'B')} at once for one sample")
+    _print_sums(found, facts)
     if found.missing:
         facts.row("no range", *_missing(found, verbose=verbose), style="yellow")
+    if found.disagreeing:
+        facts.row("two grids", *_disagreeing(found, verbose=verbose), style="yellow")
     notes(found.diagnostics, facts, verbose=verbose)
+    if found.advice:
+        facts.row("advice", *map(text.prose, found.advice), style="cyan")
+
+
+def _print_sums(found: Inspection, facts: Facts) -> None:
+    """The largest accumulator, and what processors without VNNI would make of pairs of products."""
+    sums = [(op.sums, op) for op in found.operators if op.sums is not None]
+    if not sums:
+        return
+    largest, op = max(sums, key=lambda pair: pair[0].largest)
+    over = sum(1 for bounds, _ in sums if bounds.overflowing)
+    said = f"at most {bits(largest.largest)} bits, in {printable(op.node)}"
+    facts.row("sums", f"{said}: {text.count(over, 'operator')} may overflow 32" if over else said,
+              style="yellow" if over else "dim")  # fmt: skip
+    pairs = [(bounds, op) for bounds, op in sums if bounds.saturating]
+    if pairs:
+        worst, op = max(pairs, key=lambda pair: pair[0].largest_pair)
+        line = f"{len(pairs):,} of {text.count(len(sums), 'operator')} may saturate 16 bits on x86 without VNNI"
+        facts.row("pairs", f"{line}; worst {worst.largest_pair:,} of 32,767 in {printable(op.node)}")
 
 
 def _port(name: str, kind: str) -> Text:
     from rich.text import Text
 
     return Text(printable(name)).append(f" {kind}", style="dim")
+
+
+def _disagreeing(found: Inspection, *, verbose: bool) -> list[Text]:
+    from rich.text import Text
+
+    shown = _ALL if verbose else 5
+    lines: list[Text] = []
+    for apart in found.disagreeing[:shown]:
+        lines.append(Text(printable(apart.tensor)).append(f" {text.prose(apart.reason)}", style="dim"))
+        lines += [Text(f"  {text.grid(params)}", style="dim") for params in apart.grids[: _ALL if verbose else 2]]
+    if len(found.disagreeing) > shown:
+        lines.append(Text(f"and {len(found.disagreeing) - shown:,} more (-v lists them)", style="dim"))
+    return lines
 
 
 def _missing(found: Inspection, *, verbose: bool) -> list[Text]:

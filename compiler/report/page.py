@@ -22,6 +22,7 @@ from qatc._version import __version__
 from qatc.compiler.diagnostics import Severity, escaped, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
+from qatc.compiler.report.drawing import STYLE, graph_drawing
 from qatc.compiler.result import CompileResult, Coverage, Port, TensorCheck, Verification
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
         "parameters": [_parameter_row(t.source, t.name, t.role, t.params) for t in result.tensors[:_ROWS]],
         "explanation": result.explanation,
         "command": shlex.join(["qatc", "compile", result.source.name, *text.option_flags(result.options)]),
+        "graph": None if result.view is None else graph_drawing(result.view, result.source.name),
+        "graph_style": Markup(STYLE),
         "dump": None if graph_dump is None else Markup(escape(escaped(graph_dump))),
     }
     return _template().render(context).encode("utf-8", "backslashreplace")

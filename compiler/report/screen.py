@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from qatc.compiler.diagnostics import Diagnostic, Severity, escaped, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, escaped, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Facts
 
@@ -64,6 +65,18 @@ class Screen:
         """Write a JSON document on standard output."""
         sys.stdout.write(data.decode("ascii"))
         sys.stdout.flush()
+
+    def write_file(self, path: Path, data: bytes) -> None:
+        """Write a file that the user asked for beside the result.
+
+        Raises:
+            CompileError: QAT007 with exit code 2 where it cannot be written.
+        """
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            message = f"cannot write {printable(str(path))}: {error.strerror or error}"
+            raise CompileError([Diagnostic("QAT007", message, hint="name a file in a folder that exists")], 2) from error
 
     def diagnostics(self, found: Iterable[Diagnostic]) -> None:
         """Print errors, warnings and notes on standard error, errors last: that is where the eye is."""
