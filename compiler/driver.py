@@ -1,4 +1,4 @@
-"""The road from a file to a package, top to bottom: load, normalise, strip, fold, lower, emit, verify, write."""
+"""The road from a file to a package, top to bottom: load, normalize, strip, fold, lower, emit, verify, write."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _options(options: Mapping[str, Any], output: str | Path | None) -> CompileOp
 
 def frontends() -> Registry[Frontend]:
     """The dialects: built in and installed (entry points `qatc.frontends`)."""
-    return _registry("frontend", "qatc.frontends", "QAT102")
+    return _registry("dialect", "qatc.frontends", "QAT102")
 
 
 def backends() -> Registry[Backend]:
@@ -163,7 +163,7 @@ class _Compilation:
 
     # -- the road -------------------------------------------------------------------------------------------------
     def run(self) -> CompileResult:
-        """Load, normalise, strip, fold, calibrate, lower, emit, verify, write."""
+        """Load, normalize, strip, fold, calibrate, lower, emit, verify, write."""
         output = self.options.output or Path(f"{self.path.stem}.qatc")
         check_destination(output)
         target, backend, options = self.chosen()
