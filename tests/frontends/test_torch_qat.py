@@ -1,0 +1,160 @@
+"""Training with `qatc.frontends.torch_qat`: what is exported states every range, and compiles to integers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed (extra `torch`)")
+torch_qat: Any = pytest.importorskip("qatc.frontends.torch_qat")
+
+from qatc import CompileError, compile_model  # noqa: E402
+
+nn: Any = torch.nn
+RECIPES = ["default", "drpai", "symmetric", "power-of-two", "lsq"]
+INPUT = (2, 1, 16, 16)
+
+
+def network() -> Any:
+    """Every place that matters: Conv+BN, residual sums, a parameter, SiLU, ReLU6, transposed Conv, concat, pooling."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.first_bn = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.second, self.second_bn = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+            self.silu, self.relu6 = nn.SiLU(), nn.ReLU6()
+            self.head = nn.Linear(12, 10)
+            self.place = nn.Parameter(torch.zeros(1, 8, 1, 1))
+
+        def forward(self, x: Any) -> Any:
+            first = torch.relu(self.first_bn(self.first(x)))
+            total = self.silu(self.second_bn(self.second(first)) + first + self.place)
+            wide = nn.functional.max_pool2d(self.relu6(self.up(total)), 2)
+            return self.head(torch.cat([wide, total], 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Network()
+
+
+def trained(model: Any, steps: int = 3) -> Any:
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(torch.randn(INPUT)), torch.tensor([1, 7]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch_qat.freeze(model)
+    return model.eval()
+
+
+def exported(model: Any, path: Path, **options: Any) -> onnx.ModelProto:
+    torch_qat.export(model, path, torch.randn(INPUT), **options)
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_all_integer_without_data(recipe: str, tmp_path: Path) -> None:
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe=recipe))
+    exported(model, tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", qat=True, dialect="pytorch", io="integer", output=tmp_path / "out")
+    assert result.coverage.share == 1.0
+    assert not result.islands
+    assert {p.dtype for p in (*result.inputs, *result.outputs)} == {"uint8"}
+    assert result.verification is not None
+    assert result.verification.passed
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_file_computes_what_was_trained(recipe: str, tmp_path: Path) -> None:
+    import onnxruntime as ort
+
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe=recipe))
+    exported(model, tmp_path / "model.onnx")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    x = torch.randn(5, *INPUT[1:])  # the batch is symbolic
+    (found,) = ort.InferenceSession(tmp_path / "model.onnx", options).run(None, {"input": x.numpy()})
+    step = float(model.fq_head.scale)
+    assert np.abs(found - model(x).detach().numpy()).max() <= step * 1.01  # a tie may round the other way
+
+
+def test_every_range_is_in_the_file(tmp_path: Path) -> None:
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="drpai", bits={"second": 4}))
+    graph = exported(model, tmp_path / "model.onnx", opset=13).graph
+    constants = {
+        n.output[0]: onnx.numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"
+    }
+    clips = {
+        (constants[n.input[1]].dtype.name, int(constants[n.input[1]]), int(constants[n.input[2]]))
+        for n in graph.node
+        if n.op_type == "Clip" and n.input[1] in constants and constants[n.input[1]].dtype.kind in "ui"
+    }
+    assert clips == {("uint8", 0, 127), ("int8", -8, 7)}
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".scale")}
+    assert {s.shape for s in scales.values()} == {(), (8,), (4,), (10,)}
+    assert {"first.weight", "up.weight", "head.weight"} <= {t.name for t in graph.initializer}
+
+
+@pytest.mark.parametrize("recipe", ["symmetric", "power-of-two"])
+def test_symmetric_recipes_have_no_zero_points(recipe: str) -> None:
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe=recipe))
+    grids = [m for m in torch_qat.stateless_copy(model).modules() if isinstance(m, torch_qat.Rounding)]
+    assert grids
+    assert all(int(g.zero_point.abs().max()) == 0 for g in grids)
+    if recipe == "power-of-two":
+        assert all(float(torch.log2(g.scale)).is_integer() for g in grids)
+    else:
+        assert all(g.low == -127 for g in grids if g.axis >= 0)
+
+
+def test_learned_scales_learn_and_end_on_integers() -> None:
+    model = torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="lsq")
+    trained(model, steps=20)
+    before = float(model.fq_add.scale)
+    model.train()
+    trained(model, steps=3)
+    assert float(model.fq_add.scale) != before
+
+
+def test_concatenated_tensors_share_a_grid() -> None:
+    model = torch_qat.prepare_qat(network(), torch.randn(INPUT))
+    called = [str(n.target) for n in model.graph.nodes if n.op == "call_module" and str(n.target).startswith("fq_cat")]
+    assert called == ["fq_cat"] * 3
+
+
+def test_excluded_modules_stay_float(tmp_path: Path) -> None:
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), exclude=["head"]))
+    exported(model, tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", output=tmp_path / "out")
+    assert [island.op_type for island in result.islands] == ["Gemm"]
+
+
+def test_models_of_torch_ao_export_too(tmp_path: Path) -> None:
+    """Fused fake quantizers, which no exporter of PyTorch's writes; batch norm folded as training simulated it."""
+    from torch.ao.quantization import get_default_qat_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+    small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10))
+    model = trained(prepare_qat_fx(small.train(), get_default_qat_qconfig_mapping("x86"), (torch.randn(INPUT),)))
+    written = exported(model, tmp_path / "model.onnx")
+    assert not {"BatchNormalization", "Div"} & {n.op_type for n in written.graph.node}
+    result = compile_model(tmp_path / "model.onnx", output=tmp_path / "out")
+    assert result.coverage.share == 1.0
+
+
+def test_wrong_requests_are_usage_errors(tmp_path: Path) -> None:
+    x = torch.randn(INPUT)
+    for options in ({"recipe": "drpia"}, {"exclude": ["nothing"]}, {"bits": {"first": 1}}, {"target": "onx"}):
+        with pytest.raises(CompileError) as caught:
+            torch_qat.prepare_qat(network(), x, **options)
+        assert caught.value.exit_code == 2
+    with pytest.raises(CompileError, match="no fake quantization"):
+        torch_qat.export(network(), tmp_path / "m.onnx", x)
+    with pytest.raises(CompileError, match="opset"):
+        torch_qat.export(network(), tmp_path / "m.onnx", x, opset=11)

@@ -1,0 +1,2 @@
+from torch.ao import nn as nn
+from torch.ao import quantization as quantization

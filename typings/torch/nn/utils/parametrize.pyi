@@ -1,0 +1,6 @@
+from torch.nn import Module
+
+def is_parametrized(module: Module, tensor_name: str | None = None) -> bool: ...
+def register_parametrization(
+    module: Module, tensor_name: str, parametrization: Module, *, unsafe: bool = False
+) -> Module: ...
