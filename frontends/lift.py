@@ -157,6 +157,9 @@ class _Lifter:
 
     def _quantize(self, node: Node) -> None:
         self.held.append(node)
+        if not node.inputs[0].name:
+            self.found.error("QAT104", f"{node.op} has no input", node=label_of(node))
+            return
         if id(node.inputs[0]) in self.integers:
             self._check_reads(node)
             return

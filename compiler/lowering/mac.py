@@ -20,6 +20,7 @@ from qatc.compiler.passes.affine import per_channel
 from qatc.compiler.quant import QuantParams, dtype_range
 
 OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
@@ -71,6 +72,8 @@ def _bias_refusal(state: State, node: Node) -> Reason | None:
     value = state.graph.real(bias)
     if value is None:
         return Reason("its bias is computed at run time", bias.name)
+    if not np.all(np.abs(value) <= _LARGEST_BIAS):
+        return Reason("its bias is not finite", bias.name)
     fits = per_channel(value, -1, channels_of(node) or 0) is not None
     return None if fits else Reason("its bias is not one number per channel", bias.name)
 
@@ -170,6 +173,8 @@ def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: flo
         return False
     own = _own_bias(state, node)
     total = _sum(None if own is None else own * alpha, bias)
+    if not np.all(np.abs(total) <= _LARGEST_BIAS):
+        return False
     integers = _tune(state, found, total, params.scale[0])
     inputs, result = [found.x, _weight_name(state, found)], state.new_int(out)
     if integers is not None:
