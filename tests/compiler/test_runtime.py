@@ -1,0 +1,154 @@
+"""ONNX Runtime as qatc uses it: single operators, and models of which any tensor can be read."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.runtime import OrtEvaluator, RunnableModel, tidy
+from qatc.compiler.verify.ends import Outputs
+from qatc.compiler.verify.limits import Limits
+from qatc.compiler.verify.tally import Tally
+
+X = np.array([[1.0, -2.0, 3.0]], np.float32)
+
+
+def test_operators_with_attributes_absent_inputs_and_several_outputs():
+    evaluate = OrtEvaluator()
+    (clipped,) = evaluate("Clip", "", 17, [X, None, np.float32(2)], {}, 1)
+    np.testing.assert_array_equal(clipped, [[1, -2, 2]])
+    first, second = evaluate("Split", "", 13, [X, np.array([1, 2])], {"axis": 1}, 2)
+    assert (first.shape, second.shape) == ((1, 1), (1, 2))
+    (moved,) = evaluate("Transpose", "", 13, [X], {"perm": [1, 0]}, 1)
+    assert moved.shape == (3, 1)
+    (fast,) = evaluate("FastGelu", "com.microsoft", 1, [X], {}, 1)
+    assert fast.shape == X.shape
+    assert evaluate("Softmax", "", 13, [X], {"axis": -1}, 1)[0].sum() == pytest.approx(1)
+
+
+def test_other_shapes_take_the_same_session():
+    evaluate = OrtEvaluator()
+    evaluate("Relu", "", 17, [X], {}, 1)
+    evaluate("Relu", "", 17, [np.zeros((5, 9), np.float32)], {}, 1)
+    assert len(evaluate._sessions) == 1
+    evaluate("Relu", "", 17, [X.astype(np.float64)], {}, 1)
+    assert len(evaluate._sessions) == 2
+
+
+def test_subgraphs_read_what_is_around_them():
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        node = helper.make_node(op, ["outer", "outer"], [name])
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    attrs = {"then_branch": branch("a", "Add"), "else_branch": branch("b", "Mul"), "_captures": ["outer"]}
+    (doubled,) = OrtEvaluator()("If", "", 17, [np.array(True), X], attrs, 1)
+    np.testing.assert_array_equal(doubled, 2 * X)
+    (squared,) = OrtEvaluator()("If", "", 17, [np.array(False), X], attrs, 1)
+    np.testing.assert_array_equal(squared, X * X)
+
+
+def test_what_onnx_runtime_does_not_know_is_said():
+    with pytest.raises(CompileError) as caught:
+        OrtEvaluator()("Nonsense", "vendor", 1, [X], {}, 1)
+    assert caught.value.diagnostics[0].code == "QAT403"
+    assert "vendor::Nonsense" in caught.value.diagnostics[0].message
+
+
+def chain() -> onnx.ModelProto:
+    weight = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) / 4096
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "small"], ["y"]),
+    ]
+    shape = ["N", 64]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(2), "small")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_large_constants_are_shared_not_copied(optimize):
+    model = chain()
+    declared, weights = tidy(model)
+    assert list(weights) == ["w"]
+    assert declared.ByteSize() < 2000
+    feeds = {"x": np.ones((2, 64), np.float32)}
+    found = RunnableModel(model, optimize=optimize).run(feeds, ["y", "w", "small", "x"])
+    np.testing.assert_allclose(found["y"], feeds["x"] @ weights["w"] + 2, rtol=1e-5)
+    np.testing.assert_array_equal(found["w"], weights["w"])
+    assert found["small"] == 2
+
+
+def test_only_what_is_needed_runs():
+    model = chain()
+    model.graph.node.append(helper.make_node("Nonsense", ["y"], ["never"], domain="vendor"))
+    runnable = RunnableModel(model)
+    assert runnable.run({"x": np.ones((1, 64), np.float32)}, ["b"])["b"].shape == (1, 64)
+    assert runnable.has("never")
+    with pytest.raises(KeyError, match="nowhere"):
+        runnable.run({"x": np.ones((1, 64), np.float32)}, ["nowhere"])
+
+
+# -- outputs ---------------------------------------------------------------------------------------------------------
+def outcome(
+    found: np.ndarray, wanted: np.ndarray, limits: Limits | None = None
+) -> tuple[float, float | None, str | None]:
+    outputs = Outputs()
+    outputs.add("y", found, wanted, None)
+    ((check,), bad) = outputs.finish(limits or Limits(), {})
+    return check.max_abs, check.argmax_agreement, bad
+
+
+def test_outputs_that_are_not_finite_or_of_another_shape_fail():
+    wanted = np.array([[1.0, 2.0], [3.0, 1.0]], np.float32)
+    assert outcome(wanted + 0.5, wanted) == (0.5, 1.0, None)
+    assert outcome(np.full_like(wanted, np.nan), wanted)[2] == "y"
+    assert outcome(wanted[:1], wanted)[2] == "y"
+    endless = np.where(wanted > 2, np.inf, wanted)
+    assert outcome(endless, endless)[2] is None  # where the simulation is infinite as well, nothing is demanded
+    assert outcome(endless, wanted)[2] == "y"
+
+
+def test_a_tie_at_the_top_agrees():
+    wanted = np.array([[1.0, 2.0, 0.0]], np.float32)
+    assert outcome(np.array([[2.0, 2.0, 0.0]], np.float32), wanted)[1] == 1.0
+    assert outcome(np.array([[2.0, 1.0, 0.0]], np.float32), wanted)[1] == 0.0
+    assert outcome(np.array([[2.0, 1.0, 0.0]], np.float32), wanted, Limits(agreement=0.5))[2] == "y"
+    assert outcome(np.float32([1, 2]), np.float32([1, 2]))[1] is None
+
+
+def test_tallies_add_up_over_samples():
+    grid = QuantParams.per_tensor(0.5, 10)
+    tally = Tally("t", "Conv", "local")
+    a = np.array([10, 20, 30, 40], np.uint8)
+    assert tally.integers(a, a, grid).size == 0
+    np.testing.assert_array_equal(tally.integers(a + np.uint8([0, 1, 0, 3]), a, grid), [1, 3])
+    check = tally.check()
+    assert check.histogram == {0: 6, 1: 1, 3: 1}
+    assert (check.elements, check.max_lsb, check.passed) == (8, 3, True)
+    assert check.sqnr_db == pytest.approx(10 * np.log10(2 * (10**2 + 20**2 + 30**2) / (1 + 9)))
+    tally.integers(a[:2], a, grid)
+    assert "shape" in tally.check().message
+
+
+def test_floats_are_compared_relative_to_their_largest():
+    tally = Tally("t", "Float", "local")
+    tally.floats(X * np.float32(1 + 1e-6), X, 1e-5)
+    assert tally.check().passed
+    tally.floats(X + np.float32(1), X, 1e-5)
+    assert not tally.check().passed
+    nan = Tally("t", "Float", "local")
+    nan.floats(np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), 1e-5)
+    assert nan.check().passed
+    nan.floats(np.array([np.nan, 1.0]), np.array([1.0, 1.0]), 1e-5)
+    assert not nan.check().passed
