@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qatc.compiler.diagnostics import Diagnostics
+from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 
@@ -480,7 +480,11 @@ def _pin(model: onnx.ModelProto, pinned: Mapping[str, Sequence[int]]) -> None:
 
 
 def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    try:
+        found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        message = f"the shapes or types of the model contradict each other: {error}"
+        raise fail("QAT004", message, hint="onnx.checker.check_model(path, full_check=True) tells more") from error
     return {v.name: v.type.tensor_type for v in [*found.value_info, *found.output] if v.type.HasField("tensor_type")}
 
 

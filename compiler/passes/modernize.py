@@ -56,7 +56,7 @@ def infer_if_possible(graph: QuantGraph) -> None:
     """ONNX shape inference for what it is worth: a graph that it cannot handle stays as it is."""
     try:
         infer_shapes(graph)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+    except CompileError as error:
         graph.explain("modernize", f"ONNX shape inference gave up: {error}")
 
 
