@@ -25,9 +25,19 @@ REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x
 DOMAIN = "qatc"
 
 Tensor: TypeAlias = "gs.Variable | gs.Constant"
-Variable = gs.Variable
-Constant = gs.Constant
 Dim: TypeAlias = "int | str | None"
+
+
+class Variable(gs.Variable):
+    """A graphsurgeon variable whose attributes are assigned as they are, without a look for lists in every one."""
+
+    __setattr__ = object.__setattr__
+
+
+class Constant(gs.Constant):
+    """A graphsurgeon constant, likewise."""
+
+    __setattr__ = object.__setattr__
 
 
 class Node(gs.Node):
@@ -40,6 +50,12 @@ class Node(gs.Node):
 
     def __hash__(self) -> int:
         return id(self)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("inputs", "outputs"):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The attribute `name` as a Python value (strings decoded), or `default`."""
@@ -191,16 +207,16 @@ class QuantGraph:
         self._names.add(name)
         return name
 
-    def constant(self, hint: str, value: Array, params: QuantParams | None = None) -> gs.Constant:
+    def constant(self, hint: str, value: Array, params: QuantParams | None = None) -> Constant:
         """A new constant; with `params` the value is its integers."""
-        tensor = gs.Constant(self.fresh(hint), np.asarray(value))
+        tensor = Constant(self.fresh(hint), np.asarray(value))
         if params is not None:
             self.params[tensor.name] = params
         return tensor
 
-    def variable(self, hint: str, dtype: int | None = None, shape: Sequence[Dim] | None = None) -> gs.Variable:
+    def variable(self, hint: str, dtype: int | None = None, shape: Sequence[Dim] | None = None) -> Variable:
         """A new tensor (dtype as TensorProto element type)."""
-        return gs.Variable(self.fresh(hint), dtype, None if shape is None else list(shape))
+        return Variable(self.fresh(hint), dtype, None if shape is None else list(shape))
 
     def insert(
         self,

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import (
     Constant,
     Node,
