@@ -15,13 +15,14 @@ from qatc._version import __version__
 from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, printable
 
 if TYPE_CHECKING:
+    from qatc.compiler.report.junit import Case
     from qatc.compiler.report.screen import Screen
 
 _FAILED: Final = 3
 _INTERRUPTED: Final = 130
 _BUG: Final = 70
 _TOLERANCES: Final = ("max_lsb", "equal_share", "float_tolerance", "output_lsb", "agreement")
-_PROFILES: Final = ("onnx", "tflite", "tosa", "pow2", "exact")
+_PROFILES: Final = ("onnx", "tflite", "tflite-single", "cmsis-nn", "tosa", "tosa-double", "pow2", "exact")
 _METHODS: Final = ("minmax", "percentile", "entropy", "mse")
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -61,6 +62,7 @@ class Command(click.Command):
             found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
         except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it
             found, status = [_internal(error, verbose=bool(ctx.params.get("verbose")))], _BUG
+        found = [*found, *_write_for_ci(ctx, found, status)]
         if ctx.params.get("json"):
             _write_failure(ctx.command.name or "", found, status)
         else:
@@ -102,6 +104,36 @@ def _write_failure(command: str, found: Sequence[Diagnostic], status: int) -> No
     from qatc.compiler.report import envelope
 
     _screen({"json": True}).write_json(envelope(command, exit_code=status, diagnostics=found))
+
+
+def _write_for_ci(
+    ctx: click.Context, found: Sequence[Diagnostic], status: int, cases: Sequence[Case] = ()
+) -> list[Diagnostic]:
+    """Write the files that --junit and --sarif ask for; why one could not be written comes back."""
+    package: Path | None = ctx.params.get("package")
+    subject: Path = package or ctx.params.get("model") or Path()
+    wrong: list[Diagnostic] = []
+    for option in ("junit", "sarif"):
+        file: Path | None = ctx.params.get(option)
+        if file is None:
+            continue
+        from qatc.compiler.report.junit import junit
+        from qatc.compiler.report.sarif import sarif
+
+        place = subject / "manifest.json" if package else subject  # SARIF wants a file
+        data = junit(subject.name, cases, found, status) if option == "junit" else sarif(place, found, status)
+        try:
+            _screen(ctx.params).write_file(file, data)
+        except CompileError as error:
+            wrong += [d for d in error.diagnostics if d not in found]
+    return wrong
+
+
+def _finish_for_ci(found: Sequence[Diagnostic], status: int, cases: Sequence[Case]) -> None:
+    """The same for a command that found what it was asked for."""
+    wrong = _write_for_ci(click.get_current_context(), found, status, cases)
+    if wrong:
+        raise CompileError(wrong, 2)
 
 
 def _internal(error: Exception, *, verbose: bool) -> Diagnostic:
@@ -188,6 +220,10 @@ _output_options = _options(
     click.option("-q", "--quiet", is_flag=True, help="Show errors only."),
     click.option("--json", is_flag=True, help="Print a machine-readable result on standard output, nothing else."),
 )
+_ci_options = _options(
+    click.option("--junit", type=_FILE, metavar="FILE", help="Write what was found as JUnit XML, too."),
+    click.option("--sarif", type=_FILE, metavar="FILE", help="Write what was found as SARIF 2.1.0, too."),
+)
 _model_options = _options(
     click.option("-a", "--qat", is_flag=True, help="The model is quantization-aware trained; an error if not."),
     click.option("-m", "--qat-type", "dialect", metavar="NAME", default="auto", show_default=True,
@@ -205,6 +241,7 @@ _model_options = _options(
     click.option("--ranges", type=_FILE, metavar="FILE", help="Ranges or encodings of tensors, in their own file."),
     click.option("--io", type=click.Choice(("float", "integer")), default="float", show_default=True,
                  help="What the deployed graph reads and writes."),
+    click.option("--require-integer", is_flag=True, help="Make any operator that stays in float an error."),
 )  # fmt: skip
 _proof_options = _options(
     _repeated("--input", "inputs", form="NAME=FILE.npy", convert=Path, repeat=True,
@@ -213,7 +250,6 @@ _proof_options = _options(
                  help="How many samples to generate."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", default=0, show_default=True,
                  help="Seed of the generated samples."),
-    click.option("--require-integer", is_flag=True, help="Make any operator that stays in float an error."),
     click.option("--tolerance", metavar="NAME=VALUE", multiple=True, callback=_limits,
                  help=f"A limit of the verification, repeatable: {', '.join(_TOLERANCES)}."),
     click.option("--verify/--no-verify", default=True, show_default="on",
@@ -241,8 +277,11 @@ def cli() -> None:
 @click.option("-o", "--output", type=_FILE, metavar="DIR", help="The package.  [default: <stem>.qatc]")
 @_model_options
 @_proof_options
+@_ci_options
 @_output_options
-def compile_command(model: Path, json: bool, quiet: bool, verbose: bool, **chosen: Any) -> None:
+def compile_command(
+    model: Path, junit: Path | None, sarif: Path | None, json: bool, quiet: bool, verbose: bool, **chosen: Any
+) -> None:
     """Compile MODEL, an ONNX file, and write the package."""
     from qatc.compiler.driver import compile_model
     from qatc.compiler.report import envelope, result_json, summary
@@ -250,6 +289,10 @@ def compile_command(model: Path, json: bool, quiet: bool, verbose: bool, **chose
     screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
     with screen.progress() as progress:
         result = compile_model(model, progress=progress, **chosen)
+    if junit or sarif:
+        from qatc.compiler.report.junit import compile_cases
+
+        _finish_for_ci(result.diagnostics, 0, compile_cases(result))
     if json:
         screen.write_json(envelope("compile", diagnostics=result.diagnostics, result=result_json(result)))
     elif not quiet:
@@ -285,12 +328,17 @@ def inspect_command(
         screen.line(found.dump.rstrip("\n"))
     else:
         inspection(found, screen.out, verbose=verbose, quiet=quiet)
+        if svg is not None and not quiet:
+            screen.line(f"  drawing      {svg}")
 
 
 @cli.command("verify")
 @click.argument("package", type=_FILE)
+@_ci_options
 @_output_options
-def verify_command(package: Path, json: bool, quiet: bool, verbose: bool) -> None:
+def verify_command(
+    package: Path, junit: Path | None, sarif: Path | None, json: bool, quiet: bool, verbose: bool
+) -> None:
     """Check PACKAGE again, wherever it was copied to.
 
     Its files against their schemas and hashes, its samples through ONNX Runtime.
@@ -302,6 +350,10 @@ def verify_command(package: Path, json: bool, quiet: bool, verbose: bool) -> Non
     screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
     found = verify_package(package)
     status = 0 if found.passed else _FAILED
+    if junit or sarif:
+        from qatc.compiler.report.junit import package_cases
+
+        _finish_for_ci(found.diagnostics, status, package_cases(found))
     if json:
         result = package_check_json(found)
         screen.write_json(envelope("verify", exit_code=status, diagnostics=found.diagnostics, result=result))

@@ -3,11 +3,14 @@
 The meaning of every integer operator is exact real arithmetic (`integer.py`); a profile says how a target computes the
 final `round`. `docs/arithmetic.md` holds the formulas and what was measured against the real implementations.
 
-    onnx     float32 multiplier, half to even: ONNX Runtime on x86
-    tflite   31-bit mantissa and shift, rounds twice: gemmlowp, TensorFlow Lite, CMSIS-NN
-    tosa     31-bit mantissa and shift, one rounding, half up: TOSA apply_scale_32
-    pow2     power-of-two scales, half up: shift-only accelerators
-    exact    rational arithmetic, half to even: the yardstick
+    onnx           float32 multiplier, half to even: ONNX Runtime on x86
+    tflite         31-bit mantissa and shift, rounds twice: gemmlowp, TensorFlow Lite
+    tflite-single  the same, rounds once, half up: TensorFlow Lite and CMSIS-NN built with single rounding
+    cmsis-nn       as tflite, in int32 registers that wrap: CMSIS-NN
+    tosa           31-bit mantissa and shift, one rounding, half up: TOSA apply_scale_32
+    tosa-double    the same with its double rounding
+    pow2           power-of-two scales, half up (constants half away from zero): shift-only accelerators
+    exact          rational arithmetic, half to even: the yardstick
 """
 
 from __future__ import annotations
@@ -18,10 +21,17 @@ from types import MappingProxyType
 from typing import Final
 
 from qatc.compiler.arithmetic.base import OPS, Profile
-from qatc.compiler.arithmetic.fixedpoint import Tflite, Tosa, quantize_multiplier
+from qatc.compiler.arithmetic.fixedpoint import (
+    CmsisNn,
+    Tflite,
+    TfliteSingle,
+    Tosa,
+    TosaDouble,
+    quantize_multiplier,
+)
 from qatc.compiler.arithmetic.ort import Onnx, ort_multipliers, ort_weight_scales
 from qatc.compiler.arithmetic.rational import Rational, round_ratio
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 
 __all__ = [
     "OPS",
@@ -40,7 +50,10 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
         for profile in (
             Onnx(),
             Tflite(),
+            TfliteSingle(),
+            CmsisNn(),
             Tosa(),
+            TosaDouble(),
             Rational("pow2", "power-of-two scales, shift with round half up", half_up=True, power_of_two=True),
             Rational("exact", "rational arithmetic, round half to even"),
         )
@@ -52,14 +65,12 @@ def get_profile(name: str) -> Profile:
     """The profile called `name`.
 
     Raises:
-        CompileError: QAT007, with a suggestion, when there is none.
+        CompileError: QAT007 with exit code 2, and a suggestion, when there is none.
     """
     if name in PROFILES:
         return PROFILES[name]
     close = difflib.get_close_matches(name.lower(), PROFILES, n=1)
     known = f"known profiles are {', '.join(PROFILES)}"
-    raise fail(
-        "QAT007",
-        f"unknown arithmetic profile '{name}'",
-        hint=f"did you mean '{close[0]}'? {known}" if close else known,
-    )
+    message = f"unknown arithmetic profile {printable(name)!r}"
+    hint = f"did you mean '{close[0]}'? {known}" if close else known
+    raise CompileError([Diagnostic("QAT007", message, hint=hint)], 2)

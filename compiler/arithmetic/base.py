@@ -198,6 +198,15 @@ class Profile(ABC):
             result[where] = _apply(values.reshape(-1, 1, 1), rounder, target).reshape(-1)
         return result
 
+    def constant(self, real: Array, params: QuantParams) -> Integers:
+        """The integers of a constant, rounded on the host: as `QuantParams.quantize` unless the target's tools differ.
+
+        Args:
+            real: finite numbers of any shape.
+            params: their grid, per tensor or per channel.
+        """
+        return params.quantize(real)
+
     # -- what a profile defines -----------------------------------------------------------------------------------
     @abstractmethod
     def _rounder(self, scales: Array, target: Target, in_scale: float | None, divisor: int = 1) -> Rounder:

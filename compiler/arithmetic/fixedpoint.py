@@ -1,4 +1,4 @@
-"""Fixed-point multipliers: `tflite` (rounds twice) and `tosa` (rounds once). Integer arithmetic only.
+"""Fixed-point multipliers: `tflite`, `cmsis-nn` and `tosa`, each in its two ways to round. Integer arithmetic only.
 
 A real factor is a 31-bit mantissa and a shift, as both specifications make it: factor = mantissa * 2**(shift - 31).
 """
@@ -16,6 +16,9 @@ from qatc.compiler.quant import Array, Integers, QuantParams
 
 _INT32_MIN: Final = -(2**31)
 _INT32_MAX: Final = 2**31 - 1
+_SMALLEST_SHIFT: Final = -31
+_LARGEST_SHIFT: Final = 30
+_HALF_OF_31: Final = 1 << 30  # half a unit of what a shift by 31 bits leaves
 _HEADROOM: Final = {1: 20, 2: 15}  # bytes of an operand -> bits that addition shifts it up by
 
 
@@ -31,7 +34,7 @@ def quantize_multiplier(factor: Array) -> tuple[Array, Array]:
 
 
 class FixedPoint(Profile):
-    """What both profiles share: int32 in, factor per channel, int32 out."""
+    """What these profiles share: int32 in, factor per channel, int32 out."""
 
     @abstractmethod
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
@@ -79,7 +82,7 @@ class FixedPoint(Profile):
 
 
 class Tflite(FixedPoint):
-    """`tflite`: MultiplyByQuantizedMultiplier with its two roundings, as gemmlowp, TFLite and CMSIS-NN define it."""
+    """`tflite`: MultiplyByQuantizedMultiplier with its two roundings, as gemmlowp and TensorFlow Lite define it."""
 
     name = "tflite"
     summary = "31-bit multiplier and shift, rounds twice: TensorFlow Lite"
@@ -118,6 +121,34 @@ class Tflite(FixedPoint):
         return result
 
 
+class TfliteSingle(Tflite):
+    """`tflite-single`: TensorFlow Lite built with TFLITE_SINGLE_ROUNDING, CMSIS-NN with CMSIS_NN_USE_SINGLE_ROUNDING.
+
+    The product of 64 bits is rounded once, half up. Everything around the multiplication is `tflite`.
+    """
+
+    name = "tflite-single"
+    summary = "31-bit multiplier and shift, rounds once, half up: TensorFlow Lite with single rounding"
+
+    def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
+        # QuantizeMultiplier flushes factors below 2**-32 to zero and saturates those that need a shift beyond 30.
+        mantissa = np.where(shift > _LARGEST_SHIFT, _INT32_MAX, np.where(shift < _SMALLEST_SHIFT, 0, mantissa))
+        right = 31 - np.clip(shift, _SMALLEST_SHIFT, _LARGEST_SHIFT)
+        rounded: Array = (values * mantissa + (np.int64(1) << (right - 1))) >> right
+        return rounded
+
+
+class CmsisNn(Tflite):
+    """`cmsis-nn`: arm_nn_requantize. The same as `tflite`, but that a shift to the left wraps where it overflows."""
+
+    name = "cmsis-nn"
+    summary = "31-bit multiplier and shift, rounds twice: CMSIS-NN on Cortex-M"
+
+    def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
+        widened = _wrapped(values << np.clip(shift, 0, 31))
+        return _rounding_shift(_doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
+
+
 class Tosa(FixedPoint):
     """`tosa`: apply_scale_32 without double rounding."""
 
@@ -132,8 +163,14 @@ class Tosa(FixedPoint):
             raise fail(
                 "QAT302", "a rescale by 2**29 or more has no form in TOSA", hint="check the scales of this operator"
             )
-        scaled: Array = (values * (mantissa >> excess) + (np.int64(1) << (right - 1))) >> right
+        scaled: Array = (values * (mantissa >> excess) + self._round(values, right)) >> right
         return scaled
+
+    def _round(self, values: Array, right: Array) -> Array:
+        """What is added before the shift."""
+        del values
+        half: Array = np.int64(1) << (right - 1)
+        return half
 
     def _widened(self, centered: Array, factor: float, bits: int) -> Array:
         return self._times(centered, factor * 2.0**bits)
@@ -151,6 +188,27 @@ class Tosa(FixedPoint):
             return clamped
 
         return rounder
+
+
+class TosaDouble(Tosa):
+    """`tosa-double`: apply_scale_32 with double rounding, as TOSA's RESCALE has it for models of TensorFlow Lite.
+
+    A shift beyond 31 bits first rounds to 31 bits, half away from zero in the sign of the value; that carries over.
+    """
+
+    name = "tosa-double"
+    summary = "31-bit multiplier and shift, rounds twice: TOSA with double rounding"
+
+    def _round(self, values: Array, right: Array) -> Array:
+        first = np.where(right > 31, np.where(values >= 0, _HALF_OF_31, -_HALF_OF_31), 0)
+        rounding: Array = super()._round(values, right) + first
+        return rounding
+
+
+def _wrapped(values: Array) -> Array:
+    """int64 values as an int32 register holds them."""
+    low: Array = (values - _INT32_MIN) % (1 << 32) + _INT32_MIN
+    return low
 
 
 def _doubling_high_multiply(a: Array, b: Array) -> Array:

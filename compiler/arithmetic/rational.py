@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
-from qatc.compiler.diagnostics import fail
-from qatc.compiler.quant import Array
+from qatc.compiler.diagnostics import CompileError, fail
+from qatc.compiler.quant import Array, Integers, QuantParams
 
 _EXACT: Final = 1 << 53  # float64 holds every integer up to here
 _ERROR: Final = 2.0**-50  # more than four roundings, relative
@@ -51,6 +51,27 @@ class Rational(Profile):
         self.summary = summary
         self._half_up = half_up
         self._power_of_two = power_of_two
+
+    def constant(self, real: Array, params: QuantParams) -> Integers:
+        """See `Profile.constant`. `pow2` rounds constants half away from zero, as the tools of shift-only targets do.
+
+        Raises:
+            CompileError: QAT302 for `pow2` and a scale that is no power of two.
+        """
+        if not self._power_of_two:
+            return super().constant(real, params)
+        values = np.asarray(real, np.float64)
+        params.check_shape(values.shape)
+        scale = params.scale_array(values.ndim).astype(np.float64)
+        wrong = np.asarray(params.scale)[np.frexp(np.asarray(params.scale))[0] != 0.5]
+        if wrong.size:
+            raise _no_shift("the scale", float(wrong[0]))
+        steps = values / scale  # exact, as the scale is a power of two
+        whole = np.trunc(steps)
+        away = np.copysign(np.abs(steps - whole) >= 0.5, steps)
+        nearest = whole + away + params.zero_array(values.ndim)
+        clipped: Integers = np.clip(nearest, params.qmin, params.qmax).astype(params.container)
+        return clipped
 
     def _rounder(self, scales: Array, target: Target, in_scale: float | None, divisor: int = 1) -> Rounder:
         del in_scale
@@ -153,11 +174,15 @@ class Rational(Profile):
         ratios = scales / target.scale
         wrong = ratios[(np.frexp(ratios)[0] != 0.5) | (ratios * target.scale != scales)]
         if wrong.size:
-            raise fail(
-                "QAT302",
-                f"the ratio of two scales, {wrong[0]:.9g}, is not a power of two, so a shift cannot apply it",
-                hint="train with power-of-two scales, or choose a target with another arithmetic profile",
-            )
+            raise _no_shift("the ratio of two scales", float(wrong[0]))
+
+
+def _no_shift(what: str, value: float) -> CompileError:
+    return fail(
+        "QAT302",
+        f"{what}, {value:.9g}, is not a power of two, so a shift cannot apply it",
+        hint="train with power-of-two scales, or choose a target with another arithmetic profile",
+    )
 
 
 def _is_exact_quotient(quotient: Array, dividend: Array, divisor: float) -> Array:

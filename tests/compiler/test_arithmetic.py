@@ -240,7 +240,7 @@ def test_a_rescale_onto_the_same_grid_is_a_clamp(data, name, output):
     np.testing.assert_array_equal(PROFILES[name].rescale(q, out, out, lo, hi), np.clip(q, lo, hi))
 
 
-@pytest.mark.parametrize("name", ["exact", "onnx", "tflite", "tosa", "pow2"])
+@pytest.mark.parametrize("name", sorted(PROFILES))
 def test_a_rescale_to_the_other_signedness_is_a_shift(name):
     q = np.arange(256, dtype=np.uint8)
     params = QuantParams.per_tensor(0.125, 17)
