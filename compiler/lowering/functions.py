@@ -1,7 +1,9 @@
-"""Element-wise functions of one tensor, evaluated in float64 on the 256 values an 8-bit tensor can have.
+"""Element-wise functions of one tensor, evaluated on the 256 values an 8-bit tensor can have.
 
 A chain of such functions is a table, exact by construction (design rule 4.5). The formulas are those of the ONNX
-operator specification (https://onnx.ai/onnx/operators/).
+operator specification (https://onnx.ai/onnx/operators/). Each is computed in float64 and its result rounded to float32,
+which is what the trained model computes: for + - * / and the square root to the last bit, so that exact ties (a
+quantized tensor times 0.5 has one at every other code) fall to the same side.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def is_elementwise(node: Node) -> bool:
 
 
 def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
-    """The node's value for operands of 256 elements or scalars (absent optional ones are None), in float64.
+    """The node's float32 value, held as float64, for operands of 256 elements or scalars (absent optional ones are None).
 
     None where the result is not a number somewhere, or an operand is missing: such a node cannot become a table.
     """
@@ -156,4 +158,5 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
             result = _UNARY[node.op](given[0]) if len(given) == 1 else None
         else:
             result = _WITH_ATTRIBUTES[node.op](node, given[0]) if len(given) == 1 else None
-    return None if result is None or np.isnan(result).any() else np.asarray(result, np.float64)
+        single = None if result is None else np.asarray(result, np.float32)
+    return None if single is None or np.isnan(single).any() else single.astype(np.float64)

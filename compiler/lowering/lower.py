@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
 from qatc.compiler.integer import Conv, Float, IntegerGraph, Lookup, MatMul, Move, Rescale
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.builder import Builder
-from qatc.compiler.lowering.state import LoweringOptions, Reason, State
+from qatc.compiler.lowering.state import LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
@@ -263,7 +264,10 @@ def _why(state: State, node: Node) -> Reason:
     """Why a node stays in float, in words for the user."""
     if node.op in mac.OPS and not node.domain:
         return mac.refusal(state, node) or Reason("its result cannot be made in integers")
-    unranged = [t.name for t in node.inputs if t.name and not is_constant(t) and t.name not in state.graph.params]
+    if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
+        return Reason(f"{node.op} runs graphs of its own")
+    floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
+    unranged = [t.name for t in floats if t.name not in state.graph.params]
     wide = [p.dtype for t in node.inputs if (p := state.params(t)) is not None and not p.is_8bit]
     if unranged:
         return Reason("its input is not quantized by the model", unranged[0])

@@ -71,7 +71,8 @@ def table(state: State, function: Function, out: Tensor, lo: int, hi: int) -> bo
     params = state.usable(out)
     if params is None:
         return False
-    integers = np.clip(params.quantize(function.values), lo, hi).astype(params.container)
+    rounded = params.quantize(function.values.astype(np.float32))  # in float32, as the model rounds
+    integers = np.clip(rounded, lo, hi).astype(params.container)
     state.tables[id(out)] = (function, integers)
     real = params.dequantize(integers).astype(np.float64)
     state.functions[id(out)] = Function(function.root, real, function.text)

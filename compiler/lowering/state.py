@@ -26,6 +26,11 @@ from qatc.compiler.quant import QuantParams, dtype_range
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
+def is_float(tensor: Tensor) -> bool:
+    """Whether a tensor holds real numbers, as far as is known."""
+    return tensor.dtype in (None, 0, *_FLOATS)
+
+
 @dataclass(frozen=True)
 class LoweringOptions:
     """What a target asks for.
@@ -255,7 +260,7 @@ class State:
         if is_movement(node) or (node.op == "Concat" and not node.domain):
             self.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=source))
             return
-        computes = any(t.dtype in _FLOATS or t.dtype is None for t in node.outputs if t.name)
+        computes = any(is_float(t) for t in node.outputs if t.name)
         reason = self.why(self, node) if computes else Reason("")
         count = captures_of(node)
         if count:
