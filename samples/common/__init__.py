@@ -1,0 +1,1 @@
+"""What the samples of both frameworks share: data, progress, accuracy of the compiled model."""

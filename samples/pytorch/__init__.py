@@ -1,0 +1,1 @@
+"""The workflow in PyTorch: train, retrain with QAT, export, compile."""
