@@ -76,7 +76,8 @@ class Screen:
             path.write_bytes(data)
         except OSError as error:
             message = f"cannot write {printable(str(path))}: {error.strerror or error}"
-            raise CompileError([Diagnostic("QAT007", message, hint="name a file in a folder that exists")], 2) from error
+            found = Diagnostic("QAT007", message, hint="name a file in a folder that exists")
+            raise CompileError([found], 2) from error
 
     def diagnostics(self, found: Iterable[Diagnostic]) -> None:
         """Print errors, warnings and notes on standard error, errors last: that is where the eye is."""
