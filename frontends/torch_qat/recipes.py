@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
@@ -95,6 +95,14 @@ class LearnedFakeQuantize(FakeQuantize):
         return torch._fake_quantize_learnable_per_tensor_affine(  # pyright: ignore[reportPrivateUsage]
             x, scale, zero_point, self.quant_min, self.quant_max, factor
         )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], prefix: str, *rest: Any) -> None:
+        """Take shapes from the state: what is per channel is a single number before the first batch."""
+        for name in ("scale", "zero_point", "observed"):
+            value = state_dict.get(prefix + name)
+            if value is not None:
+                getattr(self, name).data = value.detach().clone()
+        torch.nn.Module._load_from_state_dict(self, state_dict, prefix, *rest)
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
