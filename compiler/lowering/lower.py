@@ -28,7 +28,8 @@ from qatc.compiler.quant import QuantParams
 
 def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerGraph:
     """The integer form of a stripped and folded graph (shapes inferred). Findings go to `graph.diagnostics`."""
-    reserved = {t.name for t in graph.tensors()}
+    outputs = {t.name for t in graph.outputs}
+    reserved = {t.name for t in graph.tensors() if not is_constant(t)} | outputs  # constants keep their names
     build = Builder(graph.name or "graph", graph.opset, dict(graph.domains), reserved)
     state = State(graph, options or LoweringOptions(), build, raw=_raw, why=_why)
     for tensor in graph.inputs:

@@ -367,8 +367,8 @@ def _per_channel_affine(
     state.build.graph.real_biases[result] = offset / unit
     inputs = (
         state.int_name(x),
-        state.build.constant(f"{label}_weight", weights, weight),
-        state.build.constant(f"{label}_bias", bias),
+        state.build.constant(f"{out.name}_weight", weights, weight),
+        state.build.constant(f"{out.name}_bias", bias),
     )
     state.build.add(
         Conv(

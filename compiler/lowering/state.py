@@ -107,9 +107,15 @@ class State:
         found = params or self.params(tensor)
         if found is None:
             raise ValueError(f"tensor {tensor.name} is not quantized")
+        port = self._is_integer_output(tensor) and found == self.port_params(tensor)
         name = self.build.quantised(
-            f"{tensor.name}_quantized", found, shape or shape_of(tensor), self.graph.origin.get(tensor.name),
-            sample_shape=self.graph.sample_shapes.get(tensor.name))  # fmt: skip
+            tensor.name if port else f"{tensor.name}_quantized",
+            found,
+            shape or shape_of(tensor),
+            self.graph.origin.get(tensor.name),
+            exact=port,
+            sample_shape=self.graph.sample_shapes.get(tensor.name),
+        )
         self.ints[id(tensor)] = name
         return name
 
@@ -125,6 +131,10 @@ class State:
         name = self.build.plain(name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
         self.floats[id(tensor)] = name
         return name
+
+    def port_params(self, tensor: Tensor) -> QuantParams | None:
+        """The parameters of a graph input or output of integers: the file's own, or those of the integer graph."""
+        return self.graph.quant(tensor) if tensor.name in self.graph.integer_ports else self.params(tensor)
 
     def _is_integer_output(self, tensor: Tensor) -> bool:
         integer = self.options.io == "integer" or tensor.name in self.graph.integer_ports
