@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from qatc.compiler.package import (
     tolerance_of,
     write_samples,
 )
+from qatc.compiler.profiles import profile_differences
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
-from qatc.compiler.result import CompileResult, Port
+from qatc.compiler.result import CompileResult, Port, ProfileDifference
 from qatc.compiler.runtime import OrtEvaluator, open_file
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from qatc.compiler.backend import Emission
 
 MODEL = "model.onnx"
+_MEASURED: Final = 200_000_000  # multiply-accumulates up to which the profiles are compared without being asked
 
 
 def assemble(
@@ -59,11 +61,13 @@ def assemble(
         samples = [run_sample(session, feed, result.inputs, result.outputs) for feed in feeds]
         del session  # it holds the weights
         entries = write_samples(writer, samples, result.inputs, result.outputs)
-        written = dataclasses.replace(result, package=destination, package_bytes=size)
+        given = [{p.name: as_port(p, feed[p.name]) for p in result.inputs} for feed in feeds]
+        written = dataclasses.replace(
+            result, package=destination, package_bytes=size, profiles=differences(proof, result, given)
+        )
         writer.write("report.json", report_json(written))
         writer.write("report.html", report_html(written))
         writer.write("check.py", check_script())
-        given = [{p.name: as_port(p, feed[p.name]) for p in result.inputs} for feed in feeds]
         write_proof(writer, proof, emission, given, OrtEvaluator())
         finished = writer.finish(
             manifest(
@@ -82,6 +86,15 @@ def assemble(
             )
         )
     return dataclasses.replace(written, diagnostics=(*written.diagnostics, *finished.diagnostics))
+
+
+def differences(
+    proof: Proof, result: CompileResult, feeds: Sequence[Mapping[str, Array]]
+) -> tuple[ProfileDifference, ...]:
+    """How each arithmetic profile rounds the first sample; of a large network only together with its golden tensors."""
+    if not proof.golden and result.coverage.integer_macs > _MEASURED:
+        return ()
+    return profile_differences(proof.graph, feeds[:1], evaluate=OrtEvaluator())
 
 
 def run_sample(

@@ -129,6 +129,24 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
+class ProfileDifference:
+    """How an arithmetic profile rounds the samples, against `exact`, each operator fed what `exact` computes.
+
+    `share` (0..1) of the `elements` differs, by up to `max_lsb`, in `operators` runs of operators; `worst` is the
+    tensor that differs most, in `worst_share` of its elements. `reason` says why there are no figures, if so.
+    """
+
+    profile: str
+    elements: int
+    share: float
+    max_lsb: int
+    operators: int
+    worst: str = ""
+    worst_share: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class CompileResult:
     """Everything a compile found. `package` is None only where nothing was written (dry runs)."""
 
@@ -151,6 +169,7 @@ class CompileResult:
     diagnostics: tuple[Diagnostic, ...]
     verification: Verification | None
     explanation: tuple[str, ...] = ()
+    profiles: tuple[ProfileDifference, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
     view: GraphView | None = None
     """The integer graph, for drawing."""

@@ -18,7 +18,17 @@ from qatc.compiler.package.encoding import SCHEMA_VERSION, dump_json
 from qatc.compiler.package.read import FORMAT
 from qatc.compiler.package.samples import Tolerance
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.result import CompileResult, Island, Json, OutputCheck, Port, TensorCheck, TensorRecord, Verification
+from qatc.compiler.result import (
+    CompileResult,
+    Island,
+    Json,
+    OutputCheck,
+    Port,
+    ProfileDifference,
+    TensorCheck,
+    TensorRecord,
+    Verification,
+)
 
 _CHUNK: Final = 1 << 22
 
@@ -170,6 +180,7 @@ def report_document(result: CompileResult) -> dict[str, Json]:
         ],
         "diagnostics": [d.as_dict() for d in result.diagnostics],
         "verification": None if result.verification is None else _verification(result.verification),
+        "profiles": [_profile(difference) for difference in result.profiles],
         "explanation": list(result.explanation),
     }
 
@@ -192,6 +203,19 @@ def report_json(result: CompileResult) -> bytes:
 
 def _counts(counts: Mapping[str, int]) -> dict[str, Json]:
     return {key: int(counts[key]) for key in sorted(counts)}
+
+
+def _profile(found: ProfileDifference) -> dict[str, Json]:
+    return {
+        "profile": found.profile,
+        "elements": found.elements,
+        "share": found.share,
+        "max_lsb": found.max_lsb,
+        "operators": found.operators,
+        "worst": found.worst or None,
+        "worst_share": found.worst_share,
+        "reason": found.reason or None,
+    }
 
 
 def _verification(found: Verification) -> dict[str, Json]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, escaped, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Facts
-from qatc.compiler.result import CompileResult, OutputCheck, TensorCheck, Verification
+from qatc.compiler.result import CompileResult, OutputCheck, ProfileDifference, TensorCheck, Verification
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +40,8 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
         facts.row("filled", *_filled(result, verbose=verbose))
     facts.row("size", _size(result))
     facts.row("verified", *_verification(result.verification, verbose=verbose))
+    if verbose and result.profiles:
+        facts.row("arithmetic", *_profiles(result.profiles))
     if verbose and result.timings:
         slowest = sorted(result.timings.items(), key=lambda item: -item[1])
         facts.row("time", ", ".join(f"{text.prose(step)} {seconds:.2f} s" for step, seconds in slowest))
@@ -48,6 +50,20 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
     explanation(result.explanation, facts, verbose=verbose)
     if result.package is not None:
         facts.row("package", Text(escaped(str(result.package)), style="bold"), wrap=False)
+
+
+def _profiles(found: Sequence[ProfileDifference]) -> Iterator[Text]:
+    """How each profile rounds, against exact rounding, on the first sample."""
+    from rich.text import Text
+
+    for each in found:
+        line = Text(f"{each.profile:<14}")
+        if each.reason:
+            yield line.append(text.prose(each.reason), style="dim")
+            continue
+        said = "rounds exactly" if not each.share else f"{text.percent(each.share)} off by {each.max_lsb} LSB"
+        worst = f", at most {text.percent(each.worst_share)} of {printable(each.worst)}" if each.worst else ""
+        yield line.append(said + worst)
 
 
 def _named(name: str, more: str) -> Text:
