@@ -1,0 +1,130 @@
+"""What an inspection finds in models: memory, grids that disagree, advice; on small graphs and on real exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qatc import inspect_model
+from qatc.compiler.inspection.disagreement import disagreements
+from qatc.compiler.inspection.memory import peak_bytes, tensor_bytes
+from qatc.compiler.inspection.view import view
+from qatc.compiler.integer import Elementwise, Float, IntegerGraph, Rescale, Tensor, integer_tensor
+from qatc.compiler.lowering import lower
+from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.result import Inspection
+from tests.graphs import net, stripped
+
+CORPUS = Path(__file__).resolve().parents[2] / "corpus"
+GRID = QuantParams.per_tensor(0.5, 0, "uint8")
+
+
+def inspected(case: str) -> Inspection:
+    return inspect_model(CORPUS / case / "model.onnx")
+
+
+def chain() -> IntegerGraph:
+    """A chain x -> a -> b, and x + b: x lives to the end."""
+    graph = IntegerGraph("net", ["x"], ["y"], [], {}, {}, 21)
+    for name, size in (("x", 10), ("a", 100), ("b", 10), ("y", 10)):
+        graph.tensors[name] = integer_tensor(name, GRID, ("batch", size))
+    graph.ops = [
+        Rescale("grow", ("x",), ("a",), lo=0, hi=255),
+        Rescale("shrink", ("a",), ("b",), lo=0, hi=255),
+        Elementwise("add", ("x", "b"), ("y",), lo=0, hi=255, op="Add", source="/add"),
+    ]
+    return graph
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+def test_memory_is_freed_after_the_last_reader() -> None:
+    assert peak_bytes(chain()) == 10 + 100 + 10
+    graph = chain()
+    graph.outputs = ["y", "a"]  # kept to the end
+    assert peak_bytes(graph) == 10 + 100 + 10 + 10
+
+
+def test_sizes_are_those_of_one_sample() -> None:
+    graph = chain()
+    graph.tensors["f"] = Tensor("f", "float32", ("batch", 3, None))
+    graph.tensors["g"] = Tensor("g", "float32", ("n", 3), sample_shape=(2, 3))
+    graph.tensors["h"] = Tensor("h", "float32")
+    assert [tensor_bytes(graph, name) for name in "fgh"] == [12, 24, 0]
+
+
+# -- grids that disagree -------------------------------------------------------------------------------------------
+def test_a_tensor_rounded_twice_is_named_with_both_grids() -> None:
+    graph = stripped(net("(float[4] x) => (float[4] y)", "a = A(x)\nr = Reshape(a, s)\ny = B(r)", "int64[1] s = {4}"))
+    propagate(graph)
+    (found,) = disagreements(graph, lower(graph))
+    assert (found.tensor, found.op_type) == ("a", "Rescale")
+    assert found.reason == "is rounded onto a second grid after Reshape"
+    assert [p.scale for p in found.grids] == [(0.5,), (0.25,)]
+
+
+def test_inputs_of_a_concat_on_grids_of_their_own_are_named() -> None:
+    found = inspected("tfmot-op18__unet_near").disagreeing
+    assert any(d.op_type == "Concat" and d.reason == "joins 2 tensors, of which 2 lie on other grids" for d in found)
+
+
+def test_one_grid_for_all_is_no_finding() -> None:
+    assert inspected("fx-fbgemm-nofold__resnet8").disagreeing == ()
+
+
+# -- advice --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("drpai__resnet8", "Quantize input in training, too (PyTorch: a QuantStub in front of the network)."),
+        ("drpai__resnet8", "--calibrate DATA.npy finds these ranges"),
+        ("fx-u8pc__unet", "Quantize the weights of 1 ConvTranspose (/up2/ConvTranspose) in training, too."),
+        ("fx-u8pc__vit", "5 LayerNormalization, 2 Softmax have no integer form"),
+        ("eager-u8pc-convert__eager", "Let the inputs of Concat share one observer"),
+        ("tfmot-op13__mlp", "Leave the last Softmax out of the exported graph"),
+        ("tfmot-op13__mlp", "Train weights in [-64, 63] (reduce_range) if x86 processors without VNNI"),
+    ],
+)
+def test_findings_become_advice(case: str, said: str) -> None:
+    assert said in "\n".join(inspected(case).advice)
+
+
+@pytest.mark.parametrize("case", ["fx-fbgemm-nofold__resnet8", "fxqd-w4-dynamo__mlp"])
+def test_what_is_well_trained_needs_no_advice(case: str) -> None:
+    """Activations for fbgemm have seven bits; four-bit weights that qatc stretched are none of training's doing."""
+    assert inspected(case).advice == ()
+
+
+def test_inspection_counts_and_bounds_what_it_lists() -> None:
+    found = inspected("fx-fbgemm-nofold__resnet8")
+    convs = [op for op in found.operators if op.op_type in ("Conv", "MatMul")]
+    assert all(op.sums is not None and op.weights is not None for op in convs)
+    assert found.peak_bytes >= max(op.activation_bytes for op in found.operators)
+    assert sum(op.macs for op in found.operators) == found.coverage.integer_macs + found.coverage.float_macs
+
+
+# -- what is drawn -------------------------------------------------------------------------------------------------
+def test_the_view_tells_islands_from_what_has_no_integer_form() -> None:
+    graph = chain()
+    graph.tensors["z"] = Tensor("z", "float32", (1,))
+    graph.ops += [
+        Float("norm", ("y",), ("n",), op_type="LayerNormalization", attrs={}, reason="no form", source="/norm"),
+        Float("mul", ("n",), ("z",), op_type="Mul", attrs={}, reason="its input is not quantized", tensor="n"),
+    ]
+    graph.tensors["n"] = Tensor("n", "float32", (1,))
+    graph.outputs = ["z"]
+    found = view(graph)
+    assert [node.kind for node in found.nodes] == [
+        "input", "integer", "integer", "integer", "fallback", "island", "output",
+    ]  # fmt: skip
+    assert found.edges == ((0, 1), (1, 2), (0, 3), (2, 3), (3, 4), (4, 5), (5, 6))
+    assert found.nodes[5].detail == "its input is not quantized (n); float32 1"
+
+
+def test_edges_of_real_models_lead_forward() -> None:
+    found = inspected("fx-u8pc__vit").view
+    assert found is not None
+    assert all(start < end < len(found.nodes) for start, end in found.edges)
+    assert np.unique([end for _, end in found.edges]).size == len(found.nodes) - 1  # all but the input read something
