@@ -94,7 +94,7 @@ def straight_through(graph: QuantGraph, node: Node) -> bool:
     """(a - b) + b is a, and so is (-b + a) + b: a function that is to have the gradient of the identity."""
     for one, other in (node.inputs, node.inputs[::-1]):
         value = _without(graph, one, other)
-        if value is not None and not is_constant(other):
+        if value is not None:
             graph.replace(node.outputs[0], value)
             return True
     return False
@@ -106,12 +106,19 @@ def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | N
     if maker is None or maker.domain or len(maker.inputs) != 2:
         return None
     if maker.op == "Sub":
-        return maker.inputs[0] if maker.inputs[1] is taken else None
+        return maker.inputs[0] if _equal(maker.inputs[1], taken) else None
     for one, other in (maker.inputs, maker.inputs[::-1]) if maker.op == "Add" else ():
         negative = graph.producer(one)
-        if negative is not None and negative.op == "Neg" and negative.inputs[0] is taken:
+        if negative is not None and negative.op == "Neg" and _equal(negative.inputs[0], taken):
             return other
     return None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or constants that hold the same."""
+    if one is other:
+        return True
+    return isinstance(one, Constant) and isinstance(other, Constant) and np.array_equal(one.values, other.values)
 
 
 # -- chains of affine operators and clamps ------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def narrow(graph: IntegerGraph, name: str, summed: int) -> Weight:
     bits there is one zero point for all of them if they span no more than eight, and else the weight is split in two.
 
     Raises:
-        ValueError: where an integer is 255 from its zero point: nothing in eight bits says that.
+        ValueError: where both -255 and 255 occur: no two eight-bit numbers with one zero point say that.
     """
     return replace(_narrow(graph.constants[name], graph.params(name), summed), source=name)
 
@@ -46,7 +46,9 @@ def _narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
     if highest - lowest <= 255:
         zero = min(max(-128 - lowest, -128), 127)
         return Weight((differences + zero).astype(np.int8), zero)
-    if int(np.abs(differences).max()) > 254:
-        raise ValueError("a weight is 255 steps from its zero point, which two eight-bit numbers cannot say")
+    zero = -1 if highest > 254 else 0
+    if lowest < 2 * (-128 - zero):
+        raise ValueError("weights are 255 steps from their zero points on both sides")
     half = differences >> 1
-    return Weight(np.concatenate([half, differences - half], axis=summed).astype(np.int8), doubled=True)
+    halves = np.concatenate([half + zero, differences - half + zero], axis=summed)
+    return Weight(halves.astype(np.int8), zero, doubled=True)

@@ -142,7 +142,7 @@ def is_elementwise(node: Node) -> bool:
 
 
 def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
-    """The node's float32 value, held as float64, for operands of 256 elements or scalars (absent optional ones are None).
+    """The node's float32 value, held as float64; operands are 256 elements or scalars (absent optional ones: None).
 
     None where the result is not a number somewhere, or an operand is missing: such a node cannot become a table.
     """

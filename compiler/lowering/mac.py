@@ -79,7 +79,7 @@ def _bias_refusal(state: State, node: Node) -> Reason | None:
 
 
 def _fits_two_bytes(tensor: Constant, params: QuantParams) -> bool:
-    """Whether sums of two eight-bit numbers say every integer's distance from its zero point (not -255 and 255 both)."""
+    """Whether two eight-bit numbers say every integer's distance from its zero point (not -255 and 255 both)."""
     if params.is_8bit and not any(params.zero_point):
         return True
     spread = tensor.values.astype(np.int64) - params.zero_array(tensor.values.ndim)

@@ -7,7 +7,7 @@
     BatchNormalization -> y, mean, var      BatchNormalization -> y
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
-to the type its input has. Graph inputs and outputs keep their names.
+to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations. Graph inputs and outputs keep their names.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from qatc.compiler.graph import (
     Variable,
     infer_shapes,
     rank_of,
+    shape_of,
     value_of,
 )
 from qatc.compiler.model_io import label_of
@@ -167,6 +168,23 @@ def no_op_cast(graph: QuantGraph, node: Node) -> bool:
     if kind is None:
         raise NoMatch("the type of its input is unknown")
     return kind == node.attr("to") and _bypass(graph, node)
+
+
+@INERT.on("Conv")
+def same_padding(graph: QuantGraph, node: Node) -> bool:
+    """SAME_UPPER and SAME_LOWER: with stride 1 the padding does not depend on the input's size."""
+    mode, weight = node.attr("auto_pad", "NOTSET"), shape_of(node.inputs[1])
+    kernel = node.attr("kernel_shape") or (None if weight is None else weight[2:])
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return False
+    if kernel is None or any(s != 1 for s in node.attr("strides") or ()):
+        raise NoMatch("the padding depends on the size of its input")
+    dilations = node.attr("dilations") or [1] * len(kernel)
+    total = [d * (int(k) - 1) for k, d in zip(kernel, dilations, strict=True)]
+    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+    node.attrs["pads"] = [*large, *small] if mode == "SAME_LOWER" else [*small, *large]
+    node.attrs["auto_pad"] = "NOTSET"
+    return True
 
 
 # -- attributes that became inputs --------------------------------------------------------------------------------

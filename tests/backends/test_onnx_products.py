@@ -395,7 +395,16 @@ def test_a_plain_int8_weight_is_not_copied() -> None:
     assert _narrow(values, QuantParams.per_tensor(0.1, 0, "int8"), 1).values is values
 
 
-def test_a_difference_of_255_has_no_form() -> None:
+@pytest.mark.parametrize(("zero", "low", "high"), [(127, -128, 100), (-128, -100, 127)])
+def test_a_difference_of_255_on_one_side(zero: int, low: int, high: int) -> None:
+    params = QuantParams.per_channel([0.1, 0.1], 0, [zero, 0], "int8")
+    values = np.array([[low, high], [low, high]], np.int8)
+    weight = _narrow(values, params, 1)
+    halves = weight.values.astype(int) - weight.zero
+    np.testing.assert_array_equal(halves[:, :2] + halves[:, 2:], values.astype(int) - [[zero], [0]])
+
+
+def test_differences_of_255_on_both_sides_have_no_form() -> None:
     params = QuantParams.per_channel([0.1, 0.1], 0, [-128, 127], "int8")
     with pytest.raises(ValueError, match="255"):
         _narrow(np.array([[127], [-128]], np.int8), params, 1)

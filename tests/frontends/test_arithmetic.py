@@ -133,6 +133,22 @@ def test_weights(divided: bool) -> None:
     assert "int8[-8,7] scale 0.25..0.5 zero 0 axis 0 x2" in graph.dump()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_straight_through_gradients_of_weights(shared: bool) -> None:
+    """The sum w + (fake_quantize(w) - w), where the exporter wrote the weight down once or twice."""
+    floats = "float[2,3] {} = {{-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}}"
+    twice = f", {floats.format('w')}, {floats.format('w2')}"
+    more = f"{twice}, float[2,1] c = {{0.5, 0.25}}, float l = {{-8}}, float u = {{7}}"
+    again = "w" if shared else "w2"
+    nodes = f"""a = Div(w, c) b = Round(a) d = Clip(b, l, u) v = Mul(d, c) e = Sub(v, {again}) f = Add(w, e)
+        t = Transpose(f) y = MatMul(x, t)"""
+    graph = loaded(text_of(nodes, more))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "int8[-8,7] scale 0.25..0.5 zero 0 axis 0 x2" in graph.dump()
+    assert "Sub(" not in graph.dump()
+
+
 def test_a_rounded_scale_is_no_quantizer() -> None:
     nodes = "p = Mul(k, r) b = Round(p) t = Div(b, r) a = Div(x, t) e = Round(a) d = Clip(e, l, u) y = Mul(d, t)"
     text = text_of(nodes, ", float k = {0.26}, float l = {-128}, float u = {127}")

@@ -131,3 +131,23 @@ def test_old_operators_in_a_body_are_reported() -> None:
     modernize(graph)
     assert [d.code for d in graph.diagnostics] == ["QAT006"]
     assert "Squeeze" in next(iter(graph.diagnostics)).message
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+def test_same_padding_of_stride_one_becomes_numbers(mode: str) -> None:
+    """ONNX Runtime refuses SAME padding with dilations, which PyTorch exports for padding="same"."""
+    weights = "w = ConstantOfShape<value = float[1] {0.5}>(s)"
+    shape = "s = Constant<value = int64[4] {2, 3, 2, 3}>()"
+    plain = f'{shape} {weights} y = Conv<auto_pad="{mode}", kernel_shape=[2, 3]>(x, w)'
+    graph = loaded(model(17, plain))
+    modernize(graph)
+    (want,) = run(onnx.parser.parse_model(model(17, plain)))
+    np.testing.assert_allclose(run(to_model(graph))[0], want, rtol=1e-6)
+    spread = plain.replace("kernel_shape", "dilations=[3, 2], kernel_shape")
+    dilated = loaded(model(17, spread))
+    modernize(dilated)
+    pads = "2,2,1,2" if mode == "SAME_LOWER" else "1,2,2,2"
+    assert f"auto_pad=NOTSET dilations=[3,2] kernel_shape=[2,3] pads=[{pads}]" in dilated.dump()
+    strided = loaded(model(17, f'{shape} {weights} y = Conv<auto_pad="{mode}", strides=[2, 2]>(x, w)'))
+    modernize(strided)
+    assert f"auto_pad={mode}" in strided.dump()
