@@ -42,7 +42,9 @@ def missing_ranges(graph: QuantGraph) -> list[Tensor]:
                 need(tensor)
         waiting.extend(t for t in node.outputs if t.name in graph.params)
     while waiting:
-        for tensor in _operands(graph, waiting.popleft()):
+        needed, moved = _operands(graph, waiting.popleft())
+        waiting.extend(moved)
+        for tensor in needed:
             need(tensor)
     order = {id(t): i for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)])}
     return sorted(found.values(), key=lambda t: order[id(t)])
@@ -68,19 +70,33 @@ def _is_quantized_product(graph: QuantGraph, node: Node) -> bool:
     return any(t.name in graph.params for t in operands)
 
 
-def _operands(graph: QuantGraph, tensor: Tensor) -> list[Tensor]:
-    """The operands that must be quantized for `tensor` to be made by one integer operator."""
+def _operands(graph: QuantGraph, tensor: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What must be quantized for `tensor` to be made by one integer operator, and what takes over its range.
+
+    Rounding moves in front of movement and concatenation (propagate): what only they read needs no range of its own.
+    """
     node = graph.producer(tensor)
+    if node is not None and len(node.outputs) == 1 and (is_movement(node) or _is_concat(node)):
+        data = _data(node)
+        alone = [t for t in data if t.name not in graph.params and graph.only_consumer(t) is not None]
+        return [t for t in data if t not in alone], alone
     while node is not None and clamp_bounds(graph, node) is not None and node.inputs[0].name not in graph.params:
         node = graph.producer(node.inputs[0])
     if node is None or (node.domain and node.op != "Requantize"):
-        return []
+        return [], []
     if is_elementwise(node):
-        return _leaves(graph, node)
-    if is_movement(node) or node.op in _INTEGER:
-        data: list[Tensor] = [t for t in node.inputs if not isinstance(t, Constant) and t.name]
-        return data[:1] if node.op not in ("Add", "Sub", "Mul", "Concat") else data
-    return []
+        return _leaves(graph, node), []
+    return (_data(node) if is_movement(node) or node.op in _INTEGER else []), []
+
+
+def _is_concat(node: Node) -> bool:
+    return node.op == "Concat" and not node.domain
+
+
+def _data(node: Node) -> list[Tensor]:
+    """The operands of a node that are computed: all of them, or the first where the others say how."""
+    data: list[Tensor] = [t for t in node.inputs if not isinstance(t, Constant) and t.name]
+    return data if node.op in ("Add", "Sub", "Mul", "Concat") else data[:1]
 
 
 def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
