@@ -7,11 +7,13 @@
     BatchNormalization -> y, mean, var      BatchNormalization -> y
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
-to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations. Graph inputs and outputs keep their names.
+to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations. Graph
+inputs and outputs keep their names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -174,7 +176,7 @@ def no_op_cast(graph: QuantGraph, node: Node) -> bool:
 def same_padding(graph: QuantGraph, node: Node) -> bool:
     """SAME_UPPER and SAME_LOWER: with stride 1 the padding does not depend on the input's size."""
     mode, weight = node.attr("auto_pad", "NOTSET"), shape_of(node.inputs[1])
-    kernel = node.attr("kernel_shape") or (None if weight is None else weight[2:])
+    kernel: Sequence[Any] | None = node.attr("kernel_shape") or (None if weight is None else weight[2:])
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
         return False
     if kernel is None or any(s != 1 for s in node.attr("strides") or ()):
