@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
 from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
-from qatc.compiler.graph import QuantGraph, Variable, infer_shapes, shape_of
+from qatc.compiler.graph import QuantGraph, Variable, infer_new_shapes, infer_shapes, shape_of
 from qatc.compiler.inspection import inspection, overflows, view
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from qatc.compiler.target import Target
 
 Progress = Callable[[str, float], None]
+_MANY: Final = 500000  # objects
 _STEPS: Final = ("read", "normalize", "fold", "calibrate", "lower", "emit", "verify", "write")
 
 
@@ -95,7 +97,8 @@ def compile_model(
     ('pytorch', 1.0, ())
     """
     chosen = _options(options, output)
-    return _Compilation(Path(model), chosen, progress or _silent).run()
+    with _seldom_collected():
+        return _Compilation(Path(model), chosen, progress or _silent).run()
 
 
 def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) -> Inspection:
@@ -109,6 +112,18 @@ def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) ->
     """
     chosen = _options({"target": target, **options}, None)
     return _Compilation(Path(model), chosen, _silent).inspect()
+
+
+@contextmanager
+def _seldom_collected() -> Generator[None]:
+    """Let Python look for garbage less often: a graph is a million objects that all stay, and looking is a quarter."""
+    before = gc.get_threshold()
+    if gc.isenabled() and 0 < before[0] < _MANY:
+        gc.set_threshold(_MANY, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _silent(step: str, share: float) -> None:
@@ -322,7 +337,7 @@ class _Compilation:
         with self.step("fold"):
             propagate(graph)
             fold_affine(graph)
-            infer_shapes(graph, self.options.shapes)
+            infer_new_shapes(graph, self.options.shapes)
             propagate(graph)
             self.collect(graph)
         missing = missing_ranges(graph)

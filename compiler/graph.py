@@ -1,8 +1,8 @@
 """QuantGraph: a plain float ONNX graph plus {tensor name: QuantParams}.
 
-This module is the only one that knows onnx-graphsurgeon: its Node, Variable and Constant are the links between
-producers and consumers; loading, sorting and writing are ours (`compiler/model_io.py`), since graphsurgeon's recurse on
-deep graphs and copy every weight.
+This module and `compiler/links.py` are the only ones that know onnx-graphsurgeon: its Node, Variable and Constant are
+the links between producers and consumers; loading, sorting and writing are ours (`compiler/model_io.py`), since
+graphsurgeon's recurse on deep graphs and copy every weight.
 """
 
 from __future__ import annotations
@@ -10,81 +10,29 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from qatc.compiler.diagnostics import Diagnostics, fail
+from qatc.compiler.links import Constant as Constant
+from qatc.compiler.links import Dim as Dim
+from qatc.compiler.links import Node as Node
+from qatc.compiler.links import Tensor as Tensor
+from qatc.compiler.links import Variable as Variable
+from qatc.compiler.links import is_constant as is_constant
+from qatc.compiler.links import rank_of as rank_of
+from qatc.compiler.links import relink, unlink
+from qatc.compiler.links import shape_of as shape_of
+from qatc.compiler.links import value_of as value_of
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
 DOMAIN = "qatc"
-
-Tensor: TypeAlias = "gs.Variable | gs.Constant"
-Dim: TypeAlias = "int | str | None"
-
-
-class Variable(gs.Variable):
-    """A graphsurgeon variable whose attributes are assigned as they are, without a look for lists in every one."""
-
-    __setattr__ = object.__setattr__
-
-
-class Constant(gs.Constant):
-    """A graphsurgeon constant, likewise."""
-
-    __setattr__ = object.__setattr__
-
-
-class Node(gs.Node):
-    """A graphsurgeon node compared by identity: its own deep comparison makes every list operation quadratic."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in ("inputs", "outputs"):
-            super().__setattr__(name, value)
-        else:
-            object.__setattr__(self, name, value)
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        """The attribute `name` as a Python value (strings decoded), or `default`."""
-        value = self.attrs.get(name, default)
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def is_constant(tensor: Tensor) -> bool:
-    """Whether the tensor's value is known."""
-    return isinstance(tensor, gs.Constant)
-
-
-def value_of(tensor: Tensor | None) -> Array | None:
-    """The value of a constant tensor, None for others."""
-    return tensor.values if isinstance(tensor, gs.Constant) else None
-
-
-def shape_of(tensor: Tensor) -> tuple[Dim, ...] | None:
-    """The shape (symbolic dimensions as strings, nameless ones None), or None where the rank is unknown."""
-    if tensor.shape is None:
-        return None
-    return tuple(
-        d if isinstance(d, str) and d else (int(d) if isinstance(d, (int, np.integer)) else None) for d in tensor.shape
-    )
-
-
-def rank_of(tensor: Tensor) -> int | None:
-    """The number of dimensions, None where unknown."""
-    return None if tensor.shape is None else len(tensor.shape)
 
 
 class QuantGraph:
@@ -103,14 +51,15 @@ class QuantGraph:
     def __init__(
         self,
         nodes: Iterable[Node],
-        inputs: Sequence[gs.Variable],
+        inputs: Sequence[Variable],
         outputs: Sequence[Tensor],
         *,
         name: str = "model",
         opset: int = 17,
         domains: Mapping[str, int] | None = None,
     ) -> None:
-        self.graph = gs.Graph(nodes=list(nodes), inputs=list(inputs), outputs=list(outputs), name=name, opset=opset)
+        self.graph = gs.Graph(inputs=list(inputs), outputs=list(outputs), name=name, opset=opset)
+        self.nodes = list(nodes)
         self.opset = opset
         self.domains: dict[str, int] = dict(domains or {})
         self.params: dict[str, QuantParams] = {}
@@ -146,9 +95,9 @@ class QuantGraph:
         self.graph.nodes = nodes  # type: ignore[assignment]
 
     @property
-    def inputs(self) -> list[gs.Variable]:
+    def inputs(self) -> list[Variable]:
         """The graph's inputs."""
-        return self.graph.inputs
+        return self.graph.inputs  # type: ignore[return-value]
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -238,15 +187,12 @@ class QuantGraph:
         """Let every consumer of `old`, and the graph's outputs, read `new`; an output keeps its name."""
         if old is new:
             return
-        for node in dict.fromkeys(self.consumers(old)):
-            for index, tensor in enumerate(node.inputs):
-                if tensor is old:
-                    node.inputs[index] = new
+        relink(old, new)
         if self.is_output(old):
             self._replace_output(old, new)
 
     def _replace_output(self, old: Tensor, new: Tensor) -> None:
-        taken = isinstance(new, gs.Constant) or self.is_output(new) or any(i is new for i in self.inputs)
+        taken = isinstance(new, Constant) or self.is_output(new) or any(i is new for i in self.inputs)
         if taken:  # the name of an interface tensor cannot move onto another one
             self.detach_producer(old)
             self.insert("Identity", [new], [old], hint=f"{old.name}_copy")
@@ -275,13 +221,11 @@ class QuantGraph:
 
     def remove(self, nodes: Iterable[Node]) -> None:
         """Take nodes out of the graph and unlink them; one linear sweep however many they are."""
+        nodes = list(nodes)
         gone = {id(n) for n in nodes}
         if not gone:
             return
-        for node in self.nodes:
-            if id(node) in gone:
-                node.inputs.clear()
-                node.outputs.clear()
+        unlink(nodes)
         self.nodes = [n for n in self.nodes if id(n) not in gone]
 
     def bypass(self, node: Node) -> None:
@@ -464,7 +408,7 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
     known = _inferred(skeleton)
     for tensor in graph.tensors():
         found = known.get(tensor.name)
-        if found is None or not isinstance(tensor, gs.Variable):
+        if found is None or not isinstance(tensor, Variable):
             continue
         if found.elem_type:
             tensor.dtype = found.elem_type
@@ -478,6 +422,14 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
         dims = _dims(kind) if kind.HasField("shape") else (None,)
         if all(isinstance(d, int) for d in dims):
             graph.sample_shapes[name] = tuple(int(d) for d in dims if isinstance(d, int))
+
+
+def infer_new_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
+    """`infer_shapes` again, where there are tensors that it has not seen."""
+    for tensor in graph.tensors():
+        if isinstance(tensor, Variable) and (tensor.dtype is None or tensor.name not in graph.sample_shapes):
+            infer_shapes(graph, pinned)
+            return
 
 
 def _is_static(graph: QuantGraph) -> bool:

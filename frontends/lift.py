@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, is_constant, value_of
+from qatc.compiler.links import unlink
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.movement import is_movement
@@ -123,9 +124,7 @@ class _Lifter:
                 self._check_reads(node)
                 self.graph.nodes.append(node)
         self._outputs()
-        for node in self.held:
-            node.inputs.clear()
-            node.outputs.clear()
+        unlink(self.held)
         self.graph.clean()
 
     # -- roots ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""Nodes and tensors as graphsurgeon links them, with what makes it quadratic or slow replaced.
+
+Every node lists its tensors and every tensor its readers and its maker; graphsurgeon keeps both sides in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.util.misc import SynchronizedList
+
+from qatc.compiler.quant import Array
+
+Tensor: TypeAlias = "gs.Variable | gs.Constant"
+Dim: TypeAlias = "int | str | None"
+
+
+class Links(SynchronizedList):
+    """The tensors of a node or the nodes of a tensor; a change here is made on the other side, in its list `side`."""
+
+    def __init__(self, owner: object, side: str, initial: Sequence[Any] = ()) -> None:
+        self.parent_obj, self.field_name = owner, side
+        if initial:
+            list.extend(self, initial)
+            for element in initial:
+                list.append(getattr(element, side), owner)
+
+
+class Variable(gs.Variable):
+    """A tensor whose value is known at run time alone; dtype as TensorProto element type."""
+
+    __setattr__ = object.__setattr__  # graphsurgeon's own looks for lists at every assignment
+
+    def __init__(self, name: str, dtype: int | None = None, shape: Sequence[Dim] | None = None) -> None:
+        self.__dict__.update(name=name, dtype=dtype, shape=shape, type="tensor_type")
+        self.__dict__.update(inputs=Links(self, "outputs"), outputs=Links(self, "inputs"))
+
+
+class Constant(gs.Constant):
+    """A tensor whose value is known."""
+
+    __setattr__ = object.__setattr__
+
+    def __init__(self, name: str, values: Array) -> None:
+        self.__dict__.update(name=name, _values=values, data_location=None, _export_dtype=None)
+        self.__dict__.update(inputs=Links(self, "outputs"), outputs=Links(self, "inputs"))
+
+
+class Node(gs.Node):
+    """An operator, compared by identity: graphsurgeon's deep comparison makes every list operation quadratic."""
+
+    def __init__(
+        self,
+        op: str,
+        name: str = "",
+        attrs: dict[str, Any] | None = None,
+        inputs: Sequence[Tensor] = (),
+        outputs: Sequence[Tensor] = (),
+        domain: str | None = None,
+    ) -> None:
+        self.__dict__.update(op=op, name=name, attrs={} if attrs is None else attrs, domain=domain)
+        self.__dict__.update(inputs=Links(self, "outputs", inputs), outputs=Links(self, "inputs", outputs))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """The attribute `name` as a Python value (strings decoded), or `default`."""
+        value = self.attrs.get(name, default)
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def unlink(nodes: Iterable[Node]) -> None:
+    """Take nodes off all their tensors, in time linear in those tensors' readers (one at a time it is quadratic)."""
+    gone = {id(node): node for node in nodes}
+    tensors = {id(tensor): tensor for node in gone.values() for tensor in (*node.inputs, *node.outputs)}
+    for node in gone.values():
+        list.clear(node.inputs)
+        list.clear(node.outputs)
+    for tensor in tensors.values():
+        for side in (tensor.inputs, tensor.outputs):
+            list.__setitem__(side, slice(None), [node for node in side if id(node) not in gone])
+
+
+def relink(old: Tensor, new: Tensor) -> None:
+    """Let every reader of `old` read `new`."""
+    for node in dict.fromkeys(old.outputs):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                list.__setitem__(node.inputs, index, new)
+                list.append(new.outputs, node)
+    list.clear(old.outputs)
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether the tensor's value is known."""
+    return isinstance(tensor, gs.Constant)
+
+
+def value_of(tensor: Tensor | None) -> Array | None:
+    """The value of a constant tensor, None for others."""
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def shape_of(tensor: Tensor) -> tuple[Dim, ...] | None:
+    """The shape (symbolic dimensions as strings, nameless ones None), or None where the rank is unknown."""
+    if tensor.shape is None:
+        return None
+    return tuple(
+        d if isinstance(d, str) and d else (int(d) if isinstance(d, (int, np.integer)) else None) for d in tensor.shape
+    )
+
+
+def rank_of(tensor: Tensor) -> int | None:
+    """The number of dimensions, None where unknown."""
+    return None if tensor.shape is None else len(tensor.shape)
