@@ -38,12 +38,13 @@ class OpenPackage:
     samples: Sequence[Mapping[str, Array]]
 
 
-def open_package(folder: Path) -> OpenPackage:
+def open_package(path: str | Path) -> OpenPackage:
     """Open a package whose files all match its manifest.
 
     Raises:
         CompileError: QAT502 where it is none, is damaged, or holds no integer graph.
     """
+    folder = Path(path)
     found = verify_package(folder, samples=False)
     errors = [d for d in found.diagnostics if d.severity is Severity.ERROR]
     if errors:

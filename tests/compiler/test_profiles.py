@@ -21,7 +21,7 @@ CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
 
 def graph(scale: float) -> IntegerGraph:
-    """x is quantized, then added to itself onto a grid of another scale."""
+    """Quantize x, add it to itself onto a grid of another scale."""
     grid, out = QuantParams.per_tensor(0.25, 0), QuantParams.per_tensor(scale, 0)
     tensors = {
         "x": GraphTensor("x", "float32", (256,)),
