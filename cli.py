@@ -38,6 +38,8 @@ class Command(click.Command):
         """Parse the arguments; with --json a usage error is a JSON document too."""
         wants_json = "--json" in args
         try:
+            if self.name == "compile":
+                args = _in_our_words(args)
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             if not wants_json:
@@ -68,6 +70,26 @@ class Command(click.Command):
         else:
             _screen(ctx.params).diagnostics(found)
         raise click.exceptions.Exit(status)
+
+
+def _in_our_words(args: list[str]) -> list[str]:
+    """With -t drpai: the vendor's options, in both of their spellings, as ours; says what each does."""
+    if not any("drpai" in argument for argument in args):
+        return args
+    from qatc.backends.drpai.arguments import ArgumentError, is_meant, translate
+
+    if not is_meant(args):
+        return args
+    try:
+        translated, said = translate(args)
+    except ArgumentError as error:
+        raise click.UsageError(f"-t drpai: {error}") from error
+    except CompileError as error:
+        raise click.UsageError("\n".join(f"{d.code} {d.message}: {d.hint}" for d in error.diagnostics)) from error
+    if "--quiet" not in args:
+        for line in said:
+            click.echo(f"drpai: {printable(line)}", err=True)
+    return translated
 
 
 class Group(click.Group):

@@ -6,4 +6,5 @@ from typing import Final
 BUILTIN: Final[dict[str, str]] = {
     "onnx": "qatc.backends.onnx:BACKEND",
     "qdq": "qatc.backends.qdq:BACKEND",
+    "drpai": "qatc.backends.drpai:BACKEND",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +32,7 @@ from qatc.compiler.runtime import OrtEvaluator, open_file
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from qatc.compiler.backend import Emission
+    from qatc.compiler.backend import Emission, Stream
 
 MODEL = "model.onnx"
 _MEASURED: Final = 200_000_000  # multiply-accumulates up to which the profiles are compared without being asked
@@ -46,6 +46,7 @@ def assemble(
     feeds: Sequence[Mapping[str, Array]],
     external: Sequence[Path],
     proof: Proof,
+    companions: Callable[[Callable[[str], Stream], CompileResult], None] | None = None,
 ) -> CompileResult:
     """Write the package of a finished compile and return the result with its place and size.
 
@@ -70,6 +71,8 @@ def assemble(
         writer.write("report.html", report_html(written))
         writer.write("check.py", check_script())
         write_proof(writer, proof, emission, given, OrtEvaluator())
+        if companions is not None:
+            companions(writer.open, written)
         finished = writer.finish(
             manifest(
                 version=__version__,

@@ -17,6 +17,11 @@ from qatc.compiler.storage import release
 if TYPE_CHECKING:
     import onnx
 
+    from qatc.compiler.arithmetic import Profile
+    from qatc.compiler.graph import QuantGraph
+    from qatc.compiler.integer import IntegerGraph
+    from qatc.compiler.result import CompileResult
+
 _ALIGNMENT: Final = 4096  # external data starts on a page, so that a runtime can map it
 _TILE: Final = 256
 _PROTOBUF_LIMIT: Final = (1 << 31) - 1  # a message of two gigabytes cannot be parsed
@@ -133,6 +138,24 @@ Emit = Callable[[Any, Mapping[str, str]], Emission]
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A compile that is done but for its package: what a backend's own files are made from.
+
+    `options` are the backend's, checked; `feeds` is the first sample, by input name.
+    """
+
+    graph: QuantGraph
+    integer: IntegerGraph
+    profile: Profile
+    result: CompileResult
+    options: Mapping[str, str]
+    feeds: Mapping[str, Array]
+
+
+Companions = Callable[[Callable[[str], Stream], Finished], None]
+
+
+@dataclass(frozen=True)
 class Backend:
     """What writes models for a target.
 
@@ -142,6 +165,8 @@ class Backend:
         level: whether `emit` takes the IntegerGraph ("integer") or the QuantGraph ("float").
         emit: (graph, checked options) -> Emission. Raises CompileError with every operator it cannot express.
         options: the options it takes, by name.
+        check: sees that what the (checked) options name is there, before any work; raises CompileError.
+        companions: writes files of its own beside the model: (opens a file of the package, what was found).
     """
 
     name: str
@@ -149,6 +174,8 @@ class Backend:
     level: Literal["integer", "float"]
     emit: Emit
     options: Mapping[str, BackendOption] = field(default_factory=dict[str, BackendOption])
+    check: Callable[[Mapping[str, str]], None] | None = None
+    companions: Companions | None = None
 
     def checked(self, given: Mapping[str, str]) -> dict[str, str]:
         """`given` completed by the defaults.
@@ -169,7 +196,10 @@ class Backend:
                 wrong.append(Diagnostic("QAT007", message, hint=f"one of {', '.join(option.choices)}"))
         if wrong:
             raise CompileError(wrong, 2)
-        return {name: given.get(name, option.default) for name, option in sorted(self.options.items())}
+        complete = {name: given.get(name, option.default) for name, option in sorted(self.options.items())}
+        if self.check is not None:
+            self.check(complete)
+        return complete
 
 
 def aligned(position: int) -> int:

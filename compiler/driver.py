@@ -33,7 +33,7 @@ from qatc.compiler.storage import SPILL_AT
 from qatc.compiler.target import read_toml
 
 if TYPE_CHECKING:
-    from qatc.compiler.backend import Backend, Emission
+    from qatc.compiler.backend import Backend, Emission, Stream
     from qatc.compiler.golden import Proof
     from qatc.compiler.registry import Registry
     from qatc.compiler.samples import Feeds
@@ -166,6 +166,7 @@ class _Compilation:
         self.diagnostics: list[Diagnostic] = []
         self.filled: tuple[FilledRange, ...] = ()
         self.simulation: Simulation | None = None
+        self.shapes = options.shapes  # of the inputs of a sample
         self.feeds: list[Feeds] = []
 
     @contextmanager
@@ -199,7 +200,9 @@ class _Compilation:
             verification = self.verify_written(integer, emission, target)
         result = self.result(graph, source, integer, emission, dialect, evidence, target, verification)
         with self.step("write"):
-            result = assemble(result, output, emission, self.feeds, source.external, self.proof(integer, target))
+            proof = self.proof(integer, target)
+            files = self.companions(backend, graph, proof, options)
+            result = assemble(result, output, emission, self.feeds, source.external, proof, files)
         self.progress("done", 1.0)
         return dataclasses.replace(result, timings=dict(self.timings))
 
@@ -237,6 +240,20 @@ class _Compilation:
 
         golden, header = self.options.golden, self.options.golden_header
         return Proof(integer, get_profile(target.arithmetic), golden, header, target.layout)
+
+    def companions(
+        self, backend: Backend, graph: QuantGraph, proof: Proof, options: Mapping[str, str]
+    ) -> Callable[[Callable[[str], Stream], CompileResult], None] | None:
+        """What writes the backend's own files beside the model, if it has any."""
+        from qatc.compiler.backend import Finished
+
+        write = backend.companions
+        if write is None:
+            return None
+        feeds = self.feeds[0]
+        return lambda open_file, result: write(
+            open_file, Finished(graph, proof.graph, proof.profile, result, options, feeds)
+        )
 
     def canonical(self) -> tuple[QuantGraph, Source, str, str]:
         """Read the file and bring its dialect to the canonical form."""
@@ -330,14 +347,14 @@ class _Compilation:
         self.collect(graph)
         if not graph.params:
             raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization left after normalization")
-        infer_shapes(graph, self.options.shapes)
+        infer_shapes(graph, self.shapes)
 
     def fold(self, graph: QuantGraph) -> None:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""
         with self.step("fold"):
             propagate(graph)
             fold_affine(graph)
-            infer_new_shapes(graph, self.options.shapes)
+            infer_new_shapes(graph, self.shapes)
             propagate(graph)
             self.collect(graph)
         missing = missing_ranges(graph)
@@ -371,20 +388,47 @@ class _Compilation:
 
     def prepare_proof(self, graph: QuantGraph) -> None:
         """Sample inputs, and the simulation that the result is compared with (before anything is folded)."""
-        self.feeds = self.sample_feeds(graph)
-        if self.options.verify:
-            from qatc.compiler.simulation import Simulation, open_simulation
+        from qatc.compiler import samples
 
-            with self.step("verify"):
-                if self.restated(graph):
-                    self.simulation = Simulation.of_graph(graph)
-                else:
-                    self.simulation = open_simulation(self.path, graph, self.feeds[0])
+        ports = [port_of(graph, t) for t in graph.inputs]
+        shapes = [self.options.shapes] if self.options.inputs else [*samples.sizes_to_try(ports, self.options.shapes)]
+        refused: list[Diagnostic] = []
+        for self.shapes in shapes:
+            self.feeds = self.sample_feeds(graph)
+            if len(shapes) == 1 and not self.options.verify:
+                return
+            try:
+                with self.step("verify"):
+                    self.simulation = self.opened(graph)
+                break
+            except CompileError as error:
+                refused += [d for d in error.diagnostics if d not in refused]
+        else:
+            if len(shapes) > 1:
+                self.shapes = self.options.shapes
+                self.sample_feeds(graph)  # says which dimensions to pin
+            raise CompileError(refused)
+        if len(shapes) > 1:
+            infer_shapes(graph, self.shapes)
+            sizes = "; ".join(f"{printable(n)} {list(s)}" for n, s in self.shapes.items())
+            hint = "pin them with -s NAME=1,3,224,224 for samples of another size"
+            note = f"the model leaves sizes of its inputs open; the samples have {sizes}"
+            self.diagnostics.append(Diagnostic("QAT009", note, Severity.NOTE, hint=hint))
+
+    def opened(self, graph: QuantGraph) -> Simulation:
+        """What the result is compared with, proved to run on the first sample."""
+        from qatc.compiler.simulation import Simulation, open_simulation
+
+        if not self.restated(graph):
+            return open_simulation(self.path, graph, self.feeds[0])
+        found = Simulation.of_graph(graph)
+        found.run(self.feeds[0], found.outputs)
+        return found
 
     def restated(self, graph: QuantGraph) -> bool:
         """Whether the user or a dialect's policy added quantization that the file itself does not compute."""
         stated = self.options.ranges is not None or self.options.quant_range is not None
-        return stated or any(d.code == "QAT206" for d in graph.diagnostics)
+        return stated or any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics)
 
     def sample_feeds(self, graph: QuantGraph) -> list[Feeds]:
         """The user's sample inputs, or generated ones."""
@@ -394,9 +438,7 @@ class _Compilation:
         if self.options.inputs:
             return samples.load(ports, list(self.options.inputs), self.options.shapes)
         limits = samples.index_limits(graph)
-        return samples.generate(
-            ports, self.options.samples, self.options.seed, shapes=self.options.shapes, limits=limits
-        )
+        return samples.generate(ports, self.options.samples, self.options.seed, shapes=self.shapes, limits=limits)
 
     def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
         """The integer graph; islands are errors with --require-integer."""

@@ -1,0 +1,85 @@
+"""Images as calibration data, prepared as the vendor's script does: resize 256, center crop, normalize."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.quant import Array
+
+_MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
+_STD: Final = np.array([0.229, 0.224, 0.225], np.float32)
+_MARGIN: Final = 256 / 224  # the shorter side before the crop, in sides of the crop
+_IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+def first_input(model: Path) -> tuple[str, list[int]]:
+    """Name and shape of a model's first input; symbolic dimensions are 1.
+
+    Raises:
+        CompileError: QAT001 where the file is no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.ModelProto.FromString(model.read_bytes()).graph
+    except DecodeError as error:
+        raise CompileError([Diagnostic("QAT001", f"{model.name} is not an ONNX model")]) from error
+    constants = {tensor.name for tensor in graph.initializer}
+    for port in graph.input:
+        if port.name not in constants:
+            return port.name, [d.dim_value or 1 for d in port.type.tensor_type.shape.dim]
+    return "", []
+
+
+def has_arrays(folder: Path) -> bool:
+    """Whether the folder holds arrays, which need no preparation."""
+    return folder.is_dir() and any(path.suffix in (".npy", ".npz") for path in folder.iterdir())
+
+
+def frames_file(folder: Path, shape: list[int]) -> tuple[str, int]:
+    """A temporary .npy file of float32 [N,C,H,W] made from the images in `folder`, and N.
+
+    Raises:
+        CompileError: QAT008 where there are none or the input is no image; QAT010 without Pillow; exit code 2.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES) if folder.is_dir() else []
+    if not files:
+        raise _refused("QAT008", f"no images in {folder}", "give a folder of .jpg, .png, ... or of .npy files")
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise _refused("QAT008", f"an input of shape {shape} takes no images", "give arrays with --calibrate")
+    try:
+        pillow = import_module("PIL.Image")
+    except ImportError as error:
+        raise _refused("QAT010", "reading images needs Pillow", "pip install pillow, or give .npy files") from error
+    frames = np.stack([_frame(pillow, path, shape) for path in files])
+    scratch = tempfile.mkdtemp(prefix="qatc-frames-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    place = Path(scratch) / "frames.npy"
+    np.save(place, frames)
+    return str(place), len(files)
+
+
+def _frame(pillow: Any, path: Path, shape: list[int]) -> Array:
+    _, channels, height, width = shape
+    with pillow.open(path) as opened:
+        image = opened.convert("RGB" if channels == 3 else "L")
+    scale = max(width * _MARGIN / image.width, height * _MARGIN / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), pillow.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
+    pixels = pixels.reshape(height, width, channels)
+    mean, std = (_MEAN, _STD) if channels == 3 else (_MEAN.mean(), _STD.mean())
+    return np.ascontiguousarray(((pixels - mean) / std).astype(np.float32).transpose(2, 0, 1))
+
+
+def _refused(code: str, message: str, hint: str) -> CompileError:
+    return CompileError([Diagnostic(code, message, hint=hint)], 2)

@@ -1,0 +1,178 @@
+"""`-t drpai`: the files that a user of DRP-AI TVM expects, its command line in both spellings, calls of its tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+
+from qatc import CompileError, cli, compile_model
+from qatc.backends.drpai.arguments import ArgumentError, is_meant, translate
+
+MODEL = Path(__file__).resolve().parents[2] / "samples" / "models" / "resnet8_qat.onnx"
+SHAPE = (1, 1, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drpai") / "out"
+    compile_model(
+        MODEL, qat=True, target="drpai", io="integer", options={"quantization_option": "az True"}, output=folder
+    )
+    return folder
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+def test_the_reference_result_is_what_the_int8_model_computes(package: Path) -> None:
+    raw = np.fromfile(package / "input_0.bin", np.float32)
+    assert raw.tobytes() == (package / "interpreter_out" / "input_0.bin").read_bytes()
+    assert raw.size == np.prod(SHAPE)
+    assert -1 <= raw.min() < raw.max() < 1
+    reference = np.fromfile(package / "interpreter_out" / "ref_result_0_fp32.bin", np.float32)
+    manifest = json.loads((package / "manifest.json").read_text())
+    given, wanted = manifest["inputs"][0]["params"], manifest["outputs"][0]["params"]
+    q = np.clip(np.rint(raw / np.float32(given["scale"][0])) + given["zero_point"][0], given["qmin"], given["qmax"])
+    session = ort.InferenceSession(package / "model.onnx")
+    (output,) = session.run(None, {manifest["inputs"][0]["name"]: q.astype(np.uint8).reshape(SHAPE)})
+    real = (np.asarray(output, np.float32) - wanted["zero_point"][0]) * np.float32(wanted["scale"][0])
+    assert np.array_equal(real.ravel(), reference)
+
+
+@pytest.mark.parametrize("name", ["stripped_fp32", "quantized_qdq"])
+def test_the_models_for_the_vendors_tools(package: Path, name: str) -> None:
+    model = onnx.load(package / "drpai" / f"{name}.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 13)]
+    kinds = {node.op_type for node in model.graph.node}
+    assert ({"QuantizeLinear", "DequantizeLinear"} & kinds == set()) == (name == "stripped_fp32")
+    assert {p.type.tensor_type.elem_type for p in (*model.graph.input, *model.graph.output)} == {onnx.TensorProto.FLOAT}
+    x = np.fromfile(package / "input_0.bin", np.float32).reshape(SHAPE)
+    reference = np.fromfile(package / "interpreter_out" / "ref_result_0_fp32.bin", np.float32)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(package / "drpai" / f"{name}.onnx", options)
+    (output,) = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.asarray(output).argmax() == reference.argmax()
+    assert np.abs(np.asarray(output).ravel() - reference).max() < 0.1 * np.abs(reference).max()
+
+
+def test_parameters_and_preprocessing(package: Path) -> None:
+    parameters = json.loads((package / "drpai" / "parameters.json").read_text())
+    assert parameters["quantization_option"] == "az True"
+    names = {t["name"] for t in json.loads((package / "quantization.json").read_text())["tensors"]}
+    assert {t["name"] for t in parameters["tensors"]} == names
+    for tensor in parameters["tensors"]:
+        assert all(low <= 0 <= high for low, high in zip(tensor["min"], tensor["max"], strict=True))
+    described = json.loads((package / "drpai" / "preprocess.json").read_text())
+    assert described["input"]["shape"] == list(SHAPE)
+    assert [step["op"] for step in described["steps"]] == ["resize", "normalize", "transpose"]
+
+
+def test_half_precision_results(tmp_path: Path) -> None:
+    compile_model(MODEL, target="drpai", options={"cpu_data_type": "float16"}, output=tmp_path / "out")
+    assert np.fromfile(tmp_path / "out" / "interpreter_out" / "ref_result_0_fp16.bin", np.float16).size == 10
+
+
+# -- the command line ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("-a pytorch m.onnx", "-a -m pytorch m.onnx"),
+        ("-a -m Tensorflow m.onnx", "-a -m Tensorflow m.onnx"),
+        ("-q tools m.onnx", "-p quantizer_dir=tools m.onnx"),
+        ("-c tools m.onnx", "-p quantizer_dir=tools m.onnx"),
+        ("--quantization_tool=tools m.onnx", "-p quantizer_dir=tools m.onnx"),
+        ("-q m.onnx", "m.onnx"),
+        ("-d dir -v 091 m.onnx", "-p drp_compiler_dir=dir m.onnx"),
+        ("-v m.onnx", "-v m.onnx"),
+        ("-t /opt/poky m.onnx", "-p toolchain_dir=/opt/poky m.onnx"),
+        ("-p domain=standard m.onnx", "-p domain=standard m.onnx"),
+        ("-n 3 -f float16 m.onnx", "--samples 3 -p cpu_data_type=float16 m.onnx"),
+        ("-s x=1,3,2,2 --level 0 -u --fp16 m.onnx", "-s x=1,3,2,2 m.onnx"),
+        ("--explain --tolerance=max_lsb=2 m.onnx", "--explain --tolerance=max_lsb=2 m.onnx"),
+    ],
+)
+def test_both_spellings(given: str, wanted: str) -> None:
+    assert translate(given.split())[0] == wanted.split()
+
+
+def test_quantizer_options_reach_the_tool_and_calibration() -> None:
+    text = "--calibrate_method Percentile --opts percentile_value 99.99"
+    found, said = translate(["-p", text, "m.onnx"])
+    assert found == ["-p", f"quantization_option={text}", "--calibration-method", "percentile", "m.onnx"]
+    assert len(said) == 2
+    for wrong in (["-p", "--calibrate_method Magic"], ["-d"], ["-s", "big"], ["--images", "x"]):
+        with pytest.raises(ArgumentError):
+            translate(wrong)
+
+
+def test_a_bare_shape_is_that_of_the_first_input() -> None:
+    found, _ = translate(["-s", "1,1,16,16", str(MODEL)])
+    assert found == [str(MODEL), "-s", "input=1,1,16,16"]
+
+
+def test_other_targets_keep_their_options() -> None:
+    assert is_meant(["m.onnx", "-t", "drpai"])
+    assert is_meant(["--target=drpai", "m.onnx"])
+    assert not is_meant(["drpai.onnx", "-o", "drpai"])
+
+
+def test_the_guides_own_command(tmp_path: Path) -> None:
+    line = ["compile", "-t", "drpai", str(MODEL), "-o", str(tmp_path / "out"), "-s", "1,1,16,16", "-a", "pytorch"]
+    result = CliRunner().invoke(cli.cli, [*line, "-v", "091", "-p", "az True"])
+    assert result.exit_code == 0, result.output
+    assert "drpai: -v 091: no effect" in result.output
+    assert (tmp_path / "out" / "interpreter_out" / "ref_result_0_fp32.bin").stat().st_size == 40
+
+
+# -- the vendor's tools --------------------------------------------------------------------------------------------
+def test_missing_tools_are_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TVM_ROOT", raising=False)
+    options = {"quantizer_dir": str(tmp_path / "none"), "drp_compiler_dir": str(tmp_path)}
+    with pytest.raises(CompileError) as caught:
+        compile_model(tmp_path / "no_model.onnx", target="drpai", options=options)
+    assert caught.value.exit_code == 2
+    assert [d.message.split(":")[0] for d in caught.value.diagnostics] == [
+        "quantizer_dir", "drp_compiler_dir", "drp_compiler_dir",
+    ]  # fmt: skip
+
+
+def test_tools_are_called_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools, root = tmp_path / "drpai_quant", tmp_path / "tvm"
+    (tools / "drpai_quantizer").mkdir(parents=True)
+    (tools / "drpai_quantizer" / "__init__.py").touch()
+    (tools / "drpai_quantizer" / "cli_interface.py").write_text(
+        "import sys\n"
+        "output = sys.argv[sys.argv.index('--output_model_path') + 1]\n"
+        "open(output, 'w').write(' '.join(a for a in sys.argv[1:] if '/' not in a))\n"
+    )
+    (root / "tutorials").mkdir(parents=True)
+    (root / "tutorials" / "compile_onnx_model_quant.py").write_text(
+        "import os, sys\n"
+        "folder = sys.argv[sys.argv.index('-o') + 1]\n"
+        "os.makedirs(folder)\n"
+        "open(folder + '/deploy.json', 'w').write(' '.join(a for a in sys.argv[1:] if '/' not in a))\n"
+    )
+    monkeypatch.setenv("TVM_ROOT", str(root))
+    monkeypatch.setenv("PRODUCT", "V2H")
+    options = {"quantizer_dir": str(tools), "drp_compiler_dir": str(tools), "quantization_option": "az True"}
+    compile_model(MODEL, target="drpai", options=options, output=tmp_path / "out")
+    left = tmp_path / "out" / "drpai" / "vendor"
+    quantized = (left / "model_quantization.onnx").read_text()
+    assert quantized == "--calibrate_method MinMax --input_model_path --output_model_path --tvm az True"
+    called = (left / "deploy" / "deploy.json").read_text()
+    assert called == "-o -d -s 1,1,16,16 -i input -c -p az True -a -m pytorch"
+
+
+def test_a_tool_that_fails_leaves_no_package(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CompileError, match="No module named"):
+        compile_model(
+            MODEL, target="drpai", options={"quantizer_dir": str(tmp_path / "empty")}, output=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
