@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,17 +311,6 @@ def test_help_needs_nothing_heavy(way: list[str]) -> None:
     assert found.returncode == 0
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in found.stderr.splitlines()}
     assert not loaded & {"numpy", "onnx", "onnxruntime", "rich", "jinja2", "onnx_graphsurgeon"}
-
-
-def test_help_answers_at_once() -> None:
-    """Well under the 0.4 s that are promised; the fastest of a few, since machines are busy."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        process(sys.executable, "-m", "qatc", "--help")
-        return time.perf_counter() - start
-
-    assert min(once() for _ in range(5)) < 0.4
 
 
 def test_a_closed_pipe_is_no_bug() -> None:
