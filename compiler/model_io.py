@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,7 +20,7 @@ from onnx import AttributeProto, TensorProto
 
 from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
-from qatc.compiler.node_check import NodeChecker
+from qatc.compiler.node_check import NodeChecker, NodeRecord
 from qatc.compiler.quant import Array
 from qatc.compiler.tensor_io import TensorError, TensorReader, few
 
@@ -30,6 +30,7 @@ _MAX_CALLS: Final = 64  # functions that call functions that call functions
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
 _NEWEST_OPSET: Final = 26
+_BODIES: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
 
@@ -52,8 +53,8 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
         CompileError: QAT001 to QAT006 for whatever is wrong with the file, all that was found at once.
     """
     model, size = read_proto(path)
-    damaged = next((text for text in _texts(model) if not isinstance(text, str)), None)
-    if damaged is not None:  # protobuf hands out what is not UTF-8 as bytes
+    damaged = _damaged_text(model)
+    if damaged is not None:
         message = f"a name in the file is not UTF-8: {damaged!r:.100}"
         raise fail("QAT004", message, hint="the file is damaged; copy it again")
     if model.functions:
@@ -61,9 +62,7 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
     opsets = _opsets(model)
     reader = _Reader(model, path.parent, opsets)
     graph = reader.read()
-    ops = Counter(
-        f"{n.domain}::{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node
-    )
+    ops = Counter(f"{n.domain}::{n.op}" if n.domain else n.op for n in reader.records)
     version = model.producer_version.removesuffix(" None")  # tf2onnx, where it does not know its own revision
     producer = f"{model.producer_name} {version}".strip()
     external = tuple(sorted(path.parent / location for location in reader.values.maps))
@@ -103,26 +102,31 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     return model, info.st_size
 
 
-def _texts(model: onnx.ModelProto) -> Iterator[object]:
-    """Every name in the file."""
-    yield from (model.producer_name, model.producer_version, *(o.domain for o in model.opset_import))
+def _damaged_text(model: onnx.ModelProto) -> object:
+    """A name in the file that is not UTF-8, None where all are: protobuf hands such a text out as bytes."""
+    texts: list[object] = [model.producer_name, model.producer_version, *(o.domain for o in model.opset_import)]
     waiting: deque[onnx.GraphProto | onnx.FunctionProto] = deque([model.graph, *model.functions])
     while waiting:
         graph = waiting.popleft()
-        yield graph.name
+        texts.append(graph.name)
         if isinstance(graph, onnx.FunctionProto):
-            yield from (graph.domain, *graph.input, *graph.output, *graph.attribute)
-            yield from (o.domain for o in graph.opset_import)
+            texts += (graph.domain, *graph.input, *graph.output, *graph.attribute)
+            texts += (o.domain for o in graph.opset_import)
         else:
-            yield from (t.name for t in graph.initializer)
-            yield from (e for t in graph.initializer for entry in t.external_data for e in (entry.key, entry.value))
-            for port in [*graph.input, *graph.output, *graph.value_info]:
-                yield port.name
-                yield from (d.dim_param for d in port.type.tensor_type.shape.dim)
+            texts += (t.name for t in graph.initializer)
+            texts += (e for t in graph.initializer for entry in t.external_data for e in (entry.key, entry.value))
+            for port in (*graph.input, *graph.output, *graph.value_info):
+                texts.append(port.name)
+                texts += (d.dim_param for d in port.type.tensor_type.shape.dim)
         for node in graph.node:
-            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-            yield from (text for a in node.attribute for text in (a.name, a.ref_attr_name))
-            waiting.extend(_subgraphs(node))
+            texts += (node.name, node.op_type, node.domain)
+            texts += node.input
+            texts += node.output
+            for attribute in node.attribute:
+                texts += (attribute.name, attribute.ref_attr_name)
+                if attribute.type in _BODIES:
+                    waiting.extend([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+    return None if set(map(type, texts)) == {str} else next(t for t in texts if not isinstance(t, str))
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
@@ -172,20 +176,23 @@ def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     while waiting:
         node = waiting.popleft()
         yield node
-        for graph in _subgraphs(node):
+        for graph in _subgraphs(node.attribute):
             waiting.extend(graph.node)
 
 
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    found = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
-    return found + [g for a in node.attribute if a.type == AttributeProto.GRAPHS for g in a.graphs]
+def _subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
+    held = [a for a in attributes if a.type in _BODIES]
+    found = [a.g for a in held if a.type == AttributeProto.GRAPH]
+    return found + [g for a in held if a.type == AttributeProto.GRAPHS for g in a.graphs]
 
 
-def _captured(node: onnx.NodeProto) -> list[str]:
-    """Names that the node's subgraphs read from the graph around them, in a stable order."""
+def _captured(attributes: Iterable[AttributeProto]) -> list[str]:
+    """Names that a node's subgraphs read from the graph around them, in a stable order."""
     made: set[str] = set()
     read: dict[str, None] = {}
-    waiting = deque(_subgraphs(node))
+    waiting = deque(_subgraphs(attributes))
+    if not waiting:
+        return []
     while waiting:
         graph = waiting.popleft()
         made.update(i.name for i in graph.initializer)
@@ -193,7 +200,7 @@ def _captured(node: onnx.NodeProto) -> list[str]:
         for inner in graph.node:
             read.update(dict.fromkeys(n for n in inner.input if n))
             made.update(inner.output)
-            waiting.extend(_subgraphs(inner))
+            waiting.extend(_subgraphs(inner.attribute))
         read.update(dict.fromkeys(o.name for o in graph.output))
     return [n for n in read if n not in made]
 
@@ -206,6 +213,7 @@ class _Reader:
         self.found = Diagnostics()
         self.tensors: dict[str, Tensor] = {}
         self.values = TensorReader(folder)
+        self.records: list[NodeRecord] = []
 
     def read(self) -> QuantGraph:
         graph = self.model.graph
@@ -220,11 +228,12 @@ class _Reader:
                 self.tensors[info.name] = _typed(info)
         self.found.check()
         checker = NodeChecker(self.opsets)
-        for proto in graph.node:
-            for message in checker.findings(proto):
-                self._broken(message, proto, proto.output[0] if proto.output else "")
+        self.records = [NodeRecord.of(n) for n in graph.node]
+        for record in self.records:
+            for message in checker.findings(record):
+                self._broken(message, record, record.outputs[0] if record.outputs else "")
         self.found.check()
-        nodes = [self._node(n) for n in self._sorted(graph.node, {i.name for i in inputs})]
+        nodes = [self._node(n) for n in self._sorted(self.records, {i.name for i in inputs})]
         given = {i.name for i in graph.input}
         outputs = [self._output(o, given) for o in graph.output]
         if len({o.name for o in graph.output}) < len(graph.output):
@@ -266,13 +275,13 @@ class _Reader:
                 tensor.shape = list(dims_of(info.type.tensor_type))
         return tensor
 
-    def _sorted(self, nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> list[onnx.NodeProto]:
+    def _sorted(self, nodes: list[NodeRecord], inputs: set[str]) -> list[NodeRecord]:
         """The nodes in topological order; what is read but never made, made twice, or cyclic is an error."""
         maker: dict[str, int] = {}
         taken = inputs | {name for name, tensor in self.tensors.items() if is_constant(tensor)}
-        reads = [[*(n for n in node.input if n), *_captured(node)] for node in nodes]
+        reads = [[n for n in node.inputs if n] + _captured(node.attributes) for node in nodes]
         for index, node in enumerate(nodes):
-            for name in node.output:
+            for name in node.outputs:
                 if name and (name in maker or name in taken):
                     self._broken("this tensor is made a second time", node, name)
                 maker[name] = index
@@ -282,17 +291,15 @@ class _Reader:
                     self._broken("the node reads a tensor that nothing makes", node, name)
         self.found.check()
         if all(maker.get(name, -1) < index for index, names in enumerate(reads) for name in names):
-            return list(nodes)
+            return nodes
         return self._reordered(nodes, reads, maker)
 
-    def _broken(self, message: str, node: onnx.NodeProto, tensor: str) -> None:
-        self.found.error("QAT004", message, node=label_of(node), tensor=tensor or None)
+    def _broken(self, message: str, node: NodeRecord, tensor: str) -> None:
+        self.found.error("QAT004", message, node=label_of(node.proto), tensor=tensor or None)
         if len(self.found.items) >= _MAX_FINDINGS:
             self.found.check()
 
-    def _reordered(
-        self, nodes: Sequence[onnx.NodeProto], reads: list[list[str]], maker: Mapping[str, int]
-    ) -> list[onnx.NodeProto]:
+    def _reordered(self, nodes: list[NodeRecord], reads: list[list[str]], maker: Mapping[str, int]) -> list[NodeRecord]:
         readers: dict[int, list[int]] = {}
         waiting = [0] * len(nodes)
         for index, names in enumerate(reads):
@@ -313,20 +320,19 @@ class _Reader:
             raise fail(
                 "QAT004",
                 "the graph has a cycle",
-                node=label_of(nodes[stuck]),
+                node=label_of(nodes[stuck].proto),
                 hint="a model must be acyclic; export it again",
             )
         return [nodes[i] for i in order]
 
-    def _node(self, proto: onnx.NodeProto) -> Node:
-        captures = _captured(proto)
-        inputs = [self._tensor(n) for n in [*proto.input, *captures]]
-        outputs = [self._tensor(n) for n in proto.output]
-        attrs = {a.name: self._attribute(a, proto) for a in proto.attribute}
+    def _node(self, record: NodeRecord) -> Node:
+        captures = _captured(record.attributes)
+        inputs = [self._tensor(n) for n in record.inputs + captures]
+        outputs = [self._tensor(n) for n in record.outputs]
+        attrs = {a.name: self._attribute(a, record.proto) for a in record.attributes}
         if captures:
             attrs[_CAPTURES] = captures
-        domain = None if proto.domain in ("", "ai.onnx") else proto.domain
-        return Node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
+        return Node(record.op, record.proto.name, attrs, inputs, outputs, record.domain or None)
 
     def _attribute(self, proto: AttributeProto, node: onnx.NodeProto) -> Any:
         if proto.type == AttributeProto.TENSOR:
@@ -415,12 +421,12 @@ def _attribute_proto(key: str, value: Any) -> AttributeProto:
 
 
 def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
-    waiting = deque(_subgraphs(node))
+    waiting = deque(_subgraphs(node.attribute))
     while waiting:
         graph = waiting.popleft()
         for inner in graph.node:
             inner.input[:] = [renamed.get(n, n) for n in inner.input]
-            waiting.extend(_subgraphs(inner))
+            waiting.extend(_subgraphs(inner.attribute))
         for output in graph.output:
             if output.name in renamed:
                 graph.node.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))

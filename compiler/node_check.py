@@ -27,6 +27,25 @@ class _Form:
     kinds: Mapping[str, int]  # attribute -> AttributeProto type
 
 
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node of the file, taken out of its protobuf once: each look into one takes as long as a look-up in a dict."""
+
+    proto: onnx.NodeProto
+    op: str
+    domain: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: list[AttributeProto]
+
+    @classmethod
+    def of(cls, proto: onnx.NodeProto) -> NodeRecord:
+        """Everything but the name, which only messages need."""
+        domain = proto.domain
+        domain = "" if domain == "ai.onnx" else domain
+        return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), list(proto.attribute))
+
+
 class NodeChecker:
     """Checks nodes of one model; `opsets` are the versions of the domains that it imports."""
 
@@ -34,32 +53,35 @@ class NodeChecker:
         self.opsets = opsets
         self._forms: dict[str, _Form | None] = {}
 
-    def findings(self, node: onnx.NodeProto) -> Iterator[str]:
+    def findings(self, node: NodeRecord) -> Iterator[str]:
         """What is wrong with a node, in words; nothing where it is as its operator is defined."""
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain:
             return
-        if node.op_type not in self._forms:
-            self._forms[node.op_type] = _form(node.op_type, self.opsets.get("", 1))
-        form = self._forms[node.op_type]
+        op = node.op
+        if op not in self._forms:
+            self._forms[op] = _form(op, self.opsets.get("", 1))
+        form = self._forms[op]
         if form is None:
             return
         fewest, most = form.inputs
-        if not fewest <= len(node.input) <= most:
+        count = len(node.inputs)
+        if not fewest <= count <= most:
             span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-            yield f"{node.op_type} takes {span} inputs, not {len(node.input)}"
-        absent = [name for index, name in form.needed if index < len(node.input) and not node.input[index]]
-        if absent:
-            yield f"{node.op_type} needs its input {absent[0]}"
-        if len(node.output) > form.outputs:
-            yield f"{node.op_type} has {form.outputs} outputs, not {len(node.output)}"
-        missing = form.required - {a.name for a in node.attribute}
-        if missing:
-            yield f"{node.op_type} needs the attribute {min(missing)}"
-        for attribute in node.attribute:
-            wanted = form.kinds.get(attribute.name, attribute.type)
-            if attribute.type not in (wanted, AttributeProto.UNDEFINED):
-                found = _KINDS.get(attribute.type, "?")
-                yield f"the attribute {attribute.name} of {node.op_type} is of type {found}, not {_KINDS[wanted]}"
+            yield f"{op} takes {span} inputs, not {count}"
+        for index, name in form.needed:
+            if index < count and not node.inputs[index]:
+                yield f"{op} needs its input {name}"
+                break
+        if len(node.outputs) > form.outputs:
+            yield f"{op} has {form.outputs} outputs, not {len(node.outputs)}"
+        if form.required and (missing := form.required - {a.name for a in node.attributes}):
+            yield f"{op} needs the attribute {min(missing)}"
+        for attribute in node.attributes:
+            kind = attribute.type
+            wanted = form.kinds.get(attribute.name, kind)
+            if kind not in (wanted, AttributeProto.UNDEFINED):
+                found = _KINDS.get(kind, "?")
+                yield f"the attribute {attribute.name} of {op} is of type {found}, not {_KINDS[wanted]}"
 
 
 def _form(op: str, opset: int) -> _Form | None:
