@@ -16,7 +16,7 @@ from qatc.compiler.compare.match import Names
 from qatc.compiler.compare.measure import Measure, measure
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.golden import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Op
 from qatc.compiler.quant import Array
@@ -119,13 +119,23 @@ class _Run:
         self.opened, self.graph, self.sample = opened, opened.graph, sample
         self.evaluate, self.findings, self.tolerance = evaluate, findings, tolerance
         self.feeds = opened.samples[sample]
-        self.expected = execute(self.graph, self.feeds, opened.profile, evaluate=evaluate)
+        self.expected = self._expected()
         ranks = {name: value.ndim for name, value in self.expected.items()}
         tensors = golden_tensors(self.graph, opened.names, ranks, opened.layout)
         self.golden: dict[str, GoldenTensor] = {tensor.name: tensor for tensor in tensors}
         self.makers: dict[str, Op] = self.graph.producers()
         self.found: dict[str, _Found] = {}
         self.order = [*self.graph.inputs, *(o for op in self.graph.ops for o in op.outputs if o)]
+
+    def _expected(self) -> dict[str, Array]:
+        """Every tensor of the sample, as the reference executor computes it."""
+        try:
+            return execute(self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate)
+        except (ValueError, KeyError, IndexError) as error:  # the hashes are right, the graph is not
+            message = (
+                f"the integer graph of {printable(str(self.opened.folder))} cannot be run: {printable(str(error))}"
+            )
+            raise fail("QAT502", message, hint="compile the model again") from error
 
     # -- reading the dump -----------------------------------------------------------------------------------------
     def read(self, entries: Sequence[Entry]) -> None:
