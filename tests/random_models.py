@@ -438,6 +438,12 @@ def pooling(net: Net) -> Value | None:
         )
     if net.dyadic and kind != "GlobalMaxPool" and (h * w) & (h * w - 1):
         return None
+    if kind == "ReduceMean" and net.chance(40):  # over the first positions, as in an image of [N, H, W, C]
+        keep, size = net.dice.choose([0, 1]), c * h
+        if net.dyadic and size & (size - 1):
+            return None
+        (y,) = net.op("ReduceMean", [x.name], axes=[1, -2], keepdims=keep)
+        return Value(y, (n, 1, 1, w) if keep else (n, w), x.reach)
     if kind == "ReduceMean":
         keep = net.dice.choose([0, 1])
         (y,) = net.op("ReduceMean", [x.name], axes=[2, 3], keepdims=keep)

@@ -95,76 +95,84 @@ def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool
 
 def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """AveragePool, GlobalAveragePool and ReduceMean over positions."""
-    x = node.inputs[0]
-    params = state.usable(x)
-    if (
-        node.domain
-        or params is None
-        or state.usable(out) is None
-        or node.op not in ("AveragePool", "GlobalAveragePool", "ReduceMean")
-    ):
+    if node.domain or state.usable(node.inputs[0]) is None or state.usable(out) is None:
+        return False
+    match node.op:
+        case "AveragePool":
+            return _average(state, node, out, lo, hi)
+        case "GlobalAveragePool":
+            return _mean(state, node, out, lo, hi, tuple(range(rank_of(node.inputs[0]) or 2)), keepdims=True)
+        case "ReduceMean":
+            order = _mean_order(node)
+            return order is not None and _mean(state, node, out, lo, hi, order, keepdims=bool(node.attr("keepdims", 1)))
+        case _:
+            return False
+
+
+def _average(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    kernel, strides, pads, dilations = _window(state, node)
+    if pads is None or any(d != 1 for d in dilations):
         return False
     label = label_of(node)
-    if node.op == "AveragePool":
-        kernel, strides, pads, dilations = _window(state, node)
-        if pads is None or any(d != 1 for d in dilations):
-            return False
-        op = Pool(
-            state.build.fresh(label),
-            (state.int_name(x),),
-            (state.new_int(out),),
-            lo=lo,
-            hi=hi,
-            mode="average",
-            kernel=kernel,
-            strides=strides,
-            pads=pads,
-            dilations=dilations,
-            ceil_mode=bool(node.attr("ceil_mode", 0)),
-            count_include_pad=bool(node.attr("count_include_pad", 0)),
-            source=label,
-        )
-        state.build.add(op)
-        return True
-    keepdims = node.op == "GlobalAveragePool" or bool(node.attr("keepdims", 1))
-    name = state.int_name(x)
-    if node.op == "ReduceMean":
-        arranged = _positions_last(state, node, name, params, keepdims)
-        if arranged is None:
-            return False
-        name = arranged
-    state.build.add(
-        Pool(
-            state.build.fresh(label),
-            (name,),
-            (state.new_int(out),),
-            lo=lo,
-            hi=hi,
-            mode="average",
-            keepdims=keepdims,
-            source=label,
-        )
+    op = Pool(
+        state.build.fresh(label),
+        (state.int_name(node.inputs[0]),),
+        (state.new_int(out),),
+        lo=lo,
+        hi=hi,
+        mode="average",
+        kernel=kernel,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        ceil_mode=bool(node.attr("ceil_mode", 0)),
+        count_include_pad=bool(node.attr("count_include_pad", 0)),
+        source=label,
     )
+    state.build.add(op)
     return True
 
 
-def _positions_last(state: State, node: Node, name: str, params: QuantParams, keepdims: bool) -> str | None:
-    """The integers of a ReduceMean's input with the averaged axes behind the first two; None where that cannot be."""
-    rank = rank_of(node.inputs[0])
-    axes = axes_of(node)
-    if rank is None or rank < 3 or axes is None:
+def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[int, ...], *, keepdims: bool) -> bool:
+    """The mean over all dimensions but the first two of `order`, in which they are put first, and back behind it."""
+    x, wanted = node.inputs[0], state.params(out)
+    params, label = state.usable(x), label_of(node)
+    if params is None or wanted is None:
+        return False
+    name = _transposed(state, x, state.int_name(x), params, order)
+    back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
+    shape = _permuted(shape_of(out), order)
+    pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", wanted, shape)
+    fresh = state.build.fresh(label)
+    state.build.add(Pool(fresh, (name,), (pooled,), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label))
+    if back is not None:
+        move = state.build.fresh("Transpose")
+        state.build.add(Move(move, (pooled,), (state.new_int(out),), op_type="Transpose", attrs={"perm": back}))
+    return True
+
+
+def _mean_order(node: Node) -> tuple[int, ...] | None:
+    """The dimensions of a ReduceMean's input with the two that stay in front; None where not two stay."""
+    rank, axes = rank_of(node.inputs[0]), axes_of(node)
+    if rank is None or axes is None:
         return None
-    averaged = sorted(a + rank if a < 0 else a for a in axes)
-    if averaged == list(range(2, rank)):
+    averaged = sorted({a + rank if a < 0 else a for a in axes})
+    kept = [i for i in range(rank) if i not in averaged]
+    return (*kept, *averaged) if len(kept) == 2 and len(kept) + len(averaged) == rank > 2 else None
+
+
+def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams, order: tuple[int, ...]) -> str:
+    """The integers of a tensor with its dimensions in another order."""
+    if order == tuple(range(len(order))):
         return name
-    if rank == 3 and averaged == [1] and not keepdims:
-        shape = shape_of(node.inputs[0])
-        moved: Shape | None = None if shape is None else (shape[0], shape[2], shape[1])
-        out = state.build.quantised(f"{node.inputs[0].name}_transposed", params, moved)
-        return state.build.add(
-            Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [0, 2, 1]})
-        )
-    return None
+    shape = _permuted(shape_of(tensor), order)
+    out = state.build.quantised(f"{tensor.name}_transposed", params, shape)
+    move = state.build.fresh("Transpose")
+    return state.build.add(Move(move, (name,), (out,), op_type="Transpose", attrs={"perm": list(order)}))
+
+
+def _permuted(shape: Shape | None, order: tuple[int, ...]) -> Shape | None:
+    return None if shape is None or len(shape) != len(order) else tuple(shape[i] for i in order)
 
 
 def axes_of(node: Node) -> list[int] | None:

@@ -36,13 +36,22 @@ def missing_ranges(graph: QuantGraph) -> list[Tensor]:
             found[id(tensor)] = tensor
             waiting.append(tensor)
 
-    for node in graph.nodes:
-        if _is_quantized_product(graph, node):
+    def need_operands(node: Node) -> None:
+        if _may_be_integer_product(graph, node) and any(
+            t.name in graph.params or id(t) in found for t in node.inputs[:2]
+        ):
             for tensor in node.inputs[:2]:
                 need(tensor)
+
+    for node in graph.nodes:
+        need_operands(node)
         waiting.extend(t for t in node.outputs if t.name in graph.params)
     while waiting:
-        needed, moved = _operands(graph, waiting.popleft())
+        made = waiting.popleft()
+        if id(made) in found:  # a product that reads it becomes one of integers
+            for reader in graph.consumers(made):
+                need_operands(reader)
+        needed, moved = _operands(graph, made)
         waiting.extend(moved)
         for tensor in needed:
             need(tensor)
@@ -60,14 +69,11 @@ def _is_float(tensor: Tensor) -> bool:
     )
 
 
-def _is_quantized_product(graph: QuantGraph, node: Node) -> bool:
-    """A product with at least one operand that the model quantizes, and none that is a plain float constant."""
+def _may_be_integer_product(graph: QuantGraph, node: Node) -> bool:
+    """A product none of whose operands is a plain float constant."""
     if node.op not in _MACS or node.domain:
         return False
-    operands = node.inputs[:2]
-    if any(is_constant(t) and t.name not in graph.params for t in operands):
-        return False
-    return any(t.name in graph.params for t in operands)
+    return not any(is_constant(t) and t.name not in graph.params for t in node.inputs[:2])
 
 
 def _operands(graph: QuantGraph, tensor: Tensor) -> tuple[list[Tensor], list[Tensor]]:

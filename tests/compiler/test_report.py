@@ -21,7 +21,7 @@ from qatc.compiler.report import envelope, inspection_json, report_html, result_
 from qatc.compiler.report.facts import Column, listing
 from qatc.compiler.report.inspection import inspection
 from qatc.compiler.report.screen import Screen, console
-from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, OutputCheck
+from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, OutputCheck, SumBounds
 from tests import fake_results as fake
 from tests.fake_results import validate
 
@@ -149,17 +149,39 @@ def test_hostile_names_stay_text_on_the_terminal(verbose: bool) -> None:
 # -- the inspection ------------------------------------------------------------------------------------------------
 def test_inspection_lists_what_computes_and_why_some_does_not() -> None:
     said = shown(inspection, fake.inspection())
-    assert "  Conv      integers  2.36 M   9.22 k  /layer1/Conv\n" in said
-    assert "  Softmax   float                      /head/Softmax\n" in said
-    assert "Softmax has no integer form on this\n" in said
+    assert "  Conv      integers  2.36 M   9.22 k  16.4 kB  /layer1/Conv\n" in said
+    assert "  Softmax   float                               /head/Softmax\n" in said
+    assert "Softmax has no integer form\n" in said
     assert "and 1 operator that only moves data (-v lists them)" in said
     assert "no range     /layer8/Add_output_0: the exporter left it out" in said
     assert "100% of 84.9 M multiply-accumulates (9 operators, 2 in float)" in said
 
 
+def test_inspection_tells_what_is_proven_of_sums_and_what_to_change() -> None:
+    said = shown(inspection, fake.inspection(), width=120)
+    assert "  activations  49.2 kB at once for one sample\n" in said
+    assert "  sums         at most 21 bits, in /layer8/Conv\n" in said
+    assert "4 of 8 operators may saturate 16 bits on x86 without VNNI; worst 72,000 of 32,767 in /layer8/Conv" in said
+    assert (
+        "  two grids    /pool is rounded onto a second grid\n                 uint8, scale 0.02, zero point 128\n"
+        in said
+    )
+    assert "  advice       Quantize the results of 1 Add in training, too: /layer8/Add_output_0.\n" in said
+    full = " ".join(shown(inspection, fake.inspection(), width=160, verbose=True).split())
+    assert "8-bit weights, 1 of 16 channels zero, sums of 21 bits, pairs up to 72,000 in 3 of 16 channels" in full
+
+
+def test_inspection_of_sums_that_overflow() -> None:
+    deep = InspectedOp("/fc", "MatMul", "integer", sums=SumBounds(512, 2_415_919_104, 3))
+    said = shown(inspection, fake.inspection(operators=(deep,)), width=120)
+    assert "  sums         at most 33 bits, in /fc: 1 operator may overflow 32\n" in said
+
+
 def test_inspection_in_full_and_in_short() -> None:
     assert "/input/QuantizeLinear" in shown(inspection, fake.inspection(), verbose=True)
-    assert "/layer1/Conv  uint8 x int8, per channel\n" in shown(inspection, fake.inspection(), verbose=True, width=120)
+    assert "/layer1/Conv  uint8 x int8, per channel, 8-bit weights" in shown(
+        inspection, fake.inspection(), verbose=True, width=160
+    )
     assert "/layer1/Conv" not in shown(inspection, fake.inspection(), quiet=True)
 
 

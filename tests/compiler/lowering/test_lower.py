@@ -407,14 +407,24 @@ def test_pools(call: str, mode: str, kernel: tuple[int, ...], pads: tuple[int, .
     assert not reasons(graph)
 
 
-@pytest.mark.parametrize(("axis", "arranged"), [(1, True), (2, False)])
-def test_means_over_the_tokens_of_a_transformer(axis: int, arranged: bool) -> None:
-    """[N, T, C]: the averaged axis goes behind the other two first, where it is not there."""
+@pytest.mark.parametrize(
+    ("shape", "axes", "keepdims", "moves"),
+    [
+        ("1,4,3", "2", 0, 0),
+        ("1,4,3", "1", 0, 1),  # the tokens of a transformer, [N, T, C]
+        ("1,4,3", "1", 1, 2),
+        ("1,4,4,3", "1, 2", 0, 1),  # the positions of an image, [N, H, W, C]
+        ("1,4,4,3", "-3, -2", 1, 2),
+    ],
+)
+def test_means_over_other_dimensions(shape: str, axes: str, keepdims: int, moves: int) -> None:
+    """The averaged dimensions go behind the other two first, and back where they are kept."""
     graph = lowered(
-        "(float[1,4,3] x) => (float[M] y)", f"a = A(x)\np = ReduceMean<axes = [{axis}], keepdims = 0>(a)\ny = A(p)"
+        f"(float[{shape}] x) => (float[M] y)",
+        f"a = A(x)\np = ReduceMean<axes = [{axes}], keepdims = {keepdims}>(a)\ny = A(p)",
     )
     assert not reasons(graph)
-    assert any(isinstance(op, Move) and op.op_type == "Transpose" for op in graph.ops) == arranged
+    assert len([op for op in graph.ops if isinstance(op, Move)]) == moves
 
 
 def test_concat_rescales_each_input() -> None:

@@ -128,6 +128,14 @@ def test_which_tensors_lack_a_range(signature: str, body: str, constants: str, w
     assert [t.name for t in missing_ranges(graph)] == want
 
 
+def test_one_filled_range_asks_for_the_next() -> None:
+    """Attention: values get a range for their own product, so the weights that multiply them need one too."""
+    body = D + "p = MatMul(x, w)\nz = MatMul(p, w)\ns = Softmax(u)\nm = MatMul(s, p)\ny = A(m)"
+    graph = stripped(net("(float[3,2] x, float[3,3] u) => (float[3,2] y, float[3,2] z)", body, W2))
+    propagate(graph)
+    assert [t.name for t in missing_ranges(graph)] == ["x", "p", "s"]
+
+
 def test_parts_of_a_concatenation_take_over_its_range() -> None:
     body = D + "c = Conv(x, w)\nd = Conv(x, w)\ns = Sigmoid(d)\nm = Concat<axis = 1>(c, s)\ne = Conv(m, v)\ny = A(e)"
     graph = stripped(net(IMAGE, "v = DequantizeLinear(vq, sD, zD)\n" + body, W4 + ", int8[1,4,1,1] vq = {1, 2, 3, 4}"))
