@@ -17,16 +17,21 @@ from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import (
     CompileResult,
     Coverage,
+    Disagreement,
     FilledRange,
+    GraphView,
     InspectedOp,
     Inspection,
     Island,
     MissingRange,
     OutputCheck,
     Port,
+    SumBounds,
     TensorCheck,
     TensorRecord,
     Verification,
+    ViewNode,
+    WeightFacts,
 )
 
 GRID = QuantParams.per_tensor(0.02, 128, "uint8")
@@ -168,7 +173,18 @@ def inspection(**changes: Any) -> Inspection:
     """What an inspection of a small network found."""
     ops = [InspectedOp("/input/QuantizeLinear", "QuantizeLinear", "moved")]
     ops += [
-        InspectedOp(f"/layer{i}/Conv", "Conv", "integer", "", 2_359_296 * i, 9_216 * i, "uint8 x int8, per channel")
+        InspectedOp(
+            f"/layer{i}/Conv",
+            "Conv",
+            "integer",
+            "",
+            2_359_296 * i,
+            9_216 * i,
+            "uint8 x int8, per channel",
+            activation_bytes=16_384,
+            weights=WeightFacts(16, 8, 0, i // 8),
+            sums=SumBounds(16, 100_000 * i, 0, 9_000 * i, i // 5 * 7, i // 5 * 3),
+        )
         for i in range(1, 9)
     ]
     ops += [
@@ -186,9 +202,15 @@ def inspection(**changes: Any) -> Inspection:
         outputs=(Port("logits", "float32", ("batch", 10)),),
         operators=tuple(ops),
         coverage=Coverage(84_935_296, 0, 9, 2, 1),
-        missing=(MissingRange("/layer8/Add_output_0", "the exporter left it out after a residual sum"),),
+        missing=(MissingRange("/layer8/Add_output_0", "the exporter left it out after a residual sum", "Add"),),
+        disagreeing=(
+            Disagreement("/pool", "Rescale", "is rounded onto a second grid", (GRID, replace(GRID, scale=(0.5,)))),
+        ),
+        peak_bytes=49_152,
+        advice=("Quantize the results of 1 Add in training, too: /layer8/Add_output_0.",),
         diagnostics=(Diagnostic("QAT208", "a residual sum has no range", Severity.WARNING, "/layer8/Add"),),
         dump="graph resnet8 opset 17\n",
+        view=GraphView((ViewNode("input", "input", "input"), ViewNode("/layer1/Conv", "Conv", "integer")), ((0, 1),)),
     )
     return replace(found, **changes)
 

@@ -151,7 +151,7 @@ def test_inspection_lists_what_computes_and_why_some_does_not() -> None:
     said = shown(inspection, fake.inspection())
     assert "  Conv      integers  2.36 M   9.22 k  16.4 kB  /layer1/Conv\n" in said
     assert "  Softmax   float                               /head/Softmax\n" in said
-    assert "Softmax has no integer form\n" in said
+    assert "Softmax has no integer form" in said
     assert "and 1 operator that only moves data (-v lists them)" in said
     assert "no range     /layer8/Add_output_0: the exporter left it out" in said
     assert "100% of 84.9 M multiply-accumulates (9 operators, 2 in float)" in said
