@@ -1,0 +1,100 @@
+"""Coverage: multiply-accumulates of one sample, integer and float, counted as a person would."""
+
+from __future__ import annotations
+
+import pytest
+
+from qatc.compiler.coverage import coverage, islands
+from qatc.compiler.graph import infer_shapes
+from qatc.compiler.lowering import lower
+from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.propagate import propagate
+from tests.graphs import net, stripped
+
+D = "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\n"
+
+
+def counted(signature: str, body: str, constants: str = "") -> tuple[int, int]:
+    graph = stripped(net(signature, body, constants))
+    propagate(graph)
+    fold_affine(graph)
+    infer_shapes(graph)
+    found = coverage(lower(graph))
+    return found.integer_macs, found.float_macs
+
+
+def values(*shape: int) -> str:
+    count = 1
+    for size in shape:
+        count *= size
+    return f"[{','.join(map(str, shape))}] wq = {{{','.join(['1'] * count)}}}"
+
+
+@pytest.mark.parametrize(
+    ("signature", "body", "constants", "macs"),
+    [
+        ("(float[1,3,8,8] x) => (float[M] y)", "c = Conv(a, w)\ny = A(c)", "int8" + values(4, 3, 3, 3), 4 * 6 * 6 * 27),
+        ("(float[N,3,8,8] x) => (float[M] y)", "c = Conv(a, w)\ny = A(c)", "int8" + values(4, 3, 3, 3), 4 * 6 * 6 * 27),
+        (
+            "(float[1,4,8,8] x) => (float[M] y)",
+            "c = Conv<group = 4>(a, w)\ny = A(c)",
+            "int8" + values(4, 1, 3, 3),
+            4 * 6 * 6 * 9,
+        ),
+        (
+            "(float[1,3,8] x) => (float[M] y)",
+            "c = Conv<strides = [2]>(a, w)\ny = A(c)",
+            "int8" + values(2, 3, 2),
+            2 * 4 * 6,
+        ),
+        (
+            "(float[1,3,4,4] x) => (float[M] y)",
+            "c = ConvTranspose(a, w)\ny = A(c)",
+            "int8" + values(3, 2, 2, 2),
+            3 * 16 * 8,
+        ),
+        ("(float[2,5] x) => (float[M] y)", "c = Gemm(a, w)\ny = A(c)", "int8" + values(5, 7), 2 * 5 * 7),
+        ("(float[5,2] x) => (float[M] y)", "c = Gemm<transA = 1>(a, w)\ny = A(c)", "int8" + values(5, 7), 2 * 5 * 7),
+        ("(float[2,3,5] x) => (float[M] y)", "c = MatMul(a, w)\ny = A(c)", "int8" + values(5, 7), 6 * 5 * 7),
+        ("(float[N,T,5] x) => (float[M] y)", "c = MatMul(a, w)\ny = A(c)", "int8" + values(5, 7), 5 * 7),
+    ],
+)
+def test_products(signature: str, body: str, constants: str, macs: int) -> None:
+    """In integers; in float it is the same count, once the weight is not quantized."""
+    assert counted(signature, D + body, constants) == (macs, 0)
+    plain = constants.replace("int8", "float").replace("wq", "w")
+    assert counted(signature, "a = A(x)\n" + body, plain) == (0, macs)
+
+
+def test_a_product_of_two_activations() -> None:
+    signature = "(float[1,4,8] x, float[1,8,6] u) => (float[M] y)"
+    assert counted(signature, "a = A(x)\nb = A(u)\nc = MatMul(a, b)\ny = A(c)") == (4 * 8 * 6, 0)
+
+
+def test_recurrent_layers() -> None:
+    body = "a = A(x)\nu, h, c = LSTM<hidden_size = 2>(a, w, r)\ny = Relu(u)"
+    constants = f"float{values(1, 8, 3).replace('wq', 'w')}, float{values(1, 8, 2).replace('wq', 'r')}"
+    assert counted("(float[5,1,3] x) => (float[M] y)", body, constants) == (0, 5 * 4 * 2 * (3 + 2))
+
+
+def test_share_and_islands() -> None:
+    graph = stripped(
+        net(
+            "(float[2,5] x) => (float[M] y)",
+            D + "c = Gemm(a, w)\nr = Relu(c)\nb = A(r)\nd = MatMul(b, v)\ns = Softmax(d)\nt = Transpose(s)\ny = A(t)",
+            f"int8{values(5, 7)}, float{values(7, 2).replace('wq', 'v')}",
+        )
+    )
+    propagate(graph)
+    infer_shapes(graph)
+    lowered = lower(graph)
+    found = coverage(lowered)
+    assert (found.integer_macs, found.float_macs) == (70, 28)
+    assert found.share == pytest.approx(70 / 98)
+    assert (found.integer_ops, found.float_ops) == (1, 2)
+    assert [(i.op_type, i.macs) for i in islands(lowered)] == [("MatMul", 28), ("Softmax", 0)]
+    assert "weight" in islands(lowered)[0].reason
+
+
+def test_nothing_to_multiply_is_wholly_integer() -> None:
+    assert counted("(float[2] x) => (float[2] y)", "a = A(x)\nr = Relu(a)\ny = A(r)") == (0, 0)
