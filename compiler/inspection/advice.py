@@ -11,6 +11,7 @@ from qatc.compiler.result import InspectedOp, Inspection
 
 _JOINED: Final = ", "
 _SAFE_BITS: Final = 7  # two products of such weights and an unsigned byte fit 16 bits
+_FEW: Final = 0.05  # share of weak channels that is not worth a word
 _HEADS: Final = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})  # last operators that keep the order of the classes
 #: What the reason of an island says -> what helps; the operators are filled in.
 _ACTIONS: Final = {
@@ -53,7 +54,7 @@ def _floats(found: Inspection) -> Iterator[str]:
             yield action.format(f"{kinds} ({nodes})")
     formless = Counter(op.op_type for op in floats if not op.tensor and "tensors" not in op.reason)
     if formless:
-        yield f"{_kinds(formless)} have no integer form, whatever training does: replace them, or accept conversions."
+        yield f"No integer form, whatever training does: {_kinds(formless)}. Replace them, or accept the conversions."
 
 
 def _disagreeing(found: Inspection) -> Iterator[str]:
@@ -69,7 +70,11 @@ def _disagreeing(found: Inspection) -> Iterator[str]:
 
 
 def _weights(operators: Sequence[InspectedOp]) -> Iterator[str]:
-    weak = [(op.node, op.weights) for op in operators if op.weights is not None and op.weights.weak]
+    weak = [
+        (op.node, op.weights)
+        for op in operators
+        if op.weights is not None and op.weights.weak > _FEW * op.weights.channels
+    ]
     if weak:
         number, channels = sum(facts.weak for _, facts in weak), sum(facts.channels for _, facts in weak)
         share = f"{number:,} of {channels:,} channels use less than 5 of 8 bits"
