@@ -29,6 +29,7 @@ _IR_VERSION: Final = 10  # read by every ONNX Runtime since 1.18; newer stamps (
 _SESSIONS: Final = 2  # sessions kept: each holds a copy of the weights
 _MAX_PROTO: Final = 2**31 - 1
 _DEEP: Final = 2048  # operators
+_FEW: Final = 16  # elements
 _HEAVY: Final = 256 << 20  # bytes
 _LARGE: Final = 1 << 12  # bytes of a constant from which its data are lifted out of the proto
 _PLAIN: Final = {
@@ -353,7 +354,7 @@ class OrtEvaluator:
             domain or None,
         )
         proto = node_proto(node)
-        kinds = tuple(None if a is None else (a.dtype.str, a.ndim) for a in arrays)
+        kinds = tuple(None if a is None else (a.dtype.str, *_declared(a)) for a in arrays)
         key = (proto.SerializeToString(deterministic=True), opset, kinds)
         try:
             session = self._sessions.get(key)
@@ -369,10 +370,15 @@ class OrtEvaluator:
             ) from error
 
 
+def _declared(array: Array) -> list[int | None]:
+    """The shape that an operand is declared with: that of a list of sizes counts in shape inference."""
+    return [array.size] if array.ndim == 1 and array.size <= _FEW else [None] * array.ndim
+
+
 def _single(node: onnx.NodeProto, opset: int, arrays: Sequence[Array | None]) -> onnx.ModelProto:
     # inputs beyond the node's own are read by its subgraphs alone
     inputs = [
-        onnx.helper.make_tensor_value_info(f"i{i}", onnx.helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
+        onnx.helper.make_tensor_value_info(f"i{i}", onnx.helper.np_dtype_to_tensor_dtype(a.dtype), _declared(a))
         for i, a in enumerate(arrays)
         if a is not None
     ]

@@ -20,6 +20,7 @@ from qatc.compiler.result import Port
 Feeds = dict[str, Array]
 
 _FLOATS: Final = frozenset({"float16", "float32", "float64"})
+_SIZES: Final = (64, 32, 224, 128, 16, 8, 4, 1)
 # Operators that pass an index on to the Gather that uses it.
 _KEEP_INDICES: Final = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose"})
 
@@ -47,10 +48,9 @@ def pinned_shape(port: Port, shapes: Mapping[str, Sequence[int]]) -> tuple[int, 
     option = f"-s {port.name}={','.join(_example(port))}"
     if port.shape is None:
         raise fail("QAT009", "the input has no declared shape", tensor=port.name, hint=f"pin it: {option}")
-    batch = port.shape[0] if port.shape and not isinstance(port.shape[0], int) else None
-    open_ = [(i, d) for i, d in enumerate(port.shape) if i and not isinstance(d, int) and (d is None or d != batch)]
+    open_ = _open_dimensions(port)
     if open_:
-        axis, dim = open_[0]
+        axis, dim = next(iter(open_.items()))
         raise fail(
             "QAT009",
             f"dimension {axis}{f' ({printable(dim)})' if dim else ''} of the input is symbolic",
@@ -58,6 +58,33 @@ def pinned_shape(port: Port, shapes: Mapping[str, Sequence[int]]) -> tuple[int, 
             hint=f"pin it: {option}",
         )
     return tuple(d if isinstance(d, int) else 1 for d in port.shape)
+
+
+def sizes_to_try(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]]) -> Iterator[Mapping[str, Sequence[int]]]:
+    """Shapes to try for inputs whose sizes (beside the batch) the model leaves open; `shapes` alone where none does.
+
+    A network does not say which sizes it takes: what it halves and what it adds must fit, and whoever knows whether
+    they do is the network, run. The sizes are those that most networks take, common ones first.
+    """
+    wide = [p for p in ports if p.name not in shapes and p.shape is not None and _open_dimensions(p)]
+    if not wide:
+        yield shapes
+        return
+    for size in _SIZES:
+        found = dict(shapes)
+        for port in wide:
+            open_ = _open_dimensions(port)
+            found[port.name] = [
+                d if isinstance(d, int) else size if i in open_ else 1 for i, d in enumerate(port.shape or ())
+            ]
+        yield found
+
+
+def _open_dimensions(port: Port) -> dict[int, str | None]:
+    """The symbolic dimensions of a port beside the first and its namesakes, with their names."""
+    batch = port.shape[0] if port.shape and not isinstance(port.shape[0], int) else None
+    found = {i: d for i, d in enumerate(port.shape or ()) if i and not isinstance(d, int)}
+    return {i: d for i, d in found.items() if d is None or d != batch}
 
 
 def _example(port: Port) -> list[str]:

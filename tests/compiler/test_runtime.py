@@ -39,6 +39,14 @@ def test_other_shapes_take_the_same_session():
     assert len(evaluate._sessions) == 2
 
 
+def test_sizes_that_are_computed_at_run_time():
+    """Shape inference of Resize wants the number of sizes, although not the sizes."""
+    image = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
+    inputs = [image, None, None, np.array([1, 1, 3, 5])]
+    (resized,) = OrtEvaluator()("Resize", "", 17, inputs, {"mode": "linear"}, 1)
+    assert resized.shape == (1, 1, 3, 5)
+
+
 def test_subgraphs_read_what_is_around_them():
     def branch(name: str, op: str) -> onnx.GraphProto:
         node = helper.make_node(op, ["outer", "outer"], [name])
