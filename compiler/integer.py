@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from qatc.compiler.quant import Array, QuantParams, text_of
+from qatc.compiler.quant import Array, QuantParams, dtype_name, text_of
 
 Shape = tuple[int | str | None, ...]
 _NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0, "groups": 1}
@@ -319,7 +319,7 @@ def _is_neutral(key: str, value: object) -> bool:
 
 def integer_tensor(name: str, params: QuantParams, shape: Shape | None = None, source: str | None = None) -> Tensor:
     """A quantized tensor's description."""
-    return Tensor(name, params.container.name, shape, params, source)
+    return Tensor(name, dtype_name(params.container), shape, params, source)
 
 
 def raw_accumulator(acc_scale: tuple[float, ...], axis: int) -> QuantParams:

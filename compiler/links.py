@@ -85,7 +85,11 @@ def unlink(nodes: Iterable[Node]) -> None:
         list.clear(node.outputs)
     for tensor in tensors.values():
         for side in (tensor.inputs, tensor.outputs):
-            list.__setitem__(side, slice(None), [node for node in side if id(node) not in gone])
+            if len(side) == 1:  # nearly all of them
+                if id(side[0]) in gone:
+                    list.clear(side)
+            elif side:
+                list.__setitem__(side, slice(None), [node for node in side if id(node) not in gone])
 
 
 def relink(old: Tensor, new: Tensor) -> None:

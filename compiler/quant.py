@@ -61,6 +61,12 @@ def _container(dtype: str) -> np.dtype[np.integer[Any]]:
     return np.dtype(_RANGES[dtype][2])
 
 
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which numpy puts together anew each time."""
+    return dtype.name
+
+
 @dataclass(frozen=True)
 class QuantParams:
     """The grid of one tensor: `real = scale * (q - zero_point)` with `qmin <= q <= qmax`.
@@ -168,7 +174,7 @@ class QuantParams:
     # -- changes --------------------------------------------------------------------------------------------------
     def with_range(self, qmin: int, qmax: int) -> QuantParams:
         """The same grid with another range."""
-        return replace(self, qmin=qmin, qmax=qmax)
+        return self if (qmin, qmax) == (self.qmin, self.qmax) else replace(self, qmin=qmin, qmax=qmax)
 
     def with_axis(self, axis: int) -> QuantParams:
         """Per-channel parameters with the channels along another axis."""

@@ -17,6 +17,7 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 
 _TINY: Final = float(np.finfo(np.float32).tiny)
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _SHOWN: Final = 3  # wrong values that a message lists
 
 
@@ -107,8 +108,9 @@ class _Reader:
             return None
         with np.errstate(over="ignore"):
             values = scale.reshape(-1).astype(np.float32)
-        bad = ~(np.isfinite(values) & (values >= _TINY))
-        if bad.any():
+        good = (values >= _TINY) & (values <= _LARGEST)  # false for NaN
+        if not good.all():
+            bad = ~good
             shown = ", ".join(f"{v:.9g}" for v in values[bad][:_SHOWN])
             many = f" ({int(bad.sum())} of {values.size} channels)" if values.size > 1 else ""
             self._error(
@@ -127,7 +129,7 @@ class _Reader:
         return False
 
     def zeros(self, zero_point: Array | None, count: int, dtype: str) -> Array | None:
-        if zero_point is None:
+        if zero_point is None or (zero_point.size in (1, count) and not zero_point.any()):
             return np.zeros(count, np.int64)
         values = zero_point.reshape(-1).astype(np.float64)
         if values.size not in (1, count):
@@ -138,7 +140,8 @@ class _Reader:
         if wrong.any():
             self._error("QAT202", f"the zero point {values[wrong][0]:.9g} is no integer of {dtype} [{low}, {high}]")
             return None
-        return np.broadcast_to(values.astype(np.int64), count)
+        whole = values.astype(np.int64)
+        return whole if whole.size == count else np.full(count, whole[0])
 
     def axis(self, stated: tuple[int, ...], count: int, axis: int | None, shape: Sequence[Dim] | None) -> int | None:
         """The channel axis from the front, checked against the tensor's shape."""

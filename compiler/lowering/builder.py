@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-import numpy as np
-
 from qatc.compiler.integer import IntegerGraph, Op, Shape, Tensor, integer_tensor
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, dtype_name
 
 
 class Builder:
@@ -17,7 +15,7 @@ class Builder:
     def __init__(self, name: str, opset: int, domains: dict[str, int], reserved: Collection[str]) -> None:
         self.graph = IntegerGraph(name, [], [], [], {}, {}, opset, domains)
         self._used: set[str] = set(reserved)
-        self._shared: dict[tuple[str, bytes], str] = {}
+        self._shared: dict[tuple[object, ...], str] = {}
 
     def fresh(self, hint: str) -> str:
         """A name that nothing has yet, `hint` itself where it is free."""
@@ -56,12 +54,12 @@ class Builder:
 
     def constant(self, hint: str, value: Array, params: QuantParams | None = None) -> str:
         """A constant; small equal ones are shared."""
-        key = (f"{value.dtype}{value.shape}{params}", value.tobytes()) if value.size <= 64 else None
+        key = (value.dtype, value.shape, params, value.tobytes()) if value.size <= 64 else None
         if key is not None and key in self._shared:
             return self._shared[key]
         name = self.fresh(hint)
         self.graph.constants[name] = value
-        self.graph.tensors[name] = Tensor(name, np.dtype(value.dtype).name, value.shape, params)
+        self.graph.tensors[name] = Tensor(name, dtype_name(value.dtype), value.shape, params)
         if key is not None:
             self._shared[key] = name
         return name
