@@ -7,7 +7,8 @@ of shape [1]. So every fake quantizer is replaced by a stateless module that wri
     x -> QuantizeLinear(scale, zero_point) [-> Clip(qmin, qmax)] -> DequantizeLinear
 
 with scalar parameters, the Clip where the range is not the type's. Batch norm is folded into the weights as training
-simulated it, before they are rounded.
+simulated it, before they are rounded. Biases are rounded to multiples of (input scale x weight scale), the int32 that
+integer arithmetic adds: what is exported is then what is deployed, but for float errors at rounding boundaries.
 """
 
 # pyright: reportMissingModuleSource=false
@@ -28,6 +29,7 @@ from torch.ao.nn import qat as qat_modules
 from torch.ao.nn.intrinsic import qat as fused_modules
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.frontends.torch_qat.placement import INPUT_QUANTIZERS
 
 _FULL: Final = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 _FOLDED: Final[tuple[tuple[Any, Any, bool], ...]] = (
@@ -39,6 +41,7 @@ _FOLDED: Final[tuple[tuple[Any, Any, bool], ...]] = (
     (fused_modules.ConvBn3d, qat_modules.Conv3d, False),
 )
 _PLAIN: Final = {qat_modules.Conv1d: nn.Conv1d, qat_modules.Conv2d: nn.Conv2d, qat_modules.Conv3d: nn.Conv3d}
+_FINE: Final = 200  # steps; on the coarser grids of fewer bits, rounding biases would cost accuracy
 _MIN_OPSET: Final = 13  # per-channel QuantizeLinear
 
 
@@ -155,7 +158,22 @@ def stateless_copy(model: nn.Module) -> nn.Module:
         result.eval()
     _replace(result, _folded)
     _replace(result, _rounding)
+    for layer, quantizer in getattr(model, "meta", {}).get(INPUT_QUANTIZERS, {}).items():
+        _round_bias(result.get_submodule(layer), result.get_submodule(quantizer))
     return result
+
+
+def _round_bias(layer: nn.Module, given: nn.Module) -> None:
+    """Move a layer's bias onto the grid of its accumulator, where that is fine: with weights of eight bits."""
+    grid: nn.Module = (
+        layer.weight_fake_quant if hasattr(layer, "weight_fake_quant") else layer.parametrizations.weight[0]
+    )
+    if layer.bias is None or not isinstance(grid, Rounding) or not isinstance(given, Rounding):
+        return
+    if grid.high - grid.low < _FINE:
+        return
+    step = given.scale * grid.scale
+    layer.bias.data = torch.round(layer.bias.data / step) * step
 
 
 def strip_copy(model: nn.Module) -> nn.Module:

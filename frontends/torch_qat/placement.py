@@ -31,6 +31,7 @@ from torch.ao.nn.intrinsic import qat as fused_modules
 
 from qatc.frontends.torch_qat.recipes import Recipe, Widths
 
+INPUT_QUANTIZERS: Final = "qatc_input_quantizers"  # in the model's meta: layer -> the quantizer of what it reads
 _CARRIERS: Final = frozenset(
     {
         "view", "reshape", "permute", "transpose", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze",
@@ -90,12 +91,14 @@ class Placement:
         self.groups: dict[fx.Node, fx.Node] = {}
         places = [n for n in self.nodes if self._needs_quantizer(n)]
         self._share(set(places))
+        origins = self._origins(set(places))
         modules: dict[fx.Node, str] = {}
         for node in places:
             group = self._group(node)
             if group not in modules:
                 modules[group] = self._add_quantizer(group)
             self._insert(node, modules[group])
+        self.model.meta[INPUT_QUANTIZERS] = {layer: modules[group] for layer, group in origins.items()}
         self.model.graph.lint()
         self.model.recompile()
 
@@ -159,6 +162,15 @@ class Placement:
             node = node.all_input_nodes[0]
         return node
 
+    def _origins(self, places: set[fx.Node]) -> dict[str, fx.Node]:
+        """Layer with weights -> the group whose quantizer rounds what it reads; only where that is one."""
+        found: dict[str, set[fx.Node | None]] = {}
+        for node in self.nodes:
+            if node.op == "call_module" and _is_quantized(self.model.get_submodule(str(node.target))):
+                origin = self._origin(node.all_input_nodes[0], places)
+                found.setdefault(str(node.target), set()).add(None if origin is None else self._group(origin))
+        return {name: g for name, groups in found.items() if len(groups) == 1 for g in groups if g is not None}
+
     # -- quantizers ---------------------------------------------------------------------------------------------------
     def _add_quantizer(self, node: fx.Node) -> str:
         name = f"fq_{node.name}"
@@ -217,6 +229,10 @@ class Placement:
             elif isinstance(layer, _TRANSPOSED) and not nn.utils.parametrize.is_parametrized(layer):
                 quantizer = self.recipe.weight(widths[0], axis=1)()
                 nn.utils.parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    return hasattr(layer, "weight_fake_quant") or nn.utils.parametrize.is_parametrized(layer, "weight")
 
 
 def _widths(bits: Mapping[str, Widths], name: str) -> tuple[int, int]:

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from qatc.frontends.torch_qat import RECIPES, export, freeze, prepare_qat
+from qatc.frontends.torch_qat import RECIPES, export, freeze, prepare_qat, stateless_copy
 from samples.common.data import Data, load
 from samples.common.report import Scores, compile_and_score, parser, show
+from samples.common.scoring import accuracy
 from samples.pytorch.networks import NETWORKS
-from samples.pytorch.training import fit, seed_everything
+from samples.pytorch.training import fit, predictor, seed_everything
 
 
 def main() -> None:
@@ -61,7 +62,9 @@ def retrain(model: nn.Module, data: Data, args: Namespace, recipe: str, before: 
         if epoch >= from_here:
             freeze(network)
 
-    best = fit(network, data, args, rng, name=recipe, before_epoch=settle, keep=lambda epoch: epoch >= from_here)
+    fit(network, data, args, rng, name=recipe, before_epoch=settle, keep=lambda epoch: epoch >= from_here)
+    # measured on what is exported, whose biases are the integers of the deployed network
+    best = accuracy(predictor(stateless_copy(network.eval())), data)
     stem = args.output_dir / (f"QAT_{args.model}_{recipe}_fp32" if several else f"QAT_{args.model}_fp32")
     torch.save({"state": network.state_dict(), "recipe": recipe, "accuracy": best}, f"{stem}.pth")
     path = export(network.eval(), f"{stem}.onnx", examples[:1], opset=13)

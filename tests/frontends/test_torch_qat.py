@@ -158,3 +158,27 @@ def test_wrong_requests_are_usage_errors(tmp_path: Path) -> None:
         torch_qat.export(network(), tmp_path / "m.onnx", x)
     with pytest.raises(CompileError, match="opset"):
         torch_qat.export(network(), tmp_path / "m.onnx", x, opset=11)
+
+
+def test_power_of_two_is_deployed_bit_for_bit(tmp_path: Path) -> None:
+    """Biases are exported as the integers that the accumulator adds: then nothing is left that could differ."""
+    import onnxruntime as ort
+
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="power-of-two"))
+    exported(model, tmp_path / "model.onnx")
+    compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    x = torch.randn(64, *INPUT[1:])
+    (found,) = ort.InferenceSession(tmp_path / "out" / "model.onnx").run(None, {"input": x.numpy()})
+    assert np.array_equal(found, torch_qat.stateless_copy(model)(x).detach().numpy())
+
+
+def test_biases_lie_on_the_grid_of_the_accumulator() -> None:
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), bits={"second": 4}))
+    stateless = torch_qat.stateless_copy(model)
+    for name, given in (("first", "fq_x"), ("head", "fq_mean"), ("up", "fq_cat")):
+        layer = stateless.get_submodule(name)
+        weights = layer.weight_fake_quant if name != "up" else layer.parametrizations.weight[0]
+        steps = layer.bias / (stateless.get_submodule(given).scale * weights.scale)
+        assert float((steps - steps.round()).abs().max()) < 1e-2
+    coarse = stateless.second.bias / (stateless.fq_relu.scale * stateless.second.weight_fake_quant.scale)
+    assert float((coarse - coarse.round()).abs().max()) > 1e-2  # four bits: rounding would cost accuracy
