@@ -449,7 +449,7 @@ class _Compilation:
         left = islands(integer)
         if left and self.options.require_integer:
             raise CompileError(
-                Diagnostic("QAT306", f"{i.op_type} stays float: {i.reason}", node=i.node, tensor=i.tensor or None)
+                Diagnostic("QAT306", f"{i.op_type} stays in float: {i.reason}", node=i.node, tensor=i.tensor or None)
                 for i in left
             )
         return integer

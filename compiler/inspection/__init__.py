@@ -13,8 +13,8 @@ from qatc.compiler.inspection.advice import advice
 from qatc.compiler.inspection.bounds import clamps, overflows, sum_bounds, weight_facts
 from qatc.compiler.inspection.disagreement import disagreements
 from qatc.compiler.inspection.memory import peak_bytes, tensor_bytes
-from qatc.compiler.inspection.view import view
-from qatc.compiler.integer import Conv, Dequantize, Elementwise, Float, IntegerGraph, Lookup, MatMul, Move, Op, Quantize
+from qatc.compiler.inspection.view import kind_of, view
+from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, Lookup, MatMul, Move, Op, Quantize
 from qatc.compiler.model_io import Source
 from qatc.compiler.passes.missing import missing_ranges
 from qatc.compiler.ports import port_of
@@ -60,7 +60,7 @@ def _operators(graph: IntegerGraph) -> Iterator[InspectedOp]:
     for op in graph.ops:
         found = InspectedOp(
             op.source or op.name,
-            op.op_type if isinstance(op, Move | Float) else op.kind,
+            kind_of(op),
             "integer",
             activation_bytes=sum(tensor_bytes(graph, name) for name in op.outputs if name),
         )
@@ -85,6 +85,4 @@ def _note(graph: IntegerGraph, op: Op) -> str:
         spread = "per channel" if weight is not None and weight.is_per_channel else "per tensor"
         raw = ", raw int32 result" if graph.tensors[op.output].dtype == "int32" else ""
         return f"{graph.tensors[op.inputs[0]].dtype} x {graph.tensors[op.inputs[1]].dtype}, {spread}{raw}"
-    if isinstance(op, Lookup):
-        return op.function
-    return op.op if isinstance(op, Elementwise) else ""
+    return op.function if isinstance(op, Lookup) else ""
