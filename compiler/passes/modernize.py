@@ -7,8 +7,8 @@
     BatchNormalization -> y, mean, var      BatchNormalization -> y
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
-to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations. Graph
-inputs and outputs keep their names.
+to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations.
+Graph inputs and outputs keep their names.
 """
 
 from __future__ import annotations
