@@ -11,7 +11,7 @@ import numpy as np
 
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.compare.faults import guesses
-from qatc.compiler.compare.forms import Guess, Score, number_forms, place_forms, score
+from qatc.compiler.compare.forms import Guess, Score, hidden_forms, number_forms, place_forms, score
 from qatc.compiler.compare.interpret import Dumped, Place
 from qatc.compiler.compare.result import Cause
 from qatc.compiler.compare.setting import Setting
@@ -123,7 +123,12 @@ def _faults(evidence: Evidence, segment: Segment, op: Op) -> Iterator[Guess]:
     base = segment.values[op.output] if not last else evidence.base
     base = base.astype(np.int64) if base.dtype.kind in "iu" else base
     setting = Setting(segment.graph, op, segment.values, segment.profile, segment.evaluate, base)
-    for guess in guesses(setting, found, close=_is_close(evidence)):
+    made = guesses(setting, found, close=not last or _is_close(evidence))  # what follows may make more of one LSB
+    if not last:
+        params = segment.graph.tensors[op.output].params
+        axes = tuple(range(base.ndim))
+        made = chain(made, hidden_forms(base, params, Place(axes, params, segment.values[op.output].dtype)))
+    for guess in made:
         if last:
             yield guess
             continue

@@ -93,6 +93,29 @@ def _shifts(base: Array, found: Array) -> list[int]:
     return [int(v) for v in values[order]]
 
 
+def hidden_forms(base: Array, params: QuantParams | None, place: Place) -> Iterator[Guess]:
+    """The commonest wrong forms of a tensor that was not dumped: what reads it would read wrong values.
+
+    Args:
+        base: what it should be, in the graph's axes, int64 for integers.
+        params: its grid, if it has one.
+        place: how files hold the tensor.
+    """
+    if params is None:
+        return
+    if params.is_8bit:
+        low, high = dtype_range(params.container.name)
+        span = high - low + 1
+        flipped = _flipped(base, low, span, span // 2)
+        yield Guess("signedness", "the highest bit of its values is flipped", flipped)
+    last, first = (0, *range(2, base.ndim), 1), (0, base.ndim - 1, *range(1, base.ndim - 1))
+    for order in (last, first) if base.ndim > 2 else ():
+        moved = np.ascontiguousarray(base.transpose(order)).reshape(base.shape)
+        yield Guess("layout", f"its axes are in the order {list(order)}", moved)
+    for text, flat in _byte_orders(base, place):
+        yield Guess("byte-order", text, flat.reshape(base.shape))
+
+
 # -- places ---------------------------------------------------------------------------------------------------------
 def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
     """Guesses about where each number lies: byte order, another layout, another order of channels.

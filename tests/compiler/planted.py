@@ -84,8 +84,10 @@ def wraps(opened: OpenPackage, op: Op, values: Values, rng: np.random.Generator)
     out = opened.graph.params(op.output)
     low, high = dtype_range(out.dtype)
     wide = finished(opened, op, accumulators(opened, op, values), clamp=False)
+    wrapped = (wide - low) % (high - low + 1) + low  # a cast where there should be a saturation
+    wrong = np.clip(wrapped, op.lo, op.hi) if rng.integers(2) else wrapped
     right = values[op.output].astype(np.int64)
-    return np.where((wide < low) | (wide > high), (wide - low) % (high - low + 1) + low, right).astype(out.container)
+    return np.where(np.clip(wide, op.lo, op.hi) == wrong, right, wrong).astype(out.container)
 
 
 def misses_clamp(opened: OpenPackage, op: Op, values: Values, rng: np.random.Generator):
