@@ -6,7 +6,7 @@ Every node lists its tensors and every tensor its readers and its maker; graphsu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,15 +18,18 @@ Tensor: TypeAlias = "gs.Variable | gs.Constant"
 Dim: TypeAlias = "int | str | None"
 
 
+_PLAIN: Final[type[list[Any]]] = list  # its methods change one side of a link alone
+
+
 class Links(SynchronizedList):
     """The tensors of a node or the nodes of a tensor; a change here is made on the other side, in its list `side`."""
 
     def __init__(self, owner: object, side: str, initial: Sequence[Any] = ()) -> None:
         self.parent_obj, self.field_name = owner, side
         if initial:
-            list.extend(self, initial)
+            _PLAIN.extend(self, initial)
             for element in initial:
-                list.append(getattr(element, side), owner)
+                _PLAIN.append(getattr(element, side), owner)
 
 
 class Variable(gs.Variable):
@@ -76,20 +79,25 @@ class Node(gs.Node):
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def _entries(side: object) -> list[Any]:
+    """One side of a link, to be changed without the other side following (the caller sees to that)."""
+    return cast("list[Any]", side)
+
+
 def unlink(nodes: Iterable[Node]) -> None:
     """Take nodes off all their tensors, in time linear in those tensors' readers (one at a time it is quadratic)."""
     gone = {id(node): node for node in nodes}
     tensors = {id(tensor): tensor for node in gone.values() for tensor in (*node.inputs, *node.outputs)}
     for node in gone.values():
-        list.clear(node.inputs)
-        list.clear(node.outputs)
+        _PLAIN.clear(_entries(node.inputs))
+        _PLAIN.clear(_entries(node.outputs))
     for tensor in tensors.values():
-        for side in (tensor.inputs, tensor.outputs):
+        for side in (_entries(tensor.inputs), _entries(tensor.outputs)):
             if len(side) == 1:  # nearly all of them
                 if id(side[0]) in gone:
-                    list.clear(side)
+                    _PLAIN.clear(side)
             elif side:
-                list.__setitem__(side, slice(None), [node for node in side if id(node) not in gone])
+                _PLAIN.__setitem__(side, slice(None), [node for node in side if id(node) not in gone])
 
 
 def relink(old: Tensor, new: Tensor) -> None:
@@ -97,9 +105,9 @@ def relink(old: Tensor, new: Tensor) -> None:
     for node in dict.fromkeys(old.outputs):
         for index, tensor in enumerate(node.inputs):
             if tensor is old:
-                list.__setitem__(node.inputs, index, new)
-                list.append(new.outputs, node)
-    list.clear(old.outputs)
+                _PLAIN.__setitem__(_entries(node.inputs), index, new)
+                _PLAIN.append(_entries(new.outputs), node)
+    _PLAIN.clear(_entries(old.outputs))
 
 
 def is_constant(tensor: Tensor) -> bool:

@@ -300,14 +300,14 @@ class QuantParams:
 
 def blocks(shape: tuple[int, ...], size: int = _CHUNK) -> Iterator[tuple[slice, ...]]:
     """Slices that cover an array of `shape` (rank 1 or more) in order, each of about `size` elements or fewer."""
-    inner = math.prod(shape[1:])
+    length, inner = shape[0], math.prod(shape[1:])
     if inner > size and len(shape) > 1:
-        for index in range(shape[0]):
+        for index in range(length):
             for rest in blocks(shape[1:], size):
                 yield (slice(index, index + 1), *rest)
         return
     step = max(1, size // max(1, inner))
-    for start in range(0, shape[0], step):
+    for start in range(0, length, step):
         yield (slice(start, start + step),)
 
 

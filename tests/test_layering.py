@@ -42,7 +42,6 @@ LEVELS = {
     "qatc.compiler.integer_file": 3,
     "qatc.compiler.lowering": 3,
     "qatc.compiler.package": 3,
-    "qatc.compiler.inspection": 4,
     "qatc.compiler.passes": 3,
     "qatc.compiler.ports": 3,
     "qatc.compiler.qdq": 3,

@@ -108,8 +108,6 @@ def test_checkout_without_symbolic_links(tmp_path: Path) -> None:
 def test_importing_qatc_is_cheap() -> None:
     """None of the libraries that take long to load, before a name is used."""
     script = "import sys, qatc; print(*sorted({n.split('.')[0] for n in sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     heavy = {"numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "rich", "jinja2", "jsonschema", "click"}
     assert heavy & set(done.stdout.split()) == set()

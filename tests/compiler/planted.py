@@ -37,7 +37,7 @@ def accumulators(opened: OpenPackage, op: Op, values: Values, *, bias: bool = Tr
         return accumulate.matmul(x, px, w, pw, b).values.astype(np.int64)
     if padding is not None:
         rank = x.ndim - 2
-        x = np.pad(x, [(0, 0), (0, 0), *zip(op.pads[:rank], op.pads[rank:])], constant_values=padding)
+        x = np.pad(x, [(0, 0), (0, 0), *zip(op.pads[:rank], op.pads[rank:], strict=True)], constant_values=padding)
         op = dataclasses.replace(op, pads=(0,) * (2 * rank))
     return accumulate.conv(op, x, px, w, pw, b).values.astype(np.int64)
 
@@ -51,9 +51,10 @@ def finished(opened: OpenPackage, op: Op, acc: np.ndarray, scales=None, *, clamp
         in_scale = opened.graph.params(op.inputs[0]).scale[0]
         return opened.profile.requantize(acc, scales, out, op.lo, op.hi, axis, in_scale=in_scale)
     shape = [-1 if i == axis else 1 for i in range(acc.ndim)]
-    return np.rint(acc * (scales.reshape(shape) if scales.size > 1 else scales[0]) / out.scale[0]).astype(
-        np.int64
-    ) + out.zero_point[0]
+    return (
+        np.rint(acc * (scales.reshape(shape) if scales.size > 1 else scales[0]) / out.scale[0]).astype(np.int64)
+        + out.zero_point[0]
+    )
 
 
 def rounding(opened: OpenPackage, op: Op, values: Values, rng: np.random.Generator):

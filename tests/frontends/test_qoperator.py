@@ -224,7 +224,6 @@ def test_integers_quantized_again_and_read_as_numbers() -> None:
     [
         ("DynamicQuantizeMatMul", MICROSOFT, {}, "QAT205"),
         ("QAttention", MICROSOFT, {"num_heads": 2}, "QAT302"),
-        ("QLinearConv", "", {}, "QAT104"),
         ("QLinearWhere", MICROSOFT, {}, "QAT104"),
         ("QLinearGlobalAveragePool", MICROSOFT, {"channels_last": 1}, "QAT302"),
     ],
