@@ -347,10 +347,11 @@ class _Lifter:
         result = target or self.graph.variable(f"{value.tensor.name}_real", onnx.TensorProto.FLOAT, value.tensor.shape)
         name = value.node.name if value.node is not None else ""
         lowest, highest = dtype_range(root.dtype)
-        if not lowest <= low <= high <= highest:
+        if lowest <= low <= high <= highest:
+            root = root.with_range(low, high)
+        else:
             self.found.error("QAT104", f"{root.dtype} is clipped to {low}..{high}", tensor=value.tensor.name)
-            low, high = root.qmin, root.qmax
-        fake = Node(FAKE_QUANT, name or result.name, {"params": root.with_range(low, high)}, [value.source()], [result])
+        fake = Node(FAKE_QUANT, name or result.name, {"params": root}, [value.source()], [result])
         self.graph.nodes.append(fake)
         self._name(result, value, low, high)
 

@@ -143,7 +143,8 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
         name = _transposed(state, x, name, x_params)
-    if min(w_params.scale) * unit < np.finfo(np.float32).tiny:
+    limits = np.finfo(np.float32)
+    if min(w_params.scale) * unit < limits.tiny or max(w_params.scale) * unit > limits.max:
         return None
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, None)

@@ -95,7 +95,7 @@ def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool
 
 def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """AveragePool, GlobalAveragePool and ReduceMean over positions."""
-    if node.domain or state.usable(node.inputs[0]) is None or state.usable(out) is None:
+    if node.domain or not node.inputs or state.usable(node.inputs[0]) is None or state.usable(out) is None:
         return False
     match node.op:
         case "AveragePool":
@@ -336,9 +336,11 @@ def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     The factor of a channel is the weight's scale times 64, so nothing is rounded but the bias, on a grid 64 times finer
     than the input's. (64 and not 127: a power of two keeps the factor's own digits.)
     """
+    if node.domain or node.op != "BatchNormalization":
+        return False
     x = node.inputs[0]
     params, wanted, rank = state.usable(x), state.usable(out), rank_of(x)
-    if node.domain or node.op != "BatchNormalization" or params is None or wanted is None or rank is None or rank < 3:
+    if params is None or wanted is None or rank is None or rank < 3:
         return False
     found = [state.graph.real(t) for t in node.inputs[1:5]]
     if any(v is None for v in found):
