@@ -7,6 +7,7 @@ graphsurgeon's recurse on deep graphs and copy every weight.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,10 +140,13 @@ class QuantGraph:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once: inputs, then by first appearance."""
         seen: set[int] = set()
-        for tensor in [*self.inputs, *(t for node in self.nodes for t in [*node.inputs, *node.outputs]), *self.outputs]:
-            if tensor.name and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor
+        sides = (side for node in self.nodes for side in (node.inputs, node.outputs))
+        for side in itertools.chain((self.inputs,), sides, (self.outputs,)):
+            for tensor in side:
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    if tensor.name:
+                        yield tensor
 
     def explain(self, step: str, text: str) -> None:
         """Keep a line of what a step did, or why it did not, where the user wants to know (`--explain`)."""

@@ -15,13 +15,15 @@ class Builder:
     def __init__(self, name: str, opset: int, domains: dict[str, int], reserved: Collection[str]) -> None:
         self.graph = IntegerGraph(name, [], [], [], {}, {}, opset, domains)
         self._used: set[str] = set(reserved)
+        self._counts: dict[str, int] = {}
         self._shared: dict[tuple[object, ...], str] = {}
 
     def fresh(self, hint: str) -> str:
         """A name that nothing has yet, `hint` itself where it is free."""
-        name, count = hint, 1
+        name, count = hint, self._counts.get(hint, 1)
         while name in self._used:
             name, count = f"{hint}_{count}", count + 1
+        self._counts[hint] = count  # the next search starts here, or many names of one hint would take quadratic time
         self._used.add(name)
         return name
 
