@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from qatc import compile_model
 from samples.common.data import Data
-from samples.common.scoring import accuracy, package_predict
+from samples.common.scoring import Predict, accuracy, package_predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,21 @@ def parser(description: str, *, learning_rate: float, max_epochs: int) -> argpar
 
 
 def compile_and_score(
-    model: Path, data: Data, *, dialect: str, before: float, trained: float, io: str = "integer", target: str = "onnx"
+    model: Path,
+    data: Data,
+    *,
+    dialect: str,
+    before: float,
+    trained: float,
+    io: str = "integer",
+    target: str = "onnx",
+    adapt: Callable[[Predict], Predict] = lambda predict: predict,
 ) -> Scores:
-    """Compile `model` to a package beside it and measure that on the held-out set."""
+    """Compile `model` to a package beside it and measure that on the held-out set; `adapt` gives it our layout."""
     package = model.with_suffix(".qatc")
     result = compile_model(model, qat=True, dialect=dialect, io=io, target=target, output=package)
     interface = tuple(port.dtype for port in (*result.inputs, *result.outputs))
-    score = accuracy(package_predict(package), data)
+    score = accuracy(adapt(package_predict(package)), data)
     return Scores(before, trained, score, 100 * result.coverage.share, interface)
 
 

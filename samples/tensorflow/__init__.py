@@ -1,0 +1,1 @@
+"""The workflow in TensorFlow: train, retrain with QAT, export, compile."""
