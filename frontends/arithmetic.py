@@ -26,8 +26,10 @@ import onnx
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.passes.movement import VALUE_BLIND
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
+from qatc.frontends.clamps import COMPARISONS
 from qatc.frontends.params import make_params
 from qatc.frontends.qdq import to_fake_quant
 
@@ -54,13 +56,13 @@ def heads_quantizer(node: Node) -> bool:
     if node.op not in ("Round", "Floor") or node.domain:
         return False
     for _ in range(_LONGEST):
-        readers = node.outputs[0].outputs
+        readers = [n for n in _few(node.outputs[0].outputs) if n.op not in COMPARISONS and n.op not in VALUE_BLIND]
         if len(readers) != 1:
             return False
-        node = readers[0]  # type: ignore[assignment]
+        node = readers[0]
         if node.op in ("Mul", "Div"):
             return True
-        if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast"):
+        if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast", "Where"):
             return False
     return False
 
@@ -73,15 +75,19 @@ def looks_like_quantizer(node: Node) -> bool:
     for _ in range(_LONGEST):
         after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
         before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
-        if any(n.op in ("Clip", "Min", "Max") for n in (*after, *before)):
+        if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") for n in (*after, *before)):
             return True
     return False
 
 
 def _neighbors(nodes: Iterable[object]) -> list[Node]:
     """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
-    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Min", "Max")
-    return [n for n in itertools.islice(nodes, _LONGEST) if isinstance(n, Node) and n.op in chain]
+    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Min", "Max", "Where", "Abs")
+    return [n for n in _few(nodes) if n.op in chain]
+
+
+def _few(nodes: Iterable[object]) -> list[Node]:
+    return [n for n in itertools.islice(nodes, _LONGEST) if isinstance(n, Node)]
 
 
 # -- straight-through gradients -----------------------------------------------------------------------------------
@@ -262,7 +268,7 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     if not after:
         return False
     if isinstance(source, Constant):
-        return _constant(graph, node, source, after[0])
+        return _constant(graph, node, source, after)
     reason = "nothing around the rounding undoes its scale and offset"
     for end in after:
         for begin in _backward(graph, source):
@@ -365,9 +371,19 @@ def _dtype(low: int, high: int) -> str | None:
     return None
 
 
-def _constant(graph: QuantGraph, node: Node, source: Constant, end: _State) -> bool:
-    """A weight that the exporter divided already: its integers are there, once rounded and clamped."""
+def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_State]) -> bool:
+    """A weight that the exporter divided already: its integers are there, once rounded and clamped.
+
+    What follows may shift it off a whole zero point (DoReFa: 2 * Round(w * 15) / 15 - 1); half of one is one of a grid
+    twice as fine.
+    """
+    ends = [e for e in after if np.all(e.scale > 0)]
+    end = next((e for e in reversed(ends) if _is_whole(2 * e.offset / e.scale)), after[0])
     rounded = np.rint(source.values.astype(np.float64))
+    if not _is_whole(end.offset / end.scale):
+        rounded *= 2
+        finer = tuple(_Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
+        end = _State(end.tensor, end.scale / 2, end.offset, finer, end.multiplied)
     if source.values.size < 2 and not end.clamps:
         return False
     low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
@@ -383,6 +399,10 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, end: _State) -> b
     graph.origin[constant.name] = result.name
     graph.replace(result, constant)
     return True
+
+
+def _is_whole(values: Doubles) -> bool:
+    return bool(np.all(np.abs(values - np.rint(values)) <= _WHOLE))
 
 
 # -- dequantization -----------------------------------------------------------------------------------------------

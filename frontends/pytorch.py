@@ -15,8 +15,9 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
+from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
-from qatc.frontends import arithmetic, grid
+from qatc.frontends import arithmetic, clamps, grid
 from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, prepare
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
@@ -56,6 +57,8 @@ def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = Non
 
     `nodes` turns a dialect's own nodes into FakeQuant, once constants are folded.
     """
+    modernize(graph)
+    clamps.rewrite(graph)  # before constants are folded: it shows which roundings head quantizers
     prepare(graph, keep=arithmetic.heads_quantizer)
     if nodes is not None:
         nodes(graph)

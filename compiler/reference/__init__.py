@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from qatc.compiler.quant import Array, Integers, QuantParams
 from qatc.compiler.reference import accumulate
 from qatc.compiler.reference.evaluate import OnnxEvaluator, evaluate_onnx
 from qatc.compiler.reference.pooling import pool
+
+_WITHOUT_KERNELS: Final = ("int16", "uint16")  # some operators of ONNX Runtime do not move these
 
 __all__ = ["OnnxEvaluator", "Overflow", "evaluate_onnx", "execute", "execute_op"]
 
@@ -180,6 +183,8 @@ def _evaluated(
     domain = op.domain if isinstance(op, Float) else ""
     opset = graph.domains.get(domain, 1) if domain else graph.opset
     inputs = [values[name] if name else None for name in op.inputs]
+    if isinstance(op, Move) and values[op.inputs[0]].dtype.name in _WITHOUT_KERNELS:
+        evaluate = evaluate_onnx
     return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs)))
 
 

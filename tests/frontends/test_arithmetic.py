@@ -149,6 +149,20 @@ def test_straight_through_gradients_of_weights(shared: bool) -> None:
     assert "Sub(" not in graph.dump()
 
 
+def test_weights_around_half_a_zero_point() -> None:
+    """DoReFa: 2 * Round(w * 15) / 15 - 1 has the zero point 7.5; on a grid twice as fine that is 15."""
+    values = ", ".join(str(round(v, 3)) for v in np.linspace(0, 15, 9))
+    more = f", float[3,3] w = {{{values}}}, float n = {{15}}, float two = {{2}}, float one = {{1}}"
+    nodes = "b = Round(w) c = Div(b, n) d = Mul(two, c) e = Sub(d, one) y = MatMul(x, e)"
+    text = text_of(nodes, more)
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "scale 0.0666666701 zero 15" in graph.dump()
+    x = np.eye(3, dtype=np.float32)[:2]
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], atol=1e-6)
+
+
 def test_a_rounded_scale_is_no_quantizer() -> None:
     nodes = "p = Mul(k, r) b = Round(p) t = Div(b, r) a = Div(x, t) e = Round(a) d = Clip(e, l, u) y = Mul(d, t)"
     text = text_of(nodes, ", float k = {0.26}, float l = {-128}, float u = {127}")

@@ -1,0 +1,119 @@
+"""Clamps written in other ways become Min, Max and Clip, so that whatever looks for quantizers sees one form.
+
+Where(Less(x, c), c, x)                     Max(x, c)            likewise Greater, LessOrEqual, GreaterOrEqual
+Where(Greater(c, x), x, full_like(x, c))    Min(x, c)
+(|x| - |x - a| + a) * 0.5                   Clip(x, 0, a)        PACT, as its paper writes it (also / 2)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.quant import Array
+from qatc.compiler.rewrite import Rules, sweep
+
+COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
+_RULES: Final = Rules("clamps")
+_TERMS: Final = 3
+
+
+def rewrite(graph: QuantGraph) -> int:
+    """Rewrite a modernized graph in place; returns how many clamps were found."""
+    return sweep(graph, _RULES)
+
+
+@_RULES.on("Where")
+def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
+    """The smaller or the larger of a tensor and a number."""
+    condition = graph.producer(node.inputs[0])
+    if condition is None or condition.domain or condition.op not in COMPARISONS:
+        return False
+    left, right = condition.inputs
+    x, number = (left, _number(graph, right)) if not isinstance(left, Constant) else (right, _number(graph, left))
+    then, other = node.inputs[1], node.inputs[2]
+    taken = other if then is x else then
+    if number is None or (then is not x and other is not x) or _number(graph, taken) != number:
+        return False
+    smaller = condition.op.startswith("Less") == (x is left)  # the condition says that x is the smaller one
+    node.op = "Min" if smaller == (then is x) else "Max"
+    node.inputs = [x, graph.constant(f"{node.outputs[0].name}_bound", np.asarray(number, np.float32))]
+    return True
+
+
+@_RULES.on("Mul", "Div")
+def half_of_absolute_values(graph: QuantGraph, node: Node) -> bool:
+    """The clamp to [0, a] of PACT, written so that its gradient reaches a."""
+    factors = [_number(graph, t) for t in node.inputs]
+    if node.op == "Mul" and 0.5 in factors:
+        total = node.inputs[1 - factors.index(0.5)]
+    elif node.op == "Div" and factors[1] == 2.0:
+        total = node.inputs[0]
+    else:
+        return False
+    found = _terms(graph, total)
+    bound = next((v for sign, t in found if sign > 0 and (v := _number(graph, t)) is not None), None)
+    x = next((t for sign, t in _absolute(graph, found) if sign > 0), None)
+    shifted = next((t for sign, t in _absolute(graph, found) if sign < 0), None)
+    if len(found) != _TERMS or bound is None or bound <= 0 or x is None or shifted is None:
+        return False
+    if not _is_shifted(graph, shifted, x, bound):
+        return False
+    node.op = "Clip"
+    ends = [graph.constant(f"{node.outputs[0].name}_{n}", np.asarray(v, np.float32)) for n, v in _ends(bound)]
+    node.inputs = [x, *ends]
+    return True
+
+
+def _ends(bound: float) -> tuple[tuple[str, float], tuple[str, float]]:
+    return ("low", 0.0), ("high", bound)
+
+
+def _terms(graph: QuantGraph, total: Tensor) -> list[tuple[int, Tensor]]:
+    """A sum of up to three terms, each with its sign."""
+    found = [(1, total)]
+    for _ in range(_TERMS - 1):
+        for index, (sign, tensor) in enumerate(found):
+            node = graph.producer(tensor)
+            if node is not None and node.op in ("Add", "Sub") and not node.domain:
+                second = sign if node.op == "Add" else -sign
+                found[index : index + 1] = [(sign, node.inputs[0]), (second, node.inputs[1])]
+                break
+    return found
+
+
+def _absolute(graph: QuantGraph, terms: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+    """The terms that are absolute values: what they are those of."""
+    makers = [(sign, graph.producer(t)) for sign, t in terms]
+    return [(sign, m.inputs[0]) for sign, m in makers if m is not None and m.op == "Abs" and not m.domain]
+
+
+def _is_shifted(graph: QuantGraph, tensor: Tensor, x: Tensor, bound: float) -> bool:
+    """Whether `tensor` is x - bound, or bound - x (its absolute value is the same)."""
+    node = graph.producer(tensor)
+    if node is None or node.domain or len(node.inputs) != 2:
+        return False
+    numbers = [_number(graph, t) for t in node.inputs]
+    if node.op == "Sub":
+        return (node.inputs[0] is x and numbers[1] == bound) or (node.inputs[1] is x and numbers[0] == bound)
+    return node.op == "Add" and any(t is x and n == -bound for t, n in zip(node.inputs, numbers[::-1], strict=True))
+
+
+def _number(graph: QuantGraph, tensor: Tensor) -> float | None:
+    """The value of a constant of one element, also where it was spread to a shape that is only known at run time."""
+    value = value_of(tensor)
+    if value is None:
+        node = graph.producer(tensor)
+        if node is None or node.domain:
+            return None
+        if node.op == "ConstantOfShape":
+            fill: Array | None = node.attr("value")
+            value = np.zeros(1, np.float32) if fill is None else fill
+        elif node.op in ("Expand", "Cast", "Identity"):
+            return _number(graph, node.inputs[0])
+    if value is None or value.dtype.kind not in "fiu" or not value.size:
+        return None
+    first = float(value.reshape(-1)[0])
+    return first if value.size == 1 or bool(np.all(value == first)) else None

@@ -1,0 +1,57 @@
+"""Clamps written as choices and as sums of absolute values are clamps."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qatc.compiler.frontend import FrontendOptions
+from qatc.frontends.pytorch import FRONTEND
+from tests.frontends.running import run, run_canonical
+from tests.graphs import loaded
+
+CONSTANTS = "float s = {0.25}, float lo = {0}, float hi = {15}, float a = {3.75}, float half = {0.5}, float two = {2}"
+BELOW = "g = Less(b, lo) c = Where(g, lo, b) h = Greater(c, hi) d = Where(h, hi, c)"
+SPREAD = (
+    "n = Shape(b) l = ConstantOfShape<value = float[1] {0.0}>(n) u = Expand(hi, n) "
+    "g = GreaterOrEqual(b, lo) c = Where(g, b, l) h = LessOrEqual(hi, c) d = Where(h, u, c)"
+)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        f"q = Div(x, s) b = Round(q) {BELOW} y = Mul(d, s)",
+        f"q = Div(x, s) b = Round(q) {SPREAD} y = Mul(d, s)",
+        "p = Abs(x) m = Sub(x, a) n = Abs(m) d = Sub(p, n) e = Add(d, a) c = Mul(half, e) "
+        "q = Div(c, s) r = Round(q) y = Mul(r, s)",
+        "p = Abs(x) m = Sub(a, x) n = Abs(m) e = Add(p, a) d = Sub(e, n) c = Div(d, two) "
+        "q = Div(c, s) r = Round(q) y = Mul(r, s)",
+    ],
+)
+def test_quantizers_with_unusual_clamps(nodes: str) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}'
+    graph = loaded(text)
+    assert FRONTEND.recognise(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert "y = FakeQuant[params=uint8[0,15] scale 0.25 zero 0](x)" in graph.dump()
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 3.6, 90]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "g = Less(x, lo) y = Where(g, hi, x)",  # another number
+        "g = Less(x, lo) z = Neg(x) y = Where(g, lo, z)",  # another tensor
+        "p = Abs(x) m = Sub(x, hi) n = Abs(m) d = Sub(p, n) e = Add(d, a) y = Mul(half, e)",  # two bounds
+    ],
+)
+def test_choices_that_are_no_clamps_stay(nodes: str) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}'
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert not {"Min", "Max", "Clip"} & {n.op for n in graph.nodes}
