@@ -140,8 +140,9 @@ class QuantGraph:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once: inputs, then by first appearance."""
         seen: set[int] = set()
-        sides = (side for node in self.nodes for side in (node.inputs, node.outputs))
-        for side in itertools.chain((self.inputs,), sides, (self.outputs,)):
+        sides = itertools.chain.from_iterable((node.inputs, node.outputs) for node in self.nodes)
+        ends: Sequence[Sequence[Tensor]] = (self.inputs, self.outputs)
+        for side in itertools.chain(ends[:1], sides, ends[1:]):
             for tensor in side:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
