@@ -23,7 +23,7 @@ from tests.compiler.planted import EVALUATE, PLANTERS
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 MODELS = ("fx-u8pc__unet", "fx-fbgemm-nofold__resnet8", "tfmot-op13__smallcnn", "fx-u8pc-bnfold__kws1d")
-DRAWS = 2  # of each fault, in each model
+DRAWS = 1  # of each fault, in each model
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def test_planted_faults_are_found(devices: dict[str, Device], tmp_path: Path) ->
         for planter, kind in PLANTERS.items():
             rng = np.random.default_rng(seed)
             for draw, (op, wrong) in zip(range(DRAWS), faulty(on, planter, rng), strict=False):
-                goes_on = wrong.dtype == on.values[op.output].dtype and draw % 2 == 0
+                goes_on = wrong.dtype == on.values[op.output].dtype and total.total() % 2 == 0
                 folder = tmp_path / f"{name}-{planter.__name__}-{draw}"
                 on.dump(folder, spread(on, op, wrong) if goes_on else {op.output: wrong})
                 found = compare_package(on.package, folder)
