@@ -414,7 +414,9 @@ class _Lifter:
             integers = self.integers.get(id(output))
             if integers is None or (integers.root() is integers and integers.node is None):
                 continue
-            self.graph.integer_ports[output.name] = element_type(output) or onnx.TensorProto.UINT8
+            declared, own = element_type(output), integers.root().params.container
+            known = declared if declared in _OF_ELEMENT else onnx.helper.np_dtype_to_tensor_dtype(own)
+            self.graph.integer_ports[output.name] = known or onnx.TensorProto.UINT8
             if integers.node is not None:
                 self.graph.detach_producer(output)
             result = self._real(integers, output)
