@@ -14,6 +14,7 @@ from functools import reduce
 from typing import Any, Final
 
 import numpy as np
+from onnx import TensorProto
 
 from qatc.backends.onnx.writer import CONTRIB, Writer, stored
 from qatc.compiler.arithmetic import ort_weight_scales
@@ -21,6 +22,7 @@ from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
 from qatc.compiler.quant import Array, QuantParams
 
+_CASTS: Final = {"int16": TensorProto.INT16, "uint16": TensorProto.UINT16}
 _MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
 
 
@@ -54,13 +56,22 @@ def _covers(w: Writer, op: Pool) -> bool:
 
 # -- maxima -----------------------------------------------------------------------------------------------------------
 def _max(w: Writer, op: Pool, out: str, *, whole: bool) -> None:
-    x = w.read(op.inputs[0])
+    x, kind = w.read(op.inputs[0]), stored(w.graph.params(op.inputs[0]))
+    if kind in _CASTS:  # 16 bits have no kernel; float32 holds them exactly
+        made = w.fresh(f"{out}_real")
+        _maximum(w, op, w.node("Cast", [x], to=TensorProto.FLOAT), made, whole=whole, bytes_=False)
+        w.node("Cast", [made], out, to=_CASTS[kind])
+    else:
+        _maximum(w, op, x, out, whole=whole, bytes_=not w.standard)
+
+
+def _maximum(w: Writer, op: Pool, x: str, out: str, *, whole: bool, bytes_: bool) -> None:
     if whole:
         _reduce(w, "ReduceMax", x, w.rank(op.inputs[0]), out)
         return
     window = _Window.of(op)
     attrs = {**window.attributes(), "ceil_mode": int(op.ceil_mode)}
-    if w.standard:
+    if not bytes_:
         w.nodes("MaxPool", [x], [out], attrs=attrs)
         return
     made = w.fresh(f"{out}_nhwc")

@@ -54,7 +54,7 @@ def refusal(state: State, node: Node) -> Reason | None:
         params = state.params(tensor)
         if params is None:
             return Reason(f"its {what} is not quantized by the model", tensor.name)
-        if not (_fits_two_bytes(tensor, params) if isinstance(tensor, Constant) else params.is_8bit):
+        if not (_fits_two_bytes(state, tensor) if isinstance(tensor, Constant) else params.is_8bit):
             return Reason(f"its {what} has {params.dtype} values, which have no integer kernel", tensor.name)
         if params.is_per_channel and not isinstance(tensor, Constant):
             return Reason(f"its {what} is quantized per channel", tensor.name)
@@ -78,8 +78,9 @@ def _bias_refusal(state: State, node: Node) -> Reason | None:
     return None if fits else Reason("its bias is not one number per channel", bias.name)
 
 
-def _fits_two_bytes(tensor: Constant, params: QuantParams) -> bool:
+def _fits_two_bytes(state: State, tensor: Constant) -> bool:
     """Whether two eight-bit numbers say every integer's distance from its zero point (not -255 and 255 both)."""
+    params = state.graph.params[tensor.name]
     if params.is_8bit and not any(params.zero_point):
         return True
     spread = tensor.values.astype(np.int64) - params.zero_array(tensor.values.ndim)

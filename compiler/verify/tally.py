@@ -64,7 +64,8 @@ class Tally:
             if equal != found.size:
                 self.problem(f"{found.size - equal} of {found.size} values differ")
             return
-        difference = np.where(same, 0.0, found.astype(np.float64) - expected)
+        with np.errstate(invalid="ignore"):  # equal infinities
+            difference = np.where(same, 0.0, found.astype(np.float64) - expected)
         reference = expected.astype(np.float64)
         largest = float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
         self.signal += _energy(reference) if np.isfinite(largest) else 0.0

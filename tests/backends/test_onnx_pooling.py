@@ -156,3 +156,9 @@ def test_an_average_is_one_convolution() -> None:
         assert set(result.ops) == {"QLinearConv"}
     padded = pool("average", kernel=(3, 3), strides=(1, 1), pads=(1, 1, 1, 1))
     assert check_average(*padded)["auto"].ops == {"QLinearConv": 3, "Where": 2}  # nine, six and four elements
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+@pytest.mark.parametrize("fields", [{}, {"kernel": (2, 3), "strides": (2, 1)}, {"keepdims": False}], ids=str)
+def test_maxima_of_16_bits_go_through_floats(dtype: str, fields: dict[str, Any]) -> None:
+    same(*pool("max", have=dtype, want=dtype, **fields))
