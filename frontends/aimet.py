@@ -144,7 +144,7 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=0,
-    exporters=("AIMET 1.x and 2.x encodings 0.4.0 to 0.6.1, 1.0.0, 2.0.0",),
+    exporters=("AIMET encodings 0.4.0 to 0.6.1, 1.0.0 and 2.0.0",),
     limits=("block-wise, LPBQ and vector encodings",),
     read=read,
 )

@@ -121,7 +121,7 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,
-    exporters=("MQBench 0.0.5 to 0.0.7 (TensorRT, PPL, SNPE, Vitis, OpenVINO and academic backends)",),
+    exporters=("MQBench 0.0.7 (TensorRT, PPL, ONNX_QNN, Vitis and academic backends) and its main branch",),
     limits=(
         "NNIE's logarithmic format",
         "exports of MQBench's main branch are plain Q/DQ, and lose ranges other than 0..127 (--quant-range)",

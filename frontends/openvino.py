@@ -178,6 +178,6 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,
-    exporters=("NNCF 2.x (PyTorch, unstripped or stripped)", "MQBench's OpenVINO deployment"),
+    exporters=("NNCF 3.4 (PyTorch, unstripped or stripped)", "in its documented form: MQBench (OpenVINO deployment)"),
     limits=("ranges whose grid has no zero", "more than 65536 levels", "FakeConvert (FP8)"),
 )

@@ -139,12 +139,12 @@ FRONTEND: Final = Frontend(
     normalise=normalise,
     confidence=10,
     exporters=(
-        "torch.onnx.export of FX, eager and PT2E models (torch 1.13 to 2.13, legacy and dynamo exporter)",
-        "ONNX Runtime quantize_static (QDQ)",
-        "Brevitas QCDQ",
-        "NNCF strip",
-        "hand-written LSQ",
-        "Renesas DRP-AI recipe",
+        "torch.onnx.export of FX, eager and PT2E models (torch 2.13, torchao 0.18; legacy and dynamo exporter)",
+        "Renesas DRP-AI recipe (torch 2.13)",
+        "hand-written LSQ, PACT and DoReFa (torch 2.13)",
+        "ONNX Runtime 1.31 quantize_static (QDQ)",
+        "Brevitas 0.13 QCDQ",
+        "NNCF 3.4 strip",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",

@@ -378,7 +378,7 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,
-    exporters=("Brevitas 0.10 to 0.12", "QKeras through qonnx 1.0", "FINN model zoo (opset 9 to 14)"),
+    exporters=("Brevitas 0.13", "QKeras 0.9 through qonnx 0.4 and 1.0", "QONNX model zoo (opset 9 to 14)"),
     limits=(
         "QuantLSTMCell and other layers of the QONNX domain",
         "FloatQuant",

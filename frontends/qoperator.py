@@ -437,9 +437,8 @@ FRONTEND = Frontend(
     normalise=_normalise,
     confidence=75,
     exporters=(
-        "onnxruntime quantize_static(QuantFormat.QOperator)",
-        "MQBench's ONNX_QNN deployment",
-        "PyTorch QNNPACK exports",
+        "ONNX Runtime 1.31 quantize_static (QuantFormat.QOperator)",
+        "MQBench 0.0.7 (ONNX_QNN deployment)",
     ),
     limits=(
         "dynamic quantization (scales found at run time)",

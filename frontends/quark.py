@@ -104,6 +104,6 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=70,
-    exporters=("amd-quark 0.8 to 0.13 (ONNX and PyTorch flows)", "vai_q_onnx"),
+    exporters=("amd-quark 0.13 (ONNX and PyTorch flows)",),
     limits=("BF16, BFP16 and microscaling formats",),
 )

@@ -352,7 +352,13 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=0,
-    exporters=("PPQ", "MQBench", "sophgo-mq and tpu-mlir", "TensorRT", "SNPE, QNN", "Vitis AI", "Tengine"),
+    exporters=(
+        "PPQ (main branch)",
+        "MQBench 0.0.7 (clip ranges)",
+        "sophgo-mq and tpu-mlir (calibration table)",
+        "TensorRT (calibration cache)",
+        "in their documented form: SNPE, QNN, Vitis AI, Tengine",
+    ),
     limits=("the ranges stand for what was trained as far as the file goes: magnitudes alone lose zero points",),
     read=read,
 )

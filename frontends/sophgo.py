@@ -79,6 +79,6 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=90,
-    exporters=("sophgo-mq and tpu-mq (BM168x, BM1690, CV18xx, CV186x)",),
+    exporters=("sophgo-mq, main branch (BM168x, BM1690, CV18xx, CV186x)",),
     limits=("E4M3, E5M2 and FP4 fake quantization", "the deploy model beside it is float: use --ranges"),
 )

@@ -106,7 +106,7 @@ def dialects(found: Sequence[tuple[Frontend, str]], console: Console, *, verbose
     for frontend, owner in found:
         last = Text(text.prose(frontend.description))
         if frontend.exporters:
-            last.append(f"\n{text.prose(', '.join(frontend.exporters))}")
+            last.append(f"\ntried: {text.prose(', '.join(frontend.exporters))}")
         for limit in frontend.limits:
             last.append(f"\nlimit: {text.prose(limit)}")
         if owner != "qatc" or verbose:

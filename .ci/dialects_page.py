@@ -1,0 +1,57 @@
+"""Write docs/dialects.md from the registry of dialects: the table of `qatc dialects`, for reading.
+
+dialects_page.py            write the page
+dialects_page.py --check    exit 1 if it is not what the registry says
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "dialects.md"
+HEAD = """\
+# Dialects
+
+<!-- Written by .ci/dialects_page.py from the dialects themselves: change frontends/, then run it. -->
+
+Every exporter writes fake quantization its own way. `-m auto`, the default, recognizes which one a file speaks from its
+nodes, and says how it knew; `-m NAME` states it. `qatc dialects` prints this table for the installed version, with the
+dialects that other packages bring.
+
+| dialect | recognizes | exporters and versions tried | known limits |
+|---|---|---|---|
+"""
+TAIL = """
+A range that the exporter lost (the dynamo exporter and PT2E write none) is stated with `--quant-range`, for all
+activations and weights or in a TOML file tensor by tensor. What the exporter left without any range is found with
+`--calibrate`. What is not an affine integer grid (FP8, MXFP, BF16, block floating point, logarithms), or has no fake
+quantization at all, is refused with a code that `qatc explain` explains.
+"""
+
+
+def row(cells: list[list[str]]) -> str:
+    """One line of the table; the parts of a cell stand below each other."""
+    return "| " + " | ".join("<br>".join(part.replace("|", "\\|") for part in cell) for cell in cells) + " |\n"
+
+
+def page() -> str:
+    """The page as it should be."""
+    sys.path.insert(0, str(ROOT))
+    from qatc.compiler.frontend import Frontend
+    from qatc.compiler.registry import Registry
+    from qatc.frontends import BUILTIN
+
+    found: Registry[Frontend] = Registry("dialect", "", BUILTIN, "QAT102")  # what qatc brings, whatever else is installed
+    lines: list[str] = []
+    for name in found.names():
+        one = found.get(name)
+        lines.append(row([[f"`{name}`"], [one.description], list(one.exporters), list(one.limits)]))
+    return HEAD + "".join(lines) + TAIL
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page() else 1)
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
