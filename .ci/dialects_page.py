@@ -43,7 +43,7 @@ def page() -> str:
     from qatc.compiler.registry import Registry
     from qatc.frontends import BUILTIN
 
-    found: Registry[Frontend] = Registry("dialect", "", BUILTIN, "QAT102")  # what qatc brings, whatever else is installed
+    found: Registry[Frontend] = Registry("dialect", "", BUILTIN, "QAT102")  # qatc's own alone
     lines: list[str] = []
     for name in found.names():
         one = found.get(name)
