@@ -423,7 +423,7 @@ def compare_command(
 @_output_options
 def targets_command(json: bool, quiet: bool, verbose: bool) -> None:
     """List what can be compiled for."""
-    from qatc.compiler.driver import backends
+    from qatc.compiler.registry import backends
     from qatc.compiler.report import envelope
     from qatc.compiler.report.listings import targets, targets_json
     from qatc.compiler.target import builtin_targets
@@ -440,7 +440,7 @@ def targets_command(json: bool, quiet: bool, verbose: bool) -> None:
 @_output_options
 def dialects_command(json: bool, quiet: bool, verbose: bool) -> None:
     """List the exporters' dialects that can be read."""
-    from qatc.compiler.driver import frontends
+    from qatc.compiler.registry import frontends
     from qatc.compiler.report import envelope
     from qatc.compiler.report.listings import dialects, dialects_json
 

@@ -11,9 +11,13 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+
+if TYPE_CHECKING:
+    from qatc.compiler.backend import Backend
+    from qatc.compiler.frontend import Frontend
 
 T = TypeVar("T")
 
@@ -97,3 +101,18 @@ class Registry(Generic[T]):
 
     def _error(self, message: str, hint: str) -> CompileError:
         return CompileError([Diagnostic(self._code, message, hint=hint)], 2)
+
+
+def frontends() -> Registry[Frontend]:
+    """The dialects: built in and installed (entry points `qatc.frontends`)."""
+    return _registry("dialect", "qatc.frontends", "QAT102")
+
+
+def backends() -> Registry[Backend]:
+    """The backends: built in and installed (entry points `qatc.backends`)."""
+    return _registry("backend", "qatc.backends", "QAT305")
+
+
+def _registry(kind: str, group: str, code: str) -> Registry[Any]:
+    # by name, not by import: the compiler does not depend on what it drives
+    return Registry(kind, group, importlib.import_module(group).BUILTIN, code)

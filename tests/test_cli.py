@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from qatc import _version, cli
 from qatc.compiler import driver
 from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, Severity, fail
-from qatc.compiler.driver import CompileOptions
+from qatc.compiler.options import CompileOptions
 from qatc.compiler.result import CompileResult, Inspection
 from tests import fake_results as fake
 from tests.fake_results import validate

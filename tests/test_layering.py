@@ -55,7 +55,10 @@ LEVELS = {
     "qatc.compiler.golden": 4,
     "qatc.compiler.golden_header": 4,
     "qatc.compiler.inspection": 4,
+    "qatc.compiler.options": 4,
     "qatc.compiler.profiles": 4,
+    "qatc.compiler.proving": 4,
+    "qatc.compiler.recognize": 4,
     "qatc.compiler.report": 4,
     "qatc.compiler.simulation": 4,
     "qatc.compiler.verify": 4,
@@ -76,7 +79,7 @@ BARE = {"compiler", "frontends", "backends", "cli"}
 LAZY = {"onnxruntime", "tensorflow", "tf2onnx", "torch"}
 
 #: Modules that exist for such a library, and that nothing else of qatc imports.
-BRIDGES = {"qatc.frontends.torch_qat", "qatc.frontends.tf_qat"}
+BRIDGES = {"qatc.frontends.torch_qat", "qatc.frontends.tf_qat", "qatc.frontends.tf_convert"}
 
 #: What the lowest level may use beside the standard library.
 LEVEL_0_MAY_USE = {"numpy", "qatc"}

@@ -1,0 +1,127 @@
+"""What a compile is told: the options of the command line, checked, and what the package records of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.frontend import RangeOverride
+from qatc.compiler.graph import QuantGraph, Variable, shape_of
+from qatc.compiler.result import Json
+from qatc.compiler.target import read_toml
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """What a compile is told; names and meanings as the command line's (`contract.md`)."""
+
+    qat: bool = False
+    dialect: str = "auto"
+    output: Path | None = None
+    target: str = "onnx"
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict[str, Sequence[int]])
+    inputs: Sequence[tuple[str, Path]] = ()
+    samples: int = 1
+    seed: int = 0
+    calibrate: Path | None = None
+    calibration_method: str = "minmax"
+    io: str = "float"
+    require_integer: bool = False
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    verify: bool = True
+    quant_range: str | None = None
+    ranges: Path | None = None
+    arithmetic: str | None = None
+    golden: bool = False
+    golden_header: bool = False
+    explain: bool = False
+
+    @classmethod
+    def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
+        """The options of a call. CompileError (QAT007, exit code 2) for an unknown name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            hint = f"known are {', '.join(sorted(known))}"
+            raise CompileError([Diagnostic("QAT007", f"unknown option {unknown[0]}", hint=hint)], 2)
+        return cls(**options, output=None if output is None else Path(output))
+
+    def recorded(self) -> dict[str, Json]:
+        """The options that shape the package: files by their bare names, nothing of this machine."""
+        chosen = dataclasses.asdict(self)
+        for name in ("output", "explain"):
+            del chosen[name]
+        chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.shapes.items())}
+        chosen["inputs"] = [[name, path.name] for name, path in self.inputs]
+        for name in ("options", "tolerance"):
+            chosen[name] = dict(sorted(chosen[name].items()))
+        return {k: v.name if isinstance(v, Path) else v for k, v in chosen.items()}
+
+
+def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs the shapes that the user pins; the shapes of the outputs follow from them.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 for unknown inputs and for shapes that contradict the model.
+    """
+    inputs = {t.name: t for t in graph.inputs}
+    wrong: list[Diagnostic] = []
+    for name, shape in shapes.items():
+        tensor = inputs.get(name)
+        if tensor is None:
+            hint = f"its inputs are {', '.join(printable(n) for n in inputs)}"
+            wrong.append(Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=hint))
+            continue
+        have = shape_of(tensor)
+        fits = have is None or (
+            len(have) == len(shape) and all(not isinstance(h, int) or h == s for h, s in zip(have, shape, strict=True))
+        )
+        if not fits or any(s <= 0 for s in shape):
+            message = f"the shape {list(shape)} does not fit the declared {list(have or ())}"
+            hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
+            wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))
+            continue
+        tensor.shape = list(shape)
+    if wrong:
+        raise CompileError(wrong, 2)
+    if shapes:
+        for output in graph.outputs:
+            if isinstance(output, Variable):
+                output.shape = None
+
+
+def parse_ranges(text: str | None) -> RangeOverride:
+    """`act=0..127,weight=-127..127`, or a TOML file with `act`, `weight` and a table `[tensors]` of such ranges.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 where it is written in another way.
+    """
+    if not text:
+        return RangeOverride()
+    stated: dict[str, Any]
+    if text.endswith(".toml"):
+        stated = read_toml(Path(text))
+        tensors: dict[str, Any] = stated.pop("tensors", {})
+        stated.update({f"tensors.{name}": span for name, span in tensors.items()})
+    else:
+        stated = {name.strip(): span for name, _, span in (part.partition("=") for part in text.split(","))}
+    found: dict[str, tuple[int, int]] = {}
+    for name, span in stated.items():
+        low, dots, high = str(span).partition("..")
+        if not dots or (name not in ("act", "weight") and not name.startswith("tensors.")):
+            raise _unreadable(f"{name}={span}")
+        try:
+            found[name] = (int(low), int(high))
+        except ValueError as error:
+            raise _unreadable(f"{name}={span}") from error
+    listed = {n.removeprefix("tensors."): r for n, r in found.items() if n.startswith("tensors.")}
+    return RangeOverride(found.get("act"), found.get("weight"), listed)
+
+
+def _unreadable(text: str) -> CompileError:
+    hint = 'write --quant-range act=0..127,weight=-127..127, or in a TOML file act = "0..127" and a table [tensors]'
+    return CompileError([Diagnostic("QAT007", f"cannot read the quantization range {printable(text)!r}", hint=hint)], 2)

@@ -1,0 +1,86 @@
+"""Which dialect a file speaks, seen in its graph and never in its name; or which file beside it holds its ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
+from qatc.compiler.graph import QuantGraph
+from qatc.compiler.model_io import Source
+from qatc.compiler.options import CompileOptions
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.registry import frontends
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """A dialect, how it was seen, the parameters that lie beside the model, and what the user should know of it."""
+
+    dialect: str
+    evidence: str
+    external: dict[str, QuantParams] = dataclasses.field(default_factory=dict[str, QuantParams])
+    note: Diagnostic | None = None
+
+
+def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOptions) -> Recognition:
+    """The dialect of a graph as loaded.
+
+    Raises:
+        CompileError: QAT101 where no dialect sees anything of its own, QAT102 for an unknown one, and what is wrong
+            with a file of ranges.
+    """
+    if options.ranges is not None:
+        return _beside(graph, options.ranges, options.dialect.lower())
+    wanted = options.dialect.lower()
+    if wanted != "auto":
+        evidence = frontends().get(wanted).recognise(graph, source.producer)
+        if evidence is not None:
+            return Recognition(wanted, evidence)
+    for name, evidence in _all(graph, source)[:1]:
+        if wanted != "auto":
+            message = f"nothing of the dialect {wanted} is in the file; it is read as {name}: {evidence}"
+            return Recognition(name, evidence, note=_said(message, f"use -m {name}, or leave -m out"))
+        said = _said("the model is quantization-aware trained; it is compiled as such", "say so with -a")
+        return Recognition(name, evidence, note=None if options.qat else said)
+    raise fail(
+        "QAT101",
+        f"{printable(path.name)} has no fake quantization that any dialect knows",
+        hint="export the model that was trained with fake quantization, not one converted back to float; "
+        "where ranges or encodings lie in a file of their own, give it with --ranges",
+    )
+
+
+def _said(message: str, hint: str) -> Diagnostic:
+    return Diagnostic("QAT105", message, Severity.NOTE, hint=hint)
+
+
+def _all(graph: QuantGraph, source: Source) -> list[tuple[str, str]]:
+    """Every dialect that sees something of its own, surest first."""
+    registry = frontends()
+    seen: list[tuple[int, str, str]] = []
+    for name in registry.names():
+        frontend = registry.get(name)
+        evidence = frontend.recognise(graph, source.producer)
+        if evidence is not None:
+            seen.append((-frontend.confidence, name, evidence))
+    return [(name, evidence) for _, name, evidence in sorted(seen)]
+
+
+def _beside(graph: QuantGraph, path: Path, wanted: str) -> Recognition:
+    """The dialect of a file of ranges or encodings beside the model, and what it says."""
+    registry = frontends()
+    names = registry.names() if wanted == "auto" else [registry.get(wanted).name]
+    refused: list[Diagnostic] = []
+    for name in names:
+        read = registry.get(name).read
+        if read is None:
+            continue
+        try:
+            external = read(path, graph)
+        except CompileError as error:
+            refused += [d for d in error.diagnostics if d not in refused]
+            continue
+        return Recognition(name, f"{len(external)} tensors with parameters in {printable(path.name)}", external)
+    hint = "leave -m out, or use -m ranges or -m aimet"
+    raise CompileError(refused or [Diagnostic("QAT102", f"the dialect {wanted} reads no file of ranges", hint=hint)])
