@@ -86,7 +86,7 @@ def grid_of(span: Range, dtype: str = "uint8", *, symmetric: bool = False) -> Qu
         largest = max(-low, high)
         return QuantParams.per_tensor(max(largest / (qmax - middle), tiny) if largest else 1.0, middle, dtype)
     if low == high:
-        return QuantParams.per_tensor(1.0, 0 if qmin <= 0 else qmin, dtype)
+        return QuantParams.per_tensor(1.0, qmin, dtype)
     scale = float(np.float32(max((high - low) / (qmax - qmin), tiny)))
     zero = min(max(round(qmin - low / scale), qmin), qmax)
     return QuantParams.per_tensor(scale, zero, dtype)

@@ -111,7 +111,7 @@ def test_limits_are_those_of_the_verification() -> None:
 
 
 def test_calibration_methods_are_those_of_the_calibration() -> None:
-    from qatc.compiler.calibrate import METHODS
+    from qatc.compiler.histogram import METHODS
 
     assert sorted(cli._METHODS) == sorted(METHODS)  # pyright: ignore[reportPrivateUsage]
 
