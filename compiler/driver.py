@@ -7,7 +7,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,7 @@ from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph, infer_new_shapes, infer_shapes
+from qatc.compiler.importing import as_onnx
 from qatc.compiler.inspection import inspection, overflows, view
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
@@ -36,6 +37,7 @@ from qatc.compiler.storage import SPILL_AT
 if TYPE_CHECKING:
     from qatc.compiler.backend import Backend, Emission, Stream
     from qatc.compiler.golden import Proof
+    from qatc.compiler.simulation import Simulation
     from qatc.compiler.target import Target
 
 Progress = Callable[[str, float], None]
@@ -49,7 +51,7 @@ def compile_model(
     """Compile a QAT model to a deployment package.
 
     Args:
-        model: the ONNX file.
+        model: the ONNX file, or a file or folder of another format that an installed dialect converts.
         output: the package's folder; default `<stem>.qatc` in the working directory. An existing package is replaced
             whole or not at all.
         progress: called with a step's name and the share of the work that is done (0 to 1).
@@ -68,8 +70,9 @@ def compile_model(
     ('pytorch', 1.0, ())
     """
     chosen = CompileOptions.of_keywords(options, output)
-    with _seldom_collected():
-        return _Compilation(Path(model), chosen, progress or _silent).run()
+    compilation = _Compilation(Path(model), chosen, progress or _silent)
+    with _seldom_collected(), compilation.scratch:
+        return compilation.run()
 
 
 def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) -> Inspection:
@@ -82,7 +85,22 @@ def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) ->
     1.0
     """
     chosen = CompileOptions.of_keywords({"target": target, **options})
-    return _Compilation(Path(model), chosen, _silent).inspect()
+    compilation = _Compilation(Path(model), chosen, _silent)
+    with compilation.scratch:
+        return compilation.inspect()
+
+
+def simulate_model(model: str | Path, **options: Any) -> Simulation:
+    """The simulation of a model as qatc understands it: normalized, with its Q/DQ written back.
+
+    For files that ONNX Runtime does not run as they are. Takes the options of `compile_model`; raises the same errors.
+    """
+    from qatc.compiler.simulation import Simulation
+
+    compilation = _Compilation(Path(model), CompileOptions.of_keywords({**options, "qat": True}), _silent)
+    graph, _, _ = compilation.canonical()
+    compilation.strip(graph)
+    return Simulation.of_graph(graph)
 
 
 @contextmanager
@@ -109,7 +127,8 @@ class _Compilation:
         self.timings: dict[str, float] = {}
         self.diagnostics: list[Diagnostic] = []
         self.filled: tuple[FilledRange, ...] = ()
-        self.proving = Proving(path, options)
+        self.proving = Proving(options)
+        self.scratch = ExitStack()  # a converted model lives as long as the compile
 
     @contextmanager
     def step(self, name: str) -> Generator[None]:
@@ -122,14 +141,14 @@ class _Compilation:
     # -- the road -------------------------------------------------------------------------------------------------
     def run(self) -> CompileResult:
         """Load, normalize, strip, fold, calibrate, lower, emit, verify, write."""
-        output = self.options.output or Path(f"{self.path.stem}.qatc")
+        output = self.options.output or Path(f"{self.path.absolute().stem}.qatc")
         check_destination(output)
         target, backend, options = self.chosen()
         graph, source, seen = self.canonical()
         with self.step("fold"):
             self.strip(graph)
         with self.step("verify"):
-            chosen = self.proving.prepare(graph)
+            chosen = self.proving.prepare(source.path, graph)
             self.diagnostics += [chosen] if chosen else []
         self.fold(graph)
         with self.step("lower"):
@@ -205,7 +224,9 @@ class _Compilation:
     def canonical(self) -> tuple[QuantGraph, Source, Recognition]:
         """Read the file and bring its dialect to the canonical form."""
         with self.step("read"):
-            graph, source = load(self.path)
+            model = self.scratch.enter_context(as_onnx(self.path))
+            self.diagnostics += model.diagnostics
+            graph, source = load(model.path)
             graph.storage.spill = source.size > SPILL_AT
             graph.explains = self.options.explain
             pin_shapes(graph, self.options.shapes)
