@@ -36,6 +36,8 @@ CODES: Final[dict[str, str]] = {
     "QAT009": "a tensor has no known rank or shape where one is needed",
     "QAT010": "an optional dependency is missing",
     "QAT011": "the compile would need more memory than allowed",
+    "QAT012": "the file cannot be converted to ONNX",
+    "QAT013": "loading the file would run code",
     "QAT101": "the model has no fake quantization",
     "QAT102": "unknown dialect",
     "QAT103": "the quantization is not affine integer quantization",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from qatc.compiler.diagnostics import Diagnostic
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import QuantParams
 
@@ -40,6 +41,27 @@ class FrontendOptions:
 
 
 @dataclass(frozen=True)
+class Importer:
+    """How files of another format become ONNX models, before anything else is done with them.
+
+    The names of such files end with one of `suffixes`, in any letter case; a folder is one model where it holds a file
+    `marker`. `convert(source, destination)` writes the ONNX file, may leave others beside it, and returns notes and
+    warnings; it raises CompileError. `through` names what converts, for reports.
+    """
+
+    suffixes: tuple[str, ...]
+    convert: Callable[[Path, Path], tuple[Diagnostic, ...]]
+    through: str
+    marker: str = ""
+
+    def reads(self, path: Path) -> bool:
+        """Whether `path` is such a file or folder."""
+        if path.is_dir():
+            return bool(self.marker) and (path / self.marker).is_file()
+        return path.name.lower().endswith(self.suffixes)
+
+
+@dataclass(frozen=True)
 class Frontend:
     """A dialect.
 
@@ -48,7 +70,7 @@ class Frontend:
     `normalise` rewrites the graph in place to the canonical form; what is wrong with the file goes to
     `graph.diagnostics`, all of it, and is raised by the caller. A dialect whose parameters lie in a file beside the
     model (`--ranges FILE`) has `read`: it returns `FrontendOptions.external` for a graph as loaded, and its `recognise`
-    has nothing to see.
+    has nothing to see. One whose models come in files of another format as well has an `importer`.
     """
 
     name: str
@@ -59,3 +81,4 @@ class Frontend:
     exporters: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     read: Callable[[Path, QuantGraph], dict[str, QuantParams]] | None = None
+    importer: Importer | None = None

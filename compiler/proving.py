@@ -32,15 +32,19 @@ class Proving:
         simulation: what the result is compared with; None with `verify` off.
     """
 
-    def __init__(self, path: Path, options: CompileOptions) -> None:
-        self.path, self.options = path, options
+    def __init__(self, options: CompileOptions) -> None:
+        self.options = options
         self.shapes = options.shapes
         self.feeds: list[Feeds] = []
         self.simulation: Simulation | None = None
 
     # -- before ---------------------------------------------------------------------------------------------------
-    def prepare(self, graph: QuantGraph) -> Diagnostic | None:
+    def prepare(self, path: Path, graph: QuantGraph) -> Diagnostic | None:
         """Make sample inputs and open the simulation; returns which sizes were chosen where the model leaves some open.
+
+        Args:
+            path: the ONNX file.
+            graph: the same model, normalized and stripped, before anything is folded.
 
         Raises:
             CompileError: where the source does not run on the samples, or sizes have to be pinned first.
@@ -55,7 +59,7 @@ class Proving:
             if len(shapes) == 1 and not self.options.verify:
                 return None
             try:
-                self.simulation = self._opened(graph)
+                self.simulation = self._opened(path, graph)
                 break
             except CompileError as error:
                 refused += [d for d in error.diagnostics if d not in refused]
@@ -79,12 +83,12 @@ class Proving:
         if self.options.verify:
             self.simulation = Simulation.of_graph(graph)
 
-    def _opened(self, graph: QuantGraph) -> Simulation:
+    def _opened(self, path: Path, graph: QuantGraph) -> Simulation:
         """What the result is compared with, proved to run on the first sample."""
         from qatc.compiler.simulation import Simulation, open_simulation
 
         if not self._restated(graph):
-            return open_simulation(self.path, graph, self.feeds[0])
+            return open_simulation(path, graph, self.feeds[0])
         found = Simulation.of_graph(graph)
         found.run(self.feeds[0], found.outputs)
         return found

@@ -22,6 +22,7 @@ from qatc.frontends import grid
 from qatc.frontends.params import constant_input, make_params
 from qatc.frontends.pytorch import evidence, standard
 from qatc.frontends.qdq import apply_ranges, to_fake_quant
+from qatc.frontends.tf_import import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
@@ -136,6 +137,7 @@ FRONTEND: Final = Frontend(
     recognise=recognise,
     normalise=normalise,
     confidence=20,
+    importer=IMPORTER,
     exporters=(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
         "tf2onnx 1.17 --tflite, with and without --dequantize",

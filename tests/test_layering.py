@@ -54,6 +54,7 @@ LEVELS = {
     "qatc.compiler.compare": 4,
     "qatc.compiler.golden": 4,
     "qatc.compiler.golden_header": 4,
+    "qatc.compiler.importing": 4,
     "qatc.compiler.inspection": 4,
     "qatc.compiler.options": 4,
     "qatc.compiler.profiles": 4,
@@ -61,9 +62,11 @@ LEVELS = {
     "qatc.compiler.recognize": 4,
     "qatc.compiler.report": 4,
     "qatc.compiler.simulation": 4,
+    "qatc.compiler.stored": 3,
     "qatc.compiler.verify": 4,
     "qatc.compiler.verify_package": 4,
     "qatc.compiler.driver": 5,
+    "qatc.compiler.evaluation": 5,
     "qatc.frontends": 3,
     "qatc.backends": 3,
     "qatc.cli": 6,
@@ -79,7 +82,7 @@ BARE = {"compiler", "frontends", "backends", "cli"}
 LAZY = {"onnxruntime", "tensorflow", "tf2onnx", "torch"}
 
 #: Modules that exist for such a library, and that nothing else of qatc imports.
-BRIDGES = {"qatc.frontends.torch_qat", "qatc.frontends.tf_qat", "qatc.frontends.tf_convert"}
+BRIDGES = {"qatc.frontends.torch_qat", "qatc.frontends.tf_qat", "qatc.frontends.tf_convert", "qatc.frontends.tf_load"}
 
 #: What the lowest level may use beside the standard library.
 LEVEL_0_MAY_USE = {"numpy", "qatc"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -43,11 +44,23 @@ class SourceFile:
 
 
 def source_file(path: Path) -> SourceFile:
-    """Hash a file of the source model, without holding it in memory.
+    """Hash a file of the source model, without holding it in memory; a folder is hashed as the list of its files.
+
+    That list is what `find . -type f | LC_ALL=C sort | xargs sha256sum` prints in the folder; its size is the sum of
+    the files' sizes.
 
     Raises:
         CompileError: QAT002 where it cannot be read.
     """
+    if not path.is_dir():
+        return _hashed(path)
+    files = {f"./{p.relative_to(path).as_posix()}": _hashed(p) for p in path.rglob("*") if p.is_file()}
+    lines = [f"{files[name].sha256}  {name}\n" for name in sorted(files, key=os.fsencode)]
+    listing = hashlib.sha256(b"".join(map(os.fsencode, lines)))
+    return SourceFile(path.absolute().name, sum(f.size for f in files.values()), listing.hexdigest())
+
+
+def _hashed(path: Path) -> SourceFile:
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as stream:

@@ -1,0 +1,122 @@
+"""TensorFlow models as ONNX, through tf2onnx: Keras networks, SavedModels, TFLite.
+
+`main([MODEL, OUT.onnx, RESULT.json])` converts one file. `frontends/tf_import.py` runs that in a process of its own:
+TensorFlow writes to the terminal as it likes, wants variables of the environment before it is imported, and a damaged
+TFLite file ends it with a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
+from qatc.frontends.tf_load import first_words, load_keras, needed
+
+OPSET: Final = 17
+_KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
+_DEFAULT_SIGNATURE: Final = "serving_default"
+_OUTSIDE: Final = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "XlaCustomCallV2"})
+
+
+def write_keras(model: Any, path: Path, *, opset: int = OPSET, names: Sequence[str] = ()) -> None:
+    """Write a Keras model as ONNX: inputs called `names` (default: as in the model), outputs as in the model.
+
+    Symbolic sizes, the batch for one, stay symbolic; the layout stays channels last.
+
+    Raises:
+        CompileError: QAT010 without TensorFlow and tf2onnx.
+    """
+    tensorflow, converter = needed("tensorflow"), needed("tf2onnx.convert")
+    tfmot = needed("tensorflow_model_optimization")
+    inputs = list(model.inputs)
+    given = list(names) or [str(n) for n in model.input_names]
+    results = _distinct([str(n) for n in model.output_names])
+    signature = [tensorflow.TensorSpec(t.shape, t.dtype, n) for t, n in zip(inputs, given, strict=True)]
+
+    def network(*tensors: Any) -> dict[str, Any]:
+        found = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+        return dict(zip(results, found if isinstance(found, (list, tuple)) else [found], strict=True))
+
+    with tfmot.quantization.keras.quantize_scope():
+        proto, _ = converter.from_function(tensorflow.function(network), input_signature=signature, opset=opset)
+    order = {name: i for i, name in enumerate(results)}  # a dictionary's outputs come sorted by name
+    outputs = sorted(proto.graph.output, key=lambda o: order.get(o.name, len(order)))
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def convert(source: Path, destination: Path) -> None:
+    """Write the TensorFlow model `source` as ONNX.
+
+    Raises:
+        CompileError: QAT010 without TensorFlow, QAT012 where it or tf2onnx cannot read the model, QAT013 where loading
+            the model would run code.
+    """
+    try:
+        if source.is_dir():
+            _by_program(["--saved-model", str(source), *_signature(source)], destination)
+        elif source.suffix.lower() in _KERAS:
+            write_keras(load_keras(source), destination)
+        else:
+            _by_program(["--tflite", str(source)], destination)
+    except CompileError:
+        raise
+    except (Exception, SystemExit) as error:  # tf2onnx raises anything
+        hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
+        raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {first_words(error)}", hint=hint) from error
+
+
+def _by_program(arguments: Sequence[str], destination: Path) -> None:
+    """Run tf2onnx's own command line, its documented way in for these formats."""
+    program = needed("tf2onnx.convert")
+    before, sys.argv = sys.argv, ["tf2onnx", *arguments, "--opset", str(OPSET), "--output", str(destination)]
+    try:
+        program.main()
+    finally:
+        sys.argv = before
+
+
+def _signature(folder: Path) -> list[str]:
+    """The arguments that choose a SavedModel's signature; nodes that read, write or call Python are refused."""
+    needed("tensorflow")
+    schema: Any = needed("tensorflow.core.protobuf.saved_model_pb2")
+    model = schema.SavedModel()
+    model.ParseFromString((folder / "saved_model.pb").read_bytes())
+    names: list[str] = []
+    for graph in model.meta_graphs:
+        names += graph.signature_def
+        bodies = [graph.graph_def.node, *(f.node_def for f in graph.graph_def.library.function)]
+        bad = sorted({n.op for nodes in bodies for n in nodes} & _OUTSIDE)
+        if bad:
+            hint = "save the network without it; what reads files belongs in front of the network"
+            raise fail("QAT013", f"running {folder.name} would run code: the operator {bad[0]}", hint=hint)
+    return ["--signature_def", _DEFAULT_SIGNATURE] if _DEFAULT_SIGNATURE in names else []
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that came before."""
+    found: list[str] = []
+    for name in names:
+        new, i = name, 0
+        while new in found:
+            i += 1
+            new = f"{name}_{i}"
+        found.append(new)
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert arguments[0] to arguments[1]; arguments[2] gets the diagnostics as JSON."""
+    source, destination, result = map(Path, arguments)
+    found: Sequence[Diagnostic] = ()
+    try:
+        convert(source, destination)
+    except CompileError as error:
+        found = error.diagnostics
+    rows = [{"code": d.code, "message": d.message, "severity": d.severity.value, "hint": d.hint} for d in found]
+    result.write_text(json.dumps(rows), encoding="utf-8")
