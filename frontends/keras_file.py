@@ -9,6 +9,7 @@ constraints and activations of Keras and tfmot, and TensorFlow's functions on te
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -38,56 +39,11 @@ _HOLD_CODE: Final = frozenset(
 )
 _TF_LAYERS: Final = frozenset({"TFOpLambda", "SlicingOpLambda"})
 _TF_NAMESPACES: Final = ("__operators__.", "image.", "linalg.", "math.", "nn.")
-_TF_FUNCTIONS: Final = frozenset(
-    [
-        "abs",
-        "add",
-        "broadcast_to",
-        "cast",
-        "clip_by_value",
-        "concat",
-        "convert_to_tensor",
-        "divide",
-        "einsum",
-        "exp",
-        "expand_dims",
-        "gather",
-        "identity",
-        "matmul",
-        "maximum",
-        "minimum",
-        "multiply",
-        "one_hot",
-        "ones_like",
-        "pad",
-        "range",
-        "realdiv",
-        "reduce_max",
-        "reduce_mean",
-        "reduce_min",
-        "reduce_sum",
-        "repeat",
-        "reshape",
-        "round",
-        "shape",
-        "sigmoid",
-        "slice",
-        "split",
-        "sqrt",
-        "square",
-        "squeeze",
-        "stack",
-        "strided_slice",
-        "subtract",
-        "tanh",
-        "tensordot",
-        "tile",
-        "transpose",
-        "truediv",
-        "unstack",
-        "where",
-        "zeros_like",
-    ]
+_TF_FUNCTIONS: Final = re.compile(
+    r"abs|add|broadcast_to|cast|clip_by_value|concat|convert_to_tensor|divide|einsum|exp|expand_dims|gather|identity"
+    r"|matmul|maximum|minimum|multiply|one_hot|ones_like|pad|range|realdiv|reduce_(max|mean|min|sum)|repeat|reshape"
+    r"|round|shape|sigmoid|slice|split|sqrt|square|squeeze|stack|strided_slice|subtract|tanh|tensordot|tile|transpose"
+    r"|truediv|unstack|where|zeros_like"
 )
 _MEMBERS: Final = frozenset({"metadata.json", "config.json", "model.weights.h5"})
 _LARGEST: Final = {"metadata.json": 1 << 20, "config.json": 1 << 26, "model.weights.h5": 1 << 32}  # bytes, unpacked
@@ -137,13 +93,11 @@ def _zipped(path: Path) -> object:
     except (zipfile.BadZipFile, KeyError, NotImplementedError, OSError) as error:
         hint = "the file is damaged, or it was not written by model.save"
         raise fail("QAT012", f"{path.name} is not a whole Keras archive: {error}", hint=hint) from error
-    version = str(metadata.get("keras_version", "2")) if isinstance(metadata, dict) else "2"
+    version = str(_table(metadata).get("keras_version", "2"))
     if version.partition(".")[0] != "2":
         message = f"{path.name} was written by Keras {version}; tfmot and so quantization-aware training need Keras 2"
         raise fail("QAT012", message, hint="train with tf_keras, or save the network as a SavedModel with model.export")
-    if isinstance(config, dict):
-        config.pop("compile_config", None)  # losses and optimizers: they are not loaded
-    return config
+    return {k: v for k, v in _table(config).items() if k != "compile_config"}  # losses and optimizers are not loaded
 
 
 def _hdf5(path: Path) -> object:
@@ -183,6 +137,10 @@ def _outside(h5py: Any, file: Any) -> Iterator[str]:
                 yield f"{inner.external[0][0]} as the content of {name}"
 
 
+def _table(value: object) -> dict[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
 def _json(path: Path, text: str | bytes) -> object:
     try:
         return json.loads(text)
@@ -216,8 +174,7 @@ def _entry(entry: Mapping[str, object]) -> Iterator[str]:
     if name in _HOLD_CODE:
         yield f"a {name.strip('_')} layer"
     elif name in _TF_LAYERS:
-        config = entry.get("config")
-        function = cast("dict[str, object]", config).get("function") if isinstance(config, dict) else None
+        function = _table(entry.get("config")).get("function")
         if not _on_tensors(str(function)):
             yield f"TensorFlow's function {function}"
     if module is None:
@@ -231,4 +188,4 @@ def _entry(entry: Mapping[str, object]) -> Iterator[str]:
 def _on_tensors(function: str) -> bool:
     """Whether one of TensorFlow's functions computes on tensors and does nothing else."""
     name = function.removeprefix("compat.v1.")
-    return name in _TF_FUNCTIONS or name.startswith(_TF_NAMESPACES)
+    return bool(_TF_FUNCTIONS.fullmatch(name)) or name.startswith(_TF_NAMESPACES)

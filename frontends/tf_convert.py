@@ -38,8 +38,8 @@ def write_keras(model: Any, path: Path, *, opset: int = OPSET, names: Sequence[s
     signature = [tensorflow.TensorSpec(t.shape, t.dtype, n) for t, n in zip(inputs, given, strict=True)]
 
     def network(*tensors: Any) -> dict[str, Any]:
-        found = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
-        return dict(zip(results, found if isinstance(found, (list, tuple)) else [found], strict=True))
+        found: Any = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+        return {results[0]: found} if len(results) == 1 else dict(zip(results, found, strict=True))
 
     with tfmot.quantization.keras.quantize_scope():
         proto, _ = converter.from_function(tensorflow.function(network), input_signature=signature, opset=opset)

@@ -96,11 +96,11 @@ def _load_wrapper(self: Any, store: Any) -> None:
     for variable, values in zip(mine, ranges, strict=True):
         variable.assign(values)
     for variable in _once(self._trainable_weights):
-        values = next((w for w in weights if w.shape == tuple(variable.shape)), None)
-        if values is None:
+        fitting = [w for w in weights if w.shape == tuple(variable.shape)]
+        if not fitting:
             raise ValueError(f"the file has no values for {variable.name} of the layer {self.name}")
-        variable.assign(values)
-        weights = [w for w in weights if not _same(w, values)]
+        variable.assign(fitting[0])
+        weights = [w for w in weights if not _same(w, fitting[0])]
 
 
 def _once(variables: Iterable[Any]) -> list[Any]:
