@@ -28,23 +28,20 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
+from qatc.frontends.integers import (
+    WIDEST,
+    clamp_of,
+    clips_weight,
+    constant_of,
+    data_of,
+    is_dq,
+    is_q,
+    padding_of,
+)
 from qatc.frontends.params import linear_params
 
-_DOMAINS: Final = frozenset({"", "com.microsoft"})
-_WIDEST: Final = (-(2**63), 2**63 - 1)
-_ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
 _BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone
 _OF_ELEMENT: Final = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES}
-
-
-def is_q(node: Node) -> bool:
-    """Whether the node is a QuantizeLinear (ai.onnx or com.microsoft)."""
-    return node.op == "QuantizeLinear" and (node.domain or "") in _DOMAINS
-
-
-def is_dq(node: Node) -> bool:
-    """Whether the node is a DequantizeLinear (ai.onnx or com.microsoft)."""
-    return node.op == "DequantizeLinear" and (node.domain or "") in _DOMAINS
 
 
 def lift(graph: QuantGraph) -> None:
@@ -129,21 +126,26 @@ class _Lifter:
 
     # -- roots ----------------------------------------------------------------------------------------------------
     def _find_integer_inputs(self, nodes: list[Node]) -> None:
-        """Graph inputs of integers that reach a DequantizeLinear are roots; others (token ids, ...) are left alone."""
+        """Integers that are moved to a DequantizeLinear from a graph input or a constant (an embedding, say) are roots.
+
+        Other integers (token ids, ...) are left alone.
+        """
         inputs = {id(t) for t in self.graph.inputs if _of_element(t) is not None}
         seen: set[int] = set()
-        for node in nodes if inputs else ():
-            waiting = [node.inputs[0]] if is_dq(node) else []
+        for node in nodes:
+            waiting = [node.inputs[0]] if is_dq(node) and not is_constant(node.inputs[0]) else []
             while waiting:
                 tensor = waiting.pop()
-                if id(tensor) in seen or is_constant(tensor):
+                if id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
                 if id(tensor) in inputs:
                     self._declare_input(tensor, node)
+                elif isinstance(tensor, Constant):
+                    self._declare_constant(tensor, node)
                 maker = self.graph.producer(tensor)
-                if maker is not None and (maker.op in _ON_INTEGERS or is_movement(maker)) and not maker.domain:
-                    waiting.extend(t for t in maker.inputs if t.name)
+                if maker is not None and not maker.domain and not clips_weight(maker):
+                    waiting.extend(data_of(maker))
 
     def _params(self, node: Node) -> QuantParams | None:
         """`linear_params`, read once for a Q and the DQs that share its parameters."""
@@ -180,7 +182,7 @@ class _Lifter:
         if not parents or len(parents) != len(data):
             return False
         parent = parents[0]
-        bounds = _clamp_of(node, parent)
+        bounds = clamp_of(node, parent.tensor)
         if bounds is not None:
             self._hold(node, tuple(parents), _clamp(parent.low, bounds), _clamp(parent.high, bounds), clip=True)
             return True
@@ -191,7 +193,7 @@ class _Lifter:
         if any(p.params != parent.params for p in parents):
             self._disagree(node, [p.params for p in parents])
         low, high = min(p.low for p in parents), max(p.high for p in parents)
-        padding = _padding(node)
+        padding = padding_of(node)
         if padding is not None:
             low, high = min(low, padding), max(high, padding)
         self._hold(node, tuple(parents), low, high)
@@ -208,7 +210,7 @@ class _Lifter:
         """A Cast between integer types must keep every value; Casts to floats are not ours."""
         kind = int(node.attr("to"))
         if kind in (onnx.TensorProto.INT64, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64):
-            low, high = (0 if kind != onnx.TensorProto.INT64 else _WIDEST[0]), _WIDEST[1]
+            low, high = (0 if kind != onnx.TensorProto.INT64 else WIDEST[0]), WIDEST[1]
         elif kind in _OF_ELEMENT:
             low, high = dtype_range(_OF_ELEMENT[kind])
         else:
@@ -255,16 +257,17 @@ class _Lifter:
     def _dequantize(self, node: Node) -> None:
         self.held.append(node)
         x, y = node.inputs[0], node.outputs[0]
-        constant, bounds = _constant_of(x)
+        constant, bounds = constant_of(x)
         integers = self.integers.get(id(x))
         if constant is None and integers is None and self._blamed(x):
             return
         params = self._params(node) if constant is None else linear_params(self.graph, node, constant.dtype)
         if params is None:
             return
+        constant, bounds = constant_of(node.inputs[0])  # channels without a scale are emptied
         if constant is not None:
             params = params.with_range(_clamp(params.qmin, bounds), _clamp(params.qmax, bounds))
-            self.graph.replace(y, self._constant(node, x, constant, params))
+            self.graph.replace(y, self._constant(x, y.name, constant, params))
         elif integers is not None:
             self._settle(node, integers, params, y)
         else:
@@ -290,7 +293,7 @@ class _Lifter:
         return False
 
     def _settle(self, node: Node, integers: _Integers, params: QuantParams, y: Tensor) -> None:
-        stated, moved = integers.params, _peel(integers, _WIDEST)[0].parents
+        stated, moved = integers.params, _peel(integers, WIDEST)[0].parents
         if (stated.scale, stated.zero_point) != (params.scale, params.zero_point) or (
             stated.axis != params.axis and not moved  # an operator in between may have moved the channels
         ):
@@ -322,9 +325,17 @@ class _Lifter:
         if isinstance(tensor, Variable):
             tensor.dtype = onnx.TensorProto.FLOAT
 
+    def _declare_constant(self, tensor: Constant, node: Node) -> None:
+        """Constant integers that are moved at run time lie on the grid that the DequantizeLinear states."""
+        if tensor.values.dtype.name not in DTYPES:
+            return
+        params = linear_params(self.graph, node, tensor.values.dtype)
+        if params is not None and not params.is_per_channel:
+            self.integers[id(tensor)] = _Integers(tensor, None, (), params, *dtype_range(params.dtype))
+
     def _real(self, integers: _Integers, target: Tensor | None) -> Tensor:
         """The real numbers that integers stand for, made once; `target` becomes the new tensor where one is made."""
-        last = _peel(integers, _WIDEST)
+        last = _peel(integers, WIDEST)
         waiting = [last]
         while waiting:
             value, low, high = waiting[-1]
@@ -344,6 +355,10 @@ class _Lifter:
             self._emit_move(value, low, high, target)
             return
         root = value.params
+        if isinstance(value.tensor, Constant):
+            stored = self._constant(value.tensor, value.tensor.name, value.tensor.values, root.with_range(low, high))
+            self.real[(id(value), low, high)] = stored
+            return
         result = target or self.graph.variable(f"{value.tensor.name}_real", onnx.TensorProto.FLOAT, value.tensor.shape)
         name = value.node.name if value.node is not None else ""
         lowest, highest = dtype_range(root.dtype)
@@ -362,7 +377,7 @@ class _Lifter:
             raise ValueError(f"nothing makes {value.tensor.name}")
         data = [self.real[_key(_peel(p, (low, high)))] for p in value.parents]
         others = node.inputs[len(data) :]
-        padding = _padding(node)
+        padding = padding_of(node)
         if padding is not None:
             others = [others[0], self._pad_value(node, value, _clamp(padding, (low, high))), *others[2:]]
         outputs: list[Tensor] = []
@@ -394,7 +409,7 @@ class _Lifter:
         return self.graph.constant(f"{node.outputs[0].name}_value", np.asarray(real, np.float32))
 
     # -- constants and outputs ------------------------------------------------------------------------------------
-    def _constant(self, node: Node, x: Tensor, value: Array, params: QuantParams) -> Constant:
+    def _constant(self, x: Tensor, origin: str, value: Array, params: QuantParams) -> Constant:
         """The integers of a constant under their parameters, one constant for all that read it alike."""
         known = self.constants.get((id(x), params))
         if known is None:
@@ -404,7 +419,7 @@ class _Lifter:
             alone = len(x.outputs) == 1
             known = Constant(x.name, integers) if alone else self.graph.constant(x.name, integers)
             self.graph.params[known.name] = params
-            self.graph.origin[known.name] = node.outputs[0].name
+            self.graph.origin[known.name] = origin
             self.constants[id(x), params] = known
         return known
 
@@ -445,63 +460,3 @@ def _peel(value: _Integers, bounds: tuple[int, int]) -> tuple[_Integers, int, in
 def _of_element(tensor: Tensor) -> str | None:
     """The quantized type of a tensor of integers."""
     return _OF_ELEMENT.get(element_type(tensor) or 0)
-
-
-def _constant_of(x: Tensor) -> tuple[Array | None, tuple[int, int]]:
-    """The integers of a constant, and the range that a Clip on them states."""
-    value = value_of(x)
-    if value is not None:
-        return value, _WIDEST
-    clip: Node | None = x.inputs[0] if x.inputs else None  # type: ignore[assignment]
-    if clip is None or not clips_weight(clip):
-        return None, _WIDEST
-    bounds = _clip_bounds(clip)
-    return (None, _WIDEST) if bounds is None else (value_of(clip.inputs[0]), bounds)
-
-
-def _padding(node: Node) -> int | None:
-    """The integer that a Pad fills with; None for other operators and modes."""
-    if node.op != "Pad" or node.attr("mode", "constant") != "constant":
-        return None
-    given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-    return 0 if given is None or not given.size else int(given.reshape(-1)[0])
-
-
-def clips_weight(node: Node) -> bool:
-    """Whether the node is a Clip of constant integers for a DequantizeLinear: folding it would lose the range."""
-    return (
-        node.op == "Clip"
-        and isinstance(node.inputs[0], Constant)
-        and node.inputs[0].values.dtype.name in DTYPES
-        and any(is_dq(reader) for reader in node.outputs[0].outputs)  # type: ignore[arg-type]
-    )
-
-
-def _clip_bounds(node: Node) -> tuple[int, int] | None:
-    ends: list[int] = [*_WIDEST]
-    for index, tensor in enumerate(node.inputs[1:3]):
-        if not tensor.name:
-            continue
-        value = value_of(tensor)
-        if value is None or value.size != 1:
-            return None
-        ends[index] = int(value.reshape(-1)[0])
-    return min(ends), ends[1]
-
-
-def _clamp_of(node: Node, parent: _Integers) -> tuple[int, int] | None:
-    """The bounds that an operator clamps integers to, if that is all it does and they are constant."""
-    low, high = _WIDEST
-    match node.op:
-        case "Relu":
-            return 0, high
-        case "Clip":
-            return _clip_bounds(node)
-        case "Min" | "Max":
-            others = [value_of(t) for t in node.inputs if t is not parent.tensor]
-            if len(node.inputs) != 2 or len(others) != 1 or others[0] is None or others[0].size != 1:
-                return None
-            bound = int(others[0].reshape(-1)[0])
-            return (low, bound) if node.op == "Min" else (bound, high)
-        case _:
-            return None

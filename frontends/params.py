@@ -12,13 +12,21 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.diagnostics import printable
-from qatc.compiler.graph import Dim, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 
 _TINY: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
+_HINT_SCALE: Final = (
+    "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed"
+)
+_HINT_INFINITE: Final = (
+    "an infinite value was observed, as masks of attention hold (-inf): mask with a finite number such as -1e4,"
+    " or leave the mask and its sum unquantized"
+)
 _SHOWN: Final = 3  # wrong values that a message lists
+_EMPTY: Final = 2.0**-14  # the step of a weight that only holds zeros: any does, this one leaves room for a bias
 
 
 def quantized_dtype(dtype: np.dtype[np.generic]) -> str | None:
@@ -90,6 +98,11 @@ def make_params(
         channel = found.axis(scale.shape, scales.size, axis, shape)
         if channel is None:
             return None
+    dead = scales == 0
+    if dead.any():
+        if channel is None or not found.empty(dead, zeros, channel):
+            return None
+        scales = np.where(dead, np.median(scales[~dead]) if not dead.all() else _EMPTY, scales)
     return QuantParams(tuple(scales.tolist()), tuple(zeros.tolist()), dtype, channel, low, high)
 
 
@@ -97,7 +110,7 @@ class _Reader:
     """Checks the parts of one node's parameters; every method returns None after recording what is wrong."""
 
     def __init__(self, graph: QuantGraph, node: Node, tensor: str | None) -> None:
-        self.found, self.node, self.tensor = graph.diagnostics, node, tensor
+        self.graph, self.found, self.node, self.tensor = graph, graph.diagnostics, node, tensor
 
     def _error(self, code: str, message: str, hint: str | None = None) -> None:
         self.found.error(code, message, node=label_of(self.node), tensor=self.tensor, hint=hint)
@@ -108,18 +121,49 @@ class _Reader:
             return None
         with np.errstate(over="ignore"):
             values = scale.reshape(-1).astype(np.float32)
-        good = (values >= _TINY) & (values <= _LARGEST)  # false for NaN
-        if not good.all():
-            bad = ~good
+        least = 0.0 if values.size > 1 else _TINY  # a dead channel is no error
+        bad = ~((values >= least) & (values <= _LARGEST))  # true for NaN
+        if bad.any():
             shown = ", ".join(f"{v:.9g}" for v in values[bad][:_SHOWN])
             many = f" ({int(bad.sum())} of {values.size} channels)" if values.size > 1 else ""
             self._error(
                 "QAT201",
                 f"the scale is {shown}{many}",
-                "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed",
+                _HINT_INFINITE if np.isinf(values[bad][0]) else _HINT_SCALE,
             )
             return None
+        values[values < _TINY] = 0  # what float32 cannot hold with all its digits counts as none
         return values.astype(np.float64)
+
+    def empty(self, dead: Array, zeros: Array, axis: int) -> bool:
+        """Channels of a constant whose scale is zero hold nothing but zeros: say so, and make it so."""
+        reader = self._reader_of_constant()
+        if reader is None and self.node.op == "DequantizeLinear":
+            return True  # its QuantizeLinear says it
+        many = f"{int(dead.sum())} of {dead.size} channels"
+        if reader is None:
+            self._error("QAT201", f"the scale of {many} is 0", _HINT_SCALE)
+            return False
+        value = np.asarray(value_of(reader.inputs[0]))
+        shape = [-1 if i == axis else 1 for i in range(value.ndim)]
+        nothing = zeros if value.dtype.kind in "iu" else np.zeros_like(zeros)
+        emptied = np.where(dead.reshape(shape), nothing.reshape(shape), value).astype(value.dtype)
+        reader.inputs[0] = self.graph.constant(reader.inputs[0].name, emptied)
+        self.found.note(
+            "QAT201",
+            f"the scale of {many} is 0: they hold zeros",
+            node=label_of(self.node),
+            tensor=self.tensor,
+            hint="prune these channels, or keep their weights away from zero in training",
+        )
+        return True
+
+    def _reader_of_constant(self) -> Node | None:
+        """The node itself or the Clip above it, whichever reads a constant; None where neither does."""
+        if isinstance(self.node.inputs[0], Constant):
+            return self.node
+        above = self.graph.producer(self.node.inputs[0])
+        return above if above is not None and above.op == "Clip" and isinstance(above.inputs[0], Constant) else None
 
     def range_fits(self, dtype: str, qmin: int, qmax: int) -> bool:
         low, high = dtype_range(dtype)

@@ -14,7 +14,8 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.frontends.lift import clips_weight, is_dq, is_q, lift
+from qatc.frontends.integers import clips_weight, is_dq, is_q
+from qatc.frontends.lift import lift
 
 __all__ = [
     "apply_ranges",

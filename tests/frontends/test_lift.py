@@ -409,3 +409,38 @@ class ChainMaker:
         outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("y", "r")]
         graph = helper.make_graph([first, *self.nodes, *ends], "chain", [x], outputs, self.constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "q = QuantizeLinear<axis=0>(f, n, ic) y = DequantizeLinear<axis=0>(q, n, ic)",
+        "y = DequantizeLinear<axis=0>(k, n, ic)",
+        "m = Constant<value = int8 {-100}>() c = Clip(k, m) y = DequantizeLinear<axis=0>(c, n, ic)",
+    ],
+)
+def test_a_channel_of_a_weight_without_scale_holds_zeros(nodes: str) -> None:
+    more = ", float[2] n = {0.0, 0.25}, float[2,3] f = {1,2,3,1,2,3}, int8[2,3] k = {4,8,12,4,8,12}"
+    text = body(nodes.replace("y =", "w =") + " y = Add(x, w)", more=more)
+    graph = loaded(text)
+    qdq.normalise(graph, FrontendOptions())
+    assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT201", "note")]
+    x = np.zeros((2, 3), np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], [[0, 0, 0], [1, 2, 3]])
+
+
+def test_an_activation_has_no_channels_without_scale() -> None:
+    nodes = "q = QuantizeLinear<axis=0>(x, n, ic) y = DequantizeLinear<axis=0>(q, n, ic)"
+    assert codes(body(nodes, more=", float[2] n = {0.0, 0.25}")) == ["QAT201"]
+
+
+@pytest.mark.parametrize("ids", ["int64", "int32"])
+def test_rows_of_an_embedding_are_picked_as_integers(ids: str) -> None:
+    nodes = "g = Gather(k, x) t = Transpose<perm=[1,0]>(g) y = DequantizeLinear(t, s, i)"
+    text = body(nodes, x=f"{ids}[2] x", more=", int8[3,2] k = {1,2,3,4,5,6}")
+    graph = loaded(text)
+    qdq.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert not graph.integer_ports
+    assert str(graph.params["k"]) == "int8 scale 0.5 zero 0"
+    np.testing.assert_array_equal(run_canonical(graph, np.asarray([2, 0], ids))[0], [[2.5, 0.5], [3.0, 1.0]])
