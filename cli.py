@@ -215,6 +215,24 @@ def _limit(content: str) -> float:
     return value
 
 
+def _number(content: str) -> float:
+    try:
+        return float(content)
+    except ValueError:
+        raise ValueError("a score is a number") from None
+
+
+def _listed(ctx: click.Context, param: click.Parameter, value: str | Sequence[str] | None) -> list[str] | None:
+    """Names with commas between them; None where the option was left out."""
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) else value
+    names = [name.strip() for each in given for name in each.split(",")]
+    if not all(names):
+        raise click.BadParameter("names are separated by commas, with none of them empty", ctx, param)
+    return names
+
+
 def _limits(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = _pairs("NAME=VALUE", _limit)(ctx, param, values)
     for key in found:
@@ -416,6 +434,96 @@ def compare_command(
         screen.diagnostics(diagnostics if quiet else found.diagnostics)
         if not quiet:
             comparison(found, screen.out, verbose=verbose)
+    click.get_current_context().exit(status)
+
+
+@cli.command("evaluate")
+@click.argument("package", type=_FILE)
+@click.option(
+    "--data",
+    type=_FILE,
+    required=True,
+    metavar="FILE.npz|DIR",
+    help="Samples: an .npy or .npz file, a folder of arrays or images.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    metavar="NAME,...",
+    multiple=True,
+    required=True,
+    callback=_listed,
+    help="What to measure, such as top1,top5,mse,cosine,miou; NAME@RUN compares with another run.",
+)
+@click.option(
+    "--model",
+    type=_FILE,
+    metavar="FILE",
+    help="The model that was compiled, for the simulation.  [default: where it lies beside the package]",
+)
+@click.option("--float-model", type=_FILE, metavar="FILE", help="The model before quantization, to score as well.")
+@click.option(
+    "--runs",
+    metavar="NAME,...",
+    callback=_listed,
+    help="Which of float, simulation, reference and package take part.  [default: all there are]",
+)
+@click.option(
+    "--plugin",
+    "plugins",
+    type=_FILE,
+    metavar="FILE.py",
+    multiple=True,
+    help="Python file with metrics or data sets of your own, repeatable. It is run.",
+)
+@click.option("--dataset", metavar="NAME", help="What reads the data.  [default: what recognizes it]")
+@_repeated("--data-option", "data_options", form="KEY=VALUE", convert=str, help="Option of the data set, repeatable.")
+@click.option("--output", metavar="NAME", help="The output that labels belong to.  [default: the first]")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Samples run together.  [default: what fits]")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many samples.")
+@_repeated("--require", form="METRIC=VALUE", convert=_number, help="Worst score that the package may have, repeatable.")
+@_repeated(
+    "--max-loss",
+    form="METRIC=VALUE",
+    convert=_limit,
+    help="How much worse than the simulation it may score, repeatable.",
+)
+@click.option("--report", is_flag=True, help="Write the result into the package's report, too.")
+@_ci_options
+@_output_options
+def evaluate_command(
+    package: Path,
+    data: Path,
+    metrics: Sequence[str],
+    junit: Path | None,
+    sarif: Path | None,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+    **chosen: Any,
+) -> None:
+    """Score PACKAGE on data, beside the simulation (the model that was compiled) and the reference.
+
+    Metrics compare with labels of the data, with targets, or with the simulation.
+    """
+    from qatc.compiler.evaluation import evaluate_package
+    from qatc.compiler.report import envelope
+    from qatc.compiler.report.evaluation import evaluation, evaluation_cases, evaluation_json
+
+    screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
+    with screen.progress() as progress:
+        found = evaluate_package(package, data, metrics, progress=progress, **chosen)
+    status = 0 if found.passed else _FAILED
+    if junit or sarif:
+        _finish_for_ci(found.diagnostics, status, evaluation_cases(found))
+    if json:
+        screen.write_json(
+            envelope("evaluate", exit_code=status, diagnostics=found.diagnostics, result=evaluation_json(found))
+        )
+    else:
+        screen.diagnostics(found.diagnostics)
+        if not quiet:
+            evaluation(found, screen.out, verbose=verbose)
     click.get_current_context().exit(status)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
     from qatc.compiler.backend import Emission, Stream
+    from qatc.compiler.reference import OnnxEvaluator
 
 MODEL = "model.onnx"
 _MEASURED: Final = 200_000_000  # multiply-accumulates up to which the profiles are compared without being asked
@@ -64,13 +65,14 @@ def assemble(
         del session  # it holds the weights
         entries = write_samples(writer, samples, result.inputs, result.outputs)
         given = [{p.name: as_port(p, feed[p.name]) for p in result.inputs} for feed in feeds]
+        evaluate = OrtEvaluator()
         written = dataclasses.replace(
-            result, package=destination, package_bytes=size, profiles=differences(proof, result, given)
+            result, package=destination, package_bytes=size, profiles=differences(proof, result, given, evaluate)
         )
         writer.write("report.json", report_json(written))
         writer.write("report.html", report_html(written))
         writer.write("check.py", check_script())
-        write_proof(writer, proof, emission, given, OrtEvaluator())
+        write_proof(writer, proof, emission, given, evaluate)
         if companions is not None:
             companions(writer.open, written)
         finished = writer.finish(
@@ -93,13 +95,13 @@ def assemble(
 
 
 def differences(
-    proof: Proof, result: CompileResult, feeds: Sequence[Mapping[str, Array]]
+    proof: Proof, result: CompileResult, feeds: Sequence[Mapping[str, Array]], evaluate: OnnxEvaluator
 ) -> tuple[ProfileDifference, ...]:
     """How each arithmetic profile rounds the first sample; of a large network only together with its golden tensors."""
     large = result.coverage.integer_macs > _MEASURED or len(proof.graph.ops) > _MEASURED_OPS
     if large and not proof.golden:
         return ()
-    return profile_differences(proof.graph, feeds[:1], evaluate=OrtEvaluator())
+    return profile_differences(proof.graph, feeds[:1], evaluate=evaluate)
 
 
 def run_sample(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from qatc.compiler.diagnostics import Diagnostic
+from qatc.compiler.diagnostics import Diagnostic, Severity
 from qatc.compiler.quant import QuantParams
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -144,6 +144,64 @@ class ProfileDifference:
     worst: str = ""
     worst_share: float = 0.0
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """One form of the network in an evaluation: "float", "simulation", "reference" or "package"; what it is in a line;
+    `seconds` it took.
+    """
+
+    name: str
+    description: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one output, for each run by name; `output` is "" where a metric takes them all.
+
+    `against` is "labels", "targets" (both of the data set) or the run that the others are compared with, "" for metrics
+    that take all outputs; `better` is "higher" or "lower", `unit` "share", "dB" or "". Values may be NaN or infinite.
+    """
+
+    metric: str
+    output: str
+    against: str
+    better: str
+    unit: str
+    values: Mapping[str, float]
+
+    def loss(self, run: str, of: str) -> float:
+        """How much worse `run` scores than `of`: positive where it does, NaN where one of them has no score."""
+        ours, theirs = self.values.get(run, float("nan")), self.values.get(of, float("nan"))
+        if ours == theirs:
+            return 0.0
+        return theirs - ours if self.better == "higher" else ours - theirs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found. `package` and `data` are paths, `loader` is what read the data, `samples` their number.
+
+    `absent` says of each run that did not take part why; `diagnostics` holds breaches of what was required.
+    """
+
+    package: Path
+    data: Path
+    loader: str
+    samples: int
+    runs: tuple[EvaluationRun, ...]
+    scores: tuple[Score, ...]
+    absent: tuple[tuple[str, str], ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    reported: bool = False
+    """Whether it was written into the package's report."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the package scores what was required."""
+        return not any(d.severity is Severity.ERROR for d in self.diagnostics)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qatc.compiler.diagnostics import CompileError as CompileError
     from qatc.compiler.driver import compile_model as compile_model
     from qatc.compiler.driver import inspect_model as inspect_model
+    from qatc.compiler.evaluation import evaluate_package as evaluate_package
     from qatc.compiler.verify_package import verify_package as verify_package
 
 _ROOT = Path(__file__).resolve().parent
@@ -30,6 +31,7 @@ _HOMES = {
     "CompileError": "qatc.compiler.diagnostics",
     "compare_package": "qatc.compiler.compare",
     "compile_model": "qatc.compiler.driver",
+    "evaluate_package": "qatc.compiler.evaluation",
     "inspect_model": "qatc.compiler.driver",
     "verify_package": "qatc.compiler.verify_package",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "__version__",
     "compare_package",
     "compile_model",
+    "evaluate_package",
     "inspect_model",
     "verify_package",
 ]

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,19 @@ SUPPLIES = {
     "samples": ROOT / "samples",
     "cli.py": ROOT / "cli.py",
 }
+
+
+def digits(folder: Path) -> None:
+    """Labeled data for model.onnx, as arrays and as images."""
+    source = CORPUS / "drpai__resnet8"
+    values, labels = np.load(source / "eval_x.npy")[:96], np.load(source / "eval_y.npy")[:96]
+    np.savez(folder / "digits.npz", values, labels)
+    levels = np.clip(np.rint((values[:, 0] * 0.35 + 0.3) * 255), 0, 255).astype(np.uint8)
+    for index, (image, label) in enumerate(zip(levels[:16], labels, strict=False)):
+        place = folder / "images" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index}.pgm").write_bytes(b"P5 %d %d 255\n" % image.shape[::-1] + image.tobytes())
+
 
 FENCE = re.compile(
     r"(?:^<!-- (?P<key>skip|exit): (?P<value>[^\n]+) -->\n\n?)?"
@@ -78,6 +92,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         script.chmod(0o755)
     for name, source in SUPPLIES.items():
         (tmp_path / name).symlink_to(source)
+    digits(tmp_path)
     return os.environ | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 

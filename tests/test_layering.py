@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What may import what: a unit is a module of `compiler`, one of its folders, or a top-level folder.
 LEVELS = {
     "qatc.compiler.diagnostics": 0,
+    "qatc.compiler.budget": 1,
     "qatc.compiler.quant": 0,
     "qatc.compiler.arithmetic": 1,
     "qatc.compiler.explain": 1,
@@ -32,6 +33,7 @@ LEVELS = {
     "qatc.compiler.storage": 1,
     "qatc.compiler.target": 1,
     "qatc.compiler.tensor_io": 1,
+    "qatc.compiler.footprint": 2,
     "qatc.compiler.integer": 2,
     "qatc.compiler.layout": 2,
     "qatc.compiler.rewrite": 2,

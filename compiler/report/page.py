@@ -23,10 +23,14 @@ from qatc.compiler.diagnostics import Severity, escaped, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
-from qatc.compiler.result import CompileResult, Coverage, Port, TensorCheck, Verification
+from qatc.compiler.result import CompileResult, Coverage, Port, ProfileDifference, TensorCheck, Verification
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+#: Between these the report takes in what an evaluation found (`report/evaluation.py`); no text of a model has them.
+EVALUATION_BEGIN: Final = "<!-- evaluation -->"
+EVALUATION_END: Final = "<!-- end of evaluation -->"
 
 _ROWS: Final = 3000  # of a table; report.json and quantization.json hold everything
 _WORST: Final = 6  # tensors with a histogram
@@ -60,6 +64,7 @@ def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
         "diagnostics": sorted(result.diagnostics, key=lambda d: -list(Severity).index(d.severity)),
         "verification": found,
         "stages": [] if found is None else _stages(found),
+        "profiles": [_profile_row(each) for each in result.profiles],
         "errors": [] if found is None else _error_rows(found),
         "error_count": 0 if found is None else len(found.tensors),
         "plots": [draw(found.tensors) for draw in (plot.lsb_plot, plot.sqnr_plot)] if found and found.tensors else [],
@@ -69,13 +74,16 @@ def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
         "command": shlex.join(["qatc", "compile", result.source.name, *text.option_flags(result.options)]),
         "graph": None if result.view is None else graph_drawing(result.view, result.source.name),
         "graph_style": Markup(STYLE),
+        "place_begin": Markup(EVALUATION_BEGIN),
+        "place_end": Markup(EVALUATION_END),
         "dump": None if graph_dump is None else Markup(escape(escaped(graph_dump))),
     }
-    return _template().render(context).encode("utf-8", "backslashreplace")
+    return template("page.html").render(context).encode("utf-8", "backslashreplace")
 
 
 @functools.cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this folder; every string that it shows is escaped and made visible."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -83,7 +91,7 @@ def _template() -> Template:
     )
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["percent"] = text.percent
-    return environment.from_string((files("qatc.compiler") / "report" / "page.html").read_text(encoding="utf-8"))
+    return environment.from_string((files("qatc.compiler") / "report" / name).read_text(encoding="utf-8"))
 
 
 def _shown(value: Any) -> Any:
@@ -160,6 +168,17 @@ def _stages(found: Verification) -> list[dict[str, Any]]:
         _stage("reference = simulation", "operator by operator, each fed the simulation's own inputs", found.local),
         _stage("end to end", "whole networks, so that differences add up", found.tensors),
     ]
+
+
+def _profile_row(found: ProfileDifference) -> dict[str, str]:
+    """How an arithmetic profile rounds the first sample, against exact rounding."""
+    row = {"name": found.profile, "share": "", "lsb": "", "worst": "", "reason": text.prose(found.reason)}
+    if found.reason:
+        return row
+    row |= {"share": text.percent(found.share), "lsb": str(found.max_lsb)}
+    if found.worst:
+        row["worst"] = f"{text.percent(found.worst_share)} of {found.worst}"
+    return row
 
 
 def _stage(name: str, meaning: str, checks: Sequence[TensorCheck]) -> dict[str, Any]:

@@ -1,0 +1,319 @@
+"""`evaluate_package`: from a package, data and names of metrics to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qatc.compiler.compare.package import OpenPackage, open_package
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.evaluation.catalog import Catalog
+from qatc.compiler.evaluation.engine import Asked, Batch, Batches, Scoreboard, beyond, walk
+from qatc.compiler.evaluation.runs import (
+    FLOAT,
+    PACKAGE,
+    REFERENCE,
+    SIMULATION,
+    Contestant,
+    by_model,
+    by_package,
+    by_reference,
+)
+from qatc.compiler.evaluation.source import find_source, open_source
+from qatc.compiler.evaluation.values import TARGETS, Dataset, Loader, Ports
+from qatc.compiler.result import Evaluation, EvaluationRun, Score
+from qatc.compiler.runtime import open_file, version
+from qatc.compiler.simulation import Simulation
+from qatc.compiler.stored import read_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Progress = Callable[[str, float], None]
+RUNS: Final = (FLOAT, SIMULATION, REFERENCE, PACKAGE)
+_OUTSIDE: Final = 0.05  # share of input elements beyond the grid of the input from which the preparation is doubted
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What an evaluation is told; names and meanings as the command line's (docs/evaluation.md)."""
+
+    model: Path | None = None
+    float_model: Path | None = None
+    runs: Sequence[str] | None = None
+    plugins: Sequence[Path] = ()
+    dataset: str | None = None
+    data_options: Mapping[str, str] = field(default_factory=dict[str, str])
+    output: str | None = None
+    batch: int | None = None
+    limit: int | None = None
+    require: Mapping[str, float] = field(default_factory=dict[str, float])
+    max_loss: Mapping[str, float] = field(default_factory=dict[str, float])
+    report: bool = False
+
+
+def evaluate_package(
+    package: str | Path,
+    data: str | Path,
+    metrics: Iterable[str],
+    *,
+    model: str | Path | None = None,
+    float_model: str | Path | None = None,
+    plugins: Iterable[str | Path] = (),
+    progress: Progress | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Score a package on a data set, beside the simulation (the model that was compiled) and the reference.
+
+    Args:
+        package: the package's folder.
+        data: an .npy or .npz file, a folder of either or of images, or whatever a plug-in reads.
+        metrics: names of metrics; `NAME@RUN` compares with that run's outputs, `NAME@targets` with the data set's.
+        model: the file that was compiled. Without it the simulation takes part where the file lies beside the package
+            or in the working directory, unchanged.
+        float_model: a model of the same inputs and outputs from before quantization-aware training, to compare with.
+        plugins: Python files with metrics and loaders; they are run.
+        progress: called with what is being done and the share of the work that is done (0 to 1).
+        options: the other fields of `EvaluateOptions`: `runs`, which of "float", "simulation", "reference", "package"
+            take part; `dataset`, a loader's name; `data_options`; `output`, which the labels belong to (default: the
+            first); `batch` and `limit`, numbers of samples; `require`, metric -> the least (largest, where lower is
+            better) score of the package; `max_loss`, metric -> how much worse than the simulation it may be; `report`,
+            whether the package's report takes the result in.
+
+    Returns:
+        The scores. Breaches of `require` and `max_loss` are errors among its diagnostics (QAT408), not raised.
+
+    Raises:
+        CompileError: QAT502 for a package that is damaged, QAT008 for data that do not fit, QAT007 with exit code 2 for
+            unknown metrics and wrong options, QAT010 where a library is missing, QAT403 where a model cannot be run.
+
+    >>> from qatc import compile_model, evaluate_package
+    >>> source = "samples/models/resnet8_qat.onnx"
+    >>> package = compile_model(source, qat=True, output=f"{tmp}/resnet8.qatc").package
+    >>> found = evaluate_package(package, package / "samples/0/input_0.npy", ["agreement"], model=source)
+    >>> [(score.metric, score.against, score.values["package"]) for score in found.scores]
+    [('agreement', 'simulation', 1.0)]
+    """
+    chosen = _chosen(options, model, float_model, plugins)
+    return _Evaluation(Path(package), Path(data), list(metrics), chosen, progress or _silent).run()
+
+
+def _chosen(
+    options: Mapping[str, Any], model: str | Path | None, float_model: str | Path | None, plugins: Iterable[str | Path]
+) -> EvaluateOptions:
+    try:
+        chosen = EvaluateOptions(
+            model=None if model is None else Path(model),
+            float_model=None if float_model is None else Path(float_model),
+            plugins=tuple(map(Path, plugins)),
+            **options,
+        )
+    except TypeError as error:
+        known = ", ".join(sorted(EvaluateOptions.__dataclass_fields__))
+        raise _usage(f"unknown option: {error}", f"known are {known}") from error
+    for name in chosen.runs or ():
+        if name not in RUNS:
+            raise _usage(f"there is no run {printable(name)}", f"known are {', '.join(RUNS)}")
+    for key, value in (("batch", chosen.batch), ("limit", chosen.limit)):
+        if value is not None and value < 1:
+            raise _usage(f"{key} is {value}, not a number of samples", "give 1 or more")
+    return chosen
+
+
+def _usage(message: str, hint: str) -> CompileError:
+    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+
+
+def _silent(step: str, share: float) -> None:
+    """Nobody watches."""
+
+
+class _Evaluation:
+    """One evaluation: what it was told, and what is known so far."""
+
+    def __init__(
+        self, package: Path, data: Path, metrics: Sequence[str], options: EvaluateOptions, progress: Progress
+    ) -> None:
+        self.package, self.data, self.options, self.progress = package, data, options, progress
+        self.catalog = Catalog(options.plugins)
+        self.asked = [self._asked(name) for name in dict.fromkeys(metrics)]
+        if not self.asked:
+            raise _usage("no metric is named", f"known are {', '.join(self.catalog.metrics.names())}")
+        self._check_bounds()
+        self.found = Diagnostics()
+        self.absent: dict[str, str] = {}
+
+    def run(self) -> Evaluation:
+        """Open everything, walk over the data, judge."""
+        self.progress("opening the package", 0.0)
+        opened = open_package(self.package)
+        ports = _ports(opened)
+        output = self._output(ports)
+        loader = self.catalog.loader(self.data, self.options.dataset)
+        dataset = self._dataset(loader, ports)
+        contestants = self._contestants(opened, ports)
+        names = [contestant.name for contestant in contestants]
+        board = Scoreboard(self.asked, names, ports, output, self.absent)
+        total = min(len(dataset), self.options.limit or len(dataset))
+        batches = Batches(ports.inputs, self.options.batch).of(islice(iter(dataset), total))
+        counted = walk(self._watched(batches, ports), total, contestants, board, self.progress)
+        if not counted:
+            raise fail("QAT008", f"{printable(str(self.data))} has no samples", hint="give data with samples")
+        scores = board.scores()
+        self._judge(scores)
+        runs = tuple(EvaluationRun(c.name, c.description, c.seconds) for c in contestants)
+        result = Evaluation(
+            self.package, self.data, loader.name, counted, runs, scores, tuple(self.absent.items()), tuple(self.found)
+        )
+        if self.options.report:
+            from qatc.compiler.evaluation.embed import embed
+
+            result = embed(result)
+        self.progress("done", 1.0)
+        return result
+
+    # -- what was asked -------------------------------------------------------------------------------------------
+    def _asked(self, text: str) -> Asked:
+        name, sign, against = text.partition("@")
+        metric = self.catalog.metrics.get(name.strip())
+        known = (TARGETS, *RUNS)
+        if sign and (against not in known or getattr(metric, "against", "") != "outputs"):
+            can = [n for n in self.catalog.metrics.names() if self._compares(n)]
+            message = f"{printable(text)} is no metric and what it compares with"
+            raise _usage(message, f"after @ is one of {', '.join(known)}, for one of {', '.join(can)}")
+        return Asked(metric, against or None)
+
+    def _compares(self, name: str) -> bool:
+        return getattr(self.catalog.metrics.get(name), "against", "") == "outputs"
+
+    def _check_bounds(self) -> None:
+        asked = {each.metric.name for each in self.asked}
+        for name in (*self.options.require, *self.options.max_loss):
+            if name not in asked:
+                raise _usage(f"a limit is given for {printable(name)}, which is not measured", f"add --metric {name}")
+
+    def _output(self, ports: Ports) -> str:
+        names = [port.name for port in ports.outputs]
+        wanted = self.options.output
+        if wanted is None:
+            return names[0]
+        if wanted not in names:
+            raise _usage(f"the package has no output {printable(wanted)}", f"it has {', '.join(map(printable, names))}")
+        return wanted
+
+    # -- opening --------------------------------------------------------------------------------------------------
+    def _dataset(self, loader: Loader, ports: Ports) -> Dataset:
+        unknown = [name for name in self.options.data_options if name not in loader.options]
+        if unknown:
+            known = "; ".join(f"{name}: {text}" for name, text in loader.options.items()) or "none"
+            raise _usage(f"the data set {loader.name} has no option {printable(unknown[0])}", f"known are {known}")
+        return loader.open(self.data, ports, self.options.data_options)
+
+    def _contestants(self, opened: OpenPackage, ports: Ports) -> list[Contestant]:
+        """Whatever was asked for and can run; why something cannot goes to `absent`."""
+        wanted = self.options.runs
+        makers: dict[str, Callable[[], Contestant | None]] = {
+            FLOAT: lambda: self._float(ports),
+            SIMULATION: lambda: self._simulation(opened, ports),
+            REFERENCE: lambda: self._reference(opened, ports),
+            PACKAGE: lambda: self._package(opened, ports),
+        }
+        made = [make() for name, make in makers.items() if wanted is None or name in wanted]
+        return [contestant for contestant in made if contestant is not None]
+
+    def _float(self, ports: Ports) -> Contestant | None:
+        path = self.options.float_model
+        if path is None:
+            if FLOAT in (self.options.runs or ()):
+                raise _usage("the run float needs a model", "name it with --float-model")
+            return None
+        simulation = Simulation.of_file(path)
+        return Contestant(FLOAT, simulation.description, self._fitting(simulation, path, ports))
+
+    def _simulation(self, opened: OpenPackage, ports: Ports) -> Contestant | None:
+        place = find_source(opened, self.options.model, self.absent)
+        if place is None:
+            return None
+        first = opened.samples[0] if opened.samples else None
+        simulation, note = open_source(place, opened, first)
+        if note:
+            self.found.note("QAT409", note)
+        return Contestant(SIMULATION, simulation.description, self._fitting(simulation, place, ports))
+
+    def _fitting(self, simulation: Simulation, path: Path, ports: Ports) -> Callable[..., dict[str, Any]]:
+        try:
+            return by_model(simulation, ports.inputs, ports.outputs)
+        except ValueError as error:
+            message = f"{printable(path.name)} is not a model of this package's network: {printable(str(error))}"
+            raise fail("QAT008", message, hint="name the model that was compiled") from error
+
+    def _reference(self, opened: OpenPackage, ports: Ports) -> Contestant:
+        run = by_reference(opened.graph, opened.profile, ports.inputs, ports.outputs)
+        return Contestant(REFERENCE, f"exact integers, rounded as {opened.profile.name}", run)
+
+    def _package(self, opened: OpenPackage, ports: Ports) -> Contestant | None:
+        name: str | None = opened.manifest["model"]
+        if name is None:
+            self.absent[PACKAGE] = "it has no model that ONNX Runtime runs"
+            return None
+        files: Mapping[str, Mapping[str, int]] = opened.manifest["files"]
+        size = sum(entry["size"] for path, entry in files.items() if path.startswith(name))
+        session = open_file(opened.folder / name, nodes=len(opened.graph.ops), weights=size)
+
+        def run(names: list[str], feed: dict[str, Any]) -> list[Any]:
+            return list(session.run(names, feed))
+
+        what = f"{name} in ONNX Runtime {version()}"
+        return Contestant(PACKAGE, what, by_package(run, ports.inputs, ports.outputs))
+
+    # -- judging --------------------------------------------------------------------------------------------------
+    def _watched(self, batches: Iterator[Batch], ports: Ports) -> Iterator[Batch]:
+        """Warn where the first batch does not look like what the model was trained on."""
+        for number, batch in enumerate(batches):
+            for port in ports.inputs if not number else ():
+                share = beyond(port, batch.feed[port.name])
+                if share > _OUTSIDE:
+                    message = f"{share:.0%} of the first batch lies outside the range that the input was quantized for"
+                    hint = "feed data prepared as in training: its scale, mean and order of channels"
+                    self.found.warning("QAT008", message, tensor=port.name, hint=hint)
+            yield batch
+
+    def _judge(self, scores: Sequence[Score]) -> None:
+        for score in scores:
+            value = score.values.get(PACKAGE)
+            if value is None:
+                continue
+            where = score.output or None
+            bound = self.options.require.get(score.metric)
+            if bound is not None and not (value >= bound if score.better == "higher" else value <= bound):
+                side = "at least" if score.better == "higher" else "at most"
+                message = f"{score.metric} of the package is {value:.6g}, required is {side} {bound:.6g}"
+                self.found.error("QAT408", message, tensor=where, hint="compare with the simulation's score")
+            limit = self.options.max_loss.get(score.metric)
+            if limit is not None:
+                self._judge_loss(score, limit)
+
+    def _judge_loss(self, score: Score, limit: float) -> None:
+        if SIMULATION not in score.values:
+            why = self.absent.get(SIMULATION) or f"{score.metric} is compared with the {score.against}"
+            hint = f"give the source with --model, or bound the score itself: --require {score.metric}=VALUE"
+            self.found.error("QAT408", f"the simulation has no {score.metric} to lose against: {why}", hint=hint)
+            return
+        loss = score.loss(PACKAGE, SIMULATION)
+        if not loss <= limit:
+            message = f"the package's {score.metric} is {loss:.6g} worse than the simulation's, allowed is {limit:.6g}"
+            hint = "report.html names the tensors with the largest error"
+            self.found.error("QAT408", message, tensor=score.output or None, hint=hint)
+
+
+def _ports(opened: OpenPackage) -> Ports:
+    try:
+        inputs, outputs = read_ports(opened.manifest, "inputs"), read_ports(opened.manifest, "outputs")
+    except ValueError as error:
+        message = f"the manifest's ports cannot be right: {printable(str(error))}"
+        raise fail("QAT502", message, hint="compile the model again") from error
+    every = [*opened.manifest["inputs"], *opened.manifest["outputs"]]
+    return Ports(inputs, outputs, {entry["name"]: entry["layout"] for entry in every if entry["layout"]})
