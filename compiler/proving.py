@@ -94,8 +94,9 @@ class Proving:
         return found
 
     def _restated(self, graph: QuantGraph) -> bool:
-        """Whether the user or a dialect's policy added quantization that the file itself does not compute."""
+        """Whether the user or a policy changed what the file itself computes: its quantization, or half precision."""
         stated = self.options.ranges is not None or self.options.quant_range is not None
+        stated = stated or any(d.code == "QAT108" for d in graph.diagnostics)
         return stated or any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics)
 
     def _sample_feeds(self, graph: QuantGraph) -> list[Feeds]:

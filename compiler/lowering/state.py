@@ -270,7 +270,8 @@ class State:
         if is_movement(node) or (node.op == "Concat" and not node.domain):
             self.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=source))
             return
-        computes = any(is_float(t) for t in node.outputs if t.name)
+        between = node.op == "Cast" and not node.domain and is_float(node.inputs[0])  # types of real numbers
+        computes = any(is_float(t) for t in node.outputs if t.name) and not between
         reason = self.why(self, node) if computes else Reason("")
         count = captures_of(node)
         if count:

@@ -32,6 +32,7 @@ from qatc.compiler.graph import (
     value_of,
 )
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
@@ -47,6 +48,7 @@ def modernize(graph: QuantGraph) -> None:
     What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
     """
     constants_from_nodes(graph)
+    widen(graph)
     if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, INERT)

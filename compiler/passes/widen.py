@@ -1,0 +1,98 @@
+"""Widen: tensors of half precision become float32, so that later passes see one type of real numbers.
+
+    x: float16 -> Conv(W: float16) -> Relu -> y: float16
+    x: float16 -> Cast -> Conv(W: float32) -> Relu -> Cast -> y: float16
+
+Graph inputs and outputs of float16 keep their type (those of bfloat16, which NumPy lacks, become float32). Casts
+between half and single precision in the graph do nothing any more and go (`modernize`). The quantized values are those
+of the float32 computation: training computed them in float32 as a rule (mixed precision), and where it did not they
+differ by what half precision loses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Variable
+from qatc.compiler.quant import Array
+
+_SINGLE: Final = int(onnx.TensorProto.FLOAT)
+_HALF: Final = int(onnx.TensorProto.FLOAT16)
+_HALVES: Final = frozenset({_HALF, int(onnx.TensorProto.BFLOAT16)})
+_NAMES: Final = frozenset({"float16", "bfloat16"})
+_TYPED: Final = ("to", "dtype")  # attributes that name the type of a result
+
+
+def widen(graph: QuantGraph) -> None:
+    """Rewrite a graph of half precision in place; one that holds bodies of half precision (If, Loop) stays as it is."""
+    if not _has_halves(graph) or any(_is_body(v) for n in graph.nodes for v in n.attrs.values()):
+        return
+    given = [t for t in graph.inputs if t.dtype == _HALF]
+    wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype == _HALF]
+    for tensor in list(graph.tensors()):
+        if isinstance(tensor, Constant):
+            if tensor.values.dtype.name in _NAMES:
+                tensor.values = tensor.values.astype(np.float32)
+        elif isinstance(tensor, Variable) and _is_half(tensor.dtype):
+            tensor.dtype = _SINGLE
+    for node in graph.nodes:
+        for key, value in node.attrs.items():
+            if key in _TYPED and value in _HALVES:
+                node.attrs[key] = _SINGLE
+            elif isinstance(value, np.ndarray) and str(cast("Array", value).dtype) in _NAMES:
+                node.attrs[key] = cast("Array", value).astype(np.float32)
+    for tensor in given:
+        _cast_input(graph, tensor)
+    for tensor in wanted:
+        _cast_output(graph, tensor)
+    graph.sort()
+    graph.diagnostics.note(
+        "QAT108",
+        "tensors of half precision are computed in float32",
+        hint="inputs and outputs of float16 keep their type",
+    )
+
+
+def _cast_input(graph: QuantGraph, tensor: Variable) -> None:
+    """The input keeps its type; what reads it reads a cast."""
+    single = graph.variable(f"{tensor.name}_single", _SINGLE, tensor.shape)
+    for reader in dict.fromkeys(graph.consumers(tensor)):
+        _reread(reader, tensor, single)
+    tensor.dtype = _HALF
+    graph.insert("Cast", [tensor], [single], attrs={"to": _SINGLE})
+
+
+def _cast_output(graph: QuantGraph, tensor: Variable) -> None:
+    """The output keeps its type and name; what made it makes its value in float32."""
+    single = graph.variable(f"{tensor.name}_single", _SINGLE, tensor.shape)
+    readers, maker = list(dict.fromkeys(graph.consumers(tensor))), graph.producer(tensor)
+    if maker is None:
+        return
+    maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = single
+    for reader in readers:
+        _reread(reader, tensor, single)
+    tensor.dtype = _HALF
+    graph.insert("Cast", [single], [tensor], attrs={"to": _HALF})
+
+
+def _reread(reader: Node, old: Variable, new: Variable) -> None:
+    for index, tensor in enumerate(reader.inputs):
+        if tensor is old:
+            reader.inputs[index] = new
+
+
+def _has_halves(graph: QuantGraph) -> bool:
+    if any(n.op == "Cast" and n.attr("to") in _HALVES for n in graph.nodes):
+        return True
+    return any(t.values.dtype.name in _NAMES if isinstance(t, Constant) else _is_half(t.dtype) for t in graph.tensors())
+
+
+def _is_half(kind: object) -> bool:
+    return kind in _HALVES
+
+
+def _is_body(value: Any) -> bool:
+    return isinstance(value, onnx.GraphProto)
