@@ -27,7 +27,7 @@ from qatc.compiler.profiles import profile_differences
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
 from qatc.compiler.result import CompileResult, Port, ProfileDifference
-from qatc.compiler.runtime import OrtEvaluator, open_file
+from qatc.compiler.runtime import OrtEvaluator, open_file, run_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -109,7 +109,7 @@ def run_sample(
 ) -> Sample:
     """One sample through the package's model."""
     given = {p.name: as_port(p, feed[p.name]) for p in inputs}
-    results = session.run([p.name for p in outputs], given)
+    results = run_session(session, [p.name for p in outputs], given)
     return Sample(tuple(given[p.name] for p in inputs), tuple(np.asarray(r) for r in results))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
 from qatc.compiler.frontend import FrontendOptions
@@ -71,7 +72,7 @@ def compile_model(
     """
     chosen = CompileOptions.of_keywords(options, output)
     compilation = _Compilation(Path(model), chosen, progress or _silent)
-    with _seldom_collected(), compilation.scratch:
+    with _seldom_collected(), limited(chosen.max_memory), compilation.scratch:
         return compilation.run()
 
 
@@ -86,7 +87,7 @@ def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) ->
     """
     chosen = CompileOptions.of_keywords({"target": target, **options})
     compilation = _Compilation(Path(model), chosen, _silent)
-    with compilation.scratch:
+    with limited(chosen.max_memory), compilation.scratch:
         return compilation.inspect()
 
 

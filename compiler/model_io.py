@@ -18,11 +18,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
+from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.node_check import NodeChecker, NodeRecord
 from qatc.compiler.quant import Array
-from qatc.compiler.tensor_io import TensorError, TensorReader, few
+from qatc.compiler.tensor_io import MAX_RANK, TensorError, TensorReader, few
 
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
 _MAX_NODES: Final = 1_000_000  # after the calls of model-local functions are replaced by their bodies
@@ -86,6 +87,7 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
             f"{path} has {info.st_size:,} bytes; protobuf files end at 2 GiB",
             hint="save the model with external data: onnx.save(model, path, save_as_external_data=True)",
         )
+    active().ask(2 * info.st_size, f"reading {path.name}", "save large weights as external data; those are mapped")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
@@ -186,6 +188,20 @@ def _subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
     return found + [g for a in held if a.type == AttributeProto.GRAPHS for g in a.graphs]
 
 
+def _tensors(attribute: AttributeProto) -> list[TensorProto]:
+    """The tensors that an attribute holds, those of its subgraphs not among them."""
+    kind = attribute.type
+    if kind == AttributeProto.TENSOR:
+        return [attribute.t]
+    if kind == AttributeProto.TENSORS:
+        return list(attribute.tensors)
+    if kind == AttributeProto.SPARSE_TENSOR:
+        return [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
+    if kind == AttributeProto.SPARSE_TENSORS:
+        return [part for s in attribute.sparse_tensors for part in (s.values, s.indices)]
+    return []
+
+
 def _captured(attributes: Iterable[AttributeProto]) -> list[str]:
     """Names that a node's subgraphs read from the graph around them, in a stable order."""
     made: set[str] = set()
@@ -219,6 +235,7 @@ class _Reader:
         graph = self.model.graph
         for tensor in graph.initializer:
             self._initializer(tensor)
+        self._check_repeated()
         if graph.sparse_initializer:
             self.found.error("QAT302", "sparse initializers are not supported", hint="export dense weights")
         constants = set(self.tensors)
@@ -229,6 +246,7 @@ class _Reader:
         self.found.check()
         checker = NodeChecker(self.opsets)
         self.records = [NodeRecord.of(n) for n in graph.node]
+        self._check_subgraphs()
         for record in self.records:
             for message in checker.findings(record):
                 self._broken(message, record, record.outputs[0] if record.outputs else "")
@@ -248,6 +266,30 @@ class _Reader:
         except TensorError as bad:
             self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
 
+    def _check_repeated(self) -> None:
+        """Initializers may come again (exporters do that), but not with other values."""
+        first: dict[str, TensorProto] = {}
+        for proto in self.model.graph.initializer if len(self.tensors) < len(self.model.graph.initializer) else ():
+            if first.setdefault(proto.name, proto) != proto:
+                self.found.error("QAT004", "two initializers of this name have different values", tensor=proto.name)
+
+    def _check_subgraphs(self) -> None:
+        """The tensors in subgraphs, which ONNX Runtime reads by itself, hold what they say and nothing from outside."""
+        waiting = deque(g for record in self.records for g in _subgraphs(record.attributes))
+        while waiting:
+            graph = waiting.popleft()
+            held = list(graph.initializer)
+            for node in graph.node:
+                held += [t for a in node.attribute for t in _tensors(a)]
+                waiting.extend(_subgraphs(node.attribute))
+            for proto in held:
+                try:
+                    self.values.inside(proto)
+                except TensorError as bad:
+                    self.found.error(bad.code, bad.message, tensor=proto.name or None, hint=bad.hint)
+            if graph.sparse_initializer:
+                self.found.error("QAT302", "sparse initializers are not supported", hint="export dense weights")
+
     def _input(self, info: onnx.ValueInfoProto) -> Variable:
         kind = info.type.tensor_type
         if not info.type.HasField("tensor_type") and info.type.WhichOneof("value"):
@@ -257,6 +299,8 @@ class _Reader:
                 tensor=info.name,
                 hint="qatc compiles graphs of plain tensors",
             )
+        if len(kind.shape.dim) > MAX_RANK:
+            self.found.error("QAT005", f"the input has {len(kind.shape.dim):,} dimensions", tensor=info.name)
         if any(d.dim_value < -1 for d in kind.shape.dim):
             self.found.error("QAT004", f"the shape {few(dims_of(kind))} has a negative dimension", tensor=info.name)
         if info.name in self.tensors:
@@ -342,7 +386,12 @@ class _Reader:
                 self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
                 return None
         try:
+            for tensor in _tensors(proto):
+                self.values.inside(tensor)
             return onnx.helper.get_attribute_value(proto)
+        except TensorError as bad:
+            self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
+            return None
         except ValueError as error:  # a type that ONNX does not have, or a function's parameter outside a function
             self.found.error("QAT004", f"the attribute {proto.name} has no value: {error}", node=label_of(node))
             return None

@@ -55,9 +55,11 @@ class NodeChecker:
 
     def findings(self, node: NodeRecord) -> Iterator[str]:
         """What is wrong with a node, in words; nothing where it is as its operator is defined."""
+        op = node.op
+        if not op:
+            yield "the node has no operator"
         if node.domain:
             return
-        op = node.op
         if op not in self._forms:
             self._forms[op] = _form(op, self.opsets.get("", 1))
         form = self._forms[op]

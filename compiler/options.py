@@ -39,6 +39,7 @@ class CompileOptions:
     golden: bool = False
     golden_header: bool = False
     explain: bool = False
+    max_memory: int | str | None = None
 
     @classmethod
     def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
@@ -53,7 +54,7 @@ class CompileOptions:
     def recorded(self) -> dict[str, Json]:
         """The options that shape the package: files by their bare names, nothing of this machine."""
         chosen = dataclasses.asdict(self)
-        for name in ("output", "explain"):
+        for name in ("output", "explain", "max_memory"):
             del chosen[name]
         chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.shapes.items())}
         chosen["inputs"] = [[name, path.name] for name, path in self.inputs]

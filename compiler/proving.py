@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, printable
+from qatc.compiler.footprint import ask_to_run
 from qatc.compiler.graph import QuantGraph, infer_shapes
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.options import CompileOptions
@@ -56,6 +57,7 @@ class Proving:
         refused: list[Diagnostic] = []
         for self.shapes in shapes:
             self.feeds = self._sample_feeds(graph)
+            ask_to_run(graph)
             if len(shapes) == 1 and not self.options.verify:
                 return None
             try:

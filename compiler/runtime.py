@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _IR_VERSION: Final = 10  # read by every ONNX Runtime since 1.18; newer stamps (onnx 1.23 writes 14) are refused by some
 _SESSIONS: Final = 2  # sessions kept: each holds a copy of the weights
+PATIENCE: Final = 600.0  # seconds that one run of a model may take
+_NO_MEMORY: Final = ("bad allocation", "bad_alloc", "Failed to allocate memory", "Available memory of")
 _MAX_PROTO: Final = 2**31 - 1
 _DEEP: Final = 2048  # operators
 _FEW: Final = 16  # elements
@@ -62,6 +65,50 @@ def errors() -> tuple[type[Exception], ...]:
         state.RuntimeException,
     )
     return (*own, RuntimeError, ValueError, TypeError)
+
+
+def memory_ran_out(error: Exception) -> bool:
+    """Whether an error of ONNX Runtime says that it could not allocate; it has no type of its own for that."""
+    text = str(error)
+    return any(sign in text for sign in _NO_MEMORY)
+
+
+def run_session(
+    session: InferenceSession, names: Sequence[str] | None, feeds: Mapping[str, Array], *, bounded: bool = True
+) -> list[Array]:
+    """The outputs `names` of a session (None: all); a model that does not come to an end is stopped.
+
+    Args:
+        session: the model.
+        names: which outputs.
+        feeds: one array per input.
+        bounded: stop after ten minutes. ONNX Runtime looks at the clock between operators, so one operator alone runs
+            to its end.
+
+    Raises:
+        CompileError: QAT011 where memory runs out, QAT005 where time does.
+        Exception: one of `errors()` where ONNX Runtime cannot run the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    clock = threading.Timer(PATIENCE, setattr, (options, "terminate", True))
+    clock.daemon = True
+    if bounded:
+        clock.start()
+    try:
+        return session.run(names, dict(feeds), options)
+    except errors() as error:
+        if memory_ran_out(error):
+            message = f"ONNX Runtime {version()} ran out of memory: {error}"
+            raise fail("QAT011", message, hint="use smaller samples (-s NAME=SHAPE), or allow more memory") from error
+        if options.terminate:
+            message = f"the model was still running after {PATIENCE:,} s; it may never end"
+            hint = "--no-verify compiles without running it, where its samples are given with --input"
+            raise fail("QAT005", message, hint=hint) from error
+        raise
+    finally:
+        clock.cancel()
 
 
 def _options(*, optimize: bool, folder: Path | None) -> SessionOptions:
@@ -128,7 +175,7 @@ class RunnableModel:
             return result
         session = self._session(rest)
         needed = {i.name for i in session.get_inputs()}
-        values = session.run(list(rest), {n: v for n, v in feeds.items() if n in needed})
+        values = run_session(session, list(rest), {n: v for n, v in feeds.items() if n in needed})
         result.update(zip(rest, values, strict=True))
         return result
 
@@ -361,7 +408,8 @@ class OrtEvaluator:
             if session is None:
                 session = self._sessions[key] = open_session(_single(proto, opset, arrays))
             feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
-            return session.run(None, feeds)
+            body = any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in proto.attribute)
+            return run_session(session, None, feeds, bounded=body)
         except errors() as error:
             raise fail(
                 "QAT403",

@@ -5,6 +5,7 @@ Everything is deterministic: equal ports, count and seed give equal arrays on ev
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import Diagnostics, fail, printable
 from qatc.compiler.graph import QuantGraph, rank_of, value_of
 from qatc.compiler.quant import Array
@@ -133,6 +135,10 @@ def generate(
         if found_here is not None:
             concrete[port.name] = found_here
     found.check()
+    held = count * sum(math.prod(concrete[p.name]) * np.dtype(p.dtype).itemsize for p in ports)
+    # drawing takes as much again, and the outputs are held beside them
+    what = "generating the sample" if count == 1 else f"generating {count} samples"
+    active().ask(2 * held, what, "use fewer (--samples), or pin smaller ones: -s NAME=1,3,224,224")
     return [
         {p.name: _random(p, concrete[p.name], (seed, index), (limits or {}).get(p.name, 2)) for p in ports}
         for index in range(count)

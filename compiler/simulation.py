@@ -28,6 +28,7 @@ from qatc.compiler.runtime import RunnableModel, errors, version
 _AFTER_ROUNDING: Final = frozenset(
     {"DequantizeLinear", "Clip", "Cast", "Identity", "Sub", "Add", "Mul", "Div", "Min", "Max"}
 )
+_FINAL: Final = ("QAT005", "QAT011")  # time and memory: the graph takes as much as the file
 _INTEGERS: Final = "_quantized"
 
 
@@ -156,6 +157,8 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
     try:
         simulation.run({n: np.asarray(a) for n, a in sample.items()}, simulation.outputs)
     except CompileError as refused:
+        if any(d.code in _FINAL for d in refused.diagnostics):
+            raise
         fallback = Simulation.of_graph(graph)
         try:
             fallback.run(sample, fallback.outputs)

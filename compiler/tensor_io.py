@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from qatc.compiler.budget import active
 from qatc.compiler.quant import Array
 
-_MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
+MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
+_MAX_DATA: Final = 1 << 40  # bytes of external data; a sparse file can claim any number
 
 
 class TensorError(Exception):
@@ -36,10 +38,21 @@ class TensorReader:
         self.folder = folder
         self.maps: dict[str, np.memmap[Any, Any]] = {}
 
+    def inside(self, proto: TensorProto) -> None:
+        """Check a tensor that ONNX Runtime will read by itself, in a subgraph, and bring its data in.
+
+        What lies in a subgraph is written with its operator, so that data outside would be missed from the package.
+        """
+        value = self.array(proto)
+        if proto.data_location != TensorProto.EXTERNAL:
+            return
+        active().ask(value.nbytes, "a tensor of a subgraph", tensor=proto.name or None)
+        proto.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), proto.name))
+
     def array(self, proto: TensorProto) -> Array:
         """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
         dims = list(proto.dims)
-        if len(dims) > _MAX_RANK or any(d < 0 for d in dims):
+        if len(dims) > MAX_RANK or any(d < 0 for d in dims):
             raise TensorError("QAT004", f"the dimensions {few(dims)} are not a shape")
         count = math.prod(dims)
         if proto.data_type == TensorProto.STRING:
@@ -84,6 +97,9 @@ class TensorReader:
         data = self.maps.get(location)
         if data is None:
             data = self.maps[location] = open_external(self.folder, location)
+            if sum(held.size for held in self.maps.values()) > _MAX_DATA:
+                message = f"the external data take more than {_MAX_DATA:,} bytes"
+                raise TensorError("QAT005", message, "compile the network in parts")
         if offset < 0 or offset + size > data.size:
             raise TensorError(
                 "QAT003",
@@ -133,6 +149,8 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
         _check_regular(os.fstat(handle), location)
         with os.fdopen(handle, "rb", closefd=False) as file:
             return np.memmap(file, np.uint8, "r")
+    except (OSError, ValueError, OverflowError) as error:
+        raise TensorError("QAT003", f"external data file {location} cannot be mapped: {error}") from error
     finally:
         os.close(handle)
 
@@ -149,4 +167,4 @@ def _check_regular(info: os.stat_result, location: str) -> None:
 
 def few(dims: Sequence[int | str | None]) -> str:
     """A shape for a message."""
-    return f"{list(dims)}" if len(dims) <= _MAX_RANK else f"of {len(dims):,} numbers"
+    return f"{list(dims)}" if len(dims) <= MAX_RANK else f"of {len(dims):,} numbers"

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import onnx
 
+from qatc.compiler.budget import active
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, shape_of, value_of
 from qatc.compiler.passes.evaluate import SIZED, Refused, evaluate, size_of_result
 from qatc.compiler.quant import Array
@@ -27,6 +28,7 @@ _KEEP: Final = frozenset(
 )
 _SMALL: Final = 1 << 20  # bytes that operators without a size rule may read
 LIMIT: Final = 64 << 20
+_GROWTH: Final = 4  # times the limit: by how much all folded constants together may grow
 
 
 def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, limit: int = LIMIT) -> int:
@@ -36,11 +38,15 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
     stays as it was; the reason goes to `graph.explain`.
     """
     gone: list[Node] = []
+    grown = 0
     for node in list(graph.nodes):
         if not _candidate(graph, node) or (keep is not None and keep(node)):
             continue
         try:
             values = _fold(node, limit)
+            grown += _growth(node, values)
+            if grown > _GROWTH * limit:
+                raise Refused(f"what was folded already takes {grown:,} bytes more than what it was made of")
         except Refused as refused:
             graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
             continue
@@ -88,14 +94,21 @@ def _fold(node: Node, limit: int) -> list[Array]:
         dims = [int(d) for d in _sliced(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
         return [np.asarray(math.prod(dims) if node.op == "Size" else dims, np.int64)]
     values = [value_of(t) for t in node.inputs]
-    have = sum(v.nbytes for v in values if v is not None)
+    have = sum({id(v): v.nbytes for v in values if v is not None}.values())  # a Concat of one tensor with itself grows
     size = size_of_result(node, values)
     if size is None:
         if node.op not in SIZED and have > _SMALL:
             raise Refused(f"{have:,} bytes are too many for an operator whose result has no known size")
     elif size > max(limit, have):
         raise Refused(f"its result would take {size:,} bytes")
+    active().ask(size or 0, "folding a constant", node=node.name or None)
     return _evaluated(node, values)
+
+
+def _growth(node: Node, results: Iterable[Array]) -> int:
+    """By how many bytes a folded node's results are larger than what they are made of."""
+    made = sum(v.nbytes for v in results)
+    return max(0, made - sum(v.nbytes for t in node.inputs if (v := value_of(t)) is not None))
 
 
 def _evaluated(node: Node, values: Iterable[Array | None]) -> list[Array]:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.arithmetic import Profile
+from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import (
     Clamped,
@@ -148,6 +149,7 @@ def _product(
 ) -> Integers:
     (a, a_params), (b, b_params) = _operand(graph, values, op, 0), _operand(graph, values, op, 1)
     bias = values[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
+    active().ask(8 * (a.size + b.size), "an exact product", "compile with --no-verify", node=op.name)
     if isinstance(op, Conv):
         acc = accumulate.conv(op, a, a_params, b, b_params, bias)
     else:
