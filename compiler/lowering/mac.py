@@ -6,14 +6,14 @@ whole output LSBs. Multiplying such integers by m (and dividing their scale by m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
-from qatc.compiler.integer import Conv, Dequantize, MatMul, Move, Shape, raw_accumulator
+from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Move, Shape, raw_accumulator
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.affine import per_channel
@@ -23,6 +23,7 @@ OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
+_BASE: Final = 255  # of a weight in two parts: each takes -127..127
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
 Vector = npt.NDArray[np.float64]
 
@@ -91,7 +92,7 @@ def _weight_refusal(state: State, node: Node) -> Reason | None:
     weight, x = node.inputs[1], node.inputs[0]
     if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
         return Reason("its first operand is a constant quantized per channel", x.name)
-    params = state.params(weight)
+    params = _weight_params(state, node)
     if params is None or not params.is_per_channel:
         return None
     axis = _channel_axis(node, weight)
@@ -100,6 +101,17 @@ def _weight_refusal(state: State, node: Node) -> Reason | None:
     if params.axis == axis:
         return None
     return Reason(f"its weight is quantized along axis {params.axis}, not its output channels", weight.name)
+
+
+def _weight_params(state: State, node: Node) -> QuantParams | None:
+    """The weight's parameters; scales of channels that are no output channels count as one where they are equal."""
+    weight = node.inputs[1]
+    params = state.params(weight)
+    if params is None or not params.is_per_channel or params.axis == _channel_axis(node, weight):
+        return params
+    if len(set(params.scale)) > 1 or len(set(params.zero_point)) > 1:
+        return params
+    return replace(params, scale=params.scale[:1], zero_point=params.zero_point[:1], axis=None)
 
 
 def _channel_axis(node: Node, weight: Tensor) -> int:
@@ -135,7 +147,7 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     if refusal(state, node) or alpha <= 0:
         return None
     x, weight = node.inputs[0], node.inputs[1]
-    x_params, w_params = state.params(x), state.params(weight)
+    x_params, w_params = state.params(x), _weight_params(state, node)
     if x_params is None or w_params is None:
         return None
     if node.op == "Gemm":
@@ -379,12 +391,33 @@ def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bo
     """Lower a node whose unrounded result is read: int32 accumulators on their own exact grid, then real numbers."""
     found = operands(state, node)
     if found is None:
-        return False
-    total = _sum(_own_bias(state, node), bias)
+        return _in_two_parts(state, node, out, bias)
+    source, added = _accumulated(state, found, out), _bias_constant(state, found, out, bias)
+    state.build.add(
+        Dequantize(
+            state.build.fresh(f"Dequantize_{out.name}"),
+            (source, *added),
+            (state.new_result(out),),
+            source=label_of(node),
+        )
+    )
+    return True
+
+
+def _bias_constant(state: State, found: Operands, out: Tensor, bias: Vector | None) -> tuple[str, ...]:
+    """The bias of a raw result as a constant of real numbers; nothing where there is none."""
+    total = _sum(_own_bias(state, found.node), bias)
+    if not (total.size and total.any()):
+        return ()
+    return (state.build.constant(f"{out.name}_bias", total.astype(np.float32)),)
+
+
+def _accumulated(state: State, found: Operands, out: Tensor) -> str:
+    """The int32 accumulators of a node, as a tensor on their own grid; its name."""
     shape: Shape | None = shape_of(out)
     rank = rank_of(out) or rank_of(found.weight) or 2
     scale = found.acc_scale
-    is_conv = node.op in ("Conv", "ConvTranspose")
+    is_conv = found.node.op in ("Conv", "ConvTranspose")
     if is_conv and scale.size == 1:
         scale = np.full(found.channels or 1, scale[0])
     params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else rank - 1)
@@ -392,10 +425,65 @@ def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bo
         f"{out.name}_accumulator", params, shape, sample_shape=state.graph.sample_shapes.get(out.name)
     )
     _add(state, found, (found.x, _weight_name(state, found)), name, *_INT32)
-    inputs: tuple[str, ...] = (name,)
-    if total.size and total.any():
-        inputs = (name, state.build.constant(f"{out.name}_bias", total.astype(np.float32)))
+    return name
+
+
+# -- weights of more than eight bits ------------------------------------------------------------------------------
+
+
+def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) -> bool:
+    """Two products of eight bits, x * H + x * L, where W has no eight-bit form with a scale per output channel.
+
+    Weights of 16 bits are such, and weights quantized along their input channels: written with a scale per output
+    channel they take 16 bits, W = S * (255 * H + L), which is off by less than 2**-16 of the channel's largest weight.
+    """
+    parts = _parts(state, node)
+    if not parts:
+        return False
+    names: list[str] = []
+    for index, found in enumerate(parts):
+        added = _bias_constant(state, found, out, bias) if index else ()
+        source = _accumulated(state, found, out)
+        result = state.build.plain(state.build.fresh(f"{out.name}_part"), "float32", shape_of(out))
+        fresh = state.build.fresh(f"Dequantize_{out.name}")
+        names.append(state.build.add(Dequantize(fresh, (source, *added), (result,), source=label_of(node))))
+    reason = "the weight takes 16 bits: two products of 8 bits are added"
     state.build.add(
-        Dequantize(state.build.fresh(f"Dequantize_{out.name}"), inputs, (state.new_result(out),), source=label_of(node))
-    )
+        Float(
+            state.build.fresh(f"{label_of(node)}_sum"), tuple(names), (state.new_result(out),), op_type="Add", attrs={},
+            reason=reason, tensor=node.inputs[1].name, source=label_of(node),
+        )
+    )  # fmt: skip
     return True
+
+
+def _parts(state: State, node: Node) -> list[Operands]:
+    """The operands of the two products; none where the node is not of that kind."""
+    if node.domain or node.op not in OPS or _bias_refusal(state, node) is not None:
+        return []
+    x, weight = node.inputs[:2]
+    data, own = state.usable(x), state.graph.quant(weight)
+    real = state.graph.real(weight)
+    alpha = float(node.attr("alpha", 1.0)) if node.op == "Gemm" else 1.0
+    if data is None or own is None or real is None or real.ndim < 2 or isinstance(x, Constant) or alpha <= 0:
+        return []
+    axis, unit = _channel_axis(node, weight), data.scale[0] * alpha
+    grouped = node.op == "ConvTranspose" and int(node.attr("group", 1)) != 1  # its groups share one scale
+    others = None if grouped else tuple(i for i in range(real.ndim) if i != axis)
+    peak = np.abs(real.astype(np.float64)).max(axis=others, keepdims=True)
+    step = np.where(peak > 0, peak, 1.0) / (_BASE * 127 + 127)
+    limits = np.finfo(np.float32)
+    if not (step.min() * unit >= limits.tiny and step.max() * _BASE * unit <= limits.max):
+        return []
+    whole = np.rint(real / step)
+    high = np.rint(whole / _BASE)
+    name = state.int_name(x)
+    if node.op == "Gemm" and node.attr("transA", 0):
+        name = _transposed(state, x, name, data)
+    found: list[Operands] = []
+    for values, scale in ((high, step * _BASE), (whole - _BASE * high, step)):
+        flat = scale.reshape(-1)
+        params = QuantParams.per_tensor(float(flat[0]), 0, "int8") if grouped else QuantParams.per_channel(flat, axis)
+        integers = values.astype(np.int8)
+        found.append(Operands(node, name, weight, params, integers, unit, axis, channels_of(node)))
+    return found
