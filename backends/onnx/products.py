@@ -20,6 +20,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qatc.backends.onnx.pooling import to_first, to_last
+from qatc.backends.onnx.stem import widened
 from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, stored
 from qatc.compiler.arithmetic import ort_weight_scales
@@ -112,7 +113,7 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
     if c.weight.doubled:
         c = _repeated(w, c)
     if product.grid is not None:
-        _quantized(w, c, product, product.grid, out)
+        _quantized(w, widened(w, c), product, product.grid, out)
     elif w.fast and not w.standard and _is_better_in_float(c):
         _float_conv(w, c, product, out)
     elif not w.standard and c.weight.values.size * c.groups <= (_DENSE if c.groups > 1 else math.inf):

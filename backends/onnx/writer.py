@@ -51,6 +51,7 @@ class Writer:
         self._reals: dict[str, str] = {}
         self.label = ""
         self.consumers = graph.consumers()
+        self.producers = graph.producers()
         self.outputs = frozenset(graph.outputs)
         self.pooled: set[str] = set()  # results of global pooling
         self.absorbed: set[str] = set()  # tensors of the integer graph that fused operators leave out
