@@ -30,10 +30,13 @@ _MODULES: Final = (
     "tf_keras.src.engine.sequential",
     "tf_keras.src.engine.training",
     "tf_keras.src.engine.input_layer",
-    "builtins",  # activations by their bare names
 )
 _PACKAGES: Final = ("tensorflow_model_optimization.python.core.quantization.keras.", "tf_keras.src.layers.")
-_FUNCTION_MODULES: Final = ("builtins", "keras.activations")
+_FUNCTION_MODULES: Final = ("builtins", "keras.activations")  # where Keras says that its own activations are
+_ACTIVATIONS: Final = re.compile(
+    r"elu|exponential|gelu|hard_sigmoid|leaky_relu|linear|log_softmax|mish|relu|relu6|selu|sigmoid|silu|softmax|softplus"
+    r"|softsign|swish|tanh"
+)
 _HOLD_CODE: Final = frozenset(
     {"Lambda", "__lambda__", "ClassMethod", "InstanceMethod", "ResidualWrapper", "DropoutWrapper", "DeviceWrapper"}
 )
@@ -179,9 +182,12 @@ def _entry(entry: Mapping[str, object]) -> Iterator[str]:
             yield f"TensorFlow's function {function}"
     if module is None:
         return
-    known = module in _MODULES or str(module).startswith(_PACKAGES)
-    if not known or (name == "function" and module not in _FUNCTION_MODULES):
-        what = entry.get("config") if name == "function" else name
+    what = entry.get("config") if name == "function" else name
+    if name == "function":
+        known = module in _FUNCTION_MODULES and bool(_ACTIVATIONS.fullmatch(str(what)))
+    else:
+        known = module in _MODULES or str(module).startswith(_PACKAGES)
+    if not known:
         yield f"{module}.{what}, which belongs to neither Keras nor tfmot"
 
 
