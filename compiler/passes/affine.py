@@ -203,16 +203,26 @@ def _bias(graph: QuantGraph, mac: Mac) -> Vector | None:
 
 
 def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
-    """The chain's factor per channel; None where it divides by zero for good."""
+    """The chain's factor per channel; None where it divides by zero for good: it stays as it is."""
     zero = chain.denominator == 0
     label = label_of(mac.node)
     finite = np.isfinite(chain.numerator) & np.isfinite(chain.denominator) & np.isfinite(chain.offset)
-    if np.any(zero & (chain.numerator != 0)) or not finite.all():
+    if not finite.all():
         graph.diagnostics.error(
             "QAT210",
-            "the operators behind this node divide by zero or hold infinite values",
+            "the operators behind this node hold infinite values, or values that are no numbers",
             node=label,
             hint="the batch-norm statistics of the trained model are damaged",
+        )
+        return None
+    infinite = zero & (chain.numerator != 0)
+    if infinite.any():
+        graph.diagnostics.warning(
+            "QAT210",
+            f"the operators behind this node divide {int(infinite.sum())} of {infinite.size} channels by zero; they stay"
+            " float and compute what the source computes",
+            node=label,
+            hint="mend the constant that is divided by, or prune these channels",
         )
         return None
     if zero.any():

@@ -522,6 +522,13 @@ def test_damaged_statistics_are_an_error(var: str) -> None:
     assert [d.code for d in graph.diagnostics.errors] == ["QAT210"]
 
 
+def test_a_division_by_zero_stays_as_it_is() -> None:
+    """The source computes infinities there, and so does what is made of it."""
+    graph = after_fold(X4, f"c = Conv(x, w)\nn = Div(c, d)\n{Y4}", f"{CONV}, float[1,2,1,1] d = {{0.0, 2.0}}")
+    assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT210", "warning")]
+    assert "Div" in [n.op for n in graph.nodes]
+
+
 # -- the weight, as a property (design rule 4.3) ----------------------------------------------------------------------
 @given(
     st.integers(0, 2**32 - 1),
