@@ -271,12 +271,15 @@ class LocalCheck:
         source = self.simulation.unrounded(place.source)
         if source is None:
             return None
-        real = self.simulation.run(sample.feeds, [source.tensor])[source.tensor]
+        found = self.simulation.run(sample.feeds, [source.tensor, place.source])
+        real, rounded = found[source.tensor].reshape(-1), found[place.source].reshape(-1)
         params = self.graph.params(place.name)
-        if real.size != sample.values[place.name].size:
+        if not real.size == rounded.size == sample.values[place.name].size:
             return None
-        steps = real.reshape(-1)[place.where if place.moved is None else place.moved].astype(np.float64)
-        if not source.scaled:
+        steps = real[place.where if place.moved is None else place.moved].astype(np.float64)
+        if source.scaled:  # the file may add its zero point before it rounds
+            steps = steps - np.rint(np.median(np.rint(real) - rounded.astype(np.float64) / params.scale[0]))
+        else:
             steps = steps / params.scale[0]
         largest = np.maximum(np.abs(steps), 1.0 / params.scale[0])  # the terms that cancel in 1 + tanh, x - mean, ...
         return Exact(steps + params.zero_point[0], _FUNCTION_STEPS * UNIT * largest)

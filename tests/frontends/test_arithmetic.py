@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
+from qatc import compile_model
 from qatc.compiler.frontend import FrontendOptions
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
@@ -184,3 +187,16 @@ def test_dequantization_of_a_graph_input() -> None:
     (want,) = run(onnx.parser.parse_model(text), x)
     (got,) = run_canonical(graph, (x.astype(np.float32) + 3) * np.float32(0.25))
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path) -> None:
+    """Round(6.5 + 7) - 7 is 7, Round(6.5) is 6: the compile's own check knows a tie from an error."""
+    more = ", float half = {0.5}, float o = {7}, float l = {-128}, float u = {127}, uint8 zu = {128}"
+    nodes = (
+        "q = QuantizeLinear(x, s, zu) d = DequantizeLinear(q, s, zu)"
+        " t = Mul(d, half) a = Div(t, s) b = Add(a, o) c = Round(b) e = Clip(c, l, u) k = Sub(e, o) y = Mul(k, s)"
+    )
+    onnx.save(onnx.parser.parse_model(text_of(nodes, more)), tmp_path / "model.onnx")
+    found = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert found.verification is not None
+    assert found.verification.passed
