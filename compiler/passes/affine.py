@@ -219,8 +219,8 @@ def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
     if infinite.any():
         graph.diagnostics.warning(
             "QAT210",
-            f"the operators behind this node divide {int(infinite.sum())} of {infinite.size} channels by zero; they stay"
-            " float and compute what the source computes",
+            f"the operators behind this node divide {int(infinite.sum())} of {infinite.size} channels by zero; they"
+            " stay float and compute what the source computes",
             node=label,
             hint="mend the constant that is divided by, or prune these channels",
         )

@@ -32,6 +32,7 @@ from qatc.compiler.graph import (
     value_of,
 )
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
@@ -40,6 +41,7 @@ OPSET: Final = 13  # what the rules below write
 
 INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
+INERT.on("Einsum")(einsum_to_product)
 
 
 def modernize(graph: QuantGraph) -> None:
