@@ -170,14 +170,14 @@ class _Mean:
 class _Largest:
     """max |y - t|."""
 
-    largest: float = math.nan
+    largest: float | None = None
 
     def add(self, found: Array, wanted: Array) -> None:
         y, t = _pair(found, wanted)
-        self.largest = float(np.fmax(self.largest, np.abs(y - t).max(initial=0.0)))
+        self.largest = float(np.maximum(self.largest or 0.0, np.abs(y - t).max(initial=0.0)))  # NaN stays
 
     def value(self) -> float:
-        return self.largest
+        return math.nan if self.largest is None else self.largest
 
 
 @dataclass
