@@ -13,7 +13,7 @@ import pytest
 import qatc
 
 ROOT = Path(__file__).resolve().parent.parent
-FUNCTIONS = ["compile_model", "inspect_model", "verify_package", "compare_package"]
+FUNCTIONS = ["compile_model", "inspect_model", "verify_package", "compare_package", "evaluate_package"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
