@@ -9,6 +9,7 @@ import onnx
 
 from qatc.compiler.budget import active
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.model_io import label_of
 
 _RUN = "use smaller samples (-s NAME=SHAPE), raise --max-memory, or use a machine with more memory"
 
@@ -68,5 +69,5 @@ def _dequantized(graph: QuantGraph, tensor: Tensor) -> int:
 def ask_to_run(graph: QuantGraph) -> None:
     """Ask the budget for one run of the graph. CompileError QAT011 where it takes too much."""
     peak, node = peak_activations(graph)
-    where = node.name or None if node is not None else None
+    where = None if node is None else label_of(node)
     active().ask(peak, "running the model on one sample", _RUN, node=where)

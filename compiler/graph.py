@@ -34,6 +34,7 @@ from qatc.compiler.storage import Storage
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
 DOMAIN = "qatc"
+_LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
 
 
 _DimProto = onnx.TensorShapeProto.Dimension
@@ -460,11 +461,19 @@ def _pin(model: onnx.ModelProto, pinned: Mapping[str, Sequence[int]]) -> None:
 
 def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     try:
-        found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        found = onnx.shape_inference.infer_shapes(model).graph
+        if not any(_is_long(v.type.tensor_type) for v in (*found.input, *found.value_info, *found.output)):
+            found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         message = f"the shapes or types of the model contradict each other: {error}"
         raise fail("QAT004", message, hint="onnx.checker.check_model(path, full_check=True) tells more") from error
     return {v.name: v.type.tensor_type for v in [*found.value_info, *found.output] if v.type.HasField("tensor_type")}
+
+
+def _is_long(kind: onnx.TypeProto.Tensor) -> bool:
+    """Whether a list has more elements than any list of sizes: following its values would take gigabytes."""
+    dims = kind.shape.dim
+    return len(dims) == 1 and dims[0].dim_value > _LONGEST
 
 
 def _dims(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:

@@ -236,8 +236,8 @@ def _shown(shape: Sequence[Dim]) -> str:
 def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | None = None) -> QuantParams | None:
     """The parameters of a QuantizeLinear or DequantizeLinear (any opset, com.microsoft too); None where they are wrong.
 
-    The integer type is the zero point's, that of the integers a DequantizeLinear reads (`stored`, where the caller
-    knows it), or `output_dtype`.
+    The integer type is that of the constant integers that a DequantizeLinear reads, the zero point's, that of the
+    integers it reads otherwise (`stored`, where the caller knows it), or `output_dtype`.
     """
     x = node.inputs[0]
     scale = constant_input(graph, node, 1, "scale")
@@ -261,6 +261,9 @@ def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | 
 
 
 def _integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] | None) -> np.dtype[np.generic]:
+    held = value_of(node.inputs[0]) if node.op == "DequantizeLinear" else None
+    if held is not None and held.dtype.name in DTYPES:
+        return held.dtype  # the zero point may be written in a wider type, but not be out of this one's range
     if zero is not None:
         return zero.dtype
     if stored is not None:

@@ -20,13 +20,12 @@ import onnx
 
 from qatc.compiler.budget import active
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, shape_of, value_of
-from qatc.compiler.passes.evaluate import SIZED, Refused, evaluate, size_of_result
+from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.quant import Array
 
 _KEEP: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", FAKE_QUANT, REQUANTIZE, "Dropout", "Identity"}
 )
-_SMALL: Final = 1 << 20  # bytes that operators without a size rule may read
 LIMIT: Final = 64 << 20
 _GROWTH: Final = 4  # times the limit: by how much all folded constants together may grow
 
@@ -97,11 +96,10 @@ def _fold(node: Node, limit: int) -> list[Array]:
     have = sum({id(v): v.nbytes for v in values if v is not None}.values())  # a Concat of one tensor with itself grows
     size = size_of_result(node, values)
     if size is None:
-        if node.op not in SIZED and have > _SMALL:
-            raise Refused(f"{have:,} bytes are too many for an operator whose result has no known size")
-    elif size > max(limit, have):
+        raise Refused("the size of its result is not known before it is computed")
+    if size > max(limit, have):
         raise Refused(f"its result would take {size:,} bytes")
-    active().ask(size or 0, "folding a constant", node=node.name or None)
+    active().ask(size, "folding a constant", node=node.name or None)
     return _evaluated(node, values)
 
 

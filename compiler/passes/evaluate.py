@@ -61,18 +61,42 @@ def _by_reference(node: Node, values: list[Array | None]) -> list[Array]:
 
 
 def size_of_result(node: Node, values: Values) -> int | None:
-    """The bytes that the results take, computed before they are; None where there is no rule for the operator.
+    """The bytes that the results take, computed before they are; None where there is no telling.
 
     Raises:
         Refused: when the size itself is nonsense.
     """
-    rule = SIZED.get(node.op)
-    if rule is None:
-        return None
     try:
-        return int(rule(node, values))
+        return int(SIZED[node.op](node, values)) if node.op in SIZED else _inferred(node, values)
     except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
         raise Refused(f"its inputs do not fit it: {error}") from error
+
+
+def _inferred(node: Node, values: Values) -> int | None:
+    """What ONNX's shape inference says of an operator without a rule of its own."""
+    from qatc.compiler.model_io import node_proto
+
+    proto = node_proto(node)
+    held = {n: onnx.numpy_helper.from_array(v, n) for n, v in zip(proto.input, values, strict=False) if v is not None}
+    outputs = [onnx.ValueInfoProto(name=n) for n in proto.output if n]
+    graph = onnx.helper.make_graph([proto], "operator", [], outputs, list(held.values()))
+    try:
+        found = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph), strict_mode=True).graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        raise ValueError(str(error)) from error
+    size = 0
+    for kind in (v.type.tensor_type for v in found.output):
+        dims = kind.shape.dim
+        if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
+            return None
+        size += math.prod(d.dim_value for d in dims) * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    return size
+
+
+def _chosen(node: Node, values: Values) -> int:
+    """Parts of a tensor, or where they are."""
+    x = _first(values)
+    return x.size * max(x.itemsize, 8) * max(4, x.ndim)
 
 
 def _broadcast(node: Node, values: Values) -> int:
@@ -411,4 +435,5 @@ SIZED: Final[dict[str, Callable[[Node, Values], int]]] = {
     "Gather": _gathered,
     "MatMul": _matmul_size,
     "Pad": _padded,
+    **dict.fromkeys(_names("NonZero Compress Unique"), _chosen),
 }
