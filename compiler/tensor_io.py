@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from qatc.compiler.budget import active
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.quant import Array
 
 MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
@@ -89,7 +90,9 @@ class TensorReader:
         try:
             offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
         except ValueError:
-            raise TensorError("QAT003", f"offset or length of the external data is not a number: {entries}") from None
+            raise TensorError(
+                "QAT003", f"offset or length of the external data is not a number: {printable(str(entries))}"
+            ) from None
         if length != size:
             raise TensorError(
                 "QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}"
@@ -103,7 +106,7 @@ class TensorReader:
         if offset < 0 or offset + size > data.size:
             raise TensorError(
                 "QAT003",
-                f"bytes {offset:,} to {offset + size:,} are outside {location} ({data.size:,} bytes)",
+                f"bytes {offset:,} to {offset + size:,} are outside {printable(location)} ({data.size:,} bytes)",
                 "the data file is cut off or belongs to another model; copy both files again",
             )
         part = data[offset : offset + size]
@@ -126,7 +129,7 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
     if unsafe or "\\" in location:
         raise TensorError(
             "QAT003",
-            f"external data at {location!r} is outside the model's folder",
+            f"external data at {printable(location)!r} is outside the model's folder",
             "external data must lie beside the model, named by a relative path without '..'",
         )
     path = folder / location
@@ -136,13 +139,15 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
                 break
             if part.is_symlink():
                 raise TensorError(
-                    "QAT003", f"external data {location} goes through a symbolic link", "copy the file beside the model"
+                    "QAT003",
+                    f"external data {printable(location)} goes through a symbolic link",
+                    "copy the file beside the model",
                 )
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         raise TensorError(
             "QAT003",
-            f"external data file {location} cannot be read: {error}",
+            f"external data file {printable(location)} cannot be read: {_reason(error)}",
             "copy the data file that was exported with the model beside it",
         ) from error
     try:
@@ -150,12 +155,15 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
         with os.fdopen(handle, "rb", closefd=False) as file:
             return np.memmap(file, np.uint8, "r")
     except (OSError, ValueError, OverflowError) as error:
-        raise TensorError("QAT003", f"external data file {location} cannot be mapped: {error}") from error
+        raise TensorError(
+            "QAT003", f"external data file {printable(location)} cannot be mapped: {_reason(error)}"
+        ) from error
     finally:
         os.close(handle)
 
 
 def _check_regular(info: os.stat_result, location: str) -> None:
+    location = printable(location)
     if not stat.S_ISREG(info.st_mode):
         raise TensorError("QAT003", f"external data {location} is not a regular file")
     if info.st_nlink > 1:
@@ -163,6 +171,11 @@ def _check_regular(info: os.stat_result, location: str) -> None:
         raise TensorError("QAT003", f"external data {location} is a hard link with {info.st_nlink} names", hint)
     if not info.st_size:
         raise TensorError("QAT003", f"external data file {location} is empty")
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, without the file's name, which may be as long as it likes."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else printable(str(error))
 
 
 def few(dims: Sequence[int | str | None]) -> str:

@@ -78,7 +78,7 @@ def histogram(check: TensorCheck) -> Markup:
             )
         )
     name = Markup('<svg class="histogram" viewBox="0 0 220 110" role="img" aria-label="{}">').format(
-        f"Elements by difference in LSB: {check.tensor}"
+        text.prose(f"Elements by difference in LSB: {check.tensor}")
     )
     return name + Markup("").join(bars) + Markup("</svg>")
 
