@@ -13,6 +13,7 @@ The extra `torch` brings PyTorch; nothing else in qatc imports this.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,8 +22,9 @@ from torch import fx, nn
 from qatc.compiler.diagnostics import CompileError, Diagnostic
 from qatc.compiler.target import load_target
 from qatc.frontends.torch_qat.exporting import Rounding, export, stateless_copy, strip_copy
-from qatc.frontends.torch_qat.placement import Placement
+from qatc.frontends.torch_qat.placement import Placement, weights_left_float
 from qatc.frontends.torch_qat.recipes import RECIPES, LearnedFakeQuantize, Recipe, Widths, recipe_named
+from qatc.frontends.torch_qat.tracing import trace
 
 __all__ = [
     "RECIPES",
@@ -49,6 +51,8 @@ def prepare_qat(
 
     Every tensor that the target's integer network keeps is quantized: inputs, outputs, residual sums, concatenations,
     averages, functions. Convolutions and their batch norms become one layer whose folded weights are rounded.
+    Attention and recurrent layers (of up to 128 steps) are written out, so that they become integers as well; a warning
+    names the layers whose weights stay float.
 
     Args:
         model: float, traceable by torch.fx; it is not changed.
@@ -70,9 +74,14 @@ def prepare_qat(
     wrong = [Diagnostic("QAT007", f"the model has no module {n!r}") for n in (*exclude, *widths) if n not in known]
     if wrong:
         raise CompileError(wrong, 2)
-    traced = _trace(copy.deepcopy(model))
-    Placement(traced, chosen, tuple(exclude), widths).run(inputs)
+    traced = trace(copy.deepcopy(model), inputs, exclude)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that reduce_range is old; the guide's recipe has it
+        Placement(traced, chosen, tuple(exclude), widths).run(inputs)
     traced.eval()
+    left = weights_left_float(traced, exclude)
+    if left:
+        warnings.warn(f"these stay float: {', '.join(left)}; exclude them to say that it is meant", stacklevel=2)
     with torch.no_grad():
         traced(*inputs)  # the first ranges, and the shapes of per-channel scales, before an optimizer sees them
     return traced.train()
@@ -88,11 +97,3 @@ def freeze(model: nn.Module) -> None:
             module.disable_observer()
         if hasattr(module, "freeze_bn_stats"):
             module.freeze_bn_stats()
-
-
-def _trace(model: nn.Module) -> fx.GraphModule:
-    try:
-        return fx.symbolic_trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
-        hint = "control flow on tensors cannot be traced: move it out of forward, or wrap it with torch.fx.wrap"
-        raise CompileError([Diagnostic("QAT007", f"torch.fx cannot trace the model: {error}", hint=hint)], 2) from error

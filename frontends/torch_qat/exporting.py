@@ -30,6 +30,7 @@ from torch.ao.nn.intrinsic import qat as fused_modules
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic
 from qatc.frontends.torch_qat.placement import INPUT_QUANTIZERS
+from qatc.frontends.torch_qat.recipes import LearnedFakeQuantize
 
 _FULL: Final = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 _FOLDED: Final[tuple[tuple[Any, Any, bool], ...]] = (
@@ -206,6 +207,8 @@ def _rounding(module: nn.Module) -> nn.Module | None:
         return None
     if int(module.fake_quant_enabled[0]) == 0:
         return nn.Identity()
+    if isinstance(module, LearnedFakeQuantize):
+        module.settle()
     scale, zero_point = module.scale, module.zero_point
     if isinstance(module.activation_post_process, torch.ao.quantization.FixedQParamsObserver):
         scale, zero_point = module.calculate_qparams()

@@ -17,6 +17,7 @@ Its fake quantizers, observers and QAT modules are what is used here; the rule a
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from torch.ao.nn import qat as qat_modules
 from torch.ao.nn.intrinsic import qat as fused_modules
 
 from qatc.frontends.torch_qat.recipes import Recipe, Widths
+from qatc.frontends.torch_qat.tracing import ByMode, is_in, run
 
 INPUT_QUANTIZERS: Final = "qatc_input_quantizers"  # in the model's meta: layer -> the quantizer of what it reads
 _CARRIERS: Final = frozenset(
@@ -46,10 +48,19 @@ _CARRIERS: Final = frozenset(
 _FUSED_BEHIND: Final = frozenset(
     {
         "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip", "ReLU", "ReLU6", "Hardtanh",
-        "BatchNorm1d", "BatchNorm2d", "BatchNorm3d",
+        "Grid",
     }
 )  # fmt: skip
+_BATCH_NORMS: Final = frozenset({"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"})
+_SOFTMAX: Final = frozenset({"softmax", "Softmax", "Softmax2d", "log_softmax", "LogSoftmax"})
+_FLOAT: Final = -2  # a parameter that stays as it is
+_VALUE: Final = -1  # one that is rounded like any result
+_HIDDEN: Final = -1e4  # scores as low as this are masked
 _UNIT: Final = frozenset({"softmax", "sigmoid", "hardsigmoid", "Softmax", "Softmax2d", "Sigmoid", "Hardsigmoid"})
+_LINEAR: Final = frozenset({"linear", "conv1d", "conv2d", "conv3d"})  # functions: weights second, biases third
+_TRANSPOSED_CONV: Final = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_PRODUCTS: Final = frozenset({"matmul", "mm", "bmm"})
+_NORMS: Final = frozenset({"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "prelu"})
 _CONCAT: Final = frozenset({"cat", "concat", "concatenate", "stack"})
 _NEAREST: Final = frozenset({"nearest", "nearest-exact"})
 _WITH_BN: Final[Mapping[tuple[type, type], tuple[Any, Any]]] = {
@@ -84,7 +95,8 @@ class Placement:
 
     def run(self, example_inputs: Sequence[torch.Tensor]) -> None:
         """Place them all; the model's code is written anew."""
-        self.floats = _float_nodes(self.model, example_inputs)
+        seen = _look(self.model, example_inputs)
+        self.floats, self.rank = set(seen.rank) - seen.unbounded, seen.rank
         self._fuse_batch_norm()
         self._weights()
         self.nodes = list(self.model.graph.nodes)
@@ -108,15 +120,38 @@ class Placement:
             return False
         if self._excluded(node) and all(self._excluded(user) for user in node.users):
             return False
-        if self._carries(node):
+        if self._carries(node) or self._role(node) == _FLOAT:
             return False
-        readers = list(node.users)
-        fused = len(readers) == 1 and _kind(self.model, readers[0]) in _FUSED_BEHIND and readers[0].args[0] is node
-        return not (fused and self._computes(node) and not self._excluded(readers[0]))
+        reader = next(iter(node.users))
+        alone = len(node.users) == 1 and reader.args[0] is node and not self._excluded(reader)
+        return not (alone and self._fuses(node, _kind(self.model, reader)))
 
-    def _computes(self, node: fx.Node) -> bool:
-        """Whether the node's raw result exists only inside an operator, so that a clamp or batch norm can join it."""
-        return node.op in ("call_module", "call_function", "call_method") and not self._carries(node)
+    def _role(self, node: fx.Node) -> int:
+        """What functions take a parameter for: weights, and then the axis of their channels; `_FLOAT`; or `_VALUE`."""
+        if node.op != "get_attr":
+            return _VALUE
+        found: set[int] = set()
+        for user in node.users:
+            kind = _kind(self.model, user)
+            place = [*user.args, *user.kwargs.values()].index(node)
+            if kind in _NORMS or (kind in _LINEAR | _TRANSPOSED_CONV and place > 1):
+                found.add(_FLOAT)
+            elif place == 1 and kind in _LINEAR | _TRANSPOSED_CONV:
+                found.add(0 if kind in _LINEAR else 1)
+            elif place == 1 and kind in _PRODUCTS and self.rank[node] == 2:
+                found.add(1)
+            else:
+                found.add(_VALUE)
+        return found.pop() if len(found) == 1 else _VALUE
+
+    def _fuses(self, node: fx.Node, reader: str) -> bool:
+        """Whether the node's raw result exists only inside an operator, which its only reader joins."""
+        if node.op not in ("call_module", "call_function", "call_method") or self._carries(node):
+            return False
+        if reader in _BATCH_NORMS:  # they have channels of their own: only sums of products can take them in
+            layers = node.op == "call_module" and _is_quantized(self.model.get_submodule(str(node.target)))
+            return layers or _kind(self.model, node) in _LINEAR | _TRANSPOSED_CONV
+        return reader in _FUSED_BEHIND and _kind(self.model, node) not in _CONCAT
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether the node moves rounded values without changing them."""
@@ -129,11 +164,7 @@ class Placement:
         return kind in _CARRIERS
 
     def _excluded(self, node: fx.Node) -> bool:
-        stack: Mapping[str, object] = node.meta.get("nn_module_stack") or {}
-        names = list(stack)
-        if node.op == "call_module":
-            names.append(str(node.target))
-        return any(n == e or n.startswith(f"{e}.") for n in names for e in self.exclude)
+        return is_in(node, self.exclude)
 
     # -- sharing ------------------------------------------------------------------------------------------------------
     def _group(self, node: fx.Node) -> fx.Node:
@@ -142,7 +173,15 @@ class Placement:
         return node
 
     def _share(self, places: set[fx.Node]) -> None:
-        """Concatenated tensors share the quantizer of the result; so do clamps of tensors that others read too."""
+        """Concatenated tensors share the quantizer of the result; so do clamps of tensors that others read too, and
+        all that one `Grid` is called on.
+        """
+        grids: dict[str, fx.Node] = {}
+        for node in self.nodes:
+            if _kind(self.model, node) == "Grid" and node in places:
+                first = grids.setdefault(str(node.target), node)
+                if self._group(first) is not self._group(node):
+                    self.groups[self._group(node)] = self._group(first)
         for node in self.nodes:
             kind = _kind(self.model, node)
             if node not in places or kind not in _CONCAT | {"relu", "ReLU", "relu6", "ReLU6", "amax"}:
@@ -176,7 +215,12 @@ class Placement:
         name = f"fq_{node.name}"
         unit = _kind(self.model, node) in _UNIT
         _, bits = _widths(self.bits, str(node.target) if node.op == "call_module" else "")
-        factory = self.recipe.unit_interval() if unit and bits == 8 else self.recipe.activation(bits)
+        role = self._role(node)
+        if role >= 0:
+            widths = _widths(self.bits, str(node.target))
+            factory = self.recipe.weight(widths[0], role)
+        else:
+            factory = self.recipe.unit_interval() if unit and bits == 8 else self.recipe.activation(bits)
         self.model.add_module(name, factory())
         return name
 
@@ -235,6 +279,18 @@ def _is_quantized(layer: nn.Module) -> bool:
     return hasattr(layer, "weight_fake_quant") or nn.utils.parametrize.is_parametrized(layer, "weight")
 
 
+def weights_left_float(model: fx.GraphModule, exclude: Sequence[str]) -> list[str]:
+    """The layers that multiply by matrices which no quantizer rounds, as "name (kind)"."""
+    found: dict[str, None] = {}
+    for node in model.graph.nodes:
+        if node.op == "call_module" and not is_in(node, exclude):
+            layer = model.get_submodule(str(node.target))
+            matrices = any(p.ndim > 1 for p in layer.parameters())
+            if matrices and not _is_quantized(layer) and not isinstance(layer, nn.Embedding):
+                found[f"{node.target} ({type(layer).__name__})"] = None
+    return list(found)
+
+
 def _widths(bits: Mapping[str, Widths], name: str) -> tuple[int, int]:
     """(weights, activations) of a module: the entry of the longest name that it is or lies in."""
     fitting = [key for key in bits if not key or name == key or name.startswith(f"{key}.")]
@@ -258,7 +314,8 @@ _NAMES: Final[Mapping[Callable[..., Any], str]] = {
 def _kind(model: fx.GraphModule, node: fx.Node) -> str:
     """What a node does, in one word: a function's, method's or module's class name."""
     if node.op == "call_module":
-        return type(model.get_submodule(str(node.target))).__name__
+        module = model.get_submodule(str(node.target))
+        return str(module.function.__name__) if isinstance(module, ByMode) else type(module).__name__
     if node.op == "call_method":
         return str(node.target)
     if node.op == "call_function" and callable(node.target):
@@ -266,20 +323,28 @@ def _kind(model: fx.GraphModule, node: fx.Node) -> str:
     return ""
 
 
-def _float_nodes(model: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> set[fx.Node]:
-    """The nodes whose result is a float tensor, seen by running the model once."""
-    found: set[fx.Node] = set()
+@dataclass(frozen=True)
+class _Seen:
+    """The nodes with a float tensor as their result, with its rank, and those of them that no grid can hold."""
 
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if isinstance(result, torch.Tensor) and result.is_floating_point():
-                found.add(n)
-            return result
+    rank: dict[fx.Node, int]
+    unbounded: set[fx.Node]
 
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        Watch(model).run(*inputs)
-    model.train(training)
-    return found
+
+def _look(model: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> _Seen:
+    """Run the model once. Masks hold minus infinity, or numbers that stand for it: scores that were masked are for
+    Softmax alone to read, and a grid that reached so far would have no step left for the others.
+    """
+    seen = _Seen({}, set())
+
+    def visit(node: fx.Node, value: Any) -> None:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+            return
+        seen.rank[node] = value.ndim
+        lowest = float(value.amin())
+        into_softmax = bool(node.users) and all(_kind(model, user) in _SOFTMAX for user in node.users)
+        if not math.isfinite(float(value.abs().amax())) or (into_softmax and lowest <= _HIDDEN):
+            seen.unbounded.add(node)
+
+    run(model, inputs, visit)
+    return seen

@@ -83,9 +83,7 @@ class LearnedFakeQuantize(FakeQuantize):
         scale = self.scale if learning else self.scale.detach()
         zero_point = self.zero_point if learning and self.zero_point.requires_grad else self.zero_point.detach()
         factor = 1.0 / (x.numel() * self.quant_max) ** 0.5
-        # through .data: a shared quantizer is called again before the gradients of its first call are computed
-        self.scale.data.clamp_(self.observed / _DRIFT, self.observed * _DRIFT)
-        self.zero_point.data.clamp_(self.quant_min, self.quant_max)
+        self.settle()
         # rounded here so that what is trained, exported and deployed are the same; the gradient passes straight through
         zero_point = zero_point + (zero_point.round() - zero_point).detach()
         if self.is_per_channel:
@@ -95,6 +93,12 @@ class LearnedFakeQuantize(FakeQuantize):
         return torch._fake_quantize_learnable_per_tensor_affine(  # pyright: ignore[reportPrivateUsage]
             x, scale, zero_point, self.quant_min, self.quant_max, factor
         )
+
+    def settle(self) -> None:
+        """Take back what the optimizer's last step did too much."""
+        # through .data: a shared quantizer is called again before the gradients of its first call are computed
+        self.scale.data.clamp_(self.observed / _DRIFT, self.observed * _DRIFT)
+        self.zero_point.data.clamp_(self.quant_min, self.quant_max)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], prefix: str, *rest: Any) -> None:
         """Take shapes from the state: what is per channel is a single number before the first batch."""
