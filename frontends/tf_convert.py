@@ -7,6 +7,7 @@ TFLite file ends it with a signal.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ def convert(source: Path, destination: Path) -> None:
             the model would run code.
     """
     try:
+        _in_order()
         if source.is_dir():
             _by_program(["--saved-model", str(source), *_signature(source)], destination)
         elif source.suffix.lower() in _KERAS:
@@ -69,6 +71,21 @@ def convert(source: Path, destination: Path) -> None:
     except (Exception, SystemExit) as error:  # tf2onnx raises anything
         hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
         raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {first_words(error)}", hint=hint) from error
+
+
+def _in_order() -> None:
+    """Let tf2onnx walk over its sets of nodes in the order in which it made them, not in that of memory addresses.
+
+    Node order and names in the ONNX file hang on it: without this, equal files would give packages that differ.
+    """
+    node, made = needed("tf2onnx.graph").Node, itertools.count()
+    plain = node.__init__
+
+    def numbered(self: Any, *arguments: Any, **named: Any) -> None:
+        self._made = next(made)
+        plain(self, *arguments, **named)
+
+    node.__init__, node.__hash__ = numbered, lambda self: self._made
 
 
 def _by_program(arguments: Sequence[str], destination: Path) -> None:
