@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FAILED: Final = 3
 _INTERRUPTED: Final = 130
 _BUG: Final = 70
+_OWN_PROCESS: Final = "own process"  # the context's object where the command is all that this process runs
 _TOLERANCES: Final = ("max_lsb", "equal_share", "float_tolerance", "output_lsb", "agreement")
 _PROFILES: Final = ("onnx", "tflite", "tflite-single", "cmsis-nn", "tosa", "tosa-double", "pow2", "exact")
 _METHODS: Final = ("minmax", "percentile", "entropy", "mse")
@@ -243,6 +244,21 @@ def _limits(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -
     return found
 
 
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes; where the whole process is ours, the kernel holds us to them."""
+    if value is None:
+        return None
+    from qatc.compiler.budget import enforce, parse_size
+
+    try:
+        size = parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{printable(value)!r}: {error}", ctx, param) from error
+    if ctx.find_root().obj == _OWN_PROCESS:
+        enforce(size)
+    return size
+
+
 _FILE: Final = click.Path(path_type=Path)
 
 
@@ -282,6 +298,7 @@ _model_options = _options(
     click.option("--io", type=click.Choice(("float", "integer")), default="float", show_default=True,
                  help="What the deployed graph reads and writes."),
     click.option("--require-integer", is_flag=True, help="Make any operator that stays in float an error."),
+    click.option("--max-memory", metavar="SIZE", callback=_memory, help="Take no more memory, such as 2GiB or 800MB."),
 )  # fmt: skip
 _proof_options = _options(
     _repeated("--input", "inputs", form="NAME=FILE.npy", convert=Path, repeat=True,
@@ -590,12 +607,12 @@ def explain_command(code: str | None, json: bool, quiet: bool, verbose: bool) ->
 
 def main() -> None:
     """Run `qatc`."""
-    cli()
+    cli(obj=_OWN_PROCESS)
 
 
 def compile_main() -> None:
     """Run `compile`, the short name of `qatc compile`."""
-    compile_command()
+    compile_command(obj=_OWN_PROCESS)
 
 
 if __name__ == "__main__":
