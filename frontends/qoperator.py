@@ -166,8 +166,22 @@ class _Reader:
             known = self.grids.get(id(node.inputs[0]))
             if known is not None and node.op not in ("Shape", "Size"):
                 self.grids.update((id(y), known) for y in node.outputs)
+        elif node.op == "Resize" and not node.domain and id(node.inputs[0]) in self.grids:
+            self.interpolate(node, self.grids[id(node.inputs[0])])
         elif self.reads_integers(node) and not node.domain:
             self.read_as_real(node)
+
+    def interpolate(self, node: Node, grid: _Grid) -> None:
+        """A Resize between integers: the same between the real numbers, back onto their grid."""
+        x = self.real(node.inputs[0], grid)
+        y = self.insert("Resize", [x, *node.inputs[1:]], f"{node.outputs[0].name}_real", dict(node.attrs))
+        self.graph.diagnostics.note(
+            "QAT307",
+            "Resize interpolates between integers, which runtimes round in different ways; here it is to the nearest",
+            node=label_of(node),
+            tensor=node.outputs[0].name,
+        )
+        self.finish(node, y, grid)
 
     def requantize(self, node: Node) -> None:
         """QuantizeLinear of integers: nothing on their own grid, a rescaling on another."""

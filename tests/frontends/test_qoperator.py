@@ -232,3 +232,20 @@ def test_refused(op: str, domain: str, attrs: dict[str, object], code: str) -> N
     graph = one(op, domain, ["x", "at", "out"], **attrs)
     FRONTEND.normalise(graph, FrontendOptions())
     assert code in [d.code for d in graph.diagnostics.errors]
+
+
+def test_a_resize_interpolates_between_real_numbers() -> None:
+    """What lies between two integers is rounded to the nearest, on their grid."""
+    b = Builder(opsets={"": 17, MICROSOFT: 1})
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    sizes = ["", b.constant("scales", np.float32([1, 1, 2, 2]))]
+    x = b.node("QuantizeLinear", ["input", *at], "x")
+    y = b.node("QLinearSigmoid", [x, *at, *at], "y", MICROSOFT)
+    r = b.node("Resize", [y, *sizes], "r", mode="linear")
+    b.node("DequantizeLinear", [r, *at], "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT307", "note")]
+    graph.verify(stripped=False)
+    got = values(graph, np.linspace(-4, 4, 32, dtype=np.float32).reshape(1, 2, 4, 4))
+    assert set(np.unique(got)) <= {0.0, 0.5, 1.0}
