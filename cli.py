@@ -234,6 +234,13 @@ def _listed(ctx: click.Context, param: click.Parameter, value: str | Sequence[st
     return names
 
 
+def _counted(progress: Callable[[str, float], None] | None) -> Callable[[str, int, int], None] | None:
+    """What wants a share, told how much of how much."""
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(what, done / max(1, total))
+
+
 def _limits(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = _pairs("NAME=VALUE", _limit)(ctx, param, values)
     for key in found:
@@ -391,21 +398,28 @@ def inspect_command(
 
 @cli.command("verify")
 @click.argument("package", type=_FILE)
+@click.option(
+    "--reference/--no-reference",
+    default=True,
+    show_default="on",
+    help="Compare every tensor with the reference executor, too.",
+)
 @_ci_options
 @_output_options
 def verify_command(
-    package: Path, junit: Path | None, sarif: Path | None, json: bool, quiet: bool, verbose: bool
+    package: Path, reference: bool, junit: Path | None, sarif: Path | None, json: bool, quiet: bool, verbose: bool
 ) -> None:
     """Check PACKAGE again, wherever it was copied to.
 
-    Its files against their schemas and hashes, its samples through ONNX Runtime.
+    Its files against their schemas and hashes, its samples through ONNX Runtime and through the reference.
     """
     from qatc.compiler.report import envelope
     from qatc.compiler.report.listings import package_check, package_check_json
     from qatc.compiler.verify_package import verify_package
 
     screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
-    found = verify_package(package)
+    with screen.progress() as progress:
+        found = verify_package(package, reference=reference, progress=_counted(progress))
     status = 0 if found.passed else _FAILED
     if junit or sarif:
         from qatc.compiler.report.junit import package_cases

@@ -23,14 +23,17 @@ from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.samples import read_npy
 from qatc.compiler.quant import Array
-from qatc.compiler.result import Json
+from qatc.compiler.result import Json, TensorCheck
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from qatc.compiler.verify.packaged import ReferenceCheck
+
 _CHUNK: Final = 1 << 22
 _MOST_FINDINGS: Final = 20  # of one kind: a damaged disk damages many files
 _COPY_AGAIN: Final = "copy the package again, or compile it again"
+_COMPILE_AGAIN: Final = "compile the model again with this version of qatc"
 _SCHEMAS: Final = {
     "quantization.json": "quantization",
     "report.json": "report",
@@ -56,13 +59,20 @@ class SampleCheck:
 
 @dataclass(frozen=True)
 class PackageCheck:
-    """What `verify_package` found. `samples` is empty where they were not replayed."""
+    """What `verify_package` found. `samples` is empty where they were not replayed.
+
+    `tensors` has a check for each tensor that was compared with the reference executor; it is empty where that was not
+    asked for or the package holds no integer graph. `judged` is False where the outputs alone were compared, since the
+    model computes in floats.
+    """
 
     path: Path
     files: int
     size: int
     samples: tuple[SampleCheck, ...]
     diagnostics: tuple[Diagnostic, ...]
+    tensors: tuple[TensorCheck, ...] = ()
+    judged: bool = True
 
     @property
     def passed(self) -> bool:
@@ -70,11 +80,22 @@ class PackageCheck:
         return not any(d.severity is Severity.ERROR for d in self.diagnostics)
 
 
-def verify_package(path: str | Path, *, samples: bool = True, progress: Progress | None = None) -> PackageCheck:
-    """Check a package: manifest and JSON files against their schemas, all hashes, and the samples through ONNX Runtime.
+def verify_package(
+    path: str | Path, *, samples: bool = True, reference: bool = True, progress: Progress | None = None
+) -> PackageCheck:
+    """Check a package: manifest and JSON files against their schemas, all hashes, and the samples.
 
-    Findings are collected, not raised: QAT502 for whatever is damaged, QAT404 for a sample whose outputs differ,
-    QAT010 where onnxruntime is missing. `samples=False` leaves the model alone.
+    The samples go through ONNX Runtime, whose outputs must be those of the package, and through the reference executor,
+    with which every tensor is compared, operator by operator.
+
+    Findings are collected, not raised: QAT502 for whatever is damaged, QAT404 for a sample whose outputs differ, QAT401
+    for a tensor that the reference computes otherwise, QAT010 where onnxruntime is missing.
+
+    Args:
+        path: the package's folder.
+        samples: False leaves the model alone.
+        reference: False leaves the reference executor out, which takes seconds for every 10^9 multiply-accumulates.
+        progress: called with what is being done, how much of it is done and how much there is.
 
     Raises:
         CompileError: QAT502 where there is no package at all, QAT503 where it is being written right now.
@@ -101,7 +122,11 @@ def verify_package(path: str | Path, *, samples: bool = True, progress: Progress
     checks: list[SampleCheck] = []
     if samples and manifest["model"] is not None and not found.errors:
         checks = _replay(folder, manifest, found, progress)
-    return PackageCheck(folder, len(manifest["files"]), size, tuple(checks), tuple(found))
+    referred: ReferenceCheck | None = None
+    if checks and reference and not found.errors:
+        referred = _refer(folder, manifest, found, progress)
+    tensors, judged = (referred.tensors, referred.judged) if referred is not None else ((), True)
+    return PackageCheck(folder, len(manifest["files"]), size, tuple(checks), tuple(found), tensors, judged)
 
 
 # -- the manifest -------------------------------------------------------------------------------------------------
@@ -306,6 +331,36 @@ def _replay_sample(
         tolerance = Tolerance(port["tolerance"]["absolute"], port["tolerance"]["relative"])
         checks.append(compare(index, port["name"], _load(folder, name), np.asarray(result), tolerance))
     return checks
+
+
+def _refer(
+    folder: Path, manifest: Mapping[str, Any], found: Diagnostics, progress: Progress | None
+) -> ReferenceCheck | None:
+    """The samples through the reference executor; None for a package without an integer graph."""
+    from qatc.compiler.arithmetic import get_profile
+    from qatc.compiler.stored import TROUBLE, read_graph, read_samples
+    from qatc.compiler.verify.packaged import check_packaged
+
+    try:
+        stored = read_graph(folder, manifest)
+        if stored is None:
+            return None
+        every = (read_samples(folder, manifest, role) for role in ("inputs", "outputs"))
+        samples = list(zip(*every, strict=True))
+        profile = get_profile(manifest["arithmetic"])
+        checked = check_packaged(stored.graph, stored.names, folder / manifest["model"], profile, samples, progress)
+    except TROUBLE as error:
+        found.error("QAT502", f"the package contradicts itself: {_reason(error)}", hint=_COMPILE_AGAIN)
+        return None
+    except CompileError as error:
+        for diagnostic in error.diagnostics:
+            found.add(diagnostic)
+        return None
+    bad = [check for check in checked.tensors if not check.passed]
+    for check in bad[:_MOST_FINDINGS]:
+        hint = "this machine computes otherwise: compare the onnxruntime version and the processor"
+        found.error("QAT401", f"{check.op}: {printable(check.message)}", tensor=check.tensor, hint=hint)
+    return checked
 
 
 def _load(folder: Path, name: str) -> Array:

@@ -47,6 +47,8 @@ def package_cases(found: PackageCheck) -> list[Case]:
         said = f"{check.different:,} of {check.elements:,} differ, by at most {check.largest:.3g}"
         name = f"sample {check.sample}, {printable(check.output)}"
         cases.append(Case(name, "" if check.passed else said, said))
+    if found.tensors:
+        cases.append(_stage("package = reference", found.tensors))
     return cases
 
 

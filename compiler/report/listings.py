@@ -39,9 +39,28 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
         facts.row("samples", f"{number} replayed, {outputs}: {said}", style="red" if bad else "dim")
     else:
         facts.row("samples", Text("not replayed", style="yellow"))
+    if found.tensors:
+        facts.row("reference", _referred(found), style="dim" if all(c.passed for c in found.tensors) else "red")
+    elif found.samples:
+        facts.row("reference", Text("not compared", style="yellow"))
     for check in found.samples if verbose else bad[:5]:
         line = f"sample {check.sample}, {printable(check.output)}: {check.different:,} of {check.elements:,} differ"
         facts.row("", Text(line + (f", by at most {check.largest:.3g}" if check.different else "")))
+
+
+def _referred(found: PackageCheck) -> str:
+    """How the tensors compare with those of the reference executor."""
+    elements = sum(check.elements for check in found.tensors)
+    different = elements - sum(check.histogram.get(0, 0) for check in found.tensors)
+    worst = max(check.max_lsb for check in found.tensors)
+    failed = sum(not check.passed for check in found.tensors)
+    share = text.percent(different / elements) if different else ""
+    said = f"{share} differ, by at most {worst} LSB" if different else "equal bit for bit"
+    if not found.judged:
+        outputs = text.count(len(found.tensors), "output")
+        return f"{outputs} end to end: {said}; not judged, since the model computes in floats"
+    what = text.count(len(found.tensors), "tensor")
+    return f"{what}, operator by operator: {said}" + (f", {failed} of them where none may" if failed else "")
 
 
 def package_check_json(found: PackageCheck) -> dict[str, Json]:
@@ -62,6 +81,21 @@ def package_check_json(found: PackageCheck) -> dict[str, Json]:
             }
             for check in found.samples
         ],
+        "reference": {
+            "judged": found.judged,
+            "tensors": [
+                {
+                    "tensor": check.tensor,
+                    "op": check.op,
+                    "elements": check.elements,
+                    "different": check.elements - check.histogram.get(0, 0),
+                    "max_lsb": check.max_lsb,
+                    "passed": check.passed,
+                    "message": check.message,
+                }
+                for check in found.tensors
+            ],
+        },
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
@@ -62,10 +63,18 @@ class Replay:
 class PackageCheck:
     """The comparison over all samples."""
 
-    def __init__(self, graph: IntegerGraph, profile: Profile, emitted: Emitted, evaluate: OnnxEvaluator) -> None:
+    def __init__(
+        self,
+        graph: IntegerGraph,
+        profile: Profile,
+        emitted: Emitted,
+        evaluate: OnnxEvaluator,
+        folder: Path | None = None,
+    ) -> None:
+        """A comparison; the model's external data that `emitted` does not hold lie in `folder`."""
         self.graph, self.profile, self.evaluate = graph, profile, evaluate
-        self.stepwise = RunnableModel(emitted.model, weights=emitted.external)
-        self.whole = RunnableModel(emitted.model, weights=emitted.external, optimize=True)
+        self.stepwise = RunnableModel(emitted.model, folder, weights=emitted.external)
+        self.whole = RunnableModel(emitted.model, folder, weights=emitted.external, optimize=True)
         self.names = {
             name: emitted.names.get(name, name)
             for name in [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]

@@ -22,7 +22,7 @@ from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
 from qatc.compiler.verify.tally import Tally
 
-_BUDGET: Final = 1 << 28  # bytes of float tensors read from the simulation at a time
+BUDGET: Final = 1 << 28  # bytes of float tensors read from the simulation at a time
 _UNKNOWN: Final = 1 << 20  # elements assumed for a tensor of unknown shape
 
 
@@ -34,7 +34,7 @@ def verify(
     samples: Sequence[Mapping[str, Array]],
     limits: Limits | None = None,
     *,
-    budget: int = _BUDGET,
+    budget: int = BUDGET,
 ) -> Verification:
     """Compare simulation, reference and package on `samples`; a breach makes the result not `passed`.
 
@@ -57,7 +57,7 @@ def verify(
     package = PackageCheck(graph, get_profile("onnx"), emitted, evaluate)
     ends = _Ends(graph, local, package)
     runs = [_Run(feeds, graph, local, package) for feeds in samples]
-    for stage in _stages(graph, local.located, budget):
+    for stage in stages(graph, local.located, budget):
         for run in runs:
             run.advance(stage, simulation, ends)
     for run in runs:
@@ -115,27 +115,27 @@ def _first_bad(graph: IntegerGraph, *tallies: Mapping[str, Tally]) -> str | None
 
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """Operators that are compared together, and the tensors that nobody reads after them."""
 
     ops: tuple[Op, ...]
     dead: tuple[str, ...]
 
 
-def _stages(graph: IntegerGraph, located: Mapping[str, str], budget: int) -> Iterator[_Stage]:
-    """The operators in order, cut where the simulation's tensors would exceed `budget`."""
+def stages(graph: IntegerGraph, located: Mapping[str, str], budget: int) -> Iterator[Stage]:
+    """The operators in order, cut where the tensors of `located` (the graph's names) would exceed `budget` bytes."""
     last = _last_uses(graph, located)
     ops: list[Op] = []
     used, done = 0, 0
     for index, op in enumerate(graph.ops):
         size = sum(_bytes(graph, o) for o in op.outputs if o in located)
         if ops and used + size > budget:
-            yield _Stage(tuple(ops), tuple(n for n, i in last.items() if done <= i < index))
+            yield Stage(tuple(ops), tuple(n for n, i in last.items() if done <= i < index))
             ops, used, done = [], 0, index
         ops.append(op)
         used += size
     if ops:
-        yield _Stage(tuple(ops), ())
+        yield Stage(tuple(ops), ())
 
 
 def _last_uses(graph: IntegerGraph, located: Mapping[str, str]) -> dict[str, int]:
@@ -170,7 +170,7 @@ class _Run:
         self.sample: Sample = local.start(feeds, self.inputs)
         self.replay: Replay = package.start(self.inputs)
 
-    def advance(self, stage: _Stage, simulation: Simulation, ends: _Ends) -> None:
+    def advance(self, stage: Stage, simulation: Simulation, ends: _Ends) -> None:
         """Take the operators of `stage` through all comparisons."""
         wanted = [name for op in stage.ops for name in self.local.places(op)]
         simulated = simulation.run(self.feeds, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import unittest
@@ -11,16 +12,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx.backend.base import Backend, BackendRep
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
+from qatc import compile_model
+from qatc.compiler.compare.package import open_package
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.package import Tolerance, check_script
+from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import Array
 from qatc.compiler.verify_package import compare, verify_package
-from tests.tiny_package import build, codes, edit, run_check, text
+from tests.tiny_package import build, codes, edit, replace_file, run_check, text
 
 
 @pytest.fixture(scope="session")
@@ -304,3 +309,68 @@ def test_onnx_finds_and_runs_the_test_data(
     assert (result.testsRun, len(result.skipped)) == (2, 1)  # the other one is for CUDA
     assert len(result.failures) == (1 if change else 0)
     assert not result.errors
+
+
+# -- the reference ------------------------------------------------------------------------------------------------
+CORPUS = Path(__file__).resolve().parent.parent / "corpus"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    destination = tmp_path_factory.mktemp("compiled") / "out"
+    compile_model(CORPUS / "tfmot-op13__smallcnn" / "model.onnx", qat=True, output=destination, samples=2)
+    return destination
+
+
+def test_every_tensor_is_compared_with_the_reference(compiled: Path) -> None:
+    seen: list[str] = []
+    found = verify_package(compiled, progress=lambda what, done, total: seen.append(what))
+    assert found.passed
+    assert found.judged
+    graph = open_package(compiled).graph
+    assert len(found.tensors) == len([o for op in graph.ops for o in op.outputs])
+    assert all(check.histogram == {0: check.elements} for check in found.tensors)
+    assert "comparing with the reference" in seen
+    assert verify_package(compiled, reference=False).tensors == ()
+
+
+def test_a_model_that_rounds_otherwise_is_found(compiled: Path, tmp_path: Path) -> None:
+    """A scale in model.onnx is changed and the samples with it, so that only the reference sees it."""
+    package = Path(shutil.copytree(compiled, tmp_path / "out"))
+    model = onnx.load(package / "model.onnx")
+    node = next(n for n in model.graph.node if n.op_type == "QLinearConv")
+    scale = next(i for i in model.graph.initializer if i.name == node.input[4])
+    array = onnx.numpy_helper.to_array(scale)
+    scale.CopyFrom(onnx.numpy_helper.from_array((array * np.float32(1.001)).astype(np.float32), scale.name))
+    replace_file(package, "model.onnx", model.SerializeToString())
+    session = onnxruntime.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"])
+    for sample in ("0", "1"):
+        feed = {session.get_inputs()[0].name: np.load(package / "samples" / sample / "input_0.npy")}
+        replace_file(package, f"samples/{sample}/output_0.npy", npy_bytes(np.asarray(session.run(None, feed)[0])))
+    assert run_check(package)[0] == 0
+    found = verify_package(package)
+    assert codes(found) == {"QAT401"}
+    (wrong,) = [check for check in found.tensors if not check.passed]
+    assert wrong.tensor == node.output[0].removesuffix("_quantized") or node.output[0].startswith(wrong.tensor)
+    assert verify_package(package, reference=False).passed
+
+
+def test_a_model_of_floats_is_measured(tmp_path: Path) -> None:
+    source = CORPUS / "tfmot-op13__smallcnn" / "model.onnx"
+    package = compile_model(source, qat=True, target="qdq", output=tmp_path / "out").package
+    assert package is not None
+    found = verify_package(package)
+    assert found.passed
+    assert not found.judged
+    assert [check.op for check in found.tensors] == ["output"]
+    assert found.tensors[0].max_lsb <= 2
+
+
+def test_an_integer_graph_that_contradicts_the_model(compiled: Path, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(compiled, tmp_path / "out"))
+    document = json.loads((package / "integer.json").read_bytes())
+    document["constants"] = document["constants"][1:]
+    replace_file(package, "integer.json", json.dumps(document).encode())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "the package contradicts itself" in text(found)

@@ -1,0 +1,136 @@
+"""A package on disk against the reference: the first of the three comparisons, made again wherever it was copied to.
+
+The model's operators are compared one by one, each fed the model's own tensors. A model of floats and parameters (QDQ)
+has no integer operators to compare with: what the reference makes of the samples is measured against their outputs
+then, end to end, and not judged, since both round in their own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from qatc.compiler.arithmetic import Profile, get_profile
+from qatc.compiler.integer import Conv, IntegerGraph, MatMul
+from qatc.compiler.quant import Array
+from qatc.compiler.reference import execute
+from qatc.compiler.result import TensorCheck
+from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.verify.deployed import PackageCheck
+from qatc.compiler.verify.proof import BUDGET, stages
+from qatc.compiler.verify.tally import Tally
+
+Progress = Callable[[str, int, int], None]
+_ANY: Final = 1e300
+
+
+@dataclass(frozen=True)
+class ReferenceCheck:
+    """What the reference says of a package: a check a tensor; `judged` where its operators were compared one by one."""
+
+    tensors: tuple[TensorCheck, ...]
+    judged: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether every tensor is what the reference computes, or differs only where it may."""
+        return all(check.passed for check in self.tensors)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A model as `PackageCheck` takes it."""
+
+    model: onnx.ModelProto
+    names: Mapping[str, str]
+    external: Sequence[tuple[str, Array]] = ()
+
+
+def check_packaged(
+    graph: IntegerGraph,
+    names: Mapping[str, str],
+    model: Path,
+    profile: Profile,
+    samples: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]],
+    progress: Progress | None = None,
+) -> ReferenceCheck:
+    """Compare a package's model with the reference executor on its samples.
+
+    Args:
+        graph: the integer graph of the package.
+        names: its tensors' names in the model.
+        model: the model's file; external data are looked up beside it.
+        profile: how the target rounds.
+        samples: inputs and outputs of each sample, by port.
+        progress: called with what is done, how much of it and of how much.
+
+    Raises:
+        CompileError: QAT401 where ONNX Runtime cannot run the model, QAT302 where the reference cannot.
+    """
+    proto = onnx.ModelProto.FromString(model.read_bytes())
+    if _in_floats(graph, names, proto):
+        return ReferenceCheck(tuple(_ends(graph, profile, samples, progress)), judged=False)
+    check = PackageCheck(graph, get_profile("onnx"), _Written(proto, names), OrtEvaluator(), model.parent)
+    runs = [(check.feeds(inputs), check.start(inputs)) for inputs, _ in samples]
+    parts = list(stages(graph, check.names, BUDGET))
+    for number, part in enumerate(parts):
+        for feeds, replay in runs:
+            found = check.read(feeds, [name for op in part.ops for name in check.places(op)])
+            for index, op in enumerate(part.ops):
+                if progress:
+                    share = (number + index / len(part.ops)) / len(parts)
+                    progress("comparing with the reference", int(share * 1000), 1000)
+                check.step(op, replay, found)
+            for name in part.dead:
+                replay.values.pop(name, None)
+    return ReferenceCheck(tuple(tally.check() for tally in check.finish()), judged=True)
+
+
+def _in_floats(graph: IntegerGraph, names: Mapping[str, str], model: onnx.ModelProto) -> bool:
+    """Whether the model computes in floats what the graph computes in integers."""
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    products = [op.output for op in graph.ops if isinstance(op, (Conv, MatMul))]
+    kinds: list[str] = []
+    for name in products:
+        if graph.tensors[name].params is not None:
+            maker = makers.get(names.get(name, name))
+            while maker is not None and maker.op_type == "Clip":
+                maker = makers.get(maker.input[0])
+            kinds.append("" if maker is None else maker.op_type)
+    return bool(kinds) and all(kind in ("QuantizeLinear", "") for kind in kinds)
+
+
+def _ends(
+    graph: IntegerGraph,
+    profile: Profile,
+    samples: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]],
+    progress: Progress | None,
+) -> Iterator[TensorCheck]:
+    """The reference's outputs against those of the samples, in LSB of their grids where they have one."""
+    makers = graph.producers()
+    evaluate = OrtEvaluator()
+    tallies: dict[str, Tally] = {}
+    for number, (inputs, outputs) in enumerate(samples):
+        if progress:
+            progress("running the reference", number, len(samples))
+        values = execute(graph, inputs, profile, evaluate=evaluate)
+        for name, wanted in outputs.items():
+            tally = tallies.setdefault(name, Tally(name, "output", "package"))
+            value = values[name]
+            if value.shape != wanted.shape or value.dtype != wanted.dtype:
+                have, want = f"{value.dtype} {list(value.shape)}", f"{wanted.dtype} {list(wanted.shape)}"
+                tally.problem(f"the sample has {want}, the reference {have}")
+                continue
+            maker = makers.get(name)
+            source = maker.inputs[0] if maker is not None and maker.kind == "Dequantize" else name
+            params = graph.tensors[source].params
+            if params is None:
+                tally.floats(value, wanted, _ANY)  # NaN and infinities must be the same
+            else:
+                theirs, ours = (v if v.dtype.kind in "iu" else params.quantize(v) for v in (wanted, value))
+                tally.integers(theirs, ours, params)
+    yield from (tally.check() for tally in tallies.values())
