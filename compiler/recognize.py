@@ -71,7 +71,7 @@ def _beside(graph: QuantGraph, path: Path, wanted: str) -> Recognition:
     """The dialect of a file of ranges or encodings beside the model, and what it says."""
     registry = frontends()
     names = registry.names() if wanted == "auto" else [registry.get(wanted).name]
-    refused: list[Diagnostic] = []
+    refused: list[tuple[int, tuple[Diagnostic, ...]]] = []
     for name in names:
         read = registry.get(name).read
         if read is None:
@@ -79,8 +79,10 @@ def _beside(graph: QuantGraph, path: Path, wanted: str) -> Recognition:
         try:
             external = read(path, graph)
         except CompileError as error:
-            refused += [d for d in error.diagnostics if d not in refused]
+            refused.append((registry.get(name).confidence, tuple(error.diagnostics)))
             continue
         return Recognition(name, f"{len(external)} tensors with parameters in {printable(path.name)}", external)
     hint = "leave -m out, or use -m ranges or -m aimet"
-    raise CompileError(refused or [Diagnostic("QAT102", f"the dialect {wanted} reads no file of ranges", hint=hint)])
+    if refused:  # what the reader of most formats says; the others say only that the file is none of theirs
+        raise CompileError(max(refused, key=lambda item: item[0])[1])
+    raise CompileError([Diagnostic("QAT102", f"the dialect {wanted} reads no file of ranges", hint=hint)])

@@ -190,7 +190,8 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     settled = list(_settled(graph, options.external))
     qdq.prepare(graph)
     if not settled:
-        graph.diagnostics.error("QAT101", "no ranges are given", hint="give them with --ranges FILE")
+        if not graph.diagnostics.errors:  # else the file's entries are illegal, which has been said
+            graph.diagnostics.error("QAT101", "no ranges are given", hint="give them with --ranges FILE")
         return
     here = {t.name: t for t in graph.tensors()}
     present = {id(t) for t in here.values()}

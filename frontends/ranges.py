@@ -351,7 +351,7 @@ FRONTEND = Frontend(
     description="a float model with a file of ranges: JSON, text table or calibration cache (--ranges FILE)",
     recognise=_recognise,
     normalise=_normalise,
-    confidence=0,
+    confidence=1,
     exporters=(
         "PPQ (main branch)",
         "MQBench 0.0.7 (clip ranges)",

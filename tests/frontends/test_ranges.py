@@ -13,6 +13,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from qatc import compile_model
 from qatc.compiler.diagnostics import CompileError, Severity
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
@@ -349,3 +350,19 @@ def test_aimet_reads_encodings_alone(tmp_path: Path) -> None:
 def test_absurd_numbers_are_findings(text: str, tmp_path: Path) -> None:
     with pytest.raises(CompileError):
         grid_of(text, tmp_path)
+
+
+def test_what_is_wrong_with_a_file_is_said_once(tmp_path: Path) -> None:
+    """Several dialects read files of ranges, and each has its say; and illegal entries are no missing ones."""
+    b = Builder()
+    b.node("Relu", ["input"], "output")
+    onnx.save(nets.model_of(b, [1, 2]), tmp_path / "model.onnx")
+    texts = {
+        "{": "QAT007",
+        '{"input": {"scale": [0.0], "zero_point": [0], "qmin": 0, "qmax": 255, "axis": null}}': "QAT201",
+    }
+    for text, code in texts.items():
+        (tmp_path / "ranges.json").write_text(text)
+        with pytest.raises(CompileError) as caught:
+            compile_model(tmp_path / "model.onnx", ranges=tmp_path / "ranges.json", output=tmp_path / "out")
+        assert [d.code for d in caught.value.diagnostics] == [code]
