@@ -346,7 +346,7 @@ def cli() -> None:
 def compile_command(
     model: Path, junit: Path | None, sarif: Path | None, json: bool, quiet: bool, verbose: bool, **chosen: Any
 ) -> None:
-    """Compile MODEL, an ONNX file, and write the package."""
+    """Compile MODEL, an ONNX file (or one of TensorFlow's), and write the package."""
     from qatc.compiler.driver import compile_model
     from qatc.compiler.report import envelope, result_json, summary
 

@@ -142,6 +142,7 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
         "tf2onnx 1.17 --tflite, with and without --dequantize",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
+        ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
     ),
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",

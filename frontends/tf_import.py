@@ -70,7 +70,7 @@ def _installed(source: Path) -> None:
     wanted = _PACKAGES if source.is_dir() or source.suffix.lower() == ".tflite" else (*_PACKAGES, *_KERAS_PACKAGES)
     missing = [name for name in wanted if find_spec(name) is None]
     if missing:
-        packages = " and ".join(missing)
+        packages = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
         verb = "is" if len(missing) == 1 else "are"
         message = f"reading {source.name} needs {packages}, which {verb} not installed"
         raise fail(

@@ -55,7 +55,9 @@ def load_keras(path: Path) -> Any:
 
 def first_words(error: BaseException) -> str:
     """The start of a message: TensorFlow likes to append the whole model."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if " " not in text:  # a KeyError says its key alone
+        text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
