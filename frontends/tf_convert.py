@@ -88,7 +88,10 @@ def _in_order() -> None:
         self._made = next(made)
         plain(self, *arguments, **named)
 
-    node.__init__, node.__hash__ = numbered, lambda self: self._made
+    def number(self: Any) -> int:
+        return self._made
+
+    node.__init__, node.__hash__ = numbered, number
 
 
 def _by_program(arguments: Sequence[str], destination: Path) -> None:
