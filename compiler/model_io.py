@@ -202,7 +202,7 @@ def _tensors(attribute: AttributeProto) -> list[TensorProto]:
     return []
 
 
-def _captured(attributes: Iterable[AttributeProto]) -> list[str]:
+def captured_names(attributes: Iterable[AttributeProto]) -> list[str]:
     """Names that a node's subgraphs read from the graph around them, in a stable order."""
     made: set[str] = set()
     read: dict[str, None] = {}
@@ -323,7 +323,7 @@ class _Reader:
         """The nodes in topological order; what is read but never made, made twice, or cyclic is an error."""
         maker: dict[str, int] = {}
         taken = inputs | {name for name, tensor in self.tensors.items() if is_constant(tensor)}
-        reads = [[n for n in node.inputs if n] + _captured(node.attributes) for node in nodes]
+        reads = [[n for n in node.inputs if n] + captured_names(node.attributes) for node in nodes]
         for index, node in enumerate(nodes):
             for name in node.outputs:
                 if name and (name in maker or name in taken):
@@ -370,7 +370,7 @@ class _Reader:
         return [nodes[i] for i in order]
 
     def _node(self, record: NodeRecord) -> Node:
-        captures = _captured(record.attributes)
+        captures = captured_names(record.attributes)
         inputs = [self._tensor(n) for n in record.inputs + captures]
         outputs = [self._tensor(n) for n in record.outputs]
         attrs = {a.name: self._attribute(a, record.proto) for a in record.attributes}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, is_constant
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import QuantParams, dtype_range
@@ -34,6 +35,9 @@ def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) ->
     """What every dialect starts with: modern operators, folded constants. `keep` says which nodes are not folded."""
     modernize(graph)
     fold(graph, keep=keep)
+    while inline_branches(graph):  # what a branch holds may decide another
+        modernize(graph)
+        fold(graph, keep=keep)
 
 
 def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:

@@ -1,0 +1,87 @@
+"""Branches: an If whose condition is constant becomes the nodes of the branch that is taken.
+
+    c = Equal(Shape(x)[1], 1) -> If(c) {then: Squeeze(x), else: Identity(x)} -> y        Squeeze(x) -> y
+
+PyTorch writes such conditions on shapes; with known shapes they fold to constants. Names in a body may be those of
+tensors around it, or of the other branch's: what the body makes gets new names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
+from qatc.compiler.model_io import captured_names, captures_of, dims_of
+
+_BRANCHES: Final = ("else_branch", "then_branch")
+_CAPTURES: Final = "_captures"
+
+
+def inline_branches(graph: QuantGraph) -> int:
+    """Replace every If of a constant condition by its branch, also those inside; returns how many there were."""
+    found = 0
+    taken = [n for n in graph.nodes if _condition(n) is not None]
+    while taken:
+        found += len(taken)
+        inner: list[Node] = []
+        for node in taken:
+            inner += _inline(graph, node)
+        graph.remove(taken)
+        taken = [n for n in inner if _condition(n) is not None]
+    if found:
+        graph.sort()
+        graph.clean()
+    return found
+
+
+def _condition(node: Node) -> bool | None:
+    """The constant condition of an If, None where it has none."""
+    if node.op != "If" or node.domain or not node.inputs:
+        return None
+    value = value_of(node.inputs[0])
+    return bool(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+def _inline(graph: QuantGraph, node: Node) -> list[Node]:
+    body: onnx.GraphProto = node.attrs[_BRANCHES[bool(_condition(node))]]
+    count = captures_of(node)
+    captured: list[str] = node.attrs.get(_CAPTURES, [])
+    tensors: dict[str, Tensor] = dict(zip(captured, node.inputs[len(node.inputs) - count :], strict=True))
+    for proto in body.initializer:
+        value = onnx.numpy_helper.to_array(proto)
+        tensors[proto.name] = graph.constant(proto.name, value)
+    kinds = {v.name: v.type.tensor_type for v in [*body.value_info, *body.output]}
+    made: list[Node] = []
+    for proto in body.node:
+        for name in proto.output:
+            kind = kinds.get(name)
+            dims = list(dims_of(kind)) if kind is not None and kind.HasField("shape") else None
+            element = kind.elem_type if kind is not None and kind.elem_type else None
+            tensors[name] = graph.variable(name, element, dims) if name else Variable("")
+        made.append(_node(graph, proto, tensors))
+    for output, result in zip(body.output, list(node.outputs), strict=True):
+        if result.name:
+            graph.replace(result, tensors[output.name])
+    return made
+
+
+def _node(graph: QuantGraph, proto: onnx.NodeProto, tensors: dict[str, Tensor]) -> Node:
+    """A node of the body as one of the graph."""
+    outer = captured_names(proto.attribute)
+    attrs: dict[str, Any] = {a.name: _value(a) for a in proto.attribute}
+    if outer:
+        attrs[_CAPTURES] = outer
+    inputs = [tensors[n] if n else Variable("") for n in [*proto.input, *outer]]
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    hint = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
+    outputs = [tensors[n] for n in proto.output]
+    return graph.insert(proto.op_type, inputs, outputs, hint=hint, domain=domain, attrs=attrs)
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return np.asarray(onnx.numpy_helper.to_array(attribute.t))
+    return onnx.helper.get_attribute_value(attribute)

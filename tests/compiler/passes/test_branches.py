@@ -1,0 +1,80 @@
+"""An If of a constant condition is the branch that it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qatc.compiler.graph import QuantGraph
+from qatc.compiler.model_io import to_model
+from qatc.frontends import qdq
+from tests.frontends.running import run
+from tests.graphs import loaded
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+
+
+def prepared(body: str, signature: str = "(float[2,1,3] x) => (float[] y)") -> tuple[str, QuantGraph]:
+    text = f"{HEADER}g {signature} <int64 one = {{1}}, int64 axis = {{1}}, float z = {{2.0}}> {{ {body} }}"
+    graph = loaded(text)
+    qdq.prepare(graph)
+    graph.verify(stripped=False)
+    return text, graph
+
+
+def same(text: str, graph: QuantGraph, *inputs: np.ndarray) -> None:
+    """Both compute the same."""
+    for got, want in zip(run(to_model(graph), *inputs), run(onnx.parser.parse_model(text), *inputs), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+SQUEEZE = (
+    "s = Shape(x) d = Gather<axis=0>(s, axis) c = Equal(d, one)"
+    " r = If(c) <then_branch = p () => (float[N,M] t) <int64[1] a = {1}> { t = Squeeze(x, a) },"
+    " else_branch = q () => (float[N,M] t) { t = Identity(x) }>"
+)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_condition_on_known_shapes(size: int) -> None:
+    """What PyTorch writes for squeeze(); both branches call their results alike."""
+    _, graph = prepared(f"{SQUEEZE} y = Relu(r)", f"(float[2,{size},3] x) => (float[] y)")
+    assert [n.op for n in graph.nodes] == (["Squeeze", "Relu"] if size == 1 else ["Relu"])
+    x = np.random.default_rng(0).normal(size=(2, size, 3)).astype(np.float32)
+    want = np.maximum(x.squeeze(1) if size == 1 else x, 0)
+    np.testing.assert_array_equal(run(to_model(graph), x)[0], want)
+
+
+def test_a_branch_that_is_a_graph_output() -> None:
+    text, graph = prepared(SQUEEZE.replace("r = If", "y = If"))
+    same(text, graph, np.ones((2, 1, 3), np.float32))
+    assert [t.name for t in graph.outputs] == ["y"]
+
+
+def test_branches_in_branches_and_captured_names() -> None:
+    text, graph = prepared(
+        "c = Equal(one, axis) k = Abs(x) y = If(c) <then_branch = p () => (float[] t) { h = Mul(k, z) t = If(c)"
+        " <then_branch = u () => (float[] v) { v = Add(h, k) }, else_branch = w () => (float[] v) { v = Neg(h) }> },"
+        " else_branch = q () => (float[] t) { t = Identity(k) }>"
+    )
+    assert sorted(n.op for n in graph.nodes) == ["Abs", "Add", "Mul"]
+    same(text, graph, np.full((2, 1, 3), -1, np.float32))
+
+
+def test_quantizers_in_a_branch_are_read() -> None:
+    text = (
+        "c = Equal(one, axis) y = If(c) <then_branch = p () => (float[] t) <uint8 n = {128}>"
+        " { q = QuantizeLinear(x, z, n) t = DequantizeLinear(q, z, n) },"
+        " else_branch = q () => (float[] t) { t = Identity(x) }>"
+    )
+    source, graph = prepared(text)
+    same(source, graph, np.linspace(-5, 5, 6, dtype=np.float32).reshape(2, 1, 3))
+    qdq.lift(graph)
+    assert [n.op for n in graph.nodes] == ["FakeQuant"]
+
+
+def test_a_condition_that_is_computed_stays() -> None:
+    computed = "e = ReduceMax<keepdims=0>(x) c = Greater(e, z)"
+    _, graph = prepared(SQUEEZE.replace("c = Equal(d, one)", computed) + " y = Relu(r)")
+    assert "If" in [n.op for n in graph.nodes]
