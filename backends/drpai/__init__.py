@@ -33,6 +33,7 @@ _OPTIONS: Final = (
     BackendOption("quantizer_dir", "the folder of DRP-AI Quantizer: it is run on drpai/stripped_fp32.onnx"),
     BackendOption("drp_compiler_dir", "the folder of DRP-AI Translator: the vendor's compile script is run with it"),
     BackendOption("toolchain_dir", "the cross toolchain for that script"),
+    BackendOption("images", "a folder of calibration images for that script"),
     BackendOption("quantization_option", "text for the vendor's quantizer, such as az True"),
 )
 

@@ -10,7 +10,7 @@
 | `-v 091` | `-v 100`, `--drp_compiler_version` | nothing, as in the tool |
 | `-p "az True"` | `-p ...`, `--quantization_option` | `-p quantization_option=...` and the calibration method |
 | `-s 1,3,224,224` | `-s ...`, `--input_shape`; `-i NAME` | `-s NAME=1,3,224,224` |
-| | `--images DIR` | `--calibrate FRAMES.npy` |
+| | `--images DIR` | `--calibrate FRAMES.npy`, and `-p images=DIR` for the vendor's script |
 | | `-n N`, `--num_frame N` | `--samples N` |
 """
 
@@ -107,9 +107,10 @@ class _Translation:
         if self.shape:
             name = self.name or name
             self.out += ["-s", f"{name}={self.shape}"]
-            self.tell(f"-s {self.shape}", f"pins the shape of the input {name}")
+            self.tell(f"-s {self.shape}", f'pins the shape of the input "{name}"')
         if self.images:
             where = self.images
+            self.out += ["-p", f"images={where}"]
             if not has_arrays(Path(where)):
                 where, count = frames_file(Path(where), pinned)
                 self.tell(f"--images {self.images}", f"{count} images, for ranges that the model leaves out")

@@ -6,6 +6,7 @@ They are asked for by folder. What is missing is an error before any work; what 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
 
 _SCRIPT: Final = Path("tutorials") / "compile_onnx_model_quant.py"
 _METHODS: Final = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy", "mse": "MSE"}
+_EXCLUDED: Final = "exclude_operator"  # lists of what the vendor's quantizer leaves in float, beside it
+_EXCLUDE: Final = "exclude_act_func_dir"
 _PRODUCTS: Final = ("V2H", "V2N")
 
 
@@ -28,11 +31,12 @@ def check_tools(options: Mapping[str, str]) -> None:
         CompileError: QAT007 with exit code 2, all of them at once.
     """
     wrong: list[Diagnostic] = []
-    for name in ("quantizer_dir", "drp_compiler_dir", "toolchain_dir"):
+    for name in ("quantizer_dir", "drp_compiler_dir", "toolchain_dir", "images"):
         path = options[name]
         if path and not Path(path).is_dir():
             message = f"{name}: there is no folder {printable(path)}"
-            wrong.append(Diagnostic("QAT007", message, hint="leave it out: qatc needs none of the vendor's tools"))
+            needed = "" if name == "images" else "leave it out: qatc needs none of the vendor's tools"
+            wrong.append(Diagnostic("QAT007", message, hint=needed))
     if options["drp_compiler_dir"]:
         root = os.environ.get("TVM_ROOT", "")
         if not root or not (Path(root) / _SCRIPT).is_file():
@@ -72,7 +76,11 @@ def quantizer_command(model: Path, output: Path, method: str, options: Mapping[s
     """The call of DRP-AI Quantizer, as the vendor's script makes it."""
     command = [sys.executable, "-m", "drpai_quantizer.cli_interface", "--calibrate_method", _METHODS[method]]
     command += ["--input_model_path", str(model), "--output_model_path", str(output)]
-    return [*command, "--tvm", *options["quantization_option"].split()]
+    command += ["--tvm", *shlex.split(options["quantization_option"])]
+    if (Path(options["quantizer_dir"]) / _EXCLUDED).is_dir() and _EXCLUDE not in command:
+        place = command.index("--opts") + 1 if "--opts" in command else len(command)  # of several, the last one counts
+        command[place:place] = [*(() if "--opts" in command else ("--opts",)), _EXCLUDE, f"./{_EXCLUDED}"]
+    return command
 
 
 def compile_command(script: Path, model: Path, output: Path, finished: Finished) -> list[str]:
@@ -80,10 +88,12 @@ def compile_command(script: Path, model: Path, output: Path, finished: Finished)
     options = finished.options
     dialect = "tensorflow" if finished.result.dialect == "tensorflow" else "pytorch"
     shape = finished.feeds[finished.result.inputs[0].name].shape
-    command = [sys.executable, str(script), str(model), "-o", str(output), "-d", options["drp_compiler_dir"]]
+    command = [sys.executable, str(script), str(model), "-o", str(output)]
     command += ["-s", ",".join(str(d) for d in shape), "-i", finished.result.inputs[0].name]
-    for flag, name in (("-c", "quantizer_dir"), ("-t", "toolchain_dir"), ("-p", "quantization_option")):
-        command += [flag, options[name]] if options[name] else []
+    folders = (("-d", "drp_compiler_dir"), ("-c", "quantizer_dir"), ("-t", "toolchain_dir"), ("--images", "images"))
+    for flag, name in folders:  # absolute: the script runs in its own folder
+        command += [flag, str(Path(options[name]).absolute())] if options[name] else []
+    command += ["-p", options["quantization_option"]] if options["quantization_option"] else []
     return [*command, "-a", "-m", dialect]
 
 

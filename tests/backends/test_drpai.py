@@ -13,9 +13,11 @@ from click.testing import CliRunner
 
 from qatc import CompileError, cli, compile_model
 from qatc.backends.drpai.arguments import ArgumentError, is_meant, translate
+from qatc.backends.drpai.vendor import quantizer_command
 
 MODEL = Path(__file__).resolve().parents[2] / "samples" / "models" / "resnet8_qat.onnx"
 SHAPE = (1, 1, 16, 16)
+RECIPE = Path(__file__).resolve().parents[1] / "corpus" / "drpai__resnet8"  # what the guide's own sample exports
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,106 @@ def test_tools_are_called_as_documented(tmp_path: Path, monkeypatch: pytest.Monk
     quantized = (left / "model_quantization.onnx").read_text()
     assert quantized == "--calibrate_method MinMax --input_model_path --output_model_path --tvm az True"
     called = (left / "deploy" / "deploy.json").read_text()
-    assert called == "-o -d -s 1,1,16,16 -i input -c -p az True -a -m pytorch"
+    assert called == "-o -s 1,1,16,16 -i input -d -c -p az True -a -m pytorch"
+
+
+def test_the_quantizers_own_lists_are_used(tmp_path: Path) -> None:
+    """Its options take one --opts: what the user wrote there is joined."""
+    (tmp_path / "exclude_operator").mkdir()
+
+    def options(text: str) -> list[str]:
+        given = {"quantizer_dir": str(tmp_path), "quantization_option": text}
+        command = quantizer_command(Path("a"), Path("b"), "minmax", given)
+        return command[command.index("--tvm") + 1 :]
+
+    lists = ["exclude_act_func_dir", "./exclude_operator"]
+    assert options("") == ["--opts", *lists]
+    assert options("az True") == ["az", "True", "--opts", *lists]
+    assert options("--opts percentile_value 99.9") == ["--opts", *lists, "percentile_value", "99.9"]
+    assert options("--opts exclude_act_func_dir ./mine") == ["--opts", "exclude_act_func_dir", "./mine"]
+
+
+TOOL = """import json, os, sys
+flags = sys.argv[1:]
+out = flags[flags.index("--output_model_path" if "--output_model_path" in flags else "-o") + 1]
+if "-o" in flags:
+    os.makedirs(out)
+    out += "/deploy.json"
+json.dump({"flags": flags, "folders": [f for f in flags if os.path.isdir(f)]}, open(out, "w"))
+"""
+
+
+def test_the_guides_command_with_its_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders relative to where the user is, as in the guide; the tools run in folders of their own."""
+    images = pytest.importorskip("PIL.Image")
+    for file in ("drpai_quant/drpai_quantizer/cli_interface.py", "tvm/tutorials/compile_onnx_model_quant.py"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(TOOL)
+    for folder in ("translator", "sdk", "frames"):
+        (tmp_path / folder).mkdir()
+    images.new("L", (20, 20), 90).save(tmp_path / "frames" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TVM_ROOT", str(tmp_path / "tvm"))
+    monkeypatch.setenv("PRODUCT", "V2H")
+    line = ["compile", str(MODEL), "-t", "drpai", "-o", "out", "-a", "pytorch", "-d", "translator", "-q", "drpai_quant"]
+    line += ["-p", "az True", "-v", "091", "-s", "1,1,16,16", "-n", "2", "--images", "frames", "--toolchain_dir", "sdk"]
+    done = CliRunner().invoke(cli.cli, line)
+    assert done.exit_code == 0, done.output
+    vendor = tmp_path / "out" / "drpai" / "vendor"
+    assert "az" in json.loads((vendor / "model_quantization.onnx").read_text())["flags"]
+    called = json.loads((vendor / "deploy" / "deploy.json").read_text())
+    named = {Path(folder).name for folder in called["folders"]}
+    assert named >= {"translator", "drpai_quant", "sdk", "frames"}
+    assert called["flags"][0] == str(MODEL)
+
+
+def test_missing_folders_stop_the_guides_command(tmp_path: Path) -> None:
+    line = ["compile", str(MODEL), "-t", "drpai", "-o", str(tmp_path / "out"), "-a", "pytorch", "-q", "drpai_quant"]
+    done = CliRunner().invoke(cli.cli, line)
+    assert done.exit_code == 2
+    assert "quantizer_dir: there is no folder drpai_quant" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+# -- images ----------------------------------------------------------------------------------------------------------
+def test_images_become_ranges(tmp_path: Path) -> None:
+    """The recipe of the guide leaves five ranges out; a folder of images is enough to find them."""
+    images = pytest.importorskip("PIL.Image")
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (30 + i, 40), np.uint8)
+        images.fromarray(pixels).save(tmp_path / f"{i}.png")
+    line = ["compile", str(RECIPE / "model.onnx"), "-t", "drpai", "-o", str(tmp_path / "out"), "-a", "-m", "Pytorch"]
+    bare = CliRunner().invoke(cli.cli, line)
+    assert bare.exit_code == 0, bare.output
+    assert "13 in float" in bare.output
+    assert "QAT208" in bare.output  # and says which tensors have no range
+    done = CliRunner().invoke(cli.cli, [*line, "--images", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "4 images, for ranges that the model leaves out" in done.output
+    assert "100% of 3.07 M multiply-accumulates (27 operators, 0 in float)" in done.output
+
+
+def test_the_guides_recipe_keeps_its_accuracy(tmp_path: Path) -> None:
+    """With calibration data: all products in integers, within half a point of the fake-quantized network."""
+    result = compile_model(
+        RECIPE / "model.onnx", qat=True, dialect="pytorch", target="drpai", calibrate=RECIPE / "calibration.npy",
+        output=tmp_path / "out",
+    )  # fmt: skip
+    assert result.coverage.share == 1.0
+    assert not result.islands
+    x, y = np.load(RECIPE / "eval_x.npy"), np.load(RECIPE / "eval_y.npy")
+
+    def right(model: Path, level: ort.GraphOptimizationLevel) -> float:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        session = ort.InferenceSession(model, options)
+        (output,) = session.run(None, {session.get_inputs()[0].name: x})
+        return 100 * float((np.asarray(output).argmax(1) == y).mean())
+
+    trained = right(RECIPE / "model.onnx", ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    deployed = right(tmp_path / "out" / "model.onnx", ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    assert trained > 90
+    assert deployed >= trained - 0.5
 
 
 def test_a_tool_that_fails_leaves_no_package(tmp_path: Path) -> None:
