@@ -32,6 +32,7 @@ from qatc.compiler.graph import (
     value_of,
 )
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
@@ -42,6 +43,7 @@ OPSET: Final = 13  # what the rules below write
 INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
 INERT.on("Einsum")(einsum_to_product)
+INERT.on("Attention")(attention_to_products)
 
 
 def modernize(graph: QuantGraph) -> None:
@@ -51,13 +53,22 @@ def modernize(graph: QuantGraph) -> None:
     """
     constants_from_nodes(graph)
     widen(graph)
-    if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
+    if any(_needs_inference(n) for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, INERT)
     if graph.opset < OPSET:
         _check_bodies(graph)
         sweep(graph, UPGRADE)
         graph.opset = OPSET
+
+
+def _needs_inference(node: Node) -> bool:
+    """Whether a rule asks for a type or shape that the file does not tell."""
+    if node.domain or not node.inputs:
+        return False
+    if node.op == "Attention":
+        return any(shape_of(t) is None for t in node.inputs if t.name)
+    return node.op == "Cast" and element_type(node.inputs[0]) is None
 
 
 def infer_if_possible(graph: QuantGraph) -> None:

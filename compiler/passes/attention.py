@@ -1,0 +1,79 @@
+"""Attention (opset 23) becomes its two products with a Softmax between them, so that each is looked at by itself.
+
+    Attention(q, k, v, mask)    MatMul(q, Transpose(k)) -> Mul(scale) -> Add(mask) -> Softmax -> MatMul(., v)
+
+That is what ONNX defines it to compute. It is done for tensors [batch, heads, sequence, size] of as many heads each,
+without a cache of keys and values, a soft cap or a second result; a causal mask needs sequences of known length.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
+from qatc.compiler.rewrite import NoMatch
+
+_RANK: Final = 4
+_BOOL: Final = 9  # TensorProto.BOOL
+
+
+def attention_to_products(graph: QuantGraph, node: Node) -> bool:
+    """The rule, for Attention nodes of ai.onnx."""
+    query, key, value = node.inputs[:3]
+    shapes = [shape_of(t) for t in (query, key, value)]
+    if any(s is None or len(s) != _RANK for s in shapes):
+        raise NoMatch("its operands are not known to have four dimensions")
+    rows, columns, _ = (s for s in shapes if s is not None)
+    if len({s[1] for s in shapes if s is not None}) != 1 or not isinstance(rows[1], int):
+        raise NoMatch("its operands have different numbers of heads")
+    if any(t.name for t in node.inputs[4:]) or any(t.outputs or graph.is_output(t) for t in node.outputs[1:]):
+        raise NoMatch("it keeps keys and values, or has a second result")
+    size, scale, causal = rows[3], node.attr("scale"), bool(node.attr("is_causal", 0))
+    if node.attr("softcap", 0.0) or (scale is None and not isinstance(size, int)):
+        raise NoMatch("its scores are capped, or its scale is not known")
+    if causal and not (isinstance(rows[2], int) and isinstance(columns[2], int)):
+        raise NoMatch("its causal mask depends on lengths that are not known")
+    mask = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
+    if mask is not None and not mask.dtype:
+        raise NoMatch("the type of its mask is not known")
+    factor = float(scale) if scale is not None else 1.0 / float(np.sqrt(int(size or 1)))
+    name = node.outputs[0].name
+    scores = _made(
+        graph,
+        "MatMul",
+        [query, _made(graph, "Transpose", [key], f"{name}_keys", perm=[0, 1, 3, 2])],
+        f"{name}_products",
+    )
+    scores = _made(
+        graph, "Mul", [scores, graph.constant(f"{name}_scale", np.asarray(factor, np.float32))], f"{name}_scores"
+    )
+    if mask is not None:
+        scores = _made(graph, "Add", [scores, _added(graph, mask, name)], f"{name}_masked")
+    if causal:
+        allowed = np.tril(np.ones((int(rows[2] or 0), int(columns[2] or 0)), np.bool_))
+        future = graph.constant(f"{name}_causal", np.where(allowed, 0.0, -np.inf).astype(np.float32))
+        scores = _made(graph, "Add", [scores, future], f"{name}_causal_scores")
+    shares = _made(graph, "Softmax", [scores], f"{name}_shares", axis=-1)
+    for index in range(len(node.outputs) - 1, 0, -1):
+        node.outputs.pop(index)
+    node.op, node.inputs = "MatMul", [shares, value]
+    node.attrs.clear()
+    return True
+
+
+def _added(graph: QuantGraph, mask: Tensor, name: str) -> Tensor:
+    """The mask as numbers to add: a Boolean one says which scores count."""
+    if mask.dtype not in (_BOOL, np.dtype(np.bool_)):
+        return mask
+    ends = [
+        graph.constant(f"{name}_{what}", np.asarray(v, np.float32)) for what, v in (("kept", 0.0), ("left", -np.inf))
+    ]
+    return _made(graph, "Where", [mask, *ends], f"{name}_mask")
+
+
+def _made(graph: QuantGraph, op: str, inputs: list[Tensor], hint: str, **attrs: object) -> Tensor:
+    out = graph.variable(hint)
+    graph.insert(op, inputs, [out], hint=hint, attrs=attrs)
+    return out
