@@ -40,6 +40,9 @@ _LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
 _DimProto = onnx.TensorShapeProto.Dimension
 
 
+_BLIND_OPSET = 13  # in which ONNX's inference does not see through the computed shapes of a Reshape
+
+
 class QuantGraph:
     """Nodes in topological order, their tensors, and what is known of the tensors' grids.
 
@@ -417,6 +420,8 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
     `graph.sample_shapes`, which see through shapes that are computed in the graph.
     """
     skeleton = model_skeleton(graph)
+    if graph.opset == _BLIND_OPSET and all(len(n.outputs) == 1 for n in graph.nodes if n.op == "BatchNormalization"):
+        skeleton.opset_import[0].version += 1  # the operators say the same there
     known = _inferred(skeleton)
     for tensor in graph.tensors():
         found = known.get(tensor.name)

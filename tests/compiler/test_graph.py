@@ -313,3 +313,18 @@ def test_dumps_are_stable_and_tell_constants_apart() -> None:
     assert "y = Clip(b, _, 6)" in dump
     assert "a = Add(x, w:float32[2]{1,2})" in dump
     assert dump != loaded(text.replace("7,8,9}", "7,8,8}")).dump()
+
+
+@pytest.mark.parametrize("opset", [13, 14, 18])
+def test_computed_shapes_are_seen_through_in_every_opset(opset: int) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+    g (float[N,12,16] x) => (float[] y) <int64 zero = {{0}}, int64[1] first = {{0}}, int64[2] rest = {{24, 8}}> {{
+        s = Shape(x)
+        n = Gather<axis=0>(s, zero)
+        u = Unsqueeze(n, first)
+        c = Concat<axis=0>(u, rest)
+        y = Reshape(x, c)
+    }}"""
+    graph = loaded(text)
+    infer_shapes(graph)
+    assert graph.sample_shapes["y"] == (1, 24, 8)
