@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from qatc.compiler.target import Target
 
 Progress = Callable[[str, float], None]
-_MANY: Final = 500000  # objects
+_MANY: Final = 4_000_000  # objects
 _STEPS: Final = ("read", "normalize", "fold", "calibrate", "lower", "emit", "verify", "write")
 
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from itertools import chain, repeat
 from json.encoder import encode_basestring_ascii
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from qatc.compiler.result import Json
 
 SCHEMA_VERSION: Final = 1
 
-_ENCODER: Final = json.JSONEncoder(allow_nan=False)  # json.dumps would make one for every value
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 
 
 def dump_json(document: Json) -> bytes:
     """`document` as ASCII bytes: keys in the order given, two spaces a level, a newline at the end.
 
-    A list of plain values takes one line, so that a thousand scales do not take a thousand.
+    An element of a list takes one line, and a list of plain values takes one together: an operator or a tensor is a
+    line, and a thousand scales do not take a thousand.
 
     Raises:
         ValueError: for NaN and infinity, which JSON cannot hold.
@@ -34,45 +34,29 @@ def dump_json(document: Json) -> bytes:
 def _encode(value: Json, newline: str, parts: list[str]) -> None:
     """Append the text of `value`; `newline` starts a line at the current depth."""
     inner = newline + "  "
-    if type(value) in _SCALARS:  # by far the most, and many times faster to tell than the abstract kinds below
-        parts.append(_scalar(value))
-    elif isinstance(value, Mapping):
-        _encode_object(value, newline, inner, parts)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        _encode_list(value, newline, inner, parts)
+    if isinstance(value, Mapping) and value:
+        for start, (key, item) in zip(_starts("{", inner), value.items()):  # noqa: B905 (as many as there are)
+            parts.append(f"{start}{encode_basestring_ascii(key)}: ")
+            _encode(item, inner, parts)
+        parts.append(newline + "}")
+    elif isinstance(value, (list, tuple)) and not _SCALARS.issuperset(map(type, value)):
+        parts += [start + _line(item) for start, item in zip(_starts("[", inner), value)]  # noqa: B905
+        parts.append(newline + "]")
     else:
-        parts.append(_scalar(value))
+        parts.append(_line(value))
 
 
-def _scalar(value: Any) -> str:
-    """A text, number, truth value or null; the encoder itself costs several times as much for one of them."""
-    if type(value) is str:
-        return encode_basestring_ascii(value)
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return repr(value)
-    return _ENCODER.encode(value)
+def _starts(bracket: str, newline: str) -> Iterator[str]:
+    return chain([bracket + newline], repeat("," + newline))
 
 
-def _encode_object(value: Mapping[str, Json], newline: str, inner: str, parts: list[str]) -> None:
-    start = "{" + inner
-    for key, item in value.items():
-        parts.append(f"{start}{encode_basestring_ascii(key)}: ")
-        _encode(item, inner, parts)
-        start = "," + inner
-    parts.append(newline + "}" if value else "{}")
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, object]", value))
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _encode_list(value: Sequence[Json], newline: str, inner: str, parts: list[str]) -> None:
-    kinds = set(map(type, value))
-    if kinds <= _SCALARS or not any(issubclass(kind, (Mapping, Sequence)) for kind in kinds - _SCALARS):
-        parts.append(f"[{', '.join([_scalar(item) for item in value])}]")
-        return
-    start = "[" + inner
-    for item in value:
-        parts.append(start)
-        _encode(item, inner, parts)
-        start = "," + inner
-    parts.append(newline + "]")
+_line: Final = json.JSONEncoder(allow_nan=False, default=_plain).encode  # json.dumps would make an encoder each time
 
 
 def schema(name: str) -> dict[str, Any]:
