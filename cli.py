@@ -52,12 +52,13 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn whatever it raises into diagnostics and an exit code."""
         found: Sequence[Diagnostic]
+        cases: Sequence[Case] = ()
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except CompileError as error:
-            found, status = error.diagnostics, error.exit_code
+            found, status, cases = error.diagnostics, error.exit_code, _stages(error)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(_INTERRUPTED) from None
@@ -65,7 +66,7 @@ class Command(click.Command):
             found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
         except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it
             found, status = [_internal(error, verbose=bool(ctx.params.get("verbose")))], _BUG
-        found = [*found, *_write_for_ci(ctx, found, status)]
+        found = [*found, *_write_for_ci(ctx, found, status, cases)]
         if ctx.params.get("json"):
             _write_failure(ctx.command.name or "", found, status)
         else:
@@ -150,6 +151,14 @@ def _write_for_ci(
         except CompileError as error:
             wrong += [d for d in error.diagnostics if d not in found]
     return wrong
+
+
+def _stages(error: CompileError) -> Sequence[Case]:
+    """What a verification that failed had compared."""
+    from qatc.compiler.report.junit import verification_cases
+    from qatc.compiler.verify import VerificationError
+
+    return verification_cases(error.verification) if isinstance(error, VerificationError) else ()
 
 
 def _finish_for_ci(found: Sequence[Diagnostic], status: int, cases: Sequence[Case]) -> None:

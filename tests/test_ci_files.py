@@ -220,7 +220,11 @@ def test_compile_and_verify_write_both(tmp_path: Path) -> None:
     assert "j.xml" not in "".join(path.read_text("latin-1") for path in package.iterdir() if path.is_file())
 
     assert run("verify", str(package), "--junit", str(xml), "--sarif", str(scan)).exit_code == 0
-    assert [case.get("name") for case in suite(xml.read_bytes())] == ["files", "sample 0, output"]
+    assert [case.get("name") for case in suite(xml.read_bytes())] == [
+        "files",
+        "sample 0, output",
+        "verification: package = reference",
+    ]
     (package / "quantization.json").write_text("{}")
     assert run("verify", str(package), "--junit", str(xml), "--sarif", str(scan)).exit_code == 3
     assert suite(xml.read_bytes()).get("failures") != "0"
@@ -234,6 +238,16 @@ def test_failures_write_both(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert suite(xml.read_bytes()).get("failures") == "1"
     assert log(scan.read_bytes())["invocations"][0] == {"executionSuccessful": False, "exitCode": 1}
+
+
+def test_a_failed_verification_keeps_its_stages(tmp_path: Path) -> None:
+    xml = tmp_path / "j.xml"
+    line = ("compile", "-a", str(MODEL), "-o", str(tmp_path / "p"), "--tolerance", "equal_share=1", "--junit", str(xml))
+    assert run(*line, "--tolerance", "max_lsb=0").exit_code == 3
+    cases = {case.get("name"): case.findtext("failure") for case in suite(xml.read_bytes())}
+    assert cases["verification: package = reference"] is None
+    assert "LSB" in (cases["verification: reference = simulation"] or "")
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize("option", ["--junit", "--sarif"])

@@ -158,11 +158,6 @@ class Profile(ABC):
         table = self._rescale(every, params, target)
         return table[np.ascontiguousarray(q).view(np.uint8)]
 
-    def addends(self, q: Integers, params: QuantParams) -> Array:
-        """What a windowed average sums up for `q`: the centered integers, unless the target sums floats."""
-        dtype = np.int32 if q.dtype.itemsize <= 2 else np.int64
-        return np.subtract(q, params.zero_array(q.ndim), dtype=dtype)
-
     def average(
         self,
         total: Array,
@@ -177,7 +172,7 @@ class Profile(ABC):
         """clamp(round(mean / out.scale) + out.zero_point) for mean = params.scale * total / count.
 
         Args:
-            total: sums of q - zero_point, or of `addends` for `windowed`.
+            total: sums of q - zero_point.
             count: how many elements each sum has (positive); broadcasts to `total`.
             params: per-tensor grid of the summed tensor.
             out: per-tensor grid of the result.
@@ -185,7 +180,6 @@ class Profile(ABC):
             hi: largest result.
             windowed: whether this is pooling with a kernel, not over everything; some targets differ.
         """
-        del windowed
         target = Target.of(out, lo, hi)
         counts = np.broadcast_to(np.asarray(count, np.int64), total.shape)
         result = np.empty(total.shape, out.container)
@@ -194,7 +188,7 @@ class Profile(ABC):
                 raise ValueError(f"an average over {each} elements has no value")
             where = counts == each
             values = total[where]
-            rounder = self._averager(each, params, target)
+            rounder = self._averager(each, params, target, windowed=windowed)
             result[where] = _apply(values.reshape(-1, 1, 1), rounder, target).reshape(-1)
         return result
 
@@ -216,7 +210,8 @@ class Profile(ABC):
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
         """`elementwise` for one flat block, zero point and clamp included."""
 
-    def _averager(self, count: int, params: QuantParams, target: Target) -> Rounder:
+    def _averager(self, count: int, params: QuantParams, target: Target, *, windowed: bool) -> Rounder:
+        del windowed  # the same to most
         return self._rounder(np.asarray(params.scale, np.float64), target, None, count)
 
     def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:

@@ -175,9 +175,9 @@ class Tosa(FixedPoint):
     def _widened(self, centered: Array, factor: float, bits: int) -> Array:
         return self._times(centered, factor * 2.0**bits)
 
-    def _averager(self, count: int, params: QuantParams, target: Target) -> Rounder:
+    def _averager(self, count: int, params: QuantParams, target: Target, *, windowed: bool) -> Rounder:
         if params.scale[0] != target.scale:
-            return super()._averager(count, params, target)
+            return super()._averager(count, params, target, windowed=windowed)
         bits = (count - 1).bit_length()  # reciprocal_scale(count) of the specification
         multiplier, right = (((1 << 30) + 1) << bits) // count, 30 + bits
 

@@ -1,8 +1,8 @@
 """`onnx`: what ONNX Runtime's CPU kernels compute on x86 (AVX2 with FMA and later), bit for bit.
 
 Read off its sources and checked against version 1.31 (`docs/arithmetic.md` lists operator by operator what holds):
-QLinearConv, QLinearMatMul and QGemm scale the int32 accumulator by one float32 number per channel; QLinearAdd works on
-scale ratios with fused multiply-adds; QLinearMul rounds the product and the sum; pooling with a kernel sums floats.
+QLinearConv, QLinearMatMul and QGemm scale the int32 accumulator by one float32 number per channel, and averages with a
+kernel are QLinearConv; QLinearAdd works on scale ratios with fused multiply-adds; QLinearMul rounds product and sum.
 Everything that is not an 8-bit kernel there (16-bit tensors, raw accumulators) is dequantized, computed in float32 and
 quantized again, and so it is here.
 """
@@ -62,7 +62,9 @@ class Onnx(Profile):
         )
         return _scaled(multipliers, target)
 
-    def _averager(self, count: int, params: QuantParams, target: Target) -> Rounder:
+    def _averager(self, count: int, params: QuantParams, target: Target, *, windowed: bool) -> Rounder:
+        if windowed:  # QLinearConv with weights of one, each worth 1 / count: what the `onnx` backend writes
+            return self._rounder(np.asarray([params.scale[0] / count]), target, params.scale[0])
         # QLinearGlobalAveragePool: the input scale is divided by output scale times element count.
         scale = _F32(params.scale[0]) / (_F32(target.scale) * _F32(count))
         return _scaled(np.asarray(scale).reshape(1), target)
@@ -103,30 +105,6 @@ class Onnx(Profile):
             real = fma(left.q.astype(_F32), ratio_a, fma(right.q.astype(_F32), ratio_b, fixed))
         rounded: Array = np.clip(np.rint(real), target.lo, target.hi)
         return rounded
-
-    # -- pooling ----------------------------------------------------------------------------------------------------
-    def addends(self, q: Integers, params: QuantParams) -> Array:
-        """Real numbers: QLinearAveragePool dequantizes first and sums float32."""
-        return params.dequantize(q)
-
-    def average(
-        self,
-        total: Array,
-        count: int | Array,
-        params: QuantParams,
-        out: QuantParams,
-        lo: int,
-        hi: int,
-        *,
-        windowed: bool = False,
-    ) -> Integers:
-        """See `Profile.average`; the zero point of a windowed average is added before rounding."""
-        if not windowed:
-            return super().average(total, count, params, out, lo, hi)
-        target = Target.of(out, lo, hi)
-        mean = total.astype(_F32) / np.asarray(count).astype(_F32)
-        real = mean / _F32(target.scale) + _F32(target.zero)
-        return np.clip(np.rint(real), target.lo, target.hi).astype(out.container)
 
 
 def mirrored(params: QuantParams) -> QuantParams:

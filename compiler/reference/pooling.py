@@ -119,7 +119,8 @@ def _max(op: Pool, x: Integers) -> Integers:
 
 def _average(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
     windows = _Windows(op, x.shape[2:])
-    views = windows.views(windows.padded(profile.addends(x, params), 0))
+    dtype = np.int32 if x.dtype.itemsize <= 2 else np.int64
+    views = windows.views(windows.padded(np.subtract(x, params.zero_array(x.ndim), dtype=dtype), 0))
     total = views[0].copy()
     for view in views[1:]:
         total += view

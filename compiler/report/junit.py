@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from qatc.compiler.diagnostics import Diagnostic, Severity, escaped, printable
 from qatc.compiler.report import text
-from qatc.compiler.result import CompileResult, TensorCheck
+from qatc.compiler.result import CompileResult, TensorCheck, Verification
 
 if TYPE_CHECKING:
     from qatc.compiler.verify_package import PackageCheck
@@ -31,12 +31,18 @@ def compile_cases(result: CompileResult) -> list[Case]:
     coverage = result.coverage
     share = f"{text.percent(coverage.share)} of the multiply-accumulates in integers, {len(result.islands):,} in float"
     cases = [Case("compile", output=share, seconds=sum(result.timings.values()) - result.timings.get("verify", 0.0))]
-    found = result.verification
-    if found is not None:
-        cases.append(_stage("package = reference", found.package, result.timings.get("verify", 0.0)))
-        cases.append(_stage("reference = simulation", found.local))
-        cases.append(_stage("end to end", found.tensors))
+    if result.verification is not None:
+        cases += verification_cases(result.verification, result.timings.get("verify", 0.0))
     return cases
+
+
+def verification_cases(found: Verification, seconds: float = 0.0) -> list[Case]:
+    """A verification, passed or failed: what was compared in each of its stages."""
+    return [
+        _stage("package = reference", found.package, seconds),
+        _stage("reference = simulation", found.local),
+        _stage("end to end", found.tensors),
+    ]
 
 
 def package_cases(found: PackageCheck) -> list[Case]:

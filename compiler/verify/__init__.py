@@ -9,6 +9,6 @@
 """
 
 from qatc.compiler.verify.limits import Limits
-from qatc.compiler.verify.proof import check, verify
+from qatc.compiler.verify.proof import VerificationError, check, verify
 
-__all__ = ["Limits", "check", "verify"]
+__all__ = ["Limits", "VerificationError", "check", "verify"]

@@ -26,6 +26,11 @@ from qatc.compiler.verify.tally import Tally
 # Operators that ONNX Runtime computes in float32, in an order that depends on the machine, on the optimizations and on
 # which of several kernels was emitted: one LSB is allowed, at a rounding boundary.
 _BY_TABLE: Final = frozenset({"QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"})
+# Averages over integer sums, with one float32 factor: equal bit for bit.
+_INTEGER_AVERAGES: Final = frozenset({"QLinearConv", "QLinearGlobalAveragePool"})
+# What the emitter puts behind a kernel, with the input that holds its result.
+_AFTER: Final = {"Clip": 0, "Flatten": 0, "Transpose": 0, "Where": 2}
+_STEPS: Final = 16
 # Float islands run by the same kernels on the same inputs; vectors end differently in a smaller tensor.
 _FLOAT_TOLERANCE: Final = 2.0**-20
 
@@ -49,8 +54,10 @@ class Emitted(Protocol):
         ...
 
 
-def _in_float(op: Op) -> bool:
-    return isinstance(op, Elementwise) or (isinstance(op, Pool) and op.mode == "average")
+def _in_float(op: Op, kernel: str) -> bool:
+    if isinstance(op, Pool):
+        return op.mode == "average" and kernel not in _INTEGER_AVERAGES
+    return isinstance(op, Elementwise)
 
 
 @dataclass
@@ -131,11 +138,10 @@ class PackageCheck:
         where = tally.integers(actual, values[name], params)
         if not where.size:
             return
-        maker = self.stepwise.makers.get(self.names[name])
-        kernel = maker.op_type if maker is not None else ""
+        kernel = self._kernel(self.names[name])
         difference = np.abs(actual.reshape(-1)[where].astype(np.int64) - values[name].reshape(-1)[where])
         fine = np.zeros(where.size, np.bool_)
-        if isinstance(op, Clamped) and (_in_float(op) or kernel in _BY_TABLE):
+        if isinstance(op, Clamped) and (_in_float(op, kernel) or kernel in _BY_TABLE):
             exact = exact_at(self.graph, op, values, where)
             fine = difference <= 1
             if exact is not None:
@@ -149,6 +155,17 @@ class PackageCheck:
                 f"{wrong.size:,} elements differ from the reference, by up to {int(difference[wrong].max())} LSB,"
                 f" first at {at}{f' ({kernel})' if kernel else ''}"
             )
+
+    def _kernel(self, place: str) -> str:
+        """The operator that computes a tensor, behind those that only clamp, choose or reshape what it made."""
+        for _ in range(_STEPS):
+            maker = self.stepwise.makers.get(place)
+            if maker is None:
+                return ""
+            if maker.op_type not in _AFTER:
+                return maker.op_type
+            place = maker.input[_AFTER[maker.op_type]]
+        return ""
 
     def finish(self) -> list[Tally]:
         """The tallies in execution order."""

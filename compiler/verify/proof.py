@@ -77,8 +77,16 @@ def verify(
     )
 
 
+class VerificationError(CompileError):
+    """A verification failed; `verification` holds all that was compared."""
+
+    def __init__(self, diagnostics: Sequence[Diagnostic], verification: Verification) -> None:
+        super().__init__(diagnostics, exit_code=3)
+        self.verification = verification
+
+
 def check(found: Verification) -> None:
-    """Raise CompileError (exit code 3) where the verification failed: QAT401, QAT402, QAT404, first tensors first."""
+    """Raise VerificationError where the verification failed: QAT401, QAT402, QAT404, first tensors first."""
     if found.passed:
         return
     diagnostics = [
@@ -90,7 +98,7 @@ def check(found: Verification) -> None:
         name = found.first_bad or ""
         message = "the package's outputs are further from the simulation's than --tolerance allows"
         diagnostics = [Diagnostic("QAT404", message, Severity.ERROR, tensor=name or None)]
-    raise CompileError(diagnostics, exit_code=3)
+    raise VerificationError(diagnostics, found)
 
 
 def _diagnostics(code: str, checks: Sequence[TensorCheck], hint: str) -> list[Diagnostic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -526,12 +526,9 @@ def onnx_pool_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {names.get(k, k): int(v) if isinstance(v, bool) else v for k, v in attrs.items()}
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-@pytest.mark.parametrize("case", POOLS)
-def test_average_pooling_is_qlinearaveragepool_bit_for_bit(run_op, exact_runtime, dtype, case):
-    skip_unless_runtime_pools_as_onnx(case)
+def averaged(dtype: str) -> Iterator[tuple[np.ndarray, QuantParams, QuantParams]]:
+    """Random tensors and grids; every fourth time exact values lie on rounding boundaries."""
     rng = np.random.default_rng(14)
-    kind = np.dtype(dtype).type
     for trial in range(12):
         params = random_params(rng, dtype)
         # The last: every odd sum over the whole input is a tie but for float32 errors.
@@ -541,16 +538,45 @@ def test_average_pooling_is_qlinearaveragepool_bit_for_bit(run_op, exact_runtime
         x = integers(rng, dtype, (2, 5, 9, 11))
         if out is halves:
             x = (params.zero_point[0] + rng.integers(-1, 2, x.shape)).clip(*dtype_range(dtype)).astype(dtype)
-        inputs = [
-            x,
-            np.float32(params.scale[0]),
-            kind(params.zero_point[0]),
-            np.float32(out.scale[0]),
-            kind(out.zero_point[0]),
-        ]
-        (expected,) = run_op("QLinearAveragePool", inputs, [dtype], onnx_pool_attrs(POOLS[case]), domain=MS)
+        yield x, params, out
+
+
+def scalars(params: QuantParams) -> list[Any]:
+    return [np.float32(params.scale[0]), np.dtype(params.dtype).type(params.zero_point[0])]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("case", ["plain", "stride", "include padding"])
+def test_average_pooling_is_a_convolution_with_ones_bit_for_bit(run_op, exact_runtime, dtype, case):
+    """What the `onnx` backend writes: weights of one, each worth 1 / count."""
+    kernel = POOLS[case]["kernel"]
+    for x, params, out in averaged(dtype):
+        ones, weight = (
+            np.ones((5, 1, *kernel), np.int8),
+            np.float32(params.scale[0] / np.prod(kernel) / params.scale[0]),
+        )
+        inputs = [x, *scalars(params), ones, weight, np.int8(0), *scalars(out)]
+        attrs = {k: v for k, v in onnx_pool_attrs(POOLS[case]).items() if k != "count_include_pad"}
+        (expected,) = run_op("QLinearConv", inputs, [dtype], {**attrs, "group": 5})
         net = pool_net(x, params, out, mode="average", **POOLS[case])
         np.testing.assert_array_equal(net.run()["y"], expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("case", POOLS)
+def test_average_pooling_is_qlinearaveragepool_but_for_ties(run_op, exact_runtime, dtype, case):
+    """That operator sums floats: one LSB apart, and only where the exact value is within float error of a boundary."""
+    skip_unless_runtime_pools_as_onnx(case)
+    for x, params, out in averaged(dtype):
+        inputs = [x, *scalars(params), *scalars(out)]
+        (found,) = run_op("QLinearAveragePool", inputs, [dtype], onnx_pool_attrs(POOLS[case]), domain=MS)
+        net = pool_net(x, params, out, mode="average", **POOLS[case])
+        ours = net.run()["y"].astype(np.int64)
+        apart = np.flatnonzero(ours != found)
+        assert np.abs(ours - found).max() <= 1
+        fine = QuantParams.per_tensor(out.scale[0] / 256, 0, "int32")
+        exact = pool_net(x, params, fine, mode="average", **POOLS[case]).run(EXACT)["y"].reshape(-1)[apart]
+        np.testing.assert_allclose(np.abs(exact % 256 - 128), 0, atol=1)  # half an LSB, in units of 1 / 256
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
