@@ -53,6 +53,7 @@ def _rounded(graph: QuantGraph, node: Node, x: Tensor, y: Tensor, params: QuantP
         return x
     if have is None and _one_rounding(graph, x, params):
         graph.params[x.name] = params
+        graph.origin.pop(x.name, None)  # the source has it before this rounding
         return x
     place = printable(label_of(node))
     graph.explain("strip", f"requantized at {place}: {printable(x.name)} is read unrounded or on another grid, too")

@@ -396,3 +396,13 @@ def test_constants_that_are_not_finite(value: str, what: str | None) -> None:
     found = [str(d) for d in graph.diagnostics.errors]
     assert bool(found) == (what is not None)
     assert all("QAT104" in d and str(what) in d for d in found)
+
+
+def test_a_moved_tensor_that_is_rounded_again_is_another_tensor_of_the_source() -> None:
+    """The source has d on A's grid; with B's parameters it is the source's b."""
+    graph = after_strip(
+        "(float[2,3] x) => (float[3,2] y)",
+        "q = QuantizeLinear(x, sA, zA)\nt = Transpose(q)\nd = DequantizeLinear(t, sA, zA)\nb = B(d)\ny = Relu(b)",
+    )
+    assert graph.origin["d"] == "b"
+    assert str(graph.params["d"]) == "uint8 scale 0.25 zero 0"
