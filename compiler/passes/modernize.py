@@ -51,6 +51,7 @@ def modernize(graph: QuantGraph) -> None:
 
     What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
     """
+    graph.clean()  # what nobody reads is no reader of what it reads
     constants_from_nodes(graph)
     widen(graph)
     if any(_needs_inference(n) for n in graph.nodes):

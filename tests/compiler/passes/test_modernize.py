@@ -151,3 +151,10 @@ def test_same_padding_of_stride_one_becomes_numbers(mode: str) -> None:
     strided = loaded(model(17, f'{shape} {weights} y = Conv<auto_pad="{mode}", strides=[2, 2]>(x, w)'))
     modernize(strided)
     assert f"auto_pad={mode}" in strided.dump()
+
+
+def test_dead_operators_are_no_readers() -> None:
+    body = "{ r = Relu(x) d = Shape(r) e = Neg(r) y = Abs(r) }"
+    graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[2] y) {body}')
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == ["Relu", "Abs"]
