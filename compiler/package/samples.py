@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,16 @@ from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, Port
 
 _FLOAT_TOLERANCE: Final = 1e-5
+_LONGEST_HEADER: Final = 10_000
+_ODD_HEADERS: Final = (
+    SyntaxError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    KeyError,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,13 @@ def read_npy(data: bytes) -> Array:
     version = npy.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"npy version {version} is not 1.0")
-    shape, fortran, dtype = npy.read_array_header_1_0(stream)
-    if fortran or dtype.hasobject or any(extent < 0 for extent in shape):
+    try:
+        shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_LONGEST_HEADER)
+    except ValueError:
+        raise
+    except _ODD_HEADERS as error:  # numpy reads the header as Python source
+        raise ValueError(f"the npy header is malformed: {error}") from error
+    if fortran or dtype.hasobject or dtype.names is not None or any(extent < 0 for extent in shape):
         raise ValueError("the npy header is not that of a plain array in C order")
     count = 1
     for extent in shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
 from onnx import numpy_helper
@@ -329,6 +330,23 @@ def test_npy_bytes_are_fixed() -> None:
 def test_hostile_npy_is_refused_before_memory_is_taken(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_npy(data)
+
+
+TOKENS = [b"{", b"}", b"(", b"'", b'"', b"L", b"\n", b"\\", b"\0", b"-1", b"1e9", b"9" * 30, b"None", b"[", b"#", b"O",
+          b"<U0", b"f4,f4", b"'descr'", b"b''", b"\x0c"]  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.integers(8, 127), st.integers(0, 4), st.sampled_from(TOKENS)), min_size=1, max_size=4))
+def test_any_npy_header_is_read_or_refused(changes: list[tuple[int, int, bytes]]) -> None:
+    """Numpy reads headers as Python source, and lets through what that raises."""
+    content = bytearray(npy_bytes(np.zeros(4)))
+    for at, length, token in changes:
+        content[at : at + length] = token
+    seen = "refused"
+    with contextlib.suppress(ValueError):
+        seen = str(read_npy(bytes(content)).dtype.kind)
+    assert seen in ("refused", "f", "i", "u", "b", "c", "S", "U", "V", "M", "m")
 
 
 def test_samples_must_fit_the_ports(tmp_path: Path) -> None:
