@@ -58,7 +58,7 @@ def _report(folder: Path, found: Evaluation) -> tuple[bytes, bytes]:
     """The new report.json and report.html."""
     report: dict[str, Any] = read_json(folder, _JSON)
     new = evaluation_document(found)
-    kept = [each for each in report.get("evaluations", []) if each["data"] != new["data"]]
+    kept = [each for each in report["evaluations"] if each["data"] != new["data"]]
     report["evaluations"] = [*kept, new]
     return dump_json(report), with_evaluations(regular_file(folder, _HTML).read_bytes(), report["evaluations"])
 

@@ -195,6 +195,7 @@ def report_document(result: CompileResult) -> dict[str, Json]:
         "verification": None if result.verification is None else _verification(result.verification),
         "profiles": [_profile(difference) for difference in result.profiles],
         "explanation": list(result.explanation),
+        "evaluations": [],
     }
 
 

@@ -19,15 +19,8 @@ from qatc.compiler.result import Json, Port
 
 _FLOAT_TOLERANCE: Final = 1e-5
 _LONGEST_HEADER: Final = 10_000
-_ODD_HEADERS: Final = (
-    SyntaxError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    KeyError,
-    tokenize.TokenError,
-)
+#: What numpy's reader of headers lets through beside ValueError.
+_ODD: Final = (SyntaxError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def read_npy(data: bytes) -> Array:
         shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_LONGEST_HEADER)
     except ValueError:
         raise
-    except _ODD_HEADERS as error:  # numpy reads the header as Python source
+    except _ODD as error:  # numpy reads the header as Python source
         raise ValueError(f"the npy header is malformed: {error}") from error
     if fortran or dtype.hasobject or dtype.names is not None or any(extent < 0 for extent in shape):
         raise ValueError("the npy header is not that of a plain array in C order")
