@@ -25,6 +25,8 @@ _MISSING: Final = {
     "Resize": _WIDE,
     "Upsample": _WIDE,
     "CenterCropPad": _WIDE,
+    "ReduceMax": _WIDE,
+    "ReduceMin": _WIDE,
 }
 _THROUGH: Final = {"int16": TensorProto.FLOAT, "uint16": TensorProto.FLOAT, "int32": TensorProto.DOUBLE}
 _CONV_RANK: Final = 3

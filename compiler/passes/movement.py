@@ -1,7 +1,7 @@
 """Operators that only move elements: which ones they are, and where a channel axis goes through them.
 
 Rounding commutes with moving (design rule 4.4): for these operators Q(move(x)) = move(Q(x)), element for element.
-MaxPool belongs here since rounding is monotone, and Resize in its nearest mode.
+MaxPool, ReduceMax and ReduceMin belong here since rounding is monotone, and Resize in its nearest mode.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qatc.compiler.quant import Array, QuantParams
 
 _ALWAYS: Final = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND",
-     "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence"}
+     "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence", "ReduceMax", "ReduceMin"}
 )  # fmt: skip
 VALUE_BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, its values do not concern them
 LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once

@@ -761,3 +761,15 @@ def test_an_island_that_nothing_reads_is_not_made() -> None:
     """Readers of a shape read the integers'."""
     graph = lowered("(float[N,2] x) => (int64[2] y)", "a = A(x)\nt = Tanh(a)\nb = B(t)\ny = Shape(b)")
     assert not [op for op in graph.ops if isinstance(op, Float) and op.reason]
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("opset", [13, 20])
+def test_largest_and_smallest_are_taken_of_integers(op: str, opset: int) -> None:
+    call = f"m = {op}<axes = [1]>(a)" if opset < 18 else f"m = {op}(a, axis)"
+    graph = lowered(
+        "(float[2,3] x) => (float[2,1] y)", f"a = A(x)\n{call}\ny = A(m)", "int64[1] axis = {1}", opset=opset
+    )
+    assert reasons(graph) == []
+    moves = [op for op in graph.ops if isinstance(op, Move)]
+    assert [(m.op_type, graph.tensors[m.output].dtype) for m in moves] == [(op, "uint8")]
