@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -225,10 +226,28 @@ class Yolo(nn.Module):
 
 @dataclass(frozen=True)
 class Entry:
-    """A network: `make(channels, classes)`, and what it is for."""
+    """A network: `make(channels, classes)`, what it is for, and whether Adam trains it (transformers want that)."""
 
     make: Callable[[int, int], nn.Module]
     task: str = "classify"
+    adam: bool = False
+
+
+def load_weights(model: nn.Module, path: Path) -> list[str]:
+    """Take the weights of a state dict whose layers come in the same order, such as torchvision's resnet50.
+
+    A tensor of another shape (the last layer, for other classes) keeps what it has; their names are returned.
+    """
+    saved: dict[str, Tensor] = torch.load(path, weights_only=True)
+    own = model.state_dict()
+    if len(saved) != len(own):
+        raise SystemExit(f"{path} has {len(saved)} tensors, the network {len(own)}: these are not the same layers")
+    pairs = list(zip(own.items(), saved.values(), strict=True))
+    left = [name for (name, value), given in pairs if value.shape != given.shape]
+    if len(left) > 2:
+        raise SystemExit(f"{path} does not fit: {left[0]} and {len(left) - 1} others have another shape")
+    model.load_state_dict({name: value if name in left else given for (name, value), given in pairs})
+    return left
 
 
 NETWORKS: Final = {
@@ -236,7 +255,7 @@ NETWORKS: Final = {
     "resnet50": Entry(ResNet50),
     "mobilenetv2": Entry(MobileNetV2),
     "kws": Entry(Kws),
-    "vit": Entry(ViT),
+    "vit": Entry(ViT, adam=True),
     "unet": Entry(UNet, "segment"),
     "yolo": Entry(Yolo, "detect"),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a program: the repository's root is where imports start
@@ -27,13 +28,13 @@ from samples.pytorch.networks import NETWORKS
 from samples.pytorch.training import fit, predictor, seed_everything
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Retrain, keep the best epoch, export, compile, measure."""
     command = parser(str(__doc__), learning_rate=0.002, max_epochs=3)
     command.add_argument("--recipe", default="default", choices=[*RECIPES, "all"], help="which fake quantizers")
     command.add_argument("--target", default="onnx", help="what to compile for, see `qatc targets`")
     command.add_argument("--pretrained", type=Path, help="another checkpoint of train.py")
-    args = command.parse_args()
+    args = command.parse_args(arguments)
     entry = NETWORKS.get(args.model)
     if entry is None:
         raise SystemExit(f"unknown model {args.model!r}: one of {', '.join(NETWORKS)}")
@@ -62,7 +63,8 @@ def retrain(model: nn.Module, data: Data, args: Namespace, recipe: str, before: 
         if epoch >= from_here:
             freeze(network)
 
-    fit(network, data, args, rng, name=recipe, before_epoch=settle, keep=lambda epoch: epoch >= from_here)
+    adam = NETWORKS[args.model].adam
+    fit(network, data, args, rng, name=recipe, adam=adam, before_epoch=settle, keep=lambda epoch: epoch >= from_here)
     # measured on what is exported, whose biases are the integers of the deployed network
     best = accuracy(predictor(stateless_copy(network.eval())), data)
     stem = args.output_dir / (f"QAT_{args.model}_{recipe}_fp32" if several else f"QAT_{args.model}_fp32")

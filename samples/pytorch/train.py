@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a program: the repository's root is where imports start
@@ -18,13 +19,15 @@ from rich.console import Console
 
 from samples.common.data import load
 from samples.common.report import parser
-from samples.pytorch.networks import NETWORKS
+from samples.pytorch.networks import NETWORKS, load_weights
 from samples.pytorch.training import fit, seed_everything
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, keep the best epoch, save and export it."""
-    args = parser(str(__doc__), learning_rate=0.02, max_epochs=5).parse_args()
+    command = parser(str(__doc__), learning_rate=0.02, max_epochs=5)
+    command.add_argument("--weights", type=Path, help="start from a state dict, such as torchvision's resnet50")
+    args = command.parse_args(arguments)
     if args.model not in NETWORKS:
         raise SystemExit(f"unknown model {args.model!r}: one of {', '.join(NETWORKS)}")
     entry = NETWORKS[args.model]
@@ -32,7 +35,10 @@ def main() -> None:
     data = load(args.data, entry.task, args.limit)
     example = torch.from_numpy(data.train.take(np.arange(1)))
     model = entry.make(example.shape[1], len(data.classes))
-    best = fit(model, data, args, rng, name="train")
+    if args.weights is not None:
+        left = load_weights(model, args.weights)
+        Console().print(f"weights of {args.weights}" + (f", but for {', '.join(left)}" if left else ""))
+    best = fit(model, data, args, rng, name="train", adam=entry.adam)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     stem = args.output_dir / f"pretrained_{args.model}"
     torch.save({"state": model.state_dict(), "classes": data.classes, "accuracy": best}, stem.with_suffix(".pth"))

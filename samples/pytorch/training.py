@@ -52,14 +52,20 @@ def fit(
     rng: np.random.Generator,
     *,
     name: str,
+    adam: bool = False,
     before_epoch: Callable[[int], None] | None = None,
     keep: Callable[[int], bool] = lambda epoch: True,
 ) -> float:
     """Train in place, leave the best epoch's weights in `model`, return its accuracy in percent.
 
+    With `adam` a tenth of the learning rate is used, which suits AdamW as the whole suits SGD.
     `before_epoch` is called with each epoch's number, from 0; `keep` says which epochs may be the best one.
     """
-    optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=0.9)
+    optimizer: torch.optim.Optimizer
+    if adam:
+        optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate / 10)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), args.learning_rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_epochs)
     console = Console()
     best, state = -1.0, copy.deepcopy(model.state_dict())

@@ -148,6 +148,49 @@ def test_models_of_torch_ao_export_too(tmp_path: Path) -> None:
     assert result.coverage.share == 1.0
 
 
+def test_models_of_pt2e_export_too(tmp_path: Path) -> None:
+    """Graph mode of torchao: fused fake quantizers, batch norm as arithmetic, a guard on the batch size."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    import onnxruntime as ort
+    from torchao.quantization import pt2e
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.second, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.norm(self.first(x)))
+            return self.head((x + self.second(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
+    program = torch.export.export(Small(), (torch.randn(INPUT),)).module()
+    model = prepare_qat_pt2e(program, quantizer)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(3):
+        model(torch.randn(INPUT)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    pt2e.move_exported_model_to_eval(model)
+    written = exported(model, tmp_path / "model.onnx")
+    kinds = [n.op_type for n in written.graph.node]
+    assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") > 5
+    x = torch.randn(INPUT)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(tmp_path / "model.onnx", options)
+    (found,) = session.run(None, {"input": x.numpy()})
+    assert np.abs(found - model(x).detach().numpy()).max() < 0.02 * np.abs(found).max()
+    (other,) = session.run(None, {"input": torch.randn(5, *INPUT[1:]).numpy()})
+    assert other.shape == (5, 10)  # the guard of the exported program allows two
+    assert compile_model(tmp_path / "model.onnx", output=tmp_path / "out").coverage.share == 1.0
+
+
 def test_wrong_requests_are_usage_errors(tmp_path: Path) -> None:
     x = torch.randn(INPUT)
     for options in ({"recipe": "drpia"}, {"exclude": ["nothing"]}, {"bits": {"first": 1}}, {"target": "onx"}):
