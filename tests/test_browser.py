@@ -12,7 +12,8 @@ from qatc import compile_model
 from qatc.compiler.diagnostics import escaped
 from qatc.compiler.report import report_html
 from qatc.compiler.report.drawing import graph_file
-from qatc.compiler.result import GraphView, ViewNode
+from qatc.compiler.report.evaluation import evaluation_document, with_evaluations
+from qatc.compiler.result import Evaluation, EvaluationRun, GraphView, Score, ViewNode
 from tests import browser
 from tests import fake_results as fake
 
@@ -104,6 +105,30 @@ def test_hostile_names_show_as_text(page: browser.Page, tmp_path: Path) -> None:
     assert page.run(VISIBLE.format("parameters-table")) == 1
     assert page.requested == [path.as_uri()]
     assert page.noise == []
+
+
+def test_it_takes_an_evaluation_in(page: browser.Page, report: Path, tmp_path: Path) -> None:
+    runs = (EvaluationRun("simulation", "m.onnx"), EvaluationRun("package", fake.HOSTILE[0]))
+    scores = (Score("top1", "y", "labels", "higher", "share", {"simulation": 0.75, "package": 0.5}),)
+    scores += tuple(Score(name, name, "simulation", "lower", "", {"package": 1.5}) for name in fake.HOSTILE)
+    found = Evaluation(tmp_path, Path(fake.HOSTILE[0]), "npz", 8, runs, scores, (("reference", fake.HOSTILE[1]),))
+    path = tmp_path / "report.html"
+    path.write_bytes(with_evaluations(report.read_bytes(), [evaluation_document(found)]))
+    page.open(path)
+    row = "[...document.querySelector('#evaluation ~ .scroll tbody tr').cells].map(c => c.innerText)"
+    assert page.run(row) == ["top1", "y", "labels (higher is better)", "75.0%", "50.0%"]
+    assert escaped(fake.HOSTILE[1]) in page.run("document.body.textContent")
+    assert page.run("document.querySelectorAll('script').length") == 1
+    assert page.run("document.querySelectorAll('img').length") == 0
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert page.noise == []
+
+
+def test_profiles_are_compared(page: browser.Page, report: Path) -> None:
+    page.open(report)
+    names = page.run("[...document.querySelectorAll('#arithmetic ~ .scroll tbody')][0].innerText")
+    for name in ("onnx", "tflite", "tosa", "cmsis-nn", "pow2"):
+        assert name in names
 
 
 def test_a_drawing_stands_alone(page: browser.Page, tmp_path: Path) -> None:
