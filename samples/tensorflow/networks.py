@@ -1,6 +1,7 @@
 """The networks of the TensorFlow samples (Keras 2, channels last), without a softmax at the end.
 
-Transformers are missing: tfmot cannot quantize layer normalization.
+tfmot decides what they are made of: it has no quantizers for one-dimensional convolutions (`kws` is two-dimensional
+here), none between batch norm and SiLU (`yolo` has ReLU6), and none for layer normalization and attention (no `vit`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tf_keras as keras
 
@@ -75,6 +76,14 @@ def unet(shape: Shape, classes: int) -> Any:
     return keras.Model(given, layers.Conv2D(2, 1)(x))
 
 
+def yolo(shape: Shape, classes: int) -> Any:
+    """One box a cell: [N,4,4,15], objectness, x, y, width, height as logits, and ten class scores."""
+    given = layers.Input(shape)
+    x = conv_bn(conv_bn(conv_bn(given, 16, act="relu6"), 32, 3, 2, "relu6"), 48, 3, 2, "relu6")
+    x = layers.Concatenate()([conv_bn(x, 32, 3, act="relu6"), conv_bn(x, 32, 1, act="relu6")])
+    return keras.Model(given, layers.Conv2D(5 + classes, 1)(conv_bn(x, 64, 3, 2, "relu6")))
+
+
 def resnet50(shape: Shape, classes: int) -> Any:
     """ResNet-50 with the head of the guide, but for its softmax."""
     base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=shape)
@@ -96,4 +105,14 @@ NETWORKS: Final = {
     "mobilenetv2": Entry(mobilenetv2),
     "kws": Entry(kws),
     "unet": Entry(unet, "segment"),
+    "yolo": Entry(yolo, "detect"),
 }
+MISSING: Final = {"vit": "tfmot has no quantizers for layer normalization and attention; samples/pytorch has them"}
+
+
+def entry_of(name: str) -> Entry:
+    """The network `name`. SystemExit with the reason where there is none."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    reason = f" ({MISSING[name]})" if name in MISSING else ""
+    raise SystemExit(f"no model {name!r} in TensorFlow{reason}: one of {', '.join(NETWORKS)}")

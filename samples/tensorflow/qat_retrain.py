@@ -18,8 +18,8 @@ from qatc.frontends.tf_qat import export, load, prepare_qat
 from samples.common.data import load as load_data
 from samples.common.report import compile_and_score, parser, show
 from samples.common.scoring import accuracy
-from samples.tensorflow.networks import NETWORKS
-from samples.tensorflow.training import adapted, fit, predictor, seed_everything
+from samples.tensorflow.networks import entry_of
+from samples.tensorflow.training import adapted, fit, predictor, save, seed_everything
 
 
 def main() -> None:
@@ -28,25 +28,25 @@ def main() -> None:
     command.add_argument("--target", default="onnx", help="what to compile for, see `qatc targets`")
     command.add_argument("--pretrained", type=Path, help="another model of train.py")
     args = command.parse_args()
-    entry = NETWORKS.get(args.model)
-    if entry is None:
-        raise SystemExit(f"unknown model {args.model!r}: one of {', '.join(NETWORKS)}")
+    entry = entry_of(args.model)
     saved = args.pretrained or args.output_dir / f"pretrained_{args.model}.h5"
     if not saved.is_file():
         raise SystemExit(f"{saved} is missing: run train.py --model {args.model} first")
     rng = seed_everything(args.seed)
     data = load_data(args.data, entry.task, args.limit)
     model = load(saved)
-    before = accuracy(predictor(model), data)
+    before = accuracy(predictor(model, data.task), data)
     network = prepare_qat(model)
     frozen = args.max_epochs - max(1, args.max_epochs // 3)
     best = fit(network, data, args, rng, name="tfmot", frozen_from=frozen, keep=lambda epoch: epoch >= frozen)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     stem = args.output_dir / f"QAT_{args.model}_fp32"
-    network.save(f"{stem}.h5", include_optimizer=False)
-    path = export(network, f"{stem}.onnx")
+    save(network, stem.with_suffix(".h5"))
+    path = export(network, stem.with_suffix(".onnx"))
     scores = compile_and_score(
-        path, data, dialect="tensorflow", before=before, trained=best, target=args.target, adapt=adapted
-    )
+        path, data, dialect="tensorflow", before=before, trained=best, target=args.target,
+        adapt=lambda predict: adapted(predict, data.task),
+    )  # fmt: skip
     show([(f"{args.model}, tfmot", scores)], args.output_dir / f"QAT_{args.model}_scores.json")
 
 

@@ -17,16 +17,14 @@ from rich.console import Console
 from qatc.frontends.tf_qat import export
 from samples.common.data import load
 from samples.common.report import parser
-from samples.tensorflow.networks import NETWORKS
-from samples.tensorflow.training import channels_last, fit, seed_everything
+from samples.tensorflow.networks import entry_of
+from samples.tensorflow.training import channels_last, fit, save, seed_everything
 
 
 def main() -> None:
     """Train, keep the best epoch, save and export it."""
     args = parser(str(__doc__), learning_rate=0.02, max_epochs=5).parse_args()
-    if args.model not in NETWORKS:
-        raise SystemExit(f"unknown model {args.model!r}: one of {', '.join(NETWORKS)}")
-    entry = NETWORKS[args.model]
+    entry = entry_of(args.model)
     rng = seed_everything(args.seed)
     data = load(args.data, entry.task, args.limit)
     shape = channels_last(data.train.take(np.arange(1))).shape[1:]
@@ -34,7 +32,7 @@ def main() -> None:
     best = fit(model, data, args, rng, name="train")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     stem = args.output_dir / f"pretrained_{args.model}"
-    model.save(f"{stem}.h5", include_optimizer=False)
+    save(model, stem.with_suffix(".h5"))
     export(model, f"{stem}.onnx")
     Console().print(f"float accuracy {best:.2f} %; wrote {stem}.h5 and .onnx", highlight=False)
 
