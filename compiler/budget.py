@@ -154,7 +154,8 @@ def in_use() -> int:
 def enforce(limit: int) -> bool:
     """Let the kernel refuse this process, from here on, more than `limit` bytes of data; whether it can.
 
-    For the command line alone: a limit of the process cannot be taken back from the libraries that met it. What is
+    The second line of defense: what asks is refused earlier, and libraries may end badly when an allocation fails. For
+    the command line alone: a limit of the process cannot be taken back from the libraries that met it. What is
     reserved but never touched (the stacks of threads) counts for the kernel, so what is reserved already is added.
     """
     if sys.platform != "linux":
@@ -167,4 +168,4 @@ def enforce(limit: int) -> bool:
     return True
 
 
-_RESERVED: Final = 256 << 20  # address space of thread stacks and allocators that is never touched
+_RESERVED: Final = 512 << 20  # address space of thread stacks and allocators that is never touched

@@ -57,7 +57,7 @@ class Proving:
         refused: list[Diagnostic] = []
         for self.shapes in shapes:
             self.feeds = self._sample_feeds(graph)
-            ask_to_run(graph)
+            ask_to_run(graph, simulated=self.options.verify)
             if len(shapes) == 1 and not self.options.verify:
                 return None
             try:

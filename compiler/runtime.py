@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model_io import node_proto
 from qatc.compiler.quant import Array
@@ -73,6 +73,24 @@ def memory_ran_out(error: Exception) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
+def _out_of_memory(error: Exception) -> CompileError:
+    message = f"ONNX Runtime {version()} ran out of memory: {error}"
+    hint = "use smaller samples (-s NAME=SHAPE), leave the verification out (--no-verify), or allow more memory"
+    return fail("QAT011", message, hint=hint)
+
+
+def _session_of(model: str | bytes, options: SessionOptions) -> InferenceSession:
+    """A session on the CPU; QAT011 where there is no memory for it, one of `errors()` for all else."""
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except errors() as error:
+        if memory_ran_out(error):
+            raise _out_of_memory(error) from error
+        raise
+
+
 def run_session(
     session: InferenceSession, names: Sequence[str] | None, feeds: Mapping[str, Array], *, bounded: bool = True
 ) -> list[Array]:
@@ -100,8 +118,7 @@ def run_session(
         return session.run(names, dict(feeds), options)
     except errors() as error:
         if memory_ran_out(error):
-            message = f"ONNX Runtime {version()} ran out of memory: {error}"
-            raise fail("QAT011", message, hint="use smaller samples (-s NAME=SHAPE), or allow more memory") from error
+            raise _out_of_memory(error) from error
         if options.terminate:
             message = f"the model was still running after {PATIENCE:,} s; it may never end"
             hint = "--no-verify compiles without running it, where its samples are given with --input"
@@ -206,14 +223,12 @@ def open_file(path: Path, *, nodes: int = 0, weights: int = 0) -> InferenceSessi
     Raises:
         CompileError: QAT401 where ONNX Runtime does not take the model that we made.
     """
-    import onnxruntime as ort
-
     options = _options(optimize=nodes <= _DEEP, folder=None)
     options.intra_op_num_threads = 1
     if weights > _HEAVY:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return _session_of(str(path), options)
     except errors() as error:
         raise fail("QAT401", f"ONNX Runtime {version()} does not load the package's model: {error}") from error
 
@@ -232,7 +247,6 @@ def open_session(
     """
     import onnxruntime as ort
 
-    providers = ["CPUExecutionProvider"]
     try:
         content = model.SerializeToString()
     except (EncodeError, ValueError):  # beyond what protobuf can write
@@ -242,13 +256,13 @@ def open_session(
         apart = [i.name for i in model.graph.initializer if i.name in weights]
         options.add_external_initializers(apart, [ort.OrtValue.ortvalue_from_numpy(weights[n]) for n in apart])
     if content and len(content) <= _MAX_PROTO:
-        return ort.InferenceSession(content, options, providers=providers)
+        return _session_of(content, options)
     with tempfile.TemporaryDirectory(prefix="qatc-") as scratch:
         path = Path(scratch) / "model.onnx"
         moved = onnx.ModelProto()
         moved.CopyFrom(model)  # saving takes the data out of the proto
         onnx.save(moved, path, save_as_external_data=True, location="model.bin")  # pyright: ignore[reportUnknownMemberType]
-        return ort.InferenceSession(str(path), _options(optimize=optimize, folder=None), providers=providers)
+        return _session_of(str(path), _options(optimize=optimize, folder=None))
 
 
 def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
