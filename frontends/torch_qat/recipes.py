@@ -54,6 +54,26 @@ class PowerOfTwoObserver(MovingAverageMinMaxObserver):
         return _power_of_two(scale), zero_point
 
 
+class TrainedFakeQuantize(FakeQuantize):
+    """PyTorch's, but only training moves its range: its own would follow the images that accuracy is measured on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.looked = False  # has seen anything yet
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`, rounded, same shape."""
+        watches = int(self.observer_enabled[0])
+        if self.training or not self.looked or not watches:
+            self.looked = True
+            result: torch.Tensor = super().forward(x)
+            return result
+        self.observer_enabled[0] = 0
+        result = super().forward(x)
+        self.observer_enabled[0] = watches
+        return result
+
+
 class LearnedFakeQuantize(FakeQuantize):
     """Learned step size (LSQ, and LSQ+ for the zero point): what the observer finds first, gradients improve.
 
@@ -206,7 +226,7 @@ class Recipe:
         return (-half + self.narrow, half - 1) if signed else (0, 2 * half - 1)
 
     def _quantizer(self, observer: type, **options: Any) -> Callable[[], torch.nn.Module]:
-        kind = LearnedFakeQuantize if self.learned else FakeQuantize
+        kind = LearnedFakeQuantize if self.learned else TrainedFakeQuantize
         return cast("Callable[[], torch.nn.Module]", partial(kind, observer=observer, **options))
 
 

@@ -57,14 +57,17 @@ def retrain(model: nn.Module, data: Data, args: Namespace, recipe: str, before: 
     several = args.recipe == "all"
     examples = torch.from_numpy(data.train.take(np.arange(min(args.batch_size, len(data.train)))))
     network = prepare_qat(model, examples, target=args.target, recipe=recipe)
-    from_here = args.max_epochs - max(1, args.max_epochs // 3)
+    frozen = max(args.max_epochs // 3, min(1, args.max_epochs - 1))  # a single epoch is needed to find the ranges
+    from_here = args.max_epochs - frozen
 
     def settle(epoch: int) -> None:
         if epoch >= from_here:
             freeze(network)
 
     adam = NETWORKS[args.model].adam
-    fit(network, data, args, rng, name=recipe, adam=adam, before_epoch=settle, keep=lambda epoch: epoch >= from_here)
+    last = min(from_here, args.max_epochs - 1)
+    fit(network, data, args, rng, name=recipe, adam=adam, before_epoch=settle, keep=lambda epoch: epoch >= last)
+    freeze(network)
     # measured on what is exported, whose biases are the integers of the deployed network
     best = accuracy(predictor(stateless_copy(network.eval())), data)
     stem = args.output_dir / (f"QAT_{args.model}_{recipe}_fp32" if several else f"QAT_{args.model}_fp32")

@@ -76,7 +76,12 @@ def fit(
         steps = max(1, len(data.train) // args.batch_size)
         label = f"{name} {epoch + 1}/{args.max_epochs}"
         for images, labels in track(
-            data.train.batches(args.batch_size, rng), label, total=steps, console=console, transient=True
+            data.train.batches(args.batch_size, rng),
+            label,
+            total=steps,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         ):
             optimizer.zero_grad()
             loss = loss_of(model(torch.from_numpy(images)), labels, data.task)

@@ -113,6 +113,34 @@ def test_symmetric_recipes_have_no_zero_points(recipe: str) -> None:
         assert all(g.low == -127 for g in grids if g.axis >= 0)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_measuring_accuracy_moves_no_range(recipe: str) -> None:
+    model = torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe=recipe)
+    model(torch.randn(INPUT))
+
+    def scales() -> list[Any]:
+        return [m.scale.detach().clone() for m in model.modules() if hasattr(m, "fake_quant_enabled")]
+
+    before = scales()
+    model.eval()(100 * torch.randn(INPUT))
+    assert all(torch.equal(one, other) for one, other in zip(before, scales(), strict=True))
+    model.train()(100 * torch.randn(INPUT))
+    assert not all(torch.equal(one, other) for one, other in zip(before, scales(), strict=True))
+
+
+def test_a_target_brings_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "dpu.toml").write_text('name = "dpu"\nbackend = "qdq"\nrecipe = "power-of-two"\n')
+
+    def top(**options: Any) -> tuple[int, int]:
+        model = torch_qat.prepare_qat(network(), torch.randn(INPUT), **options)
+        return int(model.fq_x.quant_min), int(model.fq_x.quant_max)
+
+    assert top() == (0, 255)
+    assert top(target="drpai") == (0, 127)
+    assert top(target=str(tmp_path / "dpu.toml")) == (-128, 127)
+    assert top(target="drpai", recipe="symmetric") == (-127, 127)
+
+
 def test_learned_scales_learn_and_end_on_integers() -> None:
     model = torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="lsq")
     trained(model, steps=20)
