@@ -89,7 +89,7 @@ def _in_order() -> None:
         plain(self, *arguments, **named)
 
     def number(self: Any) -> int:
-        return self._made
+        return int(self._made)
 
     node.__init__, node.__hash__ = numbered, number
 
