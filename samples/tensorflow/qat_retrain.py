@@ -37,8 +37,9 @@ def main() -> None:
     model = load(saved)
     before = accuracy(predictor(model, data.task), data)
     network = prepare_qat(model)
-    frozen = args.max_epochs - max(1, args.max_epochs // 3)
-    best = fit(network, data, args, rng, name="tfmot", frozen_from=frozen, keep=lambda epoch: epoch >= frozen)
+    frozen = max(1, args.max_epochs - max(1, args.max_epochs // 3))  # the first epoch finds the ranges
+    first = min(frozen, args.max_epochs - 1)
+    best = fit(network, data, args, rng, name="tfmot", frozen_from=frozen, keep=lambda epoch: epoch >= first)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     stem = args.output_dir / f"QAT_{args.model}_fp32"
     save(network, stem.with_suffix(".h5"))
