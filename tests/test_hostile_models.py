@@ -1,4 +1,4 @@
-"""Hostile models end in coded errors: soon, in little memory, without a read outside their folder or a write anywhere."""
+"""Hostile models end in coded errors, soon, in little memory, without a read outside their folder or any write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from qatc import CompileError, compile_model
 from qatc.compiler import runtime
 from qatc.compiler.result import CompileResult
-from tests.hostile_models import CASES, NAMES, SECRET, Hostile, named, saved
+from tests.hostile_bombs import ALL as CASES
+from tests.hostile_models import NAMES, SECRET, Hostile, named, saved
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the files need POSIX")
 
