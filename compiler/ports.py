@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping
+from typing import Final
 
 import onnx
 
 from qatc.compiler.graph import QuantGraph, Tensor, shape_of
 from qatc.compiler.integer import Conv, IntegerGraph, Lookup, MatMul
 from qatc.compiler.result import Port, TensorRecord
+
+_DERIVED: Final = re.compile(r"_(?:u?int\d+|scaled|\d+)$")
 
 
 def port_of(graph: QuantGraph, tensor: Tensor) -> Port:
@@ -31,12 +35,18 @@ def port_of_integer(graph: IntegerGraph, name: str) -> Port:
     return Port(name, tensor.dtype, tensor.shape, params)
 
 
-def tensor_records(graph: IntegerGraph, names: Mapping[str, str]) -> tuple[TensorRecord, ...]:
-    """Every quantized tensor of the deployed graph in execution order; `names` maps to names in the emitted model."""
-    return tuple(_records(graph, names))
+def tensor_records(graph: IntegerGraph, names: Mapping[str, str], known: Container[str]) -> tuple[TensorRecord, ...]:
+    """Every quantized tensor of the deployed graph in execution order.
+
+    Args:
+        graph: the deployed graph.
+        names: its tensors' names in the emitted model.
+        known: the tensors of the source file: what a viewer of it shows.
+    """
+    return tuple(_records(graph, names, known))
 
 
-def _records(graph: IntegerGraph, names: Mapping[str, str]) -> Iterator[TensorRecord]:
+def _records(graph: IntegerGraph, names: Mapping[str, str], known: Container[str]) -> Iterator[TensorRecord]:
     roles = dict.fromkeys(graph.inputs, "input") | dict.fromkeys(graph.outputs, "output")
     for op in graph.ops:
         if isinstance(op, Conv | MatMul):
@@ -50,9 +60,18 @@ def _records(graph: IntegerGraph, names: Mapping[str, str]) -> Iterator[TensorRe
         if tensor is None or tensor.params is None or name in tables:
             continue
         role = roles.get(name) or ("accumulator" if tensor.dtype == "int32" else "activation")
-        yield TensorRecord(tensor.source or _source(graph, name), names.get(name, name), role, tensor.params)
+        source = tensor.source or (name if name in graph.constants else "")
+        yield TensorRecord(in_source(source, known), names.get(name, name), role, tensor.params)
 
 
-def _source(graph: IntegerGraph, name: str) -> str | None:
-    """A constant keeps the source's name where the lowering could keep it."""
-    return name if name in graph.constants else None
+def in_source(name: str, known: Container[str]) -> str | None:
+    """The source's tensor that became `name`, None where no tensor of the source is the same.
+
+    A constant that is made of another one is called after it: `conv.weight_int8`, `conv.weight_int8_scaled`.
+    """
+    while name and name not in known:
+        stem = _DERIVED.sub("", name)
+        if stem == name:
+            return None
+        name = stem
+    return name or None
