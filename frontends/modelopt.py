@@ -13,7 +13,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
-from qatc.frontends.vendor import count, data_name, finish
+from qatc.frontends.vendor import count, data_name, finish, several
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
@@ -56,7 +56,7 @@ def _refuse(graph: QuantGraph) -> None:
     for name, nodes in found.items():
         graph.diagnostics.error(
             "QAT103",
-            f"{len(nodes)} operators quantize to {name}, not to an affine integer grid",
+            f"{several(nodes, 'operator', 'quantize')} to {name}, not to an affine integer grid",
             node=label_of(nodes[0]),
             tensor=data_name(nodes[0]),
             hint=_HINT,

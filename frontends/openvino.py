@@ -22,7 +22,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
+from qatc.frontends.vendor import count, data_name, finish, grid, number, several, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -158,7 +158,7 @@ def _refuse_floats(graph: QuantGraph) -> None:
     for node in nodes[:1]:
         graph.diagnostics.error(
             "QAT103",
-            f"{len(nodes)} FakeConvert nodes round to FP8, not to an affine integer grid",
+            f"{several(nodes, 'FakeConvert node', 'round')} to FP8, not to an affine integer grid",
             node=label_of(node),
             tensor=data_name(node),
             hint="quantize to INT8 (nncf.quantize without a mode)",

@@ -25,6 +25,13 @@ _HINT_INFINITE: Final = (
     "an infinite value was observed, as masks of attention hold (-inf): mask with a finite number such as -1e4,"
     " or leave the mask and its sum unquantized"
 )
+_FORMATS: Final = {
+    "float8_e4m3fn": "FP8 E4M3 (float8_e4m3fn)",
+    "float8_e4m3fnuz": "FP8 E4M3 (float8_e4m3fnuz)",
+    "float8_e5m2": "FP8 E5M2 (float8_e5m2)",
+    "float8_e5m2fnuz": "FP8 E5M2 (float8_e5m2fnuz)",
+    "float4_e2m1fn": "FP4 E2M1 (float4_e2m1fn)",
+}
 _SHOWN: Final = 3  # wrong values that a message lists
 _EMPTY: Final = 2.0**-14  # the step of a weight that only holds zeros: any does, this one leaves room for a bias
 
@@ -250,7 +257,7 @@ def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | 
     if dtype is None or node.attr("block_size", 0):
         graph.diagnostics.error(
             "QAT103",
-            f"{node.op} to {kind.name}" if dtype is None else f"{node.op} in blocks of {node.attr('block_size')}",
+            f"{node.op} {'to' if node.op.startswith('Q') else 'of'} {_format_of(node, kind, scale)}",
             node=label_of(node),
             tensor=x.name,
             hint="only affine integers per tensor or per channel can be compiled; quantize to int8 when training",
@@ -258,6 +265,15 @@ def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | 
         return None
     axis = int(node.attr("axis", 1))
     return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape_of(x), tensor=x.name)
+
+
+def _format_of(node: Node, kind: np.dtype[np.generic], scale: Array) -> str:
+    """A number format that is no affine integer grid, in the words of its users."""
+    name, block = str(kind.name), int(node.attr("block_size", 0) or 0)
+    plain = _FORMATS.get(name, name)
+    if scale.dtype.name == "float8_e8m0fnu":
+        plain = f"microscaling {plain}"
+    return f"{plain} in blocks of {block}" if block else plain
 
 
 def _integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] | None) -> np.dtype[np.generic]:

@@ -33,6 +33,7 @@ from qatc.frontends.vendor import count, data_name, finish
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
 _AT_RUN_TIME: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+_IN_BLOCKS: Final = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE"})
 _ON_INTEGERS: Final = frozenset(
     {"Clip", "Relu", "Min", "Max", "Cast", "Concat", "Shape", "Size"}
 )  # the core reads them
@@ -134,6 +135,13 @@ class _Reader:
                     "QAT205",
                     f"{node.op} finds its scale at run time",
                     "quantize statically, with calibration data",
+                )
+            elif domain == MICROSOFT and node.op in _IN_BLOCKS:
+                self.refuse(
+                    node,
+                    "QAT103",
+                    f"{node.op} holds {node.attr('bits', 4)}-bit weights in blocks, beside activations of floats",
+                    "quantize weights per tensor or channel, and activations too",
                 )
             elif rule is not None and (len(node.inputs) < _LEAST.get(node.op, 5) or not node.outputs):
                 self.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs only", "the file is damaged")
@@ -429,8 +437,13 @@ def _is_ours(node: Node) -> bool:
     return (node.domain or "", node.op) in _RULES
 
 
+def _is_known(node: Node) -> bool:
+    """Whether the node is read, or refused by its name."""
+    return _is_ours(node) or node.op in _AT_RUN_TIME or ((node.domain or "") == MICROSOFT and node.op in _IN_BLOCKS)
+
+
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _is_ours)
+    return count(graph, _is_known)
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -456,6 +469,7 @@ FRONTEND = Frontend(
     ),
     limits=(
         "dynamic quantization (scales found at run time)",
+        "weights in blocks (MatMulNBits)",
         "NHWC models saved after ONNX Runtime's optimizer",
         "QAttention and other fused operators of com.microsoft",
     ),

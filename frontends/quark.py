@@ -20,7 +20,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
 from qatc.frontends.params import quantized_dtype
-from qatc.frontends.vendor import count, data_name, finish
+from qatc.frontends.vendor import count, data_name, finish, several
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _STANDARD: Final = {
@@ -55,7 +55,7 @@ def _standard(graph: QuantGraph) -> None:
     for name, nodes in refused.items():
         graph.diagnostics.error(
             "QAT103",
-            f"{len(nodes)} operators quantize to {name}, not to an affine integer grid",
+            f"{several(nodes, 'operator', 'quantize')} to {name}, not to an affine integer grid",
             node=label_of(nodes[0]),
             tensor=data_name(nodes[0]),
             hint=_HINT,

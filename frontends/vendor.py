@@ -41,6 +41,11 @@ _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "Redu
 # -- operands -----------------------------------------------------------------------------------------------------
 
 
+def several(found: Sequence[object], noun: str, verb: str) -> str:
+    """The start of a sentence about nodes: "1 operator quantizes", "3 operators quantize"."""
+    return f"{len(found)} {noun}s {verb}" if len(found) != 1 else f"1 {noun} {verb}s"
+
+
 def data_name(node: Node) -> str | None:
     """The name of the tensor that a node quantizes, None where the file has none."""
     return node.inputs[0].name or None if node.inputs else None

@@ -249,3 +249,17 @@ def test_a_resize_interpolates_between_real_numbers() -> None:
     graph.verify(stripped=False)
     got = values(graph, np.linspace(-4, 4, 32, dtype=np.float32).reshape(1, 2, 4, 4))
     assert set(np.unique(got)) <= {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize(("op", "code"), [("MatMulNBits", "QAT103"), ("DynamicQuantizeMatMul", "QAT205")])
+def test_what_is_quantized_otherwise_is_refused_by_name(op: str, code: str) -> None:
+    """Weights in blocks and scales of run time stand alone in their files: they are seen, and named."""
+    b = Builder(opsets={"": 17, MICROSOFT: 1})
+    weight, scale = b.constant("w", np.zeros((8, 1, 16), np.uint8)), b.constant("s", np.ones(8, np.float32))
+    b.node(op, ["input", weight, scale], "output", MICROSOFT)
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    assert FRONTEND.recognise(graph, "") is not None
+    FRONTEND.normalise(graph, FrontendOptions())
+    found = list(graph.diagnostics.errors)
+    assert [d.code for d in found] == [code]
+    assert op in found[0].message
