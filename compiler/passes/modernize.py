@@ -42,8 +42,9 @@ OPSET: Final = 13  # what the rules below write
 
 INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
-INERT.on("Einsum")(einsum_to_product)
-INERT.on("Attention")(attention_to_products)
+PRODUCTS: Final = Rules("modernize")
+PRODUCTS.on("Einsum")(einsum_to_product)
+PRODUCTS.on("Attention")(attention_to_products)
 
 
 def modernize(graph: QuantGraph) -> None:
@@ -54,22 +55,16 @@ def modernize(graph: QuantGraph) -> None:
     graph.clean()  # what nobody reads is no reader of what it reads
     constants_from_nodes(graph)
     widen(graph)
-    if any(_needs_inference(n) for n in graph.nodes):
+    if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, INERT)
+    if any(n.op == "Attention" and not n.domain for n in graph.nodes):
+        infer_if_possible(graph)  # once more: what did nothing hid constants
+    sweep(graph, PRODUCTS)
     if graph.opset < OPSET:
         _check_bodies(graph)
         sweep(graph, UPGRADE)
         graph.opset = OPSET
-
-
-def _needs_inference(node: Node) -> bool:
-    """Whether a rule asks for a type or shape that the file does not tell."""
-    if node.domain or not node.inputs:
-        return False
-    if node.op == "Attention":
-        return any(shape_of(t) is None for t in node.inputs if t.name)
-    return node.op == "Cast" and element_type(node.inputs[0]) is None
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
