@@ -106,7 +106,7 @@ class Import:
 
 def source_files() -> list[Path]:
     """Every Python file of the repository under its real path."""
-    folders = ["compiler", "frontends", "backends", "tests", ".ci"]
+    folders = ["benchmarks", "compiler", "frontends", "backends", "tests", ".ci"]
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found += [*ROOT.glob("*.py"), *(path for path in (ROOT / "qatc").glob("*.py") if not path.is_symlink())]
     return sorted(found)
