@@ -75,6 +75,7 @@ CODES: Final[dict[str, str]] = {
     "QAT501": "the package cannot be written",
     "QAT502": "the package is damaged",
     "QAT503": "another compile is writing this package",
+    "QAT504": "the signature of a package does not hold",
     "QAT901": "internal error",
 }
 
