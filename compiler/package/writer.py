@@ -172,8 +172,10 @@ class PackageWriter:
             raise ValueError(f"{relative} is not written by hand")
         return self._create(relative)
 
-    def finish(self, manifest: Mapping[str, Json]) -> WrittenPackage:
+    def finish(self, manifest: Mapping[str, Json], seal: Callable[[Path], bytes] | None = None) -> WrittenPackage:
         """Add all files with their sizes and hashes to `manifest`, write it, and put the package in place.
+
+        `seal` makes the signature of the folder, which then holds everything else.
 
         Once this returns the package is durable. If it raises, the destination holds what it held before; only where
         the disk fails after the last step, and durability is in doubt, it holds the new package.
@@ -184,6 +186,10 @@ class PackageWriter:
         stream = self._create(MANIFEST)
         with stream:
             stream.write(dump_json({**manifest, "files": listing}))
+        if seal is not None:
+            signature = seal(self._place.new)
+            with self._create(SIGNATURE) as stream:
+                stream.write(signature)
         with writing(self.destination):
             for root, _, _ in os.walk(self._place.new, topdown=False):
                 sync_directory(Path(root))
