@@ -64,6 +64,7 @@ LEVELS = {
     "qatc.compiler.recognize": 4,
     "qatc.compiler.report": 4,
     "qatc.compiler.simulation": 4,
+    "qatc.compiler.signing": 4,
     "qatc.compiler.stored": 3,
     "qatc.compiler.verify": 4,
     "qatc.compiler.verify_package": 4,
