@@ -48,10 +48,12 @@ def assemble(
     external: Sequence[Path],
     proof: Proof,
     companions: Callable[[Callable[[str], Stream], CompileResult], None] | None = None,
+    seal: Callable[[Path], bytes] | None = None,
 ) -> CompileResult:
     """Write the package of a finished compile and return the result with its place and size.
 
     The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations.
+    `seal` signs it (`compiler/signing.py`).
 
     Raises:
         CompileError: QAT5xx where it cannot be written; the destination is then as it was.
@@ -89,7 +91,8 @@ def assemble(
                 samples=entries,
                 layouts=layouts(proof.graph),
                 tolerances=[tolerance_of([s.outputs[i] for s in samples]) for i in range(len(result.outputs))],
-            )
+            ),
+            seal,
         )
     return dataclasses.replace(written, diagnostics=(*written.diagnostics, *finished.diagnostics))
 
