@@ -40,6 +40,7 @@ class CompileOptions:
     golden_header: bool = False
     explain: bool = False
     max_memory: int | str | None = None
+    sign: Path | None = None
 
     @classmethod
     def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
@@ -54,7 +55,7 @@ class CompileOptions:
     def recorded(self) -> dict[str, Json]:
         """The options that shape the package: files by their bare names, nothing of this machine."""
         chosen = dataclasses.asdict(self)
-        for name in ("output", "explain", "max_memory"):
+        for name in ("output", "explain", "max_memory", "sign"):
             del chosen[name]
         chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.shapes.items())}
         chosen["inputs"] = [[name, path.name] for name, path in self.inputs]
