@@ -32,6 +32,7 @@ from qatc.compiler.ports import port_of, port_of_integer, tensor_records
 from qatc.compiler.proving import Proving
 from qatc.compiler.recognize import Recognition, recognize
 from qatc.compiler.registry import backends, frontends
+from qatc.compiler.signing import sealer
 from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
 from qatc.compiler.storage import SPILL_AT
 
@@ -145,6 +146,7 @@ class _Compilation:
         """Load, normalize, strip, fold, calibrate, lower, emit, verify, write."""
         output = self.options.output or Path(f"{self.path.absolute().stem}.qatc")
         check_destination(output)
+        seal = sealer(self.options.sign)
         target, backend, options = self.chosen()
         graph, source, seen = self.canonical()
         with self.step("fold"):
@@ -170,7 +172,7 @@ class _Compilation:
         with self.step("write"):
             proof = self.proof(integer, target)
             files = self.companions(backend, graph, proof, options)
-            result = assemble(result, output, emission, self.proving.feeds, source.external, proof, files)
+            result = assemble(result, output, emission, self.proving.feeds, source.external, proof, files, seal)
         self.progress("done", 1.0)
         return dataclasses.replace(result, timings=dict(self.timings))
 
