@@ -24,8 +24,19 @@ dialects that other packages bring.
 |---|---|---|---|
 """
 TAIL = """
-A range that the exporter lost (the dynamo exporter and PT2E write none) is stated with `--quant-range`, for all
-activations and weights or in a TOML file tensor by tensor. What the exporter left without any range is found with
+A range that the exporter lost (the dynamo exporter and PT2E write none) is stated with `--quant-range`: for all
+activations and weights, `--quant-range act=0..127,weight=-127..127`, or tensor by tensor with a file,
+`--quant-range ranges.toml`:
+
+```toml
+act = "0..127"          # activations that the file states no range for
+weight = "-127..127"    # weights likewise
+
+[tensors]
+"/layer4/conv2/Conv_output_0" = "0..255"
+```
+
+What the exporter left without any range is found with
 `--calibrate`. What is not an affine integer grid (FP8, MXFP, BF16, block floating point, logarithms), or has no fake
 quantization at all, is refused with a code that `qatc explain` explains.
 """

@@ -148,6 +148,6 @@ FRONTEND: Final = Frontend(
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",
-        "bfloat16 and float8 Q/DQ, and scales for blocks of weights, are refused",
+        "float8 and float4 Q/DQ, and scales for blocks of weights, are refused",
     ),
 )

@@ -366,3 +366,19 @@ def test_what_is_wrong_with_a_file_is_said_once(tmp_path: Path) -> None:
         with pytest.raises(CompileError) as caught:
             compile_model(tmp_path / "model.onnx", ranges=tmp_path / "ranges.json", output=tmp_path / "out")
         assert [d.code for d in caught.value.diagnostics] == [code]
+
+
+def test_ranges_in_a_toml_file(tmp_path: Path) -> None:
+    """For all activations, and one of them by name."""
+    b = Builder()
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(10))]
+    for x, y in (("input", "a"), ("r", "output")):
+        b.node("DequantizeLinear", [b.node("QuantizeLinear", [x, *at], f"{y}_q"), *at], y)
+        if y == "a":
+            b.node("Sigmoid", ["a"], "r")
+    onnx.save(nets.model_of(b, [1, 2]), tmp_path / "model.onnx")
+    (tmp_path / "stated.toml").write_text('act = "0..127"\n[tensors]\noutput = "0..15"\n')
+    found = compile_model(
+        tmp_path / "model.onnx", qat=True, quant_range=str(tmp_path / "stated.toml"), output=tmp_path / "out"
+    )
+    assert {(t.params.qmin, t.params.qmax) for t in found.tensors if t.params is not None} == {(0, 127), (0, 15)}
