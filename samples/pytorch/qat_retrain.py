@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qatc.compiler.target import load_target
 from qatc.frontends.torch_qat import RECIPES, export, freeze, prepare_qat, stateless_copy
 from samples.common.data import Data, load
 from samples.common.report import Scores, compile_and_score, parser, show
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = entry.make(example.shape[1], len(data.classes))
     model.load_state_dict(saved["state"])
     recipes = list(RECIPES) if args.recipe == "all" else [args.recipe]
-    rows = [(f"{args.model}, {r}", retrain(model, data, args, r, saved["accuracy"])) for r in recipes]
+    names = {"default": load_target(args.target).recipe}  # a target may bring its own
+    rows = [(f"{args.model}, {names.get(r, r)}", retrain(model, data, args, r, saved["accuracy"])) for r in recipes]
     show(rows, args.output_dir / f"QAT_{args.model}_scores.json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_measuring_accuracy_moves_no_range(recipe: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, scales(), strict=True))
     model.train()(100 * torch.randn(INPUT))
     assert not all(torch.equal(one, other) for one, other in zip(before, scales(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_training_can_be_resumed(recipe: str, tmp_path: Path) -> None:
+    """A checkpoint goes into a network prepared anew, and a copy is as good as the model."""
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe=recipe))
+    torch.save(model.state_dict(), tmp_path / "checkpoint.pth")
+    again = torch_qat.prepare_qat(network(), 3 * torch.randn(INPUT), recipe=recipe)
+    again.load_state_dict(torch.load(tmp_path / "checkpoint.pth", weights_only=True))
+    x = torch.randn(INPUT)
+    files: list[bytes] = []
+    for i, one in enumerate((model, again.eval(), copy.deepcopy(model))):
+        torch.testing.assert_close(one(x), model(x), atol=0, rtol=0)
+        torch_qat.export(one, tmp_path / f"{i}.onnx", x)
+        files.append((tmp_path / f"{i}.onnx").read_bytes())
+    assert files[0] == files[1] == files[2]
 
 
 def test_a_target_brings_its_recipe(tmp_path: Path) -> None:
