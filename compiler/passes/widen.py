@@ -34,7 +34,7 @@ def widen(graph: QuantGraph) -> None:
     wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype == _HALF]
     for tensor in list(graph.tensors()):
         if isinstance(tensor, Constant):
-            if tensor.values.dtype.name in _NAMES:
+            if _holds_halves(tensor):
                 tensor.values = tensor.values.astype(np.float32)
         elif isinstance(tensor, Variable) and _is_half(tensor.dtype):
             tensor.dtype = _SINGLE
@@ -87,7 +87,12 @@ def _reread(reader: Node, old: Variable, new: Variable) -> None:
 def _has_halves(graph: QuantGraph) -> bool:
     if any(n.op == "Cast" and n.attr("to") in _HALVES for n in graph.nodes):
         return True
-    return any(t.values.dtype.name in _NAMES if isinstance(t, Constant) else _is_half(t.dtype) for t in graph.tensors())
+    return any(_holds_halves(t) if isinstance(t, Constant) else _is_half(t.dtype) for t in graph.tensors())
+
+
+def _holds_halves(constant: Constant) -> bool:
+    dtype = constant.values.dtype
+    return dtype.itemsize == 2 and dtype.name in _NAMES  # numpy takes longer to say its name
 
 
 def _is_half(kind: object) -> bool:
