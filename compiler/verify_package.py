@@ -24,6 +24,8 @@ from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, un
 from qatc.compiler.package.samples import read_npy
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
+from qatc.compiler.runtime import run_session
+from qatc.compiler.signing import check_signature
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -81,7 +83,12 @@ class PackageCheck:
 
 
 def verify_package(
-    path: str | Path, *, samples: bool = True, reference: bool = True, progress: Progress | None = None
+    path: str | Path,
+    *,
+    samples: bool = True,
+    reference: bool = True,
+    key: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> PackageCheck:
     """Check a package: manifest and JSON files against their schemas, all hashes, and the samples.
 
@@ -95,10 +102,12 @@ def verify_package(
         path: the package's folder.
         samples: False leaves the model alone.
         reference: False leaves the reference executor out, which takes seconds for every 10^9 multiply-accumulates.
+        key: the public key, a PEM file, of whoever must have signed the package.
         progress: called with what is being done, how much of it is done and how much there is.
 
     Raises:
-        CompileError: QAT502 where there is no package at all, QAT503 where it is being written right now.
+        CompileError: QAT502 where there is no package at all, QAT503 where it is being written right now, QAT504 with
+            exit code 3 where the signature does not hold.
 
     >>> from qatc import compile_model, verify_package
     >>> result = compile_model("samples/models/resnet8_qat.onnx", qat=True, output=f"{tmp}/resnet8.qatc")
@@ -108,6 +117,8 @@ def verify_package(
     folder = Path(path)
     recover(folder)
     manifest = _read_manifest(folder)
+    if key is not None:
+        check_signature(folder, Path(key))
     found = Diagnostics()
     _check_schema(manifest, "manifest", MANIFEST, found)
     if found.errors:
@@ -323,7 +334,9 @@ def _replay_sample(
 ) -> list[SampleCheck]:
     feeds = {port["name"]: _load(folder, name) for port, name in zip(manifest["inputs"], sample["inputs"], strict=True)}
     try:
-        results = session.run([port["name"] for port in manifest["outputs"]], feeds)
+        results = run_session(session, [port["name"] for port in manifest["outputs"]], feeds)
+    except CompileError:
+        raise
     except Exception as error:  # onnxruntime has no public base class for its errors
         raise fail("QAT502", f"sample {index} cannot be run: {printable(str(error))}", hint=_COPY_AGAIN) from error
     checks: list[SampleCheck] = []
