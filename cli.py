@@ -348,6 +348,7 @@ def cli() -> None:
 @cli.command("compile")
 @click.argument("model", type=_FILE)
 @click.option("-o", "--output", type=_FILE, metavar="DIR", help="The package.  [default: <stem>.qatc]")
+@click.option("--sign", type=_FILE, metavar="KEY.pem", help="Sign the package with a private key.")
 @_model_options
 @_proof_options
 @_ci_options
@@ -413,10 +414,18 @@ def inspect_command(
     show_default="on",
     help="Compare every tensor with the reference executor, too.",
 )
+@click.option("--key", type=_FILE, metavar="PUB.pem", help="Check that the owner of this public key signed it.")
 @_ci_options
 @_output_options
 def verify_command(
-    package: Path, reference: bool, junit: Path | None, sarif: Path | None, json: bool, quiet: bool, verbose: bool
+    package: Path,
+    key: Path | None,
+    reference: bool,
+    junit: Path | None,
+    sarif: Path | None,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Check PACKAGE again, wherever it was copied to.
 
@@ -428,7 +437,7 @@ def verify_command(
 
     screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
     with screen.progress() as progress:
-        found = verify_package(package, reference=reference, progress=_counted(progress))
+        found = verify_package(package, reference=reference, key=key, progress=_counted(progress))
     status = 0 if found.passed else _FAILED
     if junit or sarif:
         from qatc.compiler.report.junit import package_cases
