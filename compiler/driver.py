@@ -32,8 +32,8 @@ from qatc.compiler.ports import port_of, port_of_integer, tensor_records
 from qatc.compiler.proving import Proving
 from qatc.compiler.recognize import Recognition, recognize
 from qatc.compiler.registry import backends, frontends
-from qatc.compiler.signing import sealer
 from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
+from qatc.compiler.signing import sealer
 from qatc.compiler.storage import SPILL_AT
 
 if TYPE_CHECKING:
