@@ -5,6 +5,8 @@ Only click is imported here, so that `qatc --help` answers at once; a command im
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -360,6 +362,9 @@ def compile_command(
     from qatc.compiler.driver import compile_model
     from qatc.compiler.report import envelope, result_json, summary
 
+    if click.get_current_context().find_root().obj == _OWN_PROCESS:  # its end frees everything; looking is a tenth
+        gc.disable()
+        atexit.register(gc.freeze)
     screen = _screen({"json": json, "quiet": quiet, "verbose": verbose})
     with screen.progress() as progress:
         result = compile_model(model, progress=progress, **chosen)

@@ -253,6 +253,8 @@ class QuantGraph:
                 live.add(id(node))
                 needed.update(id(t) for t in node.inputs)
         self.remove([n for n in self.nodes if id(n) not in live])
+        if not (self.params or self.origin):
+            return
         names = {t.name for t in self.tensors()}
         for table in (self.params, self.origin):
             for name in [n for n in table if n not in names]:

@@ -149,8 +149,9 @@ class _Lifter:
 
     def _params(self, node: Node) -> QuantParams | None:
         """`linear_params`, read once for a Q and the DQs that share its parameters."""
-        x = node.inputs[0]
-        shape = None if x.shape is None else tuple(x.shape)
+        x, scale = node.inputs[:2]
+        one = isinstance(scale, Constant) and scale.values.size == 1  # then the shape does not matter
+        shape = None if one or x.shape is None else tuple(x.shape)
         key = (*(id(t) for t in node.inputs[1:]), node.attr("axis", 1), node.attr("block_size", 0), shape)
         if len(node.inputs) < 3 or key not in self.read:
             self.read[key] = linear_params(self.graph, node)
