@@ -38,6 +38,7 @@ CODES: Final[dict[str, str]] = {
     "QAT011": "the compile would need more memory than allowed",
     "QAT012": "the file cannot be converted to ONNX",
     "QAT013": "loading the file would run code",
+    "QAT014": "the converted model is another network",
     "QAT101": "the model has no fake quantization",
     "QAT102": "unknown dialect",
     "QAT103": "the quantization is not affine integer quantization",

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
+from qatc.compiler.quant import Array
 from qatc.frontends.tf_load import first_words, load_keras, needed
+from qatc.frontends.tf_witness import Answer, compare
 
 OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
@@ -53,8 +55,8 @@ def write_keras(model: Any, path: Path, *, opset: int = OPSET, names: Sequence[s
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def convert(source: Path, destination: Path) -> None:
-    """Write the TensorFlow model `source` as ONNX.
+def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
+    """Write the TensorFlow model `source` as ONNX; returns warnings.
 
     Raises:
         CompileError: QAT010 without TensorFlow, QAT012 where it or tf2onnx cannot read the model, QAT013 where loading
@@ -64,16 +66,43 @@ def convert(source: Path, destination: Path) -> None:
         _in_order()
         if source.is_dir():
             _by_program(["--saved-model", str(source), *_signature(source)], destination)
-        elif source.suffix.lower() in _KERAS:
-            write_keras(load_keras(source), destination)
-        else:
-            _check_tflite(source)
-            _by_program(["--tflite", str(source)], destination)
+            return ()
+        if source.suffix.lower() in _KERAS:
+            model = load_keras(source)
+            write_keras(model, destination)
+            return compare(destination, _asked(model))
+        _check_tflite(source)
+        _by_program(["--tflite", str(source)], destination)
+        return compare(destination, _interpreter(source))
     except CompileError:
         raise
     except (Exception, SystemExit) as error:  # tf2onnx raises anything
         hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
         raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {first_words(error)}", hint=hint) from error
+
+
+def _asked(model: Any) -> Answer:
+    """A Keras model as a function of arrays."""
+
+    def answer(arrays: Sequence[Array]) -> Sequence[Any]:
+        found: Any = model(arrays[0] if len(arrays) == 1 else list(arrays), training=False)
+        return [found] if len(model.outputs) == 1 else list(found)
+
+    return answer
+
+
+def _interpreter(path: Path) -> Answer:
+    """A TFLite file as a function of arrays, in TensorFlow's interpreter."""
+
+    def answer(arrays: Sequence[Array]) -> Sequence[Any]:
+        network = needed("tensorflow").lite.Interpreter(model_path=str(path))
+        network.allocate_tensors()
+        for port, array in zip(network.get_input_details(), arrays, strict=True):
+            network.set_tensor(port["index"], array)
+        network.invoke()
+        return [network.get_tensor(port["index"]) for port in network.get_output_details()]
+
+    return answer
 
 
 def _in_order() -> None:
@@ -155,8 +184,11 @@ def main(arguments: Sequence[str]) -> None:
     source, destination, result = map(Path, arguments)
     found: Sequence[Diagnostic] = ()
     try:
-        convert(source, destination)
+        found = convert(source, destination)
     except CompileError as error:
         found = error.diagnostics
-    rows = [{"code": d.code, "message": d.message, "severity": d.severity.value, "hint": d.hint} for d in found]
+    rows = [
+        {"code": d.code, "message": d.message, "severity": d.severity.value, "hint": d.hint, "tensor": d.tensor}
+        for d in found
+    ]
     result.write_text(json.dumps(rows), encoding="utf-8")

@@ -58,7 +58,7 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
     if status or not result.is_file():
         raise _crashed(source, status, log)
     found = [
-        Diagnostic(row["code"], row["message"], Severity(row["severity"]), hint=row["hint"])
+        Diagnostic(row["code"], row["message"], Severity(row["severity"]), hint=row["hint"], tensor=row["tensor"])
         for row in json.loads(result.read_text("utf-8"))
     ]
     if any(d.severity is Severity.ERROR for d in found):

@@ -1,0 +1,58 @@
+"""A conversion that changed the network is told; rounding is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qatc.compiler.diagnostics import Severity
+from qatc.frontends.tf_witness import compare
+
+WEIGHT = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+
+def converted(folder: Path, shape: Sequence[int | str], *, op: str = "MatMul", kind: int = TensorProto.FLOAT) -> Path:
+    """A file with one product; `shape` is its input's."""
+    x = helper.make_tensor_value_info("x", kind, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node(op, ["float", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(WEIGHT, "w")])
+    path = folder / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def exact(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [arrays[0].astype(np.float32) @ WEIGHT]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32])
+def test_equal_answers_and_rounding_are_silent(tmp_path: Path, kind: int) -> None:
+    path = converted(tmp_path, ["unk__1", 6], kind=kind)
+    assert compare(path, exact) == ()
+    assert compare(path, lambda x: [exact(x)[0] * np.float32(1.05)]) == ()
+
+
+def test_another_network_is_told(tmp_path: Path) -> None:
+    path = converted(tmp_path, [4, 6])
+    (found,) = compare(path, lambda x: [exact(x)[0][:, ::-1]])
+    assert (found.code, found.severity, found.tensor) == ("QAT014", Severity.WARNING, "y")
+    assert "root mean square" in found.message
+    (found,) = compare(path, lambda x: [exact(x)[0].T])
+    assert "has the shape [4, 3], in TensorFlow [3, 4]" in found.message
+
+
+def test_what_cannot_be_compared_is_left_alone(tmp_path: Path) -> None:
+    def asked(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        raise AssertionError
+
+    assert compare(converted(tmp_path, ["batch", "width"]), asked) == ()
+    assert compare(converted(tmp_path, [4, 6], op="FakeQuantWithMinMaxVars"), asked) == ()
