@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from qatc._version import __version__
+from qatc.compiler.diagnostics import fail
 from qatc.compiler.golden import Proof, write_proof
 from qatc.compiler.layout import layouts
 from qatc.compiler.package import (
@@ -27,7 +28,7 @@ from qatc.compiler.profiles import profile_differences
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
 from qatc.compiler.result import CompileResult, Port, ProfileDifference
-from qatc.compiler.runtime import OrtEvaluator, open_file, run_session
+from qatc.compiler.runtime import OrtEvaluator, errors, open_file, run_session, version
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -110,9 +111,14 @@ def differences(
 def run_sample(
     session: InferenceSession, feed: Mapping[str, Array], inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> Sample:
-    """One sample through the package's model."""
+    """One sample through the package's model. CompileError QAT403 where it does not run: then the source does not."""
     given = {p.name: as_port(p, feed[p.name]) for p in inputs}
-    results = run_session(session, [p.name for p in outputs], given)
+    try:
+        results = run_session(session, [p.name for p in outputs], given)
+    except errors() as error:
+        message = f"ONNX Runtime {version()} cannot run the emitted model on a sample: {error}"
+        hint = "the model itself is inconsistent, where it does not run either: compile it without --no-verify"
+        raise fail("QAT403", message, hint=hint) from error
     return Sample(tuple(given[p.name] for p in inputs), tuple(np.asarray(r) for r in results))
 
 
