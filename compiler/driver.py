@@ -296,8 +296,8 @@ class _Compilation:
     def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
         """The integer graph; islands are errors with --require-integer."""
         integer = lower(graph, LoweringOptions(activations=target.activations, io=self.options.io))
-        integer.verify()
         self.collect(graph)
+        integer.verify()
         self.diagnostics += overflows(integer)
         left = islands(integer)
         if left and self.options.require_integer:
