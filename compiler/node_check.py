@@ -13,6 +13,7 @@ import onnx
 import onnx.defs
 from onnx import AttributeProto
 
+_SPARSE: Final = ("Loop", "Scan")  # their states may be absent
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
 
@@ -23,6 +24,7 @@ class _Form:
     inputs: tuple[int, int]  # fewest and most
     outputs: int  # most
     needed: tuple[tuple[int, str], ...]  # inputs that may not be absent: index and name
+    variadic: int | None  # the first of any number of inputs, none of which may be absent
     required: frozenset[str]
     kinds: Mapping[str, int]  # attribute -> AttributeProto type
 
@@ -74,6 +76,8 @@ class NodeChecker:
             if index < count and not node.inputs[index]:
                 yield f"{op} needs its input {name}"
                 break
+        if form.variadic is not None and "" in node.inputs[form.variadic :]:
+            yield f"{op} has an input without a name"
         if len(node.outputs) > form.outputs:
             yield f"{op} has {form.outputs} outputs, not {len(node.outputs)}"
         if form.required and (missing := form.required - {a.name for a in node.attributes}):
@@ -91,10 +95,12 @@ def _form(op: str, opset: int) -> _Form | None:
         return None
     schema = onnx.defs.get_schema(op, opset, "")
     single = onnx.defs.OpSchema.FormalParameterOption.Single
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
     return _Form(
         (schema.min_input, schema.max_input),
         schema.max_output,
         tuple((i, p.name) for i, p in enumerate(schema.inputs) if p.option == single),
+        next((i for i, p in enumerate(schema.inputs) if p.option == variadic and op not in _SPARSE), None),
         frozenset(name for name, a in schema.attributes.items() if a.required),
         {
             name: AttributeProto.AttributeType.Value(str(a.type).rpartition(".")[2])

@@ -186,6 +186,11 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
     """
     on_grid = _on_grid(graph)
     for weight, axis, readers in float_weights(graph):
+        if not np.isfinite(weight.values).all():
+            message = "the weight holds NaN or infinite values"
+            hint = "training diverged, or the file is damaged: export the model again from a sound checkpoint"
+            graph.diagnostics.error("QAT209", message, node=label_of(readers[0]), tensor=weight.name, hint=hint)
+            continue
         grid = find_grid(weight.values, axis)
         if grid is None:
             trained = [n for n in readers if any(id(t) in on_grid for t in n.inputs[:2] if t is not weight)]

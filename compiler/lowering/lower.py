@@ -90,6 +90,10 @@ def _output(state: State, tensor: Tensor) -> None:
     own, params = graph.quant(tensor), state.params(tensor)
     build.graph.outputs.append(tensor.name)
     wanted = own if tensor.name in graph.integer_ports else params if state.options.io == "integer" else None
+    if wanted is not None and wanted.is_per_channel:
+        message = "the graph output holds integers with a scale for each channel, which no operator makes"
+        graph.diagnostics.error("QAT302", message, tensor=tensor.name, hint="let the model end in floats")
+        return
     if wanted is None or params is None:
         name = state.float_name(tensor)
         if name != tensor.name or isinstance(tensor, Constant) or any(tensor is i for i in graph.inputs):

@@ -90,6 +90,9 @@ def _fits_two_bytes(state: State, tensor: Constant) -> bool:
 
 def _weight_refusal(state: State, node: Node) -> Reason | None:
     weight, x = node.inputs[1], node.inputs[0]
+    rank = rank_of(weight)
+    if node.op in ("Conv", "ConvTranspose") and rank is not None and rank < 3:
+        return Reason(f"its weight has {rank} dimensions", weight.name)
     if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
         return Reason("its first operand is a constant quantized per channel", x.name)
     params = _weight_params(state, node)
