@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Node, QuantGraph, is_constant, shape_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, is_constant, shape_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.frontends import grid
@@ -54,9 +54,23 @@ _TELLING: Final = 64
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
+    _narrow_biases(graph)
     standard(graph, _tf_fake_quants)
     grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
     apply_ranges(graph, options)
+
+
+def _narrow_biases(graph: QuantGraph) -> None:
+    """TFLite with 16-bit activations stores biases in 64 bits: 32 of them, which ONNX knows, where their values fit."""
+    limits = np.iinfo(np.int32)
+    for node in graph.nodes:
+        if node.op != "DequantizeLinear":
+            continue
+        for index, tensor in enumerate(node.inputs):
+            if isinstance(tensor, Constant) and tensor.values.dtype == np.int64:
+                values = np.asarray(tensor.values)
+                if not values.size or (values.min() >= limits.min and values.max() <= limits.max):
+                    node.inputs[index] = graph.constant(tensor.name, values.astype(np.int32))
 
 
 # -- TensorFlow's own nodes ---------------------------------------------------------------------------------------

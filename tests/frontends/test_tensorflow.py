@@ -163,3 +163,26 @@ def test_what_becomes_of_float_weights_is_an_option(policy: str, quantized: bool
     FRONTEND.normalise(graph, FrontendOptions(float_weights=policy))  # type: ignore[arg-type]
     assert [d.code for d in graph.diagnostics] == ["QAT206"]
     assert ("w" in graph.params) == quantized
+
+
+@pytest.mark.parametrize(("bias", "fits"), [([7, -9], True), ([7, 1 << 40], False)])
+def test_biases_of_64_bits(bias: list[int], fits: bool) -> None:
+    """TFLite with 16-bit activations has them; ONNX does not."""
+    constants = {
+        "b": np.asarray(bias, np.int64),
+        "bs": np.asarray([0.5, 0.25], np.float32),
+        "bz": np.asarray([0, 0], np.int64),
+        "w": np.asarray([[1, -2], [5, 4], [25, 3]], np.int8),
+        "ws": np.asarray(0.5, np.float32),
+        "wz": np.asarray(0, np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wf"]),
+        helper.make_node("DequantizeLinear", ["b", "bs", "bz"], ["bf"], axis=0),
+        helper.make_node("MatMul", ["x", "wf"], ["m"]),
+        helper.make_node("Add", ["m", "bf"], ["y"]),
+    ]
+    graph = model(nodes, constants)
+    FRONTEND.normalise(graph, FrontendOptions())
+    found = [(p.dtype, p.scale) for name, p in graph.params.items() if name.startswith("b")]
+    assert found == ([("int32", (0.5, 0.25))] if fits else [])
