@@ -111,8 +111,8 @@ def _steps(weight: Array, params: QuantParams) -> int:
     for block in blocks(weight.shape) if weight.ndim else ():
         steps = np.rint(weight[block] / scale[params.part_of(block)])
         most = max(most, float(np.abs(steps).max(initial=0)))
-        if most > _FEW_STEPS:
-            break
+        if not most <= _FEW_STEPS:  # infinite weights among them
+            return _FEW_STEPS + 1
     return int(most)
 
 

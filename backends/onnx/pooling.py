@@ -122,7 +122,7 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
     Padding contributes nothing to a sum; only what it is divided by depends on how many elements a window counts.
     """
     shape = w.graph.tensors[op.inputs[0]].shape
-    channels = shape[1] if shape is not None else None
+    channels = shape[1] if shape is not None and len(shape) == len(op.kernel) + 2 else None
     if not isinstance(channels, int):
         return False
     window = _Window.of(op)

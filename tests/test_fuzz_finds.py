@@ -1,0 +1,93 @@
+"""What fuzzing found, one test a find: each of these once ended in a bare exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qatc import CompileError, compile_model
+from tests.hostile_models import const, sound, tensor
+
+CORPUS = Path(__file__).resolve().parent / "corpus"
+KERAS = CORPUS / "tfmot-op13__smallcnn" / "model.onnx"
+
+
+def codes(model: onnx.ModelProto, folder: Path, *, verify: bool = False) -> set[str]:
+    """The codes of the errors that a compile ends in, none where it does not."""
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        compile_model(path, output=folder / "out", verify=verify)
+    except CompileError as error:
+        return {d.code for d in error.diagnostics if d.severity.value == "error"}
+    return set()
+
+
+def nan_weight() -> onnx.ModelProto:
+    """A weight that TensorFlow quantizes on its own, and NaN in it."""
+    model = onnx.load(KERAS)
+    for each in model.graph.initializer:
+        if len(each.dims) == 4 and each.data_type == TensorProto.FLOAT:
+            each.CopyFrom(numpy_helper.from_array(np.full(tuple(each.dims), np.nan, np.float32), each.name))
+    return model
+
+
+def nameless_operand() -> onnx.ModelProto:
+    return sound(nodes=[helper.make_node("Concat", ["", "q2"], ["y"], axis=1)], result="y")
+
+
+def sizes_that_do_not_fit() -> onnx.ModelProto:
+    """The product of [1, 4] and [4, 4], reshaped to seven elements: only running it shows."""
+    shape = const("d", [7], np.int64)
+    return sound(nodes=[helper.make_node("Reshape", ["q2", "d"], ["y"])], result="y", extra=[shape])
+
+
+def flat_kernel() -> onnx.ModelProto:
+    """A convolution whose weight is a vector."""
+    model = sound(weight_scale=np.asarray(0.05, np.float32), weight_zero=np.asarray(0, np.int8))
+    tensor(model, "w").CopyFrom(const("w", [1, 2, 3, 4], np.int8))
+    model.graph.node[3].op_type = "Conv"
+    return model
+
+
+def integer_output_per_channel() -> onnx.ModelProto:
+    """A graph output that is the quantized weight of a float."""
+    model = sound()
+    tensor(model, "w").CopyFrom(const("w", np.arange(16).reshape(4, 4) / 100))
+    node = helper.make_node("QuantizeLinear", ["w", "ws", "wz"], ["wq"], "weight quantizer", axis=1)
+    model.graph.node.insert(2, node)
+    model.graph.node[3].input[0] = "wq"
+    model.graph.output.append(helper.make_tensor_value_info("wq", TensorProto.INT8, None))
+    return model
+
+
+FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
+    "a weight of NaN, seeds 41, 66, 595": (nan_weight, {"QAT209"}),
+    "an operand without a name, seed 575": (nameless_operand, {"QAT004"}),
+    "a model that does not run, seed 71": (sizes_that_do_not_fit, {"QAT401", "QAT403", "QAT004"}),
+    "a vector as a kernel, seed 620": (flat_kernel, {"QAT403", "QAT004"}),
+    "integers per channel as an output, seeds 629, 1263": (integer_output_per_channel, {"QAT302"}),
+}
+
+
+@pytest.mark.parametrize("name", FINDS)
+def test_a_find_is_a_coded_error(tmp_path: Path, name: str) -> None:
+    make, allowed = FINDS[name]
+    found = codes(make(), tmp_path)
+    assert found <= allowed
+    assert found or name.startswith("integers")
+    assert (tmp_path / "out").exists() == (not found)
+
+
+def test_infinite_weights_in_blocks() -> None:
+    """Seed 3271."""
+    from qatc.compiler.quant import QuantParams
+    from qatc.frontends import pytorch
+
+    steps = pytorch._steps(np.asarray([[np.inf, 1.0]], np.float32), QuantParams.per_tensor(0.5, 0, "int8"))  # pyright: ignore[reportPrivateUsage]
+    assert steps == pytorch._FEW_STEPS + 1  # pyright: ignore[reportPrivateUsage]
