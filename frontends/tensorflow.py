@@ -66,11 +66,14 @@ def _narrow_biases(graph: QuantGraph) -> None:
     for node in graph.nodes:
         if node.op != "DequantizeLinear":
             continue
-        for index, tensor in enumerate(node.inputs):
-            if isinstance(tensor, Constant) and tensor.values.dtype == np.int64:
-                values = np.asarray(tensor.values)
-                if not values.size or (values.min() >= limits.min and values.max() <= limits.max):
-                    node.inputs[index] = graph.constant(tensor.name, values.astype(np.int32))
+        wide = {
+            index: np.asarray(tensor.values)
+            for index, tensor in enumerate(node.inputs)
+            if isinstance(tensor, Constant) and tensor.values.dtype == np.int64
+        }
+        if all(not v.size or (v.min() >= limits.min and v.max() <= limits.max) for v in wide.values()):
+            for index, values in wide.items():
+                node.inputs[index] = graph.constant(node.inputs[index].name, values.astype(np.int32))
 
 
 # -- TensorFlow's own nodes ---------------------------------------------------------------------------------------
