@@ -21,6 +21,7 @@ import onnx
 from qatc.compiler.budget import active
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, shape_of, value_of
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
+from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
 
 _KEEP: Final = frozenset(
@@ -58,6 +59,59 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
         graph.sort()
         graph.clean()
     return len(gone)
+
+
+def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
+    """Compute what is made of quantized constants alone, in a stripped graph: the first step of an unrolled GRU, say.
+
+    The result is rounded onto the grid that the graph states for it; where it states none, only products are computed.
+    Operators that move elements stay.
+    """
+    gone: list[Node] = []
+    for node in graph.nodes:
+        if node.domain or is_movement(node) or any(not isinstance(t, Constant) and t.name for t in node.inputs):
+            continue
+        if len(node.outputs) != 1 or not any(t.name in graph.params for t in node.inputs):
+            continue
+        if node.outputs[0].name not in graph.params and node.op not in ("Gemm", "MatMul"):
+            continue  # it may keep its operands' grid
+        try:
+            value = _of_quantized(graph, node, limit)
+        except Refused as refused:
+            graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
+            continue
+        out = node.outputs[0]
+        params = graph.quant(out)
+        if value.dtype != np.float32 or (params is not None and np.isnan(value).any()):
+            continue
+        held = value if params is None else params.quantize(value)
+        graph.replace(out, graph.constant(out.name, held, params))
+        gone.append(node)
+    graph.remove(gone)
+    if gone:
+        graph.sort()
+        graph.clean()
+
+
+def _of_quantized(graph: QuantGraph, node: Node, limit: int) -> Array:
+    values = [graph.real(t) if t.name else None for t in node.inputs]
+    if node.op == "Gemm":
+        return _gemm(node, values, limit)
+    size = size_of_result(node, values)
+    if size is None or size > limit:
+        raise Refused("its result has no known size, or a large one")
+    return _evaluated(node, values)[0]
+
+
+def _gemm(node: Node, values: list[Array | None], limit: int) -> Array:
+    a, b, c = (*values, None)[:3]
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2:
+        raise Refused("its operands are no matrices")
+    a, b = (a.T if node.attr("transA", 0) else a), (b.T if node.attr("transB", 0) else b)
+    if a.shape[1] != b.shape[0] or a.shape[0] * b.shape[1] * 4 > limit:
+        raise Refused("its operands do not fit, or its result is large")
+    product = np.float32(node.attr("alpha", 1.0)) * (a @ b)
+    return np.asarray(product if c is None else product + np.float32(node.attr("beta", 1.0)) * c, np.float32)
 
 
 def _candidate(graph: QuantGraph, node: Node) -> bool:

@@ -40,6 +40,8 @@ from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 OPSET: Final = 13  # what the rules below write
 
+_SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
+
 INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
 PRODUCTS: Final = Rules("modernize")
@@ -50,8 +52,17 @@ PRODUCTS.on("Attention")(attention_to_products)
 def modernize(graph: QuantGraph) -> None:
     """Rewrite the graph in place; afterwards `graph.opset` is at least 13.
 
-    What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006.
+    What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006,
+    what makes sequences of tensors as QAT302.
     """
+    for node in graph.nodes:
+        if node.op in _SEQUENCES and not node.domain:
+            graph.diagnostics.error(
+                "QAT302",
+                f"{node.op} makes a sequence of tensors",
+                node=label_of(node),
+                hint="export with fixed sizes, so that Split and Concat take its place",
+            )
     graph.clean()  # what nobody reads is no reader of what it reads
     constants_from_nodes(graph)
     widen(graph)

@@ -16,6 +16,7 @@ import numpy as np
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, is_movement, move_constant, on_grid, params_through
 from qatc.compiler.quant import QuantParams
 
@@ -23,6 +24,7 @@ from qatc.compiler.quant import QuantParams
 def propagate(graph: QuantGraph) -> None:
     """Spread parameters over everything that moves or clamps: constants, then forward, then backward, then forward."""
     move_constants(graph)
+    compute_quantized(graph)
     forward(graph)
     backward(graph)
     forward(graph)

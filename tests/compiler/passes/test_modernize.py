@@ -158,3 +158,10 @@ def test_dead_operators_are_no_readers() -> None:
     graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[2] y) {body}')
     modernize(graph)
     assert [n.op for n in graph.nodes] == ["Relu", "Abs"]
+
+
+def test_sequences_are_refused() -> None:
+    body = "{ s = SplitToSequence(x) i = Constant<value = int64 {0}>() y = SequenceAt(s, i) }"
+    graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[1] y) {body}')
+    modernize(graph)
+    assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT302", "error")]
