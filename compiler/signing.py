@@ -107,7 +107,9 @@ def _wrong_key(kind: str, key: Path, error: Exception) -> CompileError:
     return CompileError([Diagnostic("QAT007", message, hint=_MAKE)], 2)
 
 
-def _refused(message: str, hint: str = "do not use this package: ask whoever signed it for another copy") -> CompileError:
+def _refused(
+    message: str, hint: str = "do not use this package: ask whoever signed it for another copy"
+) -> CompileError:
     error = fail("QAT504", message, hint=hint)
     error.exit_code = _FAILED
     return error
