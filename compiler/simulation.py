@@ -80,6 +80,13 @@ class Simulation:
         what = f"the normalized graph with Q/DQ in ONNX Runtime {version()}, unoptimized"
         return cls(written.model, what, written=written, origin=graph.origin)
 
+    def reads_integers(self, name: str) -> bool:
+        """Whether the input `name` is one of integers."""
+        for port in self._runnable.model.graph.input:
+            if port.name == name:
+                return onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type).kind in "iu"
+        return False
+
     def locate(self, tensor: Tensor) -> str | None:
         """The simulation's tensor with the same real values as `tensor`, None where it has none.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.integer import IntegerGraph
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute_op
 from qatc.compiler.result import Port
 from qatc.compiler.runtime import OrtEvaluator
@@ -63,18 +63,18 @@ def by_model(simulation: Simulation, inputs: tuple[Port, ...], outputs: tuple[Po
     wanted = _matched([p.name for p in outputs], simulation.outputs)
 
     def run(feed: Mapping[str, Array]) -> Outputs:
-        given = {feeds[p.name]: _floats(p, feed[p.name]) for p in inputs}
+        given = {feeds[p.name]: as_read(simulation, feeds[p.name], p.params, feed[p.name]) for p in inputs}
         found = simulation.run(given, list(wanted.values()))
-        return {p.name: np.asarray(found[wanted[p.name]]) for p in outputs}
+        return {p.name: real(p, np.asarray(found[wanted[p.name]])) for p in outputs}
 
     return run
 
 
-def _floats(port: Port, value: Array) -> Array:
-    """What the source model reads, where the package reads integers."""
-    if port.params is not None and value.dtype.kind in "iu":
-        return port.params.dequantize(value)
-    return value
+def as_read(simulation: Simulation, name: str, params: QuantParams | None, value: Array) -> Array:
+    """A value for the model's input `name`, which may be integers where the package reads reals, or the other way."""
+    if params is None or simulation.reads_integers(name) == (value.dtype.kind in "iu"):
+        return value
+    return params.dequantize(value) if value.dtype.kind in "iu" else params.quantize(value)
 
 
 def _matched(names: list[str], there: tuple[str, ...]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from qatc.compiler.compare.package import OpenPackage
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
-from qatc.compiler.evaluation.runs import SIMULATION
+from qatc.compiler.evaluation.runs import SIMULATION, as_read
 from qatc.compiler.package import source_file
 from qatc.compiler.quant import Array
 from qatc.compiler.simulation import Simulation
@@ -75,12 +75,9 @@ def open_source(path: Path, opened: OpenPackage, sample: Mapping[str, Array] | N
 
 def _real(opened: OpenPackage, sample: Mapping[str, Array], simulation: Simulation) -> dict[str, Array]:
     """A sample of the package as the source model reads it."""
-    graph = opened.graph
-    values = [
-        params.dequantize(value) if (params := graph.tensors[name].params) is not None else value
-        for name, value in sample.items()
-    ]
-    return dict(zip(simulation.inputs, values, strict=False))
+    tensors = opened.graph.tensors
+    pairs = zip(simulation.inputs, sample.items(), strict=False)
+    return {there: as_read(simulation, there, tensors[name].params, value) for there, (name, value) in pairs}
 
 
 def _normalized(path: Path, options: Mapping[str, Any], refused: CompileError | None) -> Simulation:

@@ -56,6 +56,8 @@ def _referred(found: PackageCheck) -> str:
     failed = sum(not check.passed for check in found.tensors)
     share = text.percent(different / elements) if different else ""
     said = f"{share} differ, by at most {worst} LSB" if different else "equal bit for bit"
+    if different and not worst:
+        said = f"integers equal bit for bit, {share} differ in the last bits of floats"
     if not found.judged:
         outputs = text.count(len(found.tensors), "output")
         return f"{outputs} end to end: {said}; not judged, since the model computes in floats"

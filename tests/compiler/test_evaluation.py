@@ -101,6 +101,18 @@ def test_integers_in_and_out_are_the_real_numbers_they_stand_for(tmp_path: Path,
     assert score(found, "cosine")["package"] == score(found, "cosine")["reference"]
 
 
+def test_a_source_of_integers_reads_integers(package: Path, tmp_path: Path) -> None:
+    """A package is compiled again: its source reads and writes bytes, whatever the data are."""
+    calibration = CORPUS / "drpai__resnet8" / "calibration.npy"
+    source = compiled(tmp_path / "first", "first", io="integer", calibrate=calibration) / "model.onnx"
+    again = tmp_path / "again.qatc"
+    compile_model(source, qat=True, output=again, io="integer")
+    np.savez(tmp_path / "real.npz", X[:9], LABELS[:9])
+    found = evaluate_package(again, tmp_path / "real.npz", ["top1", "max-error@simulation"], model=source)
+    assert score(found, "max-error") == {"reference": 0.0, "package": 0.0}
+    assert score(found, "top1")["simulation"] == score(found, "top1")["package"] > 0.5
+
+
 def test_a_note_where_the_source_lacks_ranges(package: Path, data: Path) -> None:
     found = evaluate_package(package, data, ["top1"], limit=3)
     assert [d.code for d in found.diagnostics] == ["QAT409"]
