@@ -50,9 +50,8 @@ def _inline(graph: QuantGraph, node: Node) -> list[Node]:
     count = captures_of(node)
     captured: list[str] = node.attrs.get(_CAPTURES, [])
     tensors: dict[str, Tensor] = dict(zip(captured, node.inputs[len(node.inputs) - count :], strict=True))
-    for proto in body.initializer:
-        value = onnx.numpy_helper.to_array(proto)
-        tensors[proto.name] = graph.constant(proto.name, value)
+    for initializer in body.initializer:
+        tensors[initializer.name] = graph.constant(initializer.name, onnx.numpy_helper.to_array(initializer))
     kinds = {v.name: v.type.tensor_type for v in [*body.value_info, *body.output]}
     made: list[Node] = []
     for proto in body.node:
