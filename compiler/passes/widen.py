@@ -18,6 +18,7 @@ import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Variable
 from qatc.compiler.quant import Array
+from qatc.compiler.storage import release
 
 _SINGLE: Final = int(onnx.TensorProto.FLOAT)
 _HALF: Final = int(onnx.TensorProto.FLOAT16)
@@ -35,7 +36,11 @@ def widen(graph: QuantGraph) -> None:
     for tensor in list(graph.tensors()):
         if isinstance(tensor, Constant):
             if _holds_halves(tensor):
-                tensor.values = tensor.values.astype(np.float32)
+                single = graph.storage.empty(tensor.values.shape, np.float32)
+                single[...] = tensor.values
+                release(tensor.values)
+                release(single)
+                tensor.values = single
         elif isinstance(tensor, Variable) and _is_half(tensor.dtype):
             tensor.dtype = _SINGLE
     for node in graph.nodes:
