@@ -31,6 +31,7 @@ from torch.ao.nn.intrinsic import qat as fused_modules
 from qatc.compiler.diagnostics import CompileError, Diagnostic
 from qatc.frontends.torch_qat.placement import INPUT_QUANTIZERS
 from qatc.frontends.torch_qat.recipes import LearnedFakeQuantize
+from qatc.frontends.torch_qat.tracing import settle_shapes
 
 _FULL: Final = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 _FOLDED: Final[tuple[tuple[Any, Any, bool], ...]] = (
@@ -131,6 +132,8 @@ def export(
     with torch.no_grad():
         results: torch.Tensor | Sequence[torch.Tensor] = stateless(*inputs)
     count = 1 if isinstance(results, torch.Tensor) else len(results)
+    if dynamic_batch and isinstance(stateless, torch.fx.GraphModule) and INPUT_QUANTIZERS in stateless.meta:
+        settle_shapes(stateless, inputs)
     names_in = list(input_names) or _numbered("input", len(inputs))
     names_out = list(output_names) or _numbered("output", count)
     with warnings.catch_warnings():

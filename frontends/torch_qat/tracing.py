@@ -265,6 +265,44 @@ def _write_out_product(traced: fx.GraphModule, node: fx.Node, seen: Mapping[fx.N
     traced.graph.erase_node(node)
 
 
+_RESHAPES: Final = frozenset({"view", "reshape", "unflatten", "flatten"})
+
+
+def settle_shapes(traced: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Give every reshape the shape that it has for these inputs, -1 where the batch is; in place, before an export.
+
+    PyTorch's exporters write chains of Shape, Gather and Concat instead, behind which nobody can tell a tensor's shape.
+    """
+    count = inputs[0].shape[0]
+    more = [torch.cat([x, x.narrow(0, 0, 1)], 0) if x.shape[0] == count else x for x in inputs]
+    shapes: list[dict[fx.Node, tuple[int, ...]]] = [{}, {}]
+    for found, given in zip(shapes, (inputs, more), strict=True):
+
+        def note(node: fx.Node, value: Any, found: dict[fx.Node, tuple[int, ...]] = found) -> None:
+            if isinstance(value, Tensor) and _name(node) in _RESHAPES:
+                found[node] = tuple(value.shape)
+
+        try:
+            run(traced, given, note)
+        except RuntimeError:  # a network for one size of batch alone: there is no other shape to learn from
+            return
+    for node, shape in shapes[0].items():
+        free = [i for i, (one, other) in enumerate(zip(shape, shapes[1][node], strict=True)) if one != other]
+        if len(free) == 1:
+            settled = tuple(-1 if i in free else size for i, size in enumerate(shape))
+            with traced.graph.inserting_before(node):
+                node.replace_all_uses_with(traced.graph.call_method("reshape", (node.args[0], settled)))
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _name(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    return str(getattr(node.target, "__name__", "")) if node.op == "call_function" else ""
+
+
 def is_in(node: fx.Node, modules: Sequence[str]) -> bool:
     """Whether a node belongs to one of the modules."""
     stack: Mapping[str, object] = node.meta.get("nn_module_stack") or {}

@@ -2,8 +2,8 @@
 
     python samples/pytorch/table.py
 
-Prints the table as Markdown. Ends with status 1 where INT8 is more than 0.1 point from fake-quantized, where a
-multiply-accumulate is not integer without calibration data, or where the network's input or output is not.
+Prints the table as Markdown. Ends with status 1 where INT8 is more than 0.1 point from fake-quantized (vit: 0.2), where
+a multiply-accumulate is not integer without calibration data, or where the input or output of the network is not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from samples.pytorch import qat_retrain, train
 
 _PLAN: Final = {"resnet8": "all", "mobilenetv2": "all"} | dict.fromkeys(("kws", "vit", "unet", "yolo"), "default")
 _LIMIT: Final = 0.1  # points between fake-quantized and INT8
+_LIMITS: Final = {"vit": 0.2}  # its normalizations and softmax are float: an image may fall on the other side of a tie
 _HEADER: Final = (
     "| model, recipe | float | fake-quantized | INT8 | integer multiply-accumulates |",
     "|---|---|---|---|---|",
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores = json.loads(Path(args.output_dir, f"QAT_{model}_scores.json").read_text("utf-8"))
         for name, score in scores.items():
             rows.append(_row(name, score))
-            wrong += [f"{name}: {fault}" for fault in _faults(score)]
+            wrong += [f"{name}: {fault}" for fault in _faults(score, _LIMITS.get(model, _LIMIT))]
     console = Console(soft_wrap=True)
     console.print("\n".join(["", *rows, *wrong]), highlight=False, markup=False)
     return 1 if wrong else 0
@@ -59,10 +60,10 @@ def _row(name: str, score: dict[str, Any]) -> str:
     return f"| {name} | {numbers} | {score['integer_share']:.1f} % |"
 
 
-def _faults(score: dict[str, Any]) -> list[str]:
+def _faults(score: dict[str, Any], limit: float) -> list[str]:
     found: list[str] = []
-    if abs(score["int8"] - score["fake_quantized"]) > _LIMIT:
-        found.append(f"INT8 is more than {_LIMIT} point from fake-quantized")
+    if abs(score["int8"] - score["fake_quantized"]) > limit:
+        found.append(f"INT8 is more than {limit} points from fake-quantized")
     if score["integer_share"] < 100:
         found.append("not all multiply-accumulates are integer")
     if not all(dtype.startswith(("int", "uint")) for dtype in score["interface"]):

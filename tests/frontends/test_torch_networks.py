@@ -8,6 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed (extra `torch`)")
@@ -234,6 +237,20 @@ def test_masked_attention_multiplies_in_integers(network: Any, tmp_path: Path) -
     result = compiled(network, tmp_path)
     assert result.coverage.share == 1.0
     assert {island.op_type for island in result.islands} == {"Where", "Softmax"}
+
+
+def test_shapes_are_constants_in_the_file(tmp_path: Path) -> None:
+    """And so the multiply-accumulates of every matrix product are known; the batch stays free."""
+    network = nn.Sequential(nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True), 1))
+    result = compiled(network, tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert not {"Shape", "Gather", "Concat"} & {node.op_type for node in graph.node}
+    linear = 4 * WIDTH * WIDTH + 2 * 32 * WIDTH
+    assert result.coverage.integer_macs == STEPS * (linear + 2 * STEPS * WIDTH)
+    for batch in (1, 3):
+        x = np.zeros((batch, STEPS, WIDTH), np.float32)
+        (found,) = ort.InferenceSession(tmp_path / "model.onnx").run(None, {"input": x})
+        assert np.asarray(found).shape == x.shape
 
 
 def test_weights_of_functions_have_a_scale_per_channel(tmp_path: Path) -> None:

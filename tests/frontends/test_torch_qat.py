@@ -85,21 +85,56 @@ def test_the_file_computes_what_was_trained(recipe: str, tmp_path: Path) -> None
     assert np.abs(found - model(x).detach().numpy()).max() <= step * 1.01  # a tie may round the other way
 
 
-def test_every_range_is_in_the_file(tmp_path: Path) -> None:
-    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="drpai", bits={"second": 4}))
-    graph = exported(model, tmp_path / "model.onnx", opset=13).graph
+def ranges(graph: Any) -> set[tuple[str, int, int]]:
+    """The clips on integers: type, lowest, highest."""
     constants = {
         n.output[0]: onnx.numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"
     }
-    clips = {
+    return {
         (constants[n.input[1]].dtype.name, int(constants[n.input[1]]), int(constants[n.input[2]]))
         for n in graph.node
         if n.op_type == "Clip" and n.input[1] in constants and constants[n.input[1]].dtype.kind in "ui"
     }
-    assert clips == {("uint8", 0, 127), ("int8", -8, 7)}
+
+
+def test_every_range_is_in_the_file(tmp_path: Path) -> None:
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="drpai", bits={"second": 4}))
+    graph = exported(model, tmp_path / "model.onnx", opset=13).graph
+    assert ranges(graph) == {("uint8", 0, 127), ("int8", -8, 7)}
     scales = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".scale")}
     assert {s.shape for s in scales.values()} == {(), (8,), (4,), (10,)}
     assert {"first.weight", "up.weight", "head.weight"} <= {t.name for t in graph.initializer}
+
+
+def test_narrow_ranges_are_in_the_file(tmp_path: Path) -> None:
+    """PyTorch's exporter refuses -127..127."""
+    model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), recipe="symmetric"))
+    assert ("int8", -127, 127) in ranges(exported(model, tmp_path / "model.onnx").graph)
+
+
+def test_the_guides_script_exports(tmp_path: Path) -> None:
+    """Eager `prepare_qat` with the guide's configuration: what the DRP-AI sample does before it exports."""
+    from torch.ao import quantization as tq
+
+    activation = tq.FakeQuantize.with_args(
+        observer=tq.MovingAverageMinMaxObserver, quant_min=0, quant_max=255, dtype=torch.quint8,
+        qscheme=torch.per_tensor_affine, reduce_range=True,
+    )  # fmt: skip
+    weight = tq.FakeQuantize.with_args(
+        observer=tq.MovingAveragePerChannelMinMaxObserver, quant_min=-128, quant_max=127, dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric, reduce_range=False, ch_axis=0,
+    )  # fmt: skip
+    small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10)).train()
+    small.qconfig = tq.QConfig(activation=activation, weight=weight)
+    tq.prepare_qat(small, inplace=True)
+    model = trained(small)
+    for observer in model.modules():
+        if isinstance(observer, tq.FakeQuantize):
+            observer.disable_observer()
+    exported(model, tmp_path / "model.onnx", opset=13)
+    assert ranges(onnx.load(tmp_path / "model.onnx").graph) == {("uint8", 0, 127)}
+    result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert [island.op_type for island in result.islands] == ["Conv"]  # the guide leaves the input's range out
 
 
 @pytest.mark.parametrize("recipe", ["symmetric", "power-of-two"])
