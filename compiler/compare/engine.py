@@ -18,13 +18,14 @@ from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.golden import GoldenTensor, golden_tensors
-from qatc.compiler.integer import Dequantize, Op
+from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.runtime import OrtEvaluator
 
 _MOST_CAUSES: Final = 12  # tensors with an error of their own whose cause is looked for, in a sample
 _MOST_FINDINGS: Final = 20
+_NAMES: Final = 3
 
 
 def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0, sample: int = 0) -> Comparison:
@@ -284,7 +285,16 @@ class _Run:
         if len(ops) > 1:
             between = f"{len(ops)} operators lie between it and the tensors of the dump before it"
             message = f"{message}; {between}" if message else between
+        floats = [op.source or op.name for op in ops if isinstance(op, Float) and self._is_real(op)]
+        if floats and cause is None:
+            names = ", ".join(map(printable, floats[:_NAMES])) + (", ..." if len(floats) > _NAMES else "")
+            island = f"what is computed in floats on the way ({names}) may differ between machines in its last bits"
+            message = f"{message}; {island}, and so by an LSB what is rounded behind it: dump that to tell"
         return cause or Cause("unknown", _where(evidence), 0.0), message
+
+    def _is_real(self, op: Op) -> bool:
+        """Whether an operator's result is real numbers: sizes and indices are exact."""
+        return any(name and self.graph.tensors[name].dtype.startswith("float") for name in op.outputs)
 
     def _segment(self, name: str) -> list[Op]:
         """The operators that make a tensor of what the dump has, in execution order."""

@@ -92,6 +92,24 @@ def spread(on: Device, op: Op, wrong: np.ndarray) -> dict[str, np.ndarray]:
     return {**run, op.output: wrong}
 
 
+def test_floats_on_the_way_are_named(tmp_path: Path) -> None:
+    """Where floats lie between what was dumped and what differs, they may be why: the message says which."""
+    source = CORPUS / "drpai__resnet8" / "model.onnx"
+    package = compile_model(source, qat=True, output=tmp_path / "p", verify=False).package
+    assert package is not None
+    opened = open_package(package)
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    name = opened.graph.outputs[0]
+    values = execute(opened.graph, opened.samples[0], opened.profile, evaluate=EVALUATE)
+    noise = np.random.default_rng(0).normal(0, 0.2, values[name].shape).astype(np.float32)
+    np.save(dump / f"{name}.npy", values[name] + noise)
+    found = compare_package(package, dump)
+    assert found.first is not None
+    assert "computed in floats on the way" in found.first.message
+    assert "dump that to tell" in found.first.message
+
+
 def test_planted_faults_are_found(devices: dict[str, Device], tmp_path: Path) -> None:
     """The right tensor every time, the right cause in at least nine of ten."""
     right: Counter[str] = Counter()
