@@ -55,6 +55,16 @@ def flat_kernel() -> onnx.ModelProto:
     return model
 
 
+def strides_of_another_rank() -> onnx.ModelProto:
+    """A convolution of images with the strides of a signal."""
+    model = sound(weight_scale=np.asarray(0.05, np.float32), weight_zero=np.asarray(0, np.int8))
+    tensor(model, "w").CopyFrom(const("w", np.ones((2, 1, 2, 2)), np.int8))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4, 4]))
+    model.graph.node[3].op_type = "Conv"
+    model.graph.node[3].attribute.append(helper.make_attribute("strides", [1]))
+    return model
+
+
 def integer_output_per_channel() -> onnx.ModelProto:
     """A graph output that is the quantized weight of a float."""
     model = sound()
@@ -71,6 +81,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "an operand without a name, seed 575": (nameless_operand, {"QAT004"}),
     "a model that does not run, seed 71": (sizes_that_do_not_fit, {"QAT004", "QAT401", "QAT403"}),
     "a vector as a kernel, seed 620": (flat_kernel, {"QAT004", "QAT401", "QAT403"}),
+    "strides of another rank, seed 100049": (strides_of_another_rank, {"QAT004", "QAT401", "QAT403"}),
     "integers per channel as an output, seeds 629, 1263": (integer_output_per_channel, {"QAT302"}),
 }
 

@@ -88,11 +88,26 @@ def _fits_two_bytes(state: State, tensor: Constant) -> bool:
     return bool(spread.size) and int(spread.max()) - int(spread.min()) <= 509 and int(np.abs(spread).max()) <= 255
 
 
+def _misshapen(node: Node) -> Reason | None:
+    """A convolution whose attributes are not for a weight of this rank; ONNX Runtime would not run it either."""
+    weight = node.inputs[1]
+    rank = rank_of(weight)
+    if node.op not in ("Conv", "ConvTranspose") or rank is None:
+        return None
+    if rank < 3:
+        return Reason(f"its weight has {rank} dimensions", weight.name)
+    for name, each in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", 2)):
+        listed = node.attr(name)
+        if isinstance(listed, (list, tuple)) and len(listed) != each * (rank - 2):  # pyright: ignore[reportUnknownArgumentType]
+            return Reason(f"its {name} is not for a weight of {rank} dimensions", weight.name)
+    return None
+
+
 def _weight_refusal(state: State, node: Node) -> Reason | None:
     weight, x = node.inputs[1], node.inputs[0]
-    rank = rank_of(weight)
-    if node.op in ("Conv", "ConvTranspose") and rank is not None and rank < 3:
-        return Reason(f"its weight has {rank} dimensions", weight.name)
+    misshapen = _misshapen(node)
+    if misshapen is not None:
+        return misshapen
     if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
         return Reason("its first operand is a constant quantized per channel", x.name)
     params = _weight_params(state, node)
@@ -462,7 +477,7 @@ def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) ->
 
 def _parts(state: State, node: Node) -> list[Operands]:
     """The operands of the two products; none where the node is not of that kind."""
-    if node.domain or node.op not in OPS or _bias_refusal(state, node) is not None:
+    if node.domain or node.op not in OPS or (_bias_refusal(state, node) or _misshapen(node)) is not None:
         return []
     x, weight = node.inputs[:2]
     data, own = state.usable(x), state.graph.quant(weight)
