@@ -27,6 +27,7 @@ from qatc.compiler.package import check_destination
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.ports import port_of, port_of_integer, tensor_records
 from qatc.compiler.proving import Proving
@@ -256,6 +257,7 @@ class _Compilation:
         if not graph.params:
             raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization left after normalization")
         infer_shapes(graph, self.proving.shapes)
+        fold_sizes(graph)
 
     def fold(self, graph: QuantGraph) -> None:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""

@@ -22,7 +22,8 @@ _AGAIN: Final = "compile the model again with this version of qatc"
 @dataclass(frozen=True)
 class OpenPackage:
     """What a comparison needs: the integer graph, its tensors' names in the package's model, how the target rounds and
-    lays out feature maps, the samples (by input of the graph), and the manifest.
+    lays out feature maps, the samples (by input of the graph), what the package's model answered to them (by output),
+    and the manifest.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class OpenPackage:
     profile: Profile
     layout: str
     samples: Sequence[Mapping[str, Array]]
+    answers: Sequence[Mapping[str, Array]]
     manifest: Mapping[str, Any]
 
 
@@ -51,8 +53,9 @@ def open_package(path: str | Path) -> OpenPackage:
         if graph is None:
             raise fail("QAT502", f"{printable(str(folder))} has no {INTEGER_JSON}", hint=_AGAIN)
         samples = list(read_samples(folder, manifest))
+        answers = list(read_samples(folder, manifest, "outputs"))
     except TROUBLE as error:
         message = f"{printable(str(folder))} holds what cannot be right: {printable(str(error))}"
         raise fail("QAT502", message, hint=_AGAIN) from error
     profile = get_profile(manifest["arithmetic"])
-    return OpenPackage(folder, graph.graph, graph.names, profile, graph.layout, samples, manifest)
+    return OpenPackage(folder, graph.graph, graph.names, profile, graph.layout, samples, answers, manifest)

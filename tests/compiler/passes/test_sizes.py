@@ -1,0 +1,70 @@
+"""Sizes that a graph computes become constants where they are known, round after round, and not where they are not."""
+
+from __future__ import annotations
+
+from qatc.compiler.graph import QuantGraph, infer_shapes, value_of
+from qatc.compiler.passes.sizes import fold_sizes
+from tests.graphs import loaded, net
+
+CHUNK = """
+    s{n} = Shape({x})
+    c{n} = Gather<axis = 0>(s{n}, one)
+    p{n} = Add(c{n}, unit)
+    h{n} = Div(p{n}, two)
+    t{n} = Mul(h{n}, unit)
+    y{n} = Slice({x}, zero, t{n}, one)
+"""
+CONSTANTS = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] unit = {1}, int64[1] two = {2}"
+
+
+def chunks(count: int, header: str = "(float[n,16,4] y0) => (float[n,k,4] z)") -> QuantGraph:
+    """`y0` cut in half `count` times, each half computed from the shape of what is cut."""
+    body, x = "", "y0"
+    for n in range(1, count + 1):
+        body += CHUNK.format(n=n, x=x)
+        x = f"y{n}"
+    graph = loaded(net(header, f"{body}\nz = Relu({x})", CONSTANTS))
+    infer_shapes(graph)
+    return graph
+
+
+def test_chunks_within_chunks() -> None:
+    graph = chunks(3)
+    fold_sizes(graph)
+    assert [n.op for n in graph.nodes] == ["Slice", "Slice", "Slice", "Relu"]
+    assert [value_of(n.inputs[2]).tolist() for n in graph.nodes[:3]] == [[8], [4], [2]]  # type: ignore[union-attr]
+    shape = graph.nodes[-1].inputs[0].shape
+    assert shape is not None
+    assert list(shape)[1:] == [2, 4]
+
+
+def test_a_size_that_is_open_stays_computed() -> None:
+    graph = chunks(1, "(float[n,m,4] y0) => (float[n,k,4] z)")
+    before = [n.op for n in graph.nodes]
+    fold_sizes(graph)
+    assert [n.op for n in graph.nodes] == before
+
+
+def test_an_index_beyond_the_shape_is_left_to_the_runtime() -> None:
+    header = "(float[n,16] x) => (int64[1] y)"
+    graph = loaded(net(header, "s = Shape(x)\ny = Gather<axis = 0>(s, five)", "int64[1] five = {5}"))
+    infer_shapes_of(graph)
+    fold_sizes(graph)
+    assert [n.op for n in graph.nodes] == ["Shape", "Gather"]
+
+
+def test_a_size_that_is_a_result_keeps_its_name() -> None:
+    graph = loaded(
+        net("(float[n,16] x) => (int64[1] y)", "s = Shape(x)\ny = Gather<axis = 0>(s, last)", "int64[1] last = {-1}")
+    )
+    infer_shapes(graph)
+    fold_sizes(graph)
+    assert [o.name for o in graph.outputs] == ["y"]
+    assert [n.op for n in graph.nodes] == ["Identity"] or not graph.nodes
+
+
+def infer_shapes_of(graph: QuantGraph) -> None:
+    """Shapes by hand: ONNX's own inference refuses an index that is out of bounds."""
+    for tensor in graph.tensors():
+        if tensor.name == "s":
+            tensor.shape = [2]
