@@ -11,14 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from zipfile import ZipFile
 
 import numpy as np
 
+from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.histogram import METHODS, Histogram, Range, grid_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Port
-from qatc.compiler.samples import Feeds, as_port, check_fits, describe, read_array
+from qatc.compiler.samples import UNREADABLE, Feeds, as_port, check_fits, describe, read_array
 from qatc.compiler.simulation import Simulation
 
 _BATCH: Final = 16  # samples run together at most
@@ -110,9 +112,12 @@ class CalibrationData:
                 )
             return {} if array is None else {self.ports[0].name: array}
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                members = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError) as error:
+            with ZipFile(path) as archive:  # what it says is what is unpacked at most
+                size = sum(member.file_size for member in archive.infolist())
+            active().ask(size, f"unpacking {printable(path.name)}", "give calibration data in several smaller files")
+            with np.load(path, allow_pickle=False) as arrays:
+                members = {name: arrays[name] for name in arrays.files}
+        except UNREADABLE as error:
             found.error("QAT008", f"cannot read {path}: {error}", hint="save the arrays with numpy.savez")
             return {}
         return self._named(path, members, found)

@@ -18,7 +18,7 @@ from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
 from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
 from qatc.frontends import arithmetic, clamps, grid
-from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, prepare
+from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
@@ -59,7 +59,7 @@ def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = Non
     """
     modernize(graph)
     clamps.rewrite(graph)  # before constants are folded: it shows which roundings head quantizers
-    prepare(graph, keep=arithmetic.heads_quantizer)
+    settle(graph, keep=arithmetic.heads_quantizer)
     if nodes is not None:
         nodes(graph)
     arithmetic.rewrite(graph)

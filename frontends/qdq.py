@@ -27,6 +27,7 @@ __all__ = [
     "lift",
     "normalise",
     "prepare",
+    "settle",
     "to_fake_quant",
 ]
 
@@ -34,6 +35,11 @@ __all__ = [
 def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
     """What every dialect starts with: modern operators, folded constants. `keep` says which nodes are not folded."""
     modernize(graph)
+    settle(graph, keep=keep)
+
+
+def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
+    """The rest of `prepare`, for a graph whose operators are modern."""
     fold(graph, keep=keep)
     while inline_branches(graph):  # what a branch holds may decide another
         modernize(graph)

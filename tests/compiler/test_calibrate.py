@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from qatc.compiler.budget import SMALLEST, limited
 from qatc.compiler.calibrate import calibrate, read_data
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.histogram import METHODS, Histogram, entropy, grid_of, minmax, mse, percentile
@@ -268,6 +270,42 @@ def test_files_that_cannot_be_read(tmp_path: Path):
     assert "neither an .npy" in complaint(tmp_path / "x.txt", [PORT])
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     assert "cannot read" in complaint(tmp_path / "objects.npy", [PORT])  # never unpickled
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f4', 'fortran_order': False, 'shape': (3,3", "[" * 3000, "{", "{'descr': 7}", "lambda: 0"]
+)
+def test_hostile_headers(header: str, tmp_path: Path):
+    body = (header + "\n").encode()
+    data = b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
+    (tmp_path / "x.npy").write_bytes(data)
+    assert "cannot read" in complaint(tmp_path / "x.npy", [PORT])
+    with ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", data)
+    assert "cannot read" in complaint(tmp_path / "x.npz", [PORT])
+
+
+def test_hostile_archives(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((64, 3), np.float32))
+    whole = (tmp_path / "x.npz").read_bytes()
+    encrypted = bytearray(whole)
+    encrypted[whole.rindex(b"PK\x01\x02") + 8] |= 1
+    damaged = bytearray(whole)
+    damaged[200] ^= 0xFF  # the checksum is wrong
+    unknown = bytearray(whole)
+    unknown[whole.rindex(b"PK\x01\x02") + 10] = 77  # a compression that nobody knows
+    for data in (whole[:100], whole[:-10], encrypted, damaged, unknown):
+        (tmp_path / "y.npz").write_bytes(bytes(data))
+        assert "cannot read" in complaint(tmp_path / "y.npz", [PORT])
+
+
+def test_an_archive_asks_before_it_is_unpacked(tmp_path: Path):
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((1 << 22, 3), np.float32))
+    assert (tmp_path / "x.npz").stat().st_size < 1 << 17
+    with pytest.raises(CompileError) as caught, limited(SMALLEST):
+        list(read_data(tmp_path / "x.npz", [PORT]))
+    assert caught.value.diagnostics[0].code == "QAT011"
+    assert "unpacking x.npz would take 48 MiB" in caught.value.diagnostics[0].message
 
 
 def test_an_unknown_shape_needs_pinning(tmp_path: Path):
