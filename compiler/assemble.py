@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -54,12 +55,13 @@ def assemble(
     """Write the package of a finished compile and return the result with its place and size.
 
     The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations.
-    `seal` signs it (`compiler/signing.py`).
+    `seal` signs it (`compiler/signing.py`). Source files are hashed beside the writing.
 
     Raises:
         CompileError: QAT5xx where it cannot be written; the destination is then as it was.
     """
-    with PackageWriter(destination) as writer:
+    with ThreadPoolExecutor(1) as beside, PackageWriter(destination) as writer:
+        hashed = [beside.submit(source_file, path) for path in (result.source, *external)]
         emission.write(writer.open, MODEL)
         writer.write("quantization.json", quantization_json(result.tensors))
         size = sum(f.size for f in writer.files if f.path.startswith(MODEL))
@@ -81,8 +83,8 @@ def assemble(
         finished = writer.finish(
             manifest(
                 version=__version__,
-                source=source_file(result.source),
-                external=[source_file(path) for path in external],
+                source=hashed[0].result(),
+                external=[each.result() for each in hashed[1:]],
                 dialect=result.dialect,
                 target=result.target,
                 profile=result.profile,

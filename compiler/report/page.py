@@ -229,14 +229,15 @@ def _worst(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
 
 
 def _parameter_row(source: str | None, name: str, role: str, params: QuantParams) -> dict[str, str]:
-    scales, zeros = sorted({text.number(scale) for scale in params.scale}, key=float), sorted(set(params.zero_point))
+    scales = [text.number(scale) for scale in (min(params.scale), max(params.scale))]
+    zeros = min(params.zero_point), max(params.zero_point)
     return {
         "source": source or "",
         "name": name,
         "role": role,
         "dtype": params.dtype,
-        "scale": scales[0] if len(scales) == 1 else f"{scales[0]} to {scales[-1]}",
-        "zero": str(zeros[0]) if len(zeros) == 1 else f"{zeros[0]} to {zeros[-1]}",
+        "scale": scales[0] if scales[0] == scales[1] else " to ".join(scales),
+        "zero": str(zeros[0]) if zeros[0] == zeros[1] else f"{zeros[0]} to {zeros[1]}",
         "range": f"[{params.qmin}, {params.qmax}]",
         "axis": "" if params.axis is None else f"{params.axis} ({len(params.scale):,})",
     }
