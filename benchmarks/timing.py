@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -38,38 +36,47 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall-clock and CPU seconds, and the most memory it had, in bytes."""
+    """One process: wall-clock seconds, what it returned, and the most memory it had, in bytes."""
 
     seconds: float
-    cpu: float
+    answer: Any
     memory: int
-    answer: Any = None
 
 
 _ASKED = """
 import json, sys
 from benchmarks.{module} import {function}
-print(json.dumps({function}(*json.loads(sys.argv[1]))))
+from benchmarks.timing import peak
+answer = {function}(*json.loads(sys.argv[1]))
+print(json.dumps([answer, peak()]))
 """
 
 
-def process(*command: str) -> Run:
-    """Run a command to its end. CalledProcessError where it fails."""
-    with TemporaryDirectory() as folder, (Path(folder) / "out").open("w+b") as out:
-        start = time.perf_counter()
-        child = subprocess.Popen(command, stdout=out, cwd=Path(__file__).parent.parent)
-        _, status, used = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)  # it is reaped: nothing is left to wait for
-        out.seek(0)
-        printed = out.read()
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command, printed)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * unit, printed)
+def peak() -> int:
+    """The most memory that this process has had, in bytes.
+
+    Linux counts what the parent had at the fork among a child's `ru_maxrss`; VmHWM is the program's own.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text("ascii").splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    import resource  # where there is none (Windows), nothing is measured
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def process(*command: str) -> str:
+    """Run a command to its end; what it printed. CalledProcessError where it fails."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
 
 
 def in_process(module: str, function: str, *arguments: Any) -> Run:
-    """Call a function of a module of benchmarks in a fresh process; `answer` is what it returns, by way of JSON."""
-    run = process(sys.executable, "-c", _ASKED.format(module=module, function=function), json.dumps(arguments))
-    return Run(run.seconds, run.cpu, run.memory, json.loads(run.answer))
+    """Call a function of a module of benchmarks in a fresh process; what it returns comes by way of JSON."""
+    start = time.perf_counter()
+    printed = process(sys.executable, "-c", _ASKED.format(module=module, function=function), json.dumps(arguments))
+    seconds = time.perf_counter() - start
+    answer, memory = json.loads(printed)
+    return Run(seconds, answer, memory)
