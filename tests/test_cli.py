@@ -68,6 +68,7 @@ def test_every_option_reaches_the_driver(compiler: Driver) -> None:
         " --input data:0=e.npy --samples 3 --seed 7 --calibrate c.npz --calibration-method entropy --io integer"
         " --require-integer --tolerance max_lsb=2 --tolerance agreement=0.99 --no-verify"
         " --quant-range act=0..127 --ranges r.json --arithmetic tosa --golden --golden-header --explain"
+        " --max-memory 2GiB --sign key.pem"
     )
     found = run("compile", *line.split())
     assert found.exit_code == 0, found.stderr
@@ -95,6 +96,8 @@ def test_every_option_reaches_the_driver(compiler: Driver) -> None:
         "golden": True,
         "golden_header": True,
         "explain": True,
+        "max_memory": 2 << 30,
+        "sign": Path("key.pem"),
     }
 
 

@@ -337,6 +337,7 @@ TOKENS = [b"{", b"}", b"(", b"'", b'"', b"L", b"\n", b"\\", b"\0", b"-1", b"1e9"
 
 
 @settings(max_examples=400)
+@pytest.mark.filterwarnings("ignore")  # numpy reads headers as Python source, and warns as Python does
 @given(st.lists(st.tuples(st.integers(8, 127), st.integers(0, 4), st.sampled_from(TOKENS)), min_size=1, max_size=4))
 def test_any_npy_header_is_read_or_refused(changes: list[tuple[int, int, bytes]]) -> None:
     """Numpy reads headers as Python source, and lets through what that raises."""
