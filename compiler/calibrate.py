@@ -16,11 +16,12 @@ from zipfile import ZipFile
 import numpy as np
 
 from qatc.compiler.budget import active
+from qatc.compiler.damaged import ARRAY
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.histogram import METHODS, Histogram, Range, grid_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Port
-from qatc.compiler.samples import UNREADABLE, Feeds, as_port, check_fits, describe, read_array
+from qatc.compiler.samples import Feeds, as_port, check_fits, describe, read_array
 from qatc.compiler.simulation import Simulation
 
 _BATCH: Final = 16  # samples run together at most
@@ -117,7 +118,7 @@ class CalibrationData:
             active().ask(size, f"unpacking {printable(path.name)}", "give calibration data in several smaller files")
             with np.load(path, allow_pickle=False) as arrays:
                 members = {name: arrays[name] for name in arrays.files}
-        except UNREADABLE as error:
+        except ARRAY as error:
             found.error("QAT008", f"cannot read {path}: {error}", hint="save the arrays with numpy.savez")
             return {}
         return self._named(path, members, found)

@@ -6,28 +6,21 @@ Everything is deterministic: equal ports, count and seed give equal arrays on ev
 from __future__ import annotations
 
 import math
-import tokenize
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from zipfile import BadZipFile
 
 import numpy as np
 
 from qatc.compiler.budget import active
+from qatc.compiler.damaged import ARRAY
 from qatc.compiler.diagnostics import Diagnostics, fail, printable
 from qatc.compiler.graph import QuantGraph, rank_of, value_of
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
 
 Feeds = dict[str, Array]
-
-#: What numpy raises for a damaged .npy or .npz file: archives may be cut or encrypted, and headers are Python source.
-UNREADABLE: Final = (
-    OSError, ValueError, EOFError, BadZipFile, zlib.error, RuntimeError, SyntaxError, TypeError, KeyError,
-    OverflowError, tokenize.TokenError,
-)  # fmt: skip
 
 _FLOATS: Final = frozenset({"float16", "float32", "float64"})
 _SIZES: Final = (64, 32, 224, 128, 16, 8, 4, 1)
@@ -241,7 +234,7 @@ def read_array(path: Path, found: Diagnostics) -> Array | None:
     """The array of a .npy file, memory-mapped; a QAT008 in `found` and None where it cannot be read."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except UNREADABLE as error:
+    except ARRAY as error:
         found.error("QAT008", f"cannot read {path}: {error}", hint="save the array with numpy.save(path, array)")
         return None
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: What may import what: a unit is a module of `compiler`, one of its folders, or a top-level folder.
 LEVELS = {
+    "qatc.compiler.damaged": 0,
     "qatc.compiler.diagnostics": 0,
     "qatc.compiler.budget": 1,
     "qatc.compiler.quant": 0,

@@ -8,6 +8,7 @@ channels hardly ever are odd, and widening there, in channels-last order, would 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -49,13 +50,14 @@ def _wider(w: Writer, c: Convolution, missing: int) -> str:
         spaces = [0] * c.spatial
         return w.node("Pad", (c.x, w.ints([0, 0, *spaces, 0, missing, *spaces]), w.zero(c.grid)))
     shape = w.graph.tensors[c.x].shape if layout else None
-    if shape is None or not all(isinstance(size, int) for size in shape):
+    sizes = [size for size in shape or () if isinstance(size, int)]
+    if shape is None or len(sizes) < len(shape):
         return ""
-    more = (shape[0], missing, *shape[2:])  # in channels-last order, Concat is cheaper than Pad
-    if np.prod([int(size or 0) for size in more], dtype=np.float64) > _LARGEST:
+    sizes[1] = missing
+    if math.prod(sizes) > _LARGEST:
         return ""
-    sizes = [int(size or 0) for size in more]
-    return w.node("Concat", (c.x, w.array(np.zeros(sizes, np.uint8), f"{w.label}_channels")), axis=1)
+    more = w.array(np.zeros(sizes, np.uint8), f"{w.label}_channels")
+    return w.node("Concat", (c.x, more), axis=1)  # in channels-last order it is cheaper than Pad
 
 
 def _layout(w: Writer, name: str) -> str:

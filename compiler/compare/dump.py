@@ -10,13 +10,13 @@ import os
 import re
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from qatc.compiler.damaged import ARCHIVE
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 
 NPY: Final = ".npy"
@@ -26,8 +26,6 @@ _OURS: Final = frozenset({"index.json", "golden.h"})  # what a copied folder of 
 _MOST_ENTRIES: Final = 200_000
 _MOST_FINDINGS: Final = 20
 _SAMPLE: Final = re.compile(r"(?:sample|test_data_set|s)?[_-]?(\d{1,6})", re.IGNORECASE)
-#: What reading an entry raises.
-TROUBLE: Final = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Entry:
         sample: the sample that a folder on the path names, if one does; `inner` is the path below that folder.
         is_raw: whether it is bare bytes and not npy.
         size: bytes, as far as the file system or the archive says.
-        read: gives at most so many bytes; raises one of `TROUBLE`.
+        read: gives at most so many bytes; raises one of `damaged.ARCHIVE`.
     """
 
     where: str
@@ -151,7 +149,7 @@ def _in_archive(path: Path, where: str, sample: int | None, found: Diagnostics) 
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except TROUBLE as error:
+    except ARCHIVE as error:
         found.error("QAT406", f"{printable(where)} is no npz file: {_reason(error)}", hint="write it with numpy.savez")
         return
     if len(members) > _MOST_ENTRIES:

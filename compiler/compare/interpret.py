@@ -10,7 +10,8 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from qatc.compiler.compare.dump import TROUBLE, Entry
+from qatc.compiler.compare.dump import Entry
+from qatc.compiler.damaged import ARCHIVE
 from qatc.compiler.golden import GoldenTensor
 from qatc.compiler.quant import Array, QuantParams
 
@@ -76,7 +77,7 @@ def interpret(entry: Entry, place: Place, expected: Array) -> Dumped:
         raise NotATensorError(f"it has {entry.size:,} bytes, the tensor {expected.size:,} elements of {place.dtype}")
     try:
         data = entry.read(most + 1)
-    except TROUBLE as error:
+    except ARCHIVE as error:
         raise NotATensorError(f"it cannot be read: {error}") from error
     if len(data) > most:
         raise NotATensorError(f"it has more than the {most:,} bytes that the tensor can need")

@@ -15,9 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.lib import format as npy
 
+from qatc.compiler.damaged import ARRAY
 from qatc.compiler.diagnostics import CompileError, fail, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.quant import Array
@@ -37,11 +36,7 @@ _DATA: Final = ("x", "inputs", "data", "images", "arr_0")
 _LABELS: Final = ("labels", "label", "y", "arr_1")
 _TARGETS: Final = ("targets", "target")
 _LONGEST_HEADER: Final = 10_000
-#: What reading a file raises that is damaged, or that somebody hostile has made.
-_TROUBLE: Final = (
-    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
-    SyntaxError, tokenize.TokenError, MemoryError, RecursionError, TypeError, OverflowError,
-)  # fmt: skip
+_TROUBLE: Final = (*ARRAY, MemoryError)  # a member is read a sample at a time: no memory is a header without end
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 from onnx import numpy_helper
 
+from qatc.compiler.damaged import HEADER
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.package.writer import PackageWriter
 from qatc.compiler.quant import Array
@@ -19,8 +19,6 @@ from qatc.compiler.result import Json, Port
 
 _FLOAT_TOLERANCE: Final = 1e-5
 _LONGEST_HEADER: Final = 10_000
-#: What numpy's reader of headers lets through beside ValueError.
-_ODD: Final = (SyntaxError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def read_npy(data: bytes) -> Array:
         shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_LONGEST_HEADER)
     except ValueError:
         raise
-    except _ODD as error:  # numpy reads the header as Python source
+    except (*HEADER, MemoryError) as error:  # numpy reads the header as Python source
         raise ValueError(f"the npy header is malformed: {error}") from error
     if fortran or dtype.hasobject or dtype.names is not None or any(extent < 0 for extent in shape):
         raise ValueError("the npy header is not that of a plain array in C order")

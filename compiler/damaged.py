@@ -1,0 +1,18 @@
+"""What reading an array of somebody else's raises where the file is damaged, or hostile: one list for every reader.
+
+MemoryError is in neither: whether it means a header without end or a machine without memory, the reader has to know.
+"""
+
+from __future__ import annotations
+
+import tokenize
+import zlib
+from typing import Final
+from zipfile import BadZipFile
+
+#: Of files and archives: they may be cut, encrypted, or compressed in a way that nobody knows.
+ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
+#: Of npy headers, which numpy reads as Python source.
+HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError, tokenize.TokenError)
+#: Of either.
+ARRAY: Final = (*ARCHIVE, *HEADER)
