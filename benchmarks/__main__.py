@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,21 +17,28 @@ from typing import Any, Final
 import click
 
 Row = dict[str, Any]
-_PARTS: Final = ("deployed", "corpus", "start", "compile", "growth", "layers", "memory")
 _PEERS: Final = ("qatc", "onnx", "onnxruntime", "numpy", "openvino")
 
 
-def _deployed(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+@dataclass(frozen=True)
+class Setup:
+    """Where a part writes its models, whether it only shows that it works, and where the corpus lies."""
+
+    scratch: Path
+    quick: bool
+    corpus: Path
+
+
+def _deployed(setup: Setup) -> list[Row]:
     from benchmarks.deployed import resnet50
 
-    del corpus
-    return [row for style in ("torch", "symmetric") for row in resnet50(scratch, style, 5 if quick else 40)]
+    return [row for style in ("torch", "symmetric") for row in resnet50(setup.scratch, style, 5 if setup.quick else 40)]
 
 
-def _corpus(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+def _corpus(setup: Setup) -> list[Row]:
     from benchmarks.deployed import corpus as cases
 
-    rows = list(cases(corpus, scratch, 0.05 if quick else 0.5))
+    rows = list(cases(setup.corpus, setup.scratch, 0.05 if setup.quick else 0.5))
     for name, chosen in (("all", rows), ("convolutional", [r for r in rows if r["convolutional"]])):
         if chosen:
             mean = math.exp(statistics.fmean(math.log(r["times as fast"]) for r in chosen))
@@ -38,50 +46,47 @@ def _corpus(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
     return rows
 
 
-def _start(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+def _start(setup: Setup) -> list[Row]:
     from benchmarks.compiling import start_up
 
-    del scratch, corpus
-    return start_up(3 if quick else 15)
+    return start_up(3 if setup.quick else 15)
 
 
-def _compile(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+def _compile(setup: Setup) -> list[Row]:
     from benchmarks import models
     from benchmarks.compiling import against_copy
 
-    del corpus
-    return against_copy(models.resnet50(scratch, "torch")[1], scratch, 1 if quick else 7)
+    return against_copy(models.resnet50(setup.scratch, "torch")[1], setup.scratch, 1 if setup.quick else 7)
 
 
-def _growth(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+def _growth(setup: Setup) -> list[Row]:
     from benchmarks.compiling import growth
 
-    del corpus
-    return growth(scratch, [50, 200] if quick else [500, 2000, 8000], 1 if quick else 3)
+    return growth(setup.scratch, [50, 200] if setup.quick else [500, 2000, 8000], 1 if setup.quick else 3)
 
 
-def _layers(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+def _layers(setup: Setup) -> list[Row]:
     from benchmarks.compiling import layers
 
-    del corpus
-    return [layers(scratch, 4 if quick else 100)]
+    return [layers(setup.scratch, 4 if setup.quick else 100)]
 
 
-def _memory(scratch: Path, quick: bool, corpus: Path) -> list[Row]:
+def _memory(setup: Setup) -> list[Row]:
     from benchmarks.compiling import memory
 
-    del corpus
-    return memory(scratch, 2 if quick else 40, 256 if quick else 4096)
+    return memory(setup.scratch, 2 if setup.quick else 40, 256 if setup.quick else 4096)
 
 
-_MEASURES: Final[dict[str, Callable[[Path, bool, Path], list[Row]]]] = {
+_MEASURES: Final[dict[str, Callable[[Setup], list[Row]]]] = {
     "deployed": _deployed, "corpus": _corpus, "start": _start, "compile": _compile, "growth": _growth,
     "layers": _layers, "memory": _memory,
 }  # fmt: skip
 
 
 @click.command()
-@click.option("--only", type=click.Choice(_PARTS), multiple=True, help="Measure this part, repeatable; default all.")
+@click.option(
+    "--only", type=click.Choice(list(_MEASURES)), multiple=True, help="Measure this part, repeatable; default all."
+)
 @click.option("--quick", is_flag=True, help="Small models and few rounds: whether it works, not how fast it is.")
 @click.option(
     "--corpus",
@@ -105,12 +110,12 @@ def main(only: Sequence[str], quick: bool, corpus: Path, out: Path) -> None:  # 
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
     results: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {"parts": {}}
-    for part in only or _PARTS:
+    for part in only or _MEASURES:
         if part == "corpus" and not corpus.is_dir():
             console.print(f"{part}: left out, there is no {corpus}")
             continue
         with TemporaryDirectory(prefix="qatc-bench-") as scratch, console.status(part):
-            rows = _MEASURES[part](Path(scratch), quick, corpus)
+            rows = _MEASURES[part](Setup(Path(scratch), quick, corpus))
         results["parts"][part] = rows
         results["machine"] = _machine()
         file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
