@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -153,6 +153,7 @@ class Finished:
 
 
 Companions = Callable[[Callable[[str], Stream], Finished], None]
+Translate = Callable[[Sequence[str]], tuple[list[str], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ class Backend:
         options: the options it takes, by name.
         check: sees that what the (checked) options name is there, before any work; raises CompileError.
         companions: writes files of its own beside the model: (opens a file of the package, what was found).
+        translate: takes the command line of the vendor's compiler: its arguments as those of `qatc compile`, and a
+            line about each one that means something else here; raises ValueError or CompileError where it cannot.
     """
 
     name: str
@@ -176,6 +179,7 @@ class Backend:
     options: Mapping[str, BackendOption] = field(default_factory=dict[str, BackendOption])
     check: Callable[[Mapping[str, str]], None] | None = None
     companions: Companions | None = None
+    translate: Translate | None = None
 
     def checked(self, given: Mapping[str, str]) -> dict[str, str]:
         """`given` completed by the defaults.

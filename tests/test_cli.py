@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from qatc import _version, cli
 from qatc.compiler import driver
+from qatc.compiler.command import arguments
 from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, Severity, fail
 from qatc.compiler.options import CompileOptions
 from qatc.compiler.result import CompileResult, Inspection
@@ -110,19 +111,19 @@ def test_options_are_those_of_the_driver(compiler: Driver) -> None:
 def test_limits_are_those_of_the_verification() -> None:
     from qatc.compiler.verify import Limits
 
-    assert list(cli._TOLERANCES) == [field.name for field in dataclasses.fields(Limits)]  # pyright: ignore[reportPrivateUsage]
+    assert list(arguments.TOLERANCES) == [field.name for field in dataclasses.fields(Limits)]
 
 
 def test_calibration_methods_are_those_of_the_calibration() -> None:
     from qatc.compiler.histogram import METHODS
 
-    assert sorted(cli._METHODS) == sorted(METHODS)  # pyright: ignore[reportPrivateUsage]
+    assert sorted(arguments.METHODS) == sorted(METHODS)
 
 
 def test_profiles_are_those_of_the_arithmetic() -> None:
     from qatc.compiler.arithmetic import PROFILES
 
-    assert sorted(cli._PROFILES) == sorted(PROFILES)  # pyright: ignore[reportPrivateUsage]
+    assert sorted(arguments.PROFILES) == sorted(PROFILES)
 
 
 def test_the_short_command_is_the_same(compiler: Driver) -> None:
@@ -151,6 +152,7 @@ def test_the_short_command_is_the_same(compiler: Driver) -> None:
         ("compil m.onnx", "Did you mean qatc compile?"),
         ("model.onnx -a", "Did you mean qatc compile model.onnx?"),
         ("frobnicate", "No such command 'frobnicate'"),
+        ("compile m.onnx -t drpai -d", "-t drpai: -d needs a value"),
     ],
 )
 def test_usage_errors_exit_2(compiler: Driver, arguments: str, said: str) -> None:
@@ -262,8 +264,8 @@ def test_inspect_shows_operators_and_its_dump(compiler: Driver) -> None:
 # -- the smaller commands ------------------------------------------------------------------------------------------
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"qatc {_version.__version__}\n"
-    for arguments in (["--help"], ["-h"], ["compile", "--help"]):
-        found = run(*arguments)
+    for line in (["--help"], ["-h"], ["compile", "--help"]):
+        found = run(*line)
         assert found.exit_code == 0
         assert "quantization-aware" in found.stdout
 

@@ -69,6 +69,7 @@ LEVELS = {
     "qatc.compiler.stored": 3,
     "qatc.compiler.verify": 4,
     "qatc.compiler.verify_package": 4,
+    "qatc.compiler.command": 5,
     "qatc.compiler.driver": 5,
     "qatc.compiler.evaluation": 5,
     "qatc.frontends": 3,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from qatc.backends.drpai.arguments import translate
 from qatc.backends.drpai.files import write_files
 from qatc.backends.drpai.vendor import check_tools
 from qatc.backends.onnx import BACKEND as ONNX
@@ -45,4 +46,5 @@ BACKEND: Final = Backend(
     options={**ONNX.options, **{option.name: option for option in _OPTIONS}},
     check=check_tools,
     companions=write_files,
+    translate=translate,
 )

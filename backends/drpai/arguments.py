@@ -19,7 +19,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -43,12 +42,6 @@ _IGNORED_FLAGS: Final = {
 
 class ArgumentError(ValueError):
     """The arguments cannot be understood; the text says why."""
-
-
-def is_meant(arguments: Sequence[str]) -> bool:
-    """Whether the target drpai is asked for."""
-    apart = any(a in ("-t", "--target") and b == "drpai" for a, b in pairwise(arguments))
-    return apart or not {"--target=drpai", "-tdrpai"}.isdisjoint(arguments)
 
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

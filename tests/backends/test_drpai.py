@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from qatc import CompileError, cli, compile_model
-from qatc.backends.drpai.arguments import ArgumentError, is_meant, translate
+from qatc.backends.drpai.arguments import ArgumentError, translate
 from qatc.backends.drpai.vendor import quantizer_command
+from qatc.compiler.command.arguments import in_our_words
 
 MODEL = Path(__file__).resolve().parents[2] / "samples" / "models" / "resnet8_qat.onnx"
 SHAPE = (1, 1, 16, 16)
@@ -119,9 +120,13 @@ def test_a_bare_shape_is_that_of_the_first_input() -> None:
 
 
 def test_other_targets_keep_their_options() -> None:
-    assert is_meant(["m.onnx", "-t", "drpai"])
-    assert is_meant(["--target=drpai", "m.onnx"])
-    assert not is_meant(["drpai.onnx", "-o", "drpai"])
+    guide = ["m.onnx", "-a", "pytorch"]
+    for target in (["-t", "drpai"], ["-tdrpai"], ["--target", "drpai"], ["--target=drpai"]):
+        translated, said = in_our_words([*guide, *target])
+        assert translated[:4] == ["m.onnx", "-a", "-m", "pytorch"]
+        assert said == ["drpai: -a pytorch: the guide's spelling of -a -m pytorch"]
+    for other in ([], ["-t", "onnx"], ["-o", "drpai"], ["-t", "nothing"]):
+        assert in_our_words([*guide, *other]) == ([*guide, *other], [])
 
 
 def test_the_guides_own_command(tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""How a command ends: with its answer, or with diagnostics and an exit code; never with a bare traceback.
+
+Either way it is told to people, or as JSON with --json, and to CI services in the files of --junit and --sarif.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from qatc._version import __version__
+from qatc.compiler.command.arguments import in_our_words
+from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+
+if TYPE_CHECKING:
+    from qatc.compiler.report.junit import Case
+    from qatc.compiler.report.screen import Screen
+    from qatc.compiler.result import Json
+
+FAILED: Final = 3
+INTERRUPTED: Final = 130
+BUG: Final = 70
+
+
+def answer(
+    screen: Screen,
+    found: Sequence[Diagnostic] = (),
+    *,
+    passed: bool = True,
+    cases: Callable[[], Sequence[Case]] | None = None,
+    result: Callable[[], Mapping[str, Json] | Sequence[Json]],
+    show: Callable[[], None],
+    told: Sequence[Diagnostic] = (),
+    listing: bool = False,
+) -> None:
+    """Tell what the running command found; where that is no pass, end it with exit code 3.
+
+    Args:
+        screen: where it is shown.
+        found: the diagnostics, for the machines.
+        passed: whether all was as it should be.
+        cases: what --junit lists beside them; None for a command without that option.
+        result: what --json prints of it.
+        show: prints it for people.
+        told: the diagnostics that `show` does not print.
+        listing: whether what `show` prints is what was asked for, so that --quiet keeps it.
+    """
+    ctx = click.get_current_context()
+    status = 0 if passed else FAILED
+    if cases is not None:
+        wrong = _write_for_ci(ctx, found, status, cases)
+        if wrong:
+            raise CompileError(wrong, 2)
+    if screen.json:
+        from qatc.compiler.report import envelope
+
+        name = ctx.command.name or ""
+        screen.write_json(envelope(name, exit_code=status, diagnostics=found, result=result()))
+    else:
+        screen.diagnostics(told)
+        if listing or not screen.quiet:
+            show()
+    if status:
+        ctx.exit(status)
+
+
+class Command(click.Command):
+    """A command whose failures are diagnostics: rendered for people, or as JSON with --json; never a bare traceback."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments; with --json a usage error is a JSON document too."""
+        wants_json = "--json" in args
+        try:
+            return super().make_context(info_name, self.understood(args), parent, **extra)
+        except click.UsageError as error:
+            if not wants_json:
+                raise
+            command = info_name or self.name or ""
+            _write_failure(command, [Diagnostic("QAT007", error.format_message())], error.exit_code)
+            raise click.exceptions.Exit(error.exit_code) from error
+
+    def understood(self, args: list[str]) -> list[str]:
+        """The arguments in the words of this command's options."""
+        return args
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn whatever it raises into diagnostics and an exit code."""
+        found: Sequence[Diagnostic]
+        cases: Sequence[Case] = ()
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except CompileError as error:
+            found, status, cases = error.diagnostics, error.exit_code, _stages(error)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except MemoryError:
+            found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
+        except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it
+            found, status = [_internal(error, verbose=bool(ctx.params.get("verbose")))], BUG
+        found = [*found, *_write_for_ci(ctx, found, status, lambda: cases)]
+        if ctx.params.get("json"):
+            _write_failure(ctx.command.name or "", found, status)
+        else:
+            _screen(ctx.params).diagnostics(found)
+        raise click.exceptions.Exit(status)
+
+
+class CompileCommand(Command):
+    """A command that also takes the command line of the target's vendor."""
+
+    def understood(self, args: list[str]) -> list[str]:
+        """A vendor's options as ours; says on standard error what became of each."""
+        translated, said = in_our_words(args)
+        if "--quiet" not in args:
+            for line in said:
+                click.echo(line, err=True)
+        return translated
+
+
+class Group(click.Group):
+    """The commands of qatc; an unknown one gets a suggestion."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0].lower(), self.commands, 1)
+            if args[0].lower().endswith((".onnx", ".keras", ".h5", ".tflite")):
+                close = [f"compile {printable(args[0])}"]
+            if not close:
+                raise
+            raise click.UsageError(
+                f"No such command {printable(args[0])!r}. Did you mean qatc {close[0]}?", ctx
+            ) from error
+
+
+def _screen(params: Mapping[str, Any]) -> Screen:
+    from qatc.compiler.report.screen import Screen
+
+    return Screen(bool(params.get("json")), bool(params.get("quiet")), bool(params.get("verbose")))
+
+
+def _write_failure(command: str, found: Sequence[Diagnostic], status: int) -> None:
+    from qatc.compiler.report import envelope
+
+    _screen({"json": True}).write_json(envelope(command, exit_code=status, diagnostics=found))
+
+
+def _write_for_ci(
+    ctx: click.Context, found: Sequence[Diagnostic], status: int, cases: Callable[[], Sequence[Case]]
+) -> list[Diagnostic]:
+    """Write the files that --junit and --sarif ask for; why one could not be written comes back."""
+    package: Path | None = ctx.params.get("package")
+    subject: Path = package or ctx.params.get("model") or Path()
+    wrong: list[Diagnostic] = []
+    for option in ("junit", "sarif"):
+        file: Path | None = ctx.params.get(option)
+        if file is None:
+            continue
+        from qatc.compiler.report.junit import junit
+        from qatc.compiler.report.sarif import sarif
+
+        place = subject / "manifest.json" if package else subject  # SARIF wants a file
+        data = junit(subject.name, cases(), found, status) if option == "junit" else sarif(place, found, status)
+        try:
+            _screen(ctx.params).write_file(file, data)
+        except CompileError as error:
+            wrong += [d for d in error.diagnostics if d not in found]
+    return wrong
+
+
+def _stages(error: CompileError) -> Sequence[Case]:
+    """What a verification that failed had compared."""
+    from qatc.compiler.report.junit import verification_cases
+    from qatc.compiler.verify import VerificationError
+
+    return verification_cases(error.verification) if isinstance(error, VerificationError) else ()
+
+
+def _internal(error: Exception, *, verbose: bool) -> Diagnostic:
+    import traceback
+
+    where = "".join(traceback.format_exception(error)) if verbose else ""
+    name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    asked = "report it with the command, its output with -v and, if you can, the model"
+    return Diagnostic("QAT901", f"{name}\n{where}".rstrip(), hint=f"this is a bug in qatc {__version__}: {asked}")
