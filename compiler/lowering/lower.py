@@ -179,7 +179,10 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
         if x.name in graph.params or is_constant(x):
             break
         if bounds is not None:
-            low, high = (int(params.quantize(np.asarray(b, np.float64))) for b in bounds)
+            ends = _in_integers(params, bounds)
+            if ends is None:
+                break
+            low, high = ends
             lo, hi = min(max(low, lo), hi), min(max(high, lo), hi)  # this clamp comes before the ones seen so far
         tensor = x
         taken.append(current)
@@ -190,6 +193,13 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
     elif current is not None and current.op in mac.OPS:
         chain.node = None  # somebody else reads the raw result: it is made once, and rounded here
     return chain
+
+
+def _in_integers(params: QuantParams, bounds: tuple[float, float]) -> tuple[int, int] | None:
+    """The integers of a clamp's bounds; None where they are not the same in every channel."""
+    every = np.broadcast_to(np.asarray(bounds, np.float64)[:, None], (2, len(params.scale)))
+    found = params.with_axis(1).quantize(every) if params.is_per_channel else params.quantize(every)
+    return (int(found[0, 0]), int(found[1, 0])) if (found == found[:, :1]).all() else None
 
 
 def _scalar_and_bias(state: State, chain: _Chain) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
 from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Rescale, Shape
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.functions import Values
@@ -256,6 +256,11 @@ class State:
 
     def emit_float(self, node: Node) -> None:
         """The node as it is, on floats: an island with its reason, shape arithmetic, or movement."""
+        if node.op == REQUANTIZE:  # nothing is computed: the rounding onto its own grid comes with its integers
+            out = node.outputs[0]
+            forms = self.unrounded if out.name in self.graph.params else self.floats
+            forms[id(out)] = self.floats[id(node.inputs[0])]
+            return
         inputs = tuple(
             ""
             if not t.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qatc.compiler.graph import infer_shapes
-from qatc.compiler.integer import Float, IntegerGraph, Move, Pool
+from qatc.compiler.integer import Float, IntegerGraph, Move, Pool, Quantize
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
@@ -773,3 +773,27 @@ def test_largest_and_smallest_are_taken_of_integers(op: str, opset: int) -> None
     assert reasons(graph) == []
     moves = [op for op in graph.ops if isinstance(op, Move)]
     assert [(m.op_type, graph.tensors[m.output].dtype) for m in moves] == [(op, "uint8")]
+
+
+def test_a_16_bit_tensor_is_rounded_onto_another_grid_without_an_operator_of_ours() -> None:
+    """Requantize is no ONNX operator: where no integer operator does it, it is a Quantize of the rounded floats."""
+    graph = lowered("(float[4] x) => (float[4] y, float[4] u)", "w = W(x)\nu = Neg(w)\ny = A(w)")
+    assert reasons(graph) == ["Neg: int16 tensors have no integer kernel"]
+    assert [type(op).__name__ for op in graph.ops] == ["Quantize", "Dequantize", "Quantize", "Dequantize", "Float"]
+    rounded = graph.ops[2]
+    assert rounded.inputs == graph.ops[1].outputs
+    assert graph.params(rounded.output).dtype == "uint8"
+
+
+@pytest.mark.parametrize(("zeros", "clamped"), [("3, 3", 3), ("3, 5", 0)])
+def test_a_relu_before_a_grid_per_channel(zeros: str, clamped: int) -> None:
+    """The clamp is one pair of integers only where zero is the same integer in every channel."""
+    graph = lowered(
+        "(float[1,2,2,2] x) => (float[1,2,2,2] y)",
+        "r = Relu(x)\nq = QuantizeLinear<axis = 1>(r, s, z)\ny = DequantizeLinear<axis = 1>(q, s, z)",
+        f"float[2] s = {{0.5, 0.25}}, uint8[2] z = {{{zeros}}}",
+    )
+    graph.verify()
+    (rounding,) = (op for op in graph.ops if isinstance(op, Quantize))
+    assert (rounding.lo, rounding.hi) == (clamped, 255)
+    assert [op.op_type for op in graph.islands()] == ([] if clamped else ["Relu"])
