@@ -3,6 +3,7 @@
     W (floats on a grid) -> Conv                         integers with their scale: `frontends/grid.py`
     x -> FakeQuantWithMinMaxVars[num_bits](min, max)     x -> FakeQuant, by TensorFlow's nudging
     x -> Q -> Transpose | Reshape | Squeeze -> DQ        x -> FakeQuant -> Transpose | ...: `frontends/lift.py`
+    x -> Erfc                                            1 - Erf(x): the exact GELU, for which tf2onnx has no rule
 
 TensorFlow rounds half up from the nudged minimum and ONNX half to even: they differ on exact ties alone.
 """
@@ -55,6 +56,7 @@ _TELLING: Final = 64
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     _narrow_biases(graph)
+    _erfc(graph)
     standard(graph, _tf_fake_quants)
     grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
     apply_ranges(graph, options)
@@ -74,6 +76,18 @@ def _narrow_biases(graph: QuantGraph) -> None:
         if all(not v.size or (v.min() >= limits.min and v.max() <= limits.max) for v in wide.values()):
             for index, values in wide.items():
                 node.inputs[index] = graph.constant(node.inputs[index].name, values.astype(np.int32))
+
+
+def _erfc(graph: QuantGraph) -> None:
+    """TensorFlow's Erfc, which tf2onnx leaves as it is, in terms of an operator that ONNX has."""
+    found = [n for n in graph.nodes if n.op == "Erfc" and not n.domain and len(n.inputs) == 1]
+    for node in found:
+        (y,) = node.outputs
+        error = graph.variable(f"{y.name}_erf")
+        graph.insert("Erf", node.inputs, [error], hint=f"{node.name}_erf")
+        node.op, node.inputs = "Sub", [graph.constant(f"{y.name}_one", np.asarray(1, np.float32)), error]
+    if found:
+        graph.sort()
 
 
 # -- TensorFlow's own nodes ---------------------------------------------------------------------------------------

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph
+from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.reference import execute
 from qatc.frontends.tensorflow import FRONTEND, nudged
 from tests.frontends.test_lift import reloaded
 
@@ -186,3 +189,29 @@ def test_biases_of_64_bits(bias: list[int], fits: bool) -> None:
     FRONTEND.normalise(graph, FrontendOptions())
     found = [(p.dtype, p.scale) for name, p in graph.params.items() if name.startswith("b")]
     assert found == ([("int32", (0.5, 0.25))] if fits else [])
+
+
+def test_the_exact_gelu_is_one_table() -> None:
+    """tf2onnx leaves the Erfc of tf.nn.gelu(approximate=False), which no ONNX runtime knows."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("Mul", ["d", "factor"], ["scaled"]),
+        helper.make_node("Erfc", ["scaled"], ["e"]),
+        helper.make_node("Mul", ["d", "half"], ["halved"]),
+        helper.make_node("Mul", ["halved", "e"], ["g"]),
+        helper.make_node("QuantizeLinear", ["g", "s", "z"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
+    ]
+    numbers = {"s": 0.05, "factor": -math.sqrt(0.5), "half": 0.5}
+    constants = {k: np.asarray(v, np.float32) for k, v in numbers.items()}
+    graph = model(nodes, {**constants, "z": np.asarray(0, np.int8)})
+    FRONTEND.normalise(graph, FrontendOptions())
+    strip(graph)
+    integer = lower(graph, LoweringOptions())
+    assert [op.kind for op in integer.ops] == ["Quantize", "Lookup", "Dequantize"]
+    x = np.linspace(-6, 6, 6, dtype=np.float32).reshape(2, 3)
+    q = np.clip(np.rint(x / np.float32(0.05)), -128, 127)
+    gelu = [v * 0.05 * 0.5 * math.erfc(-v * 0.05 * math.sqrt(0.5)) for v in q.ravel()]
+    found = execute(integer, {"x": x}, get_profile("onnx"))["y"]
+    np.testing.assert_allclose(found.ravel(), np.rint(np.asarray(gelu) / 0.05) * 0.05, atol=1e-6)
