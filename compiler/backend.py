@@ -62,14 +62,13 @@ class Emission:
     `model` is complete but for the data of the tensors in `external`: (initializer name, array), in the order in which
     they lie in the data file; the initializers state offset and length there. `names` maps the tensors of the graph
     that was emitted to their names in `model`. `data_file` says whether the arrays go to a file of their own, as they
-    must beyond two gigabytes, or into the model file. `diagnostics` is what the user should know of its forms.
+    must beyond two gigabytes, or into the model file.
     """
 
     model: onnx.ModelProto
     names: Mapping[str, str]
     external: tuple[tuple[str, Array], ...] = ()
     data_file: bool = False
-    diagnostics: tuple[Diagnostic, ...] = ()
 
     def write(self, open_file: Callable[[str], Stream], name: str) -> None:
         """Write the model as file `name`, and its weights as `name`.data where they have a file of their own.

@@ -64,7 +64,6 @@ CODES: Final[dict[str, str]] = {
     "QAT305": "the target is unknown or its description is wrong",
     "QAT306": "the package must be integer but has float islands",
     "QAT307": "an 8-bit form of an operator costs precision",
-    "QAT308": "weights are uint8: this processor saturates products of int8",
     "QAT401": "the package differs from the reference",
     "QAT402": "the reference differs from the simulation",
     "QAT403": "the simulation cannot be run",

@@ -160,7 +160,6 @@ class _Compilation:
             integer = self.lowered(graph, target)
         with self.step("emit"):
             emission = backend.emit(graph if backend.level == "float" else integer, options)
-            self.diagnostics += emission.diagnostics
         from qatc.compiler.assemble import assemble  # package and report: only a real compile needs them
 
         with self.step("verify"):

@@ -6,7 +6,6 @@ stay where they are and are mapped by ONNX Runtime itself.
 
 from __future__ import annotations
 
-import functools
 import math
 import tempfile
 import threading
@@ -431,17 +430,6 @@ class OrtEvaluator:
                 f"ONNX Runtime cannot run the operator {f'{domain}::' if domain else ''}{op_type}: {error}",
                 hint="the float island needs an operator that ONNX Runtime has on the CPU",
             ) from error
-
-
-@functools.cache
-def saturates() -> bool:
-    """Whether this machine's ONNX Runtime adds products of uint8 by int8 in 16 bits, and so saturates them.
-
-    It does on x86 without VNNI (most processors before 2019, AMD's before Zen 4).
-    """
-    x, w = np.full((1, 64), 255, np.uint8), np.full((64, 8), 127, np.int8)
-    (sums,) = OrtEvaluator()("MatMulInteger", "", 13, [x, w], {}, 1)
-    return bool((sums != 64 * 255 * 127).any())
 
 
 def _declared(array: Array) -> list[int | None]:

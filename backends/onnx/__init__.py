@@ -23,13 +23,6 @@ _OPTIONS: Final = (
         "integer",
     ),
     BackendOption(
-        "weights",
-        "int8: fast on processors with VNNI, which x86 without it computes wrong where products saturate; "
-        "uint8: those weights as uint8, exact everywhere; auto: int8 where this machine computes it exactly",
-        ("auto", "int8", "uint8"),
-        "auto",
-    ),
-    BackendOption(
         "data",
         "auto: weights in a file of their own only beyond two gigabytes; file: always",
         ("auto", "file"),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 from qatc.backends.onnx.elementwise import concat, dequantize, elementwise, quantize, rescale
 from qatc.backends.onnx.lookup import lookup
@@ -13,7 +12,6 @@ from qatc.backends.onnx.pooling import pool
 from qatc.backends.onnx.products import conv
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.backend import Emission
-from qatc.compiler.diagnostics import Diagnostic, Severity
 from qatc.compiler.integer import (
     Concat,
     Conv,
@@ -29,7 +27,6 @@ from qatc.compiler.integer import (
     Quantize,
     Rescale,
 )
-from qatc.compiler.runtime import saturates
 
 
 def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
@@ -37,14 +34,12 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
 
     Args:
         graph: a verified integer graph.
-        options: `domain`, `accumulators`, `weights` and `data` (see `BACKEND`).
+        options: `domain`, `accumulators` and `data` (see `BACKEND`).
     """
-    weights = options["weights"]
     w = Writer(
         graph,
         standard=options["domain"] == "standard",
         fast=options["accumulators"] == "fast",
-        exact=weights == "uint8" or (weights == "auto" and saturates()),
         data_file=options["data"] == "file",
     )
     done: set[str] = set()
@@ -56,18 +51,7 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
                 done.add(fused.name)
                 w.absorbed.add(op.output)
             _write(w, op, fused)
-    found = _unsigned(w.moved) if weights == "auto" and w.moved else ()
-    return replace(w.finish(), diagnostics=found)
-
-
-def _unsigned(operators: Sequence[str]) -> tuple[Diagnostic, ...]:
-    many = f"{len(operators)} operators" if len(operators) > 1 else "one operator"
-    message = (
-        f"this processor saturates products of uint8 by int8, so the weights of {many} are written as uint8, which is "
-        "exact on every processor"
-    )
-    hint = "-p weights=int8 makes the package that is fastest on processors with VNNI (it is wrong on this one)"
-    return (Diagnostic("QAT308", message, Severity.NOTE, hint=hint),)
+    return w.finish()
 
 
 def _reader(w: Writer, op: Op) -> Dequantize | None:

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qatc.backends.onnx.products import Product, is_uniform, multiply, weight_scales
-from qatc.backends.onnx.weights import Weight
+from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import CONTRIB, Writer, stored
 from qatc.compiler.arithmetic import ort_multipliers, ort_weight_scales
 from qatc.compiler.integer import Dequantize, MatMul
@@ -26,7 +26,7 @@ def matmul(w: Writer, op: MatMul, fused: Dequantize | None = None) -> None:
     weight = w.graph.constants.get(op.inputs[1])
     product = _product(w, op, fused, out)
     name = fused.output if fused is not None else op.output
-    matrix = None if weight is None else w.weight(op, weight.ndim - 2)
+    matrix = None if weight is None else narrow(w.graph, op.inputs[1], weight.ndim - 2)
     if matrix is None or matrix.values.ndim != 2 or w.rank(op.inputs[0]) == 1:
         _general(w, op, matrix, product, name)
     elif product.grid is None:
@@ -70,7 +70,7 @@ def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, gr
         _linear(
             w,
             (a, have),
-            weight,
+            (w.array(weight.values, f"{w.label}_weight", weight.source), weight.zero),
             product,
             inside,
             direct,
@@ -99,9 +99,9 @@ def _through_rows(w: Writer, op: MatMul, a: str, weight: Weight, product: Produc
 def _gemm(w: Writer, a: str, have: QuantParams, weight: Weight, product: Product, grid: QuantParams, out: str) -> str:
     matrix = w.array(weight.values, f"{w.label}_weight", weight.source)
     scales = ort_weight_scales(product.scale, have.scale[0])
-    zeros = w.scalar(weight.zero, weight.dtype)
+    zeros = w.scalar(weight.zero, "int8")
     if not is_uniform(scales):  # QGemm wants as many zero points as scales
-        zeros = w.array(np.full(len(product.scale), weight.zero, weight.dtype), f"{w.label}_zero_points")
+        zeros = w.array(np.full(len(product.scale), weight.zero, np.int8), f"{w.label}_zero_points")
     bias = "" if product.bias is None else w.array(product.bias, f"{w.label}_bias", product.bias_source)
     inputs = (
         a, w.scale(have), w.zero(have), matrix, weight_scales(w, scales), zeros, bias, w.scale(grid), w.zero(grid),
@@ -110,13 +110,13 @@ def _gemm(w: Writer, a: str, have: QuantParams, weight: Weight, product: Product
 
 
 def _linear(
-    w: Writer, a: tuple[str, QuantParams], weight: Weight, product: Product, grid: QuantParams, out: str
+    w: Writer, a: tuple[str, QuantParams], b: tuple[str, int], product: Product, grid: QuantParams, out: str
 ) -> None:
-    """QLinearMatMul."""
+    """QLinearMatMul; `b` is its name and zero point, int8."""
     have = a[1]
     scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
-    b, zero = w.array(weight.values, f"{w.label}_weight", weight.source), w.scalar(weight.zero, weight.dtype)
-    w.node("QLinearMatMul", (a[0], w.scale(have), w.zero(have), b, scales, zero, w.scale(grid), w.zero(grid)), out)
+    zero = w.scalar(b[1], "int8")
+    w.node("QLinearMatMul", (a[0], w.scale(have), w.zero(have), b[0], scales, zero, w.scale(grid), w.zero(grid)), out)
 
 
 def _pointwise(
@@ -129,7 +129,7 @@ def _pointwise(
         a = w.node("Unsqueeze", (a, w.ints([0])))
     kernel = weight.values.T.reshape(weight.values.shape[::-1] + (1,) * spatial)  # a view: large ones are never copied
     scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
-    matrix, zero = w.array(kernel, f"{w.label}_weight", weight.source), w.scalar(weight.zero, weight.dtype)
+    matrix, zero = w.array(kernel, f"{w.label}_weight", weight.source), w.scalar(weight.zero, "int8")
     inputs = [a, w.scale(have), w.zero(have), matrix, scales, zero, w.scale(grid), w.zero(grid)]
     if product.bias is not None:
         inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
@@ -150,9 +150,11 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
     (a, a_grid), b, b_zero = (w.read(op.inputs[0]), w.graph.params(op.inputs[0])), "", ""
     if matrix is not None:
         a = _operand(w, op, matrix)
-        b, b_zero = w.array(matrix.values, f"{w.label}_weight", matrix.source), w.scalar(matrix.zero, matrix.dtype)
+        b, b_zero = w.array(matrix.values, f"{w.label}_weight", matrix.source), w.scalar(matrix.zero, "int8")
     else:
-        b, b_grid = w.second_factor(op)
+        b, b_grid = w.read(op.inputs[1]), w.graph.params(op.inputs[1])
+        if stored(a_grid) == "int8" and stored(b_grid) == "uint8":  # the one pair no kernel takes
+            b, b_grid = w.as_dtype(op.inputs[1], "int8")
         b_zero = w.zero(b_grid)
     grid = product.grid
     if grid is not None and product.bias is None and product.scale.size == 1 and grid.container == a_grid.container:

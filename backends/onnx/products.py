@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from qatc.backends.onnx.pooling import to_first, to_last
 from qatc.backends.onnx.stem import widened
-from qatc.backends.onnx.weights import Weight
+from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, stored
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.integer import Conv, Dequantize
@@ -84,7 +84,7 @@ def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
 
     product = product_of(w, op, fused)
     out = fused.output if fused is not None else op.output
-    weight = w.weight(op, 0 if op.transposed else 1)
+    weight = narrow(w.graph, op.inputs[1], 0 if op.transposed else 1)
     if op.transposed:
         transposed(w, op, weight, product, out)
         return
@@ -140,10 +140,7 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
     made = w.target(product.lo, product.hi, want, out)
     direct = made if have == want else w.fresh(f"{out}_{have}")
     inside = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], want).as_dtype(have)
-    weight, zero = (
-        w.array(c.weight.values, f"{w.label}_weight", c.weight.source),
-        w.scalar(c.weight.zero, c.weight.dtype),
-    )
+    weight, zero = w.array(c.weight.values, f"{w.label}_weight", c.weight.source), w.scalar(c.weight.zero, "int8")
     inputs = [
         c.x,
         w.scale(c.grid),
@@ -232,7 +229,7 @@ def _windows(w: Writer, c: Convolution, x: str) -> str:
 def multiply(w: Writer, a: str, grid: QuantParams, weight: Weight, product: Product, out: str) -> str:
     """The matrix product of integers `a` with a weight [..., K, N], as int32 or as real numbers."""
     b = w.array(weight.values, f"{w.label}_weight", weight.source)
-    zero = w.scalar(weight.zero, weight.dtype) if weight.zero else ""
+    zero = w.scalar(weight.zero, "int8") if weight.zero else ""
     if product.real and not w.standard:
         unit = w.scalar(1.0, "float32")
         return _multiply_to_real(w, [a, b, unit, _real_scale(w, product), w.zero(grid), zero], product, out)
@@ -298,7 +295,7 @@ def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
         c.x,
         w.array(c.weight.values, f"{w.label}_weight", c.weight.source),
         w.zero(c.grid),
-        w.scalar(c.weight.zero, c.weight.dtype),
+        w.scalar(c.weight.zero, "int8"),
     ]
     return w.node("ConvInteger", inputs if c.weight.zero else inputs[:3], out, **_attributes(c))
 

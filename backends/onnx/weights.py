@@ -1,21 +1,13 @@
-"""Weights in the one form that is fast everywhere: int8 with zero point 0, or as near to it as their integers allow.
-
-Where the processor adds neighboring products of unsigned by signed bytes in 16 bits (x86 without VNNI), sums may
-saturate: weights whose products can get there are uint8 instead, which every kernel multiplies exactly.
-"""
+"""Weights in the one form that is fast everywhere: int8 with zero point 0, or as near to it as their integers allow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
-from qatc.compiler.integer import Conv, IntegerGraph, MatMul
-from qatc.compiler.quant import Array, Integers, QuantParams, dtype_range
-
-_INT16: Final = dtype_range("int16")
-_TO_UNSIGNED: Final = 128
+from qatc.compiler.integer import IntegerGraph
+from qatc.compiler.quant import Array, Integers, QuantParams
 
 
 @dataclass(frozen=True)
@@ -30,11 +22,6 @@ class Weight:
     zero: int = 0
     doubled: bool = False
     source: str = ""  # its name in the integer graph
-
-    @property
-    def dtype(self) -> str:
-        """The numpy name of its type, int8 or uint8, which is its zero point's as well."""
-        return self.values.dtype.name
 
 
 def narrow(graph: IntegerGraph, name: str, summed: int) -> Weight:
@@ -65,25 +52,3 @@ def _narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
     half = differences >> 1
     halves = np.concatenate([half + zero, differences - half + zero], axis=summed)
     return Weight(halves.astype(np.int8), zero, doubled=True)
-
-
-def unsigned(weight: Weight) -> Weight:
-    """The same weight in uint8."""
-    moved = (weight.values.astype(np.int16) + _TO_UNSIGNED).astype(np.uint8)
-    return replace(weight, values=moved, zero=weight.zero + _TO_UNSIGNED)
-
-
-def may_saturate(graph: IntegerGraph, op: Conv | MatMul, weight: Weight) -> bool:
-    """Whether two products of uint8 inputs with these int8 weights can leave 16 bits, whichever two are added.
-
-    Convolutions of each channel by itself have kernels that do not add in 16 bits; int8 inputs have others as well.
-    """
-    x = graph.params(op.inputs[0])
-    if x.container != np.uint8 or (isinstance(op, Conv) and _is_depthwise(op, weight)):
-        return False
-    lowest, highest = int(weight.values.min(initial=0)), int(weight.values.max(initial=0))
-    return 2 * x.qmax * lowest < _INT16[0] or 2 * x.qmax * highest > _INT16[1]
-
-
-def _is_depthwise(op: Conv, weight: Weight) -> bool:
-    return op.groups > 1 and not op.transposed and weight.values.shape[:2] == (op.groups, 1)

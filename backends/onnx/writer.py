@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from qatc.backends.onnx.weights import Weight, may_saturate, narrow, unsigned
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
-from qatc.compiler.integer import Conv, IntegerGraph, MatMul, Op
+from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.quant import Array, QuantParams
 
 CONTRIB: Final = "com.microsoft"
@@ -30,26 +29,14 @@ _BYTES: Final = frozenset({"uint8", "int8"})
 
 
 class Writer:
-    """The model under construction.
-
-    `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats; `exact` keeps to products that every
-    processor computes exactly.
-    """
+    """The model under construction. `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats."""
 
     def __init__(
-        self,
-        graph: IntegerGraph,
-        *,
-        standard: bool = False,
-        fast: bool = False,
-        exact: bool = False,
-        data_file: bool = False,
+        self, graph: IntegerGraph, *, standard: bool = False, fast: bool = False, data_file: bool = False
     ) -> None:
         self.graph = graph
         self.standard = standard
         self.fast = fast
-        self._exact = exact
-        self.moved: list[str] = []  # operators whose weights are uint8 for the sake of `exact`
         self.opset = graph.opset
         self._data_file = data_file
         self._nodes: list[NodeProto] = []
@@ -128,25 +115,6 @@ class Writer:
             self._written.add(name)
             self._constants.append((name, self.graph.constants[name]))
         return name
-
-    def weight(self, op: Conv | MatMul, summed: int) -> Weight:
-        """The constant that `op` multiplies by, in the form that is fastest; `summed` is the axis summed over."""
-        found = narrow(self.graph, op.inputs[1], summed)
-        if not self._exact or not may_saturate(self.graph, op, found):
-            return found
-        self.moved.append(op.name)
-        return unsigned(found)
-
-    def second_factor(self, op: MatMul) -> tuple[str, QuantParams]:
-        """The right operand of a product of two activations, in a type that kernels take: (name, its grid there)."""
-        first, second = (self.graph.params(name) for name in op.inputs[:2])
-        types = stored(first), stored(second)
-        if types == ("int8", "uint8"):  # the one pair no kernel takes
-            return self.as_dtype(op.inputs[1], "int8")
-        if types == ("uint8", "int8") and self._exact:
-            self.moved.append(op.name)
-            return self.as_dtype(op.inputs[1], "uint8")
-        return self.read(op.inputs[1]), second
 
     def array(self, value: Array, hint: str, source: str = "") -> str:
         """A constant with this value; small equal ones are one.

@@ -273,9 +273,9 @@ def test_a_written_model_is_the_model(tmp_path: Path, data: str) -> None:
 def test_large_weights_are_spliced_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above a limit weights stay out of the ModelProto although they end up in the same file."""
     net = small(np.random.default_rng(9), classes=5000)
-    plain = write(emitted(net.graph, weights="int8"), tmp_path).read_bytes()
+    plain = write(emitted(net.graph), tmp_path).read_bytes()
     monkeypatch.setattr("qatc.backends.onnx.writer._KEPT_INSIDE", 1000)
-    emission = emitted(net.graph, weights="int8")
+    emission = emitted(net.graph)
     assert [name for name, _ in emission.external] == ["head"]
     assert emission.external[0][1] is net.graph.constants["head"]  # no copy was made
     (tmp_path / "apart").mkdir()

@@ -29,7 +29,7 @@ def stem(channels: int, filters: int, *, last: bool = False, known: str = "all",
         x = net.add(Move, [x], x_grid, known_first, op_type="Transpose", attrs={"perm": [0, 3, 1, 2]})
     for _ in range(2 if repeat else 1):
         w_grid = x_grid.per_tensor(0.01, 0, "int8")
-        weight = net.constant(dice.integers(-64, 64, (filters, channels, 3, 3)).astype(np.int8), w_grid)  # int8 stays
+        weight = net.constant(dice.integers(-127, 128, (filters, channels, 3, 3)).astype(np.int8), w_grid)
         out = grid(dice, "uint8", 0.5)
         fields = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "groups": 1, "transposed": False}
         scale = x_grid.scale[0] * 0.01
