@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,13 +63,23 @@ class Emission:
     `model` is complete but for the data of the tensors in `external`: (initializer name, array), in the order in which
     they lie in the data file; the initializers state offset and length there. `names` maps the tensors of the graph
     that was emitted to their names in `model`. `data_file` says whether the arrays go to a file of their own, as they
-    must beyond two gigabytes, or into the model file.
+    must beyond two gigabytes, or into the model file. `wide` are other nodes for the same tensors, for processors on
+    which products saturate (`compiler/processor.py`); the file that is written holds both.
     """
 
     model: onnx.ModelProto
     names: Mapping[str, str]
     external: tuple[tuple[str, Array], ...] = ()
     data_file: bool = False
+    wide: onnx.GraphProto | None = None
+
+    def deployed(self) -> onnx.ModelProto:
+        """The model that is written, without the data in `external`."""
+        if self.wide is None:
+            return self.model
+        from qatc.compiler.processor import by_processor
+
+        return by_processor(self.model, self.wide)
 
     def write(self, open_file: Callable[[str], Stream], name: str) -> None:
         """Write the model as file `name`, and its weights as `name`.data where they have a file of their own.
@@ -79,16 +90,19 @@ class Emission:
             open_file: opens a file of the package for writing, given its path there.
             name: the model's path in the package.
         """
+        model = self.deployed()
         if not self.data_file:
             with open_file(name) as stream:
-                for chunk in self._chunks():
+                for chunk in self._chunks(model):
                     stream.write(chunk)
                     release(np.frombuffer(chunk, np.uint8))
             return
-        for tensor in self._placeholders().values():
-            tensor.external_data[0].value = f"{name.rsplit('/', 1)[-1]}.data"
+        apart = {tensor for tensor, _ in self.external}
+        for tensor in model.graph.initializer:
+            if tensor.name in apart:
+                tensor.external_data[0].value = f"{name.rsplit('/', 1)[-1]}.data"
         with open_file(name) as stream:
-            stream.write(self.model.SerializeToString(deterministic=True))
+            stream.write(model.SerializeToString(deterministic=True))
         with open_file(f"{name}.data") as stream:
             position = 0
             for _, array in self.external:
@@ -99,26 +113,27 @@ class Emission:
                 position = start + array.nbytes
 
     def complete(self) -> onnx.ModelProto:
-        """The model with all its data in memory (below two gigabytes): a copy where there are external weights."""
+        """What is written, with all its data in memory (below two gigabytes)."""
+        model = self.deployed()
         if not self.external:
-            return self.model
+            return model
         import onnx
 
-        return onnx.ModelProto.FromString(b"".join(bytes(chunk) for chunk in self._chunks()))
+        return onnx.ModelProto.FromString(b"".join(bytes(chunk) for chunk in self._chunks(model)))
 
-    def _placeholders(self) -> dict[str, onnx.TensorProto]:
-        apart = {name for name, _ in self.external}
-        return {t.name: t for t in self.model.graph.initializer if t.name in apart}
+    def whole(self) -> Emission:
+        """The same with what is written as its model, all data inside: what is run and compared."""
+        return dataclasses.replace(self, model=self.complete(), external=(), wide=None)
 
-    def _chunks(self) -> list[bytes | memoryview]:
+    def _chunks(self, model: onnx.ModelProto) -> list[bytes | memoryview]:
         """The file as a list of buffers: protobuf's wire format, put together by hand around the arrays."""
         if not self.external:
-            return [self.model.SerializeToString(deterministic=True)]
+            return [model.SerializeToString(deterministic=True)]
         import onnx
 
         arrays = dict(self.external)
         tensors: list[bytes | memoryview] = []
-        for tensor in self.model.graph.initializer:
+        for tensor in model.graph.initializer:
             if tensor.name not in arrays:
                 body = tensor.SerializeToString(deterministic=True)
                 tensors += [_header(_GRAPH_INITIALIZER, len(body)), body]
@@ -127,7 +142,7 @@ class Emission:
             head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             body = head.SerializeToString(deterministic=True) + _header(_TENSOR_RAW_DATA, array.nbytes)
             tensors += [_header(_GRAPH_INITIALIZER, len(body) + array.nbytes), body, bytes_of(array)]
-        frame = _without_initializers(self.model)
+        frame = _without_initializers(model)
         graph = frame.graph.SerializeToString(deterministic=True)
         frame.ClearField("graph")
         size = len(graph) + sum(chunk.nbytes if isinstance(chunk, memoryview) else len(chunk) for chunk in tensors)

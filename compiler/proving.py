@@ -119,8 +119,8 @@ class Proving:
         from qatc.compiler.verify import Limits, check, verify
 
         limits = Limits(**self.options.tolerance)
-        emitted = dataclasses.replace(emission, model=emission.complete(), external=())
-        found = verify(integer, get_profile(target.arithmetic), self.simulation, emitted, self.feeds, limits)
+        profile = get_profile(target.arithmetic)
+        found = verify(integer, profile, self.simulation, emission.whole(), self.feeds, limits)
         check(found)
         return found
 

@@ -165,7 +165,7 @@ class RunnableModel:
         self.model, inside = tidy(model)
         self.folder = folder
         self.weights = {**inside, **dict(weights)}
-        self.optimize = optimize and len(self.model.graph.node) <= _DEEP
+        self.optimize = optimize and _depth(self.model) <= _DEEP
         self.constants: frozenset[str] = frozenset(i.name for i in self.model.graph.initializer)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self.model.graph.input if i.name not in self.constants)
         self.outputs: tuple[str, ...] = tuple(o.name for o in self.model.graph.output)
@@ -335,6 +335,12 @@ def _every_node(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
             for attribute in node.attribute:
                 waiting.extend([attribute.g] if attribute.HasField("g") else [])
                 waiting.extend(attribute.graphs)
+
+
+def _depth(model: onnx.ModelProto) -> int:
+    """How many nodes the largest graph has: the model's own, or a branch of it."""
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    return max(len(graph.node) for graph in (model.graph, *bodies))
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -47,6 +47,7 @@ LEVELS = {
     "qatc.compiler.package": 3,
     "qatc.compiler.passes": 3,
     "qatc.compiler.ports": 3,
+    "qatc.compiler.processor": 3,
     "qatc.compiler.qdq": 3,
     "qatc.compiler.reference": 3,
     "qatc.compiler.registry": 3,

@@ -28,6 +28,12 @@ _OPTIONS: Final = (
         ("auto", "file"),
         "auto",
     ),
+    BackendOption(
+        "processors",
+        "all: exact on each, with a second form of products that x86 without VNNI saturates; vnni: the fast form alone",
+        ("all", "vnni"),
+        "all",
+    ),
 )
 
 BACKEND: Final = Backend(

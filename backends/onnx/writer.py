@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from qatc.backends.onnx.saturation import wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.quant import Array, QuantParams
@@ -29,16 +30,27 @@ _BYTES: Final = frozenset({"uint8", "int8"})
 
 
 class Writer:
-    """The model under construction. `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats."""
+    """The model under construction.
+
+    `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats; `every_processor` adds a second form
+    where products may saturate on some processors.
+    """
 
     def __init__(
-        self, graph: IntegerGraph, *, standard: bool = False, fast: bool = False, data_file: bool = False
+        self,
+        graph: IntegerGraph,
+        *,
+        standard: bool = False,
+        fast: bool = False,
+        data_file: bool = False,
+        every_processor: bool = True,
     ) -> None:
         self.graph = graph
         self.standard = standard
         self.fast = fast
         self.opset = graph.opset
         self._data_file = data_file
+        self._every_processor = every_processor
         self._nodes: list[NodeProto] = []
         self._constants: list[tuple[str, Array]] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -63,15 +75,18 @@ class Writer:
 
     def fresh(self, hint: str) -> str:
         """A tensor name that nothing has yet, `hint` itself where it is free."""
-        name = self._free(hint, self._tensor_names)
-        self._tensor_names.add(name)
-        return name
+        return self._free(hint, self._tensor_names)
+
+    def node_name(self, hint: str) -> str:
+        """A node name that nothing has yet, `hint` itself where it is free."""
+        return self._free(hint, self._node_names)
 
     def _free(self, hint: str, used: set[str]) -> str:
         name = hint
         while name in used:
             count = self._counts[hint] = self._counts.get(hint, 0) + 1
             name = f"{hint}_{count}"
+        used.add(name)
         return name
 
     # -- nodes ----------------------------------------------------------------------------------------------------
@@ -94,8 +109,7 @@ class Writer:
     ) -> None:
         """Append a node with any number of outputs."""
         hint = self.label if self.label not in self._node_names else f"{self.label}_{op_type}"
-        name = self._free(hint, self._node_names)
-        self._node_names.add(name)
+        name = self.node_name(hint)
         proto = NodeProto(op_type=op_type, name=name, domain=domain, input=list(inputs), output=list(outputs))
         for key, value in sorted((attrs or {}).items()):
             if value is not None and not key.startswith("_"):
@@ -104,8 +118,7 @@ class Writer:
 
     def proto(self, proto: NodeProto) -> None:
         """Append a node that exists already; its name is made unique."""
-        proto.name = self._free(self.label, self._node_names)
-        self._node_names.add(proto.name)
+        proto.name = self.node_name(self.label)
         self._nodes.append(proto)
 
     # -- constants ------------------------------------------------------------------------------------------------
@@ -306,7 +319,8 @@ class Writer:
         body.initializer.extend(tensors)
         kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
         names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
-        return Emission(self._model(body), names, tuple(external), apart)
+        wide = wide_form(self, self._nodes, dict(self._constants)) if self._every_processor else None
+        return Emission(self._model(body), names, tuple(external), apart, wide)
 
     def _model(self, body: GraphProto) -> ModelProto:
         used = {node.domain for node in self._nodes}

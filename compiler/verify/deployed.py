@@ -17,6 +17,7 @@ import onnx
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, Op, Pool
+from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute_op
 from qatc.compiler.runtime import RunnableModel, errors, version
@@ -40,7 +41,7 @@ class Emitted(Protocol):
 
     @property
     def model(self) -> onnx.ModelProto:
-        """The deployed model."""
+        """The deployed model, as it is written."""
         ...
 
     @property
@@ -80,7 +81,7 @@ class PackageCheck:
     ) -> None:
         """A comparison; the model's external data that `emitted` does not hold lie in `folder`."""
         self.graph, self.profile, self.evaluate = graph, profile, evaluate
-        self.stepwise = RunnableModel(emitted.model, folder, weights=emitted.external)
+        self.stepwise = RunnableModel(flattened(emitted.model), folder, weights=emitted.external)
         self.whole = RunnableModel(emitted.model, folder, weights=emitted.external, optimize=True)
         self.names = {
             name: emitted.names.get(name, name)

@@ -16,6 +16,7 @@ import onnx
 
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.integer import Conv, IntegerGraph, MatMul
+from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
 from qatc.compiler.result import TensorCheck
@@ -92,7 +93,7 @@ def check_packaged(
 
 def _in_floats(graph: IntegerGraph, names: Mapping[str, str], model: onnx.ModelProto) -> bool:
     """Whether the model computes in floats what the graph computes in integers."""
-    makers = {name: node for node in model.graph.node for name in node.output if name}
+    makers = {name: node for node in flattened(model).graph.node for name in node.output if name}
     products = [op.output for op in graph.ops if isinstance(op, (Conv, MatMul))]
     kinds: list[str] = []
     for name in products:

@@ -101,9 +101,9 @@ def outcome(net: Net, output: str, domain: str) -> Result:
     net.graph.verify()
     expected = execute(net.graph, net.feeds, get_profile("onnx"))[output]
     chosen = {"accumulators": "fast"} if domain == "fast" else {"domain": domain}
-    model = emitted(net.graph, **chosen).complete()
-    nodes = model.graph.node
-    (found,) = run_model(model, net.feeds)
+    emission = emitted(net.graph, **chosen)
+    nodes = emission.model.graph.node
+    (found,) = run_model(emission.complete(), net.feeds)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     return Result(expected, found, Counter(n.op_type for n in nodes), frozenset(n.domain for n in nodes))

@@ -23,6 +23,7 @@ from qatc.compiler.compare.package import open_package
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.package import Tolerance, check_script
 from qatc.compiler.package.samples import npy_bytes
+from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
 from qatc.compiler.verify_package import compare, verify_package
 from tests.tiny_package import build, codes, edit, replace_file, run_check, text
@@ -338,7 +339,7 @@ def test_a_model_that_rounds_otherwise_is_found(compiled: Path, tmp_path: Path) 
     """A scale in model.onnx is changed and the samples with it, so that only the reference sees it."""
     package = Path(shutil.copytree(compiled, tmp_path / "out"))
     model = onnx.load(package / "model.onnx")
-    node = next(n for n in model.graph.node if n.op_type == "QLinearConv")
+    node = next(n for n in flattened(model).graph.node if n.op_type == "QLinearConv")
     scale = next(i for i in model.graph.initializer if i.name == node.input[4])
     array = onnx.numpy_helper.to_array(scale)
     scale.CopyFrom(onnx.numpy_helper.from_array((array * np.float32(1.001)).astype(np.float32), scale.name))

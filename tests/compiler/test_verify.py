@@ -184,7 +184,7 @@ def test_the_bound_of_a_sum_grows_with_its_root():
 
 # -- whole models ----------------------------------------------------------------------------------------------------
 def emitted(graph: IntegerGraph) -> Emission:
-    return BACKEND.emit(graph, BACKEND.checked({}))
+    return BACKEND.emit(graph, BACKEND.checked({})).whole()
 
 
 def verified(model: onnx.ModelProto, feeds: dict[str, np.ndarray], **options: Any) -> Verification:

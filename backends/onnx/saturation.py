@@ -1,0 +1,210 @@
+"""Products that saturate on some processors, and their wide form: the same integers from products that never do.
+
+The fast kernels multiply unsigned activations by signed weights. x86 without VNNI does so with an instruction that adds
+two neighboring products in 16 bits: a0 * w0 + a1 * w1 saturates at -32768 and 32767. Which products are neighbors is
+the kernel's affair, so a product is held to be safe only if no two of its terms can leave 16 bits together. Depthwise
+convolutions have kernels of their own, which do not saturate.
+
+In the wide form weights are unsigned: q + 128 with zero point z + 128, exactly the same real numbers. ONNX Runtime
+makes those when it loads the model, so that the file holds every weight once. Activations that are signed become
+unsigned in the same way, and results signed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+
+from qatc.compiler.integer import Clamped, IntegerGraph
+from qatc.compiler.quant import Array
+
+if TYPE_CHECKING:
+    from qatc.backends.onnx.writer import Writer
+
+_INT16: Final = (-32768, 32767)
+_CHUNK: Final = 1 << 20  # weights looked at together
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Where a product's operands are among its inputs: left, right and their zero points, and the result's."""
+
+    a: int
+    b: int
+    a_zero: int
+    b_zero: int
+    y_zero: int | None = None
+
+
+_KERNELS: Final = {
+    "QLinearConv": _Kernel(0, 3, 2, 5, 7),
+    "QLinearMatMul": _Kernel(0, 3, 2, 5, 7),
+    "QGemm": _Kernel(0, 3, 2, 5, 8),
+    "MatMulIntegerToFloat": _Kernel(0, 1, 4, 5),
+    "MatMulInteger": _Kernel(0, 1, 2, 3),
+    "ConvInteger": _Kernel(0, 1, 2, 3),
+}
+# What only moves integers about, with the inputs that hold them.
+_MOVES: Final = {
+    "Concat": None, "Pad": (0, 2), "Slice": (0,), "Transpose": (0,), "Reshape": (0,), "Gather": (0,),
+    "Squeeze": (0,), "Unsqueeze": (0,), "Flatten": (0,), "Identity": (0,), "MaxPool": (0,), "NhwcMaxPool": (0,),
+}  # fmt: skip
+
+
+def wide_form(w: Writer, nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> GraphProto | None:
+    """The nodes in a form that is exact on every processor, None where they already are."""
+    marked = _saturating(w.graph, nodes, constants)
+    if not marked:
+        return None
+    form = _Wide(w, constants)
+    for index, node in enumerate(nodes):
+        if index in marked:
+            form.product(node)
+        else:
+            form.body.node.append(node)
+    return form.body
+
+
+# -- which ------------------------------------------------------------------------------------------------------------
+def _saturating(graph: IntegerGraph, nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> set[int]:
+    """The places of the nodes whose neighboring products may leave 16 bits."""
+    ranges = _ranges(graph)
+    marked: set[int] = set()
+    for index, node in enumerate(nodes):
+        kernel = _KERNELS.get(node.op_type)
+        if kernel is not None:
+            if _may_saturate(node, kernel, ranges, constants):
+                marked.add(index)
+        elif node.op_type in _MOVES and node.output[0] not in ranges:
+            places = _MOVES[node.op_type]
+            moved = [n for i, n in enumerate(node.input) if n and (places is None or i in places)]
+            found = [r for n in moved if (r := _range(n, ranges, constants)) is not None]
+            if found and len(found) == len(moved):
+                ranges[node.output[0]] = min(r[0] for r in found), max(r[1] for r in found)
+    return marked
+
+
+def _ranges(graph: IntegerGraph) -> dict[str, Range]:
+    """The integers of every 8-bit tensor that an operator of the graph makes."""
+    ranges: dict[str, Range] = {}
+    for op in graph.ops:
+        for name in op.outputs:
+            params = graph.tensors[name].params if name else None
+            if params is not None and params.container.itemsize == 1:
+                ranges[name] = (op.lo, op.hi) if isinstance(op, Clamped) else (params.qmin, params.qmax)
+    return ranges
+
+
+def _range(name: str, ranges: Mapping[str, Range], constants: Mapping[str, Array]) -> Range | None:
+    value = constants.get(name)
+    if value is None or not value.size:
+        return ranges.get(name)
+    return int(value.min()), int(value.max())
+
+
+def _may_saturate(
+    node: NodeProto, kernel: _Kernel, ranges: Mapping[str, Range], constants: Mapping[str, Array]
+) -> bool:
+    zero = constants.get(node.input[kernel.b_zero]) if len(node.input) > kernel.b_zero else None
+    weight = constants.get(node.input[kernel.b])
+    kind = weight if weight is not None else zero
+    if kind is not None and kind.dtype != np.int8:
+        return False
+    if weight is None:
+        return kind is not None
+    if node.op_type == "QLinearConv" and _is_depthwise(node, weight):
+        return False
+    signed = constants[node.input[kernel.a_zero]].dtype == np.int8
+    low, high = ranges.get(node.input[kernel.a], (-128, 127) if signed else (0, 255))
+    largest = max(high + 128, -(low + 128)) if signed else high  # signed ones are made unsigned on the way in
+    return any(
+        2 * largest * int(part.max()) > _INT16[1] or 2 * largest * int(part.min()) < _INT16[0]
+        for part in _parts(weight)
+    )
+
+
+def _is_depthwise(node: NodeProto, weight: Array) -> bool:
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return groups > 1 and weight.shape[:2] == (groups, 1)
+
+
+def _parts(weight: Array) -> list[Array]:
+    """The weight in pieces: most that may saturate show it in the first."""
+    if weight.size <= _CHUNK:
+        return [weight] if weight.size else []
+    rows = max(1, _CHUNK * len(weight) // weight.size)
+    return [weight[start : start + rows] for start in range(0, len(weight), rows)]
+
+
+# -- the other form ---------------------------------------------------------------------------------------------------
+class _Wide:
+    """The graph of the wide form under construction."""
+
+    def __init__(self, w: Writer, constants: Mapping[str, Array]) -> None:
+        self.w, self.constants = w, constants
+        self.body = GraphProto()
+        self._unsigned: dict[str, str] = {}  # signed tensor -> the same moved by 128
+        self._scalars: dict[str, str] = {}
+
+    def product(self, node: NodeProto) -> None:
+        """Append `node` with unsigned operands."""
+        kernel = _KERNELS[node.op_type]
+        wide = NodeProto()
+        wide.CopyFrom(node)
+        self._move(wide, kernel.b, kernel.b_zero)
+        a_zero = self.constants[node.input[kernel.a_zero]]
+        if a_zero.dtype != np.int8:
+            self.body.node.append(wide)
+            return
+        self._move(wide, kernel.a, kernel.a_zero)
+        if kernel.y_zero is None:
+            self.body.node.append(wide)
+            return
+        made = wide.output[0]
+        wide.input[kernel.y_zero] = self._zero(node.input[kernel.y_zero])
+        wide.output[0] = self.w.fresh(f"{made}_unsigned")
+        self.body.node.append(wide)
+        self._shifted(wide.output[0], "uint8", made)
+
+    def _move(self, node: NodeProto, at: int, zero_at: int) -> None:
+        node.input[at] = self._made_unsigned(node.input[at])
+        node.input.extend([""] * (zero_at + 1 - len(node.input)))
+        node.input[zero_at] = self._zero(node.input[zero_at])
+
+    def _made_unsigned(self, name: str) -> str:
+        """`name`, a signed tensor, moved by 128."""
+        found = self._unsigned.get(name)
+        if found is None:
+            found = self._unsigned[name] = self.w.fresh(f"{name}_unsigned")
+            self._shifted(name, "int8", found)
+        return found
+
+    def _shifted(self, name: str, have: str, out: str) -> None:
+        """8-bit integers moved to the other type: a Cast and a QuantizeLinear, exact in float."""
+        unit = self._constant("unit", np.float32(1))
+        real = self.w.fresh(f"{name}_real")
+        cast = self.body.node.add(op_type="Cast", name=self.w.node_name(real), input=[name], output=[real])
+        cast.attribute.add(name="to", type=2, i=TensorProto.FLOAT)
+        if have == "int8":
+            zero = self._constant("zero_128", np.uint8(128))
+        else:
+            zero = self._constant("zero_minus_128", np.int8(-128))
+        operands = [real, unit, zero]
+        self.body.node.add(op_type="QuantizeLinear", name=self.w.node_name(out), input=operands, output=[out])
+
+    def _zero(self, name: str) -> str:
+        """A signed zero point (none is 0) as an unsigned one."""
+        value = np.asarray(self.constants[name] if name else np.int8(0))
+        return self._constant(f"{name or 'zero'}_unsigned", (value.astype(np.int16) + 128).astype(np.uint8))
+
+    def _constant(self, hint: str, value: Array | np.generic) -> str:
+        found = self._scalars.get(hint)
+        if found is None:
+            found = self._scalars[hint] = self.w.fresh(hint)
+            self.body.initializer.append(numpy_helper.from_array(np.asarray(value), found))
+        return found
