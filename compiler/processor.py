@@ -12,7 +12,6 @@ anything else, so that neither costs time afterwards (docs/adr/0009).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Final
 
@@ -63,45 +62,42 @@ def by_processor(fast: ModelProto, wide: GraphProto) -> ModelProto:
     return model
 
 
-def flattened(model: ModelProto) -> ModelProto:
-    """The plain model that this processor runs: the chosen branch in the place of a model's only If.
+def flattened(model: ModelProto, *, exact: bool | None = None) -> ModelProto:
+    """The plain model that a processor runs: the chosen branch in the place of a model's only If.
 
     A model without one, or whose choice depends on its inputs, is returned as it is.
+
+    Args:
+        model: the model; it is not changed.
+        exact: whether 8-bit products are exact there; None for this processor.
 
     Raises:
         Exception: one of `runtime.errors()` where ONNX Runtime cannot compute the condition.
     """
     choices = [node for node in model.graph.node if node.op_type == "If" and not node.domain]
-    if len(choices) != 1 or len(choices[0].input) != 1:
+    if len(choices) != 1 or not choices[0].input:
         return model
     (choice,) = choices
-    question = with_outputs(model, [choice.input[0]])
+    question = with_outputs(model, choice.input)
     constants = {t.name for t in question.graph.initializer}
-    read = {name for node in question.graph.node for name in node.input}
+    read = {*choice.input, *(name for node in question.graph.node for name in node.input)}
     if read & ({port.name for port in model.graph.input} - constants):
         return model
-    del question.graph.input[:]
-    answer = bool(np.asarray(open_session(tidy(question)[0]).run(None, {})[0]).all())
-    name = "then_branch" if answer else "else_branch"
-    body = next(a.g for a in choice.attribute if a.name == name)
-    asked = {n.name or n.output[0] for n in question.graph.node}
-    rest = [n for n in model.graph.node if n is not choice and (n.name or n.output[0]) not in asked]
-    return _with_nodes(model, rest, body, dict(zip((o.name for o in body.output), choice.output, strict=True)))
-
-
-def instead(model: ModelProto, wide: GraphProto) -> ModelProto:
-    """`model` with the nodes of `wide` in the place of its own, and its initializers beside it."""
-    return _with_nodes(model, (), wide, {})
-
-
-@functools.cache
-def saturates() -> bool:
-    """Whether this processor makes ONNX Runtime saturate sums of products of unsigned by signed bytes."""
-    model = ModelProto(ir_version=8, opset_import=[onnx.helper.make_opsetid("", 13)])
-    model.graph.name = "probe"
-    condition = _probe(model.graph, set())
-    model.graph.output.add(name=condition)
-    return not bool(np.asarray(open_session(model).run(None, {})[0]).all())
+    if exact is None:
+        del question.graph.input[:]
+        exact = bool(np.asarray(open_session(tidy(question)[0]).run(None, {})[0]).all())
+    body = next(a.g for a in choice.attribute if a.name == ("then_branch" if exact else "else_branch"))
+    asked = {name for node in question.graph.node for name in node.output}
+    flat = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, opset_import=model.opset_import)
+    flat.graph.name = model.graph.name
+    flat.graph.input.extend(model.graph.input)
+    flat.graph.output.extend(model.graph.output)
+    flat.graph.initializer.extend(model.graph.initializer)
+    flat.graph.initializer.extend(body.initializer)
+    flat.graph.node.extend(n for n in model.graph.node if n is not choice and not asked.intersection(n.output))
+    flat.graph.node.extend(body.node)
+    _rename(flat.graph.node, dict(zip((o.name for o in body.output), choice.output, strict=True)))
+    return flat
 
 
 def _probe(graph: GraphProto, taken: set[str]) -> str:
@@ -129,22 +125,6 @@ def _free(name: str, taken: set[str]) -> str:
         found = f"{name}_{count}"
     taken.add(found)
     return found
-
-
-def _with_nodes(
-    model: ModelProto, before: Iterable[NodeProto], body: GraphProto, renamed: dict[str, str]
-) -> ModelProto:
-    """The model with the nodes `before` and those of `body`, some of whose tensors are renamed."""
-    flat = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, opset_import=model.opset_import)
-    flat.graph.name = model.graph.name
-    flat.graph.input.extend(model.graph.input)
-    flat.graph.output.extend(model.graph.output)
-    flat.graph.initializer.extend(model.graph.initializer)
-    flat.graph.initializer.extend(body.initializer)
-    flat.graph.node.extend(before)
-    flat.graph.node.extend(body.node)
-    _rename(flat.graph.node, renamed)
-    return flat
 
 
 def _rename(nodes: Iterable[NodeProto], names: dict[str, str]) -> None:

@@ -23,16 +23,17 @@ _OPTIONS: Final = (
         "integer",
     ),
     BackendOption(
+        "weights",
+        "int8: fast, but wrong on x86 without VNNI where products saturate; uint8: exact everywhere, but slower; "
+        "auto: both forms in one model, of which ONNX Runtime picks the right one when it loads it",
+        ("auto", "int8", "uint8"),
+        "auto",
+    ),
+    BackendOption(
         "data",
         "auto: weights in a file of their own only beyond two gigabytes; file: always",
         ("auto", "file"),
         "auto",
-    ),
-    BackendOption(
-        "processors",
-        "all: exact on each, with a second form of products that x86 without VNNI saturates; vnni: the fast form alone",
-        ("all", "vnni"),
-        "all",
     ),
 )
 

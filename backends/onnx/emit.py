@@ -34,14 +34,14 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
 
     Args:
         graph: a verified integer graph.
-        options: `domain`, `accumulators`, `data` and `processors` (see `BACKEND`).
+        options: `domain`, `accumulators`, `weights` and `data` (see `BACKEND`).
     """
     w = Writer(
         graph,
         standard=options["domain"] == "standard",
         fast=options["accumulators"] == "fast",
         data_file=options["data"] == "file",
-        every_processor=options["processors"] == "all",
+        weights=options["weights"],
     )
     done: set[str] = set()
     for op in graph.ops:

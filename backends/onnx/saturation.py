@@ -56,18 +56,23 @@ _MOVES: Final = {
 }  # fmt: skip
 
 
-def wide_form(w: Writer, nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> GraphProto | None:
-    """The nodes in a form that is exact on every processor, None where they already are."""
+def wide_form(
+    w: Writer, nodes: Sequence[NodeProto], constants: Mapping[str, Array], *, stored: bool = False
+) -> Wide | None:
+    """The nodes in a form that is exact on every processor, None where they already are.
+
+    With `stored` the form's constants are written by `w`; else ONNX Runtime makes them from those that are there.
+    """
     marked = _saturating(w.graph, nodes, constants)
     if not marked:
         return None
-    form = _Wide(w, constants)
+    form = Wide(w, constants, stored=stored)
     for index, node in enumerate(nodes):
         if index in marked:
             form.product(node)
         else:
             form.body.node.append(node)
-    return form.body
+    return form
 
 
 # -- which ------------------------------------------------------------------------------------------------------------
@@ -142,14 +147,14 @@ def _parts(weight: Array) -> list[Array]:
 
 
 # -- the other form ---------------------------------------------------------------------------------------------------
-class _Wide:
-    """The graph of the wide form under construction."""
+class Wide:
+    """The wide form: its nodes and constants, and which tensor each signed one became."""
 
-    def __init__(self, w: Writer, constants: Mapping[str, Array]) -> None:
-        self.w, self.constants = w, constants
+    def __init__(self, w: Writer, constants: Mapping[str, Array], *, stored: bool) -> None:
+        self.w, self.constants, self.stored = w, constants, stored
         self.body = GraphProto()
-        self._unsigned: dict[str, str] = {}  # signed tensor -> the same moved by 128
-        self._scalars: dict[str, str] = {}
+        self.unsigned: dict[str, str] = {}  # signed tensor -> the same moved by 128
+        self._constants: dict[str, str] = {}
 
     def product(self, node: NodeProto) -> None:
         """Append `node` with unsigned operands."""
@@ -178,9 +183,11 @@ class _Wide:
 
     def _made_unsigned(self, name: str) -> str:
         """`name`, a signed tensor, moved by 128."""
-        found = self._unsigned.get(name)
-        if found is None:
-            found = self._unsigned[name] = self.w.fresh(f"{name}_unsigned")
+        found = self.unsigned.get(name)
+        if found is None and self.stored and name in self.constants:
+            found = self.unsigned[name] = self.w.array(_moved(self.constants[name]), f"{name}_unsigned")
+        elif found is None:
+            found = self.unsigned[name] = self.w.fresh(f"{name}_unsigned")
             self._shifted(name, "int8", found)
         return found
 
@@ -199,12 +206,18 @@ class _Wide:
 
     def _zero(self, name: str) -> str:
         """A signed zero point (none is 0) as an unsigned one."""
-        value = np.asarray(self.constants[name] if name else np.int8(0))
-        return self._constant(f"{name or 'zero'}_unsigned", (value.astype(np.int16) + 128).astype(np.uint8))
+        return self._constant(f"{name or 'zero'}_unsigned", _moved(self.constants[name] if name else np.int8(0)))
 
     def _constant(self, hint: str, value: Array | np.generic) -> str:
-        found = self._scalars.get(hint)
+        if self.stored:
+            return self.w.array(np.asarray(value), hint)
+        found = self._constants.get(hint)
         if found is None:
-            found = self._scalars[hint] = self.w.fresh(hint)
+            found = self._constants[hint] = self.w.fresh(hint)
             self.body.initializer.append(numpy_helper.from_array(np.asarray(value), found))
         return found
+
+
+def _moved(signed: Array | np.generic) -> Array:
+    """int8 integers as uint8, moved by 128."""
+    return (np.asarray(signed).view(np.uint8) ^ np.uint8(128)).astype(np.uint8)

@@ -32,8 +32,8 @@ _BYTES: Final = frozenset({"uint8", "int8"})
 class Writer:
     """The model under construction.
 
-    `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats; `every_processor` adds a second form
-    where products may saturate on some processors.
+    `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats; `weights` is the type of weights
+    whose products saturate on some processors (see `saturation`): int8, uint8, or auto for both.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Writer:
         standard: bool = False,
         fast: bool = False,
         data_file: bool = False,
-        every_processor: bool = True,
+        weights: str = "auto",
     ) -> None:
         self.graph = graph
         self.standard = standard
         self.fast = fast
         self.opset = graph.opset
         self._data_file = data_file
-        self._every_processor = every_processor
+        self._weights = weights
         self._nodes: list[NodeProto] = []
         self._constants: list[tuple[str, Array]] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -297,14 +297,35 @@ class Writer:
         graph = self.graph
         for name in graph.outputs:
             self.read(name)  # a constant may be a result
+        kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
+        names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
+        wide = None
+        if self._weights != "int8":
+            wide = wide_form(self, self._nodes, dict(self._constants), stored=self._weights == "uint8")
+        if wide is not None and self._weights == "uint8":
+            self._nodes = list(wide.body.node)
+            read = {name for node in self._nodes for name in node.input} | self.outputs
+            self._constants = [(name, value) for name, value in self._constants if name in read]
+            names = {name: wide.unsigned.get(place, place) for name, place in names.items()}
+            wide = None
         size = sum(value.nbytes for _, value in self._constants)
         apart = self._data_file or must_be_apart(size)
+        tensors, external = self._tensors(apart=apart or size > _KEPT_INSIDE)
+        body = GraphProto(name=graph.name or "graph")
+        body.node.extend(self._nodes)
+        body.input.extend(self._port(n) for n in graph.inputs)
+        body.output.extend(self._port(n) for n in graph.outputs)
+        body.initializer.extend(tensors)
+        return Emission(self._model(body), names, tuple(external), apart, None if wide is None else wide.body)
+
+    def _tensors(self, *, apart: bool) -> tuple[list[TensorProto], list[tuple[str, Array]]]:
+        """The constants as initializers, and the data of those that are only declared if `apart`."""
         tensors: list[TensorProto] = []
         external: list[tuple[str, Array]] = []
         position = 0
         for name, value in self._constants:
             tensor = TensorProto(name=name, data_type=tensor_type(value.dtype), dims=value.shape)
-            if value.nbytes < _LARGE or not (apart or size > _KEPT_INSIDE):
+            if value.nbytes < _LARGE or not apart:
                 tensor.raw_data = bytes(bytes_of(value))
             else:
                 start = aligned(position)
@@ -312,15 +333,7 @@ class Writer:
                 external.append((name, value))
                 _place(tensor, start, value.nbytes)
             tensors.append(tensor)
-        body = GraphProto(name=graph.name or "graph")
-        body.node.extend(self._nodes)
-        body.input.extend(self._port(n) for n in graph.inputs)
-        body.output.extend(self._port(n) for n in graph.outputs)
-        body.initializer.extend(tensors)
-        kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
-        names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
-        wide = wide_form(self, self._nodes, dict(self._constants)) if self._every_processor else None
-        return Emission(self._model(body), names, tuple(external), apart, wide)
+        return tensors, external
 
     def _model(self, body: GraphProto) -> ModelProto:
         used = {node.domain for node in self._nodes}

@@ -19,6 +19,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute
 
 DOMAINS = ("auto", "standard")
+FORMS = (*DOMAINS, "uint8")
 UNSET = Tensor("", "")
 
 
@@ -100,7 +101,7 @@ def outcome(net: Net, output: str, domain: str) -> Result:
     net.graph.outputs = [output]
     net.graph.verify()
     expected = execute(net.graph, net.feeds, get_profile("onnx"))[output]
-    chosen = {"accumulators": "fast"} if domain == "fast" else {"domain": domain}
+    chosen = {"fast": {"accumulators": "fast"}, "uint8": {"weights": "uint8"}}.get(domain) or {"domain": domain}
     emission = emitted(net.graph, **chosen)
     nodes = emission.model.graph.node
     (found,) = run_model(emission.complete(), net.feeds)
@@ -109,8 +110,8 @@ def outcome(net: Net, output: str, domain: str) -> Result:
     return Result(expected, found, Counter(n.op_type for n in nodes), frozenset(n.domain for n in nodes))
 
 
-def same(net: Net, output: str, domains: Sequence[str] = DOMAINS, within: float = 0) -> dict[str, Result]:
-    """Assert that both domains give the reference's result, bit for bit or `within` so many units; their results."""
+def same(net: Net, output: str, domains: Sequence[str] = FORMS, within: float = 0) -> dict[str, Result]:
+    """Assert that all forms give the reference's result, bit for bit or `within` so many units; their results."""
     results = {domain: outcome(net, output, domain) for domain in domains}
     for domain, result in results.items():
         assert result.worst <= within, (domain, result.worst, dict(result.ops))
