@@ -94,7 +94,7 @@ def _sums(found: Inspection) -> Iterator[str]:
     if pairs:
         yield (
             f"Train weights in [-64, 63] (reduce_range) if x86 processors without VNNI are a target: in {len(pairs):,} "
-            "operators pairs of products may saturate 16 bits there. Others need nothing."
+            "operators pairs of products may saturate 16 bits there, and run in a slower form. Others need nothing."
         )
 
 
