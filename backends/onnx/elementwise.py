@@ -13,12 +13,22 @@ from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Res
 from qatc.compiler.quant import QuantParams
 
 
-def quantize(w: Writer, op: Quantize) -> None:
-    """`Quantize`: QuantizeLinear, and a Clip where the range is narrower than the type."""
+def quantize(w: Writer, op: Quantize, shifted: Rescale | None = None) -> None:
+    """`Quantize`: QuantizeLinear, and a Clip where the range is narrower than the type.
+
+    Where nothing but `shifted` reads its result, which moves it between int8 and uint8, it rounds to that type at once.
+    """
     x = w.read(op.inputs[0])
     if w.graph.tensors[x].dtype not in ("float32", "float"):
         x = w.node("Cast", [x], to=1)
-    w.quantize(x, w.graph.params(op.output), op.output, op.lo, op.hi)
+    params = w.graph.params(op.output)
+    if shifted is None:
+        w.quantize(x, params, op.output, op.lo, op.hi)
+        return
+    moved = w.graph.params(shifted.output)
+    step = params.shift_to(stored(moved))
+    lo, hi = (min(max(bound + step, shifted.lo), shifted.hi) for bound in (op.lo, op.hi))
+    w.quantize(x, moved, shifted.output, lo, hi)
 
 
 def dequantize(w: Writer, op: Dequantize) -> None:
@@ -50,7 +60,7 @@ def rescale(w: Writer, op: Rescale) -> None:
             w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
         return
     made = w.target(op.lo, op.hi, theirs, op.output)
-    if _is_shift(have, want):
+    if is_shift(have, want):
         w.shift(x, mine, theirs, made)
     elif w.standard or mine != theirs or not _is_byte(have) or w.rank(op.inputs[0]) == 0:
         w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
@@ -125,7 +135,7 @@ def _is_byte(params: QuantParams) -> bool:
     return params.is_8bit and not params.is_per_channel
 
 
-def _is_shift(have: QuantParams, want: QuantParams) -> bool:
+def is_shift(have: QuantParams, want: QuantParams) -> bool:
     """Whether the two 8-bit grids are one but for the signedness of their type."""
     if not (_is_byte(have) and _is_byte(want)) or have.container == want.container or have.scale != want.scale:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qatc.backends.onnx.elementwise import concat, dequantize, elementwise, quantize, rescale
+from qatc.backends.onnx.elementwise import concat, dequantize, elementwise, is_shift, quantize, rescale
 from qatc.backends.onnx.lookup import lookup
 from qatc.backends.onnx.matmul import matmul
 from qatc.backends.onnx.moves import float_op, move
@@ -55,22 +55,37 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
     return w.finish()
 
 
-def _reader(w: Writer, op: Op) -> Dequantize | None:
-    """The Dequantize that alone reads the raw accumulator that `op` makes, if there is one."""
-    if not isinstance(op, (Conv, MatMul)) or w.graph.params(op.output).dtype != "int32" or op.output in w.outputs:
-        return None
+def _reader(w: Writer, op: Op) -> Dequantize | Rescale | None:
+    """The operator that `op` is written together with: the only one that reads its result, if it is of these kinds.
+
+    A raw accumulator and its Dequantize; a Quantize and the Rescale to the byte type of the other signedness.
+    """
     readers = w.consumers.get(op.output, [])
-    if len(readers) != 1 or not isinstance(readers[0], Dequantize):
+    if len(readers) != 1 or op.output in w.outputs:
         return None
-    return readers[0] if w.graph.tensors[readers[0].output].dtype == "float32" else None
+    match op, readers[0]:
+        case (Conv() | MatMul(), Dequantize() as reader) if w.graph.params(op.output).dtype == "int32":
+            return reader if w.graph.tensors[reader.output].dtype == "float32" else None
+        case (Quantize(), Rescale() as reader) if is_shift(w.graph.params(op.output), w.graph.params(reader.output)):
+            return reader
+        case _:
+            return None
 
 
-def _write(w: Writer, op: Op, fused: Dequantize | None) -> None:
-    match op:
-        case Conv():
+def _write(w: Writer, op: Op, fused: Dequantize | Rescale | None) -> None:
+    match op, fused:
+        case Conv(), Dequantize() | None:
             conv(w, op, fused)
-        case MatMul():
+        case MatMul(), Dequantize() | None:
             matmul(w, op, fused)
+        case Quantize(), Rescale() | None:
+            quantize(w, op, fused)
+        case _:
+            _write_alone(w, op)
+
+
+def _write_alone(w: Writer, op: Op) -> None:
+    match op:
         case Elementwise():
             elementwise(w, op)
         case Lookup():
@@ -81,8 +96,6 @@ def _write(w: Writer, op: Op, fused: Dequantize | None) -> None:
             pool(w, op)
         case Concat():
             concat(w, op)
-        case Quantize():
-            quantize(w, op)
         case Dequantize():
             dequantize(w, op)
         case Move():

@@ -1,12 +1,14 @@
-"""Conv: QLinearConv; where the raw accumulator is read, MatMulInteger over unrolled windows.
+"""Conv: QLinearConv; where the raw accumulator is read, ConvInteger or MatMulInteger over unrolled windows.
 
-ONNX Runtime's ConvInteger takes 20 times as long as QLinearConv (measured, docs/performance.md), six times as long as a
-float convolution. Unrolling the windows in channels-last order by slices and concatenation, one spatial axis after the
-other, and multiplying with MatMulInteger gives the same integers in a fraction of that, even for grouped weights with
-their zeros spelled out, as long as those are small. With few channels (and so in groups) unrolling moves single bytes
-about; with the option `accumulators=fast` it is a float convolution there: of the integers, exact as long as every sum
-fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for float rounding, where real numbers
-are. With `standard` it is always ConvInteger: a plain graph that any runtime understands.
+ConvInteger is as fast as a float convolution if its weights are uint8: they are the left side of its matrix product,
+for which ONNX Runtime has fast kernels of unsigned bytes alone (four times as fast as with int8, measured,
+docs/performance.md). It gathers windows and packs weights at each call. With many channels and no stride it is faster
+to unroll the windows in channels-last order by slices and concatenation, one spatial axis after the other, and to
+multiply with MatMulInteger, which packs its weights once. With `standard` it is always ConvInteger.
+
+With the option `accumulators=fast` it is a float convolution where channels are few: of the integers, exact as long as
+every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for float rounding, where
+real numbers are.
 """
 
 from __future__ import annotations
@@ -28,9 +30,8 @@ from qatc.compiler.integer import Conv, Dequantize
 from qatc.compiler.quant import Array, Floats, QuantParams
 
 _EXACT_FLOAT: Final = 1 << 24  # float32 holds every integer up to here
-_DENSE: Final = 1 << 18  # a grouped weight may become so many bytes with its zeros spelled out
-_SELECTED: Final = 64  # elements in a window that a convolution gathers faster than slices do
 _FEW_CHANNELS: Final = 16  # unrolling copies runs of so many bytes at least
+_PER_GROUP: Final = 1 << 15  # products with zero that take less time than a matrix product begins
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,8 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
         _quantized(w, widened(w, c), product, product.grid, out)
     elif w.fast and not w.standard and _is_better_in_float(c):
         _float_conv(w, c, product, out)
-    elif not w.standard and c.weight.values.size * c.groups <= (_DENSE if c.groups > 1 else math.inf):
-        _unrolled(w, _dense(c), product, out)
     else:
-        acc = _conv_integer(w, c, "" if product.real else out)
-        _converted(w, acc, product, c.spatial, out)
+        _accumulated(w, c, product, out)
 
 
 def _repeated(w: Writer, c: Convolution) -> Convolution:
@@ -140,14 +138,14 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
     made = w.target(product.lo, product.hi, want, out)
     direct = made if have == want else w.fresh(f"{out}_{have}")
     inside = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], want).as_dtype(have)
-    weight, zero = w.array(c.weight.values, f"{w.label}_weight", c.weight.source), w.scalar(c.weight.zero, "int8")
+    weight = w.array(c.weight.values, f"{w.label}_weight", c.weight.source)
     inputs = [
         c.x,
         w.scale(c.grid),
         w.zero(c.grid),
         weight,
         weight_scales(w, scales),
-        zero,
+        w.scalar(c.weight.zero, "int8"),
         w.scale(inside),
         w.zero(inside),
     ]
@@ -182,29 +180,26 @@ def _attributes(c: Convolution) -> dict[str, Any]:
 
 
 # -- accumulators -----------------------------------------------------------------------------------------------------
+def _accumulated(w: Writer, c: Convolution, product: Product, out: str) -> None:
+    """The accumulator, or the real numbers that it stands for, in the fastest of the integer forms."""
+    if not w.standard and _is_better_dense(w, c):
+        c = _dense(c)
+    if not w.standard and _is_better_unrolled(c):
+        _unrolled(w, c, product, out)
+    else:
+        acc = _conv_integer(w, c, "" if product.real else out)
+        _converted(w, acc, product, c.spatial, out)
+
+
 def _unrolled(w: Writer, c: Convolution, product: Product, out: str) -> None:
     """The accumulator as one matrix product: windows [N, spatial..., kernel x C] times weight [kernel x C, M]."""
-    matrix = c.weight.values.reshape(c.weight.values.shape[0], -1).T  # rows: channel, then position in the kernel
-    if max(c.strides) > 1 and len(matrix) <= _SELECTED:
-        rows = _selected(w, c, len(matrix))
-    else:
-        rows = to_last(w, c.x, c.spatial)
-        if not c.is_pointwise:
-            rows = _windows(w, c, rows)
-        order = [*range(2, c.spatial + 2), 1, 0]
-        matrix = c.weight.values.transpose(order).reshape(len(matrix), -1)
+    rows = to_last(w, c.x, c.spatial)
+    if not c.is_pointwise:
+        rows = _windows(w, c, rows)
+    filters = c.weight.values.shape[0]
+    matrix = c.weight.values.transpose([*range(2, c.spatial + 2), 1, 0]).reshape(-1, filters)
     made = multiply(w, rows, c.grid, replace(c.weight, values=np.ascontiguousarray(matrix)), product, "")
     to_first(w, made, c.spatial, out)
-
-
-def _selected(w: Writer, c: Convolution, size: int) -> str:
-    """Windows by a QLinearConv whose every filter selects one element, on one grid: faster than strided slices."""
-    values = c.weight.values
-    select = np.eye(size, dtype=np.int8).reshape(size, *values.shape[1:])
-    unit, x, zero = w.scalar(1.0, "float32"), w.scale(c.grid), w.zero(c.grid)
-    weight = w.array(select, f"select_{size}")
-    made = w.node("QLinearConv", (c.x, x, zero, weight, unit, w.scalar(0, "int8"), x, zero), **_attributes(c))
-    return to_last(w, made, c.spatial)
 
 
 def _windows(w: Writer, c: Convolution, x: str) -> str:
@@ -264,12 +259,24 @@ def _add_bias(w: Writer, made: str, product: Product, out: str) -> str:
     return w.node("Add", (made, w.array(bias, f"{w.label}_bias")), out)
 
 
+def _is_better_unrolled(c: Convolution) -> bool:
+    """Whether windows are unrolled in long runs: many channels that all meet, side by side."""
+    return c.groups == 1 and c.weight.values.shape[1] >= _FEW_CHANNELS and all(stride == 1 for stride in c.strides)
+
+
+def _is_better_dense(w: Writer, c: Convolution) -> bool:
+    """Whether it is so small that one matrix product with zeros is faster than one for each group."""
+    shape = w.graph.tensors[c.x].shape if c.x in w.graph.tensors else None
+    sizes = [size for size in shape[2:] if isinstance(size, int)] if shape is not None else []
+    if c.groups == 1 or len(sizes) < c.spatial:
+        return False
+    return c.weight.values.size * math.prod(sizes) // math.prod(c.strides) <= _PER_GROUP
+
+
 def _dense(c: Convolution) -> Convolution:
     """A grouped convolution as one of all channels, with zeros where groups do not meet."""
     values = c.weight.values
     filters, per_group = values.shape[0] // c.groups, values.shape[1]
-    if c.groups == 1:
-        return c
     dense = np.full((values.shape[0], per_group * c.groups, *values.shape[2:]), c.weight.zero, values.dtype)
     for group in range(c.groups):
         rows, columns = slice(group * filters, (group + 1) * filters), slice(group * per_group, (group + 1) * per_group)
@@ -291,13 +298,14 @@ def _is_better_in_float(c: Convolution) -> bool:
 
 
 def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
-    inputs = [
-        c.x,
-        w.array(c.weight.values, f"{w.label}_weight", c.weight.source),
-        w.zero(c.grid),
-        w.scalar(c.weight.zero, "int8"),
-    ]
-    return w.node("ConvInteger", inputs if c.weight.zero else inputs[:3], out, **_attributes(c))
+    """ConvInteger of uint8 and uint8, which has all kernels; int8 is moved there, exactly."""
+    x, grid = c.x, c.grid
+    if stored(grid) == "int8":
+        grid = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], "int8").as_dtype("uint8")
+        x = w.shift(x, "int8", "uint8")
+    values = np.ascontiguousarray(c.weight.values).view(np.uint8) ^ np.uint8(128)  # + 128
+    weight, zero = w.array(values, f"{w.label}_weight", c.weight.source), w.scalar(c.weight.zero + 128, "uint8")
+    return w.node("ConvInteger", (x, weight, w.zero(grid), zero), out, **_attributes(c))
 
 
 def _float_conv(w: Writer, c: Convolution, product: Product, out: str) -> None:

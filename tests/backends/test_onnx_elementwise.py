@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qatc.compiler.integer import Concat, Dequantize, Elementwise, Lookup, Quantize, Rescale
 from qatc.compiler.quant import Array, QuantParams
-from tests.backends.emitting import UNSET, Net, Result, grid, integers, same
+from tests.backends.emitting import UNSET, Net, Result, emitted, grid, integers, same
 
 pytestmark = pytest.mark.usefixtures("exact_runtime")
 BYTES = ["uint8", "int8"]
@@ -122,6 +122,27 @@ def test_signedness_is_a_shift(have: str, want: str) -> None:
     own = grid(np.random.default_rng(3), have)
     same(*rescale(own, own.as_dtype(want)))
     same(*rescale(own, own.as_dtype(want), (3, 33)))
+
+
+@pytest.mark.parametrize(("have", "want"), [("uint8", "int8"), ("int8", "uint8")])
+@pytest.mark.parametrize("bounds", [((-200, 300), (-200, 300)), ((10, 90), (-50, 70)), ((-30, 60), (0, 100))])
+def test_floats_are_rounded_to_the_type_that_is_read(have: str, want: str, bounds: Sequence[tuple[int, int]]) -> None:
+    """QuantizeLinear alone; where others read the first type as well, both are there."""
+    dice = np.random.default_rng(5)
+    own = QuantParams.per_tensor(0.05, 100 if have == "uint8" else -28, have)
+    moved = own.as_dtype(want)
+    ranges = [(max(lo, p.qmin), min(hi, p.qmax)) for (lo, hi), p in zip(bounds, (own, moved), strict=True)]
+    net = Net()
+    x = net.input(dice.normal(0, 5, (3, 40)).astype(np.float32))
+    q = net.add(Quantize, (x,), own, (3, 40), lo=ranges[0][0], hi=ranges[0][1])
+    out = net.add(Rescale, (q,), moved, (3, 40), lo=ranges[1][0], hi=ranges[1][1])
+    for result in same(net, out).values():
+        assert result.ops["QuantizeLinear"] == 1
+        assert set(result.ops) <= {"QuantizeLinear", "Clip"}
+    assert q not in emitted(net.graph).names
+    net.add(Dequantize, (q,))
+    assert same(net, out)["auto"].ops["QuantizeLinear"] == 2
+    assert q in emitted(net.graph).names
 
 
 def test_a_scalar() -> None:

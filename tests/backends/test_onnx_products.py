@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 from qatc.backends.onnx.weights import Weight, narrow
 from qatc.compiler.integer import Conv, Dequantize, MatMul, Shape, raw_accumulator
 from qatc.compiler.quant import Array, QuantParams
-from tests.backends.emitting import DOMAINS, UNSET, Net, grid, integers, same
+from tests.backends.emitting import DOMAINS, UNSET, Net, emitted, grid, integers, same
 
 pytestmark = pytest.mark.usefixtures("exact_runtime")
 INT32 = {"lo": -(2**31), "hi": 2**31 - 1}
@@ -176,10 +177,9 @@ def test_zero_points_of_weights_are_exact(zeros: str, groups: int, end: str, tra
     "case",
     [
         Case(channels=20),
-        Case(channels=20, bias=False, stride=2),
+        Case(channels=20, bias=False, dilation=2),
         Case(channels=20, kernel=1, pads=0),
-        Case(channels=20, kernel=1, pads=0, stride=2),
-        Case(channels=20, known="channels", stride=2, dilation=2),
+        Case(channels=20, known="channels"),
         Case(channels=20, spatial=1),
         Case(channels=20, spatial=3, size=5),
         Case(channels=20, zeros="wide"),
@@ -188,11 +188,38 @@ def test_zero_points_of_weights_are_exact(zeros: str, groups: int, end: str, tra
     ids=str,
 )
 def test_a_raw_accumulator_of_many_channels_is_a_matrix_product(case: Case, end: str) -> None:
-    """ConvInteger is slower than a float convolution; with `standard` it keeps the graph plain."""
+    """It packs its weights once; with `standard` ConvInteger keeps the graph plain."""
     ops = check(replace(case, end=end))
     assert ("MatMulIntegerToFloat" if end == "real" else "MatMulInteger") in ops["auto"]
     assert "ConvInteger" not in ops["auto"]
     assert "ConvInteger" in ops["standard"]
+
+
+@pytest.mark.parametrize("end", ["raw", "real"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(),
+        Case(channels=20, bias=False, stride=2),
+        Case(channels=20, kernel=1, pads=0, stride=2),
+        Case(channels=40, groups=2, known="channels", dilation=2),
+        Case(channels=6, groups=6, zeros="narrow"),
+        Case(spatial=1, x="int8"),
+        Case(spatial=3, size=5, weight="uint8"),
+        Case(zeros="wide"),
+        Case(transposed=True, stride=2),
+    ],
+    ids=str,
+)
+def test_any_other_raw_accumulator_is_a_convolution_of_unsigned_weights(case: Case, end: str) -> None:
+    """ONNX Runtime has fast kernels where both are uint8; int8 weights take four times as long."""
+    net, out = conv(replace(case, end=end))
+    for domain in ("auto", "standard"):
+        assert "ConvInteger" in same(net, out, [domain])[domain].ops
+        model = emitted(net.graph, domain=domain).model
+        types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        (node,) = (node for node in model.graph.node if node.op_type == "ConvInteger")
+        assert [types[name] for name in (node.input[1], node.input[3])] == [TensorProto.UINT8] * 2
 
 
 @pytest.mark.parametrize(
@@ -205,6 +232,16 @@ def test_a_raw_accumulator_of_few_channels_is_a_float_convolution_where_asked_fo
     assert "Conv" not in raw["auto"] | real["auto"]
 
 
+def test_small_groups_are_one_matrix_product_with_zeros() -> None:
+    """A matrix product of its own for each group takes longer to begin than to compute."""
+    for size, groups in ((3, 1), (40, 6)):
+        net, out = conv(Case(channels=6, groups=6, end="raw", size=size))
+        assert same(net, out)["auto"].ops == {"ConvInteger": 1}
+        net.graph.outputs = [out]
+        (node,) = emitted(net.graph).model.graph.node
+        assert {a.name: a.i for a in node.attribute}["group"] == groups
+
+
 def test_sums_beyond_24_bits_are_not_left_to_floats() -> None:
     dice = np.random.default_rng(0)
     net, x_grid = Net(), QuantParams.per_tensor(0.1, 0, "uint8")
@@ -215,13 +252,7 @@ def test_sums_beyond_24_bits_are_not_left_to_floats() -> None:
     raw = raw_accumulator((0.01, 0.01), 1)
     fields: dict[str, Any] = {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "groups": 1}
     out = net.add(Conv, (x, w), raw, **INT32, **fields, acc_scale=(0.01, 0.01))
-    assert "MatMulInteger" in same(net, out, ["fast"])["fast"].ops
-
-
-def test_grouped_accumulators_are_dense_while_that_is_small() -> None:
-    small, large = Case(channels=8, filters=8, groups=8), Case(channels=256, filters=256, groups=256, size=3)
-    assert "MatMulInteger" in check(replace(small, end="raw"))["auto"]
-    assert "ConvInteger" in check(replace(large, end="raw"))["auto"]
+    assert "ConvInteger" in same(net, out, ["fast"])["fast"].ops
 
 
 @given(
