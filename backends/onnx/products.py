@@ -89,9 +89,8 @@ def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
     if op.transposed:
         transposed(w, op, weight, product, out)
         return
-    convolution = Convolution(
-        w.read(op.inputs[0]), w.graph.params(op.inputs[0]), weight, op.strides, op.pads, op.dilations, op.groups
-    )
+    grid = w.graph.params(op.inputs[0]).channel(0)  # scales per channel are in the accumulator's, like the weight's
+    convolution = Convolution(w.read(op.inputs[0]), grid, weight, op.strides, op.pads, op.dilations, op.groups)
     write(w, convolution, product, out)
 
 

@@ -37,7 +37,7 @@ class Operands:
     weight: Tensor
     weight_params: QuantParams
     values: npt.NDArray[Any] | None  # the weight's integers as `weight_params` stores them; None for an activation
-    unit: float  # accumulator unit = unit * weight scale
+    unit: float | Vector  # accumulator unit = unit * weight scale; one for each output channel where inputs have theirs
     axis: int  # output-channel axis of the weight
     channels: int | None  # None for a product of two activations
 
@@ -57,13 +57,24 @@ def refusal(state: State, node: Node) -> Reason | None:
             return Reason(f"its {what} is not quantized by the model", tensor.name)
         if not (_fits_two_bytes(state, tensor) if isinstance(tensor, Constant) else params.is_8bit):
             return Reason(f"its {what} has {params.dtype} values, which have no integer kernel", tensor.name)
-        if params.is_per_channel and not isinstance(tensor, Constant):
+        if params.is_per_channel and not isinstance(tensor, Constant) and not _stays_apart(node, params):
             return Reason(f"its {what} is quantized per channel", tensor.name)
     if isinstance(node.inputs[0], Constant) and isinstance(node.inputs[1], Constant):
         return Reason("both operands are constant")
     if node.op == "Gemm" and float(node.attr("alpha", 1.0)) <= 0:
         return Reason("its alpha is not positive")
     return _weight_refusal(state, node) or _bias_refusal(state, node)
+
+
+def _stays_apart(node: Node, params: QuantParams) -> bool:
+    """Whether each output channel reads one input channel alone, so that the input's scale per channel factors out.
+
+    What pads the input must be one integer, so that zero points must be equal.
+    """
+    shape = shape_of(node.inputs[1])
+    groups = int(node.attr("group", 1))
+    depthwise = node.op == "Conv" and shape is not None and shape[1] == 1 and groups == len(params.scale)
+    return depthwise and params.axis == 1 and len(set(params.zero_point)) == 1
 
 
 def _bias_refusal(state: State, node: Node) -> Reason | None:
@@ -170,12 +181,14 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
         return None
     if node.op == "Gemm":
         alpha *= float(node.attr("alpha", 1.0))
-    unit = x_params.scale[0] * alpha
+    unit: float | Vector = x_params.scale[0] * alpha
+    if x_params.is_per_channel:
+        unit = np.repeat(x_params.scale, (channels_of(node) or 0) // len(x_params.scale)) * alpha
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
         name = _transposed(state, x, name, x_params)
-    limits = np.finfo(np.float32)
-    if min(w_params.scale) * unit < limits.tiny or max(w_params.scale) * unit > limits.max:
+    limits, scale = np.finfo(np.float32), np.asarray(w_params.scale) * unit
+    if scale.min() < limits.tiny or scale.max() > limits.max:
         return None
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qatc.compiler.graph import infer_shapes
-from qatc.compiler.integer import Float, IntegerGraph, Move, Pool, Quantize
+from qatc.compiler.integer import Conv, Float, IntegerGraph, Move, Pool, Quantize
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
@@ -797,3 +797,27 @@ def test_a_relu_before_a_grid_per_channel(zeros: str, clamped: int) -> None:
     (rounding,) = (op for op in graph.ops if isinstance(op, Quantize))
     assert (rounding.lo, rounding.hi) == (clamped, 255)
     assert [op.op_type for op in graph.islands()] == ([] if clamped else ["Relu"])
+
+
+DEPTHWISE = """
+    q = QuantizeLinear<axis = 1>(x, s, z)
+    a = DequantizeLinear<axis = 1>(q, s, z)
+    w = DequantizeLinear<axis = 0>(wq, ws, wz)
+    c = Conv<group = 2, pads = [1, 1, 1, 1], kernel_shape = [1, 1]>(a, w)
+    y = B(c)"""
+
+
+@pytest.mark.parametrize(
+    ("zeros", "scale", "reason"),
+    [("3, 3", (0.25, 0.5, 0.0625, 0.125), None), ("3, 5", (), "Conv: its input is quantized per channel")],
+)
+def test_scales_of_channels_that_stay_apart(zeros: str, scale: tuple[float, ...], reason: str | None) -> None:
+    """Each filter of a depthwise convolution reads one channel: that channel's scale is a factor of its accumulator."""
+    graph = lowered(
+        "(float[1,2,2,2] x) => (float[1,4,4,4] y)",
+        DEPTHWISE,
+        f"float[2] s = {{0.5, 0.25}}, uint8[2] z = {{{zeros}}}, int8[4,1,1,1] wq = {{1, 2, 3, 4}}, "
+        "float[4] ws = {0.5, 1.0, 0.25, 0.5}, int8[4] wz = {0, 0, 0, 0}",
+    )
+    assert reasons(graph) == ([reason] if reason else [])
+    assert [op.acc_scale for op in graph.ops if isinstance(op, Conv)] == ([scale] if scale else [])
