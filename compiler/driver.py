@@ -132,6 +132,7 @@ class _Compilation:
         self.filled: tuple[FilledRange, ...] = ()
         self.proving = Proving(options)
         self.known: frozenset[str] = frozenset()  # names of the source's tensors
+        self.operators = frozenset[str]()  # integer operators that are asked for
         self.scratch = ExitStack()  # a converted model lives as long as the compile
 
     @contextmanager
@@ -191,7 +192,7 @@ class _Compilation:
     # -- its parts ------------------------------------------------------------------------------------------------
     def chosen(self) -> tuple[Target, Backend, dict[str, str]]:
         """The target, the backend that emits it and its options; what is misspelt is told before a file is read."""
-        from qatc.compiler.target import load_target
+        from qatc.compiler.target import load_target, wanted_operators
 
         target = load_target(self.options.target)
         if self.options.arithmetic is not None:
@@ -202,7 +203,9 @@ class _Compilation:
         if self.options.dialect.lower() != "auto":
             frontends().get(self.options.dialect)
         parse_ranges(self.options.quant_range)
-        return target, backend, backend.checked({**target.options, **self.options.options})
+        options = backend.checked({**target.options, **self.options.options})
+        self.operators = wanted_operators(target, options)
+        return target, backend, options
 
     def proof(self, integer: IntegerGraph, target: Target) -> Proof:
         """What the package holds for bring-up."""
@@ -267,7 +270,7 @@ class _Compilation:
             infer_new_shapes(graph, self.proving.shapes)
             propagate(graph)
             self.collect(graph)
-        missing = missing_ranges(graph)
+        missing = missing_ranges(graph, self.operators)
         if self.options.calibrate is not None:
             with self.step("calibrate"):
                 self.calibrate(graph, self.options.calibrate, [t.name for t in missing])
@@ -297,7 +300,9 @@ class _Compilation:
 
     def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
         """The integer graph; islands are errors with --require-integer."""
-        integer = lower(graph, LoweringOptions(activations=target.activations, io=self.options.io))
+        offered = frozenset(target.operators)
+        options = LoweringOptions(target.activations, self.options.io, operators=self.operators, offered=offered)
+        integer = lower(graph, options)
         self.collect(graph)
         integer.verify()
         self.diagnostics += overflows(integer)

@@ -30,12 +30,14 @@ from qatc.compiler.integer import (
     Dequantize,
     Elementwise,
     IntegerGraph,
+    LayerNorm,
     Lookup,
     Move,
     Op,
     Pool,
     Quantize,
     Rescale,
+    Softmax,
 )
 from qatc.compiler.integer_file import INTEGER_BIN, INTEGER_JSON, Initializers, integer_document
 from qatc.compiler.package import PackageWriter, dump_json
@@ -213,7 +215,7 @@ def feature_maps(graph: IntegerGraph, ranks: Mapping[str, int]) -> set[str]:
 def _keeps_axes(op: Op) -> bool:
     if isinstance(op, Move):
         return op.op_type in _SAME_AXES
-    return isinstance(op, (Elementwise, Lookup, Rescale, Quantize, Dequantize, Concat))
+    return isinstance(op, (Elementwise, Lookup, Rescale, Quantize, Dequantize, Concat, Softmax, LayerNorm))
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

@@ -160,6 +160,29 @@ class Pool(Clamped):
 
 
 @dataclass(frozen=True)
+class Softmax(Clamped):
+    """out = clamp(round(exp(r_x) / sum(exp(r_x)) / s_y) + z_y), the sum along `axis`. inputs: (x,), 8 bits, one scale.
+
+    Differences of integers are all that counts: exp(r_x - max r_x) is a table over max q_x - q_x, 0 to 255.
+    """
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class LayerNorm(Clamped):
+    """out = clamp(round((gamma * (r_x - mean) / sqrt(variance + epsilon) + beta) / s_y) + z_y).
+
+    inputs: (x, gamma) or (x, gamma, beta); x has 8 bits and one scale. Mean and (biased) variance are those over the
+    last axes of x, as many as `gamma` has. `gamma` and `beta` are float32 constants of these axes' shape: real factors,
+    like `acc_scale`. With N elements, D = N * q_x - sum(q_x) and W = N * sum(q_x^2) - sum(q_x)^2 are integers, and the
+    normalized value is D / sqrt(W + N^2 * epsilon / s_x^2): the zero point is nowhere in it.
+    """
+
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Concat(Clamped):
     """Concatenation along `axis`; every input is rescaled from its own grid to the output's. inputs: (x0, x1, ...)."""
 
@@ -253,6 +276,8 @@ class IntegerGraph:
             ready.update(o for o in op.outputs if o)
             if isinstance(op, Clamped):
                 self._verify_clamp(op)
+            if isinstance(op, LayerNorm):
+                self._verify_layer_norm(op)
         for name in self.outputs:
             if name not in ready:
                 raise ValueError(f"graph output {name} is never made")
@@ -266,6 +291,11 @@ class IntegerGraph:
             raise ValueError(f"{op.kind} {op.name} clamps to [{op.lo}, {op.hi}], outside {params}")
         if isinstance(op, Lookup) and self.constants[op.inputs[1]].shape != (256,):
             raise ValueError(f"Lookup {op.name} needs a table of 256 entries")
+
+    def _verify_layer_norm(self, op: LayerNorm) -> None:
+        constants = [self.constants.get(name) for name in op.inputs[1:]]
+        if not constants or any(v is None or v.dtype != np.float32 for v in constants) or not op.epsilon > 0:
+            raise ValueError(f"LayerNorm {op.name} needs float32 constants and a positive epsilon")
 
     def dump(self) -> str:
         """A stable text of the graph: one line an operator, for tests and people."""

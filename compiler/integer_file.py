@@ -22,6 +22,7 @@ from qatc.compiler.integer import (
     Elementwise,
     Float,
     IntegerGraph,
+    LayerNorm,
     Lookup,
     MatMul,
     Move,
@@ -29,6 +30,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Softmax,
     Tensor,
 )
 from qatc.compiler.package.content import params_document
@@ -42,7 +44,7 @@ INTEGER_BIN: Final = "integer.bin"
 _KINDS: Final[Mapping[str, type[Op]]] = {
     kind.__name__: kind
     for kind in (
-        Concat, Conv, Dequantize, Elementwise, Float, Lookup, MatMul, Move, Pool, Quantize, Rescale
+        Concat, Conv, Dequantize, Elementwise, Float, LayerNorm, Lookup, MatMul, Move, Pool, Quantize, Rescale, Softmax
     )
 }  # fmt: skip
 _BASE: Final = ("name", "source", "inputs", "outputs")

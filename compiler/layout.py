@@ -14,12 +14,14 @@ from qatc.compiler.integer import (
     Dequantize,
     Elementwise,
     IntegerGraph,
+    LayerNorm,
     Lookup,
     Move,
     Op,
     Pool,
     Quantize,
     Rescale,
+    Softmax,
 )
 
 _NAMES: Final = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
@@ -57,7 +59,7 @@ def _walk(graph: IntegerGraph, name: str, neighbor: Callable[[str], Op | None], 
                 return None if base is None else _before(base, order) if forward else _after(base, order)
             case Move(op_type="Transpose") if order is None and "perm" in op.attrs:
                 order = [int(axis) for axis in op.attrs["perm"]]
-            case Quantize() | Dequantize() | Rescale() | Lookup() | Elementwise():
+            case Quantize() | Dequantize() | Rescale() | Lookup() | Elementwise() | Softmax() | LayerNorm():
                 pass
             case _:
                 return None

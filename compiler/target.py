@@ -24,6 +24,11 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+#: Backend option -> the integer operator that `integer` asks for, which only some targets have.
+OPTIONAL_OPERATORS: Final[Mapping[str, str]] = {"softmax": "Softmax", "layernorm": "LayerNorm"}
+_TYPES: Final[Mapping[str, tuple[type, str]]] = {"options": (dict, "a table"), "operators": (list, "a list")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A target description.
@@ -35,6 +40,7 @@ class Target:
         arithmetic: the profile of the reference (`compiler/arithmetic`).
         activations: "uint8" (int8 activations are shifted, exact) or "keep".
         layout: how it holds feature maps, "channels_first" or "channels_last"; golden tensors are written so.
+        operators: the integer operators it has beside those that every target has: "Softmax", "LayerNorm".
         options: defaults for the backend's options.
         recipe: how a model for it is trained (`frontends/torch_qat`), where the user does not say.
     """
@@ -45,6 +51,7 @@ class Target:
     arithmetic: str = "onnx"
     activations: str = "uint8"
     layout: str = "channels_first"
+    operators: tuple[str, ...] = ()
     options: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     recipe: str = "default"
 
@@ -103,12 +110,31 @@ def _parse(text: str, where: str) -> Target:
         if key not in data:
             raise _wrong(f"{where} does not say its {key}", f'add {key} = "..."')
     for key, value in data.items():
-        is_table = key == "options"
-        if not isinstance(value, dict if is_table else str):
-            raise _wrong(f"{where}: {key} must be {'a table' if is_table else 'a string'}", "see docs/targets.md")
+        kind, text = _TYPES.get(key, (str, "a string"))
+        if not isinstance(value, kind):
+            raise _wrong(f"{where}: {key} must be {text}", "see docs/targets.md")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise _wrong(f"{where}: {key} is {value!r}", f"one of {', '.join(_CHOICES[key])}")
+    for name in data.get("operators", ()):
+        if name not in OPTIONAL_OPERATORS.values():
+            raise _wrong(f"{where}: operators lists {name!r}", f"one of {', '.join(OPTIONAL_OPERATORS.values())}")
+    data["operators"] = tuple(data.get("operators", ()))
     return Target(**data)
+
+
+def wanted_operators(target: Target, options: Mapping[str, str]) -> frozenset[str]:
+    """The integer operators that the (checked) backend options ask for beside those that every target has.
+
+    Raises:
+        CompileError: QAT305 with exit code 2 for those that the target does not have.
+    """
+    wanted = [kind for option, kind in OPTIONAL_OPERATORS.items() if options.get(option) == "integer"]
+    missing = [kind for kind in wanted if kind not in target.operators]
+    if missing:
+        has = f"it has {', '.join(target.operators)}" if target.operators else "it has none of these"
+        hint = f'{has}; a target description lists them: operators = ["{missing[0]}"]'
+        raise _wrong(f"the target {target.name} has no integer {' and no integer '.join(missing)}", hint)
+    return frozenset(wanted)
 
 
 def _wrong(message: str, hint: str) -> CompileError:

@@ -30,6 +30,18 @@ _OPTIONS: Final = (
         "auto",
     ),
     BackendOption(
+        "softmax",
+        "float: Softmax stays a float island; integer: an integer operator where its input and result are quantized",
+        ("float", "integer"),
+        "float",
+    ),
+    BackendOption(
+        "layernorm",
+        "likewise for LayerNormalization, on targets that have an integer form of it",
+        ("float", "integer"),
+        "float",
+    ),
+    BackendOption(
         "data",
         "auto: weights in a file of their own only beyond two gigabytes; file: always",
         ("auto", "file"),

@@ -8,6 +8,7 @@ from qatc.backends.onnx.elementwise import concat, dequantize, elementwise, is_s
 from qatc.backends.onnx.lookup import lookup
 from qatc.backends.onnx.matmul import matmul
 from qatc.backends.onnx.moves import float_op, move
+from qatc.backends.onnx.normalization import layer_norm, softmax
 from qatc.backends.onnx.pooling import pool
 from qatc.backends.onnx.products import conv
 from qatc.backends.onnx.writer import Writer
@@ -19,6 +20,7 @@ from qatc.compiler.integer import (
     Elementwise,
     Float,
     IntegerGraph,
+    LayerNorm,
     Lookup,
     MatMul,
     Move,
@@ -26,6 +28,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Softmax,
 )
 
 
@@ -94,6 +97,10 @@ def _write_alone(w: Writer, op: Op) -> None:
             rescale(w, op)
         case Pool():
             pool(w, op)
+        case Softmax():
+            softmax(w, op)
+        case LayerNorm():
+            layer_norm(w, op)
         case Concat():
             concat(w, op)
         case Dequantize():

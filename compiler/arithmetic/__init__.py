@@ -21,15 +21,9 @@ from types import MappingProxyType
 from typing import Final
 
 from qatc.compiler.arithmetic.base import OPS, Profile
-from qatc.compiler.arithmetic.fixedpoint import (
-    CmsisNn,
-    Tflite,
-    TfliteSingle,
-    Tosa,
-    TosaDouble,
-    quantize_multiplier,
-)
-from qatc.compiler.arithmetic.ort import Onnx, ort_multipliers, ort_weight_scales
+from qatc.compiler.arithmetic.fixedpoint import CmsisNn, Tflite, TfliteSingle, Tosa, TosaDouble
+from qatc.compiler.arithmetic.gemmlowp import quantize_multiplier
+from qatc.compiler.arithmetic.ort import Onnx, ort_multipliers, ort_softmax_factor, ort_weight_scales
 from qatc.compiler.arithmetic.rational import Rational, round_ratio
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 
@@ -39,6 +33,7 @@ __all__ = [
     "Profile",
     "get_profile",
     "ort_multipliers",
+    "ort_softmax_factor",
     "ort_weight_scales",
     "quantize_multiplier",
     "round_ratio",

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from qatc.compiler.arithmetic import exact
 from qatc.compiler.quant import Array, Integers, QuantParams
 
 OPS: Final = ("Add", "Sub", "Mul")
@@ -85,6 +86,7 @@ class Profile(ABC):
 
     name: str
     summary: str
+    ties_up: bool = False  # where `softmax` and `layer_norm` have a value between two integers: up, or to the even one
 
     # -- operations ---------------------------------------------------------------------------------------------
     def requantize(
@@ -192,6 +194,37 @@ class Profile(ABC):
             result[where] = _apply(values.reshape(-1, 1, 1), rounder, target).reshape(-1)
         return result
 
+    def softmax(self, q: Integers, params: QuantParams, out: QuantParams, lo: int, hi: int, axis: int) -> Integers:
+        """clamp(round(share / out.scale) + out.zero_point), the share of exp(r) in its sum along `axis`.
+
+        Exactly rounded, but for profiles whose targets have a kernel of their own.
+
+        Raises:
+            CompileError: QAT302 where such a kernel does not write on this grid.
+        """
+        target = Target.of(out, lo, hi)
+        moved = np.moveaxis(q, axis, -1)
+        if not q.size:
+            return q.astype(out.container)
+        values = self._softmax(np.ascontiguousarray(moved).reshape(-1, moved.shape[-1]), params, target)
+        placed = (values + target.zero).astype(out.container).reshape(moved.shape)
+        return np.ascontiguousarray(np.moveaxis(placed, -1, axis))
+
+    def layer_norm(
+        self, q: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, out: QuantParams,
+        lo: int, hi: int,
+    ) -> Integers:  # fmt: skip
+        """clamp(round((gamma * (r - mean) / sqrt(variance + epsilon) + beta) / out.scale) + out.zero_point).
+
+        Mean and variance are those over the last axes, as many as `gamma` and `beta` (float32, one shape) have.
+        """
+        target = Target.of(out, lo, hi)
+        if q.shape[q.ndim - gamma.ndim :] != gamma.shape or gamma.shape != beta.shape or not gamma.size:
+            raise ValueError(f"a factor {list(gamma.shape)} does not fit the shape {list(q.shape)}")
+        rows = q.reshape(-1, gamma.size)
+        values = self._layer_norm(rows, params, gamma.reshape(-1), beta.reshape(-1), epsilon, target)
+        return (values + target.zero).astype(out.container).reshape(q.shape)
+
     def constant(self, real: Array, params: QuantParams) -> Integers:
         """The integers of a constant, rounded on the host: as `QuantParams.quantize` unless the target's tools differ.
 
@@ -209,6 +242,19 @@ class Profile(ABC):
     @abstractmethod
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
         """`elementwise` for one flat block, zero point and clamp included."""
+
+    def _softmax(self, rows: Integers, params: QuantParams, target: Target) -> Array:
+        """`softmax` for rows [R, N], before the zero point is added."""
+        return exact.softmax(rows, params.scale[0], self._steps(target))
+
+    def _layer_norm(
+        self, rows: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, target: Target
+    ) -> Array:
+        """`layer_norm` for rows [R, N], before the zero point is added."""
+        return exact.layer_norm(rows, params.scale[0], gamma, beta, epsilon, self._steps(target))
+
+    def _steps(self, target: Target) -> exact.Steps:
+        return exact.Steps(target.scale, target.low, target.high, self.ties_up)
 
     def _averager(self, count: int, params: QuantParams, target: Target, *, windowed: bool) -> Rounder:
         del windowed  # the same to most

@@ -10,31 +10,28 @@ from typing import Final
 
 import numpy as np
 
+from qatc.compiler.arithmetic import gemmlowp
 from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
+from qatc.compiler.arithmetic.gemmlowp import (
+    INT32_MAX,
+    INT32_MIN,
+    doubling_high_multiply,
+    quantize_multiplier,
+    rounding_shift,
+)
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.quant import Array, Integers, QuantParams
 
-_INT32_MIN: Final = -(2**31)
-_INT32_MAX: Final = 2**31 - 1
 _SMALLEST_SHIFT: Final = -31
 _LARGEST_SHIFT: Final = 30
 _HALF_OF_31: Final = 1 << 30  # half a unit of what a shift by 31 bits leaves
 _HEADROOM: Final = {1: 20, 2: 15}  # bytes of an operand -> bits that addition shifts it up by
 
 
-def quantize_multiplier(factor: Array) -> tuple[Array, Array]:
-    """Positive factors as int64 (mantissa, shift): factor = mantissa * 2**(shift - 31), 2**30 <= mantissa < 2**31.
-
-    The mantissa is rounded half away from zero, as TensorFlow Lite and the TOSA lowering do.
-    """
-    fraction, shift = np.frexp(np.asarray(factor, np.float64))
-    mantissa = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)
-    carry = mantissa == 1 << 31
-    return np.where(carry, mantissa >> 1, mantissa), shift.astype(np.int64) + carry
-
-
 class FixedPoint(Profile):
     """What these profiles share: int32 in, factor per channel, int32 out."""
+
+    ties_up = True
 
     @abstractmethod
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
@@ -88,11 +85,26 @@ class Tflite(FixedPoint):
     summary = "31-bit multiplier and shift, rounds twice: TensorFlow Lite"
 
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
-        widened = np.clip(values << np.clip(shift, 0, 31), _INT32_MIN, _INT32_MAX)
-        return _rounding_shift(_doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
+        widened = np.clip(values << np.clip(shift, 0, 31), INT32_MIN, INT32_MAX)
+        return rounding_shift(doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
 
     def _widened(self, centered: Array, factor: float, bits: int) -> Array:
         return self._times(centered << bits, factor)
+
+    def _softmax(self, rows: Integers, params: QuantParams, target: Target) -> Array:
+        """The 8-bit Softmax of TensorFlow Lite's reference kernels and of CMSIS-NN, which writes steps of 1/256."""
+        lowest = int(np.iinfo(target.params.container).min)
+        if not target.params.is_8bit or target.scale != 1 / 256 or target.zero != lowest:
+            raise fail(
+                "QAT302",
+                f"the Softmax of the arithmetic profile {self.name} has no form that writes on {target.params}",
+                hint=f"its kernel writes on scale 1/256 and zero point {lowest}; or keep Softmax float",
+            )
+        if rows.shape[-1] >= 1 << gemmlowp.SUM_BITS:
+            message = f"a Softmax over {rows.shape[-1]} elements overflows in the arithmetic profile {self.name}"
+            raise fail("QAT302", message, hint="its sum has room for 4095; keep Softmax float")
+        values: Array = np.clip(gemmlowp.softmax(rows, params.scale[0]), target.low, target.high)
+        return values
 
     def average(
         self,
@@ -132,7 +144,7 @@ class TfliteSingle(Tflite):
 
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
         # QuantizeMultiplier flushes factors below 2**-32 to zero and saturates those that need a shift beyond 30.
-        mantissa = np.where(shift > _LARGEST_SHIFT, _INT32_MAX, np.where(shift < _SMALLEST_SHIFT, 0, mantissa))
+        mantissa = np.where(shift > _LARGEST_SHIFT, INT32_MAX, np.where(shift < _SMALLEST_SHIFT, 0, mantissa))
         right = 31 - np.clip(shift, _SMALLEST_SHIFT, _LARGEST_SHIFT)
         rounded: Array = (values * mantissa + (np.int64(1) << (right - 1))) >> right
         return rounded
@@ -146,7 +158,7 @@ class CmsisNn(Tflite):
 
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
         widened = _wrapped(values << np.clip(shift, 0, 31))
-        return _rounding_shift(_doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
+        return rounding_shift(doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
 
 
 class Tosa(FixedPoint):
@@ -207,23 +219,5 @@ class TosaDouble(Tosa):
 
 def _wrapped(values: Array) -> Array:
     """int64 values as an int32 register holds them."""
-    low: Array = (values - _INT32_MIN) % (1 << 32) + _INT32_MIN
+    low: Array = (values - INT32_MIN) % (1 << 32) + INT32_MIN
     return low
-
-
-def _doubling_high_multiply(a: Array, b: Array) -> Array:
-    """SaturatingRoundingDoublingHighMul: (2 * a * b) / 2**32 rounded to nearest, ties toward positive infinity.
-
-    gemmlowp nudges by 2**30 or 1 - 2**30 and truncates toward zero; both signs come to floor((a * b + 2**30) / 2**31).
-    Its one overflow, a = b = -2**31, cannot occur: the mantissa b is positive.
-    """
-    return (a * b + (1 << 30)) >> 31
-
-
-def _rounding_shift(x: Array, exponent: Array) -> Array:
-    """RoundingDivideByPOT: x / 2**exponent rounded to nearest, ties away from zero; 0 for exponents beyond 31."""
-    exponent = np.minimum(exponent, 33)
-    mask = (np.int64(1) << exponent) - 1
-    threshold = (mask >> 1) + (x < 0)
-    shifted: Array = (x >> exponent) + ((x & mask) > threshold)
-    return shifted

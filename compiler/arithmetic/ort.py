@@ -9,7 +9,9 @@ quantized again, and so it is here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
 from qatc.compiler.quant import Array, Floats, Integers, QuantParams
 
 _F32 = np.float32
+_ROOM: Final = 5.0  # QLinearSoftmax: the natural logarithm of how far its sums stay below float32's largest number
+_OVERFLOW: Final = 148.0  # just below exp(_ROOM)
+_NEAR_ONE: Final = 2.0**-22
 
 
 def ort_weight_scales(acc_scale: Sequence[float] | Array, x_scale: float) -> Floats:
@@ -27,6 +32,24 @@ def ort_weight_scales(acc_scale: Sequence[float] | Array, x_scale: float) -> Flo
 def ort_multipliers(acc_scale: Sequence[float] | Array, x_scale: float, y_scale: float) -> Floats:
     """The float32 factors that ONNX Runtime makes of x_scale, `ort_weight_scales` and y_scale: (x * w) / y."""
     return _F32(x_scale) * ort_weight_scales(acc_scale, x_scale) / _F32(y_scale)
+
+
+def ort_softmax_factor(y_scale: float, length: int) -> float | None:
+    """The whole number that QLinearSoftmax takes for 1 / y_scale; None where it computes something else than a Softmax.
+
+    It cuts 1 / y_scale off to a whole number, and its float32 exponentials, scaled up for a sum of `length`, overflow
+    when multiplied with it for a few elements only.
+    """
+    factor = math.floor(_F32(1) / _F32(y_scale))
+    is_near = abs(factor * y_scale - 1) <= _NEAR_ONE
+    return float(factor) if is_near and factor < length * _OVERFLOW else None
+
+
+def _softmax_table(x_scale: float, length: int) -> Floats:
+    """exp(-x_scale * distance) times a number that leaves room for a sum of `length`, as QLinearSoftmax makes them."""
+    largest = float(np.finfo(_F32).max / _F32(length))
+    shift = max(0.0, math.log(largest) - _ROOM) / x_scale
+    return np.asarray([math.exp((shift - distance) * x_scale) for distance in range(256)]).astype(_F32)
 
 
 def fma(a: Array, b: Array | np.float32, c: Array | np.float32) -> Floats:
@@ -71,6 +94,19 @@ class Onnx(Profile):
 
     def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:
         return _quantize(params.dequantize(q), target)
+
+    # -- softmax ----------------------------------------------------------------------------------------------------
+    def _softmax(self, rows: Integers, params: QuantParams, target: Target) -> Array:
+        """QLinearSoftmax where it means a Softmax, else the exact result: the float form that is written then."""
+        factor = ort_softmax_factor(target.scale, rows.shape[-1])
+        if factor is None or not target.params.is_8bit:
+            return super()._softmax(rows, params, target)
+        distance = rows.max(axis=-1, keepdims=True).astype(np.int64) - rows
+        powers = _softmax_table(params.scale[0], rows.shape[-1])[distance]
+        total = np.add.accumulate(powers, axis=-1, dtype=_F32)[:, -1:]  # one after the other, as the kernel adds
+        shares = np.rint(powers * _F32(factor) / total).astype(np.int64)
+        clamped: Array = np.clip(shares, target.low, target.high)
+        return clamped
 
     # -- element-wise -----------------------------------------------------------------------------------------------
     def elementwise(

@@ -49,7 +49,7 @@ class Rational(Profile):
     def __init__(self, name: str, summary: str, *, half_up: bool = False, power_of_two: bool = False) -> None:
         self.name = name
         self.summary = summary
-        self._half_up = half_up
+        self.ties_up = half_up
         self._power_of_two = power_of_two
 
     def constant(self, real: Array, params: QuantParams) -> Integers:
@@ -88,7 +88,7 @@ class Rational(Profile):
             real *= ratios[channels].reshape(-1, 1)
             np.clip(real, low - 1, high + 1, out=real)
             if is_exact and widest <= 1 << 31:
-                nearest = np.floor(real + 0.5) if self._half_up else np.rint(real)
+                nearest = np.floor(real + 0.5) if self.ties_up else np.rint(real)
             elif widest <= _EXACT:
                 nearest = np.rint(real)
                 real -= nearest
@@ -111,7 +111,7 @@ class Rational(Profile):
             widest = max(int(units.max()), -int(units.min()))
             wide = widest * ratio.numerator >= _SMALL or ratio.denominator >= _SMALL // 2
             product = units.astype(object) * ratio.numerator if wide else units * ratio.numerator
-            rounded = round_ratio(product, ratio.denominator, half_up=self._half_up)
+            rounded = round_ratio(product, ratio.denominator, half_up=self.ties_up)
             nearest[:, channel][where] = rounded.astype(np.float64)
 
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
@@ -164,7 +164,7 @@ class Rational(Profile):
             widest = int(np.abs(left).max()) * ka + int(np.abs(right).max()) * kb
             if widest >= _SMALL or common >= _SMALL // 2:
                 left, right = left.astype(object), right.astype(object)
-            rounded = round_ratio(left * ka + right * kb, common, half_up=self._half_up)
+            rounded = round_ratio(left * ka + right * kb, common, half_up=self.ties_up)
             nearest[some] = rounded.astype(np.float64)
 
     # -- power-of-two scales ----------------------------------------------------------------------------------------

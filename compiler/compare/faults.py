@@ -23,6 +23,7 @@ from qatc.compiler.integer import (
     Conv,
     Dequantize,
     Elementwise,
+    LayerNorm,
     Lookup,
     MatMul,
     Move,
@@ -30,6 +31,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Softmax,
 )
 from qatc.compiler.quant import Array, QuantParams
 
@@ -96,6 +98,10 @@ def _clamped(setting: Setting, op: Clamped, found: Array | None, *, close: bool)
         yield from _rounded(setting, op)
     if isinstance(op, Pool):
         yield from _pool_padding(setting, op)
+    elif isinstance(op, Softmax):
+        yield from _other_axes(setting, op)
+    elif isinstance(op, LayerNorm):
+        yield from _normalization(setting, op)
     yield from _operand_zero_points(setting, op)
     yield from _operand_scales(setting, op)
     out = setting.graph.params(op.output)
@@ -122,7 +128,7 @@ def _operand_zero_points(setting: Setting, op: Clamped) -> Iterator[Guess]:
 
 def _operand_scales(setting: Setting, op: Clamped) -> Iterator[Guess]:
     """The scales of two operands exchanged, or one used for all; the output's scale used for an operand."""
-    if not isinstance(op, (Elementwise, Concat, Rescale)):
+    if not isinstance(op, (Elementwise, Concat, Rescale, Softmax, LayerNorm)):
         return
     operands = [(n, p) for n, p in _operands(setting, op) if not p.is_per_channel]
     if isinstance(op, Elementwise) and len(operands) == 2:
@@ -140,6 +146,26 @@ def _operand_scales(setting: Setting, op: Clamped) -> Iterator[Guess]:
 
 def _scaled(params: QuantParams, scale: float) -> QuantParams:
     return dataclasses.replace(params, scale=(scale,))
+
+
+# -- over an axis --------------------------------------------------------------------------------------------------
+def _other_axes(setting: Setting, op: Softmax) -> Iterator[Guess]:
+    for axis in range(setting.values[op.inputs[0]].ndim):
+        if axis != op.axis:
+            other = dataclasses.replace(op, axis=axis)
+            text = f"the sum goes along axis {axis}, not along axis {op.axis}"
+            yield from _made("axis", text, lambda o=other: setting.rerun(op=o))  # type: ignore[misc]
+
+
+def _normalization(setting: Setting, op: LayerNorm) -> Iterator[Guess]:
+    smallest = dataclasses.replace(op, epsilon=float(np.finfo(np.float32).tiny))
+    yield from _made("epsilon", "the epsilon below the root is missing", lambda: setting.rerun(op=smallest))
+    gamma, *beta = op.inputs[1:]
+    if beta:
+        bare = dataclasses.replace(op, inputs=op.inputs[:2])
+        yield from _made("bias", "the bias is missing", lambda: setting.rerun(op=bare))
+    ones = np.ones_like(setting.values[gamma])
+    yield from _made("scale", "the factor is missing", lambda: setting.rerun(values={gamma: ones}))
 
 
 # -- padding --------------------------------------------------------------------------------------------------------

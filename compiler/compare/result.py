@@ -18,6 +18,8 @@ CAUSES: Final[dict[str, str]] = {
     "channel-order": "permuted channels",
     "scale": "the scale of another channel or operand",
     "bias": "a missing bias",
+    "axis": "a sum along another axis",
+    "epsilon": "a missing constant",
     "padding": "a wrong padding value",
     "byte-order": "byte order",
     "shape": "another shape",

@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.arithmetic import Profile
+from qatc.compiler.arithmetic import Profile, exact
 from qatc.compiler.arithmetic.base import Operand, Rounder, Target
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, Integers, QuantParams
 
 
 def _half_away(values: Array) -> Array:
@@ -45,6 +45,18 @@ class Plain(Profile):
         real = a * b if op == "Mul" else a + b if op == "Add" else a - b
         values = np.clip(self.function(real / target.scale), target.low, target.high)
         return values + target.zero
+
+    def _softmax(self, rows: Integers, params: QuantParams, target: Target) -> Array:
+        return self._rounded(exact.softmax_steps(rows, params.scale[0]) / target.scale, target)
+
+    def _layer_norm(
+        self, rows: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, target: Target
+    ) -> Array:
+        real = gamma * exact.layer_norm_steps(rows, params.scale[0], epsilon) + beta
+        return self._rounded(real / target.scale, target)
+
+    def _rounded(self, values: Array, target: Target) -> Array:
+        return np.clip(self.function(values), target.low, target.high).astype(np.int64)
 
 
 PLAIN: Final = (

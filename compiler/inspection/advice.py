@@ -8,6 +8,7 @@ from typing import Final
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.result import InspectedOp, Inspection
+from qatc.compiler.target import OPTIONAL_OPERATORS
 
 _JOINED: Final = ", "
 _SAFE_BITS: Final = 7  # two products of such weights and an unsigned byte fit 16 bits
@@ -20,6 +21,7 @@ _ACTIONS: Final = {
     "not its output channels": "Quantize the weights of {} along their output channels, or per tensor.",
     "weight is quantized per channel": "Quantize the weights of {} per tensor.",
     "no integer kernel": "Quantize what {} read to 8 bits: wider integers run in float.",
+    **{f"-p {o}=integer": f"{{}} may run in integers on this target: -p {o}=integer." for o in OPTIONAL_OPERATORS},
     "computed at run time": "Make the bias of {} a constant.",
 }
 
@@ -52,7 +54,8 @@ def _floats(found: Inspection) -> Iterator[str]:
         if affected:
             kinds, nodes = _kinds(Counter(op.op_type for op in affected)), _few([op.node for op in affected])
             yield action.format(f"{kinds} ({nodes})")
-    formless = Counter(op.op_type for op in floats if not op.tensor and "tensors" not in op.reason)
+    explained = (*_ACTIONS, "tensors")
+    formless = Counter(op.op_type for op in floats if not op.tensor and not any(why in op.reason for why in explained))
     if formless:
         yield f"No integer form, whatever training does: {_kinds(formless)}. Replace them, or accept the conversions."
 

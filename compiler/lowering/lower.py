@@ -17,9 +17,10 @@ import onnx
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
-from qatc.compiler.integer import Conv, Float, IntegerGraph, Lookup, MatMul, Move, Rescale
+from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, MatMul, Move, Rescale, Softmax
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.builder import Builder
+from qatc.compiler.lowering.normalization import normalization, unasked
 from qatc.compiler.lowering.state import LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.propagate import clamp_bounds
@@ -53,6 +54,8 @@ def _explain(graph: QuantGraph, integer: IntegerGraph) -> None:
             graph.explain("lowering", f"{op.op_type} stays float at {label}: {op.reason}{fault}")
         elif isinstance(op, Lookup):
             graph.explain("lowering", f"a table of 256 entries at {label}: {op.function}")
+        elif isinstance(op, Softmax | LayerNorm):
+            graph.explain("lowering", f"{op.kind} in integers at {label}")
         elif isinstance(op, Conv | MatMul) and integer.tensors[op.output].dtype == "int32":
             graph.explain("lowering", f"a raw accumulator at {label}: its result is read before any rounding")
 
@@ -256,6 +259,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         or operators.pool(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
         or operators.batch_norm(state, node, out, *bounds)
+        or normalization(state, node, out, *bounds)
     )
 
 
@@ -297,4 +301,7 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("its constant operand is not quantized by the model", vectors[0])
     if not any(t.name in state.graph.params for t in node.outputs):
         return Reason("its result is not quantized by the model", node.outputs[0].name)
+    option = unasked(state, node)
+    if option is not None:
+        return Reason(f"its integer form was not asked for: -p {option}")
     return Reason(f"{node.op} has no exact integer form")

@@ -36,10 +36,14 @@ class LoweringOptions:
     """What a target asks for.
 
     `activations`: "uint8" (int8 becomes uint8 by shifting the zero point, exact) or "keep". `io`: "float" or "integer".
+    `operators`: the integer operators that are wanted beside those that every target has; `offered`: those that the
+    target has, wanted or not.
     """
 
     activations: str = "uint8"
     io: str = "float"
+    operators: frozenset[str] = frozenset()
+    offered: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Only tensors that block an integer operator are listed: not what feeds a float i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 
@@ -25,9 +25,17 @@ _INTEGER = frozenset(
     {"Add", "Sub", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"}
 )
 
+_OPTIONAL = {"Softmax": "Softmax", "LayerNormalization": "LayerNorm"}
 
-def missing_ranges(graph: QuantGraph) -> list[Tensor]:
-    """The float tensors without parameters that keep operators from running in integers, in topological order."""
+
+def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[Tensor]:
+    """The float tensors without parameters that keep operators from running in integers, in topological order.
+
+    Args:
+        graph: a stripped and folded graph.
+        operators: the integer operators that are wanted beside those that every target has ("Softmax", "LayerNorm").
+    """
+    integer = _INTEGER | {node for node, kind in _OPTIONAL.items() if kind in operators}
     found: dict[int, Tensor] = {}
     waiting: deque[Tensor] = deque()
 
@@ -51,7 +59,7 @@ def missing_ranges(graph: QuantGraph) -> list[Tensor]:
         if id(made) in found:  # a product that reads it becomes one of integers
             for reader in graph.consumers(made):
                 need_operands(reader)
-        needed, moved = _operands(graph, made)
+        needed, moved = _operands(graph, made, integer)
         waiting.extend(moved)
         for tensor in needed:
             need(tensor)
@@ -76,7 +84,7 @@ def _may_be_integer_product(graph: QuantGraph, node: Node) -> bool:
     return not any(is_constant(t) and t.name not in graph.params for t in node.inputs[:2])
 
 
-def _operands(graph: QuantGraph, tensor: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
     """What must be quantized for `tensor` to be made by one integer operator, and what takes over its range.
 
     Rounding moves in front of movement and concatenation (propagate): what only they read needs no range of its own.
@@ -92,7 +100,7 @@ def _operands(graph: QuantGraph, tensor: Tensor) -> tuple[list[Tensor], list[Ten
         return [], []
     if is_elementwise(node):
         return _leaves(graph, node), []
-    return (_data(node) if is_movement(node) or node.op in _INTEGER else []), []
+    return (_data(node) if is_movement(node) or node.op in integer else []), []
 
 
 def _is_concat(node: Node) -> bool:

@@ -23,6 +23,7 @@ from qatc.compiler.integer import (
     Elementwise,
     Float,
     IntegerGraph,
+    LayerNorm,
     Lookup,
     MatMul,
     Move,
@@ -30,6 +31,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Softmax,
 )
 from qatc.compiler.quant import Array, Integers, QuantParams
 from qatc.compiler.reference import accumulate
@@ -127,6 +129,12 @@ def _clamped(graph: IntegerGraph, op: Clamped, values: Mapping[str, Array], prof
             return profile.rescale(x, graph.params(op.inputs[0]), out, op.lo, op.hi)
         case Pool():
             return pool(op, x, graph.params(op.inputs[0]), out, profile)
+        case Softmax():
+            return profile.softmax(x, graph.params(op.inputs[0]), out, op.lo, op.hi, op.axis)
+        case LayerNorm():
+            gamma, *rest = (values[name] for name in op.inputs[1:])
+            beta = rest[0] if rest else np.zeros_like(gamma)
+            return profile.layer_norm(x, graph.params(op.inputs[0]), gamma, beta, op.epsilon, out, op.lo, op.hi)
         case Concat():
             operands = [_operand(graph, values, op, index) for index in range(len(op.inputs))]
             parts = [profile.rescale(q, params, out, op.lo, op.hi) for q, params in operands]

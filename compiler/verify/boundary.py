@@ -16,7 +16,19 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.integer import Concat, Conv, Elementwise, IntegerGraph, MatMul, Op, Pool, Quantize, Rescale
+from qatc.compiler.integer import (
+    Concat,
+    Conv,
+    Elementwise,
+    IntegerGraph,
+    LayerNorm,
+    MatMul,
+    Op,
+    Pool,
+    Quantize,
+    Rescale,
+    Softmax,
+)
 from qatc.compiler.quant import Array, QuantParams
 
 Doubles = npt.NDArray[np.float64]
@@ -97,6 +109,10 @@ def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Ar
         case Rescale() | Quantize():
             real = _real(values[op.inputs[0]][index], graph.tensors[op.inputs[0]].params, index)
             magnitude = np.abs(real)
+        case Softmax():
+            return _in_steps(*_softmax(graph, op, values, index), step, zero)
+        case LayerNorm():
+            return _in_steps(*_layer_norm(graph, op, values, index), step, zero)
         case Concat():
             real = _concat(graph, op, values, index)
             magnitude = np.abs(real)
@@ -328,3 +344,42 @@ def _average(graph: IntegerGraph, op: Pool, values: Mapping[str, Array], index: 
             counted = counted * ((position >= low) & (position < high)).sum(axis=1)
         divisor[part] = counted
     return total / divisor, magnitude / divisor, math.prod(kernel)
+
+
+# Float operations that end in a relative error of their own: ONNX Runtime's exp (four units, docs/verification.md), the
+# two products of dequantization that its argument is the difference of, and what QLinearSoftmax cuts off its factor.
+_EXP_STEPS: Final = 16
+
+
+def _softmax(graph: IntegerGraph, op: Softmax, values: Mapping[str, Array], index: Index) -> tuple[Doubles, Doubles]:
+    """The shares at some places, and how far float32 may be away from them."""
+    x, params = values[op.inputs[0]], graph.params(op.inputs[0])
+    rows = np.moveaxis(x, op.axis, -1)[tuple(i for d, i in enumerate(index) if d != op.axis)]
+    real = (rows.astype(np.float64) - params.zero_point[0]) * params.scale[0]
+    largest = real.max(axis=-1, keepdims=True)
+    powers = np.exp(real - largest)
+    own = np.take_along_axis(powers, index[op.axis][:, None], axis=-1)[:, 0]
+    share = own / powers.sum(axis=-1)
+    argument = 4 * np.abs(real).max(axis=-1)  # the exponent's own error becomes a relative one
+    return share, share * (sum_error(rows.shape[-1]) + (argument + _EXP_STEPS) * UNIT)
+
+
+def _layer_norm(
+    graph: IntegerGraph, op: LayerNorm, values: Mapping[str, Array], index: Index
+) -> tuple[Doubles, Doubles]:
+    """Normalized values at some places, and how far float32 may be away: the variance may be E[x^2] - E[x]^2."""
+    x, gamma, *rest = (values[name] for name in op.inputs)
+    params, beta = graph.params(op.inputs[0]), rest[0] if rest else np.zeros_like(gamma)
+    lead = x.ndim - gamma.ndim
+    rows = x[index[:lead]].reshape(-1, gamma.size)
+    place = np.ravel_multi_index(index[lead:], gamma.shape)
+    real = (rows.astype(np.float64) - params.zero_point[0]) * params.scale[0]
+    mean, square = real.mean(axis=-1), (real * real).mean(axis=-1)
+    own = np.take_along_axis(real, place[:, None], axis=-1)[:, 0]
+    variance = real.var(axis=-1) + op.epsilon
+    factor = gamma.reshape(-1)[place].astype(np.float64)
+    normal, offset = factor * (own - mean) / np.sqrt(variance), beta.reshape(-1)[place].astype(np.float64)
+    bound = sum_error(gamma.size)
+    error = np.abs(factor) * (np.abs(own) + np.abs(real).mean(axis=-1)) / np.sqrt(variance) * bound
+    error = error + np.abs(normal) * bound * (1 + 2 * square / variance) + np.abs(offset) * _EXP_STEPS * UNIT
+    return normal + offset, error

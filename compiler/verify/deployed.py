@@ -16,7 +16,7 @@ import onnx
 
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.diagnostics import fail
-from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, Op, Pool
+from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, LayerNorm, Op, Pool, Softmax
 from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute_op
@@ -58,7 +58,7 @@ class Emitted(Protocol):
 def _in_float(op: Op, kernel: str) -> bool:
     if isinstance(op, Pool):
         return op.mode == "average" and kernel not in _INTEGER_AVERAGES
-    return isinstance(op, Elementwise)
+    return isinstance(op, Elementwise | Softmax | LayerNorm)
 
 
 @dataclass

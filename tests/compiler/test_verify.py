@@ -23,12 +23,14 @@ from qatc.compiler.integer import (
     Conv,
     Elementwise,
     IntegerGraph,
+    LayerNorm,
     Lookup,
     MatMul,
     Op,
     Pool,
     Quantize,
     Rescale,
+    Softmax,
     Tensor,
     integer_tensor,
 )
@@ -120,6 +122,14 @@ def simple_case(rng: np.random.Generator, kind: str) -> tuple[IntegerGraph, dict
         case "Quantize":
             real = rng.normal(0, 5, (2, 3, 4)).astype(np.float32)
             op, both = Quantize("q", ("a",), ("y",), lo=0, hi=255), {"a": (real, None)}
+        case "Softmax":
+            share = QuantParams.per_tensor(float(rng.choice([1 / 256, 0.01])), 0, "uint8")
+            op = Softmax("s", ("a",), ("y",), lo=0, hi=255, axis=int(rng.integers(4)))
+            return one_op(op, {"a": (a, a_params)}, share), {"a": a}
+        case "LayerNorm":
+            constants = {n: (rng.normal(1, 0.5, 6).astype(np.float32), None) for n in ("w", "b")}
+            op = LayerNorm("n", ("a", "w", "b"), ("y",), lo=0, hi=255, epsilon=1e-5)
+            return one_op(op, {"a": (a, a_params), **constants}, out), {"a": a}
         case _:
             window = {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 1, 1), "ceil_mode": bool(rng.integers(2))}
             attrs: dict[str, Any] = {} if kind == "GlobalPool" else window
@@ -136,7 +146,7 @@ CASES: dict[str, Callable[[np.random.Generator], tuple[IntegerGraph, dict[str, n
     "MatMul": matmul_case,
     **{
         kind: (lambda rng, kind=kind: simple_case(rng, kind))
-        for kind in ("Add", "Sub", "Mul", "Concat", "Rescale", "Quantize", "Pool", "GlobalPool")
+        for kind in ("Add", "Sub", "Mul", "Concat", "Rescale", "Quantize", "Softmax", "LayerNorm", "Pool", "GlobalPool")
     },
 }
 

@@ -81,7 +81,11 @@ def test_one_grid_for_all_is_no_finding() -> None:
         ("drpai__resnet8", "Quantize input in training, too (PyTorch: a QuantStub in front of the network)."),
         ("drpai__resnet8", "--calibrate DATA.npy finds these ranges"),
         ("fx-u8pc__unet", "Quantize the weights of 1 ConvTranspose (/up2/ConvTranspose) in training, too."),
-        ("fx-u8pc__vit", "No integer form, whatever training does: 5 LayerNormalization, 2 Softmax."),
+        ("fx-u8pc__vit", "No integer form, whatever training does: 5 LayerNormalization. Replace"),
+        (
+            "fx-u8pc__vit",
+            "2 Softmax (/sm/Softmax, /sm_1/Softmax) may run in integers on this target: -p softmax=",
+        ),
         ("eager-u8pc-convert__eager", "Let the inputs of Concat share one observer"),
         ("tfmot-op13__mlp", "Leave the last Softmax out of the exported graph"),
         ("tfmot-op13__mlp", "Train weights in [-64, 63] (reduce_range) if x86 processors without VNNI"),
