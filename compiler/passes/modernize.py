@@ -5,6 +5,7 @@
     Upsample[mode=nearest](x, scales)       Resize[asymmetric floor](x, _, scales)
     Softmax[axis=1](x: NxCxHxW)             Flatten -> Softmax -> Reshape: before 13 it spans all axes from `axis` on
     BatchNormalization -> y, mean, var      BatchNormalization -> y
+    Max(Min(x, [[6.]]), 0.)                 Clip(Clip(x, _, 6), 0, _)   in every opset
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
 to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations.
@@ -45,6 +46,7 @@ _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "Sequence
 INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
 PRODUCTS: Final = Rules("modernize")
+CLAMPS: Final = Rules("modernize")
 PRODUCTS.on("Einsum")(einsum_to_product)
 PRODUCTS.on("Attention")(attention_to_products)
 
@@ -76,6 +78,11 @@ def modernize(graph: QuantGraph) -> None:
         _check_bodies(graph)
         sweep(graph, UPGRADE)
         graph.opset = OPSET
+    if any(
+        n.op in ("Min", "Max") and not n.domain and any(_is_shaped_number(t) for t in n.inputs) for n in graph.nodes
+    ):
+        infer_if_possible(graph)
+    sweep(graph, CLAMPS)
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
@@ -283,6 +290,39 @@ def pads_become_inputs(graph: QuantGraph, node: Node) -> bool:
     if node.attr("mode", "constant") == "constant":
         node.inputs.append(_number(graph, node, "value", value))
     return True
+
+
+# -- operators that say the same ----------------------------------------------------------------------------------
+
+
+@CLAMPS.on("Min", "Max")
+def bound_by_a_number(graph: QuantGraph, node: Node) -> bool:
+    """The smaller or larger of a tensor and one real number is a Clip with one bound."""
+    if len(node.inputs) != 2:
+        return False
+    index = next((i for i, t in enumerate(node.inputs) if _one_real(t) is not None), None)
+    number = None if index is None else _one_real(node.inputs[index])
+    if index is None or number is None:
+        return False
+    x = node.inputs[1 - index]
+    rank = rank_of(x)
+    if isinstance(x, Constant) or (number.ndim and (rank is None or number.ndim > rank)):
+        raise NoMatch("the number may give the result another rank")
+    bound = graph.constant(f"{node.outputs[0].name}_bound", number.reshape(()))
+    node.inputs = [x, Variable(""), bound] if node.op == "Min" else [x, bound]
+    node.op = "Clip"
+    return True
+
+
+def _one_real(tensor: Tensor) -> Array | None:
+    """A constant that is one real number, of any rank."""
+    value = value_of(tensor)
+    return value if value is not None and value.size == 1 and value.dtype.kind == "f" else None
+
+
+def _is_shaped_number(tensor: Tensor) -> bool:
+    number = _one_real(tensor)
+    return number is not None and number.ndim > 0
 
 
 # -- operators that changed ---------------------------------------------------------------------------------------

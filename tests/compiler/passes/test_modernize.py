@@ -56,6 +56,11 @@ def run(proto: onnx.ModelProto) -> list[np.ndarray]:
             " y = BatchNormalization<epsilon=0.01>(x, c, c, c, v)",
         ),
         (13, "y = Softmax<axis=1>(x)"),
+        (
+            8,
+            "c = Constant<value = float[1,1,1,1] {0.5}>() d = Constant<value = float {-0.5}>()"
+            " a = Min(x, c) y = Max(d, a)",
+        ),
     ],
 )
 def test_same_values_in_the_new_form(opset: int, body: str) -> None:
@@ -165,3 +170,24 @@ def test_sequences_are_refused() -> None:
     graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[1] y) {body}')
     modernize(graph)
     assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT302", "error")]
+
+
+@pytest.mark.parametrize(
+    ("body", "ops"),
+    [
+        (
+            "r = Relu(x) a = Min(r, c4) y = Max(zero, a)",
+            ["Relu", "Clip", "Clip"],
+        ),  # Keras' ReLU(max_value=1) through tf2onnx
+        ("y = Min(x, c5)", ["Min"]),  # the number gives the result a rank more
+        ("y = Max(x, row)", ["Max"]),
+        ("y = Max(x, zero, c4)", ["Max"]),
+    ],
+)
+def test_a_bound_that_is_a_number_is_a_clip(body: str, ops: list[str]) -> None:
+    constants = "float zero = {0}, float[1,1,1,1] c4 = {1}, float[1,1,1,1,1] c5 = {1}, float[5] row = {1,2,3,4,5}"
+    text = f'<ir_version: 8, opset_import: ["" : 13]>\ng (float[2,3,4,5] x) => (float[] y) <{constants}> {{ {body} }}'
+    graph = loaded(text)
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == ops
+    np.testing.assert_array_equal(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0])
