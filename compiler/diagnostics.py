@@ -150,16 +150,19 @@ class CompileError(Exception):
 
 @dataclass
 class Diagnostics:
-    """A collector: steps add to it, `check()` raises all errors at once."""
+    """A collector: steps add to it, `check()` raises all errors at once; the error number `most` does so, too."""
 
     items: list[Diagnostic] = field(default_factory=list[Diagnostic])
+    most: int | None = None
     _known: set[Diagnostic] = field(default_factory=set[Diagnostic], init=False, repr=False, compare=False)
 
     def add(self, diagnostic: Diagnostic) -> None:
-        """Record a diagnostic once; repeats of the same finding are dropped."""
+        """Record a diagnostic once; repeats of the same finding are dropped. CompileError where it is one too many."""
         if diagnostic not in self._known:
             self._known.add(diagnostic)
             self.items.append(diagnostic)
+            if self.most is not None and len(self.errors) >= self.most:
+                self.check()
 
     def error(
         self, code: str, message: str, *, node: str | None = None, tensor: str | None = None, hint: str | None = None

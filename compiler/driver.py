@@ -29,7 +29,7 @@ from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.passes.strip import strip
-from qatc.compiler.ports import port_of, port_of_integer, tensor_records
+from qatc.compiler.ports import port_of, ports_of_integer, tensor_records
 from qatc.compiler.proving import Proving
 from qatc.compiler.recognize import Recognition, recognize
 from qatc.compiler.registry import backends, frontends
@@ -345,8 +345,8 @@ class _Compilation:
             profile=target.arithmetic,
             source_ops=source.ops,
             package_ops=dict(Counter(n.op_type for n in emission.model.graph.node).most_common()),
-            inputs=tuple(port_of_integer(integer, n) for n in integer.inputs),
-            outputs=tuple(port_of_integer(integer, n) for n in integer.outputs),
+            inputs=ports_of_integer(integer, integer.inputs),
+            outputs=ports_of_integer(integer, integer.outputs),
             coverage=coverage(integer),
             islands=islands(integer),
             filled=self.filled,

@@ -37,6 +37,7 @@ from qatc.compiler.package.content import params_document
 from qatc.compiler.package.encoding import SCHEMA_VERSION
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Json
+from qatc.compiler.tensor_io import held_array
 
 INTEGER_JSON: Final = "integer.json"
 INTEGER_BIN: Final = "integer.bin"
@@ -303,7 +304,7 @@ def read_params(document: Mapping[str, Any]) -> QuantParams:
 def _constant(entry: Mapping[str, Any], initializers: Initializers, stored: Array) -> Array:
     name, shape = entry["name"], tuple(entry["shape"])
     if "tensor" in entry:
-        return onnx.numpy_helper.to_array(onnx.TensorProto.FromString(base64.b64decode(entry["tensor"], validate=True)))
+        return held_array(onnx.TensorProto.FromString(base64.b64decode(entry["tensor"], validate=True)))
     try:
         dtype = np.dtype(entry["dtype"])
     except TypeError as error:
@@ -347,5 +348,5 @@ def _value(item: Any) -> Any:
         return item
     proto = onnx.AttributeProto.FromString(base64.b64decode(cast("Mapping[str, str]", item)["onnx"], validate=True))
     if proto.type == onnx.AttributeProto.TENSOR:
-        return onnx.numpy_helper.to_array(proto.t)
+        return held_array(proto.t)
     return onnx.helper.get_attribute_value(proto)

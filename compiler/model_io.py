@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,17 +21,16 @@ from onnx import AttributeProto, TensorProto
 from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
+from qatc.compiler.inlining import inline
 from qatc.compiler.node_check import NodeChecker, NodeRecord
+from qatc.compiler.protos import captured_names, damaged_text, subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.tensor_io import MAX_RANK, TensorError, TensorReader, few
 
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
-_MAX_NODES: Final = 1_000_000  # after the calls of model-local functions are replaced by their bodies
-_MAX_CALLS: Final = 64  # functions that call functions that call functions
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
 _NEWEST_OPSET: Final = 26
-_BODIES: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
 
@@ -54,12 +53,12 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
         CompileError: QAT001 to QAT006 for whatever is wrong with the file, all that was found at once.
     """
     model, size = read_proto(path)
-    damaged = _damaged_text(model)
+    damaged = damaged_text(model)
     if damaged is not None:
         message = f"a name in the file is not UTF-8: {damaged!r:.100}"
         raise fail("QAT004", message, hint="the file is damaged; copy it again")
     if model.functions:
-        model = _inline(model)
+        model = inline(model)
     opsets = _opsets(model)
     reader = _Reader(model, path.parent, opsets)
     graph = reader.read()
@@ -104,33 +103,6 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     return model, info.st_size
 
 
-def _damaged_text(model: onnx.ModelProto) -> object:
-    """A name in the file that is not UTF-8, None where all are: protobuf hands such a text out as bytes."""
-    texts: list[object] = [model.producer_name, model.producer_version, *(o.domain for o in model.opset_import)]
-    waiting: deque[onnx.GraphProto | onnx.FunctionProto] = deque([model.graph, *model.functions])
-    while waiting:
-        graph = waiting.popleft()
-        texts.append(graph.name)
-        if isinstance(graph, onnx.FunctionProto):
-            texts += (graph.domain, *graph.input, *graph.output, *graph.attribute)
-            texts += (o.domain for o in graph.opset_import)
-        else:
-            texts += (t.name for t in graph.initializer)
-            texts += (e for t in graph.initializer for entry in t.external_data for e in (entry.key, entry.value))
-            for port in (*graph.input, *graph.output, *graph.value_info):
-                texts.append(port.name)
-                texts += (d.dim_param for d in port.type.tensor_type.shape.dim)
-        for node in graph.node:
-            texts += (node.name, node.op_type, node.domain)
-            texts += node.input
-            texts += node.output
-            for attribute in node.attribute:
-                texts += (attribute.name, attribute.ref_attr_name)
-                if attribute.type in _BODIES:
-                    waiting.extend([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
-    return None if set(map(type, texts)) == {str} else next(t for t in texts if not isinstance(t, str))
-
-
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     found: dict[str, int] = {}
     for entry in model.opset_import:  # MQBench lists the default domain two or three times
@@ -146,87 +118,12 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace calls of model-local functions by their bodies; recursive functions are an error."""
-    import onnx.inliner
-
-    hint = "export the model without local functions"
-    bodies = {(f.domain, f.name): Counter((n.domain, n.op_type) for n in _all_nodes(f.node)) for f in model.functions}
-    sizes: dict[tuple[str, str], int] = {}  # nodes of a function when all its calls are replaced
-    for _ in range(_MAX_CALLS):
-        ready = [k for k, used in bodies.items() if k not in sizes and all(u in sizes or u not in bodies for u in used)]
-        sizes.update({k: sum(count * sizes.get(u, 1) for u, count in bodies[k].items()) for k in ready})
-        if not ready:
-            break
-    stuck = sorted(bodies.keys() - sizes.keys())
-    if stuck:
-        name = "::".join(stuck[0])
-        raise fail("QAT004", f"model function {name} calls itself, or calls are nested too deeply", hint=hint)
-    total = sum(sizes.get((n.domain, n.op_type), 1) for n in _all_nodes(model.graph.node))
-    if total > _MAX_NODES:
-        raise fail(
-            "QAT005", f"the model's functions expand to {total:,} operators, more than {_MAX_NODES:,}", hint=hint
-        )
-    try:
-        return onnx.inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise fail("QAT004", f"the model's functions cannot be replaced by their bodies: {error}", hint=hint) from error
-
-
-def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    waiting = deque(nodes)
-    while waiting:
-        node = waiting.popleft()
-        yield node
-        for graph in _subgraphs(node.attribute):
-            waiting.extend(graph.node)
-
-
-def _subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
-    held = [a for a in attributes if a.type in _BODIES]
-    found = [a.g for a in held if a.type == AttributeProto.GRAPH]
-    return found + [g for a in held if a.type == AttributeProto.GRAPHS for g in a.graphs]
-
-
-def _tensors(attribute: AttributeProto) -> list[TensorProto]:
-    """The tensors that an attribute holds, those of its subgraphs not among them."""
-    kind = attribute.type
-    if kind == AttributeProto.TENSOR:
-        return [attribute.t]
-    if kind == AttributeProto.TENSORS:
-        return list(attribute.tensors)
-    if kind == AttributeProto.SPARSE_TENSOR:
-        return [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
-    if kind == AttributeProto.SPARSE_TENSORS:
-        return [part for s in attribute.sparse_tensors for part in (s.values, s.indices)]
-    return []
-
-
-def captured_names(attributes: Iterable[AttributeProto]) -> list[str]:
-    """Names that a node's subgraphs read from the graph around them, in a stable order."""
-    made: set[str] = set()
-    read: dict[str, None] = {}
-    waiting = deque(_subgraphs(attributes))
-    if not waiting:
-        return []
-    while waiting:
-        graph = waiting.popleft()
-        made.update(i.name for i in graph.initializer)
-        made.update(i.name for i in graph.input)
-        for inner in graph.node:
-            read.update(dict.fromkeys(n for n in inner.input if n))
-            made.update(inner.output)
-            waiting.extend(_subgraphs(inner.attribute))
-        read.update(dict.fromkeys(o.name for o in graph.output))
-    return [n for n in read if n not in made]
-
-
 class _Reader:
     """Builds the graph of one ModelProto; errors are collected and raised together."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path, opsets: Mapping[str, int]) -> None:
         self.model, self.opsets = model, opsets
-        self.found = Diagnostics()
+        self.found = Diagnostics(most=_MAX_FINDINGS)
         self.tensors: dict[str, Tensor] = {}
         self.values = TensorReader(folder)
         self.records: list[NodeRecord] = []
@@ -246,7 +143,7 @@ class _Reader:
         self.found.check()
         checker = NodeChecker(self.opsets)
         self.records = [NodeRecord.of(n) for n in graph.node]
-        self._check_subgraphs()
+        self._checksubgraphs()
         for record in self.records:
             for message in checker.findings(record):
                 self._broken(message, record, record.outputs[0] if record.outputs else "")
@@ -273,15 +170,15 @@ class _Reader:
             if first.setdefault(proto.name, proto) != proto:
                 self.found.error("QAT004", "two initializers of this name have different values", tensor=proto.name)
 
-    def _check_subgraphs(self) -> None:
+    def _checksubgraphs(self) -> None:
         """The tensors in subgraphs, which ONNX Runtime reads by itself, hold what they say and nothing from outside."""
-        waiting = deque(g for record in self.records for g in _subgraphs(record.attributes))
+        waiting = deque(g for record in self.records for g in subgraphs(record.attributes))
         while waiting:
             graph = waiting.popleft()
             held = list(graph.initializer)
             for node in graph.node:
-                held += [t for a in node.attribute for t in _tensors(a)]
-                waiting.extend(_subgraphs(node.attribute))
+                held += [t for a in node.attribute for t in tensors_of(a)]
+                waiting.extend(subgraphs(node.attribute))
             for proto in held:
                 try:
                     self.values.inside(proto)
@@ -302,7 +199,8 @@ class _Reader:
         if len(kind.shape.dim) > MAX_RANK:
             self.found.error("QAT005", f"the input has {len(kind.shape.dim):,} dimensions", tensor=info.name)
         if any(d.dim_value < -1 for d in kind.shape.dim):
-            self.found.error("QAT004", f"the shape {few(dims_of(kind))} has a negative dimension", tensor=info.name)
+            stated = few([d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim])
+            self.found.error("QAT004", f"the shape {stated} has a negative dimension", tensor=info.name)
         if info.name in self.tensors:
             self.found.error("QAT004", "two graph inputs have the same name", tensor=info.name)
         self.tensors[info.name] = tensor = _typed(info)
@@ -340,8 +238,6 @@ class _Reader:
 
     def _broken(self, message: str, node: NodeRecord, tensor: str) -> None:
         self.found.error("QAT004", message, node=label_of(node.proto), tensor=tensor or None)
-        if len(self.found.items) >= _MAX_FINDINGS:
-            self.found.check()
 
     def _reordered(self, nodes: list[NodeRecord], reads: list[list[str]], maker: Mapping[str, int]) -> list[NodeRecord]:
         readers: dict[int, list[int]] = {}
@@ -386,7 +282,7 @@ class _Reader:
                 self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
                 return None
         try:
-            for tensor in _tensors(proto):
+            for tensor in tensors_of(proto):
                 self.values.inside(tensor)
             return onnx.helper.get_attribute_value(proto)
         except TensorError as bad:
@@ -470,12 +366,12 @@ def _attribute_proto(key: str, value: Any) -> AttributeProto:
 
 
 def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
-    waiting = deque(_subgraphs(node.attribute))
+    waiting = deque(subgraphs(node.attribute))
     while waiting:
         graph = waiting.popleft()
         for inner in graph.node:
             inner.input[:] = [renamed.get(n, n) for n in inner.input]
-            waiting.extend(_subgraphs(inner.attribute))
+            waiting.extend(subgraphs(inner.attribute))
         for output in graph.output:
             if output.name in renamed:
                 graph.node.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))

@@ -82,6 +82,9 @@ class NodeChecker:
             yield f"{op} has {form.outputs} outputs, not {len(node.outputs)}"
         if form.required and (missing := form.required - {a.name for a in node.attributes}):
             yield f"{op} needs the attribute {min(missing)}"
+        names = [a.name for a in node.attributes]
+        if len(set(names)) < len(names):
+            yield f"{op} has an attribute twice"
         for attribute in node.attributes:
             kind = attribute.type
             wanted = form.kinds.get(attribute.name, kind)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 from qatc.compiler.frontend import RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, shape_of
 from qatc.compiler.result import Json
 from qatc.compiler.target import read_toml
+
+_FILES: Final = ("calibrate", "ranges", "sign")  # given as a path or as text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,12 @@ class CompileOptions:
         if unknown:
             hint = f"known are {', '.join(sorted(known))}"
             raise CompileError([Diagnostic("QAT007", f"unknown option {unknown[0]}", hint=hint)], 2)
-        return cls(**options, output=None if output is None else Path(output))
+        chosen: dict[str, Any] = {
+            name: Path(value) if name in _FILES and value else value for name, value in options.items()
+        }
+        if "inputs" in chosen:
+            chosen["inputs"] = [(name, Path(path)) for name, path in chosen["inputs"]]
+        return cls(**chosen, output=None if output is None else Path(output))
 
     def recorded(self) -> dict[str, Json]:
         """The options that shape the package: files by their bare names, nothing of this machine."""
@@ -107,8 +114,10 @@ def parse_ranges(text: str | None) -> RangeOverride:
     stated: dict[str, Any]
     if text.endswith(".toml"):
         stated = read_toml(Path(text))
-        tensors: dict[str, Any] = stated.pop("tensors", {})
-        stated.update({f"tensors.{name}": span for name, span in tensors.items()})
+        tensors = stated.pop("tensors", {})
+        if not isinstance(tensors, dict):
+            raise _unreadable("tensors is no table")
+        stated.update({f"tensors.{name}": span for name, span in cast("dict[str, Any]", tensors).items()})
     else:
         stated = {name.strip(): span for name, _, span in (part.partition("=") for part in text.split(","))}
     found: dict[str, tuple[int, int]] = {}

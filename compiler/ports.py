@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
 import onnx
@@ -24,15 +24,24 @@ def port_of(graph: QuantGraph, tensor: Tensor) -> Port:
     return Port(tensor.name, dtype, shape_of(tensor), graph.quant(tensor))
 
 
-def port_of_integer(graph: IntegerGraph, name: str) -> Port:
-    """An input or output of the deployed graph; a float one shows the grid that its values are rounded onto, if any."""
-    tensor = graph.tensors[name]
-    params = tensor.params
-    if params is None:
-        neighbors = [op.outputs[0] for op in graph.ops if op.kind == "Quantize" and op.inputs[0] == name]
-        neighbors += [op.inputs[0] for op in graph.ops if op.kind == "Dequantize" and op.outputs[0] == name]
-        params = graph.tensors[neighbors[0]].params if neighbors else None
-    return Port(name, tensor.dtype, tensor.shape, params)
+def ports_of_integer(graph: IntegerGraph, names: Iterable[str]) -> tuple[Port, ...]:
+    """Inputs or outputs of the deployed graph; a float one shows the grid that its values are rounded onto, if any."""
+    grids: dict[str, str] = {}  # float tensor -> the integers beside it; what quantizes it counts first
+    for op in graph.ops:
+        if op.kind == "Dequantize":
+            grids.setdefault(op.outputs[0], op.inputs[0])
+    for op in reversed(graph.ops):
+        if op.kind == "Quantize":
+            grids[op.inputs[0]] = op.outputs[0]
+
+    def port(name: str) -> Port:
+        tensor = graph.tensors[name]
+        params = tensor.params
+        if params is None and name in grids:
+            params = graph.tensors[grids[name]].params
+        return Port(name, tensor.dtype, tensor.shape, params)
+
+    return tuple(map(port, names))
 
 
 def tensor_records(graph: IntegerGraph, names: Mapping[str, str], known: Container[str]) -> tuple[TensorRecord, ...]:

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -233,7 +233,12 @@ def load(
 def read_array(path: Path, found: Diagnostics) -> Array | None:
     """The array of a .npy file, memory-mapped; a QAT008 in `found` and None where it cannot be read."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        with np.errstate(over="ignore"):  # of a shape beyond 2^64, which is refused
+            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("it is an archive of arrays, not one array")
+        return cast("Array", array)
     except ARRAY as error:
         found.error("QAT008", f"cannot read {path}: {error}", hint="save the array with numpy.save(path, array)")
         return None

@@ -23,6 +23,7 @@ from qatc.compiler.package.read import read_json, regular_file
 from qatc.compiler.package.samples import read_npy
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
+from qatc.compiler.tensor_io import held_array
 
 #: What reading raises where a package contradicts itself; the message says what is wrong.
 TROUBLE: tuple[type[Exception], ...] = (OSError, ValueError, DecodeError)
@@ -79,7 +80,7 @@ def _initializers(folder: Path, manifest: Mapping[str, Any]) -> Initializers:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             found[proto.name] = partial(_external, folder, manifest["model"], manifest["files"], proto)
         else:
-            found[proto.name] = partial(onnx.numpy_helper.to_array, proto)
+            found[proto.name] = partial(held_array, proto)
     return found
 
 
@@ -89,7 +90,10 @@ def _external(folder: Path, model: str, files: Mapping[str, Any], proto: onnx.Te
     name = "/".join([*model.split("/")[:-1], entries.get("location", "")])
     if name not in files:
         raise ValueError(f"the model reads {name}, which is no file of the package")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"unknown element type {proto.data_type}") from error
     shape = tuple(proto.dims)
     if min(shape, default=0) < 0:
         raise ValueError(f"the dimensions {list(shape)} are not a shape")

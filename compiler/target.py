@@ -18,6 +18,8 @@ else:
     import tomli as tomllib
 
 _BUILTIN: Final = "qatc.backends"  # its folder targets/ holds one TOML file per built-in target
+_LARGEST: Final = 4 << 20  # bytes of a description
+_MOST_DOTS: Final = 64  # on one line: the parser's time is the square of a key's parts
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "activations": ("uint8", "keep"),
     "layout": ("channels_first", "channels_last"),
@@ -72,11 +74,12 @@ def load_target(name: str) -> Target:
     if name.lower().endswith(".toml"):
         path = Path(name)
         try:
-            return _parse(path.read_text("utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+            text = _text_of(path)
+        except (OSError, ValueError) as error:
             raise _wrong(
                 f"cannot read the target description {name}: {error}", "give the path of a TOML file"
             ) from error
+        return _parse(text, str(path))
     known = builtin_targets()
     if name in known:
         return known[name]
@@ -90,17 +93,35 @@ def load_target(name: str) -> Target:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file that the user names on the command line (QAT007 with exit code 2 where it is none)."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return _loads(_text_of(path))
+    except (OSError, ValueError) as error:
         raise CompileError(
             [Diagnostic("QAT007", f"cannot read {path}: {error}", hint="give a TOML file")], 2
         ) from error
 
 
+def _text_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        data = stream.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
+    return data.decode("utf-8")
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """TOML that may be anything. ValueError where it is none, or what the parser takes for ever over."""
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line has more than {_MOST_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def _parse(text: str, where: str) -> Target:
     try:
-        data: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = _loads(text)
+    except ValueError as error:
         raise _wrong(f"{where} is not TOML: {error}", "see docs/targets.md for the keys") from error
     known = [f.name for f in dataclasses.fields(Target)]
     unknown = [k for k in data if k not in known]

@@ -21,6 +21,7 @@ from qatc.compiler.diagnostics import printable
 from qatc.compiler.quant import Array
 
 MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
+_BY_FOLDER: Final = os.open in os.supports_dir_fd  # not on Windows
 _MAX_DATA: Final = 1 << 40  # bytes of external data; a sparse file can claim any number
 
 
@@ -38,6 +39,7 @@ class TensorReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.maps: dict[str, np.memmap[Any, Any]] = {}
+        self._mapped = 0  # bytes
 
     def inside(self, proto: TensorProto) -> None:
         """Check a tensor that ONNX Runtime will read by itself, in a subgraph, and bring its data in.
@@ -83,27 +85,15 @@ class TensorReader:
             raise TensorError("QAT004", f"the data do not fit the shape {dims}: {error}") from error
 
     def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
-        entries = {e.key: e.value for e in proto.external_data}
-        location = entries.get("location", "")
         bits = 2 if "INT2" in TensorProto.DataType.Name(proto.data_type) else 4
         size = -(-count * bits // 8) if packed else count * dtype.itemsize
-        try:
-            offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
-        except ValueError:
-            raise TensorError(
-                "QAT003", f"offset or length of the external data is not a number: {printable(str(entries))}"
-            ) from None
+        location, offset, length = _place(proto, size)
         if length != size:
             raise TensorError(
                 "QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}"
             )
-        data = self.maps.get(location)
-        if data is None:
-            data = self.maps[location] = open_external(self.folder, location)
-            if sum(held.size for held in self.maps.values()) > _MAX_DATA:
-                message = f"the external data take more than {_MAX_DATA:,} bytes"
-                raise TensorError("QAT005", message, "compile the network in parts")
-        if offset < 0 or offset + size > data.size:
+        data = self._map(location)
+        if offset + size > data.size:
             raise TensorError(
                 "QAT003",
                 f"bytes {offset:,} to {offset + size:,} are outside {printable(location)} ({data.size:,} bytes)",
@@ -112,8 +102,54 @@ class TensorReader:
         part = data[offset : offset + size]
         if not packed:
             return part.view(dtype).reshape(dims) if count else np.zeros(dims, dtype)
+        active().ask(size + count, f"unpacking a tensor of {printable(location)}", tensor=proto.name or None)
         whole = TensorProto(dims=dims, data_type=proto.data_type, raw_data=part.tobytes())
         return onnx.numpy_helper.to_array(whole)
+
+    def _map(self, location: str) -> np.memmap[Any, Any]:
+        """The data file at `location`, mapped once however it is spelled."""
+        name = str(PurePosixPath(location))
+        if name not in self.maps:
+            data = open_external(self.folder, location)
+            self._mapped += data.size
+            if self._mapped > _MAX_DATA:
+                message = f"the external data take more than {_MAX_DATA:,} bytes"
+                raise TensorError("QAT005", message, "compile the network in parts")
+            self.maps[name] = data
+        return self.maps[name]
+
+
+def held_array(proto: TensorProto) -> Array:
+    """The value of a tensor that has its data in it. ValueError where it has not, or they do not fit."""
+    if proto.data_location == TensorProto.EXTERNAL:
+        raise ValueError(f"the tensor {printable(proto.name)} has its data in another file")
+    try:
+        return TensorReader(Path()).array(proto)
+    except TensorError as bad:
+        raise ValueError(bad.message) from bad
+
+
+def _place(proto: TensorProto, size: int) -> tuple[str, int, int]:
+    """Where a tensor's external data are: file, offset and length (`size` where none is stated)."""
+    entries: dict[str, str] = {}
+    for entry in proto.external_data:
+        if entry.key in entries:
+            raise TensorError("QAT003", f"the external data state their {printable(entry.key)} twice")
+        entries[entry.key] = entry.value
+    try:
+        offset, length = (_number(entries.get(key, str(default))) for key, default in (("offset", 0), ("length", size)))
+    except ValueError:
+        raise TensorError(
+            "QAT003", f"offset or length of the external data is no such number: {printable(str(entries))}"
+        ) from None
+    return entries.get("location", ""), offset, length
+
+
+def _number(text: str) -> int:
+    """Digits and nothing else: int() takes more than other readers of the file do."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(text)
+    return int(text)
 
 
 def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
@@ -125,6 +161,7 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
         or pure.is_absolute()
         or PureWindowsPath(location).is_absolute()
         or ".." in pure.parts
+        or not pure.parts
     )
     if unsafe or "\\" in location:
         raise TensorError(
@@ -132,18 +169,8 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
             f"external data at {printable(location)!r} is outside the model's folder",
             "external data must lie beside the model, named by a relative path without '..'",
         )
-    path = folder / location
     try:
-        for part in [path, *path.parents]:
-            if part == folder:
-                break
-            if part.is_symlink():
-                raise TensorError(
-                    "QAT003",
-                    f"external data {printable(location)} goes through a symbolic link",
-                    "copy the file beside the model",
-                )
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        handle = _opened(folder, pure.parts)
     except (OSError, ValueError) as error:
         raise TensorError(
             "QAT003",
@@ -160,6 +187,41 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
         ) from error
     finally:
         os.close(handle)
+
+
+def _opened(folder: Path, parts: Sequence[str]) -> int:
+    """Open a file below `folder`, part by part: a link is not followed, nor one that is put there meanwhile.
+
+    Raises:
+        OSError: where it does not exist or cannot be opened.
+        TensorError: QAT003 where a part is a link.
+    """
+    reading = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not _BY_FOLDER:
+        for index in range(len(parts)):
+            _check_no_link(folder.joinpath(*parts[: index + 1]), None, parts)
+        return os.open(folder.joinpath(*parts), reading)
+    where = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts:
+            try:
+                inner = os.open(part, reading, dir_fd=where)
+            except OSError:
+                _check_no_link(part, where, parts)
+                raise
+            os.close(where)
+            where = inner
+        found, where = where, -1
+        return found
+    finally:
+        if where >= 0:
+            os.close(where)
+
+
+def _check_no_link(name: str | Path, folder: int | None, parts: Sequence[str]) -> None:
+    if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        message = f"external data {printable('/'.join(parts))} goes through a symbolic link"
+        raise TensorError("QAT003", message, "copy the file beside the model")
 
 
 def _check_regular(info: os.stat_result, location: str) -> None:

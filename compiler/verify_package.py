@@ -175,9 +175,12 @@ def _check_schema(document: Json, schema_name: str, name: str, found: Diagnostic
         )
         return
     validator: Any = Draft202012Validator(schema(schema_name))  # its type is that of any validator, partly unknown
-    for error in itertools.islice(validator.iter_errors(document), _MOST_FINDINGS):
-        where = "".join(f"[{part!r}]" for part in error.absolute_path)
-        found.error("QAT502", f"{name}{printable(where)}: {printable(error.message)}", hint=_COPY_AGAIN)
+    try:
+        for error in itertools.islice(validator.iter_errors(document), _MOST_FINDINGS):
+            where = "".join(f"[{part!r}]" for part in error.absolute_path)
+            found.error("QAT502", f"{name}{printable(where)}: {printable(error.message)}", hint=_COPY_AGAIN)
+    except RecursionError:
+        found.error("QAT502", f"{name} is nested too deeply", hint=_COPY_AGAIN)
 
 
 def _check_references(manifest: Mapping[str, Any], found: Diagnostics) -> None:
@@ -273,8 +276,9 @@ def _open_model(folder: Path, manifest: Mapping[str, Any]) -> InferenceSession:
         raise fail(
             "QAT010", "onnxruntime is missing", hint="pip install onnxruntime, or leave the samples out"
         ) from error
+    onnxruntime.set_default_logger_severity(4)  # what is wrong is in the error; the log shows names as they are
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no public base class for its errors
@@ -298,8 +302,9 @@ def _check_external_data(folder: Path, name: str, files: Mapping[str, Any]) -> N
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as error:
         raise fail("QAT502", f"{name} is not an ONNX model: {_reason(error)}", hint=_COPY_AGAIN) from error
+    folders = name.split("/")[:-1]
     for location in _locations(model):
-        if location not in files:
+        if "/".join([*folders, location]) not in files:
             message = f"{name} reads the file {printable(location)}, which is no part of the package"
             raise fail("QAT502", message, hint="do not run this model")
 

@@ -161,7 +161,9 @@ def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
         return None
     first = node.inputs[0] is tensor
     value = value_of(node.inputs[1 if first else 0])
-    return None if value is None or value.dtype.kind not in "fiu" else (value.astype(np.float64), first)
+    if value is None or value.dtype.kind not in "fiu" or not value.size:
+        return None
+    return value.astype(np.float64), first
 
 
 def _affine(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
@@ -255,6 +257,7 @@ def _backward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
 
 
 @RULES.on("Round", "Floor")
+@np.errstate(all="ignore")  # constants may be infinite; what they lead to is checked
 def quantizer(graph: QuantGraph, node: Node) -> bool:
     """A Round (or Floor of v + 0.5) between operators that undo each other."""
     source = node.inputs[0]

@@ -10,6 +10,7 @@ its kind do, symmetric and per output channel, and a warning says so (`vendor.fi
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ _STEERED: Final = frozenset(
     }
 )
 _SHOWN: Final = 5
+_COMPARED: Final = 5_000  # names that a misspelled one is compared with, and how long they may be: it takes long
+_LONGEST: Final = 200
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,15 @@ def asymmetric(name: str, low: float, high: float, bits: int = 8) -> Entry:
     if zero == half:
         return Entry(name, (scale,), (0,), -half, half - 1)
     return Entry(name, (scale,), (zero,), 0, steps)
+
+
+def collected(path: Path, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries of a file; QAT007 where numbers in it are none that a range can have."""
+    try:
+        return list(entries)
+    except ArithmeticError as error:  # a step of zero, a magnitude beyond all floats
+        hint = "see the documentation of --ranges for the formats that are read"
+        raise fail("QAT007", f"{path.name} holds numbers that are no ranges: {error}", hint=hint) from error
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -143,8 +155,9 @@ def resolve(graph: QuantGraph, entries: Iterable[Entry], path: Path) -> dict[str
 
 
 def _closest(missed: list[str], known: Mapping[str, Tensor]) -> str | None:
-    for name in missed[:_SHOWN]:
-        near = difflib.get_close_matches(name, known, 1)
+    likely = [name for name in itertools.islice(known, _COMPARED) if len(name) <= _LONGEST]
+    for name in [name for name in missed[:_SHOWN] if len(name) <= _LONGEST]:
+        near = difflib.get_close_matches(name, likely, 1)
         if near:
             return f"the tensor closest to {printable(name)} is {printable(near[0])}"
     return "the file belongs to another export of the model" if missed else "the file holds no ranges"

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
 
+from qatc.compiler.damaged import ARCHIVE
 from qatc.compiler.diagnostics import fail
 
 _MODULES: Final = (
@@ -93,7 +94,7 @@ def _zipped(path: Path) -> object:
                     message = f"{name} in {path.name} unpacks to {sizes[name]:,} bytes, more than {limit:,}"
                     raise fail("QAT005", message)
             config, metadata = (_json(path, archive.read(n)) for n in ("config.json", "metadata.json"))
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, OSError) as error:
+    except (*ARCHIVE, KeyError) as error:
         hint = "the file is damaged, or it was not written by model.save"
         raise fail("QAT012", f"{path.name} is not a whole Keras archive: {error}", hint=hint) from error
     version = str(_table(metadata).get("keras_version", "2"))

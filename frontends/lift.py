@@ -262,7 +262,10 @@ class _Lifter:
         integers = self.integers.get(id(x))
         if constant is None and integers is None and self._blamed(x):
             return
-        params = self._params(node) if constant is None else linear_params(self.graph, node, constant.dtype)
+        if constant is None:
+            params = self._params(node)
+        else:  # a Clip between may have no shape of its own
+            params = linear_params(self.graph, node, constant.dtype, constant.shape)
         if params is None:
             return
         constant, bounds = constant_of(node.inputs[0])  # channels without a scale are emptied

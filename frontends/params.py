@@ -240,11 +240,17 @@ def _shown(shape: Sequence[Dim]) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
-def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | None = None) -> QuantParams | None:
+def linear_params(
+    graph: QuantGraph,
+    node: Node,
+    stored: np.dtype[np.generic] | None = None,
+    shape: Sequence[Dim] | None = None,
+) -> QuantParams | None:
     """The parameters of a QuantizeLinear or DequantizeLinear (any opset, com.microsoft too); None where they are wrong.
 
     The integer type is that of the constant integers that a DequantizeLinear reads, the zero point's, that of the
-    integers it reads otherwise (`stored`, where the caller knows it), or `output_dtype`.
+    integers it reads otherwise (`stored`, where the caller knows it), or `output_dtype`. `shape` is that of the tensor,
+    where the caller knows it and the graph does not.
     """
     x = node.inputs[0]
     scale = constant_input(graph, node, 1, "scale")
@@ -263,8 +269,9 @@ def linear_params(graph: QuantGraph, node: Node, stored: np.dtype[np.generic] | 
             hint="only affine integers per tensor or per channel can be compiled; quantize to int8 when training",
         )
         return None
+    known = shape_of(x) if shape is None else shape
     axis = int(node.attr("axis", 1))
-    return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape_of(x), tensor=x.name)
+    return make_params(graph, node, scale, zero, dtype, axis=axis, shape=known, tensor=x.name)
 
 
 def _format_of(node: Node, kind: np.dtype[np.generic], scale: Array) -> str:

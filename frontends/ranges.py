@@ -31,13 +31,14 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.tensor_io import TensorError, TensorReader
 from qatc.frontends import aimet, external, sophgo
 from qatc.frontends.external import Entry
 from qatc.frontends.records import Record, items, listed, number, numbers, parsed, record, width
 
 _SOPHGO: Final = "sophgo biases"
 _CACHE_LINE: Final = re.compile(r"^(.+): *(?:0x)?([0-9a-fA-F]{1,8})$")
-_RANGE_LINE: Final = re.compile(r"^(\S.*?)\s*:\s*([-+0-9.eE]+)$")
+_MAGNITUDE: Final = re.compile(r"[-+0-9.eE]+")
 _NO_GRID: Final = ("FP32", "OVERLAPPED", "SLAVE", "DEQUANTIZED")  # states of PPQ
 _KNOWN: Final = "see the documentation of --ranges for the formats that are read"
 
@@ -58,19 +59,17 @@ def _is_sophgo(path: Path) -> bool:
     """Whether sophgo-mq wrote the file: then biases are rounded, as it trains them."""
     if path.suffix.lower() == ".onnx":
         return False
-    start = path.read_text("utf-8-sig")[:4096]
+    with path.open(encoding="utf-8-sig") as stream:
+        start = stream.read(4096)
     return "work_mode:" in start or '"sophgo_tpu"' in start
 
 
 def parse(path: Path) -> list[Entry]:
     """The entries of a ranges file of any known format; CompileError as for `read`."""
     if path.suffix.lower() == ".onnx":
-        return list(_extremes(path))
+        return external.collected(path, _extremes(path))
     data = parsed(path)
-    try:
-        found = list(_text(data) if isinstance(data, str) else _json(data))
-    except ArithmeticError as error:  # a step of zero, a magnitude beyond all floats
-        raise fail("QAT007", f"{path.name} holds numbers that are no ranges: {error}", hint=_KNOWN) from error
+    found = external.collected(path, _text(data) if isinstance(data, str) else _json(data))
     if not found:
         raise fail("QAT007", f"{path.name} holds no ranges in a form that is known", hint=_KNOWN)
     return found
@@ -236,7 +235,7 @@ def _text(text: str) -> Iterable[Entry]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and lines[0].startswith("TRT-"):
         return _cache(lines[1:])
-    if lines and all(_RANGE_LINE.match(line) for line in lines):
+    if lines and all(map(_states_magnitude, lines)):
         return _largest(lines)
     return _table(lines)
 
@@ -254,6 +253,11 @@ def _cache(lines: list[str]) -> Iterator[Entry]:
         scale = struct.unpack(">f", bytes.fromhex(match[2].rjust(8, "0")))[0]
         if scale > 0 and np.isfinite(scale):  # zero: the tensor was never seen
             yield Entry(match[1], (float(scale),))
+
+
+def _states_magnitude(line: str) -> bool:
+    name, _, value = line.rpartition(":")
+    return bool(name.strip()) and _MAGNITUDE.fullmatch(value.strip()) is not None
 
 
 def _largest(lines: list[str]) -> Iterator[Entry]:
@@ -297,9 +301,10 @@ def _table(lines: list[str]) -> Iterator[Entry]:
 
 
 def _weight_line(words: list[str]) -> Entry | None:
-    if len(words) < 3 or not words[1].isdigit() or len(words) < 2 + int(words[1]):
+    stated = words[1] if len(words) > 2 else ""
+    count = int(stated) if stated.isascii() and stated.isdecimal() and len(stated) < 10 else len(words)
+    if not 0 < count <= len(words) - 2:
         raise fail("QAT007", f"the weight scales of {words[0]} are cut off", hint="the table is damaged")
-    count = int(words[1])
     return Entry(words[0], tuple(_number(w, words[0]) for w in words[2 : 2 + count]))
 
 
@@ -324,13 +329,24 @@ def _table_line(words: list[str], bits: int, trained: bool) -> Entry | None:
 def _extremes(path: Path) -> Iterator[Entry]:
     """Initializers <tensor>_min and <tensor>_max of PPQ's NXP exporter, which no node reads."""
     model, _ = read_proto(path)
+    reader = TensorReader(path.parent)
     small = {t.name: t for t in model.graph.initializer if len(t.dims) == 0 or list(t.dims) == [1]}
     for name, tensor in small.items():
         base = name.removesuffix("_min")
         if base != name and f"{base}_max" in small:
-            low, high = (float(onnx.numpy_helper.to_array(t).reshape(-1)[0]) for t in (tensor, small[f"{base}_max"]))
+            low, high = (_single(reader, t) for t in (tensor, small[f"{base}_max"]))
             if low < high:
                 yield external.asymmetric(base, low, high)
+
+
+def _single(reader: TensorReader, tensor: onnx.TensorProto) -> float:
+    try:
+        value = reader.array(tensor)
+    except TensorError as bad:
+        raise fail("QAT007", bad.message, tensor=tensor.name, hint=bad.hint) from bad
+    if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+        raise fail("QAT007", "the end of the range is no finite number", tensor=tensor.name)
+    return float(value.reshape(-1)[0])
 
 
 # -- the dialect --------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.budget import active
+from qatc.compiler.diagnostics import fail, printable
 
 LARGEST: Final = 256 << 20  # bytes of a file of parameters
+_PARSED: Final = 24  # bytes of Python objects that a byte of JSON becomes at most: "[]," is a list
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -22,11 +24,14 @@ def parsed(path: Path) -> Any:
         CompileError: QAT007 where the file cannot be read as text, QAT005 where it is too large.
     """
     try:
-        if path.stat().st_size > LARGEST:
+        with path.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+        if len(data) > LARGEST:
             raise fail("QAT005", f"{path.name} is larger than {LARGEST >> 20} MiB")
-        text = path.read_text("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise fail("QAT007", f"cannot read {path.name}: {error}") from error
+    active().ask(_PARSED * len(text), f"parsing {printable(path.name)}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -55,6 +55,8 @@ def refusal(state: State, node: Node) -> Reason | None:
         params = state.params(tensor)
         if params is None:
             return Reason(f"its {what} is not quantized by the model", tensor.name)
+        if isinstance(tensor, Constant) and not tensor.values.size:
+            return Reason(f"its {what} holds no numbers", tensor.name)
         if not (_fits_two_bytes(state, tensor) if isinstance(tensor, Constant) else params.is_8bit):
             return Reason(f"its {what} has {params.dtype} values, which have no integer kernel", tensor.name)
         if params.is_per_channel and not isinstance(tensor, Constant) and not _stays_apart(node, params):
@@ -496,7 +498,9 @@ def _parts(state: State, node: Node) -> list[Operands]:
     data, own = state.usable(x), state.graph.quant(weight)
     real = state.graph.real(weight)
     alpha = float(node.attr("alpha", 1.0)) if node.op == "Gemm" else 1.0
-    if data is None or own is None or real is None or real.ndim < 2 or isinstance(x, Constant) or alpha <= 0:
+    if data is None or own is None or real is None or isinstance(x, Constant):
+        return []
+    if real.ndim < 2 or not real.size or alpha <= 0:
         return []
     axis, unit = _channel_axis(node, weight), data.scale[0] * alpha
     grouped = node.op == "ConvTranspose" and int(node.attr("group", 1)) != 1  # its groups share one scale

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.model_io import captured_names, captures_of, dims_of
+from qatc.compiler.model_io import captures_of, dims_of
+from qatc.compiler.protos import captured_names
 
 _BRANCHES: Final = ("else_branch", "then_branch")
 _CAPTURES: Final = "_captures"

@@ -167,5 +167,5 @@ def _evaluated(node: Node, values: Iterable[Array | None]) -> list[Array]:
     try:
         with np.errstate(all="ignore"):
             return evaluate(node, list(values))
-    except (ValueError, TypeError, IndexError, OverflowError, MemoryError, np.exceptions.AxisError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, MemoryError, np.exceptions.AxisError) as error:
         raise Refused(f"it cannot be computed: {error}") from error

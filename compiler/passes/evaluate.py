@@ -29,7 +29,7 @@ def evaluate(node: Node, values: list[Array | None]) -> list[Array]:
 
     Raises:
         Refused: for operators that are not evaluated (random, control flow, unknown).
-        ValueError, TypeError, IndexError: when the inputs do not fit the operator.
+        ValueError, TypeError, LookupError: when the inputs do not fit the operator.
     """
     fast = _FAST.get(node.op)
     if fast is not None:
@@ -51,7 +51,7 @@ def _by_reference(node: Node, values: list[Array | None]) -> list[Array]:
         feeds = {n: v for n, v in zip(proto.input, values, strict=False) if n and v is not None}
         results: list[Array] = session.run(None, feeds)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
         return [np.asarray(v) for v in results]
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, LookupError):
         raise
     except Exception as error:  # whatever the evaluator's own code raises: the node stays as it is
         raise Refused(f"ONNX's reference evaluator gave up: {type(error).__name__}: {error}") from error
@@ -68,7 +68,7 @@ def size_of_result(node: Node, values: Values) -> int | None:
     """
     try:
         return int(SIZED[node.op](node, values)) if node.op in SIZED else _inferred(node, values)
-    except (ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, AttributeError) as error:
         raise Refused(f"its inputs do not fit it: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from jsonschema import Draft202012Validator
+from onnx import TensorProto
 
 from qatc import compile_model
+from qatc.compiler import integer_file
 from qatc.compiler.compare.package import open_package
 from qatc.compiler.integer import Conv, Float, IntegerGraph, Move, Quantize, Rescale, integer_tensor
 from qatc.compiler.integer import Tensor as GraphTensor
@@ -208,3 +211,19 @@ def test_files_that_contradict_themselves(how: str) -> None:
     BROKEN[how](parsed)
     with pytest.raises(ValueError, match=r"."):
         read_integer_graph(parsed, {}, np.zeros(24, np.uint8))
+
+
+@pytest.mark.parametrize("harm", ["outside", "without data"])
+def test_a_tensor_in_the_file_holds_its_data(harm: str) -> None:
+    """A package from a stranger does not make us read a file of the working directory."""
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1 << 40])
+    if harm == "outside":
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="secret.bin")
+    stored = base64.b64encode(tensor.SerializeToString()).decode()
+    attribute = base64.b64encode(onnx.helper.make_attribute("k", tensor).SerializeToString()).decode()
+    entry = {"name": "t", "dtype": "float32", "shape": [4], "tensor": stored}
+    with pytest.raises(ValueError, match=r"in another file|bytes of data|elements but"):
+        integer_file._constant(entry, {}, np.zeros(0, np.uint8))  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(ValueError, match=r"in another file|bytes of data|elements but"):
+        integer_file._value({"onnx": attribute})  # pyright: ignore[reportPrivateUsage]

@@ -58,7 +58,7 @@ def refused(path: Path, model: onnx.ModelProto | bytes | None = None) -> list[st
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 60  # seconds on a busy machine; what is quadratic takes minutes
     assert peak < (64 << 20)
     assert caught.value.exit_code == 1
     assert len(caught.value.diagnostics) <= 25

@@ -95,6 +95,52 @@ def test_a_model_that_reads_other_files_is_not_run(package: Path) -> None:
         assert "../secret, which is no part of the package" in text(found)
 
 
+def test_a_model_in_a_folder_reads_from_there(package: Path) -> None:
+    """Its data lie beside it: a listed file of that name elsewhere does not vouch for them."""
+    model = tiny_model()
+    scale = model.graph.initializer[0]
+    scale.ClearField("raw_data")
+    scale.data_location = TensorProto.EXTERNAL
+    scale.external_data.add(key="location", value="w.bin")
+    replace_file(package, "w.bin", b"\0" * 4)
+    (package / "sub").mkdir()
+    replace_file(package, "sub/model.onnx", model.SerializeToString())
+    edit(package, hostile(model="sub/model.onnx"))
+    assert "reads the file w.bin, which is no part of the package" in text(verify_package(package))
+
+
+def test_the_log_of_the_runtime_does_not_show_names(package: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime's log shows them as they are, on the terminal."""
+    model = tiny_model()
+    name = "\x1b]0;owned\x07"
+    scale = model.graph.initializer[0]
+    scale.name, scale.raw_data = name, b"x"
+    for node in model.graph.node:
+        node.input[1] = name
+    replace_file(package, "model.onnx", model.SerializeToString())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "\x1b" not in text(found)
+    status, out, err = run_check(package)
+    assert status == 1
+    captured = capfd.readouterr()
+    assert "\x1b" not in captured.out + captured.err + out + err
+
+
+@pytest.mark.parametrize("depth", [300, 700, 900, 950, 980, 5000])
+@pytest.mark.parametrize("key", ["files", "schema_version", "inputs", "unknown"])
+def test_a_manifest_of_brackets(package: Path, depth: int, key: str) -> None:
+    document = json.loads((package / "manifest.json").read_text())
+    document[key] = "@"
+    nested = json.dumps(document).replace('"@"', "[" * depth + "]" * depth)
+    (package / "manifest.json").write_text(nested)
+    try:
+        found = codes(verify_package(package))
+    except CompileError as error:
+        found = {d.code for d in error.diagnostics}
+    assert found == {"QAT502"}
+
+
 @pytest.mark.parametrize("data", [b"not a model", b"", b"\x08"])
 def test_a_model_that_is_none(package: Path, data: bytes) -> None:
     replace_file(package, "model.onnx", data)

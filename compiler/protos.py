@@ -1,0 +1,96 @@
+"""Looking into the protobuf of an untrusted model: its subgraphs, tensors and names, without recursion on its depth."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import onnx
+from onnx import AttributeProto, TensorProto
+
+_BODIES: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+
+
+def damaged_text(model: onnx.ModelProto) -> object:
+    """A name in the file that is not UTF-8, None where all are: protobuf hands such a text out as bytes."""
+    texts: list[object] = [model.producer_name, model.producer_version, *(o.domain for o in model.opset_import)]
+    waiting: deque[onnx.GraphProto | onnx.FunctionProto] = deque([model.graph, *model.functions])
+    while waiting:
+        graph = waiting.popleft()
+        texts.append(graph.name)
+        if isinstance(graph, onnx.FunctionProto):
+            texts += (graph.domain, *graph.input, *graph.output, *graph.attribute)
+            texts += (o.domain for o in graph.opset_import)
+        else:
+            texts += _texts_of(graph.initializer)
+            for port in (*graph.input, *graph.output, *graph.value_info):
+                texts.append(port.name)
+                texts += (d.dim_param for d in port.type.tensor_type.shape.dim)
+        for node in graph.node:
+            texts += (node.name, node.op_type, node.domain)
+            texts += node.input
+            texts += node.output
+            for attribute in node.attribute:
+                texts += (attribute.name, attribute.ref_attr_name)
+                texts += _texts_of(tensors_of(attribute))
+                if attribute.type in _BODIES:
+                    waiting.extend([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+    return None if set(map(type, texts)) == {str} else next(t for t in texts if not isinstance(t, str))
+
+
+def _texts_of(tensors: Iterable[TensorProto]) -> Iterator[object]:
+    for tensor in tensors:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+
+
+def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those of their subgraphs."""
+    waiting = deque(nodes)
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for graph in subgraphs(node.attribute):
+            waiting.extend(graph.node)
+
+
+def subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
+    """The graphs that attributes hold, those in them not among them."""
+    held = [a for a in attributes if a.type in _BODIES]
+    found = [a.g for a in held if a.type == AttributeProto.GRAPH]
+    return found + [g for a in held if a.type == AttributeProto.GRAPHS for g in a.graphs]
+
+
+def tensors_of(attribute: AttributeProto) -> list[TensorProto]:
+    """The tensors that an attribute holds, those of its subgraphs not among them."""
+    kind = attribute.type
+    if kind == AttributeProto.TENSOR:
+        return [attribute.t]
+    if kind == AttributeProto.TENSORS:
+        return list(attribute.tensors)
+    if kind == AttributeProto.SPARSE_TENSOR:
+        return [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
+    if kind == AttributeProto.SPARSE_TENSORS:
+        return [part for s in attribute.sparse_tensors for part in (s.values, s.indices)]
+    return []
+
+
+def captured_names(attributes: Iterable[AttributeProto]) -> list[str]:
+    """Names that a node's subgraphs read from the graph around them, in a stable order."""
+    made: set[str] = set()
+    read: dict[str, None] = {}
+    waiting = deque(subgraphs(attributes))
+    if not waiting:
+        return []
+    while waiting:
+        graph = waiting.popleft()
+        made.update(i.name for i in graph.initializer)
+        made.update(i.name for i in graph.input)
+        for inner in graph.node:
+            read.update(dict.fromkeys(n for n in inner.input if n))
+            made.update(inner.output)
+            waiting.extend(subgraphs(inner.attribute))
+        read.update(dict.fromkeys(o.name for o in graph.output))
+    return [n for n in read if n not in made]
