@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qatc import compile_model
 from qatc.compiler.diagnostics import CompileError, Severity
@@ -163,6 +165,62 @@ def test_tensorrt_cache_holds_activations(network: Network, tmp_path: Path) -> N
             largest = next(t.values for t in got.tensors() if t.name == name)  # type: ignore[union-attr]
             assert np.abs(largest.astype(int)).max() == 127
             assert params.is_per_channel
+
+
+def cache(grids: Grids) -> str:
+    """TensorRT: float32 scales in hexadecimal."""
+    lines = [f"{n}: {struct.pack('>f', p.scale[0]).hex()}" for n, p in grids.items()]
+    return "\n".join(["TRT-8600-EntropyCalibration2", *lines])
+
+
+def magnitudes(grids: Grids) -> str:
+    """MQBench: the largest magnitude, 127 steps."""
+    return "".join(f"{n}: {p.scale[0] * 127!r}\n" for n, p in grids.items())
+
+
+def thresholds(grids: Grids) -> str:
+    """tpu-mlir: what calibration found, the threshold of a symmetric grid."""
+    lines = [f"{n} {p.scale[0] * 127!r} -9 9" for n, p in grids.items()]
+    return "\n".join(["# generated time: now", "# op_name    threshold    min    max", *lines])
+
+
+def tengine(grids: Grids) -> str:
+    """Tengine: scale and zero point of uint8."""
+    return "".join(f"{n} {p.scale[0]!r} {p.zero_point[0]}\n" for n, p in grids.items())
+
+
+def trained_table(grids: Grids) -> str:
+    """sophgo-mq: the trained range, asymmetric where it is."""
+    ends = {n: [p.scale[0] * (e - p.zero_point[0]) for e in (p.qmin, p.qmax)] for n, p in grids.items()}
+    lines = [f"{n} {max(map(abs, pair))!r} {pair[0]!r} {pair[1]!r}" for n, pair in ends.items()]
+    return "\n".join(
+        ["# work_mode:QAT_all_int8 #", "# op_name    threshold    min    max", *lines, "#int4_th", "#weight_scale"]
+    )
+
+
+def without_weights(network: Network) -> Network:
+    return dataclasses.replace(network, layers=tuple(layer for layer in network.layers if layer.weight is None))
+
+
+bytes_only = nets.activation_grids().filter(lambda p: p.dtype == "uint8")
+full_range = nets.symmetric_grids().map(lambda p: QuantParams.per_tensor(p.scale[0], 0, "int8"))
+
+
+@pytest.mark.parametrize(
+    ("writer", "grids"),
+    [(cache, full_range), (magnitudes, full_range), (thresholds, full_range), (tengine, bytes_only),
+     (trained_table, full_range)],
+    ids=lambda v: v.__name__ if callable(v) else "",
+)  # fmt: skip
+@given(data=st.data())
+@quick
+def test_text_round_trip(
+    writer: Callable[[Grids], str], grids: st.SearchStrategy[QuantParams], data: st.DataObject, tmp_path: Path
+) -> None:
+    network = data.draw(nets.networks(grids, everywhere=True).map(without_weights).filter(lambda n: n.layers))
+    model, found = float_model(network)
+    got = read_back(model, writer(found), tmp_path, "table.txt")
+    assert nets.fingerprint(got) == nets.fingerprint(nets.expected(network))
 
 
 # -- formats, one tensor each -------------------------------------------------------------------------------------
