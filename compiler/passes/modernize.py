@@ -6,6 +6,7 @@
     Softmax[axis=1](x: NxCxHxW)             Flatten -> Softmax -> Reshape: before 13 it spans all axes from `axis` on
     BatchNormalization -> y, mean, var      BatchNormalization -> y
     Max(Min(x, [[6.]]), 0.)                 Clip(Clip(x, _, 6), 0, _)   in every opset
+    HardSwish(x), which is of opset 14      x * HardSigmoid(x)
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
 to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations.
@@ -40,13 +41,14 @@ from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 OPSET: Final = 13  # what the rules below write
+_HARD_SWISH: Final = 14  # the first opset that has it
 
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
 
 INERT: Final = Rules("modernize")
 UPGRADE: Final = Rules("modernize")
 PRODUCTS: Final = Rules("modernize")
-CLAMPS: Final = Rules("modernize")
+ALIKE: Final = Rules("modernize")
 PRODUCTS.on("Einsum")(einsum_to_product)
 PRODUCTS.on("Attention")(attention_to_products)
 
@@ -82,7 +84,7 @@ def modernize(graph: QuantGraph) -> None:
         n.op in ("Min", "Max") and not n.domain and any(_is_shaped_number(t) for t in n.inputs) for n in graph.nodes
     ):
         infer_if_possible(graph)
-    sweep(graph, CLAMPS)
+    sweep(graph, ALIKE)
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
@@ -295,7 +297,7 @@ def pads_become_inputs(graph: QuantGraph, node: Node) -> bool:
 # -- operators that say the same ----------------------------------------------------------------------------------
 
 
-@CLAMPS.on("Min", "Max")
+@ALIKE.on("Min", "Max")
 def bound_by_a_number(graph: QuantGraph, node: Node) -> bool:
     """The smaller or larger of a tensor and one real number is a Clip with one bound."""
     if len(node.inputs) != 2:
@@ -311,6 +313,17 @@ def bound_by_a_number(graph: QuantGraph, node: Node) -> bool:
     bound = graph.constant(f"{node.outputs[0].name}_bound", number.reshape(()))
     node.inputs = [x, Variable(""), bound] if node.op == "Min" else [x, bound]
     node.op = "Clip"
+    return True
+
+
+@ALIKE.on("HardSwish")
+def hard_swish_before_14(graph: QuantGraph, node: Node) -> bool:
+    """A product with HardSigmoid, where the file's opset does not have the operator that tf2onnx writes."""
+    if graph.opset >= _HARD_SWISH:
+        return False
+    gate = graph.variable(f"{node.outputs[0].name}_gate")
+    graph.insert("HardSigmoid", [node.inputs[0]], [gate], hint=f"{node.name}_gate", attrs={"alpha": 1 / 6, "beta": 0.5})
+    node.op, node.inputs = "Mul", [node.inputs[0], gate]
     return True
 
 

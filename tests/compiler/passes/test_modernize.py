@@ -191,3 +191,12 @@ def test_a_bound_that_is_a_number_is_a_clip(body: str, ops: list[str]) -> None:
     modernize(graph)
     assert [n.op for n in graph.nodes] == ops
     np.testing.assert_array_equal(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0])
+
+
+@pytest.mark.parametrize("opset", [11, 13, 14])
+def test_a_hard_swish_in_a_file_too_old_for_it(opset: int) -> None:
+    """tf2onnx writes TFLite's HARD_SWISH as this operator of opset 14, whatever opset it writes."""
+    graph = loaded(model(opset, "h = HardSwish(x) y = Neg(h)"))
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == (["HardSwish", "Neg"] if opset == 14 else ["HardSigmoid", "Mul", "Neg"])
+    np.testing.assert_allclose(run(to_model(graph))[0], -X * np.clip(X / 6 + 0.5, 0, 1), rtol=1e-5, atol=1e-6)
