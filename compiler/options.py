@@ -116,10 +116,14 @@ def parse_ranges(text: str | None) -> RangeOverride:
         stated = read_toml(Path(text))
         tensors = stated.pop("tensors", {})
         if not isinstance(tensors, dict):
-            raise _unreadable("tensors is no table")
+            raise _unreadable("tensors", "it is no table")
         stated.update({f"tensors.{name}": span for name, span in cast("dict[str, Any]", tensors).items()})
     else:
-        stated = {name.strip(): span for name, _, span in (part.partition("=") for part in text.split(","))}
+        parts = [(name.strip(), span) for name, _, span in (part.partition("=") for part in text.split(","))]
+        stated = dict(parts)
+        twice = [name for index, (name, _) in enumerate(parts) if name in dict(parts[:index])]
+        if twice:
+            raise _unreadable(text, f"{printable(twice[0])} has two ranges")
     found: dict[str, tuple[int, int]] = {}
     for name, span in stated.items():
         low, dots, high = str(span).partition("..")
@@ -129,10 +133,13 @@ def parse_ranges(text: str | None) -> RangeOverride:
             found[name] = (int(low), int(high))
         except ValueError as error:
             raise _unreadable(f"{name}={span}") from error
+        if int(low) > int(high):
+            raise _unreadable(f"{name}={span}", "the smallest integer comes first")
     listed = {n.removeprefix("tensors."): r for n, r in found.items() if n.startswith("tensors.")}
     return RangeOverride(found.get("act"), found.get("weight"), listed)
 
 
-def _unreadable(text: str) -> CompileError:
+def _unreadable(text: str, why: str = "") -> CompileError:
     hint = 'write --quant-range act=0..127,weight=-127..127, or in a TOML file act = "0..127" and a table [tensors]'
-    return CompileError([Diagnostic("QAT007", f"cannot read the quantization range {printable(text)!r}", hint=hint)], 2)
+    message = f"cannot read the quantization range {printable(text)!r}" + (f": {why}" if why else "")
+    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)

@@ -6,10 +6,13 @@ A dialect's `normalise` is `prepare`, its own rewriting into FakeQuant (`to_fake
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
+from typing import Final
 
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, is_constant
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
@@ -17,6 +20,8 @@ from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.frontends.integers import clips_weight, is_dq, is_q
 from qatc.frontends.lift import lift
+
+_CLAMPED: Final = 0.1  # more weights than a learned range clamps
 
 __all__ = [
     "apply_ranges",
@@ -76,25 +81,41 @@ def fake_quants(graph: QuantGraph) -> Iterator[Node]:
 def apply_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
     """Apply the ranges that the user states: to named tensors, and to all that the exporter wrote without one."""
     stated = options.ranges
-    if not stated.tensors and stated.activations is None and stated.weights is None:
+    spans = {"act": stated.activations, "weight": stated.weights}
+    if not stated.tensors and not any(spans.values()):
         return
-    unused = set(stated.tensors)
+    seen: set[str] = set()
+    applied: set[str] = set()
     for node in fake_quants(graph):
         x, y, params = node.inputs[0], node.outputs[0], node.attrs["params"]
+        seen.update((x.name, y.name))
         name = next((n for n in (y.name, x.name) if n in stated.tensors), None)
-        general = stated.weights if is_constant(x) else stated.activations
+        kind = "weight" if is_constant(x) else "act"
+        general = spans[kind] if params.is_full_range else None
         if name is not None:
-            unused.discard(name)
+            applied.add(name)
             node.attrs["params"] = _with_range(graph, node, params, stated.tensors[name])
-        elif general is not None and params.is_full_range:
+        elif general is not None:
+            applied.add(kind)
             node.attrs["params"] = _with_range(graph, node, params, general)
-    for name in sorted(unused):
-        graph.diagnostics.error("QAT007", "a range is stated for a tensor that is not fake-quantized", tensor=name)
+    for name in sorted(stated.tensors.keys() - applied):
+        close = difflib.get_close_matches(name, seen, 1)
+        hint = f"did you mean {printable(close[0])}?" if close else "qatc inspect MODEL lists the quantized tensors"
+        graph.diagnostics.error("QAT007", "a range is stated for a tensor that is not fake-quantized",
+                                tensor=name, hint=hint)  # fmt: skip
+    for kind, span in spans.items():
+        if span is not None and kind not in applied:
+            message = (
+                f"the stated range {kind}={span[0]}..{span[1]} changes nothing: the file states one for each of them"
+            )
+            hint = "name the tensors in the table [tensors] of a TOML file to state another one"
+            graph.diagnostics.warning("QAT007", message, hint=hint)
 
 
 def _with_range(graph: QuantGraph, node: Node, params: QuantParams, stated: tuple[int, int]) -> QuantParams:
     low, high = dtype_range(params.dtype)
     if low <= stated[0] <= stated[1] <= high:
+        _check_weights(graph, node, params, stated)
         return params.with_range(*stated)
     graph.diagnostics.error(
         "QAT007",
@@ -104,3 +125,21 @@ def _with_range(graph: QuantGraph, node: Node, params: QuantParams, stated: tupl
         hint="state a range for this tensor by name",
     )
     return params
+
+
+def _check_weights(graph: QuantGraph, node: Node, params: QuantParams, stated: tuple[int, int]) -> None:
+    """Warn where many weights lie beyond a stated range: training would not have clamped them all."""
+    tensor = node.inputs[0]
+    if not isinstance(tensor, Constant) or tensor.values.dtype.kind != "f" or not tensor.values.size:
+        return
+    integers = params.quantize(tensor.values)
+    share = float(((integers < stated[0]) | (integers > stated[1])).mean())
+    if share > _CLAMPED:
+        graph.diagnostics.warning(
+            "QAT107",
+            f"the stated range {stated[0]}..{stated[1]} cuts off {share:.0%} of these weights, "
+            f"which reach {int(integers.min())}..{int(integers.max())}",
+            node=label_of(node),
+            tensor=tensor.name,
+            hint="state the range that they were trained with",
+        )

@@ -1,0 +1,83 @@
+"""--quant-range: what is applied, what has no effect, and what cannot be meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qatc.compiler.diagnostics import CompileError, Severity
+from qatc.compiler.frontend import FrontendOptions, RangeOverride
+from qatc.compiler.graph import QuantGraph
+from qatc.compiler.options import parse_ranges
+from qatc.frontends import pytorch
+from tests.frontends import networks as nets
+from tests.frontends.networks import Builder
+
+
+def normalized(ranges: RangeOverride, *, clip: bool = False, reach: int = 100) -> QuantGraph:
+    """A convolution whose weights reach `reach` of 127 steps; `clip`: the file states a range for everything."""
+    b = Builder()
+    weights = np.linspace(-reach, reach, 18).reshape(2, 1, 3, 3)
+
+    def quantized(x: str, name: str) -> str:
+        grid = [b.constant(f"{name}.s", 1, "float32"), b.constant(f"{name}.z", 0, "int8")]
+        q = b.node("QuantizeLinear", [x, *grid], f"{name}.q")
+        if clip:
+            q = b.node("Clip", [q, b.constant(f"{name}.low", -90, "int8")], f"{name}.c")
+        return b.node("DequantizeLinear", [q, *grid], name)
+
+    x, w = quantized("input", "data"), quantized(b.constant("weight", weights, "float32"), "rounded")
+    quantized(b.node("Conv", [x, w], "sum"), "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 1, 5, 5]))
+    pytorch.FRONTEND.normalise(graph, FrontendOptions(ranges=ranges))
+    return graph
+
+
+def grids(graph: QuantGraph) -> dict[str, str]:
+    return {n.outputs[0].name: str(n.attrs["params"]).split(" ")[0] for n in graph.nodes if n.op == "FakeQuant"}
+
+
+def test_general_and_named_ranges() -> None:
+    graph = normalized(RangeOverride((0, 100), (-110, 110), {"data": (-5, 5)}))
+    assert grids(graph) == {"data": "int8[-5,5]", "rounded": "int8[-110,110]", "output": "int8[0,100]"}
+    assert [d for d in graph.diagnostics if d.code in ("QAT007", "QAT107")] == []
+
+
+def test_a_range_that_changes_nothing_is_told() -> None:
+    graph = normalized(RangeOverride((0, 100), (-110, 110)), clip=True)
+    assert set(grids(graph).values()) == {"int8[-90,127]"}
+    found = [d for d in graph.diagnostics if d.code == "QAT007"]
+    assert [d.severity for d in found] == [Severity.WARNING] * 2
+    assert "act=0..100 changes nothing" in found[0].message
+    assert "weight=-110..110 changes nothing" in found[1].message
+
+
+def test_a_misspelt_tensor_gets_a_suggestion() -> None:
+    graph = normalized(RangeOverride(None, None, {"dat": (0, 5), "zzz": (0, 5)}))
+    found = {d.tensor: d.hint for d in graph.diagnostics.errors}
+    assert found == {"dat": "did you mean data?", "zzz": "qatc inspect MODEL lists the quantized tensors"}
+
+
+@pytest.mark.parametrize(("reach", "warned"), [(100, True), (8, False)])
+def test_weights_beyond_a_stated_range(reach: int, warned: bool) -> None:
+    graph = normalized(RangeOverride(None, (-8, 7)), reach=reach)
+    found = [d.message for d in graph.diagnostics if d.code == "QAT107" and d.severity is Severity.WARNING]
+    wanted = ["the stated range -8..7 cuts off 89% of these weights, which reach -100..100"]
+    assert found == (wanted if warned else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("act=127..0", "the smallest integer comes first"),
+        ("act=0..127,act=0..255", "act has two ranges"),
+        ("act=0..127,,weight=-8..7", "'='"),
+        ("weights=-8..7", "weights=-8..7"),
+        ("act=0.5..3", "act=0.5..3"),
+    ],
+)
+def test_what_cannot_be_read(text: str, why: str) -> None:
+    with pytest.raises(CompileError, match="cannot read the quantization range") as raised:
+        parse_ranges(text)
+    assert raised.value.exit_code == 2
+    assert why in raised.value.diagnostics[0].message
