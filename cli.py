@@ -45,6 +45,7 @@ def cli() -> None:
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="The package.  [default: <stem>.qatc]")
 @click.option("--sign", type=FILE, metavar="KEY.pem", help="Sign the package with a private key.")
+@click.option("--certificate", type=FILE, metavar="CERT.pem", help="Say in the signature whose key it is.")
 @model_options
 @proof_options
 @ci_options
@@ -110,9 +111,11 @@ def inspect_command(model: Path, dump: bool, svg: Path | None, screen: Screen, *
     help="Compare every tensor with the reference executor, too.",
 )
 @click.option("--key", type=FILE, metavar="PUB.pem", help="Check that the owner of this public key signed it.")
+@click.option("--identity", metavar="NAME", help="Check that the holder of a certificate with this name signed it.")
+@click.option("--roots", type=FILE, metavar="ROOTS.pem", help="Certificates that such a certificate is issued under.")
 @ci_options
 @output_options
-def verify_command(package: Path, key: Path | None, reference: bool, screen: Screen) -> None:
+def verify_command(package: Path, screen: Screen, **chosen: Any) -> None:
     """Check PACKAGE again, wherever it was copied to.
 
     Its files against their schemas and hashes, its samples through ONNX Runtime and through the reference.
@@ -122,7 +125,7 @@ def verify_command(package: Path, key: Path | None, reference: bool, screen: Scr
     from qatc.compiler.verify_package import verify_package
 
     with screen.progress() as progress:
-        found = verify_package(package, reference=reference, key=key, progress=_counted(progress))
+        found = verify_package(package, progress=_counted(progress), **chosen)
     answer(
         screen,
         found.diagnostics,

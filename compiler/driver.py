@@ -148,7 +148,7 @@ class _Compilation:
         """Load, normalize, strip, fold, calibrate, lower, emit, verify, write."""
         output = self.options.output or Path(f"{self.path.absolute().stem}.qatc")
         check_destination(output)
-        seal = sealer(self.options.sign)
+        seal = sealer(self.options.sign, self.options.certificate)
         target, backend, options = self.chosen()
         graph, source, seen = self.canonical()
         with self.step("fold"):

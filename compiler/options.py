@@ -13,7 +13,7 @@ from qatc.compiler.graph import QuantGraph, Variable, shape_of
 from qatc.compiler.result import Json
 from qatc.compiler.target import read_toml
 
-_FILES: Final = ("calibrate", "ranges", "sign")  # given as a path or as text
+_FILES: Final = ("calibrate", "ranges", "sign", "certificate")  # given as a path or as text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CompileOptions:
     explain: bool = False
     max_memory: int | str | None = None
     sign: Path | None = None
+    certificate: Path | None = None
 
     @classmethod
     def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
@@ -62,7 +63,7 @@ class CompileOptions:
     def recorded(self) -> dict[str, Json]:
         """The options that shape the package: files by their bare names, nothing of this machine."""
         chosen = dataclasses.asdict(self)
-        for name in ("output", "explain", "max_memory", "sign"):
+        for name in ("output", "explain", "max_memory", "sign", "certificate"):
             del chosen[name]
         chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.shapes.items())}
         chosen["inputs"] = [[name, path.name] for name, path in self.inputs]

@@ -88,6 +88,8 @@ def verify_package(
     samples: bool = True,
     reference: bool = True,
     key: str | Path | None = None,
+    identity: str | None = None,
+    roots: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PackageCheck:
     """Check a package: manifest and JSON files against their schemas, all hashes, and the samples.
@@ -102,12 +104,14 @@ def verify_package(
         path: the package's folder.
         samples: False leaves the model alone.
         reference: False leaves the reference executor out, which takes seconds for every 10^9 multiply-accumulates.
-        key: the public key, a PEM file, of whoever must have signed the package.
+        key: the public key, a PEM file, of whoever must have signed the package; or
+        identity: the name in the certificate of whoever must have signed it,
+        roots: and a PEM file of the certificates that such a certificate is to be issued under.
         progress: called with what is being done, how much of it is done and how much there is.
 
     Raises:
         CompileError: QAT502 where there is no package at all, QAT503 where it is being written right now, QAT504 with
-            exit code 3 where the signature does not hold.
+            exit code 3 where the signature does not hold, QAT007 with exit code 2 where it cannot be checked so.
 
     >>> from qatc import compile_model, verify_package
     >>> result = compile_model("samples/models/resnet8_qat.onnx", qat=True, output=f"{tmp}/resnet8.qatc")
@@ -117,8 +121,9 @@ def verify_package(
     folder = Path(path)
     recover(folder)
     manifest = _read_manifest(folder)
-    if key is not None:
-        check_signature(folder, Path(key))
+    if key is not None or identity is not None or roots is not None:
+        public, trusted = (None if file is None else Path(file) for file in (key, roots))
+        check_signature(folder, public, identity=identity, roots=trusted)
     found = Diagnostics()
     _check_schema(manifest, "manifest", MANIFEST, found)
     if found.errors:

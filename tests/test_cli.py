@@ -69,7 +69,7 @@ def test_every_option_reaches_the_driver(compiler: Driver) -> None:
         " --input data:0=e.npy --samples 3 --seed 7 --calibrate c.npz --calibration-method entropy --io integer"
         " --require-integer --tolerance max_lsb=2 --tolerance agreement=0.99 --no-verify"
         " --quant-range act=0..127 --ranges r.json --arithmetic tosa --golden --golden-header --explain"
-        " --max-memory 2GiB --sign key.pem"
+        " --max-memory 2GiB --sign key.pem --certificate cert.pem"
     )
     found = run("compile", *line.split())
     assert found.exit_code == 0, found.stderr
@@ -99,6 +99,7 @@ def test_every_option_reaches_the_driver(compiler: Driver) -> None:
         "explain": True,
         "max_memory": 2 << 30,
         "sign": Path("key.pem"),
+        "certificate": Path("cert.pem"),
     }
 
 
