@@ -12,6 +12,7 @@ anything else, so that neither costs time afterwards (docs/adr/0009).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,6 +26,18 @@ from qatc.compiler.runtime import open_session, tidy, with_outputs
 _DEPTH: Final = 16  # products in a sum: whole vectors of every kernel
 _EXACT: Final = _DEPTH * 255 * 127
 _PROBE: Final = "exact_8bit_products"  # the condition; what it is made of is named after it
+_PRODUCTS: Final = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
 
 
 def by_processor(fast: ModelProto, wide: GraphProto) -> ModelProto:
@@ -98,6 +111,25 @@ def flattened(model: ModelProto, *, exact: bool | None = None) -> ModelProto:
     flat.graph.node.extend(body.node)
     _rename(flat.graph.node, dict(zip((o.name for o in body.output), choice.output, strict=True)))
     return flat
+
+
+@functools.cache
+def is_exact() -> bool:
+    """Whether ONNX Runtime computes 8-bit products exactly on this processor.
+
+    Raises:
+        Exception: one of `runtime.errors()` where ONNX Runtime cannot compute one.
+    """
+    model = ModelProto(ir_version=8, opset_import=[onnx.helper.make_opsetid("", 13)])
+    model.graph.name = _PROBE
+    condition = _probe(model.graph, set())
+    model.graph.output.append(onnx.helper.make_tensor_value_info(condition, onnx.TensorProto.BOOL, ()))
+    return bool(np.asarray(open_session(model).run(None, {})[0]).all())
+
+
+def may_saturate(model: ModelProto) -> bool:
+    """Whether a model has products of 8-bit integers, and this processor is one that saturates them."""
+    return any(node.op_type in _PRODUCTS for node in model.graph.node) and not is_exact()
 
 
 def _probe(graph: GraphProto, taken: set[str]) -> str:

@@ -1,9 +1,9 @@
 """Simulation: the input file itself in ONNX Runtime, unoptimized, with any of its tensors readable.
 
 With its optimizations on, ONNX Runtime fuses fake quantization into integer kernels and re-quantizes weights: it then
-is no reference for what was trained. Where it cannot run the file at all (vendor nodes), and where ranges were filled
-from calibration data (the file does not have them), the simulation is a graph of ours with its Q/DQ written back
-(`compiler/qdq.py`).
+is no reference for what was trained. Where it cannot run the file at all (vendor nodes), where the processor saturates
+the file's own integer products, and where ranges were filled from calibration data (the file does not have them), the
+simulation is a graph of ours with its Q/DQ written back (`compiler/qdq.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Final
 import numpy as np
 import onnx
 
-from qatc.compiler.diagnostics import CompileError, fail
+from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import Tensor
 from qatc.compiler.model_io import read_proto
+from qatc.compiler.processor import may_saturate
 from qatc.compiler.qdq import QdqModel, to_qdq
 from qatc.compiler.quant import Array
 from qatc.compiler.runtime import RunnableModel, errors, version
@@ -79,6 +80,10 @@ class Simulation:
         written = to_qdq(graph, bias="float", portable=False)
         what = f"the normalized graph with Q/DQ in ONNX Runtime {version()}, unoptimized"
         return cls(written.model, what, written=written, origin=graph.origin)
+
+    def may_saturate(self) -> bool:
+        """Whether the processor makes something else of the file's integer products than they are."""
+        return may_saturate(self._runnable.model)
 
     def reads_integers(self, name: str) -> bool:
         """Whether the input `name` is one of integers."""
@@ -150,7 +155,7 @@ class Simulation:
 
 
 def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) -> Simulation:
-    """The file's simulation where ONNX Runtime runs it on `sample`, else the one of the stripped graph.
+    """The file's simulation where ONNX Runtime runs it on `sample`, rightly, else the one of the stripped graph.
 
     Args:
         path: the input file.
@@ -161,19 +166,24 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
         CompileError: QAT403 where neither runs.
     """
     simulation = Simulation.of_file(path)
-    try:
-        simulation.run({n: np.asarray(a) for n, a in sample.items()}, simulation.outputs)
-    except CompileError as refused:
-        if any(d.code in _FINAL for d in refused.diagnostics):
-            raise
-        fallback = Simulation.of_graph(graph)
+    refused: list[Diagnostic] = []
+    if simulation.may_saturate():
+        why = "this processor saturates its integer products"
+    else:
         try:
-            fallback.run(sample, fallback.outputs)
+            simulation.run({n: np.asarray(a) for n, a in sample.items()}, simulation.outputs)
+            return simulation
         except CompileError as error:
-            raise CompileError([*refused.diagnostics, *error.diagnostics]) from error
-        fallback.description += f" (the file does not run: {_first_line(refused)})"
-        return fallback
-    return simulation
+            if any(d.code in _FINAL for d in error.diagnostics):
+                raise
+            refused, why = list(error.diagnostics), f"the file does not run: {_first_line(error)}"
+    fallback = Simulation.of_graph(graph)
+    try:
+        fallback.run(sample, fallback.outputs)
+    except CompileError as error:
+        raise CompileError([*refused, *error.diagnostics]) from error
+    fallback.description += f" ({why})"
+    return fallback
 
 
 def _first_line(error: CompileError) -> str:

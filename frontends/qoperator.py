@@ -79,6 +79,7 @@ class _Reader:
     grids: dict[int, _Grid] = field(default_factory=dict[int, _Grid])
     gone: list[Node] = field(default_factory=list[Node])
     accumulators: list[Tensor] = field(default_factory=list[Tensor])
+    sources: dict[str, str] = field(default_factory=dict[str, str])  # real numbers -> the integers in the file
 
     # -- building -------------------------------------------------------------------------------------------------
     def insert(self, op: str, inputs: Sequence[Tensor], hint: str, attrs: dict[str, Any] | None = None) -> Tensor:
@@ -90,7 +91,9 @@ class _Reader:
     def real(self, x: Tensor, grid: _Grid, axis: int = 0) -> Tensor:
         """The real numbers of integers."""
         inputs = [x, grid.scale] if grid.zero is None else [x, grid.scale, grid.zero]
-        return self.insert("DequantizeLinear", inputs, f"{x.name}_dequantized", {"axis": axis})
+        y = self.insert("DequantizeLinear", inputs, f"{x.name}_dequantized", {"axis": axis})
+        self.sources[y.name] = x.name
+        return y
 
     def operand(self, node: Node, index: int, axis: int = 0) -> Tensor:
         """The real numbers of the operand at `index`, whose scale and zero point follow it."""
@@ -448,12 +451,16 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
-    _Reader(graph).run()
+    reader = _Reader(graph)
+    reader.run()
     if graph.diagnostics.errors:
         return  # what is left of the integers would only be blamed again
     finish(graph, options, [MICROSOFT])
     for name, source in list(graph.origin.items()):
-        if source not in graph.known:  # the file holds integers there, under another name
+        integers = reader.sources.get(source, source)  # the file has no real numbers there
+        if integers in graph.known:
+            graph.origin[name] = integers
+        else:
             del graph.origin[name]
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-from qatc.compiler.processor import by_processor, flattened
+from qatc.compiler.processor import by_processor, flattened, is_exact
 
 
 def _model(value: float, output: str = "y") -> onnx.ModelProto:
@@ -93,3 +93,7 @@ def test_other_models_are_returned_as_they_are() -> None:
     asks.graph.node[-1].input[0] = "which"
     del asks.graph.node[:-1]
     assert flattened(asks) is asks
+
+
+def test_whether_the_processor_is_exact_is_what_chooses_the_branch() -> None:
+    assert _run(by_processor(_model(1), _wide())) == (1 if is_exact() else 100)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc.backends.onnx import BACKEND
+from qatc.compiler import processor
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import CompileError
@@ -506,6 +507,24 @@ def test_what_onnx_runtime_cannot_run_is_simulated_from_the_graph(tmp_path: Path
     with pytest.raises(CompileError) as caught:
         Simulation.of_file(tmp_path / "model.onnx").run(feeds, ["output"])
     assert caught.value.diagnostics[0].code == "QAT403"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_file_whose_integer_products_saturate_is_no_reference(
+    exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On such a processor ONNX Runtime computes something else than the file says, without an error."""
+    model, feeds = corpus_case(RESNET)
+    stripped = next(g for name, g in passes(model) if name == "strip")
+    operands = [np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.int8)]
+    names = ["one", "other"]
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for a, n in zip(operands, names, strict=True))
+    model.graph.node.add(op_type="MatMulInteger", name="product", input=names, output=["sums"])
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(processor, "is_exact", lambda: exact)
+    simulation = open_simulation(tmp_path / "model.onnx", stripped, feeds)
+    assert ("saturates" in simulation.description) == (not exact)
+    assert simulation.run(feeds, simulation.outputs)
 
 
 def test_an_unknown_tensor_is_an_error():
