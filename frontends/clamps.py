@@ -2,6 +2,7 @@
 
 Where(Less(x, c), c, x)                     Max(x, c)            likewise Greater, LessOrEqual, GreaterOrEqual
 Where(Greater(c, x), x, full_like(x, c))    Min(x, c)
+Where(Less(x, c), Relu(x), c)               Min(Relu(x), c)      c >= 0; likewise other clamps that let c through
 (|x| - |x - a| + a) * 0.5                   Clip(x, 0, a)        PACT, as its paper writes it (also / 2)
 """
 
@@ -34,13 +35,34 @@ def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
     left, right = condition.inputs
     x, number = (left, _number(graph, right)) if not isinstance(left, Constant) else (right, _number(graph, left))
     then, other = node.inputs[1], node.inputs[2]
-    taken = other if then is x else then
-    if number is None or (then is not x and other is not x) or _number(graph, taken) != number:
+    if number is None:
+        return False
+    kept = next((t for t in (then, other) if t is x or _lets_through(graph, t, x, number)), None)
+    if kept is None or _number(graph, other if kept is then else then) != number:
         return False
     smaller = condition.op.startswith("Less") == (x is left)  # the condition says that x is the smaller one
-    node.op = "Min" if smaller == (then is x) else "Max"
-    node.inputs = [x, graph.constant(f"{node.outputs[0].name}_bound", np.asarray(number, np.float32))]
+    node.op = "Min" if smaller == (kept is then) else "Max"
+    node.inputs = [kept, graph.constant(f"{node.outputs[0].name}_bound", np.asarray(number, np.float32))]
     return True
+
+
+def _lets_through(graph: QuantGraph, clamped: Tensor, x: Tensor, number: float) -> bool:
+    """Whether `clamped` is a clamp of x to [low, high] with low <= number <= high: it keeps x on its side of number."""
+    node = graph.producer(clamped)
+    if node is None or node.domain or node.op not in ("Relu", "Clip", "Min", "Max"):
+        return False
+    if node.op == "Relu":
+        return node.inputs[0] is x and number >= 0
+    ends = [_number(graph, t) if t.name else None for t in node.inputs if t is not x]
+    given = [t.name for t in node.inputs if t is not x]
+    if len(ends) == len(node.inputs) or (node.op == "Clip" and node.inputs[0] is not x):
+        return False
+    if any(name and end is None for name, end in zip(given, ends, strict=True)):
+        return False
+    if node.op != "Clip":
+        ends = [*ends, None] if node.op == "Max" else [None, *ends]
+    low, high = (*ends, None, None)[:2]
+    return (low is None or low <= number) and (high is None or number <= high)
 
 
 @_RULES.on("Mul", "Div")

@@ -246,10 +246,8 @@ def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.
         return None
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
-    gain = 127 // max(int(found.values.max(initial=1)), -int(found.values.min(initial=0))) if error > _BIAS_LSB else 1
-    if gain > 1 and not any(found.weight_params.zero_point):
-        found.values = (found.values.astype(np.int32) * gain).astype(np.int8)
-        found.weight_params = _rescaled(found, np.asarray(found.weight_params.scale) / gain)
+    if error > _BIAS_LSB:
+        _refine(found)
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     room: Vector | float = _AMPLE
     if (np.abs(bias) > room * scale).any():
@@ -258,6 +256,18 @@ def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.
     if tight.any():
         scale = _coarsen(state, found, np.where(tight, np.abs(bias) / room, scale), tight, out_scale)
     return np.rint(bias / scale).astype(np.int32)
+
+
+def _refine(found: Operands) -> None:
+    """Make the accumulator's unit as fine as int8 weights allow; the weight's zero point, if any, is subtracted."""
+    if found.values is None:
+        return
+    centered = found.values.astype(np.int32) - found.weight_params.zero_array(found.values.ndim)
+    gain = 127 // max(int(np.abs(centered).max(initial=1)), 1)
+    if gain > 1:
+        own = found.weight_params
+        found.values = (centered * gain).astype(np.int8)
+        found.weight_params = QuantParams(tuple(s / gain for s in own.scale), (0,) * len(own.scale), "int8", own.axis)
 
 
 def _bias_room(found: Operands) -> Vector:

@@ -11,7 +11,7 @@ from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
 from tests.graphs import loaded
 
-CONSTANTS = "float s = {0.25}, float lo = {0}, float hi = {15}, float a = {3.75}, float half = {0.5}, float two = {2}"
+CONSTANTS = "float s = {0.25}, float lo = {0}, float hi = {15}, float a = {3.75}, float half = {0.5}, float two = {2}, float minus = {-1}"
 BELOW = "g = Less(b, lo) c = Where(g, lo, b) h = Greater(c, hi) d = Where(h, hi, c)"
 SPREAD = (
     "n = Shape(b) l = ConstantOfShape<value = float[1] {0.0}>(n) u = Expand(hi, n) "
@@ -24,6 +24,10 @@ SPREAD = (
     [
         f"q = Div(x, s) b = Round(q) {BELOW} y = Mul(d, s)",
         f"q = Div(x, s) b = Round(q) {SPREAD} y = Mul(d, s)",
+        "p = Relu(x) g = Less(x, a) c = Where(g, p, a) q = Div(c, s) r = Round(q) y = Mul(r, s)",
+        "p = Relu(x) g = Less(p, a) o = Relu(p) c = Where(g, o, a) q = Div(c, s) r = Round(q) y = Mul(r, s)",
+        "p = Max(x, lo) g = Less(a, x) c = Where(g, a, p) q = Div(c, s) r = Round(q) y = Mul(r, s)",
+        "p = Clip(x, , a) g = Greater(x, lo) c = Where(g, p, lo) q = Div(c, s) r = Round(q) y = Mul(r, s)",
         "p = Abs(x) m = Sub(x, a) n = Abs(m) d = Sub(p, n) e = Add(d, a) c = Mul(half, e) "
         "q = Div(c, s) r = Round(q) y = Mul(r, s)",
         "p = Abs(x) m = Sub(a, x) n = Abs(m) e = Add(p, a) d = Sub(e, n) c = Div(d, two) "
@@ -48,6 +52,8 @@ def test_quantizers_with_unusual_clamps(nodes: str) -> None:
     [
         "g = Less(x, lo) y = Where(g, hi, x)",  # another number
         "g = Less(x, lo) z = Neg(x) y = Where(g, lo, z)",  # another tensor
+        "g = Less(x, minus) z = Relu(x) y = Where(g, z, minus)",  # Relu does not let the number through
+        "z = Relu(x) g = Less(z, a) y = Where(g, x, a)",  # it is Relu(x) that is compared
         "p = Abs(x) m = Sub(x, hi) n = Abs(m) d = Sub(p, n) e = Add(d, a) y = Mul(half, e)",  # two bounds
     ],
 )

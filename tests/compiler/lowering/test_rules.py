@@ -126,6 +126,23 @@ def test_a_bias_is_rounded_onto_the_grid_of_its_accumulator(seed: int) -> None:
     np.testing.assert_allclose(graph.real_biases[conv.output], made["b"] / unit, rtol=1e-9)
 
 
+@pytest.mark.parametrize("zero", [15, 3])
+def test_a_coarse_unit_is_refined_where_weights_have_a_zero_point(zero: int) -> None:
+    """DoReFa's weights are counted from a zero point: it is subtracted, and what is left grows."""
+    graph = lowered(
+        net(
+            "(float[1,2] x) => (float[1,1] y)",
+            "a = A(x)\nw = DequantizeLinear(wq, s, z)\nm = MatMul(a, w)\nn = Add(m, b)\ny = B(n)",
+            f"uint8[2,1] wq = {{30, 0}}, float s = {{0.5}}, uint8 z = {{{zero}}}, float[1] b = {{0.1}}",
+        )
+    )
+    (product,) = [op for op in graph.ops if isinstance(op, MatMul)]
+    gain = 127 // max(30 - zero, zero)
+    assert graph.constants[product.inputs[1]].reshape(-1).tolist() == [(30 - zero) * gain, -zero * gain]
+    assert product.acc_scale[0] == pytest.approx(0.25 / gain)
+    assert graph.constants[product.inputs[2]].tolist() == [round(0.1 / (0.25 / gain))]
+
+
 @pytest.mark.parametrize("largest", [1, 3, 7, 60])
 def test_a_coarse_unit_is_refined_as_far_as_int8_allows(largest: int) -> None:
     """Weights of few bits make a coarse accumulator; their integers grow, so that the bias costs less of an LSB."""
