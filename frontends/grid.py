@@ -26,7 +26,6 @@ from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array, Integers, QuantParams
 
 _LEVELS: Final = 255  # the largest k
-_STEP: Final = 2.0**-21  # the error of r * k is at most k times this: four float32 roundings on the way to a weight
 _PROBES: Final = 6  # elements per channel that are tried with every k before the others are looked at
 _ROWS: Final = 512  # channels tried at once
 _BLOCK: Final = 1 << 20  # elements computed in float64 at once
@@ -36,6 +35,18 @@ _SAME_GRID: Final = frozenset({"Relu", "Clip", "Concat", "MaxPool"})  # beside m
 Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """How far from a whole number r * k may be, for the k of a channel: `share` * k + `own` * |r * k|."""
+
+    share: float
+    own: float = 0.0
+
+
+_SINGLE: Final = _Precision(2.0**-21)  # four float32 roundings on the way to a weight
+_HALF: Final = _Precision(2.0**-21, 2.0**-10)  # and two of float16: that of the weight and that of the largest one
 
 
 @dataclass(frozen=True)
@@ -58,19 +69,30 @@ def find_grid(weights: Array, axis: int | None) -> Grid | None:
     """
     if not weights.size or not np.isfinite(weights).all():
         return None
+    return _find(weights, axis, _SINGLE) or (_find(weights, axis, _HALF) if _is_half(weights) else None)
+
+
+def _is_half(weights: Array) -> bool:
+    """Whether float16 holds the weights as they are: then they were rounded to it, most likely."""
+    head = weights.reshape(-1)[:_ROWS]
+    with np.errstate(over="ignore"):
+        return all(bool(np.array_equal(part.astype(np.float16), part)) for part in (head, weights))
+
+
+def _find(weights: Array, axis: int | None, precision: _Precision) -> Grid | None:
     one_row = weights.reshape(1, -1)
-    whole = _levels(one_row)
+    whole = _levels(one_row, precision)
     if whole is not None:
-        return _grid(one_row, whole, weights.shape, None)
+        return _grid(one_row, whole, weights.shape, None, precision)
     if axis is None or weights.shape[axis] == 1:
         return None
     rows = np.moveaxis(weights, axis, 0)
     flat = rows.reshape(rows.shape[0], -1)
-    levels = _levels(flat)
-    return None if levels is None else _grid(flat, levels, rows.shape, axis)
+    levels = _levels(flat, precision)
+    return None if levels is None else _grid(flat, levels, rows.shape, axis, precision)
 
 
-def _levels(rows: Array) -> Indices | None:
+def _levels(rows: Array, precision: _Precision) -> Indices | None:
     """Per row the smallest k, brought onto the number of levels of most rows; None if a row lies on no grid."""
     found = np.zeros(len(rows), np.int64)
     live = np.zeros(len(rows), np.bool_)
@@ -78,7 +100,7 @@ def _levels(rows: Array) -> Indices | None:
         part = rows[start : start + _ROWS]
         peak = np.maximum(part.max(axis=1), -part.min(axis=1)).astype(np.float64)
         live[start : start + _ROWS] = peak > 0
-        smallest = _smallest(part, np.where(peak > 0, peak, 1.0))
+        smallest = _smallest(part, np.where(peak > 0, peak, 1.0), precision)
         if smallest is None:
             return None
         found[start : start + _ROWS] = smallest
@@ -87,37 +109,44 @@ def _levels(rows: Array) -> Indices | None:
     return found
 
 
-def _smallest(rows: Array, peak: Doubles) -> Indices | None:
+def _smallest(rows: Array, peak: Doubles, precision: _Precision) -> Indices | None:
     """Per row the smallest k that makes every w * k / peak whole; None as soon as a row has none."""
     count, width = rows.shape
     k = np.arange(1, _LEVELS + 1, dtype=np.float64)
     probes = rows[:, :: max(1, width // _PROBES)][:, :_PROBES] / peak[:, None]
-    fits: Flags = np.logical_and.reduce(_whole(probes[:, None, :] * k[:, None], k[:, None]), axis=2)  # rows x k
+    fits: Flags = np.logical_and.reduce(
+        _whole(probes[:, None, :] * k[:, None], k[:, None], precision), axis=2
+    )  # rows x k
     left: Indices = np.arange(count, dtype=np.int64)
     found = np.zeros(count, np.int64)
     while left.size:
         if not bool(np.all(np.any(fits[left], axis=1))):
             return None
         guess: Indices = np.argmax(fits[left], axis=1) + 1
-        error, worst = _largest_error(rows, left, guess / peak[left])
-        good = error <= guess * _STEP
+        error, worst = _largest_error(rows, left, guess / peak[left], precision.own)
+        good = error <= guess * precision.share
         found[left[good]] = guess[good]
         left, worst = np.asarray(left[~good]), np.asarray(worst[~good])
         # the element that a guess fails on rules out most other guesses too
-        fits[left] &= _whole((rows[left, worst] / peak[left])[:, None] * k, k)
+        fits[left] &= _whole((rows[left, worst] / peak[left])[:, None] * k, k, precision)
     return found
 
 
-def _largest_error(rows: Array, chosen: Indices, factor: Doubles) -> tuple[Doubles, Indices]:
-    """Of the chosen rows times their factors: the largest distance from a whole number, and where it is."""
+def _largest_error(rows: Array, chosen: Indices, factor: Doubles, own: float) -> tuple[Doubles, Indices]:
+    """Of the chosen rows times their factors: the largest distance from a whole number, and where it is.
+
+    `own` times the number itself is not counted.
+    """
     error, worst = np.full(len(chosen), -1.0), np.zeros(len(chosen), np.int64)
     width = max(1, _BLOCK // max(1, len(chosen)))
     every = len(chosen) == len(rows)
     for start in range(0, rows.shape[1], width):
         part = rows[:, start : start + width] if every else rows[chosen, start : start + width]
         scaled = part * factor[:, None]
+        excused = np.abs(scaled) * own if own else 0.0
         scaled -= np.rint(scaled)
         np.abs(scaled, out=scaled)
+        scaled -= excused
         at = scaled.argmax(axis=1)
         here = scaled[np.arange(len(at)), at]
         better = here > error
@@ -125,11 +154,11 @@ def _largest_error(rows: Array, chosen: Indices, factor: Doubles) -> tuple[Doubl
     return error, worst
 
 
-def _whole(values: Doubles, k: Doubles) -> Flags:
-    return np.abs(values - np.rint(values)) <= k * _STEP
+def _whole(values: Doubles, k: Doubles, precision: _Precision) -> Flags:
+    return np.abs(values - np.rint(values)) <= k * precision.share + np.abs(values) * precision.own
 
 
-def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None) -> Grid | None:
+def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None, precision: _Precision) -> Grid | None:
     """Scales and integers from the number of levels; a zero point where a side has more than 127 of them."""
     peak = np.abs(flat).max(axis=1).astype(np.float64)
     live = peak > 0
@@ -138,6 +167,8 @@ def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None
     if (scale < _TINY).any():
         return None
     whole = np.rint(np.divide(flat, scale[:, None], dtype=np.float64)).astype(np.int16)
+    if precision.own:
+        scale = _fitted(flat, whole, scale)
     zero = _zero_points(whole)
     if zero is None:
         return None
@@ -148,6 +179,14 @@ def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None
         return Grid(integers, QuantParams.per_tensor(float(scale[0]), int(zero[0]), "int8", lowest, highest))
     moved = np.asarray(np.moveaxis(integers, 0, axis), order="C")
     return Grid(moved, QuantParams.per_channel(scale, axis, zero, "int8", lowest, highest))
+
+
+def _fitted(flat: Array, whole: npt.NDArray[np.int16], scale: Doubles) -> Doubles:
+    """Per row the scale that fits all weights best: the largest one alone has the error of its own rounding."""
+    exact = whole.astype(np.float64)
+    square = (exact * exact).sum(axis=1)
+    fitted: Doubles = np.where(square > 0, (exact * flat).sum(axis=1) / np.where(square > 0, square, 1.0), scale)
+    return fitted
 
 
 def _zero_points(whole: npt.NDArray[np.int16]) -> Indices | None:

@@ -11,7 +11,10 @@ from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
 from tests.graphs import loaded
 
-CONSTANTS = "float s = {0.25}, float lo = {0}, float hi = {15}, float a = {3.75}, float half = {0.5}, float two = {2}, float minus = {-1}"
+CONSTANTS = (
+    "float s = {0.25}, float lo = {0}, float hi = {15}, float a = {3.75}, float half = {0.5}, float two = {2}, "
+    "float minus = {-1}"
+)
 BELOW = "g = Less(b, lo) c = Where(g, lo, b) h = Greater(c, hi) d = Where(h, hi, c)"
 SPREAD = (
     "n = Shape(b) l = ConstantOfShape<value = float[1] {0.0}>(n) u = Expand(hi, n) "

@@ -53,6 +53,26 @@ def test_integers_come_back(case: tuple[np.ndarray, np.ndarray, int]) -> None:
         np.testing.assert_array_equal(want * top[1], have * top[0])
 
 
+@given(trained(), st.booleans())
+def test_integers_come_back_from_half_precision(case: tuple[np.ndarray, np.ndarray, int], per_tensor: bool) -> None:
+    """What an exporter folds in float16: the scale is rounded to it, and so is each weight."""
+    weights, integers, axis = case
+    channels = -1 if axis == 0 else 1
+    peak = np.abs(weights).max(axis=1 - axis, keepdims=True)
+    scale = np.maximum(peak / max(1, np.abs(integers).max()), 2.0**-12)
+    scale = (scale.max() if per_tensor else scale.reshape(channels, 1) if axis == 0 else scale).astype(np.float16)
+    half = (integers.astype(np.float16) * scale).astype(np.float16).astype(np.float32)
+    grid = find_grid(half, axis)
+    assert grid is not None
+    error = np.abs(grid.params.dequantize(grid.integers) - half)
+    assert (error <= np.abs(half) * 2.0**-9 + 1e-7).all()
+    got = whole(grid)
+    for channel in range(half.shape[axis]):
+        want, have = integers.take(channel, axis), got.take(channel, axis)
+        top = max(np.abs(want).max(), 1), max(np.abs(have).max(), 1)
+        np.testing.assert_array_equal(want * top[1], have * top[0])
+
+
 def test_sparse_channels_are_counted_like_the_others() -> None:
     random = np.random.default_rng(0)
     integers = random.integers(-127, 128, (8, 30))
@@ -109,6 +129,11 @@ def test_dead_channels_and_dead_tensors() -> None:
     np.zeros((0, 3), np.float32),
 ])  # fmt: skip
 def test_true_floats_are_on_no_grid(weights: np.ndarray) -> None:
+    assert find_grid(weights, 0) is None
+
+
+def test_true_floats_of_half_precision_are_on_no_grid() -> None:
+    weights = np.random.default_rng(5).normal(size=(16, 27)).astype(np.float16).astype(np.float32)
     assert find_grid(weights, 0) is None
 
 
