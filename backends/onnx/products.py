@@ -2,9 +2,9 @@
 
 ConvInteger is as fast as a float convolution if its weights are uint8: they are the left side of its matrix product,
 for which ONNX Runtime has fast kernels of unsigned bytes alone (four times as fast as with int8, measured,
-docs/performance.md). It gathers windows and packs weights at each call. With many channels and no stride it is faster
-to unroll the windows in channels-last order by slices and concatenation, one spatial axis after the other, and to
-multiply with MatMulInteger, which packs its weights once. With `standard` it is always ConvInteger.
+docs/performance.md). It gathers windows and packs weights at each call. With many channels it is faster to unroll the
+windows in channels-last order by slices and concatenation, one spatial axis after the other, and to multiply with
+MatMulInteger, which packs its weights once. With `standard` it is always ConvInteger.
 
 With the option `accumulators=fast` it is a float convolution where channels are few: of the integers, exact as long as
 every sum fits 24 bits, where the accumulator itself is read; of scaled weights, exact but for float rounding, where
@@ -260,7 +260,7 @@ def _add_bias(w: Writer, made: str, product: Product, out: str) -> str:
 
 def _is_better_unrolled(c: Convolution) -> bool:
     """Whether windows are unrolled in long runs: many channels that all meet, side by side."""
-    return c.groups == 1 and c.weight.values.shape[1] >= _FEW_CHANNELS and all(stride == 1 for stride in c.strides)
+    return c.groups == 1 and c.weight.values.shape[1] >= _FEW_CHANNELS
 
 
 def _is_better_dense(w: Writer, c: Convolution) -> bool:

@@ -177,9 +177,10 @@ def test_zero_points_of_weights_are_exact(zeros: str, groups: int, end: str, tra
     "case",
     [
         Case(channels=20),
-        Case(channels=20, bias=False, dilation=2),
+        Case(channels=20, bias=False, stride=2, dilation=2),
         Case(channels=20, kernel=1, pads=0),
-        Case(channels=20, known="channels"),
+        Case(channels=20, kernel=1, pads=0, stride=2),
+        Case(channels=20, known="channels", stride=2),
         Case(channels=20, spatial=1),
         Case(channels=20, spatial=3, size=5),
         Case(channels=20, zeros="wide"),
@@ -200,8 +201,8 @@ def test_a_raw_accumulator_of_many_channels_is_a_matrix_product(case: Case, end:
     "case",
     [
         Case(),
-        Case(channels=20, bias=False, stride=2),
-        Case(channels=20, kernel=1, pads=0, stride=2),
+        Case(bias=False, stride=2),
+        Case(kernel=1, pads=0, stride=2),
         Case(channels=40, groups=2, known="channels", dilation=2),
         Case(channels=6, groups=6, zeros="narrow"),
         Case(spatial=1, x="int8"),
