@@ -10,7 +10,8 @@ from qatc.backends.onnx.matmul import matmul
 from qatc.backends.onnx.moves import float_op, move
 from qatc.backends.onnx.normalization import layer_norm, softmax
 from qatc.backends.onnx.pooling import pool
-from qatc.backends.onnx.products import conv
+from qatc.backends.onnx.products import conv, product_of, write
+from qatc.backends.onnx.stem import foldable, folded
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.backend import Emission
 from qatc.compiler.integer import (
@@ -58,10 +59,11 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
     return w.finish()
 
 
-def _reader(w: Writer, op: Op) -> Dequantize | Rescale | None:
+def _reader(w: Writer, op: Op) -> Dequantize | Rescale | Conv | None:
     """The operator that `op` is written together with: the only one that reads its result, if it is of these kinds.
 
-    A raw accumulator and its Dequantize; a Quantize and the Rescale to the byte type of the other signedness.
+    A raw accumulator and its Dequantize; a Quantize and the Rescale to the byte type of the other signedness, or the
+    first convolution.
     """
     readers = w.consumers.get(op.output, [])
     if len(readers) != 1 or op.output in w.outputs:
@@ -71,16 +73,20 @@ def _reader(w: Writer, op: Op) -> Dequantize | Rescale | None:
             return reader if w.graph.tensors[reader.output].dtype == "float32" else None
         case (Quantize(), Rescale() as reader) if is_shift(w.graph.params(op.output), w.graph.params(reader.output)):
             return reader
+        case (Quantize() as made, Conv() as reader) if foldable(w, made, reader):
+            return reader
         case _:
             return None
 
 
-def _write(w: Writer, op: Op, fused: Dequantize | Rescale | None) -> None:
+def _write(w: Writer, op: Op, fused: Dequantize | Rescale | Conv | None) -> None:
     match op, fused:
         case Conv(), Dequantize() | None:
             conv(w, op, fused)
         case MatMul(), Dequantize() | None:
             matmul(w, op, fused)
+        case Quantize(), Conv():
+            write(w, folded(w, op, fused), product_of(w, fused, None), fused.output)
         case Quantize(), Rescale() | None:
             quantize(w, op, fused)
         case _:

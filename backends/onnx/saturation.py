@@ -53,6 +53,7 @@ _KERNELS: Final = {
 _MOVES: Final = {
     "Concat": None, "Pad": (0, 2), "Slice": (0,), "Transpose": (0,), "Reshape": (0,), "Gather": (0,),
     "Squeeze": (0,), "Unsqueeze": (0,), "Flatten": (0,), "Identity": (0,), "MaxPool": (0,), "NhwcMaxPool": (0,),
+    "SpaceToDepth": (0,),
 }  # fmt: skip
 
 

@@ -23,6 +23,11 @@ class Weight:
     doubled: bool = False
     source: str = ""  # its name in the integer graph
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its integers are what it means."""
+        return not self.zero and not self.doubled
+
 
 def narrow(graph: IntegerGraph, name: str, summed: int) -> Weight:
     """A constant of `graph` as a weight in int8. `summed` is the axis that the product sums over.
