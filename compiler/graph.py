@@ -7,7 +7,6 @@ graphsurgeon's recurse on deep graphs and copy every weight.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,7 +121,7 @@ class QuantGraph:
 
     def is_output(self, tensor: Tensor) -> bool:
         """Whether `tensor` is a graph output."""
-        return any(o is tensor for o in self.outputs)
+        return id(tensor) in map(id, self.outputs)
 
     def only_consumer(self, tensor: Tensor) -> Node | None:
         """The one node that reads `tensor`, or None where several do, none does or it is a graph output."""
@@ -143,15 +142,12 @@ class QuantGraph:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once: inputs, then by first appearance."""
-        seen: set[int] = set()
-        sides = itertools.chain.from_iterable((node.inputs, node.outputs) for node in self.nodes)
-        ends: Sequence[Sequence[Tensor]] = (self.inputs, self.outputs)
-        for side in itertools.chain(ends[:1], sides, ends[1:]):
-            for tensor in side:
-                if id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    if tensor.name:
-                        yield tensor
+        every: list[Tensor] = list(self.inputs)
+        for node in self.nodes:
+            every += node.inputs
+            every += node.outputs
+        every += self.outputs
+        return (tensor for tensor in {id(tensor): tensor for tensor in every}.values() if tensor.name)
 
     def explain(self, step: str, text: str) -> None:
         """Keep a line of what a step did, or why it did not, where the user wants to know (`--explain`)."""
@@ -247,12 +243,13 @@ class QuantGraph:
     def clean(self) -> None:
         """Remove nodes whose results nobody reads, and what is said of tensors that are gone."""
         needed = {id(o) for o in self.outputs}
-        live: set[int] = set()
+        dead: list[Node] = []
         for node in reversed(self.nodes):
-            if any(id(t) in needed for t in node.outputs):
-                live.add(id(node))
-                needed.update(id(t) for t in node.inputs)
-        self.remove([n for n in self.nodes if id(n) not in live])
+            if needed.isdisjoint(map(id, node.outputs)):
+                dead.append(node)
+            else:
+                needed.update(map(id, node.inputs))
+        self.remove(dead)
         if not (self.params or self.origin):
             return
         names = {t.name for t in self.tensors()}

@@ -282,7 +282,7 @@ class IntegerGraph:
             if name not in ready:
                 raise ValueError(f"graph output {name} is never made")
         for name, value in self.constants.items():
-            if name in self.tensors and self.tensors[name].dtype != value.dtype.name:
+            if name in self.tensors and self.tensors[name].dtype != dtype_name(value.dtype):
                 raise ValueError(f"constant {name} holds {value.dtype.name}, described as {self.tensors[name].dtype}")
 
     def _verify_clamp(self, op: Clamped) -> None:

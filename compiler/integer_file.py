@@ -35,7 +35,7 @@ from qatc.compiler.integer import (
 )
 from qatc.compiler.package.content import params_document
 from qatc.compiler.package.encoding import SCHEMA_VERSION
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, dtype_name
 from qatc.compiler.result import Json
 from qatc.compiler.tensor_io import held_array
 
@@ -103,7 +103,7 @@ def _constants(
     end = 0
     shelf = _Shelf(initializers)
     for name, value in graph.constants.items():
-        entry: dict[str, Json] = {"name": name, "dtype": value.dtype.name, "shape": list(value.shape)}
+        entry: dict[str, Json] = {"name": name, "dtype": dtype_name(value.dtype), "shape": list(value.shape)}
         if value.dtype.kind not in _PLAIN:
             proto = onnx.numpy_helper.from_array(value)
             yield {**entry, "tensor": base64.b64encode(proto.SerializeToString(deterministic=True)).decode("ascii")}

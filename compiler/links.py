@@ -5,7 +5,7 @@ Every node lists its tensors and every tensor its readers and its maker; graphsu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
@@ -88,16 +88,17 @@ def unlink(nodes: Iterable[Node]) -> None:
     """Take nodes off all their tensors, in time linear in those tensors' readers (one at a time it is quadratic)."""
     gone = {id(node): node for node in nodes}
     tensors = {id(tensor): tensor for node in gone.values() for tensor in (*node.inputs, *node.outputs)}
+    clear = cast("Callable[[object], None]", _PLAIN.clear)
     for node in gone.values():
-        _PLAIN.clear(_entries(node.inputs))
-        _PLAIN.clear(_entries(node.outputs))
+        clear(node.inputs)
+        clear(node.outputs)
     for tensor in tensors.values():
-        for side in (_entries(tensor.inputs), _entries(tensor.outputs)):
+        for side in (tensor.inputs, tensor.outputs):
             if len(side) == 1:  # nearly all of them
                 if id(side[0]) in gone:
-                    _PLAIN.clear(side)
+                    clear(side)
             elif side:
-                _PLAIN.__setitem__(side, slice(None), [node for node in side if id(node) not in gone])
+                _PLAIN.__setitem__(_entries(side), slice(None), [node for node in side if id(node) not in gone])
 
 
 def relink(old: Tensor, new: Tensor) -> None:

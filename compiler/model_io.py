@@ -118,6 +118,10 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
+def _captures(record: NodeRecord) -> list[str]:
+    return captured_names(record.attributes) if record.has_bodies else []
+
+
 class _Reader:
     """Builds the graph of one ModelProto; errors are collected and raised together."""
 
@@ -172,7 +176,7 @@ class _Reader:
 
     def _checksubgraphs(self) -> None:
         """The tensors in subgraphs, which ONNX Runtime reads by itself, hold what they say and nothing from outside."""
-        waiting = deque(g for record in self.records for g in subgraphs(record.attributes))
+        waiting = deque(g for record in self.records if record.has_bodies for g in subgraphs(record.attributes))
         while waiting:
             graph = waiting.popleft()
             held = list(graph.initializer)
@@ -221,7 +225,7 @@ class _Reader:
         """The nodes in topological order; what is read but never made, made twice, or cyclic is an error."""
         maker: dict[str, int] = {}
         taken = inputs | {name for name, tensor in self.tensors.items() if is_constant(tensor)}
-        reads = [[n for n in node.inputs if n] + captured_names(node.attributes) for node in nodes]
+        reads = [[n for n in node.inputs if n] + _captures(node) for node in nodes]
         for index, node in enumerate(nodes):
             for name in node.outputs:
                 if name and (name in maker or name in taken):
@@ -266,7 +270,7 @@ class _Reader:
         return [nodes[i] for i in order]
 
     def _node(self, record: NodeRecord) -> Node:
-        captures = captured_names(record.attributes)
+        captures = _captures(record)
         inputs = [self._tensor(n) for n in record.inputs + captures]
         outputs = [self._tensor(n) for n in record.outputs]
         attrs = {a.name: self._attribute(a, record.proto) for a in record.attributes}

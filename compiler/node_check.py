@@ -13,6 +13,8 @@ import onnx
 import onnx.defs
 from onnx import AttributeProto
 
+from qatc.compiler.protos import BODIES
+
 _SPARSE: Final = ("Loop", "Scan")  # their states may be absent
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
@@ -39,13 +41,16 @@ class NodeRecord:
     inputs: list[str]
     outputs: list[str]
     attributes: list[AttributeProto]
+    has_bodies: bool  # subgraphs, which may read tensors from outside
 
     @classmethod
     def of(cls, proto: onnx.NodeProto) -> NodeRecord:
         """Everything but the name, which only messages need."""
         domain = proto.domain
         domain = "" if domain == "ai.onnx" else domain
-        return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), list(proto.attribute))
+        attributes = list(proto.attribute)
+        has_bodies = any(a.type in BODIES for a in attributes)
+        return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), attributes, has_bodies)
 
 
 class NodeChecker:

@@ -9,7 +9,7 @@ from typing import Final
 import onnx
 from onnx import AttributeProto, TensorProto
 
-_BODIES: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+BODIES: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 
 def damaged_text(model: onnx.ModelProto) -> object:
@@ -34,7 +34,7 @@ def damaged_text(model: onnx.ModelProto) -> object:
             for attribute in node.attribute:
                 texts += (attribute.name, attribute.ref_attr_name)
                 texts += _texts_of(tensors_of(attribute))
-                if attribute.type in _BODIES:
+                if attribute.type in BODIES:
                     waiting.extend([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
     return None if set(map(type, texts)) == {str} else next(t for t in texts if not isinstance(t, str))
 
@@ -58,7 +58,7 @@ def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 def subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
     """The graphs that attributes hold, those in them not among them."""
-    held = [a for a in attributes if a.type in _BODIES]
+    held = [a for a in attributes if a.type in BODIES]
     found = [a.g for a in held if a.type == AttributeProto.GRAPH]
     return found + [g for a in held if a.type == AttributeProto.GRAPHS for g in a.graphs]
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from qatc.compiler.graph import Constant, Node, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.quant import DTYPES, Array
+from qatc.compiler.quant import DTYPES, Array, dtype_name
 
 WIDEST: Final = (-(2**63), 2**63 - 1)
 ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
@@ -55,7 +55,7 @@ def clips_weight(node: Node) -> bool:
     return (
         node.op == "Clip"
         and isinstance(node.inputs[0], Constant)
-        and node.inputs[0].values.dtype.name in DTYPES
+        and dtype_name(node.inputs[0].values.dtype) in DTYPES
         and any(is_dq(reader) for reader in node.outputs[0].outputs)  # type: ignore[arg-type]
     )
 

@@ -150,6 +150,9 @@ class _Lifter:
     def _params(self, node: Node) -> QuantParams | None:
         """`linear_params`, read once for a Q and the DQs that share its parameters."""
         x, scale = node.inputs[:2]
+        integers = self.integers.get(id(x))
+        if integers is not None and not integers.parents:
+            x = integers.source()  # of the same shape, which is known more often
         one = isinstance(scale, Constant) and scale.values.size == 1  # then the shape does not matter
         shape = None if one or x.shape is None else tuple(x.shape)
         key = (*(id(t) for t in node.inputs[1:]), node.attr("axis", 1), node.attr("block_size", 0), shape)

