@@ -33,6 +33,10 @@ DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.ge
 _QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
 _RULES: Final = Rules("qonnx")
 _WIDEST: Final = 32
+_HINTS: Final = {  # of operators that are no quantizers
+    "QuantLSTMCell": "unroll the loop in the model, with quantized layers for the gates (QuantLinear, QuantSigmoid, "
+    "QuantTanh): every step then compiles to integers",
+}
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
 
 
@@ -357,7 +361,7 @@ def _refuse_others(graph: QuantGraph) -> None:
                 "QAT302",
                 f"{node.op} of {node.domain} is not supported",
                 node=label_of(node),
-                hint="export the layer as standard ONNX operators with Quant nodes around them",
+                hint=_HINTS.get(node.op, "export the layer as standard ONNX operators with Quant nodes around them"),
             )
 
 
@@ -380,8 +384,9 @@ FRONTEND = Frontend(
     confidence=80,
     exporters=("Brevitas 0.13", "QKeras 0.9 through qonnx 0.4 and 1.0", "QONNX model zoo (opset 9 to 14)"),
     limits=(
-        "QuantLSTMCell and other layers of the QONNX domain",
+        "QuantLSTMCell and other layers of the QONNX domain (a recurrent cell unrolled in the model compiles)",
         "FloatQuant",
+        "signs taken of sums (BipolarQuant behind a product) are taken in float, between integer products",
         "fractional zero points of activations",
     ),
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Conv, Float, IntegerGraph, Move, Pool, Quantize
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.reference import execute
 from tests.graphs import expect, net, stripped
 
 CONV = "int8[2,1,1,1] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
@@ -465,6 +468,19 @@ def test_batch_norm_alone_is_a_depthwise_product() -> None:
         output y
         """,
     )
+
+
+def test_batch_norm_of_vectors_is_one_position() -> None:
+    graph = lowered(
+        "(float[3,2] x) => (float[3,2] y)",
+        "a = A(x)\nn = BatchNormalization<epsilon = 0.0>(a, g, b, m, v)\ny = B(n)",
+        "float[2] g = {2.0, -1.0}, float[2] b = {0.5, 0.25}, float[2] m = {1.0, 0.0}, float[2] v = {4.0, 1.0}",
+    )
+    assert reasons(graph) == []
+    assert [op.kind for op in graph.ops] == ["Quantize", "Move", "Conv", "Move", "Dequantize"]
+    x = np.asarray([[1.0, 2.0], [-3.0, 0.5], [4.0, -1.0]], np.float32)
+    y = execute(graph, {"x": x}, get_profile("exact"))["y"]
+    assert np.array_equal(y, np.maximum((x - [1, 0]) * [1, -1] + [0.5, 0.25], 0))
 
 
 # -- movement ---------------------------------------------------------------------------------------------------------
