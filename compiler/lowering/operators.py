@@ -375,7 +375,7 @@ def _per_channel_affine(
     unit = np.asarray(weight.scale) * params.scale[0]
     bias = np.rint(offset / unit).astype(np.int32)
     label, space = label_of(node), rank - 2
-    source, result = (_with_position(state, x, out) if vectors else (state.int_name(x), state.new_int(out)))
+    source, result = _with_position(state, x, out) if vectors else (state.int_name(x), state.new_int(out))
     state.build.graph.real_biases[result] = offset / unit
     inputs = (
         source,

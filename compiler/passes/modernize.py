@@ -6,7 +6,7 @@
     Softmax[axis=1](x: NxCxHxW)             Flatten -> Softmax -> Reshape: before 13 it spans all axes from `axis` on
     BatchNormalization -> y, mean, var      BatchNormalization -> y
     Max(Min(x, [[6.]]), 0.)                 Clip(Clip(x, _, 6), 0, _)   in every opset
-    HardSwish(x), which is of opset 14      x * HardSigmoid(x)
+    Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
 to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations.
@@ -36,12 +36,12 @@ from qatc.compiler.graph import (
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
+from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 OPSET: Final = 13  # what the rules below write
-_HARD_SWISH: Final = 14  # the first opset that has it
 
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
 
@@ -85,6 +85,10 @@ def modernize(graph: QuantGraph) -> None:
     ):
         infer_if_possible(graph)
     sweep(graph, ALIKE)
+    drop_later_defaults(graph)
+    if any(n.op == "InsertZeros" for n in graph.nodes):
+        infer_if_possible(graph)
+    sweep(graph, LATER)
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
@@ -313,17 +317,6 @@ def bound_by_a_number(graph: QuantGraph, node: Node) -> bool:
     bound = graph.constant(f"{node.outputs[0].name}_bound", number.reshape(()))
     node.inputs = [x, Variable(""), bound] if node.op == "Min" else [x, bound]
     node.op = "Clip"
-    return True
-
-
-@ALIKE.on("HardSwish")
-def hard_swish_before_14(graph: QuantGraph, node: Node) -> bool:
-    """A product with HardSigmoid, where the file's opset does not have the operator that tf2onnx writes."""
-    if graph.opset >= _HARD_SWISH:
-        return False
-    gate = graph.variable(f"{node.outputs[0].name}_gate")
-    graph.insert("HardSigmoid", [node.inputs[0]], [gate], hint=f"{node.name}_gate", attrs={"alpha": 1 / 6, "beta": 0.5})
-    node.op, node.inputs = "Mul", [node.inputs[0], gate]
     return True
 
 

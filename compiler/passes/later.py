@@ -1,0 +1,132 @@
+"""Later: operators and attributes that are newer than the opset which a file states, or that only its exporter knows.
+
+    Swish(x)                     x * Sigmoid(alpha * x)                      before opset 24
+    Mish(x)                      x * Tanh(Softplus(x))                       before opset 18
+    Gelu(x)                      x * (1 + Erf(x / sqrt(2))) / 2              before opset 20, likewise with Tanh
+    HardSwish(x)                 x * HardSigmoid(x)                          before opset 14
+    Reshape[allowzero=0](x, s)   Reshape(x, s)                               what it means where it is left out
+    InsertZeros[stride=2](x)     Unsqueeze -> Pad -> Reshape -> Slice        OpenPPL's half of a ConvTranspose
+
+tf2onnx writes such operators, and OpenPPL's exporters stamp opset 13 on whatever they have.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.helper
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
+from qatc.compiler.rewrite import NoMatch, Rules
+
+LATER: Final = Rules("modernize")
+_SINCE: Final = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24}
+
+
+def drop_later_defaults(graph: QuantGraph) -> None:
+    """Drop attributes that the opset does not know yet where they say what it means without them."""
+    defaults: dict[str, dict[str, object]] = {}
+    for node in graph.nodes:
+        if node.domain or not node.attrs:
+            continue
+        if node.op not in defaults:
+            defaults[node.op] = _later_defaults(node.op, graph.opset)
+        for name, default in defaults[node.op].items():
+            if node.attr(name) == default and name in node.attrs:
+                del node.attrs[name]
+
+
+def _later_defaults(op: str, opset: int) -> dict[str, object]:
+    """The attributes that newer versions of an operator have, with what they are where they are left out."""
+    if not onnx.defs.has(op, opset, ""):
+        return {}
+    known, newest = onnx.defs.get_schema(op, opset, "").attributes, onnx.defs.get_schema(op).attributes
+    values = {name: a.default_value for name, a in newest.items() if name not in known}
+    return {name: onnx.helper.get_attribute_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
+
+
+@LATER.on("Gelu", "HardSwish", "Mish", "Swish")
+def gate(graph: QuantGraph, node: Node) -> bool:
+    """A product of x and its gate, in operators that opset 13 has."""
+    if graph.opset >= _SINCE[node.op]:
+        return False
+    x, name = node.inputs[0], node.outputs[0].name
+    if node.op == "HardSwish":
+        factor = _applied(graph, "HardSigmoid", [x], f"{name}_gate", alpha=1 / 6, beta=0.5)
+    elif node.op == "Gelu":
+        factor = _gelu_gate(graph, x, name, str(node.attr("approximate", "none")))
+    elif node.op == "Mish":
+        factor = _applied(graph, "Tanh", [_applied(graph, "Softplus", [x], f"{name}_softplus")], f"{name}_gate")
+    else:
+        alpha = float(node.attr("alpha", 1.0))
+        scaled = x if alpha == 1 else _times(graph, x, alpha, f"{name}_scaled")
+        factor = _applied(graph, "Sigmoid", [scaled], f"{name}_gate")
+    node.op, node.inputs = "Mul", [x, factor]
+    node.attrs.clear()
+    return True
+
+
+def _gelu_gate(graph: QuantGraph, x: Tensor, name: str, form: str) -> Tensor:
+    """(1 + Erf(x / sqrt(2))) / 2, or (1 + Tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
+    if form == "tanh":
+        square = _applied(graph, "Mul", [x, x], f"{name}_square")
+        weighted = _times(graph, square, 0.044715 * np.sqrt(2 / np.pi), f"{name}_weighted")
+        offset = _plus(graph, weighted, np.sqrt(2 / np.pi), f"{name}_offset")
+        curve = _applied(graph, "Tanh", [_applied(graph, "Mul", [x, offset], f"{name}_cubic")], f"{name}_curve")
+    else:
+        curve = _applied(graph, "Erf", [_times(graph, x, np.sqrt(0.5), f"{name}_scaled")], f"{name}_curve")
+    return _times(graph, _plus(graph, curve, 1.0, f"{name}_raised"), 0.5, f"{name}_gate")
+
+
+def _times(graph: QuantGraph, x: Tensor, factor: float, name: str) -> Tensor:
+    return _applied(graph, "Mul", [x, graph.constant(f"{name}_by", np.asarray(factor, np.float32))], name)
+
+
+def _plus(graph: QuantGraph, x: Tensor, term: float, name: str) -> Tensor:
+    return _applied(graph, "Add", [x, graph.constant(f"{name}_by", np.asarray(term, np.float32))], name)
+
+
+@LATER.on("InsertZeros")
+def insert_zeros(graph: QuantGraph, node: Node) -> bool:
+    """Each element of [N, C, spatial...] with zeros behind it, the last ones of a row but `output_padding` cut off."""
+    x = node.inputs[0]
+    shape = shape_of(x)
+    spatial = [] if shape is None else [d for d in shape[2:] if isinstance(d, int)]
+    if shape is None or not spatial or len(spatial) != len(shape) - 2:
+        raise NoMatch("the sizes of what InsertZeros reads are not known")
+    strides = _each(node.attr("stride", 1), len(spatial))
+    extra = _each(node.attr("output_padding", 0), len(spatial))
+    axes = [3 + 2 * i for i in range(len(spatial))]
+    ends = [0] * (2 + 2 * len(spatial))
+    for axis, stride in zip(axes, strides, strict=True):
+        ends[axis] = stride - 1
+    sizes = [size * stride for size, stride in zip(spatial, strides, strict=True)]
+    kept = [size - stride + 1 + more for size, stride, more in zip(sizes, strides, extra, strict=True)]
+    name = node.outputs[0].name
+
+    def listed(values: list[int]) -> Tensor:
+        return graph.constant(f"{name}_sizes", np.asarray(values, np.int64))
+
+    y = _applied(graph, "Unsqueeze", [x, listed(axes)], f"{name}_apart")
+    y = _applied(graph, "Pad", [y, listed([0] * len(ends) + ends)], f"{name}_padded")
+    y = _applied(graph, "Reshape", [y, listed([0, 0, *sizes])], f"{name}_together")
+    spans = [listed(v) for v in ([0] * len(kept), kept, list(range(2, 2 + len(kept))))]
+    node.op, node.inputs = "Slice", [y, *spans]
+    node.attrs.clear()
+    return True
+
+
+def _each(value: object, count: int) -> list[int]:
+    """One number for each spatial axis, where one is given for all."""
+    values = [int(v) for v in np.asarray(value).reshape(-1)]
+    return values * count if len(values) == 1 else values
+
+
+def _applied(graph: QuantGraph, op: str, inputs: list[Tensor], name: str, **attrs: object) -> Tensor:
+    """The result of a new node."""
+    y = graph.variable(name, onnx.TensorProto.FLOAT)
+    graph.insert(op, inputs, [y], hint=name, attrs=attrs)
+    return y

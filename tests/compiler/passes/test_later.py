@@ -1,0 +1,93 @@
+"""Operators and attributes that a file is too old for, against what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from qatc.compiler.graph import QuantGraph, value_of
+from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.reference import evaluate_onnx
+from tests.graphs import loaded
+
+
+def model(opset: int, body: str, shape: str = "2, 3, 4") -> str:
+    return f'<ir_version: 8, opset_import: ["" : {opset}]>\nnet (float[{shape}] x) => (float y) {{ {body} }}'
+
+
+def result(graph: QuantGraph, x: np.ndarray) -> np.ndarray:
+    """What a modernized graph computes, node by node."""
+    graph.sort()
+    found: dict[str, np.ndarray] = {"x": x}
+    for node in graph.nodes:
+        values = [found[t.name] if t.name in found else value_of(t) for t in node.inputs]
+        (found[node.outputs[0].name],) = evaluate_onnx(node.op, "", graph.opset, values, node.attrs, 1)
+    return found["y"]
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+MEANINGS: list[tuple[str, int, Callable[[np.ndarray], np.ndarray]]] = [
+    ("Swish(x)", 24, lambda x: x * sigmoid(x)),
+    ("Swish<alpha = 1.702>(x)", 24, lambda x: x * sigmoid(np.float32(1.702) * x)),
+    ("Mish(x)", 18, lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+    ("Gelu(x)", 20, lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2),
+    (
+        'Gelu<approximate = "tanh">(x)',
+        20,
+        lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    ),
+    ("HardSwish(x)", 14, lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+]
+
+
+@pytest.mark.parametrize(("call", "since", "meaning"), MEANINGS)
+def test_functions_in_a_file_too_old_for_them(
+    call: str, since: int, meaning: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    x = np.linspace(-5, 5, 24, dtype=np.float32).reshape(2, 3, 4)
+    graph = loaded(model(13, f"y = {call}"))
+    modernize(graph)
+    assert call.split("<")[0].split("(")[0] not in {n.op for n in graph.nodes}
+    assert np.allclose(result(graph, x), meaning(x), atol=1e-6)
+    newer = loaded(model(since, f"y = {call}"))
+    modernize(newer)
+    assert len(newer.nodes) == 1
+
+
+@pytest.mark.parametrize(("allowzero", "kept"), [(0, False), (1, True)])
+def test_an_attribute_goes_that_says_what_is_meant_without_it(allowzero: int, kept: bool) -> None:
+    body = f"s = Constant<value_ints = [6, 4]>() y = Reshape<allowzero = {allowzero}>(x, s)"
+    graph = loaded(model(13, body))
+    modernize(graph)
+    (reshape,) = graph.nodes
+    assert ("allowzero" in reshape.attrs) == kept
+    newer = loaded(model(14, body))
+    modernize(newer)
+    assert "allowzero" in newer.nodes[0].attrs
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "extra"), [((1, 2, 5), [2], 0), ((2, 1, 3, 4), [2, 3], [1, 0]), ((1, 1, 3), [1], 0)]
+)
+def test_zeros_are_inserted(shape: tuple[int, ...], strides: list[int], extra: int | list[int]) -> None:
+    """Half of a transposed convolution, as OpenPPL's quantizer writes one."""
+    call = f"y = InsertZeros<stride = {strides}, output_padding = {extra}>(x)"
+    graph = loaded(model(13, call, ", ".join(str(d) for d in shape)))
+    modernize(graph)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    more = np.broadcast_to(extra, len(strides))
+    want = np.zeros([*shape[:2], *((d - 1) * s + 1 + e for d, s, e in zip(shape[2:], strides, more, strict=True))])
+    want[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+    assert np.array_equal(result(graph, x), want)
+
+
+def test_zeros_are_not_inserted_where_sizes_are_unknown() -> None:
+    graph = loaded(model(13, "y = InsertZeros<stride = [2]>(x)", "1, 2, N"))
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == ["InsertZeros"]
