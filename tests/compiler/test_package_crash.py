@@ -7,23 +7,34 @@ second, ... until a run gets through: by death of the process (fork and _exit), 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
+from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.package import MANIFEST, PackageWriter, read_manifest, recover
 from qatc.compiler.package import swap as swap_module
+from qatc.compiler.package.read import SIGNATURE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="dies in a forked child")
 
-CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
+CALLS = ("open", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
+#: What Python tells of a change to the file system, and the call above that makes it.
+CHANGES = {
+    "open": "open", "os.rename": "rename", "os.mkdir": "mkdir", "os.remove": "unlink", "os.rmdir": "rmdir",
+    **dict.fromkeys(("os.truncate", "os.link", "os.symlink", "os.chmod", "os.chown", "os.utime"), "none"),
+}  # fmt: skip
 KILLED, THROUGH, REFUSED, WRONG = 77, 0, 3, 4
 Interrupt = Callable[[], None]
 
@@ -32,14 +43,39 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+FILES = {"model.onnx", "model.onnx.data", "samples/0/a.bin"}
+
+
+def emission(content: str) -> Emission:
+    """A model whose weights lie in a file of their own, as those of more than two gigabytes do."""
+    names = ("v", "w")
+    held = [onnx.TensorProto(name=name, data_type=onnx.TensorProto.UINT8, dims=[len(content)]) for name in names]
+    for tensor in held:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="")
+    graph = onnx.helper.make_graph([], content, [], [], held)
+    weights = np.frombuffer(content.encode(), np.uint8)
+    return Emission(onnx.helper.make_model(graph), {}, tuple((name, weights) for name in names), data_file=True)
+
+
 def build(destination: Path, content: str) -> None:
-    """A package whose files all hold `content`."""
+    """A signed package whose files all hold `content`."""
     with PackageWriter(destination) as writer:
-        for name in ("model.onnx", "samples/0/a.bin"):
-            with writer.open(name) as stream:
-                stream.write(content.encode())
-                stream.write(b"!")
-        writer.finish({"format": "qatc-package", "content": content})
+        fill(writer, content)
+
+
+def fill(writer: PackageWriter, content: str) -> None:
+    emission(content).write(writer.open, "model.onnx")
+    with writer.open("samples/0/a.bin") as stream:
+        stream.write(content.encode())
+        stream.write(b"!")
+    writer.finish({"format": "qatc-package", "content": content}, lambda folder: sealed(folder, content))
+
+
+def sealed(folder: Path, content: str) -> bytes:
+    """A signature: over a folder that holds all the rest."""
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == {MANIFEST, *FILES}
+    return f"signed: {content}".encode()
 
 
 def content(folder: Path) -> str:
@@ -48,9 +84,13 @@ def content(folder: Path) -> str:
     assert manifest is not None
     found: str = manifest["content"]
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert files == {MANIFEST, "model.onnx", "samples/0/a.bin"}
-    for name in files - {MANIFEST}:
-        assert (folder / name).read_text() == found + "!"
+    assert files == {MANIFEST, SIGNATURE, *FILES}
+    assert set(manifest["files"]) == FILES
+    for name, entry in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["size"], entry["sha256"])
+        assert found.encode() in data
+    assert (folder / SIGNATURE).read_text() == f"signed: {found}"
     return found
 
 
@@ -75,6 +115,37 @@ def stop_at(patch: pytest.MonkeyPatch, number: int, stop: Interrupt) -> list[str
             patch.setattr(accessor, name, staticmethod(replacement))
     patch.setattr(swap_module, "exchange", watched("exchange", swap_module.exchange))
     return made
+
+
+class Told:
+    """What Python tells of changes while `on`; an audit hook cannot be taken out again."""
+
+    on = False
+    changes: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def hook(cls, event: str, arguments: tuple[Any, ...]) -> None:
+        if cls.on and event in CHANGES:
+            cls.changes.append(CHANGES[event])
+
+
+def test_no_call_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The places where the tests below stop are all there are: Python tells of no change that is none of them."""
+    build(tmp_path / "out", "old")
+    sys.addaudithook(Told.hook)
+    made = stop_at(monkeypatch, 0, lambda: None)
+    Told.on = True
+    try:
+        build(tmp_path / "out", "new")
+    finally:
+        Told.on = False
+    opened_otherwise = 1  # the manifest of the old package, read with open()
+    for call in ("rename", "mkdir", "unlink", "rmdir", "none"):
+        assert Told.changes.count(call) == made.count(call), call
+    assert Told.changes.count("open") <= made.count("open") + opened_otherwise * 4
+    assert made.count("exchange") == 1
+    assert made.count("write") >= 8
+    assert made.count("fsync") >= 5 + 3  # files, and folders
 
 
 def forked(child: Callable[[], None]) -> int:
@@ -236,9 +307,7 @@ def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
             build(tmp_path / "out", "second")
         assert [d.code for d in error.value.diagnostics] == ["QAT503"]
         build(tmp_path / "other", "neighbor")
-        writer.write("model.onnx", b"first!")
-        writer.write("samples/0/a.bin", b"first!")
-        writer.finish({"format": "qatc-package", "content": "first"})
+        fill(writer, "first")
     assert content(tmp_path / "out") == "first"
     assert names(tmp_path) == ["other", "out"]
 
