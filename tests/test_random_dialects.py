@@ -82,11 +82,39 @@ def arithmetic(model: onnx.ModelProto) -> None:
     model.graph.node.extend(kept)
 
 
+def wide(model: onnx.ModelProto) -> None:
+    """Every other activation in 16 bits of either sign, and weights of 4 bits, in the domain that knows them."""
+    microsoft(model)
+    constants = {i.name: i for i in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    rounding = [n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants]
+    for index, q in enumerate(rounding):
+        pair = [q, *readers[q.output[0]]]
+        scale, zero = (numpy_helper.to_array(constants[n]) for n in q.input[1:3])
+        if index % 2 or scale.size > 1 or any(n.op_type != "DequantizeLinear" for n in pair[1:]):
+            continue
+        kind, middle = ((np.int16, 0), (np.uint16, 1 << 15), (np.int16, 1234))[index // 2 % 3]
+        name = q.output[0]
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(scale / 256), f"{name}_fine"))
+        model.graph.initializer.append(numpy_helper.from_array(np.full(zero.shape, middle, kind), f"{name}_middle"))
+        for node in pair:
+            node.input[1], node.input[2] = f"{name}_fine", f"{name}_middle"
+    for node in model.graph.node:
+        stored = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if stored is not None and stored.data_type == onnx.TensorProto.INT8:
+            coarse = np.clip(np.rint(numpy_helper.to_array(stored) / 16), -8, 7).astype(np.int8)
+            stored.CopyFrom(numpy_helper.from_array(coarse, stored.name))
+
+
 WRITERS: dict[str, Writer] = {
     "standard": standard,
     "microsoft": microsoft,
     "observed": observed,
     "arithmetic": arithmetic,
+    "wide": wide,
 }
 
 
