@@ -14,6 +14,7 @@ from qatc.compiler.integer import LayerNorm, Softmax
 from qatc.compiler.quant import QuantParams
 
 _BYTE = "uint8"
+_LAYER_NORMALIZATION = 17  # the opset that has it
 
 
 def softmax(w: Writer, op: Softmax) -> None:
@@ -37,9 +38,16 @@ def softmax(w: Writer, op: Softmax) -> None:
 
 
 def layer_norm(w: Writer, op: LayerNorm) -> None:
-    """`LayerNorm`: LayerNormalization (opset 17) between DequantizeLinear and QuantizeLinear."""
+    """`LayerNorm`: LayerNormalization between DequantizeLinear and QuantizeLinear, before opset 17 written out."""
     gamma, *beta = (w.read(name) for name in op.inputs[1:])
-    axes = w.graph.constants[op.inputs[1]].ndim
-    inputs = (w.real(op.inputs[0]), gamma, *beta)
-    real = w.node("LayerNormalization", inputs, axis=-axes, epsilon=float(np.float32(op.epsilon)))
-    w.quantize(real, w.graph.params(op.output), op.output, op.lo, op.hi)
+    axes, real = w.graph.constants[op.inputs[1]].ndim, w.real(op.inputs[0])
+    if w.opset >= _LAYER_NORMALIZATION:
+        made = w.node("LayerNormalization", (real, gamma, *beta), axis=-axes, epsilon=float(np.float32(op.epsilon)))
+    else:
+        last = list(range(-axes, 0))
+        distance = w.node("Sub", (real, w.node("ReduceMean", [real], axes=last)))
+        variance = w.node("ReduceMean", [w.node("Mul", (distance, distance))], axes=last)
+        root = w.node("Sqrt", [w.node("Add", (variance, w.scalar(np.float32(op.epsilon), "float32")))])
+        made = w.node("Mul", (w.node("Div", (distance, root)), gamma))
+        made = w.node("Add", (made, *beta)) if beta else made
+    w.quantize(made, w.graph.params(op.output), op.output, op.lo, op.hi)

@@ -7,6 +7,7 @@ import numpy as np
 from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import LayerNorm, Softmax
 from qatc.compiler.lowering.state import State
+from qatc.compiler.lowering.unrolled import Unrolled, unrolled
 from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.target import OPTIONAL_OPERATORS
@@ -25,24 +26,37 @@ def unasked(state: State, node: Node) -> str | None:
 
 
 def normalization(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """Softmax or LayerNormalization of an 8-bit tensor onto an 8-bit grid."""
-    kind = None if node.domain else _KINDS.get(node.op)
-    if kind not in state.options.operators or state.usable(out) is None or not _fits(state, node):
+    """Softmax or layer normalization of an 8-bit tensor onto an 8-bit grid."""
+    if node.domain or state.usable(out) is None:
         return False
-    x, label = node.inputs[0], label_of(node)
-    if kind == "Softmax":
-        inputs, axis = (state.int_name(x),), _axis(node)
-        name = state.build.fresh(label)
-        state.build.add(Softmax(name, inputs, (state.new_int(out),), lo=lo, hi=hi, axis=axis, source=label))
+    if node.op == "Softmax":
+        if "Softmax" not in state.options.operators or not _fits(state, node):
+            return False
+        name, inputs = state.build.fresh(label_of(node)), (state.int_name(node.inputs[0]),)
+        outputs, axis = (state.new_int(out),), _axis(node)
+        state.build.add(Softmax(name, inputs, outputs, lo=lo, hi=hi, axis=axis, source=label_of(node)))
         return True
-    names = [state.int_name(x)]
-    for tensor in node.inputs[1:]:
-        real = state.graph.real(tensor) if tensor.name else None
-        if real is not None:
-            names.append(state.build.constant(tensor.name, np.asarray(real, np.float32)))
-    name, epsilon = state.build.fresh(label), _epsilon(node)
-    state.build.add(LayerNorm(name, tuple(names), (state.new_int(out),), lo=lo, hi=hi, epsilon=epsilon, source=label))
+    found = _layer_norm(state, node) if "LayerNorm" in state.options.operators else None
+    if found is None:
+        return False
+    names = [state.int_name(found.x), state.build.constant(found.names[0], found.gamma)]
+    if found.beta is not None:
+        names.append(state.build.constant(found.names[1], found.beta))
+    name, outputs = state.build.fresh(label_of(node)), (state.new_int(out),)
+    state.build.add(LayerNorm(name, tuple(names), outputs, lo=lo, hi=hi, epsilon=found.epsilon, source=label_of(node)))
     return True
+
+
+def _layer_norm(state: State, node: Node) -> Unrolled | None:
+    """The layer normalization that a node ends, as one operator or written out, where it fits."""
+    if node.op != "LayerNormalization":
+        found = unrolled(state.graph, node)
+        return found if found is not None and state.usable(found.x) is not None else None
+    if not _fits(state, node):
+        return None
+    gamma, *beta = (np.asarray(state.graph.real(t), np.float32) for t in node.inputs[1:] if t.name)
+    names = (node.inputs[1].name, node.inputs[2].name if beta else "")
+    return Unrolled(node.inputs[0], gamma, beta[0] if beta else None, _epsilon(node), names)
 
 
 def _fits(state: State, node: Node) -> bool:

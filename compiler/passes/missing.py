@@ -15,6 +15,7 @@ import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.lowering.functions import is_elementwise
+from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
@@ -98,6 +99,9 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
         node = graph.producer(node.inputs[0])
     if node is None or (node.domain and node.op != "Requantize"):
         return [], []
+    written_out = unrolled(graph, node) if "LayerNormalization" in integer else None
+    if written_out is not None:
+        return [written_out.x], []
     if is_elementwise(node):
         return _leaves(graph, node), []
     return (_data(node) if is_movement(node) or node.op in integer else []), []

@@ -74,12 +74,15 @@ def test_what_the_kernel_computes_otherwise_is_written_in_float(keywords: dict) 
 
 
 @pytest.mark.parametrize("types", [("uint8", "uint8"), ("int8", "int8")], ids=str)
+@pytest.mark.parametrize("opset", [13, 17])
 @pytest.mark.parametrize(("shape", "axes", "bias"), [((2, 5, 16), 1, True), ((3, 4, 5), 2, True), ((8,), 1, False)])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=5)
-def test_layer_norm(types: tuple[str, str], shape: tuple[int, ...], axes: int, bias: bool, seed: int) -> None:
+def test_layer_norm(
+    types: tuple[str, str], opset: int, shape: tuple[int, ...], axes: int, bias: bool, seed: int
+) -> None:
     dice = np.random.default_rng(seed)
-    net, have, want = Net(), grid(dice, types[0]), grid(dice, types[1])
+    net, have, want = Net(opset), grid(dice, types[0]), grid(dice, types[1])
     inner = shape[len(shape) - axes :]
     names = [net.input(integers(dice, have, shape), have)]
     names += [net.constant(dice.normal(1, 0.5, inner).astype(np.float32)) for _ in range(1 + bias)]

@@ -1,0 +1,97 @@
+"""Layer normalization written out as older opsets have it: one integer operator where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from qatc import compile_model, verify_package
+from qatc.compiler.graph import infer_shapes
+from qatc.compiler.integer import IntegerGraph, LayerNorm
+from qatc.compiler.lowering import LoweringOptions, lower
+from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.missing import missing_ranges
+from qatc.compiler.passes.propagate import propagate
+from tests.graphs import net, stripped
+
+SHAPE = "(float[2,3,4] x) => (float[2,3,4] y)"
+CONSTANTS = "float e = {0.25}, float p = {2.0}, float[4] g = {1.0, 0.5, 0.25, 2.0}, float[1,4] b = {0.0, 0.5, 1.0, 2.0}"
+START = "a = A(x)\nm = ReduceMean<axes = [-1]>(a)\nd = Sub(a, m)\n"
+SQUARE = "s = Pow(d, p)\n"
+ROOT = "v = ReduceMean<axes = [-1]>(s)\nw = Add(v, e)\nr = Sqrt(w)\n"
+END = "n = Div(d, r)\nk = Mul(n, g)\nl = Add(k, b)\ny = A(l)"
+
+
+def lowered(body: str, opset: int = 13) -> IntegerGraph:
+    graph = stripped(net(SHAPE, body, CONSTANTS, opset=opset))
+    infer_shapes(graph)
+    propagate(graph)
+    fold_affine(graph)
+    infer_shapes(graph)
+    result = lower(graph, LoweringOptions(operators=frozenset({"LayerNorm"})))
+    graph.diagnostics.check()
+    result.verify()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("body", "constants"),
+    [
+        (START + SQUARE + ROOT + END, [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
+        (START + "s = Mul(d, d)\n" + ROOT + END, [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
+        (START + "d2 = Sub(a, m)\ns = Pow(d2, p)\n" + ROOT + END, [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
+        (START + SQUARE + ROOT + "i = Reciprocal(r)\nn = Mul(i, d)\nl = Add(b, n)\ny = A(l)",
+         [[1, 1, 1, 1], [0, 0.5, 1, 2]]),
+        (START + SQUARE + ROOT + "n = Div(d, r)\nk = Mul(e, n)\nq = Relu(k)\ny = A(q)", [[0.25] * 4]),
+        (START + SQUARE + ROOT + "n = Div(d, r)\ny = A(n)", [[1, 1, 1, 1]]),
+    ],
+    ids=["pow", "square", "twice", "reciprocal", "one factor", "bare"],
+)  # fmt: skip
+def test_what_is_written_out_is_one_operator(body: str, constants: list[list[float]]) -> None:
+    graph = lowered(body)
+    (op,) = [op for op in graph.ops if isinstance(op, LayerNorm)]
+    assert op.epsilon == 0.25
+    assert [graph.constants[name].tolist() for name in op.inputs[1:]] == constants
+    assert [op.kind for op in graph.ops] == ["Quantize", "LayerNorm", "Dequantize"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        START + "s = Pow(d, e)\n" + ROOT + END,
+        START + SQUARE + ROOT.replace("axes = [-1]", "axes = [1]") + END,
+        START.replace("Sub(a, m)", "Sub(m, a)") + SQUARE + ROOT + END,
+        START + "f = C(d)\ns = Pow(f, p)\n" + ROOT + END,
+        START + SQUARE + ROOT + "n = Div(r, d)\nk = Mul(n, g)\nl = Add(k, b)\ny = A(l)",
+        START + SQUARE + ROOT + "n = Mul(d, e)\nl = Add(n, b)\ny = A(l)",
+    ],
+    ids=["another power", "other axes", "minus x", "rounded between", "upside down", "not divided"],
+)
+def test_what_is_none_stays_float(body: str) -> None:
+    assert not [op for op in lowered(body).ops if isinstance(op, LayerNorm)]
+
+
+def test_the_range_of_its_input_is_missed() -> None:
+    body = (START + SQUARE + ROOT + END).replace("a = A(x)", "a = Neg(x)")
+    graph = stripped(net(SHAPE, body, CONSTANTS, opset=13))
+    infer_shapes(graph)
+    assert [t.name for t in missing_ranges(graph, {"LayerNorm"})] == ["x", "a"]
+    assert missing_ranges(graph) != missing_ranges(graph, {"LayerNorm"})
+
+
+@pytest.mark.parametrize("activations", ["uint8", "keep"])
+def test_the_whole_road(activations: str, tmp_path: Path) -> None:
+    text = net(SHAPE, START + SQUARE + ROOT + END.replace("y = A(l)", "y = C(l)"), CONSTANTS, opset=13)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    (tmp_path / "edge.toml").write_text(
+        f'name = "edge"\nbackend = "onnx"\noperators = ["LayerNorm"]\nactivations = "{activations}"\n'
+        '[options]\nlayernorm = "integer"\n'
+    )
+    result = compile_model(
+        tmp_path / "m.onnx", qat=True, target=str(tmp_path / "edge.toml"), require_integer=True, samples=4,
+        golden=True, output=tmp_path / "p",
+    )  # fmt: skip
+    assert result.package_ops["ReduceMean"] == 2
+    assert verify_package(tmp_path / "p").passed
