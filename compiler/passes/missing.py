@@ -120,8 +120,11 @@ def _data(node: Node) -> list[Tensor]:
 def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     """What an element-wise node is a function of: one tensor (then it is a table) or else its own operands.
 
-    A product's bias and scalar factor fuse into the product: there nothing is needed.
+    A product's bias and scalar factor fuse into the product: there nothing is needed. Nor where the other operand is a
+    vector of float constants, which has no integer form whatever the range of the first.
     """
+    if any(t.name not in graph.params and (v := value_of(t)) is not None and v.size > 1 for t in node.inputs):
+        return []
     own = [t for t in node.inputs if t.name and not is_constant(t)]
     leaves: dict[int, Tensor] = {}
     waiting, seen = deque(own), set[int]()

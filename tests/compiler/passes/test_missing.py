@@ -61,6 +61,13 @@ IMAGE = "(float[1,2,4,4] x) => (float[M] y)"
             IMAGE, "a = A(x)\n" + D + "c = Conv(a, w)\ny = Softmax(c)", W4, [], id="a raw result needs no range"
         ),
         pytest.param(
+            IMAGE,
+            "e = Exp(x)\nm = Mul(e, v)\ns = Add(m, v)\nr = Relu(s)\ny = A(r)",
+            "float[1,2,1,1] v = {1.5, -2.0}",
+            [],
+            id="an affine of floats stays what it is",
+        ),
+        pytest.param(
             IMAGE, "c = Conv(x, w)\ny = Relu(c)", "float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}", [], id="a float layer"
         ),
         pytest.param(
