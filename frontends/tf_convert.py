@@ -17,7 +17,7 @@ from typing import Any, Final
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
 from qatc.compiler.quant import Array
 from qatc.frontends.tf_load import first_words, load_keras, needed
-from qatc.frontends.tf_witness import Answer, compare
+from qatc.frontends.tf_witness import Answer, NoWitnessError, compare
 
 OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
@@ -92,11 +92,16 @@ def _asked(model: Any) -> Answer:
 
 
 def _interpreter(path: Path) -> Answer:
-    """A TFLite file as a function of arrays, in TensorFlow's interpreter."""
+    """A TFLite file as a function of arrays, in TensorFlow's interpreter with the kernels that take every operator."""
 
     def answer(arrays: Sequence[Array]) -> Sequence[Any]:
-        network = needed("tensorflow").lite.Interpreter(model_path=str(path))
-        network.allocate_tensors()
+        lite = needed("tensorflow").lite
+        kernels = lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            network = lite.Interpreter(model_path=str(path), experimental_op_resolver_type=kernels)
+            network.allocate_tensors()
+        except (RuntimeError, ValueError) as error:  # operators that a program of its own would bring
+            raise NoWitnessError(first_words(error)) from error
         for port, array in zip(network.get_input_details(), arrays, strict=True):
             network.set_tensor(port["index"], array)
         network.invoke()

@@ -24,6 +24,10 @@ _SEED: Final = 0
 Answer = Callable[[Sequence[Array]], Sequence[Any]]
 
 
+class NoWitnessError(Exception):
+    """TensorFlow cannot run the model that it made; the message says why."""
+
+
 def compare(path: Path, answer: Answer) -> tuple[Diagnostic, ...]:
     """QAT014 as a warning for each output of the ONNX file that is off from TensorFlow's on a random input.
 
@@ -32,7 +36,7 @@ def compare(path: Path, answer: Answer) -> tuple[Diagnostic, ...]:
         answer: TensorFlow's outputs for arrays in the order of the file's inputs.
 
     Nothing is compared where the file leaves more than the batch open, or where ONNX Runtime does not run it because
-    TensorFlow's own nodes were left in it.
+    TensorFlow's own nodes were left in it. Where `answer` raises NoWitnessError, a note says so.
     """
     model, _ = read_proto(path)
     runnable = RunnableModel(model, path.parent)
@@ -43,7 +47,14 @@ def compare(path: Path, answer: Answer) -> tuple[Diagnostic, ...]:
         found = runnable.run(feeds)
     except errors():
         return ()
-    wanted = [np.asarray(array) for array in answer([feeds[name] for name in runnable.inputs])]
+    try:
+        wanted = [np.asarray(array) for array in answer([feeds[name] for name in runnable.inputs])]
+    except NoWitnessError as error:
+        message = (
+            f"the ONNX file that tf2onnx made was not compared with TensorFlow, which cannot run the model: {error}"
+        )
+        hint = "compare a few answers with those of the program that does run it"
+        return (Diagnostic("QAT014", message, Severity.NOTE, hint=hint),)
     pairs = zip(runnable.outputs, wanted, strict=True)
     return tuple(d for name, want in pairs for d in _compared(name, found[name], want))
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc.compiler.diagnostics import Severity
-from qatc.frontends.tf_witness import compare
+from qatc.frontends.tf_witness import NoWitnessError, compare
 
 WEIGHT = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 
@@ -48,6 +48,15 @@ def test_another_network_is_told(tmp_path: Path) -> None:
     assert "root mean square" in found.message
     (found,) = compare(path, lambda x: [exact(x)[0].T])
     assert "has the shape [4, 3], in TensorFlow [3, 4]" in found.message
+
+
+def test_a_model_that_tensorflow_cannot_run_is_told(tmp_path: Path) -> None:
+    def asked(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        raise NoWitnessError("no kernel for TRANSPOSE_CONV")
+
+    (found,) = compare(converted(tmp_path, [4, 6]), asked)
+    assert (found.code, found.severity) == ("QAT014", Severity.NOTE)
+    assert "no kernel for TRANSPOSE_CONV" in found.message
 
 
 def test_what_cannot_be_compared_is_left_alone(tmp_path: Path) -> None:
