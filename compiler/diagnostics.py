@@ -47,6 +47,7 @@ CODES: Final[dict[str, str]] = {
     "QAT106": "an operator is unknown",
     "QAT107": "the quantization range may have been lost by the exporter",
     "QAT108": "half precision is computed in float32",
+    "QAT109": "a rounding that looks like a quantizer has no integer form",
     "QAT201": "a scale is not a positive finite number",
     "QAT202": "a zero point is outside its type's range",
     "QAT203": "one tensor has parameters that disagree",

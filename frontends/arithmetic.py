@@ -4,6 +4,7 @@
     x -> Mul(1/s) -> Add(z) -> Clip -> Round -> Sub(z) -> Mul(s) -> y                    x -> FakeQuant -> y
     x -> Clip(0, a) -> Div(s) -> Round -> Mul(s) -> y                                    x -> FakeQuant -> y
     r -> Sub(., v) -> Add(., v), r = Round(v)   (straight-through gradient)              r
+    y -> Add(0), Sub(0), Mul(1), Div(1)         (a range that begins at zero)            y
     int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y                                       t -> DequantizeLinear -> y
 
 What counts is the mathematics, not the order. Every operator with one constant operand around a Round is affine,
@@ -23,7 +24,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.graph import (
+    FAKE_QUANT,
+    Constant,
+    Node,
+    QuantGraph,
+    Tensor,
+    is_constant,
+    rank_of,
+    shape_of,
+    value_of,
+)
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import VALUE_BLIND
@@ -80,6 +91,23 @@ def looks_like_quantizer(node: Node) -> bool:
     return False
 
 
+def report_others(graph: QuantGraph) -> None:
+    """Say (QAT109) which roundings look like quantizers and are none, and why: their readers stay float."""
+    for node in list(graph.nodes):
+        if node.op not in ("Round", "Floor") or node.domain or not looks_like_quantizer(node):
+            continue
+        try:
+            quantizer(graph, node)
+        except NoMatch as no:
+            graph.diagnostics.note(
+                "QAT109",
+                f"this rounding looks like a quantizer, but is none of integers: {no.reason}",
+                node=label_of(node),
+                tensor=node.outputs[0].name,
+                hint="integers need real = scale * (q - zero_point), a whole zero_point, and a clamp on both sides",
+            )
+
+
 def _neighbors(nodes: Iterable[object]) -> list[Node]:
     """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
     chain = ("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Min", "Max", "Where", "Abs")
@@ -90,7 +118,7 @@ def _few(nodes: Iterable[object]) -> list[Node]:
     return [n for n in itertools.islice(nodes, _LONGEST) if isinstance(n, Node)]
 
 
-# -- straight-through gradients -----------------------------------------------------------------------------------
+# -- what changes no value --------------------------------------------------------------------------------------
 
 STRAIGHT_THROUGH: Final = Rules("arithmetic")
 
@@ -102,6 +130,20 @@ def straight_through(graph: QuantGraph, node: Node) -> bool:
         value = _without(graph, one, other)
         if value is not None:
             graph.replace(node.outputs[0], value)
+            return True
+    return False
+
+
+@STRAIGHT_THROUGH.on("Add", "Sub", "Mul", "Div")
+def nothing_changes(graph: QuantGraph, node: Node) -> bool:
+    """Add and Sub of zero, Mul and Div by one: what arithmetic with offsets and scales leaves of ranges like 0..a."""
+    for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):
+        value, rank = value_of(constant), rank_of(data)
+        if value is None or is_constant(data) or (index == 0 and node.op in ("Sub", "Div")):
+            continue
+        neutral = 0 if node.op in ("Add", "Sub") else 1
+        if value.size == 1 and value.ndim <= (rank or 0) and np.all(value == neutral):
+            graph.replace(node.outputs[0], data)
             return True
     return False
 

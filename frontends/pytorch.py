@@ -65,6 +65,7 @@ def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = Non
     arithmetic.rewrite(graph)
     fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
     arithmetic.rewrite(graph)
+    arithmetic.report_others(graph)
     lift(graph)
 
 

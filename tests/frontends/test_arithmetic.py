@@ -200,3 +200,47 @@ def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path)
     found = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
     assert found.verification is not None
     assert found.verification.passed
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ("c = Clip(x, n, p) a = Sub(c, n) d = Div(a, s) b = Round(d) e = Mul(b, s) y = Add(e, n)", "whole number"),
+        ("a = Div(x, s) b = Round(a) c = Max(b, lo) y = Mul(c, s)", "both sides"),
+    ],
+)
+def test_what_looks_like_a_quantizer_and_is_none_is_said(nodes: str, why: str) -> None:
+    graph = loaded(text_of(nodes, ", float n = {-1.1}, float p = {62.65}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    (note,) = graph.diagnostics
+    assert note.code == "QAT109"
+    assert why in note.message
+    assert note.tensor == "b"
+    assert "Round" in {n.op for n in graph.nodes}
+
+
+def test_a_range_from_zero_leaves_no_trace() -> None:
+    """round((clip(x, min, max) - min) / s) * s + min, with min = 0 behind ReLU."""
+    nodes = "c = Clip(x, lo, p) a = Sub(c, lo) d = Div(a, s) b = Round(d) e = Mul(b, s) f = Add(lo, e) y = Relu(f)"
+    graph = loaded(text_of(nodes, ", float p = {63.75}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant[params=uint8 scale 0.25 zero 0]" in graph.dump()
+    assert not {"Add", "Sub", "Div", "Mul", "Round"} & {n.op for n in graph.nodes}
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 33.6, 90]], np.float32)
+    want = run(onnx.parser.parse_model(text_of(nodes, ", float p = {63.75}")), x)[0]
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], want)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "y = Sub(lo, x)",
+        "y = Div(one, x)",
+        "y = Add(x, wide)",  # it broadcasts
+        "y = Mul(x, lo)",
+    ],
+)
+def test_what_changes_something_stays(nodes: str) -> None:
+    graph = loaded(text_of(nodes, ", float one = {1}, float[1,1,1] wide = {0}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert len(graph.nodes) == 1
