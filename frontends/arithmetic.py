@@ -134,6 +134,16 @@ def straight_through(graph: QuantGraph, node: Node) -> bool:
     return False
 
 
+@STRAIGHT_THROUGH.on("Sub")
+def straight_through_twice(graph: QuantGraph, node: Node) -> bool:
+    """Of a - (a - b) only b is left."""
+    maker = graph.producer(node.inputs[1])
+    if maker is None or maker.domain or maker.op != "Sub" or not _equal(maker.inputs[0], node.inputs[0]):
+        return False
+    graph.replace(node.outputs[0], maker.inputs[1])
+    return True
+
+
 @STRAIGHT_THROUGH.on("Add", "Sub", "Mul", "Div")
 def nothing_changes(graph: QuantGraph, node: Node) -> bool:
     """Add and Sub of zero, Mul and Div by one: what arithmetic with offsets and scales leaves of ranges like 0..a."""

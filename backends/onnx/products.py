@@ -331,8 +331,10 @@ def _converted(w: Writer, acc: str, product: Product, spatial: int, out: str) ->
         return
     scale = np.asarray(product.scale, np.float32)
     last = out if product.bias is None else ""
-    axis = None if scale.size == 1 else 1
-    real = w.node("DequantizeLinear", (acc, _real_scale(w, product)), last, axis=axis)
+    if scale.size == 1:
+        real = w.real_sums(acc, _real_scale(w, product), last)
+    else:
+        real = w.node("DequantizeLinear", (acc, _real_scale(w, product)), last, axis=1)
     if product.bias is not None:
         bias = np.asarray(product.bias, np.float32)
         shaped = bias.reshape(_per_channel(bias.size, spatial))

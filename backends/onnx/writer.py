@@ -25,7 +25,6 @@ _WIDE_OPSET: Final = 21  # QuantizeLinear and DequantizeLinear know 16 bits from
 _SHARED: Final = 1024  # constants of up to so many bytes are compared and shared
 _KEPT_INSIDE: Final = 1 << 27  # more bytes of weights than this are never copied into the ModelProto
 _LARGE: Final = 1 << 12  # constants below this many bytes stay inside in any case
-_DEEP: Final = 2048  # nodes up to which there are two forms: loading an If takes quadratic time
 _OLDEST_IR: Final = 8
 _BYTES: Final = frozenset({"uint8", "int8"})
 
@@ -235,7 +234,17 @@ class Writer:
             zero = self.scalar(params.zero_point[0], "float32")
             centered = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), zero))
             return self.node("Mul", (centered, self.scale(params)), out)
+        if params.container.itemsize == 4 and not params.is_per_channel:
+            return self.real_sums(q, self.scale(params), out)
         return self.node("DequantizeLinear", self._grid(q, params), out, axis=params.axis)
+
+    def real_sums(self, sums: str, scale: str, out: str = "") -> str:
+        """int32 sums times one number, which is what DequantizeLinear computes.
+
+        ONNX Runtime (1.32, basic optimizations) puts a QuantizeLinear to uint8 behind a DequantizeLinear of int32
+        without zero point that a Transpose, Reshape or Slice reads, and so destroys the sums.
+        """
+        return self.node("Mul", (self.node("Cast", [sums], to=TensorProto.FLOAT), scale), out)
 
     def _grid(self, x: str, params: QuantParams) -> list[str]:
         """The operands of QuantizeLinear and DequantizeLinear."""
@@ -300,10 +309,10 @@ class Writer:
             self.read(name)  # a constant may be a result
         kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
         names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
-        wide, stored = None, self._weights == "uint8" or len(self._nodes) > _DEEP
+        wide = None
         if self._weights != "int8":
-            wide = wide_form(self, self._nodes, dict(self._constants), stored=stored)
-        if wide is not None and stored:
+            wide = wide_form(self, self._nodes, dict(self._constants), stored=self._weights == "uint8")
+        if wide is not None and self._weights == "uint8":
             self._nodes = list(wide.body.node)
             read = {name for node in self._nodes for name in node.input} | self.outputs
             self._constants = [(name, value) for name, value in self._constants if name in read]

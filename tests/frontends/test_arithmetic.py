@@ -244,3 +244,16 @@ def test_what_changes_something_stays(nodes: str) -> None:
     graph = loaded(text_of(nodes, ", float one = {1}, float[1,1,1] wide = {0}"))
     FRONTEND.normalise(graph, FrontendOptions())
     assert len(graph.nodes) == 1
+
+
+def test_straight_through_by_twice_the_difference() -> None:
+    """What is left of c - (c - round(c / s) * s), whose inner difference is detached."""
+    graph = loaded(
+        text_of(
+            "c = Clip(x, n, p) d = Div(c, s) b = Round(d) e = Mul(b, s) f = Sub(c, e) y = Sub(c, f)",
+            ", float n = {-32}, float p = {31.75}",
+        )
+    )
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant[params=int8 scale 0.25 zero 0]" in graph.dump()
+    assert not {"Sub", "Round"} & {n.op for n in graph.nodes}
