@@ -4,7 +4,7 @@
     x -> Mul(1/s) -> Add(z) -> Clip -> Round -> Sub(z) -> Mul(s) -> y                    x -> FakeQuant -> y
     x -> Clip(0, a) -> Div(s) -> Round -> Mul(s) -> y                                    x -> FakeQuant -> y
     r -> Sub(., v) -> Add(., v), r = Round(v)   (straight-through gradient)              r
-    y -> Add(0), Sub(0), Mul(1), Div(1)         (a range that begins at zero)            y
+    y -> Add(0) or Sub(0)                       (a range that begins at zero)            y
     int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y                                       t -> DequantizeLinear -> y
 
 What counts is the mathematics, not the order. Every operator with one constant operand around a Round is affine,
@@ -144,15 +144,14 @@ def straight_through_twice(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-@STRAIGHT_THROUGH.on("Add", "Sub", "Mul", "Div")
+@STRAIGHT_THROUGH.on("Add", "Sub")
 def nothing_changes(graph: QuantGraph, node: Node) -> bool:
-    """Add and Sub of zero, Mul and Div by one: what arithmetic with offsets and scales leaves of ranges like 0..a."""
+    """Add and Sub of zero: what arithmetic with offsets leaves of ranges like 0..a."""
     for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):
         value, rank = value_of(constant), rank_of(data)
-        if value is None or is_constant(data) or (index == 0 and node.op in ("Sub", "Div")):
+        if value is None or is_constant(data) or (index == 0 and node.op == "Sub"):
             continue
-        neutral = 0 if node.op in ("Add", "Sub") else 1
-        if value.size == 1 and value.ndim <= (rank or 0) and np.all(value == neutral):
+        if value.size == 1 and value.ndim <= (rank or 0) and np.all(value == 0):
             graph.replace(node.outputs[0], data)
             return True
     return False

@@ -235,13 +235,12 @@ def test_a_range_from_zero_leaves_no_trace() -> None:
     "nodes",
     [
         "y = Sub(lo, x)",
-        "y = Div(one, x)",
         "y = Add(x, wide)",  # it broadcasts
         "y = Mul(x, lo)",
     ],
 )
 def test_what_changes_something_stays(nodes: str) -> None:
-    graph = loaded(text_of(nodes, ", float one = {1}, float[1,1,1] wide = {0}"))
+    graph = loaded(text_of(nodes, ", float[1,1,1] wide = {0}"))
     FRONTEND.normalise(graph, FrontendOptions())
     assert len(graph.nodes) == 1
 
@@ -257,3 +256,24 @@ def test_straight_through_by_twice_the_difference() -> None:
     FRONTEND.normalise(graph, FrontendOptions())
     assert "FakeQuant[params=int8 scale 0.25 zero 0]" in graph.dump()
     assert not {"Sub", "Round"} & {n.op for n in graph.nodes}
+
+
+def test_a_scale_of_one_is_a_scale() -> None:
+    """Images of 0..255."""
+    graph = loaded(text_of("a = Div(x, one) b = Round(a) c = Clip(b, lo, hi) y = Mul(c, one)", ", float one = {1}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant[params=uint8 scale 1 zero 0]" in graph.dump()
+
+
+def test_ties_that_training_rounds_up_are_no_failure(tmp_path: Path) -> None:
+    """Fixed point with floor(x + 0.5): half of these sums are ties, which integers round to even."""
+    text = text_of(
+        "q = QuantizeLinear(x, s, zero) a = DequantizeLinear(q, s, zero) w = DequantizeLinear(wq, s, zero) "
+        "c = Conv(a, w) d = Div(c, h) e = Add(d, h) f = Floor(e) g = Clip(f, n, p) y = Mul(g, h)",
+        ", int8 zero = {0}, int8[1,1,1,1] wq = {4}, float n = {-128}, float p = {127}",
+        x="float[1,1,16,16] x",
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save_model(onnx.parser.parse_model(text), str(path))
+    result = compile_model(path, output=tmp_path / "package")
+    assert result.coverage.share == 1.0
