@@ -275,7 +275,9 @@ def test_targets() -> None:
     found = run("targets")
     assert found.exit_code == 0, found.stderr
     assert "\n  onnx " in found.stdout
-    names = [target["name"] for target in validate(run("targets", "--json").stdout_bytes)["result"]]
+    listed = validate(run("targets", "--json").stdout_bytes)["result"]
+    names = [target["name"] for target in listed]
+    assert {target["name"]: target["operators"] for target in listed}["onnx"] == ["Softmax"]
     assert {"onnx", "qdq"} <= {*names}
     assert "-p " in run("targets", "-v").stdout
 

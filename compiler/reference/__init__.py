@@ -7,14 +7,14 @@ docstring in `integer.py`; how results are rounded is the profile's (`arithmetic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.budget import active
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.integer import (
     Clamped,
     Concat,
@@ -111,9 +111,18 @@ def execute_op(
             table = values[op.inputs[1]]
             return (table[x.astype(np.int16) - np.iinfo(x.dtype).min],)
         case Clamped():
-            return (_clamped(graph, op, values, profile),)
+            try:
+                return (_clamped(graph, op, values, profile),)
+            except CompileError as error:
+                raise _placed(op, error) from error
         case _:
             raise TypeError(f"no meaning is defined for {op.kind}")
+
+
+def _placed(op: Op, error: CompileError) -> CompileError:
+    """The same error, at the operator where a profile, which knows of none, says no place."""
+    found = [d if d.node or d.tensor else replace(d, node=op.source or op.name) for d in error.diagnostics]
+    return CompileError(found, error.exit_code)
 
 
 def _clamped(graph: IntegerGraph, op: Clamped, values: Mapping[str, Array], profile: Profile) -> Integers:

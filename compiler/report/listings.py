@@ -125,6 +125,7 @@ def targets_json(found: Sequence[tuple[Target, Backend]]) -> list[Json]:
             "backend": target.backend,
             "description": target.description,
             "arithmetic": target.arithmetic,
+            "operators": list(target.operators),
             "options": [
                 {"name": o.name, "help": o.help, "choices": list(o.choices), "default": o.default}
                 for o in backend.options.values()

@@ -206,3 +206,12 @@ def test_faults_of_a_device_are_named(kind: str, model: Path, edge: str, tmp_pat
     (found,) = [t for t in compare_package(tmp_path / "p", dump).tensors if t.cause is not None]
     assert found.cause is not None
     assert found.cause.kind == kind
+
+
+def test_what_a_profile_cannot_do_is_told_with_its_operator(edge: str, tmp_path: Path) -> None:
+    text = net("(float[6,4] x) => (float[6,4] y)", "a = A(x)\ns = Softmax(a)\ny = B(s)")
+    onnx.save(onnx.parser.parse_model(text.replace("s = Softmax", "[shares] s = Softmax")), tmp_path / "other.onnx")
+    with pytest.raises(CompileError, match="no form that writes on") as raised:
+        compile_model(tmp_path / "other.onnx", qat=True, target=edge, arithmetic="tflite", output=tmp_path / "p")
+    (found,) = raised.value.diagnostics
+    assert (found.code, found.node) == ("QAT302", "shares")
