@@ -63,7 +63,10 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
     scale = (out_high - out_low) / steps
     zero = -out_low / scale
     x = value_of(node.inputs[0])
-    if np.abs(zero - np.rint(zero)).max() > _tolerance(steps):
+    beside = np.abs(zero - np.rint(zero)).max()
+    if beside > _tolerance(steps):
+        if x is None and beside < 0.5 - _tolerance(steps) and np.isin(np.rint(zero), (0, steps)).all():
+            return _end_at_zero(graph, node, ends, steps, float(beside))
         if x is not None and steps == 1 and np.allclose(out_low, -out_high, rtol=1e-5, atol=0):
             signs = np.where(x > (low + high) / 2, 1, -1)
             params = grid(graph, node, out_high, np.zeros(()), (-1, 1))
@@ -78,6 +81,23 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
         _affine(graph, node, factor, out_low - low * factor)
     qdq.to_fake_quant(graph, node, params)
     return True
+
+
+def _end_at_zero(graph: QuantGraph, node: Node, ends: _Ends, steps: int, beside: float) -> bool:
+    """A range that begins (or ends) less than half a step beside zero: it is moved there.
+
+    NNCF aligns ranges in training, but for this one, which its own `nncf.strip` moves in the same way.
+    """
+    low, high, out_low, out_high = ends
+    graph.diagnostics.note(
+        "QAT307",
+        f"the range ends {beside:.2g} steps beside zero, and is moved there, as nncf.strip does",
+        node=label_of(node),
+        tensor=data_name(node),
+    )
+    scale = (out_high - out_low) / steps
+    offset = -np.rint(-out_low / scale) * scale - out_low
+    return _ranges(graph, node, (low + offset, high + offset, out_low + offset, out_high + offset), steps)
 
 
 def _alike(shapes: list[tuple[int, ...]]) -> bool:
@@ -179,5 +199,9 @@ FRONTEND = Frontend(
     normalise=_normalise,
     confidence=80,
     exporters=("NNCF 3.4 (PyTorch, unstripped or stripped)", "in its documented form: MQBench (OpenVINO deployment)"),
-    limits=("ranges whose grid has no zero", "more than 65536 levels", "FakeConvert (FP8)"),
+    limits=(
+        "ranges whose grid has no zero, but for those that end within half a step of it",
+        "more than 65536 levels",
+        "FakeConvert (FP8)",
+    ),
 )

@@ -128,6 +128,22 @@ def test_refused(ends: tuple[float, ...], levels: int, code: str) -> None:
     assert [d.code for d in one(ends, levels).diagnostics.errors] == [code]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("low", [-0.4, -0.03, 0.3])  # in steps
+def test_a_range_that_ends_beside_zero_is_moved_there(sign: int, low: float) -> None:
+    """NNCF leaves such ranges where training moves the end of a range of numbers without a sign."""
+    step = 0.01
+    ends = sorted((sign * low * step, sign * (low + 255) * step))
+    graph = one((*ends, *ends), 256)
+    graph.diagnostics.check()
+    assert [d.code for d in graph.diagnostics] == ["QAT307"]
+    (params,) = (n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT)
+    assert (params.qmin, params.qmax, params.zero_point) == (0, 255, (0 if sign > 0 else 255,))
+    assert params.scale[0] == pytest.approx(step)
+    x = np.linspace(-3, 3, 100, dtype=np.float32)
+    assert np.abs(values(graph, x) - params.fake_quantize(x)).max() == 0
+
+
 def test_zero_outside_the_range_needs_a_wider_type() -> None:
     graph = one((1.0, 2.0, 1.0, 2.0), 256)
     graph.diagnostics.check()
