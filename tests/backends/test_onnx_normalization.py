@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,27 @@ from hypothesis import strategies as st
 
 from qatc.compiler.integer import LayerNorm, Softmax
 from qatc.compiler.quant import QuantParams
-from tests.backends.emitting import Net, grid, integers, outcome, same
+from tests.backends.emitting import DOMAINS, Net, grid, integers, outcome, same
 
 _SHARE = 0.1  # of the elements of one small tensor, in float
 UNITS = {"uint8": 0, "int8": -128}
+
+
+@functools.cache
+def optimized_domains() -> tuple[str, ...]:
+    """The domains to look at: not `standard` where ONNX Runtime's optimizer makes a QLinearSoftmax that wraps around.
+
+    Up to 1.20 that kernel gives -128 for 1 in int8, and 0 for a single element.
+    """
+    net = one_hot()
+    return DOMAINS if outcome(net, "t0", "standard").worst == 0 else DOMAINS[:1]
+
+
+def one_hot() -> Net:
+    net = Net()
+    x = net.input(np.array([[127, -128, -128]], np.int8), QuantParams.per_tensor(0.5, 0, "int8"))
+    assert net.add(Softmax, (x,), QuantParams.per_tensor(1 / 256, -128, "int8"), (1, 3), axis=1) == "t0"
+    return net
 
 
 def softmax(
@@ -42,19 +60,15 @@ def softmax(
 @settings(max_examples=5)
 def test_the_kernel_is_the_reference(types: tuple[str, str], shape: tuple[int, ...], axis: int, seed: int) -> None:
     net, out = softmax(shape, axis, types, seed=seed)
-    results = same(net, out, within=1)
+    results = same(net, out, optimized_domains(), within=1)
     assert results["auto"].ops["QLinearSoftmax"] == 1
     assert results["auto"].worst == 0
-    assert results["standard"].share < _SHARE
+    assert "standard" not in results or results["standard"].share < _SHARE
 
 
 def test_one_hot_rows_saturate() -> None:
     """256 steps of 1/256 are 255: in int8, old kernels wrap around there."""
-    net = Net()
-    have = QuantParams.per_tensor(0.5, 0, "int8")
-    x = net.input(np.array([[127, -128, -128]], np.int8), have)
-    out = net.add(Softmax, (x,), QuantParams.per_tensor(1 / 256, -128, "int8"), (1, 3), axis=1)
-    assert same(net, out)["auto"].found.tolist() == [[127, -128, -128]]
+    assert same(one_hot(), "t0", optimized_domains())["auto"].found.tolist() == [[127, -128, -128]]
 
 
 def test_a_narrow_result_is_clamped() -> None:
@@ -66,6 +80,8 @@ def test_a_narrow_result_is_clamped() -> None:
 @pytest.mark.parametrize("keywords", [{"step": 0.0039}, {"step": 0.003}, {"known": False}, {"shape": (4, 1)}], ids=str)
 def test_what_the_kernel_computes_otherwise_is_written_in_float(keywords: dict) -> None:
     """It cuts 1 / scale off to a whole number (256.4 becomes 256), and one element overflows."""
+    if "shape" in keywords and "standard" not in optimized_domains():
+        pytest.skip("this ONNX Runtime's optimizer writes the kernel that fails there")
     net, out = softmax(**{"shape": (4, 6), "axis": 1, **keywords})
     result = outcome(net, out, "auto")
     assert result.ops["QLinearSoftmax"] == 0
