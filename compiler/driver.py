@@ -131,7 +131,6 @@ class _Compilation:
         self.diagnostics: list[Diagnostic] = []
         self.filled: tuple[FilledRange, ...] = ()
         self.proving = Proving(options)
-        self.known: frozenset[str] = frozenset()  # names of the source's tensors
         self.operators = frozenset[str]()  # integer operators that are asked for
         self.scratch = ExitStack()  # a converted model lives as long as the compile
 
@@ -237,7 +236,6 @@ class _Compilation:
             graph, source = load(model.path)
             graph.storage.spill = source.size > SPILL_AT
             graph.explains = self.options.explain
-            self.known = frozenset(tensor.name for tensor in graph.tensors())
             pin_shapes(graph, self.options.shapes)
         with self.step("normalize"):
             seen = recognize(self.path, graph, source, self.options)
@@ -350,7 +348,7 @@ class _Compilation:
             coverage=coverage(integer),
             islands=islands(integer),
             filled=self.filled,
-            tensors=tensor_records(integer, emission.names, self.known),
+            tensors=tensor_records(integer, emission.names, graph.known),
             diagnostics=tuple(self.diagnostics),
             verification=verification,
             explanation=tuple(dict.fromkeys(graph.explanation)),

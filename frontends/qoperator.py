@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, rank_of, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
@@ -440,6 +440,11 @@ def _is_ours(node: Node) -> bool:
     return (node.domain or "", node.op) in _RULES
 
 
+def _is_asked(node: Node) -> bool:
+    """Whether the node is a product of constants, by which a model of ours chooses its form (docs/adr/0009)."""
+    return node.op == "MatMulInteger" and all(is_constant(t) or not t.name for t in node.inputs)
+
+
 def _is_known(node: Node) -> bool:
     """Whether the node is read, or refused by its name."""
     return _is_ours(node) or node.op in _AT_RUN_TIME or ((node.domain or "") == MICROSOFT and node.op in _IN_BLOCKS)
@@ -450,7 +455,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    qdq.prepare(graph, keep=_is_ours)
+    qdq.prepare(graph, keep=lambda node: _is_ours(node) and not _is_asked(node))
     reader = _Reader(graph)
     reader.run()
     if graph.diagnostics.errors:

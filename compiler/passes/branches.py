@@ -62,6 +62,7 @@ def _inline(graph: QuantGraph, node: Node) -> list[Node]:
             element = kind.elem_type if kind is not None and kind.elem_type else None
             tensors[name] = graph.variable(name, element, dims) if name else Variable("")
         made.append(_node(graph, proto, tensors))
+    graph.known |= {name for name, tensor in tensors.items() if tensor.name == name}  # a viewer shows those, too
     for output, result in zip(body.output, list(node.outputs), strict=True):
         if result.name:
             graph.replace(result, tensors[output.name])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qatc import compile_model
 from qatc.compiler.diagnostics import Severity
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
+from qatc.compiler.processor import flattened
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.qoperator import FRONTEND, MICROSOFT
 from tests.frontends import networks as nets
@@ -277,3 +282,17 @@ def test_what_is_quantized_otherwise_is_refused_by_name(op: str, code: str) -> N
     found = list(graph.diagnostics.errors)
     assert [d.code for d in found] == [code]
     assert op in found[0].message
+
+
+def test_a_package_that_chooses_by_processor_is_read_back(tmp_path: Path) -> None:
+    """Both forms are in our own model.onnx; the fast one is read, under the names that it has there."""
+    corpus = Path(__file__).resolve().parent.parent / "corpus"
+    first = compile_model(corpus / "tfmot-op13__smallcnn" / "model.onnx", output=tmp_path / "first", qat=True)
+    model = onnx.load(tmp_path / "first" / "model.onnx")
+    assert "If" in {n.op_type for n in model.graph.node}
+    again = compile_model(tmp_path / "first" / "model.onnx", output=tmp_path / "again", qat=True)
+    assert again.dialect == "qoperator"
+    assert again.coverage == first.coverage
+    assert again.package_ops == first.package_ops
+    named = {node.output[0] for node in flattened(model, exact=True).graph.node if node.op_type == "QLinearConv"}
+    assert named <= {tensor.source for tensor in again.tensors}
