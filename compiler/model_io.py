@@ -89,7 +89,8 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     active().ask(2 * info.st_size, f"reading {path.name}", "save large weights as external data; those are mapped")
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        with path.open("rb") as stream:  # no more than was asked for, should it have grown meanwhile
+            model.ParseFromString(stream.read(info.st_size))
     except OSError as error:
         raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
     except (DecodeError, ValueError) as error:
