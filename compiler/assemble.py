@@ -25,6 +25,7 @@ from qatc.compiler.package import (
     tolerance_of,
     write_samples,
 )
+from qatc.compiler.processor import saturates
 from qatc.compiler.profiles import profile_differences
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
@@ -54,7 +55,8 @@ def assemble(
 ) -> CompileResult:
     """Write the package of a finished compile and return the result with its place and size.
 
-    The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations.
+    The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations
+    where those are exact on this processor.
     `seal` signs it (`compiler/signing.py`). Source files are hashed beside the writing.
 
     Raises:
@@ -65,7 +67,9 @@ def assemble(
         emission.write(writer.open, MODEL)
         writer.write("quantization.json", quantization_json(result.tensors))
         size = sum(f.size for f in writer.files if f.path.startswith(MODEL))
-        session = open_file(writer.folder / MODEL, nodes=len(emission.model.graph.node), weights=size)
+        exact = emission.wide is not None or not saturates()  # what is read as Q/DQ would saturate once it is optimized
+        nodes = len(emission.model.graph.node)
+        session = open_file(writer.folder / MODEL, nodes=nodes, weights=size, optimize=exact)
         samples = [run_sample(session, feed, result.inputs, result.outputs) for feed in feeds]
         del session  # it holds the weights
         entries = write_samples(writer, samples, result.inputs, result.outputs)

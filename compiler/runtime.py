@@ -210,7 +210,7 @@ class RunnableModel:
         return session
 
 
-def open_file(path: Path, *, nodes: int = 0, weights: int = 0) -> InferenceSession:
+def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = True) -> InferenceSession:
     """A CPU session of a model file with default optimizations, on one thread: results do not depend on the machine.
 
     Args:
@@ -219,11 +219,12 @@ def open_file(path: Path, *, nodes: int = 0, weights: int = 0) -> InferenceSessi
             40 s of 43), so that deep models run without optimizations; the integers are the same.
         weights: how many bytes of weights. The kernels pack them once more in memory, so that large ones are left as
             they are: running slower saves half the memory.
+        optimize: whether ONNX Runtime may rewrite the graph at all.
 
     Raises:
         CompileError: QAT401 where ONNX Runtime does not take the model that we made.
     """
-    options = _options(optimize=nodes <= _DEEP, folder=None)
+    options = _options(optimize=optimize and nodes <= _DEEP, folder=None)
     options.intra_op_num_threads = 1
     if weights > _HEAVY:
         options.add_session_config_entry("session.disable_prepacking", "1")
