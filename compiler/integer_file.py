@@ -37,6 +37,7 @@ from qatc.compiler.package.content import params_document
 from qatc.compiler.package.encoding import SCHEMA_VERSION
 from qatc.compiler.quant import Array, QuantParams, dtype_name
 from qatc.compiler.result import Json
+from qatc.compiler.storage import release
 from qatc.compiler.tensor_io import held_array
 
 INTEGER_JSON: Final = "integer.json"
@@ -133,6 +134,8 @@ class _Shelf:
         """The name of an initializer and the transform that makes `value` of it; `likely` is tried first."""
         if likely in self._values:
             transform = self._transform(likely, value)
+            release(self._values[likely])
+            release(value)
             if transform is not None:
                 return likely, transform
         for name in self._alike(value):

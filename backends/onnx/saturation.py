@@ -21,6 +21,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from qatc.compiler.integer import Clamped, IntegerGraph
 from qatc.compiler.quant import Array
+from qatc.compiler.storage import SPILL_AT, Storage, release
 
 if TYPE_CHECKING:
     from qatc.backends.onnx.writer import Writer
@@ -156,6 +157,8 @@ class Wide:
         self.body = GraphProto()
         self.unsigned: dict[str, str] = {}  # signed tensor -> the same moved by 128
         self._constants: dict[str, str] = {}
+        signed = sum(value.nbytes for value in constants.values() if value.dtype == np.int8)
+        self._storage = Storage(spill=stored and signed > SPILL_AT)
 
     def product(self, node: NodeProto) -> None:
         """Append `node` with unsigned operands."""
@@ -186,7 +189,7 @@ class Wide:
         """`name`, a signed tensor, moved by 128."""
         found = self.unsigned.get(name)
         if found is None and self.stored and name in self.constants:
-            found = self.unsigned[name] = self.w.array(_moved(self.constants[name]), f"{name}_unsigned")
+            found = self.unsigned[name] = self.w.array(_moved(self.constants[name], self._storage), f"{name}_unsigned")
         elif found is None:
             found = self.unsigned[name] = self.w.fresh(f"{name}_unsigned")
             self._shifted(name, "int8", found)
@@ -207,7 +210,8 @@ class Wide:
 
     def _zero(self, name: str) -> str:
         """A signed zero point (none is 0) as an unsigned one."""
-        return self._constant(f"{name or 'zero'}_unsigned", _moved(self.constants[name] if name else np.int8(0)))
+        signed = self.constants[name] if name else np.int8(0)
+        return self._constant(f"{name or 'zero'}_unsigned", _moved(signed, self._storage))
 
     def _constant(self, hint: str, value: Array | np.generic) -> str:
         if self.stored:
@@ -219,6 +223,13 @@ class Wide:
         return found
 
 
-def _moved(signed: Array | np.generic) -> Array:
-    """int8 integers as uint8, moved by 128."""
-    return (np.asarray(signed).view(np.uint8) ^ np.uint8(128)).astype(np.uint8)
+def _moved(signed: Array | np.generic, storage: Storage) -> Array:
+    """int8 integers as uint8, moved by 128; they lie in memory in the order of the others."""
+    source = np.asarray(signed).view(np.uint8)
+    order = sorted(range(source.ndim), key=lambda axis: -source.strides[axis])
+    source = source.transpose(order)
+    moved = storage.empty(source.shape, np.uint8)
+    np.bitwise_xor(source, np.uint8(128), out=moved)
+    release(source)
+    release(moved)
+    return moved.transpose(np.argsort(order)) if order else moved

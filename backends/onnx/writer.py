@@ -18,6 +18,7 @@ from qatc.backends.onnx.saturation import wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.storage import SPILL_AT
 
 CONTRIB: Final = "com.microsoft"
 INT64_MAX: Final = 2**63 - 1
@@ -25,6 +26,7 @@ _WIDE_OPSET: Final = 21  # QuantizeLinear and DequantizeLinear know 16 bits from
 _SHARED: Final = 1024  # constants of up to so many bytes are compared and shared
 _KEPT_INSIDE: Final = 1 << 27  # more bytes of weights than this are never copied into the ModelProto
 _LARGE: Final = 1 << 12  # constants below this many bytes stay inside in any case
+_DEEP: Final = 2048  # nodes up to which there are two forms: loading an If takes quadratic time
 _OLDEST_IR: Final = 8
 _BYTES: Final = frozenset({"uint8", "int8"})
 
@@ -309,10 +311,11 @@ class Writer:
             self.read(name)  # a constant may be a result
         kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
         names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
-        wide = None
+        signed = sum(value.nbytes for _, value in self._constants if value.dtype == np.int8)
+        wide, stored = None, self._weights == "uint8" or len(self._nodes) > _DEEP or signed > SPILL_AT
         if self._weights != "int8":
-            wide = wide_form(self, self._nodes, dict(self._constants), stored=self._weights == "uint8")
-        if wide is not None and self._weights == "uint8":
+            wide = wide_form(self, self._nodes, dict(self._constants), stored=stored)
+        if wide is not None and stored:
             self._nodes = list(wide.body.node)
             read = {name for node in self._nodes for name in node.input} | self.outputs
             self._constants = [(name, value) for name, value in self._constants if name in read]

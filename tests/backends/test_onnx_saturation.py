@@ -100,6 +100,22 @@ def test_one_form_alone_has_no_choice(weights: str) -> None:
     assert all(t.name in emission.model.graph.node[0].input for t in emission.model.graph.initializer)
 
 
+@pytest.mark.parametrize("limit", ["_DEEP", "SPILL_AT"])
+def test_what_would_take_long_to_load_is_written_in_the_exact_form_alone(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many operators, and large weights: loading an If takes quadratic time, and memory for both branches."""
+    monkeypatch.setattr(f"qatc.backends.onnx.writer.{limit}", 0)
+    monkeypatch.setattr("qatc.backends.onnx.saturation.SPILL_AT", 0)
+    net = _conv(_full(1, (64, 64, 3, 3)), BYTE, 2)  # large enough for a temporary file
+    emission = emitted(net.graph)
+    assert emission.wide is None
+    assert [t.data_type for t in emission.model.graph.initializer if len(t.dims) > 1] == [onnx.TensorProto.UINT8]
+    expected = execute(net.graph, net.feeds, get_profile("onnx"))[net.graph.outputs[0]]
+    (found,) = run_model(emission.complete(), net.feeds)
+    np.testing.assert_array_equal(found, expected)
+
+
 # -- which products may saturate --------------------------------------------------------------------------------------
 def test_seven_bits_cannot() -> None:
     assert not _chooses(_conv(_full(3, (4, 4, 3, 3), 64), BYTE, 1))
