@@ -25,7 +25,7 @@ from qatc.compiler.package import (
     tolerance_of,
     write_samples,
 )
-from qatc.compiler.processor import saturates
+from qatc.compiler.processor import is_exact
 from qatc.compiler.profiles import profile_differences
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
@@ -67,7 +67,7 @@ def assemble(
         emission.write(writer.open, MODEL)
         writer.write("quantization.json", quantization_json(result.tensors))
         size = sum(f.size for f in writer.files if f.path.startswith(MODEL))
-        exact = emission.wide is not None or not saturates()  # what is read as Q/DQ would saturate once it is optimized
+        exact = emission.wide is not None or is_exact()  # what is read as Q/DQ would saturate once it is optimized
         nodes = len(emission.model.graph.node)
         session = open_file(writer.folder / MODEL, nodes=nodes, weights=size, optimize=exact)
         samples = [run_sample(session, feed, result.inputs, result.outputs) for feed in feeds]

@@ -132,15 +132,6 @@ def may_saturate(model: ModelProto) -> bool:
     return any(node.op_type in _PRODUCTS for node in model.graph.node) and not is_exact()
 
 
-@functools.cache
-def saturates() -> bool:
-    """Whether this processor makes ONNX Runtime saturate sums of products of unsigned by signed bytes."""
-    model = ModelProto(ir_version=8, opset_import=[onnx.helper.make_opsetid("", 13)])
-    model.graph.name = "probe"
-    model.graph.output.add(name=_probe(model.graph, set()))
-    return not bool(np.asarray(open_session(model).run(None, {})[0]).all())
-
-
 def _probe(graph: GraphProto, taken: set[str]) -> str:
     """Add a product that saturates wherever any does; the name of whether it is what it should be."""
     constants: tuple[Array, ...] = (

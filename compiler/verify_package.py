@@ -22,7 +22,7 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Sev
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.samples import read_npy
-from qatc.compiler.processor import saturates
+from qatc.compiler.processor import is_exact
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
 from qatc.compiler.runtime import run_session
@@ -285,7 +285,7 @@ def _open_model(folder: Path, manifest: Mapping[str, Any]) -> InferenceSession:
     onnxruntime.set_default_logger_severity(4)  # what is wrong is in the error; the log shows names as they are
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if saturates():  # as the samples were made: ONNX Runtime's optimizer makes products of Q/DQ that would saturate
+    if not is_exact():  # as the samples were made: ONNX Runtime's optimizer makes products of Q/DQ that would saturate
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])

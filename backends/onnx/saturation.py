@@ -77,6 +77,11 @@ def wide_form(
     return form
 
 
+def signed_bytes(constants: Mapping[str, Array]) -> int:
+    """How many bytes of int8 there are: what a wide form may have to hold once more."""
+    return sum(value.nbytes for value in constants.values() if value.dtype == np.int8)
+
+
 # -- which ------------------------------------------------------------------------------------------------------------
 def _saturating(graph: IntegerGraph, nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> set[int]:
     """The places of the nodes whose neighboring products may leave 16 bits."""
@@ -157,8 +162,7 @@ class Wide:
         self.body = GraphProto()
         self.unsigned: dict[str, str] = {}  # signed tensor -> the same moved by 128
         self._constants: dict[str, str] = {}
-        signed = sum(value.nbytes for value in constants.values() if value.dtype == np.int8)
-        self._storage = Storage(spill=stored and signed > SPILL_AT)
+        self._storage = Storage(spill=stored and signed_bytes(constants) > SPILL_AT)
 
     def product(self, node: NodeProto) -> None:
         """Append `node` with unsigned operands."""

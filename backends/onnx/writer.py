@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from qatc.backends.onnx.saturation import wide_form
+from qatc.backends.onnx.saturation import signed_bytes, wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.quant import Array, QuantParams
@@ -311,10 +311,10 @@ class Writer:
             self.read(name)  # a constant may be a result
         kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
         names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
-        signed = sum(value.nbytes for _, value in self._constants if value.dtype == np.int8)
-        wide, stored = None, self._weights == "uint8" or len(self._nodes) > _DEEP or signed > SPILL_AT
+        wide, constants = None, dict(self._constants)
+        stored = self._weights == "uint8" or len(self._nodes) > _DEEP or signed_bytes(constants) > SPILL_AT
         if self._weights != "int8":
-            wide = wide_form(self, self._nodes, dict(self._constants), stored=stored)
+            wide = wide_form(self, self._nodes, constants, stored=stored)
         if wide is not None and stored:
             self._nodes = list(wide.body.node)
             read = {name for node in self._nodes for name in node.input} | self.outputs
