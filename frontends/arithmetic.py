@@ -67,15 +67,22 @@ def heads_quantizer(node: Node) -> bool:
     if node.op not in ("Round", "Floor") or node.domain:
         return False
     for _ in range(_LONGEST):
-        readers = [n for n in _few(node.outputs[0].outputs) if n.op not in COMPARISONS and n.op not in VALUE_BLIND]
+        readers = [n for n in _few(node.outputs[0].outputs) if _reads_values(n, node.outputs[0])]
         if len(readers) != 1:
             return False
         node = readers[0]
         if node.op in ("Mul", "Div"):
             return True
-        if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast", "Where"):
+        if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast", "CastLike", "Identity", "Where"):
             return False
     return False
+
+
+def _reads_values(node: Node, tensor: Tensor) -> bool:
+    """Whether a reader does something with the values: comparisons choose, others read a shape or a type alone."""
+    if node.op == "CastLike":
+        return node.inputs[0] is tensor
+    return node.op not in COMPARISONS and node.op not in VALUE_BLIND
 
 
 def looks_like_quantizer(node: Node) -> bool:
@@ -110,7 +117,7 @@ def report_others(graph: QuantGraph) -> None:
 
 def _neighbors(nodes: Iterable[object]) -> list[Node]:
     """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
-    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Min", "Max", "Where", "Abs")
+    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs")
     return [n for n in _few(nodes) if n.op in chain]
 
 
@@ -446,7 +453,7 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_Stat
     params = _params(graph, node, grid, end.scale, source.values.shape, source.name)
     if params is None:
         return False
-    shift = np.asarray(params.zero_array(rounded.ndim), np.float64) + end.offset / end.scale
+    shift = np.rint(np.asarray(params.zero_array(rounded.ndim), np.float64) + end.offset / end.scale)
     integers: Array = np.clip(rounded + shift, params.qmin, params.qmax).astype(params.container)
     result = end.tensor
     constant = graph.constant(source.name, integers, params)

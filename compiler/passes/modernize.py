@@ -6,6 +6,7 @@
     Softmax[axis=1](x: NxCxHxW)             Flatten -> Softmax -> Reshape: before 13 it spans all axes from `axis` on
     BatchNormalization -> y, mean, var      BatchNormalization -> y
     Max(Min(x, [[6.]]), 0.)                 Clip(Clip(x, _, 6), 0, _)   in every opset
+    CastLike(x, y: float)                   Cast[to=float](x)
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
@@ -70,7 +71,7 @@ def modernize(graph: QuantGraph) -> None:
     graph.clean()  # what nobody reads is no reader of what it reads
     constants_from_nodes(graph)
     widen(graph)
-    if any(n.op == "Cast" and not n.domain and element_type(n.inputs[0]) is None for n in graph.nodes):
+    if any(_has_no_type(n) for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, INERT)
     if any(n.op == "Attention" and not n.domain for n in graph.nodes):
@@ -89,6 +90,11 @@ def modernize(graph: QuantGraph) -> None:
     if any(n.op == "InsertZeros" for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, LATER)
+
+
+def _has_no_type(node: Node) -> bool:
+    """Whether a Cast or CastLike reads a tensor of unknown element type."""
+    return node.op in ("Cast", "CastLike") and not node.domain and any(element_type(t) is None for t in node.inputs)
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
@@ -205,6 +211,18 @@ def no_op_cast(graph: QuantGraph, node: Node) -> bool:
     if kind is None:
         raise NoMatch("the type of its input is unknown")
     return kind == node.attr("to") and _bypass(graph, node)
+
+
+@INERT.on("CastLike")
+def cast_to_a_known_type(graph: QuantGraph, node: Node) -> bool:
+    """A CastLike is a Cast to the type of its second input, and nothing where the first has that type already."""
+    kind = element_type(node.inputs[1])
+    if kind is None:
+        raise NoMatch("the type that it casts to is unknown")
+    if kind == element_type(node.inputs[0]) and _bypass(graph, node):
+        return True
+    node.op, node.inputs, node.attrs["to"] = "Cast", node.inputs[:1], kind
+    return True
 
 
 @INERT.on("Conv")

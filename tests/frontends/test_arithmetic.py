@@ -166,6 +166,43 @@ def test_weights_around_half_a_zero_point() -> None:
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], atol=1e-6)
 
 
+def test_weights_around_half_a_zero_point_per_channel() -> None:
+    """N2UQ: (2 * Round(w * 15) / 15 - 1) * s[c]. No channel is off by one where s[c] / s[c] is not quite 1."""
+    rng = np.random.default_rng(0)
+    values, scales = rng.integers(0, 16, 64 * 5), rng.uniform(0.01, 1, 64)
+    weights, scale = (", ".join(f"{v:.9g}" for v in a) for a in (values, scales))
+    more = f", float[64,5] w = {{{weights}}}, float[64,1] c = {{{scale}}}"
+    more += ", float n = {15}, float two = {2}, float one = {1}"
+    nodes = "b = Round(w) d = Div(b, n) e = Mul(d, two) f = Sub(e, one) g = Mul(f, c) t = Transpose(g) y = MatMul(x, t)"
+    text = text_of(nodes, more, "float[5,5] x")
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "zero 15 axis 0 x64" in graph.dump()
+    x = np.eye(5, dtype=np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], atol=1e-6)
+
+
+UNOPTIMIZED = {  # as torch.onnx.export(..., dynamo=True, optimize=False) writes it
+    "clamped first": """a = Div(x, s) k = CastLike(l, a) b = Max(a, k) n = CastLike(u, a) c = Min(b, n)
+        q = Round(c) e = Sub(q, c) f = Identity(e) g = Add(c, f) y = Mul(g, s)""",
+    "rounded first": """a = Mul(x, r) q = Round(a) e = Sub(q, a) f = Identity(e) g = Add(a, f)
+        k = CastLike(l, g) b = Max(g, k) n = CastLike(u, g) c = Min(b, n) y = Mul(c, s)""",
+}
+
+
+@pytest.mark.parametrize("style", UNOPTIMIZED)
+def test_exports_that_nothing_optimized(style: str) -> None:
+    text = text_of(UNOPTIMIZED[style], ", int64 l = {-8}, int64 u = {7}")
+    graph = loaded(text)
+    assert FRONTEND.recognise(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "y = FakeQuant[params=int8[-8,7] scale 0.25 zero 0](x)" in graph.dump()
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 1.7, 90]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
 def test_a_rounded_scale_is_no_quantizer() -> None:
     nodes = "p = Mul(k, r) b = Round(p) t = Div(b, r) a = Div(x, t) e = Round(a) d = Clip(e, l, u) y = Mul(d, t)"
     text = text_of(nodes, ", float k = {0.26}, float l = {-128}, float u = {127}")

@@ -56,6 +56,7 @@ def run(proto: onnx.ModelProto) -> list[np.ndarray]:
             " y = BatchNormalization<epsilon=0.01>(x, c, c, c, v)",
         ),
         (13, "y = Softmax<axis=1>(x)"),
+        (18, "i = Shape<start=3>(x) c = CastLike(i, x) d = CastLike(c, c) y = Mul(x, d)"),
         (
             8,
             "c = Constant<value = float[1,1,1,1] {0.5}>() d = Constant<value = float {-0.5}>()"
@@ -81,6 +82,15 @@ def test_constants_and_what_does_nothing_go() -> None:
     )
     modernize(graph)
     assert graph.dump() == "graph opset 17\ninput x\ny = Mul(x, 2)\noutput y\n"
+
+
+def test_a_cast_to_the_type_of_another_tensor() -> None:
+    graph = loaded(
+        model(18, "n = Shape<start=3>(x) a = CastLike(n, x) b = CastLike(a, x) c = Mul(x, b) y = CastLike(c, n)")
+    )
+    modernize(graph)
+    assert graph.dump().splitlines()[2:5] == ["n = Shape[start=3](x)", "a = Cast[to=1](n)", "c = Mul(x, a)"]
+    assert "y = Cast[to=7](c)" in graph.dump()
 
 
 def test_an_input_that_is_an_output_keeps_its_copy() -> None:
