@@ -26,11 +26,11 @@ from qatc.compiler.verify.tally import Tally
 
 # Operators that ONNX Runtime computes in float32, in an order that depends on the machine, on the optimizations and on
 # which of several kernels was emitted: one LSB is allowed, at a rounding boundary.
-_BY_TABLE: Final = frozenset({"QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"})
+BY_TABLE: Final = frozenset({"QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"})
 # Averages over integer sums, with one float32 factor: equal bit for bit.
-_INTEGER_AVERAGES: Final = frozenset({"QLinearConv", "QLinearGlobalAveragePool"})
+INTEGER_AVERAGES: Final = frozenset({"QLinearConv", "QLinearGlobalAveragePool"})
 # What the emitter puts behind a kernel, with the input that holds its result.
-_AFTER: Final = {"Clip": 0, "Flatten": 0, "Transpose": 0, "Where": 2}
+_AFTER: Final = {"Clip": 0, "Flatten": 0, "Reshape": 0, "Transpose": 0, "Where": 2}
 _STEPS: Final = 16
 # Float islands run by the same kernels on the same inputs; vectors end differently in a smaller tensor.
 _FLOAT_TOLERANCE: Final = 2.0**-20
@@ -57,7 +57,7 @@ class Emitted(Protocol):
 
 def _in_float(op: Op, kernel: str) -> bool:
     if isinstance(op, Pool):
-        return op.mode == "average" and kernel not in _INTEGER_AVERAGES
+        return op.mode == "average" and kernel not in INTEGER_AVERAGES
     return isinstance(op, Elementwise | Softmax | LayerNorm)
 
 
@@ -139,10 +139,10 @@ class PackageCheck:
         where = tally.integers(actual, values[name], params)
         if not where.size:
             return
-        kernel = self._kernel(self.names[name])
+        kernel = self.kernel(name)
         difference = np.abs(actual.reshape(-1)[where].astype(np.int64) - values[name].reshape(-1)[where])
         fine = np.zeros(where.size, np.bool_)
-        if isinstance(op, Clamped) and (_in_float(op, kernel) or kernel in _BY_TABLE):
+        if isinstance(op, Clamped) and (_in_float(op, kernel) or kernel in BY_TABLE):
             exact = exact_at(self.graph, op, values, where)
             fine = difference <= 1
             if exact is not None:
@@ -157,8 +157,12 @@ class PackageCheck:
                 f" first at {at}{f' ({kernel})' if kernel else ''}"
             )
 
-    def _kernel(self, place: str) -> str:
-        """The operator that computes a tensor, behind those that only clamp, choose or reshape what it made."""
+    def kernel(self, name: str) -> str:
+        """The package's operator that computes a tensor of the graph, behind those that only clamp, choose or reshape.
+
+        Empty where the package does not have the tensor.
+        """
+        place = self.names.get(name, "")
         for _ in range(_STEPS):
             maker = self.stepwise.makers.get(place)
             if maker is None:

@@ -20,6 +20,7 @@ from qatc.compiler.verify.deployed import Emitted, PackageCheck, Replay
 from qatc.compiler.verify.ends import Outputs
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
+from qatc.compiler.verify.optimized import OptimizedCheck
 from qatc.compiler.verify.tally import Tally
 
 BUDGET: Final = 1 << 28  # bytes of float tensors read from the simulation at a time
@@ -55,7 +56,7 @@ def verify(
     evaluate = OrtEvaluator()
     local = LocalCheck(graph, profile, simulation, limits, evaluate)
     package = PackageCheck(graph, get_profile("onnx"), emitted, evaluate)
-    ends = _Ends(graph, local, package)
+    ends = _Ends(graph, local, package, OptimizedCheck(graph, package, limits))
     runs = [_Run(feeds, graph, local, package) for feeds in samples]
     for stage in stages(graph, local.located, budget):
         for run in runs:
@@ -177,6 +178,7 @@ class _Run:
         self.deployed = package.feeds(self.inputs)
         self.sample: Sample = local.start(feeds, self.inputs)
         self.replay: Replay = package.start(self.inputs)
+        self.plain: dict[str, Array] = {}  # outputs of the package unoptimized
 
     def advance(self, stage: Stage, simulation: Simulation, ends: _Ends) -> None:
         """Take the operators of `stage` through all comparisons."""
@@ -188,6 +190,8 @@ class _Run:
             self.package.step(op, self.replay, found)
             for name in op.outputs:
                 ends.tensor(op, name, self.sample, found)
+                if name in ends.names:
+                    self.plain[name] = found[ends.names[name]]
         for name in stage.dead:
             self.sample.values.pop(name, None)
             self.replay.values.pop(name, None)
@@ -213,8 +217,12 @@ class _Ends:
     graph: IntegerGraph
     local: LocalCheck
     package: PackageCheck
+    optimized: OptimizedCheck
     tensors: dict[str, Tally] = field(default_factory=dict[str, Tally])
     found: Outputs = field(default_factory=Outputs)
+
+    def __post_init__(self) -> None:
+        self.names = {name: self.package.names[name] for name in self.graph.outputs if name in self.package.names}
 
     def tensor(self, op: Op, name: str, sample: Sample, found: Mapping[str, Array]) -> None:
         """Count one tensor; `sample.values` has the simulation's integers under the tensor's name."""
@@ -227,13 +235,14 @@ class _Ends:
         tally.integers(found[place], expected.astype(found[place].dtype, copy=False), params)
 
     def outputs(self, run: _Run, simulation: Simulation) -> None:
-        """Compare the outputs of the package as users run it, optimized, with the simulation's."""
-        names = {name: self.package.names[name] for name in self.graph.outputs if name in self.package.names}
-        found = self.package.read(run.deployed, list(names.values()), optimize=True)
+        """Compare the outputs of the package as users run it, optimized, with the unoptimized and the simulation's."""
+        found = self.package.read(run.deployed, list(self.names.values()), optimize=True)
+        for name, plain in run.plain.items():
+            self.optimized.compare(name, plain, found[self.names[name]])
         expected = simulation.run(run.feeds, [n for n in self.graph.outputs if n in simulation.outputs])
         for name, wanted in expected.items():
-            if name in names:
-                self.found.add(name, found[names[name]], wanted, self.graph.tensors[name].params)
+            if name in self.names:
+                self.found.add(name, found[self.names[name]], wanted, self.graph.tensors[name].params)
 
     def finish(self) -> list[Tally]:
         """The tallies in execution order."""

@@ -39,7 +39,7 @@ from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.result import Verification
 from qatc.compiler.simulation import Simulation, open_simulation
-from qatc.compiler.verify import Limits, check, verify
+from qatc.compiler.verify import Limits, check, deployed, verify
 from qatc.compiler.verify.boundary import exact_at, sum_error
 from tests.pipeline import canonical, folded, integer, passes
 from tests.random_models import models, random_input
@@ -436,6 +436,33 @@ def test_a_fault_of_the_emitter_is_found_where_it_is():
         check(found)
     assert caught.value.exit_code == 3
     assert caught.value.diagnostics[0].code == "QAT401"
+
+
+def test_a_fault_of_the_optimizer_is_found(monkeypatch: pytest.MonkeyPatch):
+    """What users run is the optimized model; here it gets other weights than the one that is read tensor by tensor."""
+    model, feeds = corpus_case(RESNET)
+    graph = integer(model)
+
+    def last_weights_turned(constants: dict[str, np.ndarray], package: onnx.ModelProto) -> str:
+        node = [n for n in package.graph.node if n.op_type == "QLinearConv"][-1]
+        constants[node.input[3]] = constants[node.input[3]][::-1].copy()
+        return node.output[0]
+
+    package = emitted(graph)
+    wrong, _ = spoiled(emitted(graph), last_weights_turned)
+
+    class Optimizing(deployed.RunnableModel):
+        def __init__(self, model: onnx.ModelProto, *arguments: Any, **options: Any) -> None:
+            super().__init__(wrong.model if options.get("optimize") else model, *arguments, **options)
+
+    assert verify(graph, ONNX, Simulation(model, "the file"), package, [feeds]).passed
+    monkeypatch.setattr(deployed, "RunnableModel", Optimizing)
+    found = verify(graph, ONNX, Simulation(model, "the file"), package, [feeds])
+    assert not found.passed
+    with pytest.raises(CompileError, match="optimizations change") as caught:
+        check(found)
+    assert [d.code for d in caught.value.diagnostics] == ["QAT401"]
+    assert caught.value.diagnostics[0].tensor == package.names[graph.outputs[0]]
 
 
 def test_a_package_that_does_not_load_is_said():
