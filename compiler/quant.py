@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -38,17 +38,13 @@ _SHOWN: Final = 8  # elements of an array that a dump lists
 _DIGESTED: Final = 1 << 20  # elements of the largest array whose digest a dump gives
 _CHUNK: Final = 1 << 18  # elements rounded at a time: no float copy of a large weight, and the cache holds them
 
-_SMALLEST: Final = float(np.finfo(np.float32).tiny)
-_LARGEST: Final = float(np.finfo(np.float32).max)
-_FLOAT32: Final = struct.Struct("f")
+SMALLEST: Final = float(np.finfo(np.float32).tiny)  # what float32 holds with all its digits
+LARGEST: Final = float(np.finfo(np.float32).max)
 
 
-def _float32(value: float) -> float:
-    """The float32 nearest to `value`, as a Python float (many times faster than through numpy)."""
-    try:
-        return float(_FLOAT32.unpack(_FLOAT32.pack(value))[0])
-    except OverflowError:
-        return math.copysign(math.inf, value)
+def _float32(values: Sequence[float]) -> tuple[float, ...]:
+    """The float32 nearest to each value, infinite where there is none (many times faster than through numpy)."""
+    return tuple(array("f", values))
 
 
 def dtype_range(dtype: str) -> tuple[int, int]:
@@ -91,10 +87,10 @@ class QuantParams:
             raise ValueError(f"unknown quantized type {self.dtype}; known are {', '.join(DTYPES)}")
         lowest, highest = dtype_range(self.dtype)
         set_ = object.__setattr__
-        set_(self, "scale", tuple(_float32(s) for s in self.scale))
+        set_(self, "scale", _float32(self.scale))
         set_(self, "qmin", lowest if self.qmin is None else self.qmin)  # pyright: ignore[reportUnnecessaryComparison]
         set_(self, "qmax", highest if self.qmax is None else self.qmax)  # pyright: ignore[reportUnnecessaryComparison]
-        bad = [s for s in self.scale if not (_SMALLEST <= s <= _LARGEST)]
+        bad = [s for s in self.scale if not (SMALLEST <= s <= LARGEST)]
         if bad or not self.scale:
             raise ValueError(f"scale must be positive, finite and normal in float32, found {bad[0] if bad else 'none'}")
         if len(self.zero_point) != len(self.scale):
@@ -269,6 +265,11 @@ class QuantParams:
         rounded += zero
         np.clip(rounded, self.qmin, self.qmax, out=rounded)
         np.copyto(out, rounded, casting="unsafe")
+
+    def quantize_number(self, value: float) -> tuple[int, ...]:
+        """What `quantize` makes of one float64 on each scale, infinite ones too; without arrays, for a clamp's ends."""
+        grids = zip(self.scale, self.zero_point, strict=True)
+        return tuple(round(min(max(value / scale, self.qmin - zero), self.qmax - zero)) + zero for scale, zero in grids)
 
     def dequantize(self, q: Integers) -> Floats:
         """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`."""

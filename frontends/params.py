@@ -6,6 +6,7 @@ one as [C] or [C,1,1,1], with an axis from either end. Zero points may be absent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,10 +15,8 @@ import numpy as np
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
+from qatc.compiler.quant import DTYPES, LARGEST, SMALLEST, Array, QuantParams, dtype_name, dtype_range
 
-_TINY: Final = float(np.finfo(np.float32).tiny)
-_LARGEST: Final = float(np.finfo(np.float32).max)
 _HINT_SCALE: Final = (
     "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed"
 )
@@ -98,20 +97,21 @@ def make_params(
     low, high = (low if qmin is None else qmin), (high if qmax is None else qmax)
     if scales is None or not found.range_fits(dtype, low, high):
         return None
-    zeros = found.zeros(zero_point, scales.size, dtype)
+    zeros = found.zeros(zero_point, len(scales), dtype)
     if zeros is None:
         return None
     channel: int | None = None
-    if scales.size > 1:
-        channel = found.axis(scale.shape, scales.size, axis, shape)
+    if len(scales) > 1:
+        channel = found.axis(scale.shape, len(scales), axis, shape)
         if channel is None:
             return None
-    dead = scales == 0
-    if dead.any():
-        if channel is None or not found.empty(dead, zeros, channel):
+    if 0.0 in scales:
+        if channel is None or not found.empty(np.equal(scales, 0), np.asarray(zeros), channel):
             return None
-        scales = np.where(dead, np.median(scales[~dead]) if not dead.all() else _EMPTY, scales)
-    return QuantParams(tuple(scales.tolist()), tuple(zeros.tolist()), dtype, channel, low, high)
+        alive = [s for s in scales if s]
+        usual = float(np.median(alive)) if alive else _EMPTY
+        scales = [s or usual for s in scales]
+    return QuantParams(tuple(scales), tuple(zeros), dtype, channel, low, high)
 
 
 class _Reader:
@@ -123,28 +123,22 @@ class _Reader:
     def _error(self, code: str, message: str, hint: str | None = None) -> None:
         self.found.error(code, message, node=label_of(self.node), tensor=self.tensor, hint=hint)
 
-    def scales(self, scale: Array) -> Array | None:
+    def scales(self, scale: Array) -> list[float] | None:
         if scale.dtype.kind in "biuOSU" or not scale.size:
             self._error("QAT104", f"the scale is of type {scale.dtype} and shape {list(scale.shape)}")
             return None
-        if scale.dtype == np.float32:
-            values = scale.flatten()
-        else:
+        if scale.dtype != np.float32:
             with np.errstate(over="ignore"):
-                values = scale.reshape(-1).astype(np.float32)
-        least = 0.0 if values.size > 1 else _TINY  # a dead channel is no error
-        bad = ~((values >= least) & (values <= _LARGEST))  # true for NaN
-        if bad.any():
-            shown = ", ".join(f"{v:.9g}" for v in values[bad][:_SHOWN])
-            many = f" ({int(bad.sum())} of {values.size} channels)" if values.size > 1 else ""
-            self._error(
-                "QAT201",
-                f"the scale is {shown}{many}",
-                _HINT_INFINITE if np.isinf(values[bad][0]) else _HINT_SCALE,
-            )
+                scale = scale.astype(np.float32)
+        values: list[float] = scale.reshape(-1).tolist()
+        least = 0.0 if len(values) > 1 else SMALLEST  # a dead channel is no error
+        bad = [v for v in values if not least <= v <= LARGEST]  # NaN among them
+        if bad:
+            shown = ", ".join(f"{v:.9g}" for v in bad[:_SHOWN])
+            many = f" ({len(bad)} of {len(values)} channels)" if len(values) > 1 else ""
+            self._error("QAT201", f"the scale is {shown}{many}", _HINT_INFINITE if math.isinf(bad[0]) else _HINT_SCALE)
             return None
-        values[values < _TINY] = 0  # what float32 cannot hold with all its digits counts as none
-        return values.astype(np.float64)
+        return [v if v >= SMALLEST else 0.0 for v in values]  # what float32 cannot hold with all its digits is none
 
     def empty(self, dead: Array, zeros: Array, axis: int) -> bool:
         """Channels of a constant whose scale is zero hold nothing but zeros: say so, and make it so."""
@@ -183,20 +177,18 @@ class _Reader:
         self._error("QAT104", f"the range {qmin}..{qmax} is empty or does not fit {dtype}")
         return False
 
-    def zeros(self, zero_point: Array | None, count: int, dtype: str) -> Array | None:
-        if zero_point is None or (zero_point.size in (1, count) and not zero_point.any()):
-            return np.zeros(count, np.int64)
-        values = zero_point.reshape(-1).astype(np.float64)
-        if values.size not in (1, count):
-            self._error("QAT204", f"{count} scales but {values.size} zero points")
+    def zeros(self, zero_point: Array | None, count: int, dtype: str) -> list[int] | None:
+        values = [0.0] if zero_point is None else zero_point.reshape(-1).astype(np.float64).tolist()
+        if len(values) not in (1, count):
+            self._error("QAT204", f"{count} scales but {len(values)} zero points")
             return None
         low, high = dtype_range(dtype)
-        wrong = ~((values >= low) & (values <= high) & (values == np.rint(values)))
-        if wrong.any():
-            self._error("QAT202", f"the zero point {values[wrong][0]:.9g} is no integer of {dtype} [{low}, {high}]")
+        wrong = next((v for v in values if not (low <= v <= high and v.is_integer())), None)
+        if wrong is not None:
+            self._error("QAT202", f"the zero point {wrong:.9g} is no integer of {dtype} [{low}, {high}]")
             return None
-        whole = values.astype(np.int64)
-        return whole if whole.size == count else np.full(count, whole[0])
+        whole = [int(v) for v in values]
+        return whole if len(whole) == count else whole * count
 
     def axis(self, stated: tuple[int, ...], count: int, axis: int | None, shape: Sequence[Dim] | None) -> int | None:
         """The channel axis from the front, checked against the tensor's shape."""

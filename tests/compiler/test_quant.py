@@ -114,6 +114,31 @@ def test_a_clamp_before_rounding_is_a_clamp_of_integers(params, x, a, b):
     np.testing.assert_array_equal(before, after)
 
 
+@given(grids(), st.floats(allow_nan=False) | st.integers(-1000, 1000).map(lambda halves: halves * 2.0**-6))
+def test_one_number_is_rounded_as_an_array_is(params, value):
+    assert params.quantize_number(value) == tuple(params.quantize(np.array([value])).tolist())
+
+
+def test_one_number_is_rounded_on_the_scale_of_each_channel():
+    params = QuantParams.per_channel([0.5, 0.25], 0, [0, 100], "uint8")
+    assert params.quantize_number(1.25) == (2, 105)
+    assert params.quantize_number(float("-inf")) == (0, 0)
+    with pytest.raises(ValueError, match="NaN"):
+        params.quantize_number(float("nan"))
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+def test_scales_are_the_nearest_float32(values):
+    with np.errstate(over="ignore"):
+        nearest = np.asarray(values).astype(np.float32)
+    fits = np.isfinite(nearest) & (nearest >= np.finfo(np.float32).tiny)
+    if fits.all():
+        assert QuantParams.per_channel(values, 0).scale == tuple(nearest.tolist())
+    else:
+        with pytest.raises(ValueError, match="scale must be positive, finite and normal"):
+            QuantParams.per_channel(values, 0)
+
+
 @given(grids(), reals)
 def test_relu_is_a_clamp_at_the_zero_point(params, x):
     before = params.quantize(np.maximum(x, 0))
