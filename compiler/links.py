@@ -38,8 +38,8 @@ class Variable(gs.Variable):
     __setattr__ = object.__setattr__  # graphsurgeon's own looks for lists at every assignment
 
     def __init__(self, name: str, dtype: int | None = None, shape: Sequence[Dim] | None = None) -> None:
-        self.__dict__.update(name=name, dtype=dtype, shape=shape, type="tensor_type")
-        self.__dict__.update(inputs=Links(self, "outputs"), outputs=Links(self, "inputs"))
+        self.name, self.dtype, self.shape, self.type = name, dtype, shape, "tensor_type"
+        self.inputs, self.outputs = Links(self, "outputs"), Links(self, "inputs")
 
 
 class Constant(gs.Constant):
@@ -48,8 +48,8 @@ class Constant(gs.Constant):
     __setattr__ = object.__setattr__
 
     def __init__(self, name: str, values: Array) -> None:
-        self.__dict__.update(name=name, _values=values, data_location=None, _export_dtype=None)
-        self.__dict__.update(inputs=Links(self, "outputs"), outputs=Links(self, "inputs"))
+        self.name, self._values, self.data_location, self._export_dtype = name, values, None, None
+        self.inputs, self.outputs = Links(self, "outputs"), Links(self, "inputs")
 
 
 class Node(gs.Node):

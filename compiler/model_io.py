@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -314,10 +314,14 @@ def _typed(info: onnx.ValueInfoProto) -> Variable:
 
 def dims_of(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:
     """Dimensions of a declared type: integers, names, or None for nameless ones (some exporters write those as -1)."""
-    return tuple(
-        (d.dim_value if d.dim_value >= 0 else None) if d.HasField("dim_value") else (d.dim_param or None)
-        for d in kind.shape.dim
-    )
+    return tuple([d.dim_value if d.dim_value > 0 else _odd_dim(d) for d in kind.shape.dim])
+
+
+def _odd_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    """A dimension that is no positive number: zero, a name, or unknown."""
+    if dim.HasField("dim_value"):
+        return None if dim.dim_value else 0
+    return dim.dim_param or None
 
 
 def label_of(node: onnx.NodeProto | Node) -> str:
@@ -353,21 +357,28 @@ def node_proto(node: Node) -> onnx.NodeProto:
     )
     for key, value in sorted(node.attrs.items()):
         if not key.startswith("_") and value is not None:
-            proto.attribute.append(_attribute_proto(key, value))
+            proto.attribute.append(attribute_proto(key, value))
     renamed = {old: new for old, new in zip(captures, outer, strict=True) if old != new}
     if renamed:
         _rename_captures(proto, renamed)
     return proto
 
 
-def _attribute_proto(key: str, value: Any) -> AttributeProto:
+def attribute_proto(key: str, value: Any) -> AttributeProto:
+    """An attribute; the common kinds without the helper's guessing, which costs more than the rest of a node."""
+    if isinstance(value, (bool, int)):
+        return AttributeProto(name=key, type=AttributeProto.INT, i=value)
+    if isinstance(value, str):
+        return AttributeProto(name=key, type=AttributeProto.STRING, s=value.encode())
+    if isinstance(value, (list, tuple)):
+        items = cast("Sequence[object]", value)
+        if all(type(item) is int for item in items):
+            return AttributeProto(name=key, type=AttributeProto.INTS, ints=cast("Sequence[int]", items))
     if isinstance(value, np.ndarray):
         return onnx.helper.make_attribute(
             key, onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
         )
-    if isinstance(value, (list, tuple)) and not value:
-        return onnx.helper.make_attribute(key, [], attr_type=AttributeProto.INTS)
-    return onnx.helper.make_attribute(key, value)
+    return onnx.helper.make_attribute(key, value.item() if isinstance(value, np.generic) else value)
 
 
 def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import onnx
 import onnx.defs
@@ -31,8 +31,7 @@ class _Form:
     kinds: Mapping[str, int]  # attribute -> AttributeProto type
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRecord:
+class NodeRecord(NamedTuple):
     """A node of the file, taken out of its protobuf once: each look into one takes as long as a look-up in a dict."""
 
     proto: onnx.NodeProto
@@ -49,7 +48,7 @@ class NodeRecord:
         domain = proto.domain
         domain = "" if domain == "ai.onnx" else domain
         attributes = list(proto.attribute)
-        has_bodies = any(a.type in BODIES for a in attributes)
+        has_bodies = not BODIES.isdisjoint([a.type for a in attributes])
         return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), attributes, has_bodies)
 
 

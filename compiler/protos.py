@@ -9,7 +9,10 @@ from typing import Final
 import onnx
 from onnx import AttributeProto, TensorProto
 
-BODIES: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+BODIES: Final = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS})
+_HOLDS_TENSORS: Final = frozenset(
+    {AttributeProto.TENSOR, AttributeProto.TENSORS, AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS}
+)
 
 
 def damaged_text(model: onnx.ModelProto) -> object:
@@ -33,9 +36,11 @@ def damaged_text(model: onnx.ModelProto) -> object:
             texts += node.output
             for attribute in node.attribute:
                 texts += (attribute.name, attribute.ref_attr_name)
-                texts += _texts_of(tensors_of(attribute))
-                if attribute.type in BODIES:
-                    waiting.extend([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+                kind = attribute.type
+                if kind in _HOLDS_TENSORS:
+                    texts += _texts_of(tensors_of(attribute))
+                if kind in BODIES:
+                    waiting.extend([attribute.g] if kind == AttributeProto.GRAPH else attribute.graphs)
     return None if set(map(type, texts)) == {str} else next(t for t in texts if not isinstance(t, str))
 
 
@@ -66,15 +71,15 @@ def subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
 def tensors_of(attribute: AttributeProto) -> list[TensorProto]:
     """The tensors that an attribute holds, those of its subgraphs not among them."""
     kind = attribute.type
+    if kind not in _HOLDS_TENSORS:
+        return []
     if kind == AttributeProto.TENSOR:
         return [attribute.t]
     if kind == AttributeProto.TENSORS:
         return list(attribute.tensors)
     if kind == AttributeProto.SPARSE_TENSOR:
         return [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
-    if kind == AttributeProto.SPARSE_TENSORS:
-        return [part for s in attribute.sparse_tensors for part in (s.values, s.indices)]
-    return []
+    return [part for s in attribute.sparse_tensors for part in (s.values, s.indices)]
 
 
 def captured_names(attributes: Iterable[AttributeProto]) -> list[str]:

@@ -5,6 +5,7 @@ Every size is checked before memory is taken; external data must be a regular fi
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import stat
@@ -22,6 +23,7 @@ from qatc.compiler.quant import Array
 
 MAX_RANK: Final = 32  # what every numpy since 1.26 can hold
 _BY_FOLDER: Final = os.open in os.supports_dir_fd  # not on Windows
+_PACKED: Final = frozenset({"INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2"})  # several elements share a byte
 _MAX_DATA: Final = 1 << 40  # bytes of external data; a sparse file can claim any number
 
 
@@ -31,6 +33,17 @@ class TensorError(Exception):
     def __init__(self, code: str, message: str, hint: str | None = None) -> None:
         self.code, self.message, self.hint = code, message, hint
         super().__init__(message)
+
+
+@functools.cache
+def _element(kind: int) -> tuple[np.dtype[Any], np.dtype[Any], bool]:
+    """An element type in memory, as it lies in a file, and whether several share a byte: onnx and numpy say it slowly.
+
+    Raises:
+        KeyError, TypeError, ValueError: for an unknown one.
+    """
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    return dtype, dtype.newbyteorder("<") if dtype.isbuiltin else dtype, TensorProto.DataType.Name(kind) in _PACKED
 
 
 class TensorReader:
@@ -55,7 +68,7 @@ class TensorReader:
     def array(self, proto: TensorProto) -> Array:
         """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
         dims = list(proto.dims)
-        if len(dims) > MAX_RANK or any(d < 0 for d in dims):
+        if len(dims) > MAX_RANK or min(dims, default=0) < 0:
             raise TensorError("QAT004", f"the dimensions {few(dims)} are not a shape")
         count = math.prod(dims)
         if proto.data_type == TensorProto.STRING:
@@ -63,10 +76,9 @@ class TensorReader:
                 raise TensorError("QAT004", f"{len(proto.string_data):,} strings for the shape {dims}")
             return onnx.numpy_helper.to_array(proto)
         try:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+            dtype, stored, packed = _element(proto.data_type)
         except (KeyError, ValueError, TypeError):
             raise TensorError("QAT004", f"unknown element type {proto.data_type}") from None
-        packed = onnx.TensorProto.DataType.Name(proto.data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
         if proto.data_location == TensorProto.EXTERNAL:
             return self._external(proto, dims, count, dtype, packed)
         if proto.HasField("raw_data"):
@@ -74,7 +86,7 @@ class TensorReader:
             if not packed and len(raw) != count * dtype.itemsize:
                 raise TensorError("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
             if not packed:
-                return np.frombuffer(raw, dtype.newbyteorder("<") if dtype.isbuiltin else dtype).reshape(dims)
+                return np.frombuffer(raw, stored).reshape(dims)
         if count > 64 + 2 * proto.ByteSize():  # two packed elements a byte at most
             raise TensorError(
                 "QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qatc.backends.onnx.saturation import signed_bytes, wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
+from qatc.compiler.model_io import attribute_proto
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import SPILL_AT
 
@@ -115,7 +116,7 @@ class Writer:
         proto = NodeProto(op_type=op_type, name=name, domain=domain, input=list(inputs), output=list(outputs))
         for key, value in sorted((attrs or {}).items()):
             if value is not None and not key.startswith("_"):
-                proto.attribute.append(attribute(key, value))
+                proto.attribute.append(attribute_proto(key, value))
         self._nodes.append(proto)
 
     def proto(self, proto: NodeProto) -> None:
@@ -384,23 +385,6 @@ def stored(params: QuantParams) -> str:
 def tensor_type(dtype: np.dtype[Any]) -> int:
     """The TensorProto type of a numpy dtype."""
     return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
-
-
-def attribute(key: str, value: Any) -> AttributeProto:
-    """An attribute; the common kinds without the helper's guessing, which costs more than the rest of a node."""
-    if isinstance(value, (bool, int)):
-        return AttributeProto(name=key, type=AttributeProto.INT, i=value)
-    if isinstance(value, str):
-        return AttributeProto(name=key, type=AttributeProto.STRING, s=value.encode())
-    if isinstance(value, (list, tuple)):
-        items = cast("Sequence[object]", value)
-        if all(type(item) is int for item in items):
-            return AttributeProto(name=key, type=AttributeProto.INTS, ints=cast("Sequence[int]", items))
-    if isinstance(value, np.ndarray):
-        return onnx.helper.make_attribute(
-            key, onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
-        )
-    return onnx.helper.make_attribute(key, value.item() if isinstance(value, np.generic) else value)
 
 
 def _place(tensor: TensorProto, offset: int, length: int) -> None:
