@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -78,12 +78,8 @@ class QuantGraph:
         self.explanation: list[str] = []
         self.evidence: dict[str, Any] = {}
         self.sample_shapes: dict[str, tuple[int, ...]] = {}  # tensor name -> shape for one sample (see infer_shapes)
-        self._names: set[str] = set()
+        self._names: set[str] = {t.name for t in self._appearances()}
         self._counts: dict[str, int] = {}
-        for node in self.nodes:
-            self._names.update(t.name for t in node.outputs)
-            self._names.update(t.name for t in node.inputs)
-        self._names.update(t.name for t in [*inputs, *outputs])
         self.known: frozenset[str] = frozenset(self._names)  # what the source file's viewer shows
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -140,14 +136,18 @@ class QuantGraph:
         params = self.params.get(tensor.name)
         return value if params is None else params.dequantize(value)
 
-    def tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """Every tensor once: inputs, then by first appearance."""
+        every = self._appearances()
+        once = dict(zip(map(id, every), every, strict=True))
+        return [tensor for tensor in once.values() if tensor.name]
+
+    def _appearances(self) -> list[Tensor]:
         every: list[Tensor] = list(self.inputs)
         for node in self.nodes:
             every += node.inputs
             every += node.outputs
-        every += self.outputs
-        return (tensor for tensor in {id(tensor): tensor for tensor in every}.values() if tensor.name)
+        return every + self.outputs
 
     def explain(self, step: str, text: str) -> None:
         """Keep a line of what a step did, or why it did not, where the user wants to know (`--explain`)."""
@@ -264,9 +264,9 @@ class QuantGraph:
             ValueError: when the graph has a cycle.
         """
         order = {id(n): i for i, n in enumerate(self.nodes)}
-        waiting = [sum(1 for t in n.inputs for p in t.inputs if id(p) in order) for n in self.nodes]
         if self._is_sorted(order):
             return
+        waiting = [sum(1 for t in n.inputs for p in t.inputs if id(p) in order) for n in self.nodes]
         ready = deque(i for i, count in enumerate(waiting) if not count)
         result: list[Node] = []
         while ready:
@@ -422,22 +422,23 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
     if graph.opset == _BLIND_OPSET and all(len(n.outputs) == 1 for n in graph.nodes if n.op == "BatchNormalization"):
         skeleton.opset_import[0].version += 1  # the operators say the same there
     known = _inferred(skeleton)
+    shapes = _shapes(known)
     for tensor in graph.tensors():
         found = known.get(tensor.name)
         if found is None or not isinstance(tensor, Variable):
             continue
         if found.elem_type:
             tensor.dtype = found.elem_type
-        if found.HasField("shape"):
-            tensor.shape = list(_dims(found))
+        if tensor.name in shapes:
+            tensor.shape = list(shapes[tensor.name])
     _pin(skeleton, pinned or {})
     if not _is_static(graph):
-        known = _inferred(skeleton)
+        shapes = _shapes(_inferred(skeleton))
     inputs = {i.name: i.type.tensor_type for i in skeleton.graph.input}
-    for name, kind in (known | inputs).items():
-        dims = _dims(kind) if kind.HasField("shape") else (None,)
-        if all(isinstance(d, int) for d in dims):
-            graph.sample_shapes[name] = tuple(int(d) for d in dims if isinstance(d, int))
+    for name, dims in (shapes | _shapes(inputs)).items():
+        sizes = tuple(d for d in dims if isinstance(d, int))
+        if len(sizes) == len(dims):
+            graph.sample_shapes[name] = sizes
 
 
 def infer_new_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -480,7 +481,8 @@ def _is_long(kind: onnx.TypeProto.Tensor) -> bool:
     return len(dims) == 1 and dims[0].dim_value > _LONGEST
 
 
-def _dims(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...]:
+def _shapes(kinds: Mapping[str, onnx.TypeProto.Tensor]) -> dict[str, tuple[Dim, ...]]:
+    """The shapes of the tensors whose rank is known."""
     from qatc.compiler.model_io import dims_of
 
-    return dims_of(kind)
+    return {name: dims_of(kind) for name, kind in kinds.items() if kind.HasField("shape")}
