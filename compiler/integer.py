@@ -348,9 +348,15 @@ def _is_neutral(key: str, value: object) -> bool:
     return value is False or value in ((), "")
 
 
-def integer_tensor(name: str, params: QuantParams, shape: Shape | None = None, source: str | None = None) -> Tensor:
+def integer_tensor(
+    name: str,
+    params: QuantParams,
+    shape: Shape | None = None,
+    source: str | None = None,
+    sample_shape: tuple[int, ...] | None = None,
+) -> Tensor:
     """A quantized tensor's description."""
-    return Tensor(name, dtype_name(params.container), shape, params, source)
+    return Tensor(name, dtype_name(params.container), shape, params, source, sample_shape)
 
 
 def raw_accumulator(acc_scale: tuple[float, ...], axis: int) -> QuantParams:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from qatc.compiler.integer import IntegerGraph, Op, Shape, Tensor, integer_tensor
 from qatc.compiler.quant import Array, QuantParams, dtype_name
@@ -39,7 +38,7 @@ class Builder:
     ) -> str:
         """Describe a new quantized tensor and return its name (`exact`: the name is `hint` itself)."""
         name = hint if exact else self.fresh(hint)
-        self.graph.tensors[name] = replace(integer_tensor(name, params, shape, source), sample_shape=sample_shape)
+        self.graph.tensors[name] = integer_tensor(name, params, shape, source, sample_shape)
         return name
 
     def plain(

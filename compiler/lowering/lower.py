@@ -200,15 +200,16 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
 
 def _in_integers(params: QuantParams, bounds: tuple[float, float]) -> tuple[int, int] | None:
     """The integers of a clamp's bounds; None where they are not the same in every channel."""
-    every = np.broadcast_to(np.asarray(bounds, np.float64)[:, None], (2, len(params.scale)))
-    found = params.with_axis(1).quantize(every) if params.is_per_channel else params.quantize(every)
-    return (int(found[0, 0]), int(found[1, 0])) if (found == found[:, :1]).all() else None
+    low, high = map(set, map(params.quantize_number, bounds))
+    return (low.pop(), high.pop()) if len(low) == len(high) == 1 else None
 
 
 def _scalar_and_bias(state: State, chain: _Chain) -> None:
     """See `alpha * product + bias` where the nodes between have no other reader."""
     node = chain.node
-    alpha, added, taken = 1.0, list[npt.NDArray[Any]](), list[Node]()
+    alpha = 1.0
+    added: list[npt.NDArray[Any]] = []
+    taken: list[Node] = []
     while node is not None and node.op in ("Add", "Mul", "Div") and not node.domain:
         found = _constant_operand(state, node)
         if found is None:

@@ -17,7 +17,7 @@ from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Move, Shape, 
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.affine import per_channel
-from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 
 OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
@@ -189,8 +189,8 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
         name = _transposed(state, x, name, x_params)
-    limits, scale = np.finfo(np.float32), np.asarray(w_params.scale) * unit
-    if scale.min() < limits.tiny or scale.max() > limits.max:
+    units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
+    if min(units) < SMALLEST or max(units) > LARGEST:
         return None
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, None)
@@ -337,7 +337,7 @@ def _weight_name(state: State, found: Operands) -> str:
 def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: int, hi: int) -> None:
     node = found.node
     source, name = label_of(node), state.build.fresh(label_of(node))
-    acc = tuple(float(s) for s in found.acc_scale)
+    acc = tuple(found.acc_scale.tolist())
     if found.values is None or node.op in ("Gemm", "MatMul"):
         state.build.add(MatMul(name, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=source))
         return
@@ -517,8 +517,7 @@ def _parts(state: State, node: Node) -> list[Operands]:
     others = None if grouped else tuple(i for i in range(real.ndim) if i != axis)
     peak = np.abs(real.astype(np.float64)).max(axis=others, keepdims=True)
     step = np.where(peak > 0, peak, 1.0) / (_BASE * 127 + 127)
-    limits = np.finfo(np.float32)
-    if not (step.min() * unit >= limits.tiny and step.max() * _BASE * unit <= limits.max):
+    if not (step.min() * unit >= SMALLEST and step.max() * _BASE * unit <= LARGEST):
         return []
     whole = np.rint(real / step)
     high = np.rint(whole / _BASE)

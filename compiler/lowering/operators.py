@@ -24,27 +24,27 @@ def as_function(state: State, node: Node) -> Function | None:
     """The node's result as an element-wise function of one 8-bit tensor, if it is one."""
     if not is_elementwise(node) or len(node.outputs) != 1:
         return None
-    root: Tensor | None = None
+    scalars = [state.constant_scalar(t) for t in node.inputs]
+    roots = [_root(state, t) for t, scalar in zip(node.inputs, scalars, strict=True) if t.name and scalar is None]
+    if not roots or roots[0] is None or any(r is not roots[0] for r in roots):
+        return None
+    root = roots[0]
     operands: list[Values | None] = []
     texts: list[str] = []
     longest = 0  # dimensions of the constants: more than the tensor's own would change the result's shape
-    for tensor in node.inputs:
+    for tensor, scalar in zip(node.inputs, scalars, strict=True):
         if not tensor.name:
             operands.append(None)
             continue
-        scalar = state.constant_scalar(tensor)
         if scalar is not None:
             longest = max(longest, rank_of(tensor) or 0)
             operands.append(np.float64(scalar))  # type: ignore[arg-type]
             texts.append(f"{scalar:.6g}")
             continue
-        known = _known_function(state, tensor)
-        if known is None or (root is not None and known.root is not root):
-            return None
-        root = known.root
+        known = _function_of(state, tensor, root)
         operands.append(known.values)
         texts.append(known.text)
-    if root is None or longest > (rank_of(root) or 1):
+    if longest > (rank_of(root) or 1):
         return None
     values = evaluate(node, operands)
     if values is None:
@@ -53,16 +53,24 @@ def as_function(state: State, node: Node) -> Function | None:
     return Function(root, np.broadcast_to(values, (256,)), text if len(text) < 200 else f"{node.op}(...)")
 
 
-def _known_function(state: State, tensor: Tensor) -> Function | None:
+def _root(state: State, tensor: Tensor) -> Tensor | None:
+    """The 8-bit tensor that `tensor` is a function of, None where there is none."""
     found = state.functions.get(id(tensor))
-    if found is not None or isinstance(tensor, Constant):
-        return found
-    params = state.usable(tensor)
-    if params is None:
-        return None
-    lowest, highest = dtype_range(params.dtype)
-    values = params.dequantize(np.arange(lowest, highest + 1)).astype(np.float64)
-    found = state.functions[id(tensor)] = Function(tensor, values, "x")
+    if found is not None:
+        return found.root
+    return None if isinstance(tensor, Constant) or state.usable(tensor) is None else tensor
+
+
+def _function_of(state: State, tensor: Tensor, root: Tensor) -> Function:
+    """`tensor` as a function of its root; of a root itself it is its real numbers, worked out when they are wanted."""
+    found = state.functions.get(id(tensor))
+    params = state.params(root)
+    if found is None and params is not None:
+        lowest, highest = dtype_range(params.dtype)
+        values = params.dequantize(np.arange(lowest, highest + 1)).astype(np.float64)
+        found = state.functions[id(tensor)] = Function(tensor, values, "x")
+    if found is None:
+        raise ValueError(f"{tensor.name} is no function of {root.name}")
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from qatc.compiler.quant import Floats, Integers, QuantParams
 from tests.compiler.lowering.test_lower import lowered
 
 
@@ -19,3 +21,21 @@ def test_tables_round_as_float32_does() -> None:
     exact = np.rint(real.astype(np.float64) * float(np.float32(0.1)) / float(np.float32(0.8)) / 0.125)
     assert not np.array_equal(steps, exact)  # the case is there
     np.testing.assert_array_equal(graph.constants["y_table"], steps + 131)
+
+
+def test_no_values_are_worked_out_for_a_sum_of_two_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    dequantize = QuantParams.dequantize
+
+    def watched(params: QuantParams, q: Integers) -> Floats:
+        asked.append(q.size)
+        return dequantize(params, q)
+
+    monkeypatch.setattr(QuantParams, "dequantize", watched)
+    lowered(
+        "(float[1,1,2,2] x, float[1,1,2,2] z) => (float[1,1,2,2] y)",
+        "a = A(x)\nb = B(z)\ns = Add(a, b)\ny = C(s)",
+    )
+    assert not asked
+    lowered("(float[1,1,2,2] x) => (float[1,1,2,2] y)", "a = A(x)\ns = Sigmoid(a)\ny = C(s)")
+    assert 256 in asked
