@@ -66,7 +66,9 @@ def transposed(w: Writer, op: Conv, weight: Weight, product: Product, out: str) 
         w.read(op.inputs[0]), w.graph.params(op.inputs[0]), kernels, (1,) * spatial,
         (*(a.before for a in axes), *(a.after for a in axes)), (1,) * spatial, op.groups,
     )  # fmt: skip
-    scale, bias = _spread(product.scale, op.groups, phases), _spread_bias(product.bias, op, phases)
+    scale, bias = _spread(product.scale, op.groups, phases), product.bias
+    if bias is not None and bias.size == op.groups * values.shape[1]:  # not one number for all channels
+        bias = _repeated(bias, op.groups, phases)
     spread = replace(product, scale=scale, bias=bias)
     if phases == 1 and not any(a.first or a.last for a in axes):
         write(w, convolution, spread, out)
@@ -116,14 +118,12 @@ def _phases(values: Array, axes: list[_Axis], groups: int, weight: Weight) -> Ar
 
 
 def _spread(scale: Array, groups: int, phases: int) -> Array:
-    """Values per output channel (g, m), repeated for every phase: (g, phase, m)."""
-    if scale.size == 1:
-        return scale
-    return scale.reshape(groups, 1, -1).repeat(phases, axis=1).reshape(-1)
+    """Scales per output channel (g, m), repeated for every phase: (g, phase, m)."""
+    return scale if scale.size == 1 else _repeated(scale, groups, phases)
 
 
-def _spread_bias(bias: Array | None, op: Conv, phases: int) -> Array | None:
-    return None if bias is None else _spread(bias.reshape(-1), op.groups, phases)
+def _repeated(values: Array, groups: int, phases: int) -> Array:
+    return values.reshape(groups, 1, -1).repeat(phases, axis=1).reshape(-1)
 
 
 def _interleave(w: Writer, op: Conv, made: str, axes: list[_Axis], per_group: int, out: str) -> None:

@@ -5,9 +5,11 @@
     Gelu(x)                      x * (1 + Erf(x / sqrt(2))) / 2              before opset 20, likewise with Tanh
     HardSwish(x)                 x * HardSigmoid(x)                          before opset 14
     Reshape[allowzero=0](x, s)   Reshape(x, s)                               what it means where it is left out
+    Split[num_outputs=2](x)      Split(x, [3, 2])                            before opset 18
     InsertZeros[stride=2](x)     Unsqueeze -> Pad -> Reshape -> Slice        OpenPPL's half of a ConvTranspose
 
-tf2onnx writes such operators, and OpenPPL's exporters stamp opset 13 on whatever they have.
+tf2onnx writes such operators, OpenPPL's exporters stamp opset 13 on whatever they have, and converting a file to an
+older opset leaves some.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
 from qatc.compiler.rewrite import NoMatch, Rules
 
 LATER: Final = Rules("modernize")
-_SINCE: Final = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24}
+_SINCE: Final = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Split": 18, "Swish": 24}
 
 
 def drop_later_defaults(graph: QuantGraph) -> None:
@@ -45,7 +47,8 @@ def _later_defaults(op: str, opset: int) -> dict[str, object]:
         return {}
     known, newest = onnx.defs.get_schema(op, opset, "").attributes, onnx.defs.get_schema(op).attributes
     values = {name: a.default_value for name, a in newest.items() if name not in known}
-    return {name: onnx.helper.get_attribute_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
+    stated = {name: onnx.helper.get_attribute_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
+    return {name: v.decode() if isinstance(v, bytes) else v for name, v in stated.items()}
 
 
 @LATER.on("Gelu", "HardSwish", "Mish", "Swish")
@@ -87,6 +90,22 @@ def _times(graph: QuantGraph, x: Tensor, factor: float, name: str) -> Tensor:
 
 def _plus(graph: QuantGraph, x: Tensor, term: float, name: str) -> Tensor:
     return _applied(graph, "Add", [x, graph.constant(f"{name}_by", np.asarray(term, np.float32))], name)
+
+
+@LATER.on("Split")
+def split_by_count(graph: QuantGraph, node: Node) -> bool:
+    """num_outputs: parts of one size, the last one smaller where it does not divide."""
+    if graph.opset >= _SINCE["Split"] or "num_outputs" not in node.attrs:
+        return False
+    count, shape = len(node.outputs), shape_of(node.inputs[0])
+    if node.attrs.pop("num_outputs") != count:
+        raise NoMatch(f"num_outputs is not the {count} outputs that it has")
+    size = shape[int(node.attr("axis", 0))] if shape is not None else None
+    if isinstance(size, int) and size % count:
+        part = -(-size // count)
+        sizes = np.asarray([part] * (count - 1) + [size - part * (count - 1)], np.int64)
+        node.inputs = [node.inputs[0], graph.constant(f"{node.outputs[0].name}_sizes", sizes)]
+    return True
 
 
 @LATER.on("InsertZeros")

@@ -265,7 +265,8 @@ def test_sums_beyond_24_bits_are_not_left_to_floats() -> None:
     dilation=st.integers(1, 2),
     groups=st.sampled_from([1, 2]),
     known=st.sampled_from(["all", "spatial", "channels"]),
-    end=st.sampled_from(["quantized", "raw"]),
+    filters=st.integers(1, 3),
+    end=st.sampled_from(["quantized", "raw", "real"]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60)
@@ -278,6 +279,7 @@ def test_transposed_convolutions(
     dilation: int,
     groups: int,
     known: str,
+    filters: int,
     end: str,
     seed: int,
 ) -> None:
@@ -286,11 +288,16 @@ def test_transposed_convolutions(
     case = Case(
         spatial=spatial, kernel=kernel, stride=stride, pads=pads[: 2 * spatial], dilation=dilation, groups=groups,
         known=known, transposed=True, output_padding=min(extra, max(stride, dilation) - 1), end=end, size=size,
-        seed=seed,
+        seed=seed, filters=filters * groups,
     )  # fmt: skip
     length = (size - 1) * stride + (kernel - 1) * dilation + 1 + case.output_padding
     if all(length - pads[axis] - pads[axis + spatial] >= 1 for axis in range(spatial)):
         check(case)
+
+
+@pytest.mark.parametrize("end", ["quantized", "real"])
+def test_a_transposed_convolution_with_one_filter_has_its_bias_in_every_phase(end: str) -> None:
+    check(Case(kernel=3, stride=2, transposed=True, filters=1, output_padding=1, end=end))
 
 
 def test_a_transposed_convolution_in_three_dimensions() -> None:

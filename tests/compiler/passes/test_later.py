@@ -72,6 +72,31 @@ def test_an_attribute_goes_that_says_what_is_meant_without_it(allowzero: int, ke
     assert "allowzero" in newer.nodes[0].attrs
 
 
+def test_a_default_that_is_a_word_goes_too() -> None:
+    body = "s = Constant<value_floats = [1.0, 1.0, 2.0]>()"
+    words = 'mode = "linear", antialias = 0, keep_aspect_ratio_policy = "stretch"'
+    graph = loaded(model(13, f"{body} y = Resize<{words}>(x, , s)"))
+    modernize(graph)
+    (resize,) = graph.nodes
+    assert set(resize.attrs) == {"mode"}
+
+
+@pytest.mark.parametrize(("axis", "size"), [(-1, 2), (2, 2), (1, 1)])
+def test_split_by_the_count_of_its_outputs(axis: int, size: int) -> None:
+    """Parts of one size, as opset 18 has them; where it does not divide, the last one is smaller."""
+    graph = loaded(model(17, f"a, y = Split<axis = {axis}, num_outputs = 2>(x)"))
+    modernize(graph)
+    (split,) = graph.nodes
+    assert "num_outputs" not in split.attrs
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    values = [x, *(value_of(t) for t in split.inputs[1:])]
+    _, last = evaluate_onnx("Split", "", graph.opset, values, split.attrs, 2)
+    assert np.array_equal(last, x.take(range(x.shape[axis] - size, x.shape[axis]), axis))
+    newer = loaded(model(18, f"a, y = Split<axis = {axis}, num_outputs = 2>(x)"))
+    modernize(newer)
+    assert newer.nodes[0].attrs["num_outputs"] == 2
+
+
 @pytest.mark.parametrize(
     ("shape", "strides", "extra"), [((1, 2, 5), [2], 0), ((2, 1, 3, 4), [2, 3], [1, 0]), ((1, 1, 3), [1], 0)]
 )
