@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qatc.backends.onnx.islands import feeds_float_weights
 from qatc.backends.onnx.writer import CONTRIB, Writer, stored, tensor_type
 from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Rescale
 from qatc.compiler.quant import QuantParams
@@ -38,7 +39,8 @@ def dequantize(w: Writer, op: Dequantize) -> None:
     bias = w.graph.constants[bias_name] if bias_name else None
     dtype = w.graph.tensors[op.output].dtype
     last = op.output if dtype == "float32" else ""
-    real = w.dequantize(w.read(name), params, last if bias is None else "")
+    plain = bias is None and feeds_float_weights(w, op)
+    real = w.dequantize(w.read(name), params, last if bias is None else "", plain=plain)
     if bias is not None:
         rank = w.rank(name)
         if bias.size > 1 and params.axis is not None and rank is not None:

@@ -69,6 +69,7 @@ class Writer:
         self.producers = graph.producers()
         self.outputs = frozenset(graph.outputs)
         self.pooled: set[str] = set()  # results of global pooling
+        self.rounded: dict[str, bool] = {}  # float tensors, and whether they end on a grid (see `islands`)
         self.absorbed: set[str] = set()  # tensors of the integer graph that fused operators leave out
 
     # -- names ----------------------------------------------------------------------------------------------------
@@ -226,14 +227,14 @@ class Writer:
         moved = self.node("Add", (self.node("Clip", (rounded, low, high)), self.scalar(zero, "float32")))
         return self.node("Cast", [moved], out, to=tensor_type(params.container))
 
-    def dequantize(self, q: str, params: QuantParams, out: str = "") -> str:
-        """The real numbers (float32) of integers on a grid."""
+    def dequantize(self, q: str, params: QuantParams, out: str = "", *, plain: bool = False) -> str:
+        """The real numbers (float32) of integers on a grid; `plain`: without DequantizeLinear (see `islands`)."""
         out = out or self.fresh(f"{q}_real")
         if self._is_wide(params) and params.is_per_channel:
             return self.node(
                 "DequantizeLinear", self._grid(q, params), out, domain=self._wide_domain(), axis=params.axis
             )
-        if self._is_wide(params):
+        if self._is_wide(params) or (plain and not params.is_per_channel and params.container.itemsize < 4):
             zero = self.scalar(params.zero_point[0], "float32")
             centered = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), zero))
             return self.node("Mul", (centered, self.scale(params)), out)

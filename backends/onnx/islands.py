@@ -1,0 +1,62 @@
+"""Float products between two grids, whose weights ONNX Runtime would round.
+
+    Dequantize -> Conv(float weight) -> Relu -> Quantize
+
+ONNX Runtime (1.32, basic optimizations) holds that such a product was left out of quantization by mistake: it rounds
+the weight to int8 with one scale, whatever it was, and the bias to int32. It looks for a DequantizeLinear right before
+the product, or before what only moves its result, and for a QuantizeLinear behind. So what feeds such a product is
+written as arithmetic that gives the same real numbers (`Writer.dequantize`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qatc.backends.onnx.writer import Writer
+from qatc.compiler.integer import Dequantize, Float, Move, Op, Quantize
+
+_PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # a MatMul may be made a Gemm before
+
+
+def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
+    """Whether real numbers of `op` meet constant float weights in a product that ends on a grid."""
+    names, seen = [op.output], set[str]()
+    while names:
+        name = names.pop()
+        for reader in w.consumers.get(name, ()):
+            if _is_product(w, reader, name) and _is_quantized(w, reader):
+                return True
+            if reader.name not in seen and _moves(reader, name):
+                seen.add(reader.name)
+                names.extend(reader.outputs)
+    return False
+
+
+def _is_product(w: Writer, op: Op, x: str) -> bool:
+    known = isinstance(op, Float) and not op.domain and op.op_type in _PRODUCTS
+    return known and op.inputs[0] == x and op.inputs[1] in w.graph.constants
+
+
+def _moves(op: Op, x: str) -> bool:
+    return op.inputs[0] == x and (isinstance(op, Move) or (isinstance(op, Float) and op.op_type == "MaxPool"))
+
+
+def _is_quantized(w: Writer, op: Op) -> bool:
+    """Whether `op` is rounded in the end: by one of its readers, or behind readers that each are the only one."""
+    walked: list[str] = []
+    at: Op | None = op
+    found = False
+    while at is not None and len(at.outputs) == 1:
+        name = at.output
+        if name in w.rounded:
+            found = w.rounded[name]
+            break
+        walked.append(name)
+        readers = w.consumers.get(name, ())
+        found = any(isinstance(reader, Quantize) for reader in readers)
+        alone = (
+            not found and len(readers) == 1 and isinstance(readers[0], (Float, Move)) and len(readers[0].outputs) == 1
+        )
+        at = readers[0] if alone else None
+    w.rounded.update(dict.fromkeys(walked, found))
+    return found
