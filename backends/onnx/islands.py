@@ -52,7 +52,7 @@ def _is_quantized(w: Writer, op: Op) -> bool:
             found = w.rounded[name]
             break
         walked.append(name)
-        readers = w.consumers.get(name, ())
+        readers = w.consumers.get(name, [])
         found = any(isinstance(reader, Quantize) for reader in readers)
         alone = (
             not found and len(readers) == 1 and isinstance(readers[0], (Float, Move)) and len(readers[0].outputs) == 1
