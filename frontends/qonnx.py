@@ -9,7 +9,7 @@ A constant is rounded here, as the operator defines it, so that every rounding m
 integers of a bipolar constant. Rounding an activation in another way than to the nearest is written out: the FakeQuant
 at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half
 to even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest
-into the rounding it asks for, with no tie left.
+into the rounding it asks for, with no tie left. QuantLSTMCell is written out step by step (qonnx_lstm.py).
 """
 
 from __future__ import annotations
@@ -27,16 +27,13 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
+from qatc.frontends.qonnx_lstm import unroll
 from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
 
 DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 _QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
 _RULES: Final = Rules("qonnx")
 _WIDEST: Final = 32
-_HINTS: Final = {  # of operators that are no quantizers
-    "QuantLSTMCell": "unroll the loop in the model, with quantized layers for the gates (QuantLinear, QuantSigmoid, "
-    "QuantTanh): every step then compiles to integers",
-}
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
 
 
@@ -356,12 +353,12 @@ for _domain in DOMAINS:
 
 def _refuse_others(graph: QuantGraph) -> None:
     for node in graph.nodes:
-        if node.domain in DOMAINS and node.op not in _QUANTISERS:
+        if node.domain in DOMAINS and node.op not in _QUANTISERS and node.op != "QuantLSTMCell":
             graph.diagnostics.error(
                 "QAT302",
                 f"{node.op} of {node.domain} is not supported",
                 node=label_of(node),
-                hint=_HINTS.get(node.op, "export the layer as standard ONNX operators with Quant nodes around them"),
+                hint="export the layer as standard ONNX operators with Quant nodes around them",
             )
 
 
@@ -372,19 +369,20 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph)
     sweep(graph, _RULES)
+    unroll(graph, DOMAINS, _quant)
     _refuse_others(graph)
     finish(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(
     name="qonnx",
-    description="Quant, IntQuant, BipolarQuant and Trunc nodes",
+    description="Quant, IntQuant, BipolarQuant, Trunc and QuantLSTMCell nodes",
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,
     exporters=("Brevitas 0.13", "QKeras 0.9 through qonnx 0.4 and 1.0", "QONNX model zoo (opset 9 to 14)"),
     limits=(
-        "QuantLSTMCell and other layers of the QONNX domain (a recurrent cell unrolled in the model compiles)",
+        "layers of the QONNX domain other than QuantLSTMCell, and that one over more than 2,048 steps in all",
         "FloatQuant",
         "signs taken of sums (BipolarQuant behind a product) are taken in float, between integer products",
         "fractional zero points of activations",

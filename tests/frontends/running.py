@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnxruntime
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph
 from qatc.compiler.model_io import node_proto, value_info
@@ -87,3 +88,21 @@ def run(model: onnx.ModelProto | Path, *inputs: np.ndarray) -> list[np.ndarray]:
 def run_canonical(graph: QuantGraph, *inputs: np.ndarray) -> list[np.ndarray]:
     """The outputs of a canonical graph."""
     return run(Writer(graph).model(), *inputs)
+
+
+def values(graph: QuantGraph, x: np.ndarray) -> np.ndarray:
+    """The graph's result, FakeQuant nodes computed as QuantParams defines them and constants dequantized."""
+    results: dict[str, np.ndarray] = {graph.inputs[0].name: x}
+    reals = {t.name: graph.real(t) for t in graph.tensors()}
+    for node in graph.nodes:
+        feeds = [results.get(t.name, reals.get(t.name)) for t in node.inputs]
+        if node.op == FAKE_QUANT:
+            results[node.outputs[0].name] = node.attrs["params"].fake_quantize(feeds[0])
+            continue
+        kinds = [helper.make_tensor_value_info(f"i{i}", TensorProto.FLOAT, None) for i in range(len(feeds))]
+        step = helper.make_node(node.op, [k.name for k in kinds], ["o"], **node.attrs)
+        body = helper.make_graph([step], "g", kinds, [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
+        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
+        run = onnx.reference.ReferenceEvaluator(model).run(None, {f"i{i}": f for i, f in enumerate(feeds)})
+        results[node.outputs[0].name] = run[0]
+    return results[graph.outputs[0].name]

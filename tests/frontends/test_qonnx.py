@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import onnx.reference
 import pytest
 from hypothesis import given, settings
-from onnx import TensorProto, helper
 
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.frontend import FrontendOptions
@@ -17,6 +15,7 @@ from qatc.compiler.quant import QuantParams
 from qatc.frontends.qonnx import DOMAINS, FRONTEND
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Network
+from tests.frontends.running import values
 
 
 def spell(b: Builder, x: str, params: QuantParams, rank: int, name: str) -> str:
@@ -74,24 +73,6 @@ def one(
     graph = nets.graph_of(nets.model_of(b, [3, 4, 5]))
     FRONTEND.normalise(graph, FrontendOptions())
     return graph
-
-
-def values(graph: QuantGraph, x: np.ndarray) -> np.ndarray:
-    """The graph's result, FakeQuant nodes computed as QuantParams defines them and constants dequantized."""
-    results: dict[str, np.ndarray] = {graph.inputs[0].name: x}
-    reals = {t.name: graph.real(t) for t in graph.tensors()}
-    for node in graph.nodes:
-        feeds = [results.get(t.name, reals.get(t.name)) for t in node.inputs]
-        if node.op == FAKE_QUANT:
-            results[node.outputs[0].name] = node.attrs["params"].fake_quantize(feeds[0])
-            continue
-        kinds = [helper.make_tensor_value_info(f"i{i}", TensorProto.FLOAT, None) for i in range(len(feeds))]
-        step = helper.make_node(node.op, [k.name for k in kinds], ["o"], **node.attrs)
-        body = helper.make_graph([step], "g", kinds, [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
-        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
-        run = onnx.reference.ReferenceEvaluator(model).run(None, {f"i{i}": f for i, f in enumerate(feeds)})
-        results[node.outputs[0].name] = run[0]
-    return results[graph.outputs[0].name]
 
 
 MODES = [m for m in ROUNDING if not m.startswith("HALF")]
