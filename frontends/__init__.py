@@ -9,6 +9,7 @@ BUILTIN: Final[dict[str, str]] = {
     "qonnx": "qatc.frontends.qonnx:FRONTEND",
     "mqbench": "qatc.frontends.mqbench:FRONTEND",
     "sophgo": "qatc.frontends.sophgo:FRONTEND",
+    "mct": "qatc.frontends.mct:FRONTEND",
     "openvino": "qatc.frontends.openvino:FRONTEND",
     "modelopt": "qatc.frontends.modelopt:FRONTEND",
     "quark": "qatc.frontends.quark:FRONTEND",

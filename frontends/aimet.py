@@ -1,12 +1,12 @@
-"""AIMET: a float ONNX model with an encodings file beside it (versions 0.4 to 0.6.1, 1.0.0 and 2.0.0).
+"""AIMET: a float ONNX model with an encodings file beside it (versions 0.4 to 0.6.1, 1.0.0, 2.0.0 and 2.1.0).
 
     0.6.1   {"activation_encodings": {"x": [{"bitwidth": 8, "scale": s, "offset": -128, "min": a, "max": b, ...}]}, ...}
     1.0.0   {"activation_encodings": [{"name": "x", "bw": 8, "scale": [s], "offset": [-128], ...}], ...}
-    2.0.0   {"encodings": [{"name": "x", "output_dtype": "int8", "y_scale": s, "y_zero_point": z, "axis": 0}]}
+    2.x.0   {"encodings": [{"name": "x", "output_dtype": "int8", "y_scale": s, "y_zero_point": z, "axis": 0}]}
 
 Up to 1.0.0 `offset` is where the integers begin: real = scale * (u + offset) with u from zero. A symmetric encoding is
-that of signed integers around zero. 2.0.0 says what QuantizeLinear says. `float` encodings mean that a tensor is not
-quantized.
+that of signed integers around zero. From 2.0.0 on they say what QuantizeLinear says. `float` encodings mean that a
+tensor is not quantized.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _with_offset(name: str, encodings: list[Record]) -> Entry:
 
 
 def _as_quantize_linear(name: str, encoding: Record) -> Entry | None:
-    """Version 2.0.0; None for a tensor that stays float."""
+    """Versions 2.0.0 and 2.1.0; None for a tensor that stays float."""
     dtype = str(encoding.get("output_dtype", "int8")).lower()
     if dtype in _FLOATS:
         return None
@@ -144,7 +144,10 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=0,
-    exporters=("AIMET encodings 0.4.0 to 0.6.1, 1.0.0 and 2.0.0",),
+    exporters=(
+        "AIMET 2.42 (PyTorch and ONNX; encodings 0.6.1, 1.0.0, 2.0.0 and 2.1.0)",
+        "in their documented form: encodings 0.4.0 and 0.5.0",
+    ),
     limits=("block-wise, LPBQ and vector encodings",),
     read=read,
 )

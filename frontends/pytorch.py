@@ -146,6 +146,8 @@ FRONTEND: Final = Frontend(
         "ONNX Runtime 1.31 quantize_static (QDQ)",
         "Brevitas 0.13 QCDQ",
         "NNCF 3.4 strip",
+        "AIMET 2.42 (PyTorch and ONNX, Q/DQ in the graph)",
+        "model-compression-toolkit 2.6 (FAKELY_QUANT)",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",

@@ -1,0 +1,137 @@
+"""Sony's Model Compression Toolkit: its own quantizer nodes (format MCTQ, domain `mct_quantizers`).
+
+    x -> ActivationPOTQuantizer{threshold, signed, num_bits} -> y           likewise ActivationSymmetricQuantizer
+    x -> ActivationUniformQuantizer{min_range, max_range, num_bits} -> y
+    w -> WeightsPOTQuantizer(threshold){num_bits, per_channel, channel_axis} -> y    and WeightsSymmetricQuantizer
+    w -> WeightsUniformQuantizer(min_range, max_range){...} -> y
+
+A threshold t on n bits is t / 2^(n-1) a step and the integers -2^(n-1)..2^(n-1)-1, without a sign t / 2^n and
+0..2^n-1. A range is moved until it holds zero, then by less than a step until zero is on its grid. The format
+FAKELY_QUANT of the same toolkit is plain Q/DQ with weights that are floats on a grid: `pytorch` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import Array
+from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends import qdq
+from qatc.frontends.params import constant_input
+from qatc.frontends.vendor import count, data_name, finish, grid, number
+
+DOMAIN: Final = "mct_quantizers"
+_THRESHOLDS: Final = ("POTQuantizer", "SymmetricQuantizer")
+_TABLES: Final = ("LUTPOTQuantizer", "LUTSymmetricQuantizer")
+_RANGES: Final = ("UniformQuantizer",)
+_MOST_BITS: Final = 16
+_RULES: Final = Rules("mct")
+
+
+def _named(endings: tuple[str, ...]) -> list[str]:
+    return [start + end for start in ("Activation", "Weights") for end in endings]
+
+
+def _bits(graph: QuantGraph, node: Node) -> int | None:
+    """The width of the integers; None with QAT103 recorded where no container holds them."""
+    bits = number(graph, node, "num_bits", len(node.inputs))
+    if bits is None:
+        return None
+    if bits != int(bits) or not 1 <= bits <= _MOST_BITS:
+        message = f"{node.op} has {bits:g} bits, not 1 to {_MOST_BITS}"
+        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node))
+        return None
+    return int(bits)
+
+
+def _operand(graph: QuantGraph, node: Node, name: str, index: int) -> Array | None:
+    """A number of an activation (an attribute), or the numbers of a weight (input `index`), as float64."""
+    if node.op.startswith("Weights"):
+        value = constant_input(graph, node, index, name)
+        return None if value is None else value.astype(np.float64)
+    stated = number(graph, node, name, len(node.inputs))
+    return None if stated is None else np.asarray(stated, np.float64)
+
+
+def _to_fake_quant(graph: QuantGraph, node: Node, scale: Array, zero: Array, bounds: tuple[int, int]) -> bool:
+    axis = int(node.attr("channel_axis", 0)) if scale.size > 1 else None
+    params = grid(graph, node, scale if scale.size > 1 else scale.reshape(()), zero, bounds, axis)
+    if params is not None:
+        qdq.to_fake_quant(graph, node, params)
+    return params is not None
+
+
+@_RULES.on(*_named(_THRESHOLDS), domain=DOMAIN)
+def threshold(graph: QuantGraph, node: Node) -> bool:
+    """A threshold: a grid around zero, or from zero on."""
+    bits, largest = _bits(graph, node), _operand(graph, node, "threshold", 1)
+    if bits is None or largest is None:
+        return False
+    half = 1 << (bits - 1)
+    bounds = (-half, half - 1) if node.attr("signed", 1) else (0, 2 * half - 1)
+    return _to_fake_quant(graph, node, largest / (bounds[1] + 1), np.zeros(()), bounds)
+
+
+@_RULES.on(*_named(_RANGES), domain=DOMAIN)
+def uniform(graph: QuantGraph, node: Node) -> bool:
+    """A range: its ends are those of the grid, but that zero is on it."""
+    bits, low, high = _bits(graph, node), _operand(graph, node, "min_range", 1), _operand(graph, node, "max_range", 2)
+    if bits is None or low is None or high is None:
+        return False
+    top = (1 << bits) - 1
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = (high - low) / top
+    with np.errstate(divide="ignore", invalid="ignore"):
+        zero = np.where(scale > 0, np.rint(-low / scale), 0.0)
+    return _to_fake_quant(graph, node, scale, zero if zero.size > 1 else zero.reshape(()), (0, top))
+
+
+def _refuse_tables(graph: QuantGraph) -> None:
+    """Record quantizers to a table of values, each kind once."""
+    tables = _named(_TABLES)
+    first: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.domain == DOMAIN and node.op in tables:
+            first.setdefault(node.op, node)
+    for op, node in first.items():
+        graph.diagnostics.error(
+            "QAT103",
+            f"{op} rounds to a table of values, which no integer grid represents",
+            node=label_of(node),
+            tensor=data_name(node),
+            hint="choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM",
+        )
+
+
+def _is_ours(node: Node) -> bool:
+    return node.domain == DOMAIN and node.op in (*_named(_THRESHOLDS), *_named(_RANGES), *_named(_TABLES))
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, _is_ours)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=_is_ours)
+    _refuse_tables(graph)
+    sweep(graph, _RULES)
+    if options.float_weights == "auto":  # weights without a node of their own were not quantized
+        options = dataclasses.replace(options, float_weights="keep")
+    finish(graph, options, (DOMAIN,))
+
+
+FRONTEND = Frontend(
+    name="mct",
+    description="the quantizer nodes of Sony's Model Compression Toolkit (mct_quantizers)",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=80,
+    exporters=("model-compression-toolkit 2.6 with mct-quantizers 1.7 (PyTorch; after training and QAT; MCTQ)",),
+    limits=("quantizers to a table of values (LUT)",),
+)
