@@ -205,7 +205,9 @@ class QuantParams:
         return 1 << (self.container.itemsize * 8 - 1)
 
     def channel(self, index: int) -> QuantParams:
-        """The per-tensor parameters of one channel."""
+        """The per-tensor parameters of one channel, which are these themselves where there are no others."""
+        if not self.is_per_channel:
+            return self
         return replace(self, scale=(self.scale[index],), zero_point=(self.zero_point[index],), axis=None)
 
     def take(self, indices: Array) -> QuantParams:

@@ -158,7 +158,7 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
 
 def is_uniform(scales: Floats) -> bool:
     """Whether the scales of all channels are one."""
-    return scales.size == 1 or bool(np.all(scales == scales[0]))
+    return scales.size == 1 or bool((scales == scales[0]).all())
 
 
 def weight_scales(w: Writer, scales: Floats) -> str:

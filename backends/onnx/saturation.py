@@ -73,7 +73,7 @@ def wide_form(
         if index in marked:
             form.product(node)
         else:
-            form.body.node.append(node)
+            form.nodes.append(node)
     return form
 
 
@@ -159,10 +159,16 @@ class Wide:
 
     def __init__(self, w: Writer, constants: Mapping[str, Array], *, stored: bool) -> None:
         self.w, self.constants, self.stored = w, constants, stored
-        self.body = GraphProto()
+        self.nodes: list[NodeProto] = []
         self.unsigned: dict[str, str] = {}  # signed tensor -> the same moved by 128
+        self._initializers: list[TensorProto] = []
         self._constants: dict[str, str] = {}
+        self._zeros: dict[str, str] = {}
         self._storage = Storage(spill=stored and signed_bytes(constants) > SPILL_AT)
+
+    def body(self) -> GraphProto:
+        """The form as a graph."""
+        return GraphProto(node=self.nodes, initializer=self._initializers)
 
     def product(self, node: NodeProto) -> None:
         """Append `node` with unsigned operands."""
@@ -172,16 +178,16 @@ class Wide:
         self._move(wide, kernel.b, kernel.b_zero)
         a_zero = self.constants[node.input[kernel.a_zero]]
         if a_zero.dtype != np.int8:
-            self.body.node.append(wide)
+            self.nodes.append(wide)
             return
         self._move(wide, kernel.a, kernel.a_zero)
         if kernel.y_zero is None:
-            self.body.node.append(wide)
+            self.nodes.append(wide)
             return
         made = wide.output[0]
         wide.input[kernel.y_zero] = self._zero(node.input[kernel.y_zero])
         wide.output[0] = self.w.fresh(f"{made}_unsigned")
-        self.body.node.append(wide)
+        self.nodes.append(wide)
         self._shifted(wide.output[0], "uint8", made)
 
     def _move(self, node: NodeProto, at: int, zero_at: int) -> None:
@@ -203,19 +209,23 @@ class Wide:
         """8-bit integers moved to the other type: a Cast and a QuantizeLinear, exact in float."""
         unit = self._constant("unit", np.float32(1))
         real = self.w.fresh(f"{name}_real")
-        cast = self.body.node.add(op_type="Cast", name=self.w.node_name(real), input=[name], output=[real])
+        cast = NodeProto(op_type="Cast", name=self.w.node_name(real), input=[name], output=[real])
         cast.attribute.add(name="to", type=2, i=TensorProto.FLOAT)
+        self.nodes.append(cast)
         if have == "int8":
             zero = self._constant("zero_128", np.uint8(128))
         else:
             zero = self._constant("zero_minus_128", np.int8(-128))
         operands = [real, unit, zero]
-        self.body.node.add(op_type="QuantizeLinear", name=self.w.node_name(out), input=operands, output=[out])
+        name = self.w.node_name(out)
+        self.nodes.append(NodeProto(op_type="QuantizeLinear", name=name, input=operands, output=[out]))
 
     def _zero(self, name: str) -> str:
         """A signed zero point (none is 0) as an unsigned one."""
-        signed = self.constants[name] if name else np.int8(0)
-        return self._constant(f"{name or 'zero'}_unsigned", _moved(signed, self._storage))
+        if name not in self._zeros:
+            signed = self.constants[name] if name else np.int8(0)
+            self._zeros[name] = self._constant(f"{name or 'zero'}_unsigned", _moved(signed, self._storage))
+        return self._zeros[name]
 
     def _constant(self, hint: str, value: Array | np.generic) -> str:
         if self.stored:
@@ -223,15 +233,15 @@ class Wide:
         found = self._constants.get(hint)
         if found is None:
             found = self._constants[hint] = self.w.fresh(hint)
-            self.body.initializer.append(numpy_helper.from_array(np.asarray(value), found))
+            self._initializers.append(numpy_helper.from_array(np.asarray(value), found))
         return found
 
 
 def _moved(signed: Array | np.generic, storage: Storage) -> Array:
     """int8 integers as uint8, moved by 128; they lie in memory in the order of the others."""
     source = np.asarray(signed).view(np.uint8)
-    order = sorted(range(source.ndim), key=lambda axis: -source.strides[axis])
-    source = source.transpose(order)
+    order = () if source.flags.c_contiguous else sorted(range(source.ndim), key=lambda axis: -source.strides[axis])
+    source = source.transpose(order) if order else source
     moved = storage.empty(source.shape, np.uint8)
     np.bitwise_xor(source, np.uint8(128), out=moved)
     release(source)

@@ -318,28 +318,27 @@ class Writer:
         if self._weights != "int8":
             wide = wide_form(self, self._nodes, constants, stored=stored)
         if wide is not None and stored:
-            self._nodes = list(wide.body.node)
+            self._nodes = wide.nodes
             read = {name for node in self._nodes for name in node.input} | self.outputs
             self._constants = [(name, value) for name, value in self._constants if name in read]
             names = {name: wide.unsigned.get(place, place) for name, place in names.items()}
             wide = None
         size = sum(value.nbytes for _, value in self._constants)
         apart = self._data_file or must_be_apart(size)
-        tensors, external = self._tensors(apart=apart or size > _KEPT_INSIDE)
-        body = GraphProto(name=graph.name or "graph")
-        body.node.extend(self._nodes)
-        body.input.extend(self._port(n) for n in graph.inputs)
-        body.output.extend(self._port(n) for n in graph.outputs)
-        body.initializer.extend(tensors)
-        return Emission(self._model(body), names, tuple(external), apart, None if wide is None else wide.body)
+        model = self._model()
+        model.graph.name = graph.name or "graph"
+        model.graph.node.extend(self._nodes)
+        model.graph.input.extend(self._port(n) for n in graph.inputs)
+        model.graph.output.extend(self._port(n) for n in graph.outputs)
+        external = self._initialize(model.graph, apart=apart or size > _KEPT_INSIDE)
+        return Emission(model, names, tuple(external), apart, None if wide is None else wide.body())
 
-    def _tensors(self, *, apart: bool) -> tuple[list[TensorProto], list[tuple[str, Array]]]:
-        """The constants as initializers, and the data of those that are only declared if `apart`."""
-        tensors: list[TensorProto] = []
+    def _initialize(self, graph: GraphProto, *, apart: bool) -> list[tuple[str, Array]]:
+        """Write the constants as initializers; the data of those that are only declared if `apart`."""
         external: list[tuple[str, Array]] = []
         position = 0
         for name, value in self._constants:
-            tensor = TensorProto(name=name, data_type=tensor_type(value.dtype), dims=value.shape)
+            tensor = graph.initializer.add(name=name, data_type=tensor_type(value.dtype), dims=value.shape)
             if value.nbytes < _LARGE or not apart:
                 tensor.raw_data = bytes(bytes_of(value))
             else:
@@ -347,18 +346,16 @@ class Writer:
                 position = start + value.nbytes
                 external.append((name, value))
                 _place(tensor, start, value.nbytes)
-            tensors.append(tensor)
-        return tensors, external
+        return external
 
-    def _model(self, body: GraphProto) -> ModelProto:
+    def _model(self) -> ModelProto:
+        """The model without its graph."""
         used = {node.domain for node in self._nodes}
         imports = [onnx.helper.make_opsetid("", self.opset)]
         domains = {CONTRIB: 1, **self.graph.domains}
         imports += [onnx.helper.make_opsetid(d, v) for d, v in sorted(domains.items()) if d in used]
         ir_version = max(_OLDEST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
-        model = ModelProto(ir_version=ir_version, producer_name="qatc", opset_import=imports)
-        model.graph.CopyFrom(body)
-        return model
+        return ModelProto(ir_version=ir_version, producer_name="qatc", opset_import=imports)
 
     def _port(self, name: str) -> onnx.ValueInfoProto:
         tensor = self.graph.tensors[name]
