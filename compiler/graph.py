@@ -27,6 +27,7 @@ from qatc.compiler.links import rank_of as rank_of
 from qatc.compiler.links import relink, unlink
 from qatc.compiler.links import shape_of as shape_of
 from qatc.compiler.links import value_of as value_of
+from qatc.compiler.protos import BODIES
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 
@@ -39,6 +40,9 @@ _LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
 _DimProto = onnx.TensorShapeProto.Dimension
 
 
+_NO_SIZES = frozenset(  # element types that sizes are never of
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+)
 _BLIND_OPSET = 13  # in which ONNX's inference does not see through the computed shapes of a Reshape
 
 
@@ -252,7 +256,7 @@ class QuantGraph:
         self.remove(dead)
         if not (self.params or self.origin):
             return
-        names = {t.name for t in self.tensors()}
+        names = {t.name for t in self._appearances()}
         for table in (self.params, self.origin):
             for name in [n for n in table if n not in names]:
                 del table[name]
@@ -398,18 +402,14 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
         else onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name])
         for n in graph.nodes
     ]
-    body = onnx.helper.make_graph(
-        nodes,
-        graph.name or "graph",
-        [*(value_info(t) for t in graph.inputs), *extra],
-        [value_info(t) for t in graph.outputs],
-        small,
-    )
-    imports = [
-        onnx.helper.make_opsetid("", graph.opset),
-        *(onnx.helper.make_opsetid(d, v) for d, v in graph.domains.items()),
-    ]
-    return onnx.helper.make_model(body, opset_imports=imports)
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in {"": graph.opset, **graph.domains}.items()]
+    model = onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=imports)  # the helpers copy all of it twice
+    model.graph.name = graph.name or "graph"
+    model.graph.node.extend(nodes)
+    model.graph.input.extend([*(value_info(t) for t in graph.inputs), *extra])
+    model.graph.output.extend(value_info(t) for t in graph.outputs)
+    model.graph.initializer.extend(small)
+    return model
 
 
 def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -467,7 +467,7 @@ def _pin(model: onnx.ModelProto, pinned: Mapping[str, Sequence[int]]) -> None:
 def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     try:
         found = onnx.shape_inference.infer_shapes(model).graph
-        if not any(_is_long(v.type.tensor_type) for v in (*found.input, *found.value_info, *found.output)):
+        if _computes_sizes(found) and not any(map(_is_long, (*found.input, *found.value_info, *found.output))):
             found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         message = f"the shapes or types of the model contradict each other: {error}"
@@ -475,9 +475,16 @@ def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     return {v.name: v.type.tensor_type for v in [*found.value_info, *found.output] if v.type.HasField("tensor_type")}
 
 
-def _is_long(kind: onnx.TypeProto.Tensor) -> bool:
+def _computes_sizes(graph: onnx.GraphProto) -> bool:
+    """Whether operators make integers that may be sizes; where none does, there are no values to follow."""
+    if any(v.type.tensor_type.elem_type not in _NO_SIZES for v in (*graph.value_info, *graph.output)):
+        return True
+    return any(a.type in BODIES for n in graph.node for a in n.attribute)
+
+
+def _is_long(info: onnx.ValueInfoProto) -> bool:
     """Whether a list has more elements than any list of sizes: following its values would take gigabytes."""
-    dims = kind.shape.dim
+    dims = info.type.tensor_type.shape.dim
     return len(dims) == 1 and dims[0].dim_value > _LONGEST
 
 

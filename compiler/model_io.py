@@ -349,11 +349,11 @@ def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
 
 def node_proto(node: Node) -> onnx.NodeProto:
     """The NodeProto of a node; names that its subgraphs capture are renamed with the tensors."""
-    captures: list[str] = node.attrs.get(_CAPTURES, [])
     inputs = [t.name for t in node.inputs]
-    plain, outer = inputs[: len(inputs) - len(captures)], inputs[len(inputs) - len(captures) :]
+    captures: list[str] = node.attrs.get(_CAPTURES, [])
+    outer = [inputs.pop() for _ in captures][::-1]
     proto = onnx.NodeProto(
-        op_type=node.op, name=node.name, input=plain, output=[t.name for t in node.outputs], domain=node.domain or ""
+        op_type=node.op, name=node.name, input=inputs, output=[t.name for t in node.outputs], domain=node.domain or ""
     )
     for key, value in sorted(node.attrs.items()):
         if not key.startswith("_") and value is not None:

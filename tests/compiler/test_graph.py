@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,6 +288,32 @@ def test_shapes_are_inferred_through_computed_ones() -> None:
     assert graph.sample_shapes["r"] == (1, 6)
     infer_shapes(graph, {"x": (4, 2, 3)})
     assert graph.sample_shapes["r"] == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("body", "times"),
+    [
+        ("a = Neg(x)\ny = Reshape(a, flat)", 1),
+        ("s = Shape(x)\ny = Reshape(x, s)", 2),
+        ("y = If(c)<then_branch = g () => (float[3] b) {s = Shape(x)\nb = Reshape(x, s)},"
+         " else_branch = h () => (float[3] d) {d = Neg(x)}>", 2),
+    ],
+)  # fmt: skip
+def test_values_are_followed_only_where_sizes_are_computed(
+    monkeypatch: pytest.MonkeyPatch, body: str, times: int
+) -> None:
+    graph = graph_of(body, "(float[3] x, bool c) => (float[K] y)", "int64[1] flat = {-1}")
+    runs: list[bool] = []
+    inferred = onnx.shape_inference.infer_shapes
+
+    def watched(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.ModelProto:
+        runs.append(data_prop)
+        return inferred(model, data_prop=data_prop)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", watched)
+    infer_shapes(graph)
+    assert runs == [False, True][:times]
+    assert shape_of(graph.outputs[0]) == (3,)
 
 
 def test_large_and_quantized_constants_are_not_handed_to_inference() -> None:
