@@ -29,6 +29,7 @@ from qatc.compiler.command.ending import CompileCommand, Group, answer
 from qatc.compiler.diagnostics import CODES
 
 if TYPE_CHECKING:
+    from qatc.compiler.report.junit import Case
     from qatc.compiler.report.screen import Screen
 
 
@@ -54,17 +55,22 @@ def compile_command(model: Path, screen: Screen, **chosen: Any) -> None:
     """Compile MODEL, an ONNX file (or one of TensorFlow's), and write the package."""
     from qatc.compiler.driver import compile_model
     from qatc.compiler.report import result_json, summary
-    from qatc.compiler.report.junit import compile_cases
 
     if click.get_current_context().find_root().obj == OWN_PROCESS:  # its end frees everything; looking is a tenth
         gc.disable()
         atexit.register(gc.freeze)
     with screen.progress() as progress:
         result = compile_model(model, progress=progress, **chosen)
+
+    def cases() -> list[Case]:
+        from qatc.compiler.report.junit import compile_cases
+
+        return compile_cases(result)
+
     answer(
         screen,
         result.diagnostics,
-        cases=lambda: compile_cases(result),
+        cases=cases,
         result=lambda: result_json(result),
         show=lambda: summary(result, screen.out, verbose=screen.verbose),
     )

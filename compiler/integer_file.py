@@ -53,6 +53,7 @@ _BASE: Final = ("name", "source", "inputs", "outputs")
 _ALIGNMENT: Final = 16
 _PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
 
+_BYTES: Final = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
 _PROBE: Final = 64  # elements that tell most pairs of constants apart
 _SORTED: Final = 1 << 12  # elements of a constant that is told from others by all of them
 #: The constants of the package's model by name; values are read when asked for.
@@ -185,7 +186,7 @@ def transformed(value: Array, transform: str, dtype: np.dtype[Any], shape: tuple
             return None
         value = value.T
     if transform.endswith("flip"):
-        if {value.dtype.name, dtype.name} != {"int8", "uint8"}:
+        if {value.dtype, dtype} != _BYTES:
             return None
         value = np.bitwise_xor(np.ascontiguousarray(value).view(np.uint8), np.uint8(0x80)).view(dtype)
     if value.dtype != dtype or value.size != math.prod(shape):
@@ -196,7 +197,7 @@ def transformed(value: Array, transform: str, dtype: np.dtype[Any], shape: tuple
 def _same(found: Array, value: Array) -> bool:
     if found is value:
         return True
-    if _bytes(found.flat[:_PROBE]).tobytes() != _bytes(value.flat[:_PROBE]).tobytes():
+    if value.size > _PROBE and _bytes(found.flat[:_PROBE]).tobytes() != _bytes(value.flat[:_PROBE]).tobytes():
         return False
     return np.array_equal(_bytes(found), _bytes(value))
 

@@ -43,6 +43,17 @@ def test_importing_qatc_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_compile_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    command = ["compile", "-a", "-q", "samples/models/resnet8_qat.onnx", "-o", str(tmp_path / "out")]
+    code = f"import sys, qatc.cli; qatc.cli.cli({command!r}, standalone_mode=False)"
+    unused = (
+        "{'qatc.compiler.report.junit', 'qatc.compiler.report.sarif', 'qatc.backends.drpai', 'qatc.compiler.compare'}"
+    )
+    code += f"; print(sorted({unused} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'compile_all'"):
         _ = qatc.compile_all  # type: ignore[attr-defined]

@@ -183,12 +183,12 @@ class Profile(ABC):
             windowed: whether this is pooling with a kernel, not over everything; some targets differ.
         """
         target = Target.of(out, lo, hi)
-        counts = np.broadcast_to(np.asarray(count, np.int64), total.shape)
+        counts = np.asarray(count, np.int64)
         result = np.empty(total.shape, out.container)
-        for each in np.unique(counts).tolist():
+        for each in sorted(set(counts.reshape(-1).tolist())):  # np.unique imports numpy.ma
             if each <= 0:
                 raise ValueError(f"an average over {each} elements has no value")
-            where = counts == each
+            where = np.broadcast_to(counts == each, total.shape)
             values = total[where]
             rounder = self._averager(each, params, target, windowed=windowed)
             result[where] = _apply(values.reshape(-1, 1, 1), rounder, target).reshape(-1)
