@@ -8,6 +8,7 @@ simulation is a graph of ours with its Q/DQ written back (`compiler/qdq.py`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
         except CompileError as error:
             if any(d.code in _FINAL for d in error.diagnostics):
                 raise
-            refused, why = list(error.diagnostics), f"the file does not run: {_first_line(error)}"
+            refused, why = list(error.diagnostics), f"the file itself does not run: {_reason(error)}"
     fallback = Simulation.of_graph(graph)
     try:
         fallback.run(sample, fallback.outputs)
@@ -186,6 +187,7 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
     return fallback
 
 
-def _first_line(error: CompileError) -> str:
-    lines = error.diagnostics[0].message.splitlines()
-    return lines[0][:200] if lines else ""
+def _reason(error: CompileError) -> str:
+    """What ONNX Runtime said, in one line without its own prefix."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Fatal error: )?", "", lines[0])[:200] if lines else ""
