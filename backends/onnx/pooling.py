@@ -135,7 +135,7 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
     else:
         counts = np.full((1,) * window.rank, math.prod(window.kernel))
     different = sorted(set(counts.reshape(-1).tolist()), reverse=True)
-    if len(different) > _MOST_SIZES or different[-1] == 0:
+    if different[-1] == 0 or (len(different) > _MOST_SIZES and not window.is_dilated):
         return False
     made = _mean(w, op, window, channels, different[0], out if len(different) == 1 else "")
     for index, count in enumerate(different[1:], 2):
@@ -161,10 +161,12 @@ def _by_kernel(w: Writer, op: Pool, out: str) -> None:
     """QLinearAveragePool: windows of different sizes in a tensor whose size is not known, or too many sizes."""
     have, want = _grids(w, op)
     window = _Window.of(op)
-    if any(window.pads) and op.count_include_pad and window.rounds_up:
-        raise fail(  # ONNX Runtime counts what the last window overhangs too
+    overhangs = any(window.pads) and op.count_include_pad and window.rounds_up
+    if overhangs or window.is_dilated:  # ONNX Runtime counts what the last window overhangs, and has no dilations
+        kind = "that rounds its size up and counts its padding" if overhangs else "with dilations"
+        raise fail(
             "QAT009",
-            "average pooling that rounds its size up and counts its padding needs the input's spatial size",
+            f"average pooling {kind} needs the input's spatial size, and windows that are not all padding",
             node=op.source or op.name,
             tensor=op.inputs[0],
             hint="pin the dimensions with --shape NAME=1,3,224,224",
@@ -172,9 +174,8 @@ def _by_kernel(w: Writer, op: Pool, out: str) -> None:
     include = any(window.pads) and op.count_include_pad
     attrs = {**window.attributes(), "ceil_mode": int(op.ceil_mode), "count_include_pad": int(include)}
     x = w.read(op.inputs[0])
-    if all(d == 1 for d in window.dilations):
-        del attrs["dilations"]
-    if w.standard or "dilations" in attrs:
+    del attrs["dilations"]
+    if w.standard:
         made = w.fresh(f"{out}_real")
         w.nodes("AveragePool", [w.dequantize(x, have)], [made], attrs=attrs)
         w.quantize(made, want, out)
@@ -205,6 +206,11 @@ class _Window:
     def rank(self) -> int:
         """How many spatial axes there are."""
         return len(self.kernel)
+
+    @property
+    def is_dilated(self) -> bool:
+        """Whether a window leaves elements out."""
+        return any(d != 1 for d in self.dilations)
 
     def attributes(self) -> dict[str, Any]:
         """As ONNX attributes."""

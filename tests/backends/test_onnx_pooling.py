@@ -123,6 +123,18 @@ def test_averages_in_other_dimensions(shape: tuple[int, ...], ceil_mode: bool, i
     check_average(*pool("average", shape, ceil_mode=ceil_mode, count_include_pad=include, **fields))
 
 
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 4)], ids=str)
+def test_averages_over_dilated_windows(kernel: tuple[int, int], include: bool) -> None:
+    """ONNX Runtime's QLinearAveragePool has no dilations; its optimizer writes them all the same."""
+    fields = {"kernel": kernel, "pads": (2, 2, 2, 2), "dilations": (2, 1), "count_include_pad": include}
+    results = check_average(*pool("average", **fields))
+    assert all("AveragePool" not in op for result in results.values() for op in result.ops)
+    if not include:
+        with pytest.raises(CompileError, match="dilations needs the input's spatial size"):
+            same(*pool("average", symbolic=True, **fields))
+
+
 def test_an_average_is_one_convolution() -> None:
     case = pool("average", kernel=(2, 2), strides=(2, 2))
     for result in check_average(*case).values():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -502,6 +503,23 @@ def small_model(ir_version: int = 8) -> onnx.ModelProto:
     imports = [helper.make_opsetid("", 11), helper.make_opsetid("ai.onnx", 17), helper.make_opsetid("never.used", 3)]
     imports.append(helper.make_opsetid("ai.onnx.ml", 99))
     return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decimal_scales_have_ties_that_floats_break_either_way(seed: int):
+    """0.02 * 0.002 / 0.01 = 1 / 250: one sum in 250 lies half way, but for the last bits of three scales."""
+    weight = np.random.default_rng(seed).integers(-127, 128, (8, 8, 1, 1)).astype(np.int8)
+    body = """agraph (float[1,8,32,32] x) => (float[M] y) <float sx = {0.02}, float sw = {0.002}, float sy = {0.01},
+        int8 z = {0}> {
+        qx = QuantizeLinear(x, sx, z)  dx = DequantizeLinear(qx, sx, z)  dw = DequantizeLinear(w, sw, z)
+        c = Conv(dx, dw)  qc = QuantizeLinear(c, sy, z)  y = DequantizeLinear(qc, sy, z) }"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> {body}')
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    x = np.random.default_rng(seed).uniform(-1, 1, (1, 8, 32, 32)).astype(np.float32)
+    found = verified(model, {"x": x})
+    assert found.passed, [c.message for c in found.local]
+    (product,) = (c for c in found.local if c.op == "Conv")
+    assert product.max_lsb == 1  # there are such sums, and the two do not agree on all of them
 
 
 def test_files_that_onnx_runtime_refuses_for_their_form_run():

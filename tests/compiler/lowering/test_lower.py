@@ -396,6 +396,7 @@ def test_sums_and_products_of_two_tensors() -> None:
     [
         ("AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(a)", "average", (2, 2), (0, 0, 0, 0), True),
         ('AveragePool<kernel_shape = [2, 2], auto_pad = "SAME_UPPER">(a)', "average", (2, 2), (0, 0, 1, 1), True),
+        ("AveragePool<kernel_shape = [2, 2], dilations = [2, 2]>(a)", "average", (2, 2), (0, 0, 0, 0), True),
         ("GlobalAveragePool(a)", "average", (), (), True),
         ("ReduceMean<axes = [2, 3], keepdims = 1>(a)", "average", (), (), True),
         ("ReduceMean<axes = [-1, -2], keepdims = 0>(a)", "average", (), (), False),
