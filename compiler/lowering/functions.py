@@ -15,8 +15,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from qatc.compiler.graph import REQUANTIZE, Node
+from qatc.compiler.graph import REQUANTIZE, Constant, Node
 
 Values = npt.NDArray[np.float64]
 _erf: Final = np.vectorize(math.erf, otypes=[np.float64])
@@ -127,6 +128,7 @@ _WITH_ATTRIBUTES: Final[dict[str, Callable[[Node, Values], Values]]] = {
     "Swish": lambda node, x: x * _sigmoid(_number(node, "alpha", 1.0) * x),
     "ThresholdedRelu": lambda node, x: np.where(x > _number(node, "alpha", 1.0), x, 0.0),
 }
+_INDICES: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 _VARIADIC: Final = frozenset({"Max", "Min"})
 _MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
 _STANDARD: Final = frozenset({"Clip", *_UNARY, *_BINARY, *_WITH_ATTRIBUTES}) - {"QuickGelu", "Requantize"}
@@ -134,11 +136,29 @@ _STANDARD: Final = frozenset({"Clip", *_UNARY, *_BINARY, *_WITH_ATTRIBUTES}) - {
 
 def is_elementwise(node: Node) -> bool:
     """Whether `evaluate` knows the node."""
-    if node.op == REQUANTIZE:
+    if node.op == REQUANTIZE or is_table(node):
         return True
+    if node.op == "Cast":
+        return not node.domain and node.attr("to") in _INDICES
     if node.domain:
         return node.domain == "com.microsoft" and node.op in _MICROSOFT
     return node.op in _STANDARD
+
+
+def is_table(node: Node) -> bool:
+    """Whether the node reads a constant list of numbers at places that are computed: a function of those."""
+    if node.op != "Gather" or node.domain or len(node.inputs) != 2 or node.attr("axis", 0) != 0:
+        return False
+    entries = node.inputs[0]
+    return isinstance(entries, Constant) and entries.values.ndim == 1 and not isinstance(node.inputs[1], Constant)
+
+
+def _entries(table: Values, places: Values) -> Values:
+    """The entries of a list, counted from its end where a place is negative; NaN where it has none."""
+    table = np.atleast_1d(table)
+    size = table.size
+    inside = (places >= -size) & (places < size)
+    return np.where(inside, table[np.where(inside, places, 0).astype(np.int64)], np.nan)
 
 
 def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
@@ -150,6 +170,10 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
     with np.errstate(all="ignore"):
         if node.op == "Clip":
             result = _clip(operands)
+        elif node.op == "Gather":
+            result = _entries(given[0], given[1])
+        elif node.op == "Cast":
+            result = np.trunc(given[0])
         elif node.op in _VARIADIC:
             result = functools.reduce(_BINARY[node.op], given) if given else None
         elif node.op in _BINARY:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Concat, Conv, Elementwise, Move, Pool, Rescale, Shape
-from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise
+from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.state import Function, State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
@@ -24,8 +24,10 @@ def as_function(state: State, node: Node) -> Function | None:
     """The node's result as an element-wise function of one 8-bit tensor, if it is one."""
     if not is_elementwise(node) or len(node.outputs) != 1:
         return None
+    entries = node.inputs[0] if is_table(node) else None
     scalars = [state.constant_scalar(t) for t in node.inputs]
-    roots = [_root(state, t) for t, scalar in zip(node.inputs, scalars, strict=True) if t.name and scalar is None]
+    computed = [t for t, scalar in zip(node.inputs, scalars, strict=True) if t.name and scalar is None]
+    roots = [_root(state, t) for t in computed if t is not entries]
     if not roots or roots[0] is None or any(r is not roots[0] for r in roots):
         return None
     root = roots[0]
@@ -35,6 +37,11 @@ def as_function(state: State, node: Node) -> Function | None:
     for tensor, scalar in zip(node.inputs, scalars, strict=True):
         if not tensor.name:
             operands.append(None)
+            continue
+        if tensor is entries:
+            real = state.graph.real(tensor)
+            operands.append(None if real is None else real.astype(np.float64))
+            texts.append(tensor.name)
             continue
         if scalar is not None:
             longest = max(longest, rank_of(tensor) or 0)

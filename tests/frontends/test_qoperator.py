@@ -244,7 +244,6 @@ def test_integers_quantized_again_and_read_as_numbers() -> None:
         ("DynamicQuantizeMatMul", MICROSOFT, {}, "QAT205"),
         ("QAttention", MICROSOFT, {"num_heads": 2}, "QAT302"),
         ("QLinearWhere", MICROSOFT, {}, "QAT104"),
-        ("QLinearGlobalAveragePool", MICROSOFT, {"channels_last": 1}, "QAT302"),
     ],
 )
 def test_refused(op: str, domain: str, attrs: dict[str, object], code: str) -> None:

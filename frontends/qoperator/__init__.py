@@ -1,0 +1,80 @@
+"""QOperator: networks that are written in integer operators are read back into float operators and Q/DQ.
+
+    q_x -> QLinearConv(s_x, z_x, q_w, s_w, z_w, s_y, z_y, b) -> q_y
+
+    q_x -> DQ(s_x, z_x) -> Conv(DQ(q_w, s_w, z_w), DQ(b, s_x * s_w)) -> Q(s_y, z_y) -> q_y
+
+Likewise QLinearMatMul, and of com.microsoft QLinearAdd, Mul, Concat, Where, Sigmoid, LeakyRelu, Softmax, ReduceMean,
+the average pools, QGemm and MatMulIntegerToFloat. ConvInteger and MatMulInteger know zero points alone: on weights of
+step 1 they are float operators too, divided by the step of their input; what follows is carried over to real numbers.
+
+Operators in the layout NHWC, which ONNX Runtime's optimizer writes too, stand between transposes here. What only moves
+integers is the shared core's business. MQBench's ONNX_QNN deployment quantizes integers a second time and lets float
+operators read integers: both are read as they are meant. Quantization at run time has no grid to read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph, is_constant
+from qatc.frontends import qdq
+from qatc.frontends.qoperator.meanings import MEANINGS, is_table
+from qatc.frontends.qoperator.operators import RULES
+from qatc.frontends.qoperator.reader import MICROSOFT, Reader, is_unreadable
+from qatc.frontends.vendor import count, finish
+
+__all__ = ["FRONTEND", "MICROSOFT"]
+
+
+def _is_ours(node: Node) -> bool:
+    return (node.domain or "", node.op) in RULES
+
+
+def _is_asked(node: Node) -> bool:
+    """Whether the node is a product of constants, by which a model of ours chooses its form (docs/adr/0009)."""
+    return node.op == "MatMulInteger" and all(is_constant(t) or not t.name for t in node.inputs)
+
+
+def _is_known(node: Node) -> bool:
+    """Whether the node is read, or refused by its name."""
+    return _is_ours(node) or is_unreadable(node) or is_table(node)
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, _is_known)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=lambda node: _is_ours(node) and not _is_asked(node))
+    reader = Reader(graph, RULES, MEANINGS)
+    reader.run()
+    if graph.diagnostics.errors:
+        return  # what is left of the integers would only be blamed again
+    finish(graph, options, [MICROSOFT])
+    for name, source in list(graph.origin.items()):
+        integers = reader.sources.get(source, source)  # the file has no real numbers there
+        if integers in graph.known:
+            graph.origin[name] = integers
+        else:
+            del graph.origin[name]
+
+
+FRONTEND: Final = Frontend(
+    name="qoperator",
+    description="integer operators (QLinearConv, QGemm, MatMulInteger, ...) read back",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=75,
+    exporters=(
+        "ONNX Runtime 1.31 quantize_static (QuantFormat.QOperator)",
+        "MQBench 0.0.7 (ONNX_QNN deployment)",
+        "qatc (every package of the targets onnx and drpai)",
+    ),
+    limits=(
+        "dynamic quantization (scales found at run time)",
+        "weights in blocks (MatMulNBits)",
+        "QAttention and other fused operators of com.microsoft",
+    ),
+)

@@ -1,0 +1,337 @@
+"""The walk over a graph of integer operators: which integers mean what, and how real numbers take their place.
+
+Every tensor of integers is known by the grid of what made it. A rule (`operators`, `meanings`) replaces one operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.quant import Array
+from qatc.frontends import qdq
+from qatc.frontends.params import constant_input
+from qatc.frontends.vendor import data_name
+
+MICROSOFT: Final = "com.microsoft"
+_FLOAT: Final = onnx.TensorProto.FLOAT
+AT_RUN_TIME: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+IN_BLOCKS: Final = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE"})
+_ON_INTEGERS: Final = frozenset(
+    {"Clip", "Relu", "Min", "Max", "Cast", "Concat", "Shape", "Size"}
+)  # the core reads them
+_LEAST: Final = {  # inputs that an operator cannot do without; the others take five
+    "QLinearConv": 8,
+    "QLinearMatMul": 8,
+    "QGemm": 6,
+    "QLinearAdd": 7,
+    "QLinearMul": 7,
+    "QLinearWhere": 8,
+    "QLinearSigmoid": 4,
+    "QLinearLeakyRelu": 4,
+    "QLinearReduceMean": 4,
+    "MatMulIntegerToFloat": 4,
+    "NhwcMaxPool": 1,
+    "ConvInteger": 2,
+    "MatMulInteger": 2,
+}
+_ON_ACCUMULATORS: Final = frozenset({"Add", "Sub", "Mul"})
+
+
+Rule = Callable[["Reader", Node], None]
+Meaning = Callable[["Reader", Node], bool]
+
+
+def is_unreadable(node: Node) -> bool:
+    """Whether the node quantizes in a way that has no grid to read: it is refused by its name."""
+    return node.op in AT_RUN_TIME or ((node.domain or "") == MICROSOFT and node.op in IN_BLOCKS)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scale and zero point as the file has them; `zero` is None where it is left out."""
+
+    scale: Tensor
+    zero: Tensor | None
+
+    def numbers(self) -> tuple[float, int] | None:
+        """Scale and zero point of one grid for the whole tensor, None where there are more or they are not constant."""
+        scale, zero = value_of(self.scale), zero_of(self)
+        if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+            return None
+        return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0])
+
+    def same(self, other: Grid) -> bool:
+        """Whether both are constant and equal."""
+        pairs = [(value_of(self.scale), value_of(other.scale)), (zero_of(self), zero_of(other))]
+        return all(a is not None and b is not None and np.array_equal(a.reshape(-1), b.reshape(-1)) for a, b in pairs)
+
+
+def zero_of(grid: Grid) -> Array | None:
+    """The zero point of a grid as an array, None where it is not constant."""
+    return np.zeros(1, np.uint8) if grid.zero is None else value_of(grid.zero)
+
+
+@dataclass
+class Reader:
+    """Rewrites one graph; `grids` knows the tensors of integers by what made them.
+
+    `rules` are for integer operators, by domain and name; `meanings` for standard ones that may read integers as such.
+    """
+
+    graph: QuantGraph
+    rules: Mapping[tuple[str, str], Rule]
+    meanings: Mapping[str, Meaning]
+    grids: dict[int, Grid] = field(default_factory=dict[int, Grid])
+    gone: list[Node] = field(default_factory=list[Node])
+    accumulators: list[Tensor] = field(default_factory=list[Tensor])
+    sources: dict[str, str] = field(default_factory=dict[str, str])  # real numbers -> the integers in the file
+    mirrored: dict[int, tuple[Tensor, Grid]] = field(default_factory=dict[int, tuple[Tensor, Grid]])  # minus those
+    ranks: dict[int, int] = field(default_factory=dict[int, int])  # of accumulators
+
+    # -- building -------------------------------------------------------------------------------------------------
+    def insert(self, op: str, inputs: Sequence[Tensor], hint: str, attrs: dict[str, Any] | None = None) -> Tensor:
+        """A new float operator of ai.onnx; returns its output."""
+        y = self.graph.variable(hint, _FLOAT)
+        self.graph.insert(op, inputs, [y], hint=f"{hint}_{op}", attrs=attrs)
+        return y
+
+    def integers(self, hint: str, like: Tensor) -> Tensor:
+        """A new tensor of the same integers' type."""
+        return self.graph.variable(hint, int(onnx.helper.np_dtype_to_tensor_dtype(element_of(like))))
+
+    def real(self, x: Tensor, grid: Grid, axis: int = 0) -> Tensor:
+        """The real numbers of integers."""
+        inputs = [x, grid.scale] if grid.zero is None else [x, grid.scale, grid.zero]
+        y = self.insert("DequantizeLinear", inputs, f"{x.name}_dequantized", {"axis": axis})
+        self.sources[y.name] = x.name
+        return y
+
+    def operand(self, node: Node, index: int, axis: int = 0) -> Tensor:
+        """The real numbers of the operand at `index`, whose scale and zero point follow it."""
+        x, grid = node.inputs[index], self.grid(node, index + 1)
+        return self.on_other_grid(x, grid) or self.real(x, grid, axis)
+
+    def on_other_grid(self, x: Tensor, grid: Grid) -> Tensor | None:
+        """What integers stand for that are read on another grid than their own: an affine function of their numbers."""
+        have = self.grids.get(id(x))
+        own, read = None if have is None else have.numbers(), grid.numbers()
+        if have is None or own is None or read is None or own == read:
+            return None
+        factor = self.graph.constant(f"{x.name}_factor", np.asarray(read[0] / own[0], np.float32))
+        y = self.insert("Mul", [self.real(x, have), factor], f"{x.name}_scaled")
+        offset = read[0] * (own[1] - read[1])
+        if not offset:
+            return y
+        return self.insert(
+            "Add", [y, self.graph.constant(f"{x.name}_offset", np.asarray(offset, np.float32))], f"{x.name}_moved"
+        )
+
+    def grid(self, node: Node, index: int) -> Grid:
+        """The scale at input `index` and the zero point behind it."""
+        zero = node.inputs[index + 1] if index + 1 < len(node.inputs) and node.inputs[index + 1].name else None
+        return Grid(node.inputs[index], zero)
+
+    def zero_like(self, x: Tensor) -> Tensor:
+        """A zero point of zero, in the type of some integers."""
+        return self.graph.constant(f"{x.name}_zero", np.zeros((), element_of(x)))
+
+    def finish(self, node: Node, y: Tensor, grid: Grid | None) -> None:
+        """`y` takes the place of the node's output, rounded onto `grid` where there is one."""
+        old = node.outputs[0]
+        self.gone.append(node)
+        node.outputs.clear()
+        if grid is None:
+            self.graph.replace(old, y)
+            return
+        zero = grid.zero or self.zero_like(old)
+        self.graph.insert("QuantizeLinear", [y, grid.scale, zero], [old], hint=f"{old.name}_quantize")
+        self.grids[id(old)] = Grid(grid.scale, zero)
+
+    def product(self, node: Node, first: int, second: int, factor: float = 1.0) -> Tensor | None:
+        """The grid of an accumulator: the product of two scales."""
+        a, b = constant_input(self.graph, node, first, "scale"), constant_input(self.graph, node, second, "scale")
+        if a is None or b is None:
+            return None
+        scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))
+        return self.graph.constant(
+            f"{node.outputs[0].name}_accumulator_scale", scale if scale.size > 1 else scale.reshape(())
+        )
+
+    # -- the walk -------------------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Rewrite the nodes in order."""
+        for node in list(self.graph.nodes):
+            domain = node.domain or ""
+            rule = self.rules.get((domain, node.op))
+            if node.op in AT_RUN_TIME:
+                self.refuse(
+                    node,
+                    "QAT205",
+                    f"{node.op} finds its scale at run time",
+                    "quantize statically, with calibration data",
+                )
+            elif domain == MICROSOFT and node.op in IN_BLOCKS:
+                self.refuse(
+                    node,
+                    "QAT103",
+                    f"{node.op} holds {node.attr('bits', 4)}-bit weights in blocks, beside activations of floats",
+                    "quantize weights per tensor or channel, and activations too",
+                )
+            elif rule is not None and (len(node.inputs) < _LEAST.get(node.op, 5) or not node.outputs):
+                self.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs only", "the file is damaged")
+            elif rule is not None:
+                rule(self, node)
+            elif domain == MICROSOFT and not qdq.is_q(node) and not qdq.is_dq(node) and self.reads_integers(node):
+                self.refuse(node, "QAT302", f"{node.op} of {MICROSOFT} is not supported", None)
+            else:
+                self.follow(node)
+        self.graph.remove(self.gone)
+        self.carry_over()
+        self.graph.sort()
+        self.graph.clean()
+
+    def refuse(self, node: Node, code: str, message: str, hint: str | None) -> None:
+        """Record an error at a node."""
+        self.graph.diagnostics.error(code, message, node=label_of(node), tensor=data_name(node), hint=hint)
+
+    def reads_integers(self, node: Node) -> bool:
+        """Whether an operand is known to hold integers."""
+        return any(id(t) in self.grids for t in node.inputs)
+
+    def follow(self, node: Node) -> None:
+        """Standard operators: where integers come from, where they go, and where they are read as numbers."""
+        rule = self.meanings.get(node.op) if not node.domain or qdq.is_q(node) or qdq.is_dq(node) else None
+        if len(node.inputs) < 1 + qdq.is_q(node) or (rule is not None and rule(self, node)) or qdq.is_dq(node):
+            return
+        if qdq.is_q(node):
+            self.requantize(node)
+        elif is_movement(node) or node.op in _ON_INTEGERS:
+            known = self.grids.get(id(node.inputs[0]))
+            if known is not None and node.op not in ("Shape", "Size"):
+                self.grids.update((id(y), known) for y in node.outputs)
+        elif node.op == "Resize" and not node.domain and id(node.inputs[0]) in self.grids:
+            self.interpolate(node, self.grids[id(node.inputs[0])])
+        elif self.reads_integers(node) and not node.domain:
+            self.read_as_real(node)
+
+    def interpolate(self, node: Node, grid: Grid) -> None:
+        """A Resize between integers: the same between the real numbers, back onto their grid."""
+        x = self.real(node.inputs[0], grid)
+        y = self.insert("Resize", [x, *node.inputs[1:]], f"{node.outputs[0].name}_real", dict(node.attrs))
+        self.graph.diagnostics.note(
+            "QAT307",
+            "Resize interpolates between integers, which runtimes round in different ways; here it is to the nearest",
+            node=label_of(node),
+            tensor=node.outputs[0].name,
+        )
+        self.finish(node, y, grid)
+
+    def requantize(self, node: Node) -> None:
+        """QuantizeLinear of integers: nothing on their own grid, a rescaling on another."""
+        x, grid = node.inputs[0], self.grid(node, 1)
+        known = self.grids.get(id(x))
+        if known is not None and known.same(grid):
+            self.graph.replace(node.outputs[0], x)
+            self.gone.append(node)
+            return
+        if known is not None:
+            node.inputs[0] = self.real(x, known)
+        self.grids[id(node.outputs[0])] = grid
+
+    def read_as_real(self, node: Node) -> None:
+        """A float operator on integers is ill-typed ONNX: it means the real numbers."""
+        for index, tensor in enumerate(list(node.inputs)):
+            known = self.grids.get(id(tensor))
+            if known is None:
+                continue
+            node.inputs[index] = self.real(tensor, known)
+            self.graph.diagnostics.warning(
+                "QAT104",
+                f"{node.op} reads integers as if they were numbers; the real numbers they stand for are taken",
+                node=label_of(node),
+                tensor=tensor.name,
+                hint="the exporter left out a DequantizeLinear",
+            )
+
+    # -- accumulators ---------------------------------------------------------------------------------------------
+    def carry_over(self) -> None:
+        """Operators on int32 accumulators become operators on real numbers, up to their Cast to float."""
+        waiting = list(self.accumulators)
+        while waiting:
+            tensor = waiting.pop()
+            if isinstance(tensor, Variable):
+                tensor.dtype = _FLOAT
+            for node in dict.fromkeys(self.graph.consumers(tensor)):
+                if node.op == "Cast" and node.attr("to") == _FLOAT:
+                    self.graph.bypass(node)
+                elif qdq.is_dq(node) and self.scaled(node, tensor):
+                    continue
+                elif is_movement(node) or (node.op in _ON_ACCUMULATORS and not node.domain and self.numbers(node)):
+                    waiting.extend(node.outputs)
+                elif node.op != "Shape":
+                    self.refuse(
+                        node, "QAT302", f"{node.op} computes with an int32 accumulator", "cast it to float first"
+                    )
+
+    def scaled(self, node: Node, tensor: Tensor) -> bool:
+        """A DequantizeLinear of an accumulator is a product with its scale."""
+        scale = constant_input(self.graph, node, 1, "scale")
+        zero = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(1)
+        rank = self.ranks.get(id(tensor)) or rank_of(tensor)
+        if scale is None or zero is None or zero.any() or (scale.size > 1 and rank is None):
+            return False
+        if scale.size > 1 and rank is not None:
+            axis = int(node.attr("axis", 1)) % rank
+            scale = scale.reshape([-1 if i == axis else 1 for i in range(rank)])
+        node.op, node.domain = "Mul", None
+        node.inputs = [tensor, self.graph.constant(f"{node.outputs[0].name}_scale", scale)]
+        node.attrs.clear()
+        return True
+
+    def numbers(self, node: Node) -> bool:
+        """Integer constants of an operator on accumulators as float32; False where another operand is not constant."""
+        others = [t for t in node.inputs if not any(t is a for a in self.accumulators)]
+        for index, tensor in enumerate(node.inputs):
+            value = value_of(tensor)
+            if value is not None and value.dtype.kind in "iu":
+                node.inputs[index] = self.graph.constant(f"{tensor.name}_real", value.astype(np.float32))
+        return len(others) < 2
+
+    def accumulate(self, node: Node, op: str, attrs: dict[str, Any]) -> None:
+        """ConvInteger and MatMulInteger: (x - z_x) * (w - z_w) summed, as an int32 accumulator."""
+        x, w = node.inputs[:2]
+        zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (2, 3)]
+        one = self.graph.constant("one", np.asarray(1, np.float32))
+        data, weight = self.grids.get(id(x)), self.grids.get(id(w))
+        stated = [
+            Grid(one, z) if g is None else g if g.same(Grid(g.scale, z)) else Grid(g.scale, z or self.zero_like(t))
+            for g, z, t in zip((data, weight), zeros, (x, w), strict=True)
+        ]
+        operands = [
+            self.real(t, g, axis) for t, g, axis in zip((x, w), stated, (1, 0 if op == "Conv" else -1), strict=True)
+        ]
+        y = self.insert(op, operands, f"{node.outputs[0].name}_sum", attrs)
+        for grid in stated:
+            if grid.scale is not one:
+                y = self.insert("Div", [y, grid.scale], f"{node.outputs[0].name}_integers")
+        rank = rank_of(node.outputs[0]) or (rank_of(w) if op == "Conv" else None)
+        if rank is not None:
+            self.ranks[id(y)] = rank
+        self.finish(node, y, None)
+        self.accumulators.append(y)
+
+
+def element_of(tensor: Tensor) -> np.dtype[Any]:
+    """The integer type of a tensor, uint8 where the file does not say."""
+    kind: Any = tensor.dtype
+    if isinstance(kind, int) and kind:
+        return onnx.helper.tensor_dtype_to_np_dtype(kind)
+    return np.dtype(np.uint8) if kind is None or kind == 0 else np.dtype(kind)
