@@ -3,9 +3,9 @@
     x -> Div(s) -> Round -> Add(z) -> Clip(qmin, qmax) -> Sub(z) -> Mul(s) -> y          x -> FakeQuant -> y
     x -> Mul(1/s) -> Add(z) -> Clip -> Round -> Sub(z) -> Mul(s) -> y                    x -> FakeQuant -> y
     x -> Clip(0, a) -> Div(s) -> Round -> Mul(s) -> y                                    x -> FakeQuant -> y
-    r -> Sub(., v) -> Add(., v), r = Round(v)   (straight-through gradient)              r
-    y -> Add(0) or Sub(0)                       (a range that begins at zero)            y
     int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y                                       t -> DequantizeLinear -> y
+
+(what changes no value, as in straight-through gradients, is gone before: see `straight_through`)
 
 What counts is the mathematics, not the order. Every operator with one constant operand around a Round is affine,
 v = a * x + b, or a clamp. Walking out from the Round in both directions, the first stretch in which what follows undoes
@@ -31,7 +31,6 @@ from qatc.compiler.graph import (
     QuantGraph,
     Tensor,
     is_constant,
-    rank_of,
     shape_of,
     value_of,
 )
@@ -43,6 +42,7 @@ from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.clamps import COMPARISONS
 from qatc.frontends.params import make_params
 from qatc.frontends.qdq import to_fake_quant
+from qatc.frontends.straight_through import STRAIGHT_THROUGH
 
 RULES: Final = Rules("arithmetic")
 _LONGEST: Final = 8  # operators on one side of a Round
@@ -123,66 +123,6 @@ def _neighbors(nodes: Iterable[object]) -> list[Node]:
 
 def _few(nodes: Iterable[object]) -> list[Node]:
     return [n for n in itertools.islice(nodes, _LONGEST) if isinstance(n, Node)]
-
-
-# -- what changes no value --------------------------------------------------------------------------------------
-
-STRAIGHT_THROUGH: Final = Rules("arithmetic")
-
-
-@STRAIGHT_THROUGH.on("Add")
-def straight_through(graph: QuantGraph, node: Node) -> bool:
-    """(a - b) + b is a, and so is (-b + a) + b: a function that is to have the gradient of the identity."""
-    for one, other in (node.inputs, node.inputs[::-1]):
-        value = _without(graph, one, other)
-        if value is not None:
-            graph.replace(node.outputs[0], value)
-            return True
-    return False
-
-
-@STRAIGHT_THROUGH.on("Sub")
-def straight_through_twice(graph: QuantGraph, node: Node) -> bool:
-    """Of a - (a - b) only b is left."""
-    maker = graph.producer(node.inputs[1])
-    if maker is None or maker.domain or maker.op != "Sub" or not _equal(maker.inputs[0], node.inputs[0]):
-        return False
-    graph.replace(node.outputs[0], maker.inputs[1])
-    return True
-
-
-@STRAIGHT_THROUGH.on("Add", "Sub")
-def nothing_changes(graph: QuantGraph, node: Node) -> bool:
-    """Add and Sub of zero: what arithmetic with offsets leaves of ranges like 0..a."""
-    for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):
-        value, rank = value_of(constant), rank_of(data)
-        if value is None or is_constant(data) or (index == 0 and node.op == "Sub"):
-            continue
-        if value.size == 1 and value.ndim <= (rank or 0) and np.all(value == 0):
-            graph.replace(node.outputs[0], data)
-            return True
-    return False
-
-
-def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | None:
-    """a, where `difference` is a - `taken`."""
-    maker = graph.producer(difference)
-    if maker is None or maker.domain or len(maker.inputs) != 2:
-        return None
-    if maker.op == "Sub":
-        return maker.inputs[0] if _equal(maker.inputs[1], taken) else None
-    for one, other in (maker.inputs, maker.inputs[::-1]) if maker.op == "Add" else ():
-        negative = graph.producer(one)
-        if negative is not None and negative.op == "Neg" and _equal(negative.inputs[0], taken):
-            return other
-    return None
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one, or constants that hold the same."""
-    if one is other:
-        return True
-    return isinstance(one, Constant) and isinstance(other, Constant) and np.array_equal(one.values, other.values)
 
 
 # -- chains of affine operators and clamps ------------------------------------------------------------------------
@@ -469,27 +409,38 @@ def _is_whole(values: Doubles) -> bool:
 # -- dequantization -----------------------------------------------------------------------------------------------
 
 
+def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, int] | None:
+    """Where integers that were cast to float are shifted and scaled: the result, its step and its zero point.
+
+    Raises `NoMatch` where they are scaled, but not onto a grid; None where they are not scaled at all.
+    """
+    end = next((s for s in _forward(graph, integers) if s.multiplied and not s.clamps), None)
+    if end is None:
+        return None
+    zero = -end.offset / end.scale
+    if end.scale.size != 1 or zero.size != 1 or not np.all(end.scale > 0):
+        raise NoMatch("it is no dequantization")
+    if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
+        raise NoMatch("its zero point is not a whole number")
+    return end.tensor, float(end.scale.reshape(-1)[0]), int(np.rint(zero).reshape(-1)[0])
+
+
 @RULES.on("Cast")
 def dequantizer(graph: QuantGraph, node: Node) -> bool:
     """Bytes cast to float, shifted and scaled: what `tf2onnx --dequantize` leaves at an integer graph input."""
     dtype = _BYTES.get(element_type(node.inputs[0]) or 0)
     if dtype is None or node.attr("to") not in _FLOATS or is_constant(node.inputs[0]):
         return False
-    end = next((s for s in _forward(graph, node.outputs[0]) if s.multiplied and not s.clamps), None)
-    if end is None:
+    found = dequantization(graph, node.outputs[0])
+    if found is None:
         return False
-    zero = -end.offset / end.scale
+    end, step, origin = found
     bottom, top = (0, 255) if dtype == "uint8" else (-128, 127)
-    if end.scale.size != 1 or not bottom <= float(zero.reshape(-1)[0]) <= top or not np.all(end.scale > 0):
+    maker = graph.producer(end)
+    if maker is None or not bottom <= origin <= top:
         raise NoMatch("it is no dequantization")
-    if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
-        raise NoMatch("its zero point is not a whole number")
-    maker = graph.producer(end.tensor)
-    if maker is None:
-        raise NoMatch(f"nothing makes {label_of(node)}")
-    name = end.tensor.name
-    scale = graph.constant(f"{name}_scale", end.scale.reshape(()).astype(np.float32))
-    zero_point = graph.constant(f"{name}_zero_point", np.rint(zero).reshape(()).astype(dtype))
+    scale = graph.constant(f"{end.name}_scale", np.asarray(step, np.float32))
+    zero_point = graph.constant(f"{end.name}_zero_point", np.asarray(origin, dtype))
     maker.op, maker.domain = "DequantizeLinear", None
     maker.inputs = [node.inputs[0], scale, zero_point]
     maker.attrs.clear()

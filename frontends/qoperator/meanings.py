@@ -20,7 +20,9 @@ import onnx
 from qatc.compiler.graph import Constant, Node, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range
+from qatc.compiler.rewrite import NoMatch
 from qatc.frontends import qdq
+from qatc.frontends.arithmetic import dequantization
 from qatc.frontends.qoperator.reader import Grid, Meaning, Reader, element_of
 
 MEANINGS: Final[dict[str, Meaning]] = {}
@@ -194,6 +196,30 @@ def on_own_step(reader: Reader, x: Tensor, read: Grid) -> tuple[Grid, Tensor | N
         return read, None
     ratio = np.float32(stated_numbers[0] / known[0])
     return have, None if ratio == 1 else reader.graph.constant(f"{x.name}_factor", np.asarray(ratio))
+
+
+@_means("Cast")
+def as_floats(reader: Reader, node: Node) -> bool:
+    """Integers cast to float (not for a QuantizeLinear): shifted and scaled to what they stand for, or as they are."""
+    readers = reader.graph.consumers(node.outputs[0])
+    have = reader.grids.get(id(node.inputs[0]))
+    if node.attr("to") not in _FLOATS or have is None or (readers and all(qdq.is_q(n) for n in readers)):
+        return False
+    try:
+        found = dequantization(reader.graph, node.outputs[0])
+    except NoMatch:
+        found = None
+    end, scale, zero = (node.outputs[0], 1.0, 0) if found is None else found
+    maker, name = reader.graph.producer(end), end.name
+    if maker is None:
+        return False
+    read = Grid(
+        reader.graph.constant(f"{name}_scale", np.asarray(scale, np.float32)),
+        reader.graph.constant(f"{name}_zero_point", np.asarray(zero, np.int32)),
+    )
+    real = reader.on_other_grid(node.inputs[0], read) or reader.real(node.inputs[0], have)
+    reader.finish(maker, real, None)
+    return True
 
 
 # -- tables and choices -------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ def text_of(body: str, more: str = "", shape: str = "1,2,6,6") -> str:
 
 def normalized(text: str) -> QuantGraph:
     graph = loaded(text)
-    assert FRONTEND.recognise(graph, "") is not None
     FRONTEND.normalise(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
@@ -194,6 +193,13 @@ def test_integers_read_on_another_step() -> None:
     """A factor that an operator takes in: half the numbers, four less."""
     check(text_of("q = com.microsoft.QLinearSigmoid(x, t, mid, t, k) y = DequantizeLinear(q, t, k)"))
     check(text_of("a = com.microsoft.QLinearSigmoid(x, s, z, t, k) y = DequantizeLinear(a, s, z)"))
+
+
+@pytest.mark.parametrize("chain", ["d = Sub(f, origin) y = Mul(d, s)", "y = Mul(f, t)", "y = Sigmoid(f)"])
+def test_integers_cast_to_float(chain: str) -> None:
+    """Written-out dequantization, on the integers' own grid and on another one, and integers as numbers."""
+    graph = check(text_of(f"m = MaxPool<kernel_shape=[2,2]>(x) f = Cast<to=1>(m) {chain}", ", float origin = {120}"))
+    assert ("Mul" not in {n.op for n in graph.nodes}) == ("origin" in chain)
 
 
 @pytest.mark.parametrize("scale", ["float a = {0.125}", "float[3] a = {0.125, 0.5, 0.25}"])
