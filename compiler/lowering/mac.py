@@ -121,6 +121,8 @@ def _weight_refusal(state: State, node: Node) -> Reason | None:
     misshapen = _misshapen(node)
     if misshapen is not None:
         return misshapen
+    if node.op in ("Conv", "ConvTranspose") and not isinstance(weight, Constant):
+        return Reason("its weight is computed at run time", weight.name)
     if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
         return Reason("its first operand is a constant quantized per channel", x.name)
     params = _weight_params(state, node)

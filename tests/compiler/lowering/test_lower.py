@@ -710,6 +710,10 @@ def test_outputs_that_are_inputs_or_constants() -> None:
             ["Gemm: its bias is not one number per channel"],
         ),
         (
+            "(float[1,2,4,4] x, float[2,2,1,1] v) => (float[1,2,4,4] y)",
+            "a = A(x)\nw = B(v)\nc = Conv(a, w)\ny = A(c)", "", 17, ["Conv: its weight is computed at run time"],
+        ),
+        (
             "(float[3,2] x) => (float[3,2] y)",
             "a = A(x)\nw = DequantizeLinear<axis = 0>(wq, s, z)\nm = MatMul(a, w)\ny = A(m)",
             "int8[2,2] wq = {1, 2, 3, 4}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}", 17,
