@@ -45,11 +45,12 @@ def evidence(graph: QuantGraph) -> str:
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
+    converted = _is_converted(graph)
     standard(graph)
     grid.recover_weights(graph, quantize_others=options.float_weights == "quantize")
     apply_ranges(graph, options)
     if not graph.diagnostics.errors:
-        _suggest_ranges(graph, options)
+        _suggest_ranges(graph, options, converted=converted)
 
 
 def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = None) -> None:
@@ -72,7 +73,16 @@ def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = Non
 # -- ranges that the exporter lost --------------------------------------------------------------------------------
 
 
-def _suggest_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
+def _is_converted(graph: QuantGraph) -> bool:
+    """Whether the file is a model of integer operators (`convert_fx`): it names the type of the integers behind each Q.
+
+    Such operators clamp at the ends of their type, whatever range was trained: the file lost none.
+    """
+    roots = [n for n in graph.nodes if is_q(n) and n.outputs]
+    return any({reader.op for reader in graph.consumers(n.outputs[0])} == {"Cast"} for n in roots)
+
+
+def _suggest_ranges(graph: QuantGraph, options: FrontendOptions, *, converted: bool) -> None:
     """Notes (QAT107) where the file betrays that it was trained on a narrower range than it states."""
     weights: list[tuple[Node, QuantParams]] = []
     others: list[tuple[Node, QuantParams]] = []
@@ -80,7 +90,7 @@ def _suggest_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
         (weights if is_constant(node.inputs[0]) else others).append((node, node.attrs["params"]))
     if options.ranges.weights is None:
         _suggest_weights(graph, weights)
-    if options.ranges.activations is None:
+    if options.ranges.activations is None and not converted:
         _suggest_activations(graph, others)
 
 

@@ -58,6 +58,22 @@ def test_a_misspelt_tensor_gets_a_suggestion() -> None:
     assert found == {"dat": "did you mean data?", "zzz": "qatc inspect MODEL lists the quantized tensors"}
 
 
+@pytest.mark.parametrize("converted", [False, True])
+def test_only_a_file_that_may_have_lost_a_range_is_said_to(converted: bool) -> None:
+    """Zero points near 64 betray 0..127, which the dynamo exporter drops; `convert_fx` has no range to drop."""
+    b = Builder()
+    x = "input"
+    for index, zero in enumerate((58, 64, 70)):
+        grid = [b.constant(f"s{index}", 0.5, "float32"), b.constant(f"z{index}", zero, "uint8")]
+        q = b.node("QuantizeLinear", [x, *grid], f"q{index}")
+        if converted:
+            q = b.node("Cast", [q], f"c{index}", to=2)
+        x = b.node("DequantizeLinear", [q, *grid], "output" if index == 2 else f"x{index}")
+    graph = nets.graph_of(nets.model_of(b, [1, 1, 5, 5]))
+    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics] == ([] if converted else ["QAT107"])
+
+
 @pytest.mark.parametrize(("reach", "warned"), [(100, True), (8, False)])
 def test_weights_beyond_a_stated_range(reach: int, warned: bool) -> None:
     graph = normalized(RangeOverride(None, (-8, 7)), reach=reach)
