@@ -20,7 +20,7 @@ from typing import Final
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant
 from qatc.frontends import qdq
-from qatc.frontends.qoperator.meanings import MEANINGS, is_table
+from qatc.frontends.qoperator.meanings import MEANINGS, declare_inputs, is_table
 from qatc.frontends.qoperator.operators import RULES
 from qatc.frontends.qoperator.reader import MICROSOFT, Reader, is_unreadable
 from qatc.frontends.vendor import count, finish
@@ -49,6 +49,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=lambda node: _is_ours(node) and not _is_asked(node))
     reader = Reader(graph, RULES, MEANINGS)
+    declare_inputs(reader)
     reader.run()
     if graph.diagnostics.errors:
         return  # what is left of the integers would only be blamed again

@@ -61,6 +61,14 @@ def _means(*ops: str) -> Callable[[Meaning], Meaning]:
 # -- what integers stand for --------------------------------------------------------------------------------------
 
 
+def declare_inputs(reader: Reader) -> None:
+    """Graph inputs of bytes stand for what somebody reads in them, if not everybody reads bare integers."""
+    for tensor in reader.graph.inputs:
+        found = stated(reader, tensor) if dtype_name(element_of(tensor)) in ("int8", "uint8") else None
+        if found is not None and not _is_unit(found):
+            reader.grids[id(tensor)] = found
+
+
 def stated(reader: Reader, integers: Tensor) -> Grid | None:
     """The grid on which somebody reads some integers, moved or clamped in between; None where nobody says.
 

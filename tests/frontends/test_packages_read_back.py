@@ -117,6 +117,24 @@ def test_a_graph_input_moved_to_the_other_type() -> None:
     assert grids == ["int8 scale 0.5 zero -8", "uint8 scale 0.5 zero 120", "uint8 scale 0.5 zero 120"]
 
 
+def test_a_graph_input_read_as_bare_integers_too() -> None:
+    """A product of real numbers that begins with the input's integers is one of what they stand for."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+    g (uint8[2,4] x) => (float[] y, float[] r) <float s = {0.5}, uint8 z = {120}, float one = {1}, int8 nil = {0},
+        int8[4,2] w = {1, -2, 3, 4, -5, 6, 7, -8}, float u = {0.125}> {
+        y = com.microsoft.MatMulIntegerToFloat(x, w, one, u, z, nil)
+        r = DequantizeLinear(x, s, z)
+    }"""
+    graph = normalized(text)
+    grids = [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT]
+    assert grids == ["uint8 scale 0.5 zero 120"]
+    x = np.asarray([[0, 100, 120, 255], [3, 77, 200, 121]], np.uint8)
+    want = run(onnx.parser.parse_model(text), x)
+    got = run_canonical(graph, (x.astype(np.float32) - 120) * np.float32(0.5))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_a_difference() -> None:
     """ONNX Runtime has no QLinearSub: the sum with the mirrored integers is one."""
     graph = check(
