@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 _IR_VERSION: Final = 10  # read by every ONNX Runtime since 1.18; newer stamps (onnx 1.23 writes 14) are refused by some
+_SEPARATE: Final = 4  # the IR version from which constants need not be inputs as well
 _SESSIONS: Final = 2  # sessions kept: each holds a copy of the weights
 PATIENCE: Final = 600.0  # seconds that one run of a model may take
 _NO_MEMORY: Final = ("bad allocation", "bad_alloc", "Failed to allocate memory", "Available memory of")
@@ -270,19 +271,22 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A copy that ONNX Runtime loads where the original fails for its form alone, and the data of its large constants.
 
     One opset a domain (exporters list domains several times and import ones that no node uses), `ai.onnx` written as
-    the default domain, unique node names, an IR version that every release reads, and none of the stored intermediate
-    shapes, which are often stale. (ONNX Runtime sorts the nodes itself.) The large constants are only declared: ONNX
-    Runtime takes their arrays as they are, so that no further copy of the weights is made for each session.
+    the default domain, unique node names, an IR version that every release reads, constants that are no inputs (before
+    IR version 4 they had to be both), and none of the stored intermediate shapes, which are often stale. (ONNX Runtime
+    sorts the nodes itself.) The large constants are only declared: ONNX Runtime takes their arrays as they are, so that
+    no further copy of the weights is made for each session.
     """
     if model.functions:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
     graph = model.graph
-    copy = onnx.ModelProto(ir_version=min(model.ir_version, _IR_VERSION), opset_import=model.opset_import)
+    version = max(_SEPARATE, min(model.ir_version, _IR_VERSION))
+    copy = onnx.ModelProto(ir_version=version, opset_import=model.opset_import)
     copy.graph.name = graph.name or "graph"
     copy.graph.node.extend(graph.node)
-    copy.graph.input.extend(graph.input)
+    constants = {t.name for t in graph.initializer}
+    copy.graph.input.extend(i for i in graph.input if i.name not in constants)
     copy.graph.output.extend(graph.output)
     copy.graph.sparse_initializer.extend(graph.sparse_initializer)
     weights = _lift(graph.initializer, copy.graph)

@@ -117,6 +117,19 @@ def outcome(
     return check.max_abs, check.argmax_agreement, bad
 
 
+def test_constants_that_are_inputs_as_well():
+    """Files before IR version 4 list them; a part of the model that does not read one runs without it."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3]) for n in ("x", "a", "b")]
+    nodes = [helper.make_node("Add", ["x", "a"], ["s"]), helper.make_node("Mul", ["s", "b"], ["p"])]
+    constants = [numpy_helper.from_array(X, "a"), numpy_helper.from_array(2 * X, "b")]
+    outputs = [helper.make_tensor_value_info("p", TensorProto.FLOAT, [1, 3])]
+    graph = helper.make_graph(nodes, "old", ports, outputs, constants)
+    model = RunnableModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=3))
+    assert model.inputs == ("x",)
+    np.testing.assert_array_equal(model.run({"x": X}, ["s"])["s"], 2 * X)
+    np.testing.assert_array_equal(model.run({"x": X})["p"], 4 * X * X)
+
+
 def test_outputs_that_are_not_finite_or_of_another_shape_fail():
     wanted = np.array([[1.0, 2.0], [3.0, 1.0]], np.float32)
     assert outcome(wanted + 0.5, wanted) == (0.5, 1.0, None)
