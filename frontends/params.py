@@ -20,6 +20,7 @@ from qatc.compiler.quant import DTYPES, LARGEST, SMALLEST, Array, QuantParams, d
 _HINT_SCALE: Final = (
     "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed"
 )
+_HINT_AXIS: Final = "the exporter states another axis than it quantized: set the node's axis, or export again"
 _HINT_INFINITE: Final = (
     "an infinite value was observed, as masks of attention hold (-inf): mask with a finite number such as -1e4,"
     " or leave the mask and its sum unquantized"
@@ -202,12 +203,14 @@ class _Reader:
             return None
         front = wanted + len(shape) if wanted < 0 else wanted
         if not 0 <= front < len(shape):
-            self._error("QAT204", f"{count} scales along axis {wanted} of a tensor of shape {_shown(shape)}")
+            self._error("QAT204", f"{count} scales along axis {wanted} of a tensor of shape {_shown(shape)}", _HINT_AXIS)
             return None
         size = shape[front]
         if isinstance(size, int) and size != count:
             self._error(
-                "QAT204", f"{count} scales along axis {wanted}, which has {size} elements: shape {_shown(shape)}"
+                "QAT204",
+                f"{count} scales along axis {wanted}, which has {size} elements: shape {_shown(shape)}",
+                _HINT_AXIS,
             )
             return None
         return front
@@ -266,7 +269,8 @@ def linear_params(
         )
         return None
     known = shape_of(x) if shape is None else shape
-    axis = int(node.attr("axis", 1))
+    vector = known is not None and len(known) == 1  # has one axis, even where a bias is left with the default of 1
+    axis = 0 if vector else int(node.attr("axis", 1))
     return make_params(graph, node, scale, zero, dtype, axis=axis, shape=known, tensor=x.name)
 
 

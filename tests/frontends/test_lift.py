@@ -230,6 +230,12 @@ def test_an_axis_from_the_end_of_a_tensor_whose_rank_only_inference_knows() -> N
     assert "axis 0 x2" in canonical(body(nodes)).dump()
 
 
+@pytest.mark.parametrize("axis", ["", "<axis=1>"])
+def test_a_vector_has_one_axis_whatever_the_file_says(axis: str) -> None:
+    nodes = f"q = QuantizeLinear{axis}(x, sc, ic) y = DequantizeLinear{axis}(q, sc, ic)"
+    assert "axis 0 x2" in canonical(body(nodes, x="float[2] x")).dump()
+
+
 def test_a_deep_chain_of_movements_takes_no_stack() -> None:
     chain = " ".join(f"t{i + 1} = Transpose(t{i})" for i in range(3000))
     graph = canonical(body(f"t0 = QuantizeLinear(x, s, z) {chain} y = DequantizeLinear(t3000, s, z)"))
