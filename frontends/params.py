@@ -203,7 +203,9 @@ class _Reader:
             return None
         front = wanted + len(shape) if wanted < 0 else wanted
         if not 0 <= front < len(shape):
-            self._error("QAT204", f"{count} scales along axis {wanted} of a tensor of shape {_shown(shape)}", _HINT_AXIS)
+            self._error(
+                "QAT204", f"{count} scales along axis {wanted} of a tensor of shape {_shown(shape)}", _HINT_AXIS
+            )
             return None
         size = shape[front]
         if isinstance(size, int) and size != count:

@@ -18,6 +18,7 @@ from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
+from qatc.frontends.rounded import STATIC, refuse_casts
 from qatc.frontends.vendor import data_name
 
 MICROSOFT: Final = "com.microsoft"
@@ -176,7 +177,7 @@ class Reader:
                     node,
                     "QAT205",
                     f"{node.op} finds its scale at run time",
-                    "quantize statically, with calibration data",
+                    STATIC,
                 )
             elif domain == MICROSOFT and node.op in IN_BLOCKS:
                 self.refuse(
@@ -308,6 +309,8 @@ class Reader:
     def accumulate(self, node: Node, op: str, attrs: dict[str, Any]) -> None:
         """ConvInteger and MatMulInteger: (x - z_x) * (w - z_w) summed, as an int32 accumulator."""
         x, w = node.inputs[:2]
+        if refuse_casts(self.graph, node, lambda t: id(t) in self.grids):
+            return
         zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (2, 3)]
         one = self.graph.constant("one", np.asarray(1, np.float32))
         data, weight = self.grids.get(id(x)), self.grids.get(id(w))

@@ -283,6 +283,25 @@ def test_what_is_quantized_otherwise_is_refused_by_name(op: str, code: str) -> N
     assert op in found[0].message
 
 
+@pytest.mark.parametrize(("scale", "code"), [("data", "QAT205"), ("constant", "QAT104")])
+def test_integers_that_arithmetic_rounds_are_refused(scale: str, code: str) -> None:
+    """Keras 3 finds the scale of the data at hand; the product of integers is named, and no node that is not there."""
+    b = Builder()
+    step = b.constant("step", np.float32(20))
+    if scale == "data":
+        largest = b.node("ReduceMax", [b.node("Abs", ["input"], "magnitude")], "largest")
+        step = b.node("Div", [b.constant("top", np.float32(127)), largest], "by")
+    rounded = b.node("Round", [b.node("Mul", ["input", step], "scaled")], "rounded")
+    ends = [b.constant(name, np.float32(v)) for name, v in (("low", -127), ("high", 127))]
+    x = b.node("Cast", [b.node("Clip", [rounded, *ends], "clipped")], "integers", to=onnx.TensorProto.INT8)
+    flat = b.node("Flatten", [x], "flat")
+    b.node("MatMulInteger", [flat, b.constant("w", np.ones((32, 2), np.int8))], "sums")
+    b.node("Cast", ["sums"], "output", to=onnx.TensorProto.FLOAT)
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(d.code, d.tensor) for d in graph.diagnostics.errors] == [(code, "clipped")]
+
+
 def test_a_package_that_chooses_by_processor_is_read_back(tmp_path: Path) -> None:
     """Both forms are in our own model.onnx; the fast one is read, under the names that it has there."""
     corpus = Path(__file__).resolve().parent.parent / "corpus"
