@@ -15,6 +15,7 @@ import numpy.typing as npt
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Move, Shape, raw_accumulator
 from qatc.compiler.lowering.state import Reason, State
+from qatc.compiler.lowering.windows import sized_window
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.affine import per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
@@ -343,13 +344,9 @@ def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: i
     if found.values is None or node.op in ("Gemm", "MatMul"):
         state.build.add(MatMul(name, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=source))
         return
-    rank = found.values.ndim - 2
     if len(acc) == 1:
         acc = acc * (found.channels or 1)
-    strides = tuple(node.attr("strides") or (1,) * rank)
-    dilations = tuple(node.attr("dilations") or (1,) * rank)
-    kernel = found.values.shape[2:]
-    pads = _pads(state, node, strides, dilations, kernel)
+    window = sized_window(state, node, found.values.shape[2:])
     state.build.add(
         Conv(
             name,
@@ -357,9 +354,9 @@ def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: i
             (out,),
             lo=lo,
             hi=hi,
-            strides=strides,
-            pads=pads,
-            dilations=dilations,
+            strides=window.strides,
+            pads=window.pads,
+            dilations=window.dilations,
             groups=int(node.attr("group", 1)),
             acc_scale=acc,
             transposed=node.op == "ConvTranspose",
@@ -367,69 +364,6 @@ def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: i
             source=source,
         )
     )
-
-
-def _pads(
-    state: State, node: Node, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Explicit padding [begins..., ends...]; auto_pad and output_shape are worked out from the input's shape."""
-    rank = len(strides)
-    mode, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape")
-    if mode == "NOTSET" and not wanted:
-        return tuple(node.attr("pads") or (0,) * 2 * rank)
-    if mode == "VALID":
-        return (0,) * 2 * rank
-    shape = shape_of(node.inputs[0])
-    if node.op == "Conv":
-        pads = same_pads(shape, mode, strides, dilations, kernel)
-    else:
-        extra = tuple(node.attr("output_padding") or (0,) * rank)
-        target = None if not wanted else tuple(int(d) for d in wanted[-rank:])
-        pads = _transposed_pads(shape, mode, strides, dilations, kernel, extra, target)
-    if pads is None:
-        state.graph.diagnostics.error(
-            "QAT009", f"{mode} padding needs the input's spatial size", node=label_of(node), tensor=node.inputs[0].name,
-            hint="pin the dimensions with --shape NAME=1,3,224,224")  # fmt: skip
-        return (0,) * 2 * rank
-    return pads
-
-
-def same_pads(
-    shape: Shape | None, mode: str, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """The padding of SAME_UPPER or SAME_LOWER for an input [N, C, spatial...]; None where a size is unknown."""
-    totals: list[int] = []
-    for i, (stride, dilation, size) in enumerate(zip(strides, dilations, kernel, strict=True)):
-        length = shape[i + 2] if shape is not None else None
-        if not isinstance(length, int):
-            if stride != 1:
-                return None
-            length = 1  # with stride 1 the padding does not depend on the length
-        totals.append(max(0, (-(-length // stride) - 1) * stride + dilation * (size - 1) + 1 - length))
-    return _split(totals, mode)
-
-
-def _transposed_pads(
-    shape: Shape | None, mode: str, strides: tuple[int, ...], dilations: tuple[int, ...], kernel: tuple[int, ...],
-    extra: tuple[int, ...], target: tuple[int, ...] | None,
-) -> tuple[int, ...] | None:  # fmt: skip
-    totals: list[int] = []
-    for i, stride in enumerate(strides):
-        length = shape[i + 2] if shape is not None else None
-        reach = dilations[i] * (kernel[i] - 1) + 1
-        if target is None:  # SAME: output = length * stride, whatever the length
-            totals.append(max(0, extra[i] + reach - stride))
-        elif isinstance(length, int):
-            totals.append(max(0, stride * (length - 1) + extra[i] + reach - target[i]))
-        else:
-            return None
-    return _split(totals, "SAME_UPPER" if mode == "SAME_UPPER" else "SAME_LOWER")  # the larger half first by default
-
-
-def _split(totals: list[int], mode: str) -> tuple[int, ...]:
-    small = [t // 2 for t in totals]
-    large = [t - t // 2 for t in totals]
-    return (*large, *small) if mode == "SAME_LOWER" else (*small, *large)
 
 
 def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bool:

@@ -15,6 +15,7 @@ from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value
 from qatc.compiler.integer import Concat, Conv, Elementwise, Move, Pool, Rescale, Shape
 from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.state import Function, State
+from qatc.compiler.lowering.windows import sized_window, window
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
@@ -125,8 +126,8 @@ def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 
 def _average(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    kernel, strides, pads, dilations = _window(state, node)
-    if pads is None:
+    moving = window(node, tuple(node.attr("kernel_shape")))
+    if moving is None:
         return False
     label = label_of(node)
     op = Pool(
@@ -136,10 +137,10 @@ def _average(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
         lo=lo,
         hi=hi,
         mode="average",
-        kernel=kernel,
-        strides=strides,
-        pads=pads,
-        dilations=dilations,
+        kernel=moving.kernel,
+        strides=moving.strides,
+        pads=moving.pads,
+        dilations=moving.dilations,
         ceil_mode=bool(node.attr("ceil_mode", 0)),
         count_include_pad=bool(node.attr("count_include_pad", 0)),
         source=label,
@@ -197,22 +198,6 @@ def axes_of(node: Node) -> list[int] | None:
         return [int(a) for a in listed]
     value = value_of(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1].name else None
     return None if value is None else [int(a) for a in value.reshape(-1)]
-
-
-def _window(
-    state: State, node: Node
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]:
-    kernel = tuple(int(k) for k in node.attr("kernel_shape"))
-    rank = len(kernel)
-    strides = tuple(node.attr("strides") or (1,) * rank)
-    dilations = tuple(node.attr("dilations") or (1,) * rank)
-    mode = node.attr("auto_pad", "NOTSET")
-    if mode in ("NOTSET", "VALID"):
-        pads = tuple(node.attr("pads") or (0,) * 2 * rank) if mode == "NOTSET" else (0,) * 2 * rank
-        return kernel, strides, pads, dilations
-    from qatc.compiler.lowering.mac import same_pads  # the one place where auto_pad is worked out
-
-    return kernel, strides, same_pads(shape_of(node.inputs[0]), mode, strides, dilations, kernel), dilations
 
 
 def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
@@ -326,7 +311,7 @@ def _emit_move(
     if node.op == "GlobalMaxPool":
         state.build.add(Pool(name, inputs, outputs, lo=lo, hi=hi, mode="max", source=label))
         return
-    kernel, strides, pads, dilations = _window(state, node)
+    moving = sized_window(state, node, tuple(node.attr("kernel_shape")))
     state.build.add(
         Pool(
             name,
@@ -335,10 +320,10 @@ def _emit_move(
             lo=lo,
             hi=hi,
             mode="max",
-            kernel=kernel,
-            strides=strides,
-            pads=pads or (0,) * 2 * len(kernel),
-            dilations=dilations,
+            kernel=moving.kernel,
+            strides=moving.strides,
+            pads=moving.pads,
+            dilations=moving.dilations,
             ceil_mode=bool(node.attr("ceil_mode", 0)),
             source=label,
         )

@@ -254,12 +254,18 @@ def test_paddings_of_every_form(call: str, pads: tuple[int, ...]) -> None:
     assert [op.pads for op in graph.ops if op.kind == "Conv"] == [pads]  # type: ignore[attr-defined]
 
 
-def test_padding_that_needs_an_unknown_size() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        'Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(a, w)',
+        'MaxPool<auto_pad = "SAME_LOWER", strides = [2, 2], kernel_shape = [3, 3]>(a)',
+    ],
+)
+def test_padding_that_needs_an_unknown_size(call: str) -> None:
     graph = stripped(
         net(
             "(float[1,1,H,4] x) => (float[1,1,P,Q] y)",
-            "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\n"
-            'c = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(a, w)\ny = A(c)',
+            f"a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nc = {call}\ny = A(c)",
             "int8[1,1,3,3] wq = {1, 2, 3, 4, 5, 6, 7, 8, 9}",
         )
     )
