@@ -36,10 +36,11 @@ from qatc.compiler.graph import (
 )
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type
-from qatc.compiler.passes.movement import VALUE_BLIND
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.clamps import COMPARISONS
+from qatc.frontends.integers import is_q
 from qatc.frontends.params import make_params
 from qatc.frontends.qdq import to_fake_quant
 from qatc.frontends.straight_through import STRAIGHT_THROUGH
@@ -425,17 +426,26 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
     return end.tensor, float(end.scale.reshape(-1)[0]), int(np.rint(zero).reshape(-1)[0])
 
 
+def _rounded_to(graph: QuantGraph, tensor: Tensor) -> str | None:
+    """The integer type of a tensor that a QuantizeLinear made, moved or clamped since."""
+    maker = graph.producer(tensor)
+    while maker is not None and (is_movement(maker) or maker.op == "Clip"):
+        maker = graph.producer(maker.inputs[0])
+    zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
+    return None if zero is None or dtype_name(zero.dtype) not in DTYPES else dtype_name(zero.dtype)
+
+
 @RULES.on("Cast")
 def dequantizer(graph: QuantGraph, node: Node) -> bool:
     """Bytes cast to float, shifted and scaled: what `tf2onnx --dequantize` leaves at an integer graph input."""
-    dtype = _BYTES.get(element_type(node.inputs[0]) or 0)
+    dtype = _BYTES.get(element_type(node.inputs[0]) or 0) or _rounded_to(graph, node.inputs[0])
     if dtype is None or node.attr("to") not in _FLOATS or is_constant(node.inputs[0]):
         return False
     found = dequantization(graph, node.outputs[0])
     if found is None:
         return False
     end, step, origin = found
-    bottom, top = (0, 255) if dtype == "uint8" else (-128, 127)
+    bottom, top = dtype_range(dtype)
     maker = graph.producer(end)
     if maker is None or not bottom <= origin <= top:
         raise NoMatch("it is no dequantization")

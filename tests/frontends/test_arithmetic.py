@@ -226,6 +226,18 @@ def test_dequantization_of_a_graph_input() -> None:
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize(("dtype", "zero"), [("int16", -5), ("uint16", 40000), ("uint8", 9)])
+def test_dequantization_of_rounded_integers(dtype: str, zero: int) -> None:
+    """What a package writes where a DequantizeLinear would be optimized away."""
+    nodes = "q = QuantizeLinear(x, s, o) c = Flatten(q) f = Cast<to=1>(c) d = Sub(f, zero) y = Mul(d, s)"
+    text = text_of(nodes, f", {dtype} o = {{{zero}}}, float zero = {{{zero}}}").replace('"" : 17', '"" : 21')
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert f"FakeQuant[params={dtype} scale 0.25 zero {zero}](x)" in graph.dump()
+    assert not {"Cast", "Sub", "Mul"} & {n.op for n in graph.nodes}
+
+
 def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path) -> None:
     """Round(6.5 + 7) - 7 is 7, Round(6.5) is 6: the compile's own check knows a tie from an error."""
     more = ", float half = {0.5}, float o = {7}, float l = {-128}, float u = {127}, uint8 zu = {128}"
