@@ -56,10 +56,7 @@ def rescale(w: Writer, op: Rescale) -> None:
     x = w.read(op.inputs[0])
     mine, theirs = stored(have), stored(want)
     if have.same_grid(want) and mine == theirs:
-        if have.is_8bit:
-            w.clip(x, op.lo, op.hi, theirs, op.output)
-        else:
-            w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
+        w.clip(x, op.lo, op.hi, theirs, op.output)
         return
     made = w.target(op.lo, op.hi, theirs, op.output)
     if is_shift(have, want):

@@ -256,12 +256,29 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
     if node.outputs[0] is out and operators.movement(state, node):
         return True
     return (
-        operators.elementwise(state, node, out, *bounds)
+        _clamp(state, node, out, *bounds)
+        or operators.elementwise(state, node, out, *bounds)
         or operators.pool(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
         or operators.batch_norm(state, node, out, *bounds)
         or normalization(state, node, out, *bounds)
     )
+
+
+def _clamp(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """A Relu or Clip of a quantized tensor too wide for a table, rounded once more: a clamp of its integers."""
+    ends = clamp_bounds(state.graph, node)
+    params, have = state.params(out), state.params(node.inputs[0]) if ends is not None else None
+    if ends is None or params is None or have is None or isinstance(node.inputs[0], Constant):
+        return False
+    found = None if params.is_per_channel or have.is_per_channel else _in_integers(params, ends)
+    if found is None:
+        return False
+    low, high = (min(max(end, lo), hi) for end in found)
+    label = label_of(node)
+    source, made = state.int_name(node.inputs[0]), state.new_int(out)
+    state.build.add(Rescale(state.build.fresh(label), (source,), (made,), lo=low, hi=high, source=label))
+    return True
 
 
 def _raw(state: State, node: Node) -> bool:

@@ -151,6 +151,16 @@ def test_a_scalar() -> None:
     same(net, net.add(Rescale, (x,), QuantParams.per_tensor(0.07, 9), ()))
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+@pytest.mark.parametrize("opset", [17, 21])
+def test_16_bits_are_clamped_as_integers(dtype: str, opset: int) -> None:
+    dice, net = np.random.default_rng(5), Net(opset)
+    params = grid(dice, dtype)
+    x = net.input(integers(dice, params, (3, 40)), params)
+    ops = same(net, net.add(Rescale, (x,), params, (3, 40), lo=100, hi=9000))["auto"].ops
+    assert set(ops) == {"Cast", "Clip"}
+
+
 # -- concatenation ----------------------------------------------------------------------------------------------------
 def concat(
     types: Sequence[str], *, one_grid: bool = False, constant: bool = False, bounds: tuple[int, int] | None = None

@@ -7,7 +7,7 @@ import pytest
 
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.graph import infer_shapes
-from qatc.compiler.integer import Conv, Float, IntegerGraph, Move, Pool, Quantize
+from qatc.compiler.integer import Conv, Float, IntegerGraph, Move, Pool, Quantize, Rescale
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
@@ -810,6 +810,23 @@ def test_a_16_bit_tensor_is_rounded_onto_another_grid_without_an_operator_of_our
     rounded = graph.ops[2]
     assert rounded.inputs == graph.ops[1].outputs
     assert graph.params(rounded.output).dtype == "uint8"
+
+
+@pytest.mark.parametrize(
+    ("clamp", "grid", "bounds"),
+    [
+        ("Relu(w)", "W", (0, 32767)),
+        ("Clip(w, low, high)", "W", (-3, 12)),
+        ("Clip(w, low, high)", "C", (119, 179)),  # onto 8 bits: scale 0.125, zero point 3 + 128
+    ],
+)
+def test_a_clamp_of_16_bits(clamp: str, grid: str, bounds: tuple[int, int]) -> None:
+    """Integers of 16 bits are clamped as they are: no table, and no float."""
+    body = f"w = W(x)\nr = {clamp}\ny = {grid}(r)"
+    graph = lowered("(float[4] x) => (float[4] y)", body, "float low = {-1.5}, float high = {6}", opset=21)
+    assert reasons(graph) == []
+    (clamped,) = (op for op in graph.ops if isinstance(op, Rescale))
+    assert (clamped.lo, clamped.hi) == bounds
 
 
 @pytest.mark.parametrize(("zeros", "clamped"), [("3, 3", 3), ("3, 5", 0)])
