@@ -53,7 +53,7 @@ _BASE: Final = ("name", "source", "inputs", "outputs")
 _ALIGNMENT: Final = 16
 _PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
 
-_BYTES: Final = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
+_BYTES: Final[frozenset[np.dtype[Any]]] = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
 _PROBE: Final = 64  # elements that tell most pairs of constants apart
 _SORTED: Final = 1 << 12  # elements of a constant that is told from others by all of them
 #: The constants of the package's model by name; values are read when asked for.
