@@ -49,11 +49,12 @@ _KINDS: Final[Mapping[str, type[Op]]] = {
         Concat, Conv, Dequantize, Elementwise, Float, LayerNorm, Lookup, MatMul, Move, Pool, Quantize, Rescale, Softmax
     )
 }  # fmt: skip
+_FIELDS: Final = {name: tuple(f.name for f in dataclasses.fields(kind)) for name, kind in _KINDS.items()}
 _BASE: Final = ("name", "source", "inputs", "outputs")
 _ALIGNMENT: Final = 16
 _PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
 
-_BYTES: Final[frozenset[np.dtype[Any]]] = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
+_SIGNED, _UNSIGNED = np.dtype(np.int8), np.dtype(np.uint8)
 _PROBE: Final = 64  # elements that tell most pairs of constants apart
 _SORTED: Final = 1 << 12  # elements of a constant that is told from others by all of them
 #: The constants of the package's model by name; values are read when asked for.
@@ -186,7 +187,7 @@ def transformed(value: Array, transform: str, dtype: np.dtype[Any], shape: tuple
             return None
         value = value.T
     if transform.endswith("flip"):
-        if {value.dtype, dtype} != _BYTES:
+        if (value.dtype, dtype) not in ((_SIGNED, _UNSIGNED), (_UNSIGNED, _SIGNED)):
             return None
         value = np.bitwise_xor(np.ascontiguousarray(value).view(np.uint8), np.uint8(0x80)).view(dtype)
     if value.dtype != dtype or value.size != math.prod(shape):
@@ -208,13 +209,13 @@ def _bytes(value: Array) -> Array:
 
 def _op_document(op: Op) -> dict[str, Json]:
     document: dict[str, Json] = {"kind": op.kind}
-    for field in dataclasses.fields(op):
-        value = getattr(op, field.name)
-        if field.name == "attrs":
+    for name in _FIELDS[op.kind]:
+        value = getattr(op, name)
+        if name == "attrs":
             document["attrs"] = {key: _attribute(key, item) for key, item in sorted(value.items()) if item is not None}
         else:
             several = isinstance(value, tuple)
-            document[field.name] = [_plain(v) for v in cast("tuple[Any, ...]", value)] if several else _plain(value)
+            document[name] = [_plain(v) for v in cast("tuple[Any, ...]", value)] if several else _plain(value)
     return document
 
 
@@ -332,10 +333,9 @@ def _constant(entry: Mapping[str, Any], initializers: Initializers, stored: Arra
 
 def _op(entry: Mapping[str, Any]) -> Op:
     kind = _KINDS[entry["kind"]]
-    fields = {field.name for field in dataclasses.fields(kind)}
     given = {key: value for key, value in entry.items() if key != "kind"}
-    if set(given) != fields:
-        odd = sorted(set(given) ^ fields)
+    if set(given) != set(_FIELDS[kind.__name__]):
+        odd = sorted(set(given).symmetric_difference(_FIELDS[kind.__name__]))
         raise ValueError(f"operator {entry['name']} of kind {entry['kind']} has other fields than it should: {odd[0]}")
     values = {key: _tuple(value) for key, value in given.items()}
     if "attrs" in values:

@@ -87,18 +87,18 @@ def _entries(side: object) -> list[Any]:
 def unlink(nodes: Iterable[Node]) -> None:
     """Take nodes off all their tensors, in time linear in those tensors' readers (one at a time it is quadratic)."""
     gone = {id(node): node for node in nodes}
-    tensors = {id(tensor): tensor for node in gone.values() for tensor in (*node.inputs, *node.outputs)}
     clear = cast("Callable[[object], None]", _PLAIN.clear)
+    shared: dict[int, object] = {}
     for node in gone.values():
+        for side in [tensor.outputs for tensor in node.inputs] + [tensor.inputs for tensor in node.outputs]:
+            if len(side) == 1 and side[0] is node:  # nearly all of them
+                clear(side)
+            elif side:
+                shared[id(side)] = side
         clear(node.inputs)
         clear(node.outputs)
-    for tensor in tensors.values():
-        for side in (tensor.inputs, tensor.outputs):
-            if len(side) == 1:  # nearly all of them
-                if id(side[0]) in gone:
-                    clear(side)
-            elif side:
-                _PLAIN.__setitem__(_entries(side), slice(None), [node for node in side if id(node) not in gone])
+    for entries in map(_entries, shared.values()):
+        _PLAIN.__setitem__(entries, slice(None), [node for node in entries if id(node) not in gone])
 
 
 def relink(old: Tensor, new: Tensor) -> None:

@@ -67,7 +67,9 @@ def sweep(graph: QuantGraph, rules: Rules) -> int:
     fired = 0
     starts = {op for _, op in rules.by_op}
     for node in list(graph.nodes):
-        for rule in rules.of(node) if node.op in starts else ():
+        if node.op not in starts:
+            continue
+        for rule in rules.of(node):
             label = label_of(node) if graph.explains else ""  # before the rule unlinks what the label names
             try:
                 matched = rule(graph, node)

@@ -65,8 +65,10 @@ def release(array: npt.NDArray[Any]) -> None:
 
     Nothing happens to arrays in memory, and where the system has no such call.
     """
+    if array.nbytes < mmap.PAGESIZE:
+        return  # shares its pages with its neighbors
     mapping = _mapping_of(array)
-    if mapping is None or not hasattr(mapping, "madvise") or not array.flags.c_contiguous or not array.nbytes:
+    if mapping is None or not hasattr(mapping, "madvise") or not array.flags.c_contiguous:
         return
     base = np.frombuffer(mapping, np.uint8).ctypes.data
     begin = array.ctypes.data - base

@@ -155,7 +155,7 @@ class _Lifter:
             x = integers.source()  # of the same shape, which is known more often
         one = isinstance(scale, Constant) and scale.values.size == 1  # then the shape does not matter
         shape = None if one or x.shape is None else tuple(x.shape)
-        key = (*(id(t) for t in node.inputs[1:]), node.attr("axis", 1), node.attr("block_size", 0), shape)
+        key = (*map(id, node.inputs[1:]), node.attr("axis", 1), node.attr("block_size", 0), shape)
         if len(node.inputs) < 3 or key not in self.read:
             self.read[key] = linear_params(self.graph, node)
         return self.read[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -272,11 +273,7 @@ def drop_domains(graph: QuantGraph, domains: Iterable[str]) -> None:
 
 def count(graph: QuantGraph, matches: Callable[[Node], bool]) -> str | None:
     """The nodes that match as "3 Quant, 1 Trunc (qonnx.custom_op.general)", None where none does."""
-    found: dict[tuple[str, str], int] = {}
-    for node in graph.nodes:
-        if matches(node):
-            key = (node.op, node.domain or "")
-            found[key] = found.get(key, 0) + 1
+    found = Counter((node.op, node.domain or "") for node in graph.nodes if matches(node))
     if not found:
         return None
     domains = sorted({domain for _, domain in found if domain})

@@ -226,7 +226,7 @@ def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: flo
         return False
     own = _own_bias(state, node)
     total = _sum(None if own is None else own * alpha, bias)
-    if not np.all(np.abs(total) <= _LARGEST_BIAS):
+    if total.size and not (np.abs(total) <= _LARGEST_BIAS).all():
         return False
     integers = _tune(state, found, total, params.scale[0])
     inputs, result = [found.x, _weight_name(state, found)], state.new_int(out)

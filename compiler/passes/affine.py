@@ -96,44 +96,47 @@ class _Place:
 def fold_affine(graph: QuantGraph) -> None:
     """Fold every affine chain of the graph, in one sweep."""
     gone: list[Node] = []
+    rescaled = False
     for node in list(graph.nodes):
         mac = mac_of(graph, node)
         if mac is None or mac.weight.name not in graph.params:
             continue
         if node.op == "Gemm":
-            _plain_gemm(graph, mac)
+            rescaled |= _plain_gemm(graph, mac)
             mac = mac_of(graph, node)
         if mac is not None and node.outputs[0].name not in graph.params:
             gone += _fold(graph, mac)
     graph.remove(gone)
-    graph.sort()
-    graph.clean()
+    if gone or rescaled:
+        graph.sort()
+        graph.clean()
 
 
-def _plain_gemm(graph: QuantGraph, mac: Mac) -> None:
-    """Alpha and beta of a Gemm with quantized weight go into the weight's scale and the bias."""
+def _plain_gemm(graph: QuantGraph, mac: Mac) -> bool:
+    """Alpha and beta of a Gemm with quantized weight go into the weight's scale and the bias; whether they did."""
     node = mac.node
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
     has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
     bias = graph.real(node.inputs[2]) if has_bias else None
     if (alpha, beta) == (1.0, 1.0) or (has_bias and bias is None):
-        return
+        return False
     scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, np.full(mac.channels, alpha))
     if scaled is None:
-        return
+        return False
     _set_weight(graph, mac, scaled)
     if bias is not None and beta != 1.0:
         node.inputs[2] = graph.constant(f"{node.inputs[2].name}_beta", (bias * np.float32(beta)).astype(np.float32))
     node.attrs.update(alpha=1.0, beta=1.0)
+    return True
 
 
 def _fold(graph: QuantGraph, mac: Mac) -> list[Node]:
     """Fold the chain behind one node; returns the operators that are gone. Nothing changes unless all of it can."""
     chain = _follow(graph, mac)
-    bias = _bias(graph, mac)
     alone = [n.op for n in chain.nodes] == ["Add"] and not chain.layouts
     if not chain.nodes or (mac.node.op == "MatMul" and alone):
         return []
+    bias = _bias(graph, mac)
     ops, label = ", ".join(n.op for n in chain.nodes), printable(label_of(mac.node))
     if bias is None:
         graph.explain("affine", f"{ops} not folded at {label}: its bias is not one constant per channel")

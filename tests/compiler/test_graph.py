@@ -328,6 +328,20 @@ def test_large_and_quantized_constants_are_not_handed_to_inference() -> None:
     assert shape_of(graph.outputs[0]) == (1, 3)
 
 
+def test_removed_nodes_leave_no_links() -> None:
+    graph = graph_of("a = Neg(x)\nb = Add(a, a)\nc = Mul(a, b)\nd = Abs(a)\ny = Add(d, d)")
+    neg, add, product, keep, _ = graph.nodes
+    a, b = neg.outputs[0], add.outputs[0]
+    graph.remove([add, product])
+    assert graph.consumers(a) == [keep]
+    assert graph.producer(a) is neg
+    assert [list(links) for links in (b.inputs, b.outputs, add.inputs, add.outputs, product.inputs)] == [[]] * 5
+    graph.remove([neg])
+    assert graph.producer(a) is None
+    assert graph.consumers(a) == [keep]
+    assert not graph.consumers(graph.inputs[0])
+
+
 # -- dumps ------------------------------------------------------------------------------------------------------------
 def test_dumps_are_stable_and_tell_constants_apart() -> None:
     text = net(
