@@ -78,6 +78,8 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
         raise
     except (Exception, SystemExit) as error:  # tf2onnx raises anything
         hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
+        if source.suffix.lower() == ".tflite":
+            hint = "tf2onnx reads what tf.lite.TFLiteConverter writes; give the Keras file or the SavedModel behind it"
         raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {first_words(error)}", hint=hint) from error
 
 

@@ -395,16 +395,30 @@ def missing(folder: Path) -> Path:
     return folder / "nowhere.onnx"
 
 
-def plain_float(folder: Path) -> Path:
+def plain_float(folder: Path, op: str = "Relu", domain: str = "") -> Path:
     import onnx
     from onnx import helper as h
 
     kind = onnx.TensorProto.FLOAT
     ports = [h.make_tensor_value_info(name, kind, [1, 4]) for name in "xy"]
-    graph = h.make_graph([h.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    graph = h.make_graph([h.make_node(op, ["x"], ["y"], domain=domain)], "g", ports[:1], ports[1:])
+    opsets = [h.make_opsetid("", 17), *([h.make_opsetid(domain, 1)] if domain else [])]
     path = folder / "float.onnx"
-    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(h.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "named"),
+    [("FancyQuant", "com.example", "1 FancyQuant (com.example)"), ("FancyQuant", "", "1 FancyQuant"), ("Relu", "", "")],
+)
+def test_operators_of_a_tool_never_met_are_named(op: str, domain: str, named: str, tmp_path: Path) -> None:
+    """A fake quantization that no dialect knows: the file is not called a float model."""
+    found = run("compile", "-a", "-m", "auto", str(plain_float(tmp_path, op, domain)), "-o", str(tmp_path / "out"))
+    assert "error[QAT101]" in found.stderr
+    assert ("ONNX does not define" in found.stderr) == bool(named)
+    assert named in found.stderr
+    assert ("converted back to float" in found.stderr) != bool(named)
 
 
 @pytest.mark.parametrize(
