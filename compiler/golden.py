@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.backend import Emission
@@ -47,6 +46,7 @@ from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.result import Json
+from qatc.compiler.tensor_io import held_array
 
 FORMAT: Final = "qatc-golden"
 INDEX: Final = "golden/index.json"
@@ -141,7 +141,7 @@ def initializers_of(emission: Emission) -> Initializers:
         if proto.name in apart:
             found[proto.name] = partial(apart.__getitem__, proto.name)
         else:
-            found[proto.name] = partial(onnx.numpy_helper.to_array, proto)
+            found[proto.name] = partial(held_array, proto)
     return found
 
 

@@ -84,17 +84,17 @@ class NodeChecker:
             yield f"{op} has an input without a name"
         if len(node.outputs) > form.outputs:
             yield f"{op} has {form.outputs} outputs, not {len(node.outputs)}"
-        if form.required and (missing := form.required - {a.name for a in node.attributes}):
+        kinds = [(a.name, a.type) for a in node.attributes]
+        names = {name for name, _ in kinds}
+        if missing := form.required - names:
             yield f"{op} needs the attribute {min(missing)}"
-        names = [a.name for a in node.attributes]
-        if len(set(names)) < len(names):
+        if len(names) < len(kinds):
             yield f"{op} has an attribute twice"
-        for attribute in node.attributes:
-            kind = attribute.type
-            wanted = form.kinds.get(attribute.name, kind)
+        for name, kind in kinds:
+            wanted = form.kinds.get(name, kind)
             if kind not in (wanted, AttributeProto.UNDEFINED):
                 found = _KINDS.get(kind, "?")
-                yield f"the attribute {attribute.name} of {op} is of type {found}, not {_KINDS[wanted]}"
+                yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
 
 
 def _form(op: str, opset: int) -> _Form | None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks import models
 from qatc import compile_model
 from tests.wide_models import SHAPES
 
 _SIZES = (40, 160, 640)
+_CALLS = 700.0  # for a node
 _MOST = 5.0  # what the second step up takes, in terms of the first: 4 is linear, 16 is quadratic
 
 
@@ -51,6 +53,17 @@ def test_steps_grow_with_the_model(tmp_path: Path, name: str) -> None:
         compile_model(path, qat=True, verify=False, output=tmp_path / "out")
 
     assert growth(run) < _MOST
+
+
+def test_steps_for_a_node_of_a_chain(tmp_path: Path) -> None:
+    """574 on Python 3.11: pure Python takes about as long as it makes calls, so this is what the speed rests on."""
+
+    def run(blocks: int) -> None:
+        compile_model(models.chain(tmp_path, blocks), qat=True, verify=False, output=tmp_path / "out")
+
+    run(8)
+    few, many = (calls(lambda blocks=blocks: run(blocks)) for blocks in (40, 160))
+    assert (many - few) / (9 * 120) < _CALLS
 
 
 def test_the_count_sees_a_square() -> None:
