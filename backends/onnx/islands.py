@@ -1,11 +1,12 @@
-"""Float products between two grids, whose weights ONNX Runtime would round.
+"""Float products between two grids, which ONNX Runtime would compute on other integers.
 
     Dequantize -> Conv(float weight) -> Relu -> Quantize
 
 ONNX Runtime (1.32, basic optimizations) holds that such a product was left out of quantization by mistake: it rounds
 the weight to int8 with one scale, whatever it was, and the bias to int32. It looks for a DequantizeLinear right before
-the product, or before what only moves its result, and for a QuantizeLinear behind. So what feeds such a product is
-written as arithmetic that gives the same real numbers (`Writer.dequantize`).
+the product, or before what only moves its result, and for a QuantizeLinear behind. A product of two dequantized
+tensors becomes its own integer kernel, which rounds once more, and saturates on some processors. So what feeds such a
+product is written as arithmetic that gives the same real numbers (`Writer.dequantize`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # a M
 
 
 def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
-    """Whether real numbers of `op` meet constant float weights in a product that ends on a grid."""
+    """Whether real numbers of `op` meet float or computed weights in a product that ends on a grid."""
     names, seen = [op.output], set[str]()
     while names:
         name = names.pop()
@@ -33,8 +34,11 @@ def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
 
 
 def _is_product(w: Writer, op: Op, x: str) -> bool:
-    known = isinstance(op, Float) and not op.domain and op.op_type in _PRODUCTS
-    return known and op.inputs[0] == x and op.inputs[1] in w.graph.constants
+    """Whether `x` is multiplied in `op` by a float weight; in a Conv, as or by one that is computed at run time."""
+    if not isinstance(op, Float) or op.domain or op.op_type not in _PRODUCTS:
+        return False
+    weight = op.inputs[1]
+    return x == op.inputs[0] if weight in w.graph.constants else op.op_type == "Conv" and x in (op.inputs[0], weight)
 
 
 def _moves(op: Op, x: str) -> bool:

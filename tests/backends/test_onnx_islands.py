@@ -84,6 +84,21 @@ def test_what_moves_in_between_does_not_hide_it(op_type: str) -> None:
         assert result.share < 0.05
 
 
+def test_a_weight_of_run_time_is_multiplied_in_floats() -> None:
+    """Of two dequantized tensors ONNX Runtime makes an integer convolution, which rounds to other integers at ties."""
+    dice = np.random.default_rng(5)
+    net, own = Net(), QuantParams.per_tensor(0.0625, 128, "uint8")
+    reals = [
+        net.add(Dequantize, [net.input(integers(dice, own, shape), own)], None, shape)
+        for shape in ((1, 4, 6, 6), (5, 4, 3, 3))
+    ]
+    y = net.add(Float, reals, op_type="Conv", attrs={}, **REASON)
+    out = net.add(Quantize, [y], QuantParams.per_tensor(0.5, 3, "uint8"))
+    for result in same(net, out).values():
+        assert result.ops["Conv"] == 1
+        assert "DequantizeLinear" not in result.ops
+
+
 def test_what_is_never_rounded_is_one_operator() -> None:
     """Nothing behind the product ends on a grid, however far that goes."""
     net, y = product("Conv", *CASES[0][1:], bias=True, own=grid(np.random.default_rng(4)))
