@@ -26,6 +26,7 @@ from qatc.compiler.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.package import check_destination
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.missing import fill, missing_ranges
+from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.passes.strip import strip
@@ -265,6 +266,8 @@ class _Compilation:
         with self.step("fold"):
             propagate(graph)
             fold_affine(graph)
+            if move_offsets(graph):
+                fold_affine(graph)
             infer_new_shapes(graph, self.proving.shapes)
             propagate(graph)
             self.collect(graph)

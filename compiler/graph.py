@@ -53,6 +53,8 @@ class QuantGraph:
         params: tensor name -> QuantParams. The producer computes in float, then the value is rounded onto this grid. A
             constant with params holds its integers (in `params.container`) as the value; floats are derived from them.
         origin: tensor name -> the tensor of the source file that holds the same values after rounding.
+        shifted: tensor name -> a tensor of the source file, and by how much its values are larger after rounding: a
+            grid without a whole zero point is one with, and an addition.
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
             there in integers.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others.
@@ -75,6 +77,7 @@ class QuantGraph:
         self.domains: dict[str, int] = dict(domains or {})
         self.params: dict[str, QuantParams] = {}
         self.origin: dict[str, str] = {}
+        self.shifted: dict[str, tuple[str, float]] = {}
         self.integer_ports: dict[str, int] = {}
         self.diagnostics = Diagnostics()
         self.storage = Storage()
@@ -218,7 +221,7 @@ class QuantGraph:
 
     def rename(self, tensor: Tensor, name: str) -> None:
         """Give a tensor another name; its parameters and origin go with it."""
-        for table in (self.params, self.origin):
+        for table in (self.params, self.origin, self.shifted):
             if tensor.name in table:
                 table[name] = table.pop(tensor.name)  # type: ignore[assignment]
         tensor.name = name
@@ -257,7 +260,7 @@ class QuantGraph:
         if not (self.params or self.origin):
             return
         names = {t.name for t in self._appearances()}
-        for table in (self.params, self.origin):
+        for table in (self.params, self.origin, self.shifted):
             for name in [n for n in table if n not in names]:
                 del table[name]
 

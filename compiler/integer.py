@@ -236,6 +236,8 @@ class IntegerGraph:
     # Output of a Conv or MatMul -> its bias before it was rounded to int32 (float64, in units of the accumulator), so
     # that what the rounding costs can be told apart from an error.
     real_biases: dict[str, Array] = field(default_factory=dict[str, Array])
+    # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
+    shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
 
     def producers(self) -> dict[str, Op]:
         """Tensor name -> the operator that makes it."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -41,7 +41,7 @@ from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_ra
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.clamps import COMPARISONS
 from qatc.frontends.integers import is_q
-from qatc.frontends.params import make_params
+from qatc.frontends.params import make_params, on_whole_zero
 from qatc.frontends.qdq import to_fake_quant
 from qatc.frontends.straight_through import STRAIGHT_THROUGH
 
@@ -298,6 +298,7 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: _State, end: _State) -> bo
         if bounds is not None and above is not None:
             clamps = (_Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
     grid = _integers_of(clamps, end)
+    grid, offset = _with_whole_zero(grid, end.scale) if not is_constant(begin.tensor) else (grid, 0.0)
     params = _params(graph, node, grid, end.scale, shape_of(begin.tensor), begin.tensor.name)
     if params is None:
         return False
@@ -305,8 +306,21 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: _State, end: _State) -> bo
     if maker is None:
         return False
     maker.inputs = [begin.tensor]
-    to_fake_quant(graph, maker, params)
+    to_fake_quant(graph, maker, params, offset)
     return True
+
+
+def _with_whole_zero(grid: _Range, scale: Doubles) -> tuple[_Range, float]:
+    """The grid with a whole zero point of its type, and how far that moves it: LSQ+ learns fractions of a step."""
+    if grid.zero.size != 1 or scale.size != 1:
+        return grid, 0.0
+    zero = float(grid.zero.reshape(-1)[0])
+    dtype = _dtype(grid.low, grid.high)
+    bottom, top = (grid.low, grid.high) if dtype is None else dtype_range(dtype)
+    whole, offset = on_whole_zero(float(scale.reshape(-1)[0]), zero, (bottom, top))
+    if abs(whole - zero) <= _WHOLE:
+        return grid, 0.0
+    return replace(grid, zero=np.asarray(whole, np.float64)), offset
 
 
 @dataclass(frozen=True)

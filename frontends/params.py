@@ -115,6 +115,16 @@ def make_params(
     return QuantParams(tuple(scales), tuple(zeros), dtype, channel, low, high)
 
 
+def on_whole_zero(scale: float, zero: float, bounds: tuple[int, int]) -> tuple[int, float]:
+    """The whole zero point within `bounds` nearest to a real one, and what real numbers on its grid lack.
+
+    >>> on_whole_zero(0.5, 2.25, (0, 255)), on_whole_zero(0.5, -3.0, (0, 255))
+    ((2, -0.125), (0, 1.5))
+    """
+    whole = int(min(max(np.rint(zero), bounds[0]), bounds[1]))
+    return whole, scale * (whole - zero)
+
+
 class _Reader:
     """Checks the parts of one node's parameters; every method returns None after recording what is wrong."""
 

@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import numpy as np
+
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
@@ -63,14 +65,31 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     apply_ranges(graph, options)
 
 
-def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> None:
-    """Turn a vendor's node (its first input is the tensor, its first output the result) into a FakeQuant in place."""
+def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: float = 0.0) -> None:
+    """Turn a vendor's node (its first input is the tensor, its first output the result) into a FakeQuant in place.
+
+    With `offset` the grid is `params` moved by so much: round(x - offset) + offset, which is exact.
+    """
+    if offset:
+        _shift(graph, node, offset)
     node.op, node.domain = FAKE_QUANT, None
     node.inputs = [node.inputs[0]]
     node.attrs.clear()
     node.attrs["params"] = params
     y = node.outputs[0]
-    graph.origin[y.name] = y.name
+    if not offset:
+        graph.origin[y.name] = y.name
+
+
+def _shift(graph: QuantGraph, node: Node, offset: float) -> None:
+    """Take an offset off in front of a node, and add it again behind."""
+    x, y = node.inputs[0], node.outputs[0]
+    below, rounded = graph.variable(f"{y.name}_below", 1), graph.variable(f"{y.name}_rounded", 1)
+    ends = [graph.constant(f"{y.name}_offset", np.asarray(v, np.float32)) for v in (-offset, offset)]
+    graph.insert("Add", [x, ends[0]], [below])
+    node.inputs[0], node.outputs[0] = below, rounded
+    graph.insert("Add", [rounded, ends[1]], [y])
+    graph.shifted[rounded.name] = (y.name, float(ends[1].values))
 
 
 def fake_quants(graph: QuantGraph) -> Iterator[Node]:

@@ -26,7 +26,7 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
-from qatc.frontends.params import constant_input
+from qatc.frontends.params import constant_input, on_whole_zero
 from qatc.frontends.qonnx_lstm import unroll
 from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
 
@@ -172,14 +172,27 @@ def _mode(graph: QuantGraph, node: Node, default: str) -> str | None:
 
 
 def _between_integers(graph: QuantGraph, node: Node, read: _Quantizer, x: Array | None) -> bool:
-    """Zero lies between two integers: half way, a constant is exact on a grid of half the step; else nothing is."""
+    """Zero lies between two integers: an activation is rounded on a grid with zero, and moved by what that lacks.
+
+    Half way, a constant is exact on a grid of half the step; else nothing is.
+    """
+    if x is None and read.scale.size == read.zero.size == 1 and read.rounding.values is np.rint:
+        zero = float(read.zero.reshape(-1)[0])
+        whole, offset = on_whole_zero(float(read.scale.reshape(-1)[0]), zero, read.bounds)
+        moved = grid(graph, node, read.scale, np.full(read.zero.shape, whole), read.bounds)
+        if moved is not None:
+            qdq.to_fake_quant(graph, node, moved, offset)
+        return moved is not None
     if x is None or np.any(np.abs(2 * read.zero - np.rint(2 * read.zero)) > _FRACTION):
         graph.diagnostics.error(
             "QAT103",
             f"the zero point {float(read.zero.reshape(-1)[0]):g} is not an integer",
             node=label_of(node),
             tensor=data_name(node),
-            hint="integer arithmetic needs zero on the grid: train with integer zero points",
+            hint="train with integer zero points; between integers, a weight's would need the sum of all inputs beside"
+            " each product"
+            if x is not None
+            else "train with one integer zero point, rounded half to even",
         )
         return False
     limit = 2 * int(max(np.abs(bound - read.zero).max() for bound in read.bounds)) + 1
@@ -385,6 +398,6 @@ FRONTEND = Frontend(
         "layers of the QONNX domain other than QuantLSTMCell, and that one over more than 2,048 steps in all",
         "FloatQuant",
         "signs taken of sums (BipolarQuant behind a product) are taken in float, between integer products",
-        "fractional zero points of activations",
+        "fractional zero points of weights, but for halves",
     ),
 )

@@ -121,6 +121,8 @@ class State:
             sample_shape=self.graph.sample_shapes.get(tensor.name),
         )
         self.ints[id(tensor)] = name
+        if tensor.name in self.graph.shifted and found.same_grid(self.params(tensor) or found):
+            self.build.graph.shifted[name] = self.graph.shifted[tensor.name]
         return name
 
     def new_float(self, tensor: Tensor) -> str:

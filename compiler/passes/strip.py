@@ -36,6 +36,8 @@ def strip(graph: QuantGraph) -> None:
         if result is not y:
             if y.name in graph.origin and not isinstance(result, Constant):
                 graph.origin.setdefault(result.name, graph.origin[y.name])
+            if y.name in graph.shifted:
+                graph.shifted.setdefault(result.name, graph.shifted[y.name])
             graph.replace(y, result)
         if node.op == FAKE_QUANT:
             done.append(node)

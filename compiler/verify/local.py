@@ -9,7 +9,7 @@ rounded where the simulation does not round is counted but not judged: the two c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -103,7 +103,8 @@ class LocalCheck:
             return None
         if isinstance(op, Dequantize) and len(op.inputs) == 1 and self.graph.params(op.inputs[0]).dtype != "int32":
             return None
-        return self.simulation.locate(tensor)
+        source, _ = self.graph.shifted.get(tensor.name, (tensor.source, 0.0))
+        return self.simulation.locate(tensor if source == tensor.source else replace(tensor, source=source))
 
     def places(self, op: Op) -> list[str]:
         """The simulation's tensors that `step` wants for `op`."""
@@ -188,7 +189,8 @@ class LocalCheck:
             )
             return computed
         if simulated.dtype.kind == "f":
-            expected = on_grid(simulated, tensor.params, tally)
+            _, offset = self.graph.shifted.get(name, ("", 0.0))
+            expected = on_grid(simulated - np.float32(offset) if offset else simulated, tensor.params, tally)
         else:
             expected = _retyped(simulated, computed.dtype)
         if expected is None:

@@ -254,18 +254,62 @@ def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path)
 @pytest.mark.parametrize(
     ("nodes", "why"),
     [
-        ("c = Clip(x, n, p) a = Sub(c, n) d = Div(a, s) b = Round(d) e = Mul(b, s) y = Add(e, n)", "whole number"),
+        ("a = Div(x, v) c = Add(a, w) b = Round(c) d = Clip(b, n, p) e = Sub(d, w) y = Mul(e, v)", "whole number"),
         ("a = Div(x, s) b = Round(a) c = Max(b, lo) y = Mul(c, s)", "both sides"),
     ],
 )
 def test_what_looks_like_a_quantizer_and_is_none_is_said(nodes: str, why: str) -> None:
-    graph = loaded(text_of(nodes, ", float n = {-1.1}, float p = {62.65}"))
+    more = ", float n = {-1.1}, float p = {62.65}, float[2,1] v = {1, 2}, float[2,1] w = {0.5, 0.5}"
+    graph = loaded(text_of(nodes, more))
     FRONTEND.normalise(graph, FrontendOptions())
     (note,) = graph.diagnostics
     assert note.code == "QAT109"
     assert why in note.message
     assert note.tensor == "b"
     assert "Round" in {n.op for n in graph.nodes}
+
+
+LEARNED = {  # offsets of a fraction of a step, and one that is no integer of the type at all
+    "LSQ+": "a = Sub(x, n) b = Div(a, s) c = Clip(b, lo, hi) d = Round(c) e = Mul(d, s) y = Add(e, n)",
+    "real zero point": "a = Div(x, s) b = Add(a, f) c = Clip(b, lo, hi) d = Round(c) e = Sub(d, f) y = Mul(e, s)",
+    "from a minimum": "c = Clip(x, n, p) a = Sub(c, n) d = Div(a, s) b = Round(d) e = Mul(b, s) y = Add(e, n)",
+    "above zero": "a = Div(x, s) b = Add(a, g) c = Clip(b, lo, hi) d = Round(c) e = Sub(d, g) y = Mul(e, s)",
+}
+
+
+@pytest.mark.parametrize("style", LEARNED)
+def test_learned_offsets(style: str) -> None:
+    """Round(x - c) + c on a grid with zero: the same numbers, and integers in between."""
+    more = ", float n = {-1.1}, float p = {62.65}, float f = {4.4}, float g = {-7}"
+    text = text_of(LEARNED[style], more)
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert not list(graph.diagnostics)
+    assert [n.op for n in graph.nodes].count("FakeQuant") == 1
+    assert "Round" not in graph.dump()
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 33.6, 90]], np.float32)
+    want = run(onnx.parser.parse_model(text), x)[0]
+    np.testing.assert_allclose(run_canonical(graph, x)[0], want, atol=1e-5)
+
+
+def test_a_tensor_with_a_learned_offset_is_verified(tmp_path: Path) -> None:
+    """The file has no tensor with these values, but one that is larger by the offset: that is compared."""
+    conv = "w = DequantizeLinear(wq, s, zero) c = Conv(b, w) t = Relu(c)"
+    first = "a = Div(x, s) i = Add(a, f) j = Clip(i, lo, hi) k = Round(j) l = Sub(k, f) b = Mul(l, s)"
+    second = "v = Div(t, h) n = Add(v, e) o = Clip(n, lo, hi) p = Round(o) q = Sub(p, e) y = Mul(q, h)"
+    more = ", float f = {12.3}, float e = {3.6}, int8 zero = {0}, int8[2,1,3,3] wq = {"
+    text = text_of(
+        f"{first} {conv} {second}", more + ", ".join(str(v - 9) for v in range(18)) + "}", x="float[1,1,8,8] x"
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save_model(onnx.parser.parse_model(text), str(path))
+    result = compile_model(path, output=tmp_path / "package")
+    assert result.coverage.share == 1.0
+    assert result.verification is not None
+    assert result.verification.passed
+    compared = {t.tensor for t in result.verification.local if t.elements}
+    assert {"b", "y"} <= compared
+    assert not {"b", "y"} & {t.source for t in result.tensors}
 
 
 def test_a_range_from_zero_leaves_no_trace() -> None:

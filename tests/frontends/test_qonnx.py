@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,8 +127,23 @@ def test_one_zero_half_way() -> None:
     graph = one("Quant", [s, z, np.float32(2)], constant=w, signed=0, narrow=0, rounding_mode="ROUND")
     graph.diagnostics.check()
     assert np.allclose(values(graph, np.zeros_like(w)), quant(w, s, 1.5, 2, 0, 0, "ROUND"))
-    refused = one("Quant", [s, z, np.float32(2)], signed=0, narrow=0, rounding_mode="ROUND")
-    assert [d.code for d in refused.diagnostics.errors] == ["QAT103"]
+
+
+def test_a_zero_between_integers() -> None:
+    """Activations are rounded on a grid with zero, and moved by what that lacks; weights are refused."""
+    s, z = np.float32(0.5), np.float32(1.3)
+    x = np.random.default_rng(3).normal(0, 2, (3, 4, 5)).astype(np.float32)
+    attrs: dict[str, Any] = {"signed": 0, "narrow": 0, "rounding_mode": "ROUND"}
+    graph = one("Quant", [s, z, np.float32(4)], **attrs)
+    graph.diagnostics.check()
+    assert [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT] == ["uint8[0,15] scale 0.5 zero 1"]
+    assert np.allclose(values(graph, x), quant(x, s, 1.3, 4, 0, 0, "ROUND"), atol=1e-6)
+    others: tuple[dict[str, Any], ...] = ({"constant": x}, {"rounding_mode": "FLOOR"})
+    for more in others:
+        refused = one("Quant", [s, z, np.float32(4)], **{**attrs, **more})
+        (found,) = refused.diagnostics.errors
+        assert found.code == "QAT103"
+        assert "sum of all inputs" in str(found.hint) if "constant" in more else "half to even" in str(found.hint)
 
 
 @pytest.mark.parametrize(

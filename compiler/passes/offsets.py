@@ -1,0 +1,195 @@
+"""Constants added to quantized tensors move to where they cost nothing: behind the products that read them.
+
+    q -> Add(c) -> Conv(w, b)               q -> Conv(w, b + c * sum(w))        without padding
+    q -> Add(c) -> Conv(w, b), padded       q -> Conv(w, b) -> Add(K)           K: c times the sum of what is inside
+    q -> Add(c) -> MaxPool | Reshape        q -> MaxPool | Reshape -> Add(c)    averages, too
+    Relu(y) -> Add(c) -> rounded            Add(y, c) -> Clip(c, inf) -> rounded
+
+This is how a quantizer with an offset of a fraction of a step (LSQ+) is integer arithmetic: real = scale * (q - z) + c
+with a whole z. All four are exact. `fold_affine` takes the sums and constants into biases afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.affine import Mac, Vector, mac_of
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.propagate import clamp_bounds
+from qatc.compiler.quant import Array
+
+_FLOAT: Final = onnx.TensorProto.FLOAT
+_AVERAGES: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+
+
+def move_offsets(graph: QuantGraph) -> int:
+    """Move every such constant as far as it goes, in one sweep over the sorted graph; returns how many moves."""
+    moves = 0
+    for node in list(graph.nodes):
+        moves += _behind(graph, node) or _before_clamps(graph, node)
+    if moves:
+        graph.sort()
+        graph.clean()
+    return moves
+
+
+def _sum(graph: QuantGraph, node: Node | None) -> tuple[Tensor, float] | None:
+    """The tensor and the one number that a node adds or subtracts."""
+    if node is None or node.domain or node.op not in ("Add", "Sub") or len(node.inputs) != 2:
+        return None
+    x, constant = node.inputs
+    if isinstance(x, Constant) and node.op == "Add":
+        x, constant = constant, x
+    value = graph.real(constant) if isinstance(constant, Constant) else None
+    if value is None or value.size != 1 or value.dtype != np.float32 or isinstance(x, Constant):
+        return None
+    number = float(value.reshape(-1)[0])
+    return (x, number if node.op == "Add" else -number) if value.ndim <= (rank_of(x) or 0) else None
+
+
+def _offset(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float] | None:
+    """What a tensor that nobody rounds is the sum of: another tensor and one number."""
+    return None if tensor.name in graph.params else _sum(graph, graph.producer(tensor))
+
+
+def _add(graph: QuantGraph, x: Tensor, value: Vector, y: Tensor) -> None:
+    constant = graph.constant(f"{y.name}_offset", np.asarray(value, np.float32))
+    graph.insert("Add", [x, constant], [y], hint=f"{y.name}_offset")
+
+
+# -- behind products and movement ---------------------------------------------------------------------------------
+
+
+def _behind(graph: QuantGraph, node: Node) -> bool:
+    """Let a node read the tensor without its offset, and add what the offset makes of its result."""
+    found = _offset(graph, node.inputs[0]) if node.inputs and len(node.outputs) == 1 else None
+    if found is None or (found[0].name not in graph.params and not _is_moved(graph, found[0])):
+        return False
+    x, number = found
+    out = node.outputs[0]
+    if out.name in graph.params and not _is_product(graph, node):
+        return False
+    if _commutes(graph, node):
+        value: Vector | None = np.asarray(number)
+    else:
+        mac = mac_of(graph, node)
+        value = None if mac is None or mac.weight.name not in graph.params else _of_product(graph, mac, number)
+    if value is None:
+        return False
+    graph.explain("offsets", f"the offset {number:.6g} moved behind {label_of(node)}")
+    node.inputs[0] = x
+    made = graph.variable(f"{out.name}_without_offset", _FLOAT, shape_of(out))
+    node.outputs[0] = made
+    graph.insert("Add", [made, _spread(graph, value, out)], [out], hint=f"{out.name}_offset")
+    return True
+
+
+def _spread(graph: QuantGraph, value: Vector, out: Tensor) -> Tensor:
+    """A constant of few different rows (borders, and all between), repeated along its axes when the model is loaded."""
+    places: list[tuple[int, Array]] = []
+    for axis in range(1, value.ndim):
+        index = np.ascontiguousarray(np.moveaxis(value, axis, 0)).reshape(value.shape[axis], -1)
+        _, first, inverse = np.unique(index, axis=0, return_index=True, return_inverse=True)
+        if len(first) < value.shape[axis]:
+            value = np.take(value, first, axis=axis)
+            places.append((axis, inverse.reshape(-1).astype(np.int64)))
+    current: Tensor = graph.constant(f"{out.name}_offset", np.asarray(value, np.float32))
+    for axis, rows in places:
+        wide = graph.variable(f"{out.name}_offsets", _FLOAT)
+        graph.insert("Gather", [current, graph.constant(f"{out.name}_rows", rows)], [wide], attrs={"axis": axis})
+        current = wide
+    return current
+
+
+def _is_product(graph: QuantGraph, node: Node) -> bool:
+    return mac_of(graph, node) is not None
+
+
+def _is_moved(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor is a quantized one that operators before moved or averaged."""
+    maker = graph.producer(tensor)
+    while maker is not None and _commutes(graph, maker):
+        if maker.inputs[0].name in graph.params:
+            return True
+        maker = graph.producer(maker.inputs[0])
+    return False
+
+
+def _commutes(graph: QuantGraph, node: Node) -> bool:
+    """Whether the node makes of x + c what it makes of x, plus c."""
+    if node.domain:
+        return False
+    if node.op in _AVERAGES:
+        pads = any(node.attr("pads") or ()) and bool(node.attr("count_include_pad", 0))
+        return not pads and node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    padded = node.op == "Pad" and node.attr("mode", "constant") == "constant"
+    return is_movement(node) and not padded
+
+
+def _of_product(graph: QuantGraph, mac: Mac, number: float) -> Vector | None:
+    """What a product makes of a tensor that is `number` everywhere: per channel, or per position where it is padded."""
+    node, weight = mac.node, graph.real(mac.weight)
+    if weight is None or node.op == "ConvTranspose" or node.attr("transA", 0):
+        return None
+    weight = weight.astype(np.float64) * number
+    if node.op != "Conv":
+        alpha = float(node.attr("alpha", 1.0)) if node.op == "Gemm" else 1.0
+        return np.asarray(alpha * weight.sum(axis=1 - mac.axis))
+    per_tap = weight.sum(axis=1)  # [M, taps...]
+    rank = per_tap.ndim - 1
+    pads = [int(p) for p in node.attr("pads") or (0,) * 2 * rank]
+    mode = node.attr("auto_pad", "NOTSET")
+    if mode not in ("NOTSET", "VALID"):
+        return None
+    if mode == "VALID" or not any(pads):
+        return np.asarray(per_tap.reshape(len(per_tap), -1).sum(axis=1).reshape(-1, *(1,) * rank))
+    shape = shape_of(node.inputs[0])
+    sizes = [d for d in (shape or ())[2:] if isinstance(d, int)]
+    if len(sizes) != rank:
+        graph.explain("offsets", f"an offset stays before {label_of(node)}: it is padded, and its sizes are not known")
+        return None
+    return _inside(node, per_tap, sizes, pads)
+
+
+def _inside(node: Node, per_tap: Vector, sizes: list[int], pads: list[int]) -> Vector:
+    """The sums of the taps [M, taps...] that lie inside, at every position: [M, positions...]."""
+    rank = len(sizes)
+    strides, dilations = ([int(v) for v in node.attr(name) or (1,) * rank] for name in ("strides", "dilations"))
+    sums: Vector = per_tap
+    for axis, size in enumerate(sizes):
+        taps = [tap * dilations[axis] for tap in range(per_tap.shape[axis + 1])]
+        count = (size + pads[axis] + pads[axis + rank] - taps[-1] - 1) // strides[axis] + 1
+        at = np.add.outer(np.arange(count) * strides[axis] - pads[axis], np.asarray(taps))
+        inside = np.asarray((at >= 0) & (at < size), np.float64)  # [positions, taps]
+        sums = np.moveaxis(np.tensordot(inside, sums, ([1], [axis + 1])), 0, axis + 1)
+    return sums
+
+
+# -- before clamps ------------------------------------------------------------------------------------------------
+
+
+def _before_clamps(graph: QuantGraph, node: Node) -> bool:
+    """Add a constant that is rounded next before the clamp in front of it, whose bounds move with it."""
+    found = _sum(graph, node)
+    if found is None or node.outputs[0].name not in graph.params:
+        return False
+    (clamped, number), out = found, node.outputs[0]
+    clamp = graph.producer(clamped)
+    if clamp is None or clamped.name in graph.params:
+        return False
+    bounds, y = clamp_bounds(graph, clamp), clamp.inputs[0]
+    if bounds is None or y.name in graph.params or graph.only_consumer(clamped) is not node:
+        return False
+    moved = graph.variable(f"{clamped.name}_moved", _FLOAT, shape_of(clamped))
+    _add(graph, y, np.asarray(number), moved)
+    ends = [np.float32(b) + np.float32(number) for b in bounds]
+    given = [
+        graph.constant(f"{out.name}_bound", np.asarray(e, np.float32)) if np.isfinite(e) else Variable("") for e in ends
+    ]
+    node.op, node.inputs = "Clip", [moved, *given]
+    return True

@@ -1,0 +1,131 @@
+"""Constants added to quantized tensors: where they go, and that they mean the same there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx.parser
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatc import compile_model
+from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.offsets import move_offsets
+from tests.graphs import net, stripped
+
+WEIGHT = "int8[2,2,3,3] wq = {" + ", ".join(str(v % 17 - 8) for v in range(0, 36 * 5, 5)) + "}, float k = {0.17}"
+BODY = "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\ns = Add(a, k)\n"
+
+
+def moved(signature: str, body: str, constants: str) -> QuantGraph:
+    graph = stripped(net(signature, body, constants))
+    infer_shapes(graph)
+    fold_affine(graph)
+    move_offsets(graph)
+    fold_affine(graph)
+    graph.verify()
+    return graph
+
+
+def compiled(text: str, folder: Path) -> Any:
+    (folder / "model.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    result = compile_model(folder / "model.onnx", output=folder / "package", qat=True)
+    assert result.verification is not None
+    assert result.verification.passed
+    return result
+
+
+def convolution(attributes: str, sizes: str = "7,6") -> str:
+    signature = f"(float[1,2,{sizes}] x) => (float[] y)"
+    return net(signature, f"{BODY}t = C(w)\nc = Conv<{attributes}>(s, w)\ny = A(c)".replace("t = C(w)\n", ""), WEIGHT)
+
+
+@pytest.mark.parametrize("op", ["Add(a, k)", "Add(k, a)", "Sub(a, k)"])
+def test_without_padding_it_becomes_bias(op: str, tmp_path: Path) -> None:
+    text = convolution("kernel_shape = [3, 3]").replace("Add(a, k)", op)
+    result = compiled(text, tmp_path)
+    assert (result.coverage.share, result.islands) == (1.0, ())
+
+
+@given(
+    pads=st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    strides=st.lists(st.integers(1, 2), min_size=2, max_size=2),
+    dilations=st.lists(st.integers(1, 2), min_size=2, max_size=2),
+)
+@settings(max_examples=15, deadline=None)
+def test_padding_holds_zeros_and_not_the_offset(
+    tmp_path_factory: pytest.TempPathFactory, pads: list[int], strides: list[int], dilations: list[int]
+) -> None:
+    """Verified against the file itself: whatever the padding, all products are integers and the results are equal."""
+    attributes = f"kernel_shape = [3, 3], pads = {pads}, strides = {strides}, dilations = {dilations}"
+    result = compiled(convolution(attributes), tmp_path_factory.mktemp("padded"))
+    assert result.coverage.share == 1.0
+
+
+def test_a_border_is_stored_once() -> None:
+    """Of 32 rows and columns only the border and one between differ: they are repeated by Gather."""
+    graph = moved(
+        "(float[1,2,32,32] x) => (float[1,2,32,32] y)",
+        BODY + "c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(s, w)\ny = A(c)",
+        WEIGHT,
+    )
+    assert sorted(n.op for n in graph.nodes) == ["Add", "Conv", "Gather", "Gather"]
+    assert max(t.values.size for n in graph.nodes for t in n.inputs if hasattr(t, "values")) == 36
+
+
+def test_padding_of_unknown_size_keeps_it() -> None:
+    graph = moved(
+        "(float[1,2,H,W] x) => (float[1,2,H,W] y)",
+        BODY + "c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(s, w)\ny = A(c)",
+        WEIGHT,
+    )
+    assert [n.op for n in graph.nodes] == ["Add", "Conv"]
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        "g = Gemm<transB = 1>(f, w, b)",
+        "g = Gemm<transB = 1, alpha = 0.5>(f, w)",
+        "v = Transpose(w)\ng = MatMul(f, v)",
+    ],
+)
+def test_behind_movement_averages_and_matrix_products(product: str, tmp_path: Path) -> None:
+    body = f"""a = A(x)
+        w = DequantizeLinear(wq, sD, zD)
+        s = Add(a, k)
+        m = MaxPool<kernel_shape = [2, 2]>(s)
+        p = GlobalAveragePool(m)
+        f0 = Flatten(p)
+        n = MaxPool<kernel_shape = [5, 4]>(s)
+        f = Flatten(n)
+        {product}
+        y = A(g)"""
+    constants = "int8[3,8] wq = {" + ", ".join(str(v) for v in range(-12, 12)) + "}, float k = {-0.3}"
+    signature = "(float[2,2,6,5] x) => (float[2,3] y)"
+    text = net(signature, body.replace("f0 = Flatten(p)\n", ""), constants + ", float[3] b = {1.0, 2.0, 3.0}")
+    result = compiled(text, tmp_path)
+    assert (result.coverage.share, result.islands) == (1.0, ())
+
+
+@pytest.mark.parametrize("clamp", ["Relu(c)", "Clip(c, low, high)"])
+def test_a_constant_that_is_rounded_next_moves_before_a_clamp(clamp: str, tmp_path: Path) -> None:
+    body = f"""a = A(x)
+        w = DequantizeLinear(wq, sD, zD)
+        c = Conv(a, w)
+        r = {clamp}
+        s = Sub(r, k)
+        y = B(s)"""
+    text = net("(float[1,2,6,6] x) => (float[] y)", body, WEIGHT + ", float low = {-1}, float high = {4}")
+    result = compiled(text, tmp_path)
+    assert (result.coverage.share, result.islands) == (1.0, ())
+
+
+def test_other_constants_stay() -> None:
+    body = "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\ns = Add(a, {})\nc = Conv(s, w)\ny = A(c)"
+    for operand, more in (("r", "float[2,1,1] r = {1.0, 2.0}"), ("x", "float r = {1}")):
+        graph = moved("(float[1,2,6,6] x) => (float[1,2,4,4] y)", body.format(operand), f"{WEIGHT}, {more}")
+        assert [n.op for n in graph.nodes if n.op in ("Add", "Conv")] == ["Add", "Conv"]
