@@ -45,6 +45,7 @@ _STEERED: Final = frozenset(
         "Dropout",
     }
 )
+_MISFIT: Final = "the file belongs to another export of the model, or states scales for blocks of weights"
 _SHOWN: Final = 5
 _COMPARED: Final = 5_000  # names that a misspelled one is compared with, and how long they may be: it takes long
 _LONGEST: Final = 200
@@ -178,7 +179,8 @@ def _params(graph: QuantGraph, tensor: Tensor, entry: Entry) -> QuantParams | No
             raise ValueError(f"{len(zeros)} channels along axis {axis} do not fit the shape {list(shape)}")
     except ValueError as error:
         code = "QAT201" if "scale" in str(error) else "QAT202" if "zero" in str(error) else "QAT204"
-        graph.diagnostics.error(code, f"the entry of this tensor is illegal: {error}", tensor=tensor.name)
+        hint = _MISFIT if code == "QAT204" else None
+        graph.diagnostics.error(code, f"the entry of this tensor is illegal: {error}", tensor=tensor.name, hint=hint)
         return None
     return params
 

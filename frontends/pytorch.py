@@ -158,6 +158,9 @@ FRONTEND: Final = Frontend(
         "NNCF 3.4 strip",
         "AIMET 2.42 (PyTorch and ONNX, Q/DQ in the graph)",
         "model-compression-toolkit 2.6 (FAKELY_QUANT)",
+        "onnx-neural-compressor 1.0 (QDQ)",
+        "nvidia-modelopt 0.47, its quantization of ONNX files (max, entropy)",
+        "PaddlePaddle 2.6 quantization-aware training through Paddle2ONNX 1.2",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",

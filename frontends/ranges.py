@@ -372,7 +372,7 @@ FRONTEND = Frontend(
         "PPQ (main branch)",
         "MQBench 0.0.7 (clip ranges)",
         "sophgo-mq and tpu-mlir (calibration table)",
-        "TensorRT (calibration cache)",
+        "TensorRT (calibration cache; Paddle2ONNX 1.2 writes one, too)",
         "in their documented form: SNPE, QNN, Vitis AI, Tengine",
     ),
     limits=("the ranges stand for what was trained as far as the file goes: magnitudes alone lose zero points",),

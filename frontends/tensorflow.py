@@ -173,10 +173,12 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
         "tf2onnx 1.17 --tflite, with and without --dequantize",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
+        "ai-edge-quantizer 0.10 (.tflite, static int8)",
         ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
     ),
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
+        "most .tflite files of ai-edge-quantizer leave options out that tf2onnx cannot do without",
         "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
     ),
 )

@@ -71,10 +71,11 @@ FRONTEND: Final = Frontend(
     exporters=(
         "ONNX Runtime 1.31 quantize_static (QuantFormat.QOperator)",
         "MQBench 0.0.7 (ONNX_QNN deployment)",
+        "onnx-neural-compressor 1.0 (QOperator)",
         "qatc (every package of the targets onnx and drpai)",
     ),
     limits=(
-        "dynamic quantization (scales found at run time)",
+        "dynamic quantization (scales found at run time), as Keras 3 writes it (model.quantize)",
         "weights in blocks (MatMulNBits)",
         "QAttention and other fused operators of com.microsoft",
     ),

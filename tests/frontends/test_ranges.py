@@ -313,6 +313,19 @@ def test_per_channel_axis_of_transposed_convolutions(tmp_path: Path) -> None:
     assert ranges.read(path, nets.graph_of(nets.model_of(b, [1, 3, 2, 2])))["w"].axis == 1
 
 
+def test_scales_of_blocks_that_no_marker_tells(tmp_path: Path) -> None:
+    """AIMET 0.6.1 lists the blocks of a weight as if they were channels."""
+    b = Builder()
+    b.node("Gemm", ["input", b.constant("w", np.ones((4, 2), np.float32))], "output")
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps({"param_encodings": {"w": [{"bitwidth": 4, "scale": 1.0, "offset": -8}] * 8}}))
+    graph = nets.graph_of(nets.model_of(b, [1, 4]))
+    ranges.read(path, graph)
+    (found,) = graph.diagnostics.errors
+    assert found.code == "QAT204"
+    assert "blocks of weights" in str(found.hint)
+
+
 def test_what_steers_an_operator_is_never_rounded(tmp_path: Path) -> None:
     b = Builder()
     scales = b.constant("scales", np.float32([1, 1, 2, 2]))
