@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
 from qatc.compiler.budget import active
-from qatc.compiler.diagnostics import Diagnostics, fail
+from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.inlining import inline
 from qatc.compiler.node_check import NodeChecker, NodeRecord
@@ -27,6 +27,16 @@ from qatc.compiler.protos import captured_names, damaged_text, subgraphs, tensor
 from qatc.compiler.quant import Array
 from qatc.compiler.tensor_io import MAX_RANK, TensorError, TensorReader, few
 
+_CHECKPOINT: Final = "export the model: torch.onnx.export(model, ...)"
+_OTHER_FORMATS: Final = (  # where a file says what it is, how, what that is, what to do
+    (0, b"PK\x03\x04", "a zip archive, as PyTorch's checkpoints are", _CHECKPOINT),
+    (0, b"\x80\x02", "a Python pickle, as old checkpoints of PyTorch are", _CHECKPOINT),
+    (0, b"\x89HDF\r\n", "an HDF5 file", "name it .h5, as Keras does; the extra tensorflow reads it"),
+    (4, b"TFL3", "a TFLite file", "name it .tflite; the extra tensorflow reads it"),
+    (0, b"\x1f\x8b", "compressed", "unpack it first"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+    (0, b"<", "a web page or another text", "download the file itself"),
+)
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
@@ -88,20 +98,30 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
         )
     active().ask(2 * info.st_size, f"reading {path.name}", "save large weights as external data; those are mapped")
     model = onnx.ModelProto()
+    content = b""
     try:
         with path.open("rb") as stream:  # no more than was asked for, should it have grown meanwhile
-            model.ParseFromString(stream.read(info.st_size))
+            content = stream.read(info.st_size)
+        model.ParseFromString(content)
     except OSError as error:
         raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
     except (DecodeError, ValueError) as error:
-        raise fail(
-            "QAT001",
-            f"{path} is not an ONNX file, or it is cut off ({info.st_size:,} bytes): {error}",
-            hint="export it again; onnx.checker.check_model(path) tells whether a file is whole",
+        raise _no_model(
+            path,
+            content,
+            f"is not an ONNX file, or it is cut off ({info.st_size:,} bytes): {error}",
+            "export it again; onnx.checker.check_model(path) tells whether a file is whole",
         ) from error
     if not model.HasField("graph") or not model.graph.node:
-        raise fail("QAT001", f"{path} holds no ONNX graph", hint="give the path of an exported .onnx file")
+        raise _no_model(path, content, "holds no ONNX graph", "give the path of an exported .onnx file")
     return model, info.st_size
+
+
+def _no_model(path: Path, content: bytes, message: str, hint: str) -> CompileError:
+    for at, sign, what, remedy in _OTHER_FORMATS:
+        if content.startswith(sign, at):
+            message, hint = f"is {what}, not an ONNX file", remedy
+    return fail("QAT001", f"{path} {message}", hint=hint)
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:

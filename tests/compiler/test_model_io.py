@@ -87,6 +87,24 @@ def test_what_is_not_onnx(path: Path, content: bytes) -> None:
     assert refused(path, content) == ["QAT001"]
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"PK\x03\x04" + b"\x00" * 64, "a zip archive, as PyTorch's checkpoints are"),
+        (b"\x80\x02\x8a\nl\xfc", "a Python pickle"),
+        (b"\x1c\x00\x00\x00TFL3\x00\x00", "a TFLite file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 97781\n", "a pointer of Git LFS"),
+        (b"<html><body>404: not found</body></html>", "a web page"),
+    ],
+)
+def test_files_of_another_format_are_called_by_it(path: Path, content: bytes, found: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(CompileError) as caught:
+        load(path)
+    assert f"{path} is {found}" in caught.value.diagnostics[0].message
+    assert caught.value.diagnostics[0].hint
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert refused(tmp_path / "missing.onnx") == ["QAT002"]
     assert refused(tmp_path) == ["QAT002"]
