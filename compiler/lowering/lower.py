@@ -18,7 +18,7 @@ import onnx
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
 from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, MatMul, Move, Rescale, Softmax
-from qatc.compiler.lowering import mac, operators
+from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.normalization import normalization, unasked
 from qatc.compiler.lowering.state import LoweringOptions, Reason, State, is_float
@@ -260,7 +260,8 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         or operators.elementwise(state, node, out, *bounds)
         or operators.pool(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
-        or operators.batch_norm(state, node, out, *bounds)
+        or channels.batch_norm(state, node, out, *bounds)
+        or channels.prelu(state, node, out, *bounds)
         or normalization(state, node, out, *bounds)
     )
 

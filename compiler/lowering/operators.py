@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.integer import Concat, Conv, Elementwise, Move, Pool, Rescale, Shape
+from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Rescale, Shape
 from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.state import Function, State
 from qatc.compiler.lowering.windows import sized_window, window
@@ -328,94 +327,3 @@ def _emit_move(
             source=label,
         )
     )
-
-
-def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """BatchNormalization of a quantized tensor: a depthwise 1x1 convolution whose weights are +64 or -64.
-
-    The factor of a channel is the weight's scale times 64, so nothing is rounded but the bias, on a grid 64 times finer
-    than the input's. (64 and not 127: a power of two keeps the factor's own digits.) Vectors [N, C] are one position.
-    """
-    if node.domain or node.op != "BatchNormalization":
-        return False
-    x = node.inputs[0]
-    params, wanted, rank = state.usable(x), state.usable(out), rank_of(x)
-    if params is None or wanted is None or rank is None or rank < 2:
-        return False
-    found = [state.graph.real(t) for t in node.inputs[1:5]]
-    if any(v is None for v in found):
-        return False
-    gamma, beta, mean, var = (np.asarray(v, np.float64) for v in found)
-    if any(v.shape != (gamma.size,) for v in (gamma, beta, mean, var)):
-        return False
-    factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
-    return _per_channel_affine(state, node, out, factor, beta - mean * factor, (lo, hi), rank)
-
-
-def _per_channel_affine(
-    state: State,
-    node: Node,
-    out: Tensor,
-    factor: npt.NDArray[np.float64],
-    offset: npt.NDArray[np.float64],
-    bounds: tuple[int, int],
-    rank: int,
-) -> bool:
-    x = node.inputs[0]
-    params = state.usable(x)
-    if params is None or not np.isfinite(factor).all() or not np.isfinite(offset).all():
-        return False
-    peak, vectors = 64, rank == 2
-    rank = max(rank, 3)
-    scale = np.maximum(np.abs(factor), float(np.abs(factor).max(initial=0)) * 2.0**-20) / peak
-    scale = np.maximum(scale, np.abs(offset) / params.scale[0] / 2.0**30)
-    scale = np.maximum(scale, 1e-30)
-    weights = np.rint(factor / scale).astype(np.int8).reshape([-1] + [1] * (rank - 1))
-    weight = QuantParams.per_channel(scale, 0)
-    unit = np.asarray(weight.scale) * params.scale[0]
-    bias = np.rint(offset / unit).astype(np.int32)
-    label, space = label_of(node), rank - 2
-    source, result = _with_position(state, x, out) if vectors else (state.int_name(x), state.new_int(out))
-    state.build.graph.real_biases[result] = offset / unit
-    inputs = (
-        source,
-        state.build.constant(f"{out.name}_weight", weights, weight),
-        state.build.constant(f"{out.name}_bias", bias),
-    )
-    state.build.add(
-        Conv(
-            state.build.fresh(label),
-            inputs,
-            (result,),
-            lo=bounds[0],
-            hi=bounds[1],
-            strides=(1,) * space,
-            pads=(0,) * 2 * space,
-            dilations=(1,) * space,
-            groups=factor.size,
-            acc_scale=tuple(float(u) for u in unit),
-            source=label,
-        )
-    )
-    if vectors:
-        _move_to(state, "Squeeze", result, state.new_int(out))
-    return True
-
-
-def _with_position(state: State, x: Tensor, out: Tensor) -> tuple[str, str]:
-    """Vectors [N, C] as [N, C, 1], and the name of a result [N, C, 1] that is on the grid of `out`."""
-    made: list[str] = []
-    for tensor, kind in ((x, "at_one_position"), (out, "of_one_position")):
-        params, shape = state.params(tensor), shape_of(tensor)
-        if params is None:
-            raise ValueError(f"tensor {tensor.name} is not quantized")
-        wide = None if shape is None else (*shape, 1)
-        made.append(state.build.quantised(f"{tensor.name}_{kind}", params, wide))
-    _move_to(state, "Unsqueeze", state.int_name(x), made[0])
-    return made[0], made[1]
-
-
-def _move_to(state: State, op: str, source: str, result: str) -> None:
-    """`source` with a third dimension (Unsqueeze), or without it (Squeeze), as `result`."""
-    axes = state.build.constant("position", np.asarray([2], np.int64))
-    state.build.add(Move(state.build.fresh(op), (source, axes), (result,), op_type=op, attrs={}))
