@@ -43,6 +43,7 @@ from qatc.frontends.clamps import COMPARISONS
 from qatc.frontends.integers import is_q
 from qatc.frontends.params import make_params, on_whole_zero
 from qatc.frontends.qdq import to_fake_quant
+from qatc.frontends.sinking import sink
 from qatc.frontends.straight_through import STRAIGHT_THROUGH
 
 RULES: Final = Rules("arithmetic")
@@ -60,6 +61,7 @@ Doubles = npt.NDArray[np.float64]
 def rewrite(graph: QuantGraph) -> int:
     """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
     sweep(graph, STRAIGHT_THROUGH)
+    sink(graph)
     return sweep(graph, RULES)
 
 
@@ -74,7 +76,15 @@ def heads_quantizer(node: Node) -> bool:
         node = readers[0]
         if node.op in ("Mul", "Div"):
             return True
-        if node.op not in _CLAMPS and node.op not in ("Add", "Sub", "Cast", "CastLike", "Identity", "Where"):
+        if node.op not in _CLAMPS and node.op not in (
+            "Add",
+            "Sub",
+            "Cast",
+            "CastLike",
+            "Identity",
+            "Where",
+            "Transpose",
+        ):
             return False
     return False
 
@@ -118,7 +128,7 @@ def report_others(graph: QuantGraph) -> None:
 
 def _neighbors(nodes: Iterable[object]) -> list[Node]:
     """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
-    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs")
+    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs", "Transpose")
     return [n for n in _few(nodes) if n.op in chain]
 
 

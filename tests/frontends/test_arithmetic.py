@@ -84,6 +84,29 @@ def text_of(nodes: str, more: str = "", x: str = "float[2,3] x") -> str:
             ", float l = {-32768}, float u = {32767}",
             "FakeQuant[params=int16 scale 0.25 zero 0](x)",
         ),
+        # tf2onnx: layouts meet inside of it
+        (
+            "a = Div(x, s) t = Transpose(a) b = Round(t) c = Add(b, z) d = Clip(c, lo, hi) e = Sub(d, z) y = Mul(e, s)",
+            "",
+            U8,
+        ),
+        (
+            "a = Div(x, s) b = Round(a) t = Transpose(b) c = Add(z, t) d = Clip(c, lo, hi) e = Sub(d, z) y = Mul(e, s)",
+            "",
+            U8,
+        ),
+        (
+            "t = Transpose(x) a = Div(t, s) c = Add(a, z) u = Transpose(c) d = Clip(u, lo, hi) b = Round(d)"
+            " e = Sub(b, z) v = Transpose(e) y = Mul(v, s)",
+            "",
+            "FakeQuant[params=uint8 scale 0.25 zero 3](t)",
+        ),
+        (
+            "a = Mul(x, r) t = Transpose(a) b = Round(t) u = Transpose(b) d = Max(l, u) v = Transpose(d)"
+            " e = Min(v, k) y = Div(e, r)",
+            ", float l = {-8}, float k = {7}",
+            "FakeQuant[params=int8[-8,7] scale 0.25 zero 0](x)",
+        ),
     ],
 )
 def test_orders(nodes: str, more: str, want: str) -> None:

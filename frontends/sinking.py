@@ -1,0 +1,80 @@
+"""Transposes inside a quantizer of arithmetic go behind it: tf2onnx puts them wherever layouts meet.
+
+    x -> Mul(1/s) -> Transpose -> Round -> Mul(s) -> y        x -> Mul(1/s) -> Round -> Mul(s) -> Transpose -> y
+
+Rounding, and arithmetic with one number for all elements, do not mind in which order the elements lie.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, shape_of, value_of
+
+_ROUNDINGS: Final = frozenset({"Round", "Floor"})
+_SCALAR: Final = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Min", "Max"})
+_LONGEST: Final = 8  # operators on each side of a rounding
+
+
+def sink(graph: QuantGraph) -> None:
+    """Move every Transpose between a rounding and the arithmetic around it behind all of that, in place."""
+    moved = [_sink_from(graph, _start(graph, n)) for n in graph.nodes if n.op in _ROUNDINGS and not n.domain]
+    if any(moved):
+        graph.sort()
+
+
+def _start(graph: QuantGraph, rounding: Node) -> Node:
+    """The first operator of the arithmetic that leads to a rounding, each read by the next alone."""
+    at = start = rounding
+    for _ in range(2 * _LONGEST):
+        data = next((t for t in at.inputs if t.name and not is_constant(t)), None)
+        maker = None if data is None else graph.producer(data)
+        if data is None or maker is None or graph.only_consumer(data) is not at:
+            break
+        source = next((t for t in maker.inputs if t.name and not is_constant(t)), None)
+        if not _is_transpose(maker) and (source is None or not _is_elementwise(maker, source)):
+            break
+        at = maker
+        if not _is_transpose(maker):
+            start = maker
+    return start
+
+
+def _sink_from(graph: QuantGraph, start: Node) -> bool:
+    """Walk on from `start` and move what transposes on the way behind each operator; whether anything moved."""
+    waiting: list[Node] = []
+    last, moved = start, False
+    for _ in range(4 * _LONGEST):
+        node = graph.only_consumer(last.outputs[0])
+        if node is None or (not _is_transpose(node) and not _is_elementwise(node, last.outputs[0])):
+            break
+        if _is_transpose(node):
+            waiting.append(node)
+            last = node
+            continue
+        for transpose in reversed(waiting):
+            _swap(graph, transpose, node)
+            moved = True
+        last = waiting[-1] if waiting else node
+    return moved
+
+
+def _is_transpose(node: Node) -> bool:
+    return node.op == "Transpose" and not node.domain
+
+
+def _is_elementwise(node: Node, data: Tensor) -> bool:
+    """Whether a node does the same to every element of `data`: a rounding, or arithmetic with single numbers."""
+    if node.domain or node.op not in (_ROUNDINGS | _SCALAR):
+        return False
+    others = [value_of(t) for t in node.inputs if t.name and t is not data]
+    return all(v is not None and v.size == 1 and v.ndim <= 1 for v in others)
+
+
+def _swap(graph: QuantGraph, transpose: Node, reader: Node) -> None:
+    """`reader` computes what it did before the Transpose, which makes what `reader` made."""
+    x, y = transpose.inputs[0], reader.outputs[0]
+    index = next(i for i, t in enumerate(reader.inputs) if t is transpose.outputs[0])
+    early = graph.variable(f"{y.name}_early", x.dtype if isinstance(x, Variable) else None, shape_of(x))
+    reader.inputs[index], reader.outputs[0] = x, early
+    transpose.inputs[0], transpose.outputs[0] = early, y
