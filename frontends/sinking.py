@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, shape_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.passes.modernize import element_type
 
 _ROUNDINGS: Final = frozenset({"Round", "Floor"})
 _SCALAR: Final = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Min", "Max"})
@@ -75,6 +76,6 @@ def _swap(graph: QuantGraph, transpose: Node, reader: Node) -> None:
     """`reader` computes what it did before the Transpose, which makes what `reader` made."""
     x, y = transpose.inputs[0], reader.outputs[0]
     index = next(i for i, t in enumerate(reader.inputs) if t is transpose.outputs[0])
-    early = graph.variable(f"{y.name}_early", x.dtype if isinstance(x, Variable) else None, shape_of(x))
+    early = graph.variable(f"{y.name}_early", element_type(x), shape_of(x))
     reader.inputs[index], reader.outputs[0] = x, early
     transpose.inputs[0], transpose.outputs[0] = early, y
