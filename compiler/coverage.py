@@ -42,7 +42,7 @@ def islands(graph: IntegerGraph) -> tuple[Island, ...]:
 
 def macs_of(graph: IntegerGraph, op: Op) -> int:
     """Multiply-accumulates of one operator; 0 for those that have none or whose shapes are unknown."""
-    out = _shape(graph, op.outputs[0]) if op.outputs else None
+    out = _shape(graph, op.output) if op.output else None
     operands = [_shape(graph, name) for name in op.inputs[:2]]
     if isinstance(op, Conv):
         return _conv(op.transposed, operands, out)

@@ -57,8 +57,8 @@ class Op:
 
     @property
     def output(self) -> str:
-        """The first output."""
-        return self.outputs[0]
+        """The first output that has a name: a GRU may leave out all but its last state."""
+        return next((name for name in self.outputs if name), "")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
     BatchNormalization -> y, mean, var      BatchNormalization -> y
     Max(Min(x, [[6.]]), 0.)                 Clip(Clip(x, _, 6), 0, _)   in every opset
     CastLike(x, y: float)                   Cast[to=float](x)
+    SequenceAt(SplitToSequence(x, s), 1)    the second output of Split(x, s): see `sequences`
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
@@ -38,6 +39,7 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults
+from qatc.compiler.passes.sequences import split_sequences
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
@@ -60,6 +62,11 @@ def modernize(graph: QuantGraph) -> None:
     What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006,
     what makes sequences of tensors as QAT302.
     """
+    graph.clean()  # what nobody reads is no reader of what it reads
+    constants_from_nodes(graph)
+    if any(n.op == "SplitToSequence" for n in graph.nodes):
+        infer_if_possible(graph)
+        split_sequences(graph)
     for node in graph.nodes:
         if node.op in _SEQUENCES and not node.domain:
             graph.diagnostics.error(
@@ -68,8 +75,6 @@ def modernize(graph: QuantGraph) -> None:
                 node=label_of(node),
                 hint="export with fixed sizes, so that Split and Concat take its place",
             )
-    graph.clean()  # what nobody reads is no reader of what it reads
-    constants_from_nodes(graph)
     widen(graph)
     if any(_has_no_type(n) for n in graph.nodes):
         infer_if_possible(graph)

@@ -39,6 +39,17 @@ def chain() -> IntegerGraph:
     return graph
 
 
+def test_an_operator_whose_first_result_has_no_name_is_drawn() -> None:
+    """A GRU that gives its last state alone."""
+    graph = chain()
+    graph.tensors["h"] = Tensor("h", "float32", (1, 2, 3))
+    graph.ops.append(Float("gru", ("x",), ("", "h"), op_type="GRU", attrs={}, reason="why"))
+    graph.outputs.append("h")
+    assert graph.ops[-1].output == "h"
+    drawn = next(node for node in view(graph).nodes if node.kind == "fallback")
+    assert drawn.detail == "why; float32 1x2x3"
+
+
 # -- memory --------------------------------------------------------------------------------------------------------
 def test_memory_is_freed_after_the_last_reader() -> None:
     assert peak_bytes(chain()) == 10 + 100 + 10

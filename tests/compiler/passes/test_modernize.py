@@ -175,9 +175,35 @@ def test_dead_operators_are_no_readers() -> None:
     assert [n.op for n in graph.nodes] == ["Relu", "Abs"]
 
 
-def test_sequences_are_refused() -> None:
-    body = "{ s = SplitToSequence(x) i = Constant<value = int64 {0}>() y = SequenceAt(s, i) }"
-    graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2] x) => (float[1] y) {body}')
+@pytest.mark.parametrize("split", ["int64[2] {1, 3}", "int64 {3}"])
+def test_a_sequence_that_is_taken_apart_is_a_split(split: str) -> None:
+    """PyTorch's `split` and `chunk`, in an export that nothing optimized."""
+    text = model(
+        18,
+        f"n = Constant<value = {split}>() i = Constant<value = int64 {{0}}>() j = Constant<value = int64 {{-1}}>()"
+        " s = SplitToSequence<axis=2>(x, n) a = SequenceAt(s, j) b = SequenceAt(s, i) y = Concat<axis=2>(a, b)",
+    )
+    graph = loaded(text)
+    modernize(graph)
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert [n.op for n in graph.nodes] == ["Split", "Concat"]
+    np.testing.assert_array_equal(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = SplitToSequence(x) y = SequenceAt(s, i)",  # without the axis
+        "s = SplitToSequence(x, n) y = SequenceAt(s, k)",  # which part is found at run time
+        "s = SplitToSequence(x, k) y = SequenceAt(s, i)",
+        "s = SplitToSequence(x, n) t = SequenceInsert(s, x) y = SequenceAt(t, i)",
+    ],
+)
+def test_sequences_are_refused(body: str) -> None:
+    constants = "<int64 i = {0}, int64[2] n = {1, 1}>"
+    text = f"(float[2] x, int64 k) => (float[1] y) {constants} {{ {body} }}"
+    graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng {text}')
     modernize(graph)
     assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT302", "error")]
 
