@@ -19,6 +19,7 @@ from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
 from qatc.frontends import arithmetic, clamps, grid
 from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
+from qatc.frontends.signs import quantize_signs
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
@@ -48,6 +49,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     converted = _is_converted(graph)
     standard(graph)
     grid.recover_weights(graph, quantize_others=options.float_weights == "quantize")
+    quantize_signs(graph)
     apply_ranges(graph, options)
     if not graph.diagnostics.errors:
         _suggest_ranges(graph, options, converted=converted)

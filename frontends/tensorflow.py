@@ -23,6 +23,7 @@ from qatc.frontends import grid
 from qatc.frontends.params import constant_input, make_params
 from qatc.frontends.pytorch import evidence, standard
 from qatc.frontends.qdq import apply_ranges, to_fake_quant
+from qatc.frontends.signs import quantize_signs
 from qatc.frontends.tf_import import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
@@ -59,6 +60,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     _erfc(graph)
     standard(graph, _tf_fake_quants)
     grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
+    quantize_signs(graph)
     apply_ranges(graph, options)
 
 
@@ -173,6 +175,7 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
         "tf2onnx 1.17 --tflite, with and without --dequantize",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
+        "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
         "ai-edge-quantizer 0.10 (.tflite, static int8)",
         ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
     ),

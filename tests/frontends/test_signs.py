@@ -1,0 +1,50 @@
+"""What Sign makes is on a grid: products with quantized weights read integers, and no value changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.frontends import pytorch, tensorflow
+from tests.frontends.running import run, run_canonical
+from tests.graphs import loaded
+
+QUANTIZED = "float[2,2,1,1] w = {0.5, -0.5, -0.5, 0.5}"
+FLOAT = "float[2,2,1,1] w = {0.5, -0.31, -0.47, 0.123}"
+BINARIZED = "a = Sign(x) b = Add(a, tenth) c = Sign(b)"
+X = np.asarray([-2.0, 0.0, 0.3, 1.0, -0.1, 5.0, 0.0, -9.0], np.float32).reshape(1, 2, 2, 2)
+
+
+def text_of(nodes: str, weight: str) -> str:
+    return (
+        '<ir_version: 8, opset_import: ["" : 17]>\n'
+        f"g (float[1,2,2,2] x) => (float[] y) <float tenth = {{0.1}}, {weight}> {{ {nodes} }}"
+    )
+
+
+@pytest.mark.parametrize("frontend", [pytorch.FRONTEND, tensorflow.FRONTEND], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "moved",
+    ["y = Conv(c, w)", "t = Transpose<perm = [0, 1, 3, 2]>(c) m = MaxPool<kernel_shape = [1, 1]>(t) y = Conv(m, w)"],
+)
+def test_signs_meet_quantized_weights(frontend: Frontend, moved: str) -> None:
+    text = text_of(f"{BINARIZED} {moved}", QUANTIZED)
+    graph = loaded(text)
+    frontend.normalise(graph, FrontendOptions(float_weights="keep"))
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    (line,) = [line for line in graph.dump().splitlines() if "FakeQuant" in line]
+    assert "FakeQuant[params=int8[-1,1] scale 1 zero 0](c)" in line
+    np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weight"),
+    [(f"{BINARIZED} y = Conv(c, w)", FLOAT), (f"{BINARIZED} d = Conv(x, w) y = Mul(c, d)", QUANTIZED)],
+)
+def test_signs_that_meet_no_quantized_weight_stay(nodes: str, weight: str) -> None:
+    graph = loaded(text_of(nodes, weight))
+    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant" not in graph.dump()
