@@ -1,21 +1,24 @@
-"""Layer normalization as exporters write it out before opset 17:
+"""Layer normalization as exporters write it out before opset 17, and as TensorFlow does in any:
 
-    d = Sub(x, ReduceMean(x))
-    Div(d, Sqrt(Add(ReduceMean(Pow(d, 2)), epsilon))) -> Mul(gamma) -> Add(beta)
+    d = Sub(x, ReduceMean(x))                   r = Sqrt(Add(ReduceMean(Pow(d, 2)), epsilon))
+    Div(d, r) -> Mul(gamma) -> Add(beta)        Add(Mul(x, a), Sub(beta, Mul(ReduceMean(x), a))), a = gamma / r
 
-The square may be a product, the division a product with a reciprocal, and Mul and Add may be left out. PyTorch computes
-`x - mean` twice; what counts is that both subtract the same mean from the same tensor.
+The square may be a product, a division a product with a reciprocal; factors come in any order, gamma and beta may be
+left out. PyTorch computes `x - mean` twice; what counts is that both subtract the same mean from the same tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.quant import Array
+
+_FACTORS: Final = 6  # of one product
 
 
 @dataclass(frozen=True)
@@ -31,28 +34,38 @@ class Unrolled:
 
 def unrolled(graph: QuantGraph, node: Node) -> Unrolled | None:
     """The layer normalization that `node` is the last operator of, None where it is none."""
-    added = factor = None
-    current: Node | None = node
-    if node.op == "Add":
-        current, added = _behind_constant(graph, node)
-    if current is not None and current.op == "Mul" and any(isinstance(t, Constant) for t in current.inputs):
-        current, factor = _behind_constant(graph, current)
-    core = _core(graph, current)
-    if core is None:
+    found = _core(graph, node, None)
+    if found is None and node.op == "Add" and len(node.inputs) == 2:
+        product, added = _behind_constant(graph, node)
+        found = _core(graph, product, added) if product is not None else _apart(graph, node)
+    if found is None:
         return None
-    x, axes, epsilon = core
-    shape = shape_of(x)
-    inner = None if shape is None else shape[len(shape) - axes :]
+    shape = shape_of(found.x)
+    inner = None if shape is None else shape[len(shape) - found.axes :]
     if inner is None or not all(isinstance(size, int) for size in inner):
         return None
     sizes = tuple(size for size in inner if isinstance(size, int))
-    gamma = np.ones(sizes, np.float32) if factor is None else _spread(graph, factor, sizes)
-    beta = None if added is None else _spread(graph, added, sizes)
-    if gamma is None or (added is not None and beta is None):
+    factors = [_spread(graph, t, sizes) for t in found.gammas]
+    beta = None if found.beta is None else _spread(graph, found.beta, sizes)
+    if any(f is None for f in factors) or (found.beta is not None and beta is None):
         return None
+    gamma = np.ones(sizes, np.float32)
+    for factor in factors:
+        gamma = gamma * np.asarray(factor)
     end = node.outputs[0].name
-    names = (factor.name if factor else f"{end}_ones", added.name if added else "")
-    return Unrolled(x, gamma, beta, epsilon, names)
+    known = found.gammas[0].name if len(found.gammas) == 1 else f"{end}_gamma" if found.gammas else f"{end}_ones"
+    return Unrolled(found.x, gamma, beta, found.epsilon, (known, found.beta.name if found.beta else ""))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is normalized over how many last axes, and the constants around it."""
+
+    x: Tensor
+    axes: int
+    epsilon: float
+    gammas: tuple[Constant, ...]
+    beta: Constant | None
 
 
 def _maker(graph: QuantGraph, tensor: Tensor) -> Node | None:
@@ -83,20 +96,71 @@ def _spread(graph: QuantGraph, constant: Constant, shape: tuple[int, ...]) -> Ar
     return np.ascontiguousarray(np.broadcast_to(value, shape))
 
 
-def _core(graph: QuantGraph, node: Node | None) -> tuple[Tensor, int, float] | None:
-    """(x - mean) / sqrt(variance + epsilon): x, how many last axes are normalized, epsilon."""
-    if node is None or node.op not in ("Div", "Mul") or len(node.inputs) != 2:
+@dataclass
+class _Product:
+    """The factors of a product: constants, at most one deviation that it is divided by, and what else there is."""
+
+    constants: list[Constant] = field(default_factory=list[Constant])
+    others: list[Tensor] = field(default_factory=list[Tensor])
+    roots: list[Node] = field(default_factory=list[Node])
+
+
+def _product(graph: QuantGraph, node: Node | None) -> _Product | None:
+    """The factors of what a node makes, through Mul, Div and Reciprocal; None where it divides by others."""
+    if node is None or node.op not in ("Mul", "Div") or len(node.inputs) != 2:
         return None
-    for distance, divisor in (node.inputs, node.inputs[::-1])[: 2 if node.op == "Mul" else 1]:
-        root = _maker(graph, divisor)
-        if node.op == "Mul" and root is not None:
-            root = _maker(graph, root.inputs[0]) if root.op == "Reciprocal" else None
-        centered = _centered(graph, distance)
-        if centered is None or root is None or root.op != "Sqrt":
+    found = _Product()
+    waiting = [(node.inputs[0], True), (node.inputs[1], node.op == "Mul")]
+    while waiting and len(found.constants) + len(found.others) + len(found.roots) <= _FACTORS:
+        current, over = waiting.pop()
+        if isinstance(current, Constant):
+            if not over:
+                return None
+            found.constants.append(current)
             continue
+        maker = _maker(graph, current)
+        match maker.op if maker is not None else "":
+            case "Mul" | "Div" if maker is not None and len(maker.inputs) == 2:
+                waiting += [(maker.inputs[0], over), (maker.inputs[1], over == (maker.op == "Mul"))]
+            case "Reciprocal" if maker is not None:
+                waiting.append((maker.inputs[0], not over))
+            case "Sqrt" if maker is not None and not over:
+                found.roots.append(maker)
+            case _ if over:
+                found.others.append(current)
+            case _:
+                return None
+    return found if not waiting else None
+
+
+def _core(graph: QuantGraph, node: Node | None, beta: Constant | None) -> _Found | None:
+    """(x - mean) / sqrt(variance + epsilon), times constants in any order."""
+    found = _product(graph, node)
+    if found is None or len(found.others) != 1 or len(found.roots) != 1:
+        return None
+    centered = _centered(graph, found.others[0])
+    variance, epsilon = _variance(graph, found.roots[0])
+    if centered is None or variance is None or variance[0] is not centered[0] or variance[1] != centered[1]:
+        return None
+    return _Found(*centered, epsilon, tuple(found.constants), beta) if epsilon > 0 else None
+
+
+def _apart(graph: QuantGraph, node: Node) -> _Found | None:
+    """The sum x * a + (beta - mean * a), with a = gamma / sqrt(variance + epsilon), as TensorFlow has it."""
+    for scaled, rest in (node.inputs, node.inputs[::-1]):
+        shift = _maker(graph, rest)
+        if shift is None or shift.op != "Sub" or not isinstance(shift.inputs[0], Constant):
+            continue
+        one, other = _product(graph, _maker(graph, scaled)), _product(graph, _maker(graph, shift.inputs[1]))
+        if one is None or other is None or not len(one.others) == len(other.others) == len(one.roots) == 1:
+            continue
+        if other.roots != one.roots or {id(t) for t in one.constants} != {id(t) for t in other.constants}:
+            continue
+        x, root = one.others[0], one.roots[0]
         variance, epsilon = _variance(graph, root)
-        if variance is not None and variance[0] is centered[0] and variance[1] == centered[1] and epsilon > 0:
-            return *centered, epsilon
+        axes = _mean_axes(graph, other.others[0], x)
+        if variance is not None and variance[0] is x and variance[1] == axes and epsilon > 0:
+            return _Found(x, variance[1], epsilon, tuple(one.constants), shift.inputs[0])
     return None
 
 

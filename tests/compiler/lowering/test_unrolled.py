@@ -46,8 +46,17 @@ def lowered(body: str, opset: int = 13) -> IntegerGraph:
          [[1, 1, 1, 1], [0, 0.5, 1, 2]]),
         (START + SQUARE + ROOT + "n = Div(d, r)\nk = Mul(e, n)\nq = Relu(k)\ny = A(q)", [[0.25] * 4]),
         (START + SQUARE + ROOT + "n = Div(d, r)\ny = A(n)", [[1, 1, 1, 1]]),
+        (START + SQUARE + ROOT + "i = Reciprocal(r)\nk = Mul(i, g)\nn = Mul(d, k)\nl = Add(n, b)\ny = A(l)",
+         [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
+        (START + SQUARE + ROOT + "k = Mul(d, g)\nn = Div(k, r)\no = Mul(n, e)\ny = A(o)",
+         [[0.25, 0.125, 0.0625, 0.5]]),
+        (START + SQUARE + ROOT + "i = Reciprocal(r)\nk = Mul(i, g)\no = Mul(a, k)\nq = Mul(m, k)\nt = Sub(b, q)\n"
+         "l = Add(o, t)\ny = A(l)", [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
+        (START + SQUARE + ROOT + "k = Div(g, r)\no = Mul(k, a)\nq = Mul(k, m)\nt = Sub(b, q)\nl = Add(t, o)\ny = A(l)",
+         [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
     ],
-    ids=["pow", "square", "twice", "reciprocal", "one factor", "bare"],
+    ids=["pow", "square", "twice", "reciprocal", "one factor", "bare", "gamma first", "two factors", "apart",
+         "apart, divided"],
 )  # fmt: skip
 def test_what_is_written_out_is_one_operator(body: str, constants: list[list[float]]) -> None:
     graph = lowered(body)
@@ -66,8 +75,22 @@ def test_what_is_written_out_is_one_operator(body: str, constants: list[list[flo
         START + "f = C(d)\ns = Pow(f, p)\n" + ROOT + END,
         START + SQUARE + ROOT + "n = Div(r, d)\nk = Mul(n, g)\nl = Add(k, b)\ny = A(l)",
         START + SQUARE + ROOT + "n = Mul(d, e)\nl = Add(n, b)\ny = A(l)",
+        START + SQUARE + ROOT + "k = Div(g, r)\no = Mul(k, a)\nq = Mul(k, d)\nt = Sub(b, q)\nl = Add(t, o)\ny = A(l)",
+        START + SQUARE + ROOT + "k = Div(g, r)\nf = Div(e, r)\no = Mul(k, a)\nq = Mul(f, m)\nt = Sub(b, q)\n"
+        "l = Add(t, o)\ny = A(l)",
+        START + SQUARE + ROOT + "n = Div(d, r)\nk = Div(n, g)\ny = A(k)",
     ],
-    ids=["another power", "other axes", "minus x", "rounded between", "upside down", "not divided"],
+    ids=[
+        "another power",
+        "other axes",
+        "minus x",
+        "rounded between",
+        "upside down",
+        "not divided",
+        "no mean",
+        "another factor",
+        "divided by gamma",
+    ],
 )
 def test_what_is_none_stays_float(body: str) -> None:
     assert not [op for op in lowered(body).ops if isinstance(op, LayerNorm)]
