@@ -189,12 +189,14 @@ class _Reader:
         return False
 
     def zeros(self, zero_point: Array | None, count: int, dtype: str) -> list[int] | None:
-        values = [0.0] if zero_point is None else zero_point.reshape(-1).astype(np.float64).tolist()
+        if zero_point is not None and zero_point.dtype.kind not in "iu":
+            zero_point = zero_point.astype(np.float64)
+        values: list[float] = [0] if zero_point is None else zero_point.reshape(-1).tolist()
         if len(values) not in (1, count):
             self._error("QAT204", f"{count} scales but {len(values)} zero points")
             return None
         low, high = dtype_range(dtype)
-        wrong = next((v for v in values if not (low <= v <= high and v.is_integer())), None)
+        wrong = next((v for v in values if not (low <= v <= high and v == int(v))), None)
         if wrong is not None:
             self._error("QAT202", f"the zero point {wrong:.9g} is no integer of {dtype} [{low}, {high}]")
             return None
