@@ -18,7 +18,8 @@ from __future__ import annotations
 from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Node, QuantGraph, is_constant
+from qatc.compiler.graph import Node, QuantGraph, is_constant, rank_of
+from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.frontends import qdq
 from qatc.frontends.qoperator.meanings import MEANINGS, declare_inputs, is_table
 from qatc.frontends.qoperator.operators import RULES
@@ -26,6 +27,7 @@ from qatc.frontends.qoperator.reader import MICROSOFT, Reader, is_unreadable
 from qatc.frontends.vendor import count, finish
 
 __all__ = ["FRONTEND", "MICROSOFT"]
+_SUMS: Final = ("MatMulInteger", "ConvInteger")
 
 
 def _is_ours(node: Node) -> bool:
@@ -48,6 +50,8 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=lambda node: _is_ours(node) and not _is_asked(node))
+    if any(n.op in _SUMS and not n.domain and rank_of(n.outputs[0]) is None for n in graph.nodes):
+        infer_if_possible(graph)  # functions that were inlined hold no shapes
     reader = Reader(graph, RULES, MEANINGS)
     declare_inputs(reader)
     reader.run()
@@ -72,6 +76,7 @@ FRONTEND: Final = Frontend(
         "ONNX Runtime 1.31 quantize_static (QuantFormat.QOperator)",
         "MQBench 0.0.7 (ONNX_QNN deployment)",
         "onnx-neural-compressor 1.0 (QOperator)",
+        "onnx-quantize 0.2 (static)",
         "qatc (every package of the targets onnx and drpai)",
     ),
     limits=(

@@ -275,7 +275,13 @@ class Reader:
                     self.graph.bypass(node)
                 elif qdq.is_dq(node) and self.scaled(node, tensor):
                     continue
-                elif is_movement(node) or (node.op in _ON_ACCUMULATORS and not node.domain and self.numbers(node)):
+                elif is_movement(node):
+                    waiting.extend(node.outputs)
+                elif node.op in _ON_ACCUMULATORS and not node.domain and self.numbers(node):
+                    ranks = [self.ranks.get(id(t)) or rank_of(t) for t in node.inputs]
+                    known = [r for r in ranks if r is not None]
+                    if len(known) == len(ranks):  # where they broadcast, the largest
+                        self.ranks[id(node.outputs[0])] = max(known)
                     waiting.extend(node.outputs)
                 elif node.op != "Shape":
                     self.refuse(
@@ -312,24 +318,33 @@ class Reader:
         if refuse_casts(self.graph, node, lambda t: id(t) in self.grids):
             return
         zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (2, 3)]
-        one = self.graph.constant("one", np.asarray(1, np.float32))
         data, weight = self.grids.get(id(x)), self.grids.get(id(w))
         stated = [
-            Grid(one, z) if g is None else g if g.same(Grid(g.scale, z)) else Grid(g.scale, z or self.zero_like(t))
+            Grid(self.unit(z), z)
+            if g is None
+            else g
+            if g.same(Grid(g.scale, z))
+            else Grid(g.scale, z or self.zero_like(t))
             for g, z, t in zip((data, weight), zeros, (x, w), strict=True)
         ]
         operands = [
             self.real(t, g, axis) for t, g, axis in zip((x, w), stated, (1, 0 if op == "Conv" else -1), strict=True)
         ]
         y = self.insert(op, operands, f"{node.outputs[0].name}_sum", attrs)
-        for grid in stated:
-            if grid.scale is not one:
+        for known, grid in zip((data, weight), stated, strict=True):
+            if known is not None:
                 y = self.insert("Div", [y, grid.scale], f"{node.outputs[0].name}_integers")
         rank = rank_of(node.outputs[0]) or (rank_of(w) if op == "Conv" else None)
         if rank is not None:
             self.ranks[id(y)] = rank
         self.finish(node, y, None)
         self.accumulators.append(y)
+
+    def unit(self, zero: Tensor | None) -> Tensor:
+        """A step of one, for each channel that has a zero point of its own."""
+        value = None if zero is None else value_of(zero)
+        shape = () if value is None or value.size == 1 else (value.size,)
+        return self.graph.constant("one", np.ones(shape, np.float32))
 
 
 def element_of(tensor: Tensor) -> np.dtype[Any]:

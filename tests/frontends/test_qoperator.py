@@ -283,6 +283,26 @@ def test_what_is_quantized_otherwise_is_refused_by_name(op: str, code: str) -> N
     assert op in found[0].message
 
 
+def test_sums_of_channels_with_zero_points_of_their_own() -> None:
+    """onnx-quantize: a scale, a zero point and a bias a channel, in functions, so that no shape is written."""
+    dice = np.random.default_rng(0)
+    w, zeros, bias = dice.integers(-99, 99, (32, 3)), np.array([0, 3, -7]), dice.integers(-500, 500, 3)
+    scales = np.float32([0.25, 0.5, 1.0])
+    b = Builder()
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    q = b.node("QuantizeLinear", [b.node("Flatten", ["input"], "flat"), *at], "q")
+    operands = [q, b.constant("w", w.astype(np.int8)), at[1], b.constant("wz", zeros.astype(np.int8))]
+    sums = b.node("Add", [b.node("MatMulInteger", operands, "sums"), b.constant("bias", bias.astype(np.int32))], "more")
+    b.node("DequantizeLinear", [sums, b.constant("scales", scales)], "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    x = dice.integers(-128, 128, (1, 2, 4, 4)).astype(np.float32) / 2
+    want = ((x.reshape(1, -1) * 2) @ (w - zeros) + bias) * scales
+    np.testing.assert_allclose(values(graph, x), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("scale", "code"), [("data", "QAT205"), ("constant", "QAT104")])
 def test_integers_that_arithmetic_rounds_are_refused(scale: str, code: str) -> None:
     """Keras 3 finds the scale of the data at hand; the product of integers is named, and no node that is not there."""
