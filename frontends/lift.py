@@ -422,7 +422,8 @@ class _Lifter:
         if known is None:
             integers = np.asarray(value.astype(params.container, copy=False), order="C")
             if not params.is_full_range:
-                integers = np.asarray(np.clip(integers, params.qmin, params.qmax))  # a scalar stays an array
+                clipped = np.clip(integers, params.qmin, params.qmax)
+                integers = np.asarray(clipped, integers.dtype)  # a scalar stays an array; NumPy 1 makes an int64 of it
             alone = len(x.outputs) == 1
             known = Constant(x.name, integers) if alone else self.graph.constant(x.name, integers)
             self.graph.params[known.name] = params

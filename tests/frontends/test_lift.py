@@ -450,3 +450,12 @@ def test_rows_of_an_embedding_are_picked_as_integers(ids: str) -> None:
     assert not graph.integer_ports
     assert str(graph.params["k"]) == "int8 scale 0.5 zero 0"
     np.testing.assert_array_equal(run_canonical(graph, np.asarray([2, 0], ids))[0], [[2.5, 0.5], [3.0, 1.0]])
+
+
+def test_a_clamped_scalar_keeps_its_type() -> None:
+    """NumPy 1 makes an int64 of an int8 without dimensions where Python's integers clip it."""
+    graph = canonical(body("w = Clip(c, l, h) d = DequantizeLinear(w, s, i) y = Mul(x, d)",
+                           more=", int8 c = {-120}, int8 l = {-100}, int8 h = {100}"))  # fmt: skip
+    (stored,) = (t for t in graph.tensors() if t.name in graph.params)
+    assert stored.values.dtype == np.int8  # type: ignore[union-attr]
+    assert stored.values.tolist() == -100  # type: ignore[union-attr]
