@@ -443,7 +443,7 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
     if end is None:
         return None
     zero = -end.offset / end.scale
-    if end.scale.size != 1 or zero.size != 1 or not np.all(end.scale > 0):
+    if end.scale.size != 1 or zero.size != 1 or not (np.all(end.scale > 0) and np.isfinite(zero).all()):
         raise NoMatch("it is no dequantization")
     if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
         raise NoMatch("its zero point is not a whole number")

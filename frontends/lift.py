@@ -194,6 +194,8 @@ class _Lifter:
             return self._cast(node, parent)
         if node.op != "Concat" and not is_movement(node):
             return False
+        if node.op != "Concat":
+            self._check_reads(node, 1)  # places and sizes that are integers of the network have no meaning
         if any(p.params != parent.params for p in parents):
             self._disagree(node, [p.params for p in parents])
         low, high = min(p.low for p in parents), max(p.high for p in parents)
@@ -229,9 +231,9 @@ class _Lifter:
         self._hold(node, (parent,), parent.low, parent.high, clip=True)
         return True
 
-    def _check_reads(self, node: Node) -> None:
+    def _check_reads(self, node: Node, first: int = 0) -> None:
         """Report a node that computes with integers; one that reads their shape alone reads the real numbers'."""
-        for index, tensor in enumerate(node.inputs):
+        for index, tensor in enumerate(node.inputs[first:], first):
             found = self.integers.get(id(tensor))
             if found is None:
                 continue

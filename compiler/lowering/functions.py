@@ -157,6 +157,8 @@ def _entries(table: Values, places: Values) -> Values:
     """The entries of a list, counted from its end where a place is negative; NaN where it has none."""
     table = np.atleast_1d(table)
     size = table.size
+    if not size:
+        return np.full_like(places, np.nan)
     inside = (places >= -size) & (places < size)
     return np.where(inside, table[np.where(inside, places, 0).astype(np.int64)], np.nan)
 

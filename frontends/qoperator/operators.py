@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,12 @@ def _kept(node: Node, *names: str) -> dict[str, Any]:
 
 
 # -- the layout NHWC ----------------------------------------------------------------------------------------------
+
+
+def _rank_of_window(node: Node) -> int | None:
+    """The rank of what a pooling operator reads, from its window; None where the file does not say."""
+    window: Sequence[int] | None = node.attr("kernel_shape")
+    return len(window) + 2 if window and not isinstance(window, int) else None
 
 
 def _rank_behind(reader: Reader, x: Tensor) -> int | None:
@@ -79,7 +85,11 @@ def _last(reader: Reader, node: Node, y: Tensor, rank: int | None) -> Tensor:
 @_on("NhwcMaxPool")
 def _max_pool(reader: Reader, node: Node) -> None:
     """A MaxPool of integers between transposes: the shared core moves them."""
-    x, y, rank = node.inputs[0], node.outputs[0], len(node.attr("kernel_shape", ())) + 2
+    rank = _rank_of_window(node)
+    if rank is None:
+        reader.refuse(node, "QAT104", f"{node.op} has no kernel_shape", "the file is damaged")
+        return
+    x, y = node.inputs[0], node.outputs[0]
     node.op, node.domain = "MaxPool", None
     first, made = reader.integers(f"{x.name}_nchw", x), reader.integers(f"{y.name}_nchw", x)
     reader.graph.insert("Transpose", [x], [first], attrs={"perm": [0, rank - 1, *range(1, rank - 1)]})
@@ -172,8 +182,7 @@ def _where(reader: Reader, node: Node) -> None:
 @_on("QLinearGlobalAveragePool")
 @_on("QLinearReduceMean")
 def _unary(reader: Reader, node: Node) -> None:
-    window = node.attr("kernel_shape")
-    rank = len(window) + 2 if window else _rank_behind(reader, node.inputs[0])
+    rank = _rank_of_window(node) or _rank_behind(reader, node.inputs[0])
     if _is_lost(reader, node, rank):
         return
     op = node.op.removeprefix("QLinear")

@@ -63,11 +63,12 @@ class Grid:
     zero: Tensor | None
 
     def numbers(self) -> tuple[float, int] | None:
-        """Scale and zero point of one grid for the whole tensor, None where there are more or they are not constant."""
+        """Scale and zero point of one grid for the whole tensor, None where there are more, or none that make sense."""
         scale, zero = value_of(self.scale), zero_of(self)
-        if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        if scale is None or zero is None or scale.size != 1 or zero.size != 1 or zero.dtype.kind not in "iu":
             return None
-        return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0])
+        step = float(scale.reshape(-1)[0])
+        return (step, int(zero.reshape(-1)[0])) if 0 < step < np.inf else None
 
     def same(self, other: Grid) -> bool:
         """Whether both are constant and equal."""
@@ -160,6 +161,9 @@ class Reader:
         """The grid of an accumulator: the product of two scales."""
         a, b = constant_input(self.graph, node, first, "scale"), constant_input(self.graph, node, second, "scale")
         if a is None or b is None:
+            return None
+        if a.size != 1 and b.size not in (1, a.size):
+            self.refuse(node, "QAT204", f"scales of shapes {list(a.shape)} and {list(b.shape)} have no product", None)
             return None
         scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))
         return self.graph.constant(

@@ -261,6 +261,13 @@ def test_dequantization_of_rounded_integers(dtype: str, zero: int) -> None:
     assert not {"Cast", "Sub", "Mul"} & {n.op for n in graph.nodes}
 
 
+def test_integers_minus_infinity_are_no_dequantization() -> None:
+    nodes = "q = QuantizeLinear(x, s, o) f = Cast<to=1>(q) d = Sub(f, far) y = Mul(d, s)"
+    graph = loaded(text_of(nodes, ", uint8 o = {9}, float far = {inf}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
+
+
 def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path) -> None:
     """Round(6.5 + 7) - 7 is 7, Round(6.5) is 6: the compile's own check knows a tie from an error."""
     more = ", float half = {0.5}, float o = {7}, float l = {-128}, float u = {127}, uint8 zu = {128}"

@@ -71,6 +71,24 @@ def test_channels_last(body: str, more: str) -> None:
     assert not graph.domains.keys() & {"com.microsoft"}
 
 
+@pytest.mark.parametrize(
+    ("body", "more", "code"),
+    [
+        ("q = QLinearConv(x, pair, z, w, triple, nil, t, k, b) y = DequantizeLinear(q, t, k)",
+         WEIGHT + ", float[2] pair = {1, 2}, float[3] triple = {1, 2, 3}, int32[3] b = {1, 2, 3}", "QAT204"),
+        ("i = Cast<to=7>(x) m = com.microsoft.QLinearSigmoid(x, s, z, s, z) q = Reshape(m, i)"
+         " y = DequantizeLinear(q, s, z)", "", "QAT104"),
+        ("a = com.microsoft.QLinearSigmoid(x, s, z, t, k) y = DequantizeLinear(a, none_at_all, z)",
+         ", float none_at_all = {0}", "QAT201"),
+        ("m = com.microsoft.NhwcMaxPool(x) y = DequantizeLinear(m, s, z)", "", "QAT104"),
+    ],
+)  # fmt: skip
+def test_damaged_operators_are_refused(body: str, more: str, code: str) -> None:
+    graph = loaded(text_of(body, more))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert code in {d.code for d in graph.diagnostics.errors}
+
+
 def test_channels_last_of_unknown_rank_is_refused() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
     g (float[] input) => (float[] y) <float s = {0.5}, uint8 z = {120}> {

@@ -100,3 +100,14 @@ def test_missing_operands_are_no_function() -> None:
     assert evaluate(node_of("Add", "", {}, [None]), [np.zeros(256), None]) is None
     assert evaluate(node_of("Relu", "", {}, []), [None]) is None
     assert evaluate(node_of("Clip", "", {}, []), [None]) is None
+
+
+@pytest.mark.parametrize(("entries", "places", "want"), [(3, [0, -1, 2], [0, 2, 2]), (3, [0, 3], None), (0, [0], None)])
+def test_a_list_is_read_from_both_ends_and_nowhere_else(
+    entries: int, places: list[int], want: list[int] | None
+) -> None:
+    table = Constant("t", np.arange(entries, dtype=np.float32))
+    node = Node("Gather", "g", {}, [table, Variable("i")], [Variable("y")])
+    assert is_elementwise(node)
+    found = evaluate(node, [np.arange(entries, dtype=np.float64), np.asarray(places, np.float64)])
+    assert (None if found is None else found.tolist()) == want
