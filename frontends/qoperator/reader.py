@@ -162,7 +162,7 @@ class Reader:
         a, b = constant_input(self.graph, node, first, "scale"), constant_input(self.graph, node, second, "scale")
         if a is None or b is None:
             return None
-        if a.size != 1 and b.size not in (1, a.size):
+        if not (a.size and b.size) or (a.size != 1 and b.size not in (1, a.size)):
             self.refuse(node, "QAT204", f"scales of shapes {list(a.shape)} and {list(b.shape)} have no product", None)
             return None
         scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))

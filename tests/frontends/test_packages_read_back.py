@@ -76,6 +76,8 @@ def test_channels_last(body: str, more: str) -> None:
     [
         ("q = QLinearConv(x, pair, z, w, triple, nil, t, k, b) y = DequantizeLinear(q, t, k)",
          WEIGHT + ", float[2] pair = {1, 2}, float[3] triple = {1, 2, 3}, int32[3] b = {1, 2, 3}", "QAT204"),
+        ("q = QLinearConv(x, s, z, w, empty, nil, t, k, b) y = DequantizeLinear(q, t, k)",
+         WEIGHT + ", float[0] empty = {}, int32[3] b = {1, 2, 3}", "QAT204"),
         ("i = Cast<to=7>(x) m = com.microsoft.QLinearSigmoid(x, s, z, s, z) q = Reshape(m, i)"
          " y = DequantizeLinear(q, s, z)", "", "QAT104"),
         ("a = com.microsoft.QLinearSigmoid(x, s, z, t, k) y = DequantizeLinear(a, none_at_all, z)",
