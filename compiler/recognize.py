@@ -7,12 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-import onnx.defs
-
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import Source
 from qatc.compiler.options import CompileOptions
+from qatc.compiler.passes.known import unknown
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.registry import frontends
 
@@ -24,7 +23,6 @@ _STANDARD: Final = (
     "if they are its fake quantization, export with QuantizeLinear and DequantizeLinear in their place, "
     "or add the dialect as a plug-in (entry point qatc.frontends)"
 )
-_DEFINED: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _SHOWN: Final = 4
 
 
@@ -59,20 +57,15 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         said = _said("the model is quantization-aware trained; it is compiled as such", "say so with -a")
         return Recognition(name, evidence, note=None if options.qat else said)
     message, hint = f"{printable(path.name)} has no fake quantization that any dialect knows", _EXPORT
-    unknown = _unknown(graph)
-    if unknown:
-        message, hint = f"{message}, but operators that ONNX does not define: {unknown}", _STANDARD
+    others = _unknown(graph)
+    if others:
+        message, hint = f"{message}, but operators that ONNX does not define: {others}", _STANDARD
     raise fail("QAT101", message, hint=hint)
 
 
 def _unknown(graph: QuantGraph) -> str:
-    """The first few operators that neither ONNX nor ONNX Runtime defines, as "14 Quant (vendor.domain), 2 Pool"."""
-    found: Counter[str] = Counter()
-    for node in graph.nodes:
-        domain = node.domain or ""
-        if domain in _DEFINED or (not domain and onnx.defs.has(node.op)):
-            continue
-        found[printable(f"{node.op} ({domain})" if domain else node.op)] += 1
+    """The first few operators that nobody defines, as "14 Quant (vendor.domain), 2 Pool"."""
+    found = Counter(printable(f"{n.op} ({n.domain})" if n.domain else n.op) for n in unknown(graph))
     shown = [f"{count} {name}" for name, count in found.most_common(_SHOWN)]
     return ", ".join([*shown, "..."] if len(found) > _SHOWN else shown)
 

@@ -1,0 +1,40 @@
+"""Operators that nobody knows: no dialect has read them, and neither ONNX nor ONNX Runtime defines them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx.defs
+
+from qatc.compiler.diagnostics import printable
+from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
+from qatc.compiler.model_io import label_of
+
+_DOMAINS: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
+_OWN: Final = frozenset({FAKE_QUANT, REQUANTIZE})
+_HINT: Final = "no dialect knows it, nor does ONNX Runtime; export it as standard operators"
+
+
+def unknown(graph: QuantGraph) -> list[Node]:
+    """The nodes whose operators nobody defines, in order.
+
+    An operator of ai.onnx counts as defined where the installed onnx is older than the file.
+    """
+    newer = graph.opset > onnx.defs.onnx_opset_version()
+    defined: dict[tuple[str, str], bool] = {}
+    found: list[Node] = []
+    for node in graph.nodes:
+        key = domain, op = node.domain or "", node.op
+        if key not in defined:
+            standard = newer or op in _OWN or onnx.defs.has(op)
+            defined[key] = standard if not domain else domain in _DOMAINS
+        if not defined[key]:
+            found.append(node)
+    return found
+
+
+def report_unknown(graph: QuantGraph) -> None:
+    """Record QAT106 for every unknown operator of a normalized graph."""
+    for node in unknown(graph):
+        name = f"{node.domain}::{node.op}" if node.domain else node.op
+        graph.diagnostics.error("QAT106", f"{printable(name)} is unknown", node=label_of(node), hint=_HINT)
