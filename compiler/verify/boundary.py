@@ -355,6 +355,7 @@ def _softmax(graph: IntegerGraph, op: Softmax, values: Mapping[str, Array], inde
     """The shares at some places, and how far float32 may be away from them."""
     x, params = values[op.inputs[0]], graph.params(op.inputs[0])
     rows = np.moveaxis(x, op.axis, -1)[tuple(i for d, i in enumerate(index) if d != op.axis)]
+    rows = np.broadcast_to(rows, (*index[op.axis].shape, x.shape[op.axis]))  # a vector is the row of all its elements
     real = (rows.astype(np.float64) - params.zero_point[0]) * params.scale[0]
     largest = real.max(axis=-1, keepdims=True)
     powers = np.exp(real - largest)

@@ -1,4 +1,4 @@
-"""Softmax and LayerNorm: QLinearSoftmax is what the reference computes bit for bit, the float forms within a step."""
+"""Softmax and LayerNorm: QLinearSoftmax is what the reference computes but at ties, the float forms within a step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.integer import LayerNorm, Softmax
 from qatc.compiler.quant import QuantParams
-from tests.backends.emitting import DOMAINS, Net, grid, integers, outcome, same
+from qatc.compiler.verify.boundary import exact_at
+from tests.backends.emitting import DOMAINS, Net, Result, grid, integers, outcome, same
 
 _SHARE = 0.1  # of the elements of one small tensor, in float
 UNITS = {"uint8": 0, "int8": -128}
@@ -54,15 +55,28 @@ def softmax(
     return net, net.add(Softmax, (x,), want, tuple(shape), axis=axis, lo=lo, hi=hi)
 
 
+def only_at_boundaries(net: Net, out: str, result: Result) -> None:
+    """The kernel is the reference but where both rightly round: it adds floats in an order of its own."""
+    where = np.flatnonzero(result.found != result.expected)
+    assert where.size <= result.found.size // 1000 + 1
+    values = {**net.graph.constants, **net.feeds, out: result.expected}
+    exact = exact_at(net.graph, net.graph.ops[0], values, where)
+    assert exact is not None
+    params = net.graph.params(out)
+    for codes in (result.found, result.expected):
+        assert exact.integers_may_give(codes.reshape(-1)[where], params.qmin, params.qmax).all()
+
+
 @pytest.mark.parametrize("types", [("uint8", "uint8"), ("int8", "int8"), ("uint8", "int8"), ("int8", "uint8")], ids=str)
 @pytest.mark.parametrize(("shape", "axis"), [((3, 2), 1), ((2, 5, 7), 1), ((2, 3, 300), 2), ((40,), 0)], ids=str)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=31129)  # one of 1,800 elements, uint8 to int8, lies on -121.5 but for 4e-7
 @settings(max_examples=5)
 def test_the_kernel_is_the_reference(types: tuple[str, str], shape: tuple[int, ...], axis: int, seed: int) -> None:
     net, out = softmax(shape, axis, types, seed=seed)
     results = same(net, out, optimized_domains(), within=1)
     assert results["auto"].ops["QLinearSoftmax"] == 1
-    assert results["auto"].worst == 0
+    only_at_boundaries(net, out, results["auto"])
     assert "standard" not in results or results["standard"].share < _SHARE
 
 
