@@ -82,8 +82,9 @@ def _is_half(weights: Array) -> bool:
 def _find(weights: Array, axis: int | None, precision: _Precision) -> Grid | None:
     one_row = weights.reshape(1, -1)
     whole = _levels(one_row, precision)
-    if whole is not None:
-        return _grid(one_row, whole, weights.shape, None, precision)
+    grid = None if whole is None else _grid(one_row, whole, weights.shape, None, precision)
+    if grid is not None:
+        return grid
     if axis is None or weights.shape[axis] == 1:
         return None
     rows = np.moveaxis(weights, axis, 0)

@@ -74,6 +74,49 @@ def test_integers_come_back_from_half_precision(case: tuple[np.ndarray, np.ndarr
             np.testing.assert_array_equal(want * top[1], have * top[0])
 
 
+def test_a_grid_of_the_whole_tensor_that_8_bits_do_not_hold_hides_none_per_channel():
+    """In half precision such a fine one fits these few weights by chance."""
+    first = [
+        -7,
+        -4,
+        -6,
+        -3,
+        -1,
+        5,
+        -1,
+        -6,
+        -2,
+        2,
+        5,
+        3,
+        7,
+        -5,
+        6,
+        -7,
+        1,
+        -3,
+        -4,
+        2,
+        -3,
+        1,
+        -4,
+        -5,
+        4,
+        -1,
+        3,
+        3,
+        7,
+        -1,
+        -4,
+    ]
+    second = [7, 7, 7, 6, 3, -2, -2, -7, -5, -3, -2, 1, 0, 3, 6, 6, 4, 7, -3, 6, 6, -4, 0, 1, 3, 3, -6, 0, -6, 7, -4]
+    integers = np.array([first, second])
+    weights = (integers.astype(np.float16) * np.float16([[3.553], [2.863]])).astype(np.float32)
+    grid = find_grid(weights, 0)
+    assert grid is not None
+    np.testing.assert_array_equal(grid.integers, integers)
+
+
 def test_sparse_channels_are_counted_like_the_others() -> None:
     random = np.random.default_rng(0)
     integers = random.integers(-127, 128, (8, 30))
