@@ -48,6 +48,7 @@ from qatc.frontends.straight_through import STRAIGHT_THROUGH
 
 RULES: Final = Rules("arithmetic")
 _LONGEST: Final = 8  # operators on one side of a Round
+_BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 _CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
@@ -76,15 +77,7 @@ def heads_quantizer(node: Node) -> bool:
         node = readers[0]
         if node.op in ("Mul", "Div"):
             return True
-        if node.op not in _CLAMPS and node.op not in (
-            "Add",
-            "Sub",
-            "Cast",
-            "CastLike",
-            "Identity",
-            "Where",
-            "Transpose",
-        ):
+        if node.op not in _CLAMPS and node.op not in _BEFORE_THE_SCALE:
             return False
     return False
 

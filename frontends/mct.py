@@ -24,7 +24,7 @@ from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, data_name, finish, grid, number
+from qatc.frontends.vendor import count, data_name, finish, grid, number, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
 _THRESHOLDS: Final = ("POTQuantizer", "SymmetricQuantizer")
@@ -95,18 +95,8 @@ def uniform(graph: QuantGraph, node: Node) -> bool:
 def _refuse_tables(graph: QuantGraph) -> None:
     """Record quantizers to a table of values, each kind once."""
     tables = _named(_TABLES)
-    first: dict[str, Node] = {}
-    for node in graph.nodes:
-        if node.domain == DOMAIN and node.op in tables:
-            first.setdefault(node.op, node)
-    for op, node in first.items():
-        graph.diagnostics.error(
-            "QAT103",
-            f"{op} rounds to a table of values, which no integer grid represents",
-            node=label_of(node),
-            tensor=data_name(node),
-            hint="choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM",
-        )
+    hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
+    refuse_formats(graph, lambda n: "a table of values" if n.domain == DOMAIN and n.op in tables else None, hint)
 
 
 def _is_ours(node: Node) -> bool:

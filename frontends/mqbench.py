@@ -20,7 +20,7 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, data_name, finish, grid, implied_axis, number
+from qatc.frontends.vendor import count, finish, grid, implied_axis, number, refuse_formats
 
 DOMAINS: Final = ("", "mqbench")
 PER_TENSOR: Final = (
@@ -80,18 +80,8 @@ def affine(graph: QuantGraph, node: Node) -> bool:
 
 def refuse(graph: QuantGraph) -> None:
     """Record the formats that are not affine, each once."""
-    first: dict[str, Node] = {}
-    for node in graph.nodes:
-        if node.op in REFUSED:
-            first.setdefault(node.op, node)
-    for op, node in first.items():
-        graph.diagnostics.error(
-            "QAT103",
-            f"{op} rounds to {REFUSED[op]}, which no integer grid represents",
-            node=label_of(node),
-            tensor=data_name(node),
-            hint="train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)",
-        )
+    hint = "train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)"
+    refuse_formats(graph, lambda node: REFUSED.get(node.op), hint)
 
 
 def register(rules: Rules, domains: tuple[str, ...]) -> None:

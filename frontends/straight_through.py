@@ -1,8 +1,10 @@
-"""What changes no value, as arithmetic with straight-through gradients and offsets leaves it:
+"""What changes no value, as arithmetic with straight-through gradients and offsets leaves it.
 
-r -> Sub(., v) -> Add(., v)     r       likewise with Neg and Add
-v - (v - r)                     r
-y -> Add(0) or Sub(0)           y       (a range that begins at zero)
+    r -> Sub(., v) -> Add(., v)     r       likewise with Neg and Add
+    v - (v - r)                     r
+    y -> Add(0) or Sub(0)           y       (a range that begins at zero)
+
+All of it is gone before a quantizer of arithmetic is looked for.
 """
 
 from __future__ import annotations

@@ -211,6 +211,18 @@ def implied_axis(graph: QuantGraph, node: Node, channels: int) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def refuse_formats(graph: QuantGraph, format_of: Callable[[Node], str | None], hint: str) -> None:
+    """Record QAT103 for the nodes that round to formats which are not affine, each operator once."""
+    seen: set[str] = set()
+    for node in graph.nodes:
+        found = format_of(node)
+        if found is None or node.op in seen:
+            continue
+        seen.add(node.op)
+        message = f"{node.op} rounds to {found}, which no integer grid represents"
+        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=hint)
+
+
 def grid_behind(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
     """The grid that `tensor` lies on: of the FakeQuant that made it, through operators that only move values."""
     current: Tensor = tensor

@@ -30,8 +30,9 @@ _AVERAGES: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 def move_offsets(graph: QuantGraph) -> int:
     """Move every such constant as far as it goes, in one sweep over the sorted graph; returns how many moves."""
     moves = 0
+    known: dict[int, bool] = {}  # see `_is_moved`
     for node in list(graph.nodes):
-        moves += _behind(graph, node) or _before_clamps(graph, node)
+        moves += _behind(graph, node, known) or _before_clamps(graph, node)
     if moves:
         graph.sort()
         graph.clean()
@@ -65,10 +66,10 @@ def _add(graph: QuantGraph, x: Tensor, value: Vector, y: Tensor) -> None:
 # -- behind products and movement ---------------------------------------------------------------------------------
 
 
-def _behind(graph: QuantGraph, node: Node) -> bool:
+def _behind(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
     """Let a node read the tensor without its offset, and add what the offset makes of its result."""
     found = _offset(graph, node.inputs[0]) if node.inputs and len(node.outputs) == 1 else None
-    if found is None or (found[0].name not in graph.params and not _is_moved(graph, found[0])):
+    if found is None or (found[0].name not in graph.params and not _is_moved(graph, found[0], known)):
         return False
     x, number = found
     out = node.outputs[0]
@@ -110,14 +111,25 @@ def _is_product(graph: QuantGraph, node: Node) -> bool:
     return mac_of(graph, node) is not None
 
 
-def _is_moved(graph: QuantGraph, tensor: Tensor) -> bool:
-    """Whether a tensor is a quantized one that operators before moved or averaged."""
-    maker = graph.producer(tensor)
-    while maker is not None and _commutes(graph, maker):
-        if maker.inputs[0].name in graph.params:
-            return True
-        maker = graph.producer(maker.inputs[0])
-    return False
+def _is_moved(graph: QuantGraph, tensor: Tensor, known: dict[int, bool]) -> bool:
+    """Whether a tensor is a quantized one that operators before moved or averaged.
+
+    `known` keeps the answers by the tensors' identities: each operator before is looked at once, however long the way.
+    """
+    walked: list[int] = []
+    moved = False
+    while id(tensor) not in known:
+        walked.append(id(tensor))
+        maker = graph.producer(tensor)
+        if maker is None or not _commutes(graph, maker):
+            break
+        tensor = maker.inputs[0]
+        if tensor.name in graph.params:
+            moved = True
+            break
+    moved = known.get(id(tensor), moved)
+    known.update(dict.fromkeys(walked, moved))
+    return moved
 
 
 def _commutes(graph: QuantGraph, node: Node) -> bool:

@@ -1,6 +1,8 @@
-"""Sequences of tensors that are split and taken apart at once, as PyTorch's exporter writes `chunk` and `split`:
+"""Sequences of tensors that are split and taken apart at once, as PyTorch's exporter writes `chunk` and `split`.
 
-SplitToSequence(x, [a, b]) -> {SequenceAt(0) -> y, SequenceAt(1) -> z}        Split(x, [a, b]) -> y, z
+    SplitToSequence(x, [a, b]) -> {SequenceAt(0) -> y, SequenceAt(1) -> z}        Split(x, [a, b]) -> y, z
+
+A sequence that is read in another way stays, and is refused by its name.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatc import compile_model
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import Node, QuantGraph, infer_shapes
+from qatc.compiler.passes import offsets
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.offsets import move_offsets
 from tests.graphs import net, stripped
@@ -129,3 +130,23 @@ def test_other_constants_stay() -> None:
     for operand, more in (("r", "float[2,1,1] r = {1.0, 2.0}"), ("x", "float r = {1}")):
         graph = moved("(float[1,2,6,6] x) => (float[1,2,4,4] y)", body.format(operand), f"{WEIGHT}, {more}")
         assert [n.op for n in graph.nodes if n.op in ("Add", "Conv")] == ["Add", "Conv"]
+
+
+def test_a_long_way_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking back from each of n operators that an offset moves behind would take n * n / 2 looks."""
+    looks: list[int] = []
+    commutes = offsets._commutes
+
+    def counted(graph: QuantGraph, node: Node) -> bool:
+        looks[-1] += 1
+        return commutes(graph, node)
+
+    monkeypatch.setattr(offsets, "_commutes", counted)
+    for length in (50, 200):
+        steps = "\n".join(f"t{i + 1} = Transpose<perm = [0, 2, 1]>(t{i})" for i in range(length))
+        body = f"a = A(x)\nt0 = Add(a, k)\n{steps}\nu = Sigmoid(t{length})\ny = A(u)"
+        graph = stripped(net("(float[1,2,2] x) => (float[1,2,2] y)", body, "float k = {0.17}"))
+        infer_shapes(graph)
+        looks.append(0)
+        assert move_offsets(graph) == length
+    assert looks[1] <= 4 * looks[0] + 8
