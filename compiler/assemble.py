@@ -33,8 +33,6 @@ from qatc.compiler.result import CompileResult, Port, ProfileDifference
 from qatc.compiler.runtime import OrtEvaluator, errors, open_file, run_session, version
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
     from qatc.compiler.backend import Emission, Stream
     from qatc.compiler.reference import OnnxEvaluator
 
@@ -57,22 +55,18 @@ def assemble(
 
     The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations
     where those are exact on this processor.
-    `seal` signs it (`compiler/signing.py`). Source files are hashed beside the writing.
+    `seal` signs it (`compiler/signing.py`). Source files are hashed, and the samples run, beside the writing: both
+    leave Python to other threads.
 
     Raises:
         CompileError: QAT5xx where it cannot be written; the destination is then as it was.
     """
-    with ThreadPoolExecutor(1) as beside, PackageWriter(destination) as writer:
+    with ThreadPoolExecutor(2) as beside, PackageWriter(destination) as writer:
         hashed = [beside.submit(source_file, path) for path in (result.source, *external)]
         emission.write(writer.open, MODEL)
-        writer.write("quantization.json", quantization_json(result.tensors))
         size = sum(f.size for f in writer.files if f.path.startswith(MODEL))
-        exact = emission.wide is not None or is_exact()  # what is read as Q/DQ would saturate once it is optimized
-        nodes = len(emission.model.graph.node)
-        session = open_file(writer.folder / MODEL, nodes=nodes, weights=size, optimize=exact)
-        samples = [run_sample(session, feed, result.inputs, result.outputs) for feed in feeds]
-        del session  # it holds the weights
-        entries = write_samples(writer, samples, result.inputs, result.outputs)
+        sampled = beside.submit(run_samples, writer.folder / MODEL, emission, size, feeds, result)
+        writer.write("quantization.json", quantization_json(result.tensors))
         given = [{p.name: as_port(p, feed[p.name]) for p in result.inputs} for feed in feeds]
         evaluate = OrtEvaluator()
         written = dataclasses.replace(
@@ -84,6 +78,8 @@ def assemble(
         write_proof(writer, proof, emission, given, evaluate)
         if companions is not None:
             companions(writer.open, written)
+        samples = sampled.result()
+        entries = write_samples(writer, samples, result.inputs, result.outputs)
         finished = writer.finish(
             manifest(
                 version=__version__,
@@ -114,18 +110,28 @@ def differences(
     return profile_differences(proof.graph, feeds[:1], evaluate=evaluate)
 
 
-def run_sample(
-    session: InferenceSession, feed: Mapping[str, Array], inputs: Sequence[Port], outputs: Sequence[Port]
-) -> Sample:
-    """One sample through the package's model. CompileError QAT403 where it does not run: then the source does not."""
-    given = {p.name: as_port(p, feed[p.name]) for p in inputs}
-    try:
-        results = run_session(session, [p.name for p in outputs], given)
-    except errors() as error:
-        message = f"ONNX Runtime {version()} cannot run the emitted model on a sample: {error}"
-        hint = "the model itself is inconsistent, where it does not run either: compile it without --no-verify"
-        raise fail("QAT403", message, hint=hint) from error
-    return Sample(tuple(given[p.name] for p in inputs), tuple(np.asarray(r) for r in results))
+def run_samples(
+    model: Path, emission: Emission, weights: int, feeds: Sequence[Mapping[str, Array]], result: CompileResult
+) -> list[Sample]:
+    """Each sample through the package's model, a file with `weights` bytes.
+
+    Raises:
+        CompileError: QAT401 where ONNX Runtime does not load it, QAT403 where it does not run: nor would the source.
+    """
+    exact = emission.wide is not None or is_exact()  # what is read as Q/DQ would saturate once it is optimized
+    session = open_file(model, nodes=len(emission.model.graph.node), weights=weights, optimize=exact)
+    outputs = [p.name for p in result.outputs]
+    samples: list[Sample] = []
+    for feed in feeds:
+        given = {p.name: as_port(p, feed[p.name]) for p in result.inputs}
+        try:
+            results = run_session(session, outputs, given)
+        except errors() as error:
+            message = f"ONNX Runtime {version()} cannot run the emitted model on a sample: {error}"
+            hint = "the model itself is inconsistent, where it does not run either: compile it without --no-verify"
+            raise fail("QAT403", message, hint=hint) from error
+        samples.append(Sample(tuple(given.values()), tuple(np.asarray(r) for r in results)))
+    return samples
 
 
 def as_port(port: Port, value: Array) -> Array:
