@@ -56,7 +56,7 @@ LAYOUTS: Final = ("channels_first", "channels_last")
 _READABLE: Final = 40  # characters of a name that its stem keeps
 _LETTERS: Final = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
 # Movement that keeps what the axes mean.
-_SAME_AXES: Final = frozenset({"Resize", "Pad", "Identity", "DepthToSpace", "SpaceToDepth", "Slice"})
+_SAME_AXES: Final = frozenset({"Resize", "Pad", "Identity", "DepthToSpace", "SpaceToDepth", "Slice", "Where"})
 
 
 @dataclass(frozen=True)

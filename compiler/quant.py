@@ -258,7 +258,8 @@ class QuantParams:
         return result
 
     def _quantize_into(self, x: Array, out: Array, scale: Array, zero: Array) -> None:
-        real = np.divide(x, scale, dtype=np.float32) if x.dtype != np.float64 else np.divide(x, scale)
+        with np.errstate(over="ignore"):  # what is infinite in steps saturates like any other
+            real = np.divide(x, scale, dtype=np.float32) if x.dtype != np.float64 else np.divide(x, scale)
         if np.isnan(real).any():
             raise ValueError("NaN cannot be quantized")
         np.rint(real, out=real)

@@ -28,6 +28,8 @@ _MISSING: Final = {
     "ReduceMax": _WIDE,
     "ReduceMin": _WIDE,
 }
+# element type -> the type that Where has a kernel for in every version, and Cast goes to and from exactly
+_CHOSEN: Final = {"int8": TensorProto.UINT8, "int16": TensorProto.INT32, "uint16": TensorProto.INT32}
 _THROUGH: Final = {"int16": TensorProto.FLOAT, "uint16": TensorProto.FLOAT, "int32": TensorProto.DOUBLE}
 _CONV_RANK: Final = 3
 _MATRIX: Final = 2
@@ -38,6 +40,9 @@ def move(w: Writer, op: Move) -> None:
     """`Move`, through a float type where there is no kernel for the elements."""
     inputs = [w.read(name) if name else "" for name in op.inputs]
     dtype = w.graph.tensors[op.inputs[0]].dtype
+    if op.op_type == "Where":
+        _where(w, op, inputs)
+        return
     if _as_transpose(w, op, inputs[0]) or _flattens_pooled(w, op, inputs[0]):
         return
     if dtype not in _MISSING.get(op.op_type, ()):
@@ -50,6 +55,17 @@ def move(w: Writer, op: Move) -> None:
     made = w.fresh(f"{op.output}_real")
     w.nodes(op.op_type, inputs, [made], attrs=op.attrs)
     w.node("Cast", [made], op.output, to=back)
+
+
+def _where(w: Writer, op: Move, inputs: list[str]) -> None:
+    """A choice between integers; int8 takes the way over the same bytes unsigned."""
+    dtype = w.graph.tensors[op.output].dtype
+    through = _CHOSEN.get(dtype)
+    if through is None:
+        w.node("Where", inputs, op.output)
+        return
+    sides = [w.node("Cast", [name], to=through) for name in inputs[1:]]
+    w.node("Cast", [w.node("Where", [inputs[0], *sides])], op.output, to=_element_type(dtype))
 
 
 def _as_transpose(w: Writer, op: Move, x: str) -> bool:
@@ -84,7 +100,8 @@ def _flattens_pooled(w: Writer, op: Move, x: str) -> bool:
 
 
 def _element_type(dtype: str) -> int:
-    return {"int16": TensorProto.INT16, "uint16": TensorProto.UINT16}.get(dtype, TensorProto.INT32)
+    wide = {"int8": TensorProto.INT8, "int16": TensorProto.INT16, "uint16": TensorProto.UINT16}
+    return wide.get(dtype, TensorProto.INT32)
 
 
 def float_op(w: Writer, op: Float) -> None:

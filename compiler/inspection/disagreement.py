@@ -53,7 +53,7 @@ def _origin(graph: IntegerGraph, makers: Mapping[str, Op], name: str) -> tuple[s
     """The source file's name of a tensor, looked for above what only moves it, and what moved it last."""
     moved = ""
     while graph.tensors[name].source is None and isinstance(move := makers.get(name), Move | Pool):
-        if isinstance(move, Pool) and move.mode != "max":
+        if (isinstance(move, Pool) and move.mode != "max") or (isinstance(move, Move) and move.op_type == "Where"):
             break
         name, moved = move.inputs[0], moved or (move.op_type if isinstance(move, Move) else "MaxPool")
     return graph.tensors[name].source or name, moved

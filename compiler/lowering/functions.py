@@ -129,9 +129,26 @@ _WITH_ATTRIBUTES: Final[dict[str, Callable[[Node, Values], Values]]] = {
     "ThresholdedRelu": lambda node, x: np.where(x > _number(node, "alpha", 1.0), x, 0.0),
 }
 _INDICES: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+# what is true is 1, what is false is 0
+_LOGIC: Final[dict[str, Callable[..., Values]]] = {
+    "And": np.logical_and,
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "IsInf": np.isinf,
+    "IsNaN": np.isnan,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Not": np.logical_not,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+}
 _VARIADIC: Final = frozenset({"Max", "Min"})
 _MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
-_STANDARD: Final = frozenset({"Clip", *_UNARY, *_BINARY, *_WITH_ATTRIBUTES}) - {"QuickGelu", "Requantize"}
+_STANDARD: Final = frozenset({"Clip", "Where", *_UNARY, *_BINARY, *_LOGIC, *_WITH_ATTRIBUTES}) - {
+    "QuickGelu",
+    "Requantize",
+}
 
 
 def is_elementwise(node: Node) -> bool:
@@ -176,6 +193,10 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
             result = _entries(given[0], given[1])
         elif node.op == "Cast":
             result = np.trunc(given[0])
+        elif node.op == "Where":
+            result = np.where(given[0] != 0, given[1], given[2])
+        elif node.op in _LOGIC:
+            result = _LOGIC[node.op](*given).astype(np.float64)
         elif node.op in _VARIADIC:
             result = functools.reduce(_BINARY[node.op], given) if given else None
         elif node.op in _BINARY:

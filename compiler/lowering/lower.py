@@ -260,6 +260,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         or operators.elementwise(state, node, out, *bounds)
         or operators.pool(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
+        or operators.where(state, node, out, *bounds)
         or channels.batch_norm(state, node, out, *bounds)
         or channels.prelu(state, node, out, *bounds)
         or normalization(state, node, out, *bounds)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Rescale, Shape
+from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale, Shape
 from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.state import Function, State
 from qatc.compiler.lowering.windows import sized_window, window
@@ -226,6 +226,49 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
         )
     )
     return True
+
+
+def where(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """Where between tensors of which one is quantized at least: each is brought onto the grid of the result."""
+    params = state.params(out)
+    if node.domain or node.op != "Where" or params is None or params.is_per_channel:
+        return False
+    sides = node.inputs[1:3]
+    have = [state.params(t) for t in sides]
+    computed = [p for t, p in zip(sides, have, strict=True) if not isinstance(t, Constant)]
+    if all(p is None for p in computed) or any(p is not None and p.is_per_channel for p in have):
+        return False
+    names: list[str] = []
+    for tensor, own in zip(sides, have, strict=True):
+        if isinstance(tensor, Constant):
+            real = state.graph.real(tensor)
+            if real is None or np.isnan(real).any():
+                return False
+            names.append(state.build.constant(tensor.name, np.clip(params.quantize(real), lo, hi), params))
+        elif own is None:
+            names.append("")
+        else:
+            contained = lo <= own.qmin and own.qmax <= hi
+            same = own.same_grid(params) and own.dtype == params.dtype and contained
+            names.append(state.int_name(tensor) if same else "")
+    for index, tensor in enumerate(sides):
+        names[index] = names[index] or _onto_grid(state, tensor, params, lo, hi)
+    label = label_of(node)
+    inputs = (state.float_name(node.inputs[0]), *names)
+    state.build.add(
+        Move(state.build.fresh(label), inputs, (state.new_int(out),), op_type="Where", attrs={}, source=label)
+    )
+    return True
+
+
+def _onto_grid(state: State, tensor: Tensor, params: QuantParams, lo: int, hi: int) -> str:
+    """The integers of a computed tensor, quantized or not, on the grid of an operator that reads it."""
+    name = state.build.quantised(f"{tensor.name}_on_grid", params, shape_of(tensor))
+    if state.params(tensor) is None:
+        fresh = state.build.fresh(f"Quantize_{tensor.name}")
+        return state.build.add(Quantize(fresh, (state.float_name(tensor),), (name,), lo=lo, hi=hi))
+    fresh = state.build.fresh(f"Rescale_{tensor.name}")
+    return state.build.add(Rescale(fresh, (state.int_name(tensor),), (name,), lo=lo, hi=hi))
 
 
 def movement(state: State, node: Node) -> bool:

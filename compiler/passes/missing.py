@@ -16,16 +16,17 @@ import onnx
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.lowering.functions import is_elementwise
 from qatc.compiler.lowering.unrolled import unrolled
-from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
 
 _MACS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
 _INTEGER = frozenset(
-    {"Add", "Sub", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"}
+    {"Add", "Sub", "Mul", "Concat", "Where", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"}
 )
 
+_MASKED = -100.0  # Softmax makes nothing of it: exp(-100) added to one is one in float32
 _OPTIONAL = {"Softmax": "Softmax", "LayerNormalization": "LayerNorm"}
 
 
@@ -91,7 +92,7 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
     Rounding moves in front of movement and concatenation (propagate): what only they read needs no range of its own.
     """
     node = graph.producer(tensor)
-    if node is not None and len(node.outputs) == 1 and (is_movement(node) or _is_concat(node)):
+    if node is not None and len(node.outputs) == 1 and (is_movement(node) or joined(node)):
         data = _data(node)
         alone = [t for t in data if t.name not in graph.params and graph.only_consumer(t) is not None]
         return [t for t in data if t not in alone], alone
@@ -104,17 +105,25 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
         return [written_out.x], []
     if is_elementwise(node):
         return _leaves(graph, node), []
+    if node.op == "Softmax" and _is_masked(graph, node.inputs[0]):
+        return [], []
     return (_data(node) if is_movement(node) or node.op in integer else []), []
 
 
-def _is_concat(node: Node) -> bool:
-    return node.op == "Concat" and not node.domain
+def _is_masked(graph: QuantGraph, scores: Tensor) -> bool:
+    """Whether a constant takes scores out of the running: a grid that holds it would hold little of the others."""
+    node = graph.producer(scores)
+    if node is None or node.domain or node.op not in ("Where", "Add"):
+        return False
+    masks = [graph.real(t) for t in node.inputs[-2:] if isinstance(t, Constant)]
+    return any(m is not None and m.size > 0 and float(m.min()) < _MASKED for m in masks)
 
 
 def _data(node: Node) -> list[Tensor]:
     """The operands of a node that are computed: all of them, or the first where the others say how."""
-    data: list[Tensor] = [t for t in node.inputs if not isinstance(t, Constant) and t.name]
-    return data if node.op in ("Add", "Sub", "Mul", "Concat") else data[:1]
+    parts = joined(node)
+    data: list[Tensor] = [t for t in parts or node.inputs if not isinstance(t, Constant) and t.name]
+    return data if parts or node.op in ("Add", "Sub", "Mul") else data[:1]
 
 
 def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Dim, Node, value_of
+from qatc.compiler.graph import Dim, Node, Tensor, value_of
 from qatc.compiler.quant import Array, QuantParams
 
 _ALWAYS: Final = frozenset(
@@ -23,7 +23,7 @@ LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transp
 
 
 def is_movement(node: Node) -> bool:
-    """Whether the node moves elements of its first input and computes nothing (Concat is asked for separately)."""
+    """Whether the node moves elements of its first input and computes nothing (see `joined` for several inputs)."""
     if node.domain or not node.inputs:
         return False
     if node.op in _ALWAYS:
@@ -40,6 +40,13 @@ def is_movement(node: Node) -> bool:
             return str(node.attr("mode", "constant")) != "constant" or pad_value(node) is not None
         case _:
             return False
+
+
+def joined(node: Node) -> list[Tensor]:
+    """The operands whose elements a Concat or a Where brings together as they are; none for other operators."""
+    if node.domain:
+        return []
+    return list(node.inputs) if node.op == "Concat" else list(node.inputs[1:3]) if node.op == "Where" else []
 
 
 def pad_value(node: Node) -> float | None:
@@ -69,11 +76,18 @@ def params_through(node: Node, params: QuantParams) -> QuantParams | None:
 
 def on_grid(value: float, params: QuantParams) -> bool:
     """Whether a real number is exactly one of the grid's (infinities count as the ends, where MaxPool pads)."""
-    steps = value / params.scale[0]
-    if not math.isfinite(steps):
+    return all_on_grid(np.asarray(value, np.float64), params)
+
+
+def all_on_grid(values: Array, params: QuantParams) -> bool:
+    """Whether real numbers all are exactly such of the grid."""
+    steps = values.astype(np.float64) / params.scale[0]
+    if not np.isfinite(steps).all():
         return False
-    q = round(steps) + params.zero_point[0]
-    return params.qmin <= q <= params.qmax and abs(steps - round(steps)) <= 1e-6 * max(1.0, abs(steps))
+    whole = np.rint(steps)
+    q = whole + params.zero_point[0]
+    inside = (q >= params.qmin) & (q <= params.qmax)
+    return bool((inside & (np.abs(steps - whole) <= 1e-6 * np.maximum(1.0, np.abs(steps)))).all())
 
 
 def axis_through(node: Node, axis: int, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> int | None:

@@ -1,8 +1,10 @@
-"""Move quantization to where it is free: through layout operators, MaxPool, Concat and clamps.
+"""Move quantization to where it is free: through layout operators, MaxPool, Concat, Where and clamps.
 
     x<P> -> Transpose -> y               x<P> -> Transpose -> y<P>        forward: what is moved stays on its grid
     x -> Reshape -> y<P>                 x<P> -> Reshape -> y<P>          backward: round before moving, in 8 bits
     a, b -> Concat -> y<P>               a<P>, b<P> -> Concat -> y<P>     backward, where a and b are not rounded yet
+    c ? a<P> : 0 -> y                    c ? a<P> : 0<P> -> y<P>          forward: zero is on every grid
+    c ? a : -inf -> y<P>                 c ? a<P> : qmin -> y<P>          backward: Where chooses, it computes nothing
     x<P> -> Relu -> y                    x<P> -> Relu -> y<P, qmin = z>   forward: zero is on every grid
     W<P, axis 0> -> Transpose -> MatMul  W'<P, axis 1> -> MatMul          constants: the integers are moved
 
@@ -17,7 +19,16 @@ from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.constants import compute_quantized
-from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, is_movement, move_constant, on_grid, params_through
+from qatc.compiler.passes.movement import (
+    LAYOUT,
+    VALUE_BLIND,
+    all_on_grid,
+    is_movement,
+    joined,
+    move_constant,
+    on_grid,
+    params_through,
+)
 from qatc.compiler.quant import QuantParams
 
 
@@ -67,6 +78,9 @@ def forward(graph: QuantGraph) -> None:
                 else:
                     graph.explain("propagate", f"parameters carried through {node.op} at {printable(label_of(node))}")
                     graph.params[out.name] = params
+                    for index, part in enumerate(node.inputs):
+                        if isinstance(part, Constant) and any(part is t for t in joined(node)):
+                            _round_constant(graph, node, index, part)
                     if out.name in graph.known:
                         graph.origin.setdefault(out.name, out.name)
 
@@ -74,13 +88,9 @@ def forward(graph: QuantGraph) -> None:
 def _carried(graph: QuantGraph, node: Node) -> QuantParams | None:
     if node.domain or not node.inputs:
         return None
-    if node.op == "Concat":
-        found = [graph.quant(t) for t in node.inputs]
-        first = found[0]
-        if first is None or first.is_per_channel or any(p is None or not p.same_grid(first) for p in found):
-            return None
-        known = [p for p in found if p is not None]
-        return first.with_range(min(p.qmin for p in known), max(p.qmax for p in known)) if _one_type(known) else None
+    parts = joined(node)
+    if parts:
+        return _carried_together(graph, parts)
     params = graph.quant(node.inputs[0])
     if params is None:
         return None
@@ -90,11 +100,27 @@ def _carried(graph: QuantGraph, node: Node) -> QuantParams | None:
     return None if bounds is None else _clamped(params, *bounds)
 
 
+def _carried_together(graph: QuantGraph, parts: list[Tensor]) -> QuantParams | None:
+    """The grid that all the tensors lie on; a float constant does where its numbers are on the grid of the others."""
+    found = [(t, graph.quant(t)) for t in parts]
+    known = [p for _, p in found if p is not None]
+    if not known or known[0].is_per_channel or not all(p.same_grid(known[0]) for p in known) or not _one_type(known):
+        return None
+    params = known[0].with_range(min(p.qmin for p in known), max(p.qmax for p in known))
+    rest = [t for t, p in found if p is None]
+    return params if all(isinstance(t, Constant) and _is_on(t, params) for t in rest) else None
+
+
+def _is_on(constant: Constant, params: QuantParams) -> bool:
+    return constant.values.dtype == np.float32 and all_on_grid(constant.values, params)
+
+
 def _explain(graph: QuantGraph, node: Node) -> None:
     """Say why the parameters of a node's input end there, where they might have gone on."""
-    if not graph.explains or node.domain or not node.inputs or graph.quant(node.inputs[0]) is None:
+    parts = joined(node) or node.inputs[:1]
+    if not graph.explains or node.domain or all(graph.quant(t) is None for t in parts):
         return
-    if node.op == "Concat":
+    if joined(node):
         why = "its inputs do not lie on one grid"
     elif is_movement(node):
         why = "it fills with a value off the grid" if node.op == "Pad" else "the channel axis does not stay whole"
@@ -148,9 +174,10 @@ def _clamped(params: QuantParams, low: float, high: float) -> QuantParams | None
 def backward(graph: QuantGraph) -> None:
     """Round a tensor before it is moved, where all its readers move it onto one grid."""
     for node in reversed(graph.nodes):
-        if not (is_movement(node) or node.op == "Concat"):
-            continue
-        for index, tensor in enumerate(node.inputs if node.op == "Concat" else [node.inputs[0]]):
+        data = node.inputs[:1] if is_movement(node) else joined(node)
+        for index, tensor in enumerate(node.inputs):
+            if not any(tensor is t for t in data):
+                continue
             if isinstance(tensor, Constant):
                 _round_constant(graph, node, index, tensor)
                 continue
@@ -181,7 +208,7 @@ def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
     for reader in graph.consumers(tensor):
         if reader.op in VALUE_BLIND:
             continue
-        if not (is_movement(reader) or reader.op == "Concat"):
+        if not (is_movement(reader) or joined(reader)):
             return None
         for out in reader.outputs:
             params = graph.quant(out)

@@ -202,7 +202,8 @@ def _evaluated(
     domain = op.domain if isinstance(op, Float) else ""
     opset = graph.domains.get(domain, 1) if domain else graph.opset
     inputs = [values[name] if name else None for name in op.inputs]
-    if isinstance(op, Move) and values[op.inputs[0]].dtype.name in _WITHOUT_KERNELS:
+    moved = [value for value in inputs if value is not None]
+    if isinstance(op, Move) and (op.op_type == "Where" or moved[0].dtype.name in _WITHOUT_KERNELS):
         evaluate = evaluate_onnx
     return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs)))
 

@@ -282,4 +282,5 @@ _FAST: Final[dict[str, Callable[[_Call], list[Array] | None]]] = {
     "Sub": _arithmetic(np.subtract),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Where": lambda call: [np.where(call.x, call.array(1), call.array(2))],
 }

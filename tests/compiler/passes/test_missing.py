@@ -44,6 +44,13 @@ IMAGE = "(float[1,2,4,4] x) => (float[M] y)"
             id="a residual sum needs both operands",
         ),
         pytest.param(
+            "(bool[2] c, float[2] x, float[2] u) => (float[2] y)",
+            "a = A(x)\ns = Where(c, a, u)\nm = Mul(s, a)\ny = A(m)",
+            "",
+            ["s"],
+            id="a choice; what it chooses from takes its range",
+        ),
+        pytest.param(
             "(float[1,2,4,4] x, float[1,2,4,4] u) => (float[M] y)",
             "a = A(x)\ns = Add(a, u)\nm = MaxPool<kernel_shape = [2, 2]>(s)\ny = A(m)",
             "",
