@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.budget import active
-from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, shape_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import Array
@@ -44,15 +44,16 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
             continue
         try:
             values = _fold(node, limit)
+            held = [_held(graph, t, v) for t, v in zip(node.outputs, values, strict=False)]
             grown += _growth(node, values)
             if grown > _GROWTH * limit:
                 raise Refused(f"what was folded already takes {grown:,} bytes more than what it was made of")
         except Refused as refused:
             graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
             continue
-        for tensor, value in zip(list(node.outputs), values, strict=False):
+        for tensor, value in zip(list(node.outputs), held, strict=False):
             if tensor.name:
-                _settle(graph, tensor.name, node, value)
+                _settle(graph, tensor, value)
         gone.append(node)
     graph.remove(gone)
     if gone:
@@ -75,17 +76,13 @@ def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
             continue
         if node.outputs[0].name not in graph.params and node.op not in ("Gemm", "MatMul"):
             continue  # it may keep its operands' grid
+        out = node.outputs[0]
         try:
-            value = _of_quantized(graph, node, limit)
+            value = _held(graph, out, _of_quantized(graph, node, limit))
         except Refused as refused:
             graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
             continue
-        out = node.outputs[0]
-        params = graph.quant(out)
-        if value.dtype != np.float32 or (params is not None and np.isnan(value).any()):
-            continue
-        held = value if params is None else params.quantize(value)
-        graph.replace(out, graph.constant(out.name, held, params))
+        graph.replace(out, graph.constant(out.name, value, graph.quant(out)))
         gone.append(node)
     graph.remove(gone)
     if gone:
@@ -133,13 +130,22 @@ def _sliced(node: Node, dims: tuple[object, ...]) -> tuple[object, ...]:
     return dims if node.op == "Size" else dims[node.attr("start", 0) : node.attr("end")]
 
 
-def _settle(graph: QuantGraph, name: str, node: Node, value: Array) -> None:
-    """Let readers of the node's output read a constant of the same name (or of a new one, at a graph output)."""
-    old = next(t for t in node.outputs if t.name == name)
+def _held(graph: QuantGraph, tensor: Tensor, value: Array) -> Array:
+    """What a constant in the place of `tensor` holds: the value, rounded onto the tensor's grid where it has one."""
+    params = graph.quant(tensor)
+    if params is None:
+        return value
+    if value.dtype != np.float32 or np.isnan(value).any():
+        raise Refused("its result cannot be quantized: it is no float32, or not a number")
+    return params.quantize(value)
+
+
+def _settle(graph: QuantGraph, old: Tensor, value: Array) -> None:
+    """Let readers of a folded tensor read a constant of the same name (or of a new one, at a graph output)."""
     if graph.is_output(old):
-        graph.replace(old, graph.constant(f"{name}_value", value))
+        graph.replace(old, graph.constant(f"{old.name}_value", value, graph.quant(old)))
     else:
-        graph.replace(old, Constant(name, value))
+        graph.replace(old, Constant(old.name, value))
 
 
 def _fold(node: Node, limit: int) -> list[Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qatc.compiler.graph import QuantGraph, infer_shapes, value_of
 from qatc.compiler.passes.sizes import fold_sizes
+from qatc.compiler.quant import QuantParams
 from tests.graphs import loaded, net
 
 CHUNK = """
@@ -68,3 +69,23 @@ def infer_shapes_of(graph: QuantGraph) -> None:
     for tensor in graph.tensors():
         if tensor.name == "s":
             tensor.shape = [2]
+
+
+def test_a_quantized_tensor_of_sizes_becomes_integers() -> None:
+    """A mask, say, that is computed from the shape of a map and fake-quantized: it is folded after the strip."""
+    body = """
+    s = Shape(x)
+    n = Gather<axis = 0>(s, one)
+    f = Cast<to = 1>(n)
+    h = Div(f, half)
+    z = Add(x, h)
+    """
+    constants = "int64[1] one = {1}, float half = {0.5}"
+    graph = loaded(net("(float[n,16] x) => (float[n,16] z)", body, constants))
+    graph.params["h"] = QuantParams((0.5,), (3,), "uint8")
+    infer_shapes(graph)
+    fold_sizes(graph)
+    graph.verify()
+    (add,) = graph.nodes
+    assert value_of(add.inputs[1]).tolist() == [67]  # type: ignore[union-attr]
+    assert graph.quant(add.inputs[1]) == QuantParams((0.5,), (3,), "uint8")
