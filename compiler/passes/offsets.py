@@ -3,10 +3,13 @@
     q -> Add(c) -> Conv(w, b)               q -> Conv(w, b + c * sum(w))        without padding
     q -> Add(c) -> Conv(w, b), padded       q -> Conv(w, b) -> Add(K)           K: c times the sum of what is inside
     q -> Add(c) -> MaxPool | Reshape        q -> MaxPool | Reshape -> Add(c)    averages, too
+    q -> Add(c), r -> Add(d) -> Add         q, r -> Add -> Add(c + d)     and constants on the way add up
     Relu(y) -> Add(c) -> rounded            Add(y, c) -> Clip(c, inf) -> rounded
 
 This is how a quantizer with an offset of a fraction of a step (LSQ+) is integer arithmetic: real = scale * (q - z) + c
-with a whole z. All four are exact. `fold_affine` takes the sums and constants into biases afterwards.
+with a whole z. All five are exact. `fold_affine` takes the sums and constants into biases afterwards. A sum of two such
+tensors stays float: what is left of the offsets is no whole number of the result's steps, and an integer sum of two
+tensors has whole zero points (QLinearAdd), a product one step for both (docs/arithmetic.md).
 """
 
 from __future__ import annotations
@@ -32,7 +35,12 @@ def move_offsets(graph: QuantGraph) -> int:
     moves = 0
     known: dict[int, bool] = {}  # see `_is_moved`
     for node in list(graph.nodes):
-        moves += _behind(graph, node, known) or _before_clamps(graph, node)
+        moves += (
+            _behind(graph, node, known)
+            or _behind_sum(graph, node, known)
+            or _added_up(graph, node)
+            or _before_clamps(graph, node)
+        )
     if moves:
         graph.sort()
         graph.clean()
@@ -88,6 +96,48 @@ def _behind(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
     node.outputs[0] = made
     graph.insert("Add", [made, _spread(graph, value, out)], [out], hint=f"{out.name}_offset")
     return True
+
+
+def _behind_sum(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
+    """Let a sum of two tensors read them without their offsets, and add those to its result."""
+    if node.domain or node.op != "Add" or any(isinstance(t, Constant) for t in node.inputs):
+        return False
+    found = [_offset(graph, t) for t in node.inputs]
+    quantized = [f is not None and (f[0].name in graph.params or _is_moved(graph, f[0], known)) for f in found]
+    total = sum(f[1] for f, is_one in zip(found, quantized, strict=True) if f is not None and is_one)
+    if not any(quantized):
+        return False
+    for index, (offset, is_one) in enumerate(zip(found, quantized, strict=True)):
+        if offset is not None and is_one:
+            node.inputs[index] = offset[0]
+    out = node.outputs[0]
+    graph.explain("offsets", f"the offset {total:.6g} moved behind {label_of(node)}")
+    made = graph.variable(f"{out.name}_without_offset", _FLOAT, shape_of(out))
+    node.outputs[0] = made
+    _add(graph, made, np.asarray(total), out)
+    return True
+
+
+def _added_up(graph: QuantGraph, node: Node) -> bool:
+    """One number in place of two that are added to a sum one after the other."""
+    found = _sum(graph, node)
+    if found is None:
+        return False
+    x, number = _without_offset(graph, found[0], node)
+    if x is found[0]:
+        return False
+    constant = graph.constant(f"{node.outputs[0].name}_offset", np.asarray(found[1] + number, np.float32))
+    node.op, node.inputs = "Add", [x, constant]
+    return True
+
+
+def _without_offset(graph: QuantGraph, tensor: Tensor, reader: Node) -> tuple[Tensor, float]:
+    """The sum of two tensors that a tensor is plus a number, which `reader` alone reads; else it itself, and zero."""
+    found = _offset(graph, tensor) if graph.only_consumer(tensor) is reader else None
+    maker = None if found is None else graph.producer(found[0])
+    if found is None or maker is None or maker.domain or maker.op != "Add":
+        return tensor, 0.0
+    return (tensor, 0.0) if any(isinstance(t, Constant) for t in maker.inputs) else found
 
 
 def _spread(graph: QuantGraph, value: Vector, out: Tensor) -> Tensor:
@@ -198,7 +248,8 @@ def _before_clamps(graph: QuantGraph, node: Node) -> bool:
     if bounds is None or y.name in graph.params or graph.only_consumer(clamped) is not node:
         return False
     moved = graph.variable(f"{clamped.name}_moved", _FLOAT, shape_of(clamped))
-    _add(graph, y, np.asarray(number), moved)
+    total, offset = _without_offset(graph, y, clamp)
+    _add(graph, total, np.asarray(number + offset), moved)
     ends = [np.float32(b) + np.float32(number) for b in bounds]
     given = [
         graph.constant(f"{out.name}_bound", np.asarray(e, np.float32)) if np.isfinite(e) else Variable("") for e in ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx.parser
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from qatc.compiler.graph import Node, QuantGraph, infer_shapes
 from qatc.compiler.passes import offsets
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.offsets import move_offsets
+from qatc.compiler.qdq import to_qdq
+from qatc.compiler.runtime import RunnableModel
 from tests.graphs import net, stripped
 
 WEIGHT = "int8[2,2,3,3] wq = {" + ", ".join(str(v % 17 - 8) for v in range(0, 36 * 5, 5)) + "}, float k = {0.17}"
@@ -150,3 +153,37 @@ def test_a_long_way_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         looks.append(0)
         assert move_offsets(graph) == length
     assert looks[1] <= 4 * looks[0] + 8
+
+
+RESIDUAL = "a1 = Add(a, c1)\nb = C(u)\nb1 = Add(b, c2)\n"
+OFFSETS = "float c1 = {0.1718}, float c2 = {0.0551}, float c3 = {-0.0307}"
+
+
+@pytest.mark.parametrize(
+    ("body", "want"),
+    [
+        ("s = Add(a1, b1)\nt = Sub(s, c3)\ny = A(t)", ["Add", "Add"]),
+        ("s = Add(b1, a1)\nt = Add(c3, s)\ny = A(t)", ["Add", "Add"]),
+        ("s = Add(a1, b)\ny = A(s)", ["Add", "Add"]),
+        ("s = Add(a1, b1)\nr = Relu(s)\nt = Sub(r, c3)\ny = A(t)", ["Add", "Add", "Clip"]),
+        (
+            "p = Transpose(a1)\no = Transpose(p)\ns = Add(o, b1)\nt = Sub(s, c3)\ny = A(t)",
+            ["Transpose"] * 2 + ["Add"] * 2,
+        ),
+        ("s = Add(a1, b1)\nt = Sub(s, c3)\nv = A(t)\ny = Add(v, s)", ["Add", "Add", "Sub", "Add"]),
+        ("s = Add(a1, c2)\nt = Sub(s, c3)\ny = A(t)", ["Add", "Add", "Sub"]),
+    ],
+    ids=["both", "constant first", "one, rounded at once", "clamped", "moved", "read twice", "of one tensor"],
+)
+def test_offsets_of_a_sum_become_one(body: str, want: list[str]) -> None:
+    """What is left is one number behind the sum; a chain on one tensor is a table, and keeps the file's arithmetic."""
+    text = net("(float[3,4] x, float[3,4] u) => (float[3,4] y)", "a = A(x)\n" + RESIDUAL + body, OFFSETS)
+    graph = stripped(text)
+    move_offsets(graph)
+    graph.verify()
+    assert [n.op for n in graph.nodes] == want
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.normal(0, 20, (3, 4)).astype(np.float32) for name in ("x", "u")}
+    (wanted,) = RunnableModel(onnx.parser.parse_model(text)).run(feeds).values()
+    (found,) = RunnableModel(to_qdq(graph, bias="float", portable=False).model).run(feeds).values()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)  # far below a step
