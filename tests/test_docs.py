@@ -11,11 +11,14 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from qatc.cli import cli
+from qatc.compiler.verify import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "tests" / "corpus"
@@ -124,6 +127,22 @@ def test_the_index_leads_everywhere() -> None:
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")} - {"index.md"}
     linked = re.findall(r"\]\(([^)#\s]+)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     assert pages - set(linked) == set()
+
+
+@pytest.mark.parametrize("page", ["docs/cli.md", "docs/verification.md"])
+def test_the_limits_of_the_verification_are_those_of_the_code(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    stated = {name: None if value in ("any", "none") else float(value) for name, value in rows if hasattr(Limits, name)}
+    assert stated == asdict(Limits())
+
+
+def test_every_option_is_on_the_page_of_the_command_line() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    options = {
+        name for command in cli.commands.values() for p in command.params for name in [*p.opts, *p.secondary_opts]
+    }
+    missing = {name for name in options if name.startswith("--") and not re.search(rf"{name}\b", page)}
+    assert not missing
 
 
 def test_the_first_screen_holds_the_two_commands() -> None:

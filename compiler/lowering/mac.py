@@ -25,6 +25,7 @@ _LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model h
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
 _BASE: Final = 255  # of a weight in two parts: each takes -127..127
+_UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
 Vector = npt.NDArray[np.float64]
 
@@ -89,7 +90,10 @@ def _bias_refusal(state: State, node: Node) -> Reason | None:
         return Reason("its bias is computed at run time", bias.name)
     if not np.all(np.abs(value) <= _LARGEST_BIAS):
         return Reason("its bias is not finite", bias.name)
-    fits = per_channel(value, -1, channels_of(node) or 0) is not None
+    channels = channels_of(node)
+    if channels is None:  # two activations: the integer product has no bias
+        return Reason("it adds a bias to a product of two activations", bias.name) if value.any() else None
+    fits = per_channel(value, -1, channels) is not None
     return None if fits else Reason("its bias is not one number per channel", bias.name)
 
 
@@ -283,7 +287,7 @@ def _bias_room(found: Operands) -> Vector:
     channels = found.channels or reach.size
     if reach.size != channels:  # the groups of a transposed convolution share their channels' weights
         reach = np.full(channels, reach.max(initial=0.0))
-    return np.asarray(np.maximum(float(_INT32[1]) - reach, 2.0**24))
+    return np.asarray(np.maximum(float(_INT32[1]) - _UNIT_ROUNDING - reach, 2.0**24))
 
 
 def _rescaled(found: Operands, scale: Vector) -> QuantParams:

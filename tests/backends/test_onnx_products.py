@@ -243,12 +243,14 @@ def test_small_groups_are_one_matrix_product_with_zeros() -> None:
         assert {a.name: a.i for a in node.attribute}["group"] == groups
 
 
-def test_sums_beyond_24_bits_are_not_left_to_floats() -> None:
+@pytest.mark.parametrize(("zero", "value", "dtype"), [(0, 255, "uint8"), (127, -128, "int8")])
+def test_sums_beyond_24_bits_are_not_left_to_floats(zero: int, value: int, dtype: str) -> None:
+    """Every element is 255 steps from zero, which the sum of 1,152 weights of more than 57 takes beyond 2**24."""
     dice = np.random.default_rng(0)
-    net, x_grid = Net(), QuantParams.per_tensor(0.1, 0, "uint8")
+    net, x_grid = Net(), QuantParams.per_tensor(0.1, zero, dtype)
     shape, taps = (1, 8, 12, 12), 12
-    x = net.input(np.full(shape, 255, np.uint8), x_grid)
-    values = dice.integers(120, 128, (2, 8, taps, taps)).astype(np.int8)
+    x = net.input(np.full(shape, value, dtype), x_grid)
+    values = dice.integers(60, 66, (2, 8, taps, taps)).astype(np.int8)
     w = net.constant(values, QuantParams.per_tensor(0.1, 0, "int8"))
     raw = raw_accumulator((0.01, 0.01), 1)
     fields: dict[str, Any] = {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "groups": 1}

@@ -309,6 +309,14 @@ def test_tosa_requantization_is_apply_scale_32(acc, ratio, output):
     assert PROFILES["tosa"].requantize(acc, [out.scale[0] * ratio], out, lo, hi, 0).tolist() == expected
 
 
+def test_tosa_ends_at_a_shift_of_62():
+    """A smaller factor loses bits of its mantissa instead, so that a large accumulator does not count twice."""
+    out = QuantParams.per_tensor(1.0, 0, "int8")
+    acc = np.asarray([2**31 - 1, -(2**31)], np.int64)
+    for factor, expected in ((0.9 * 2.0**-32, [0, 0]), (0.9 * 2.0**-31, [1, -1])):
+        assert PROFILES["tosa"].requantize(acc, [factor], out, -128, 127, 0).tolist() == expected
+
+
 @given(st.data(), outputs(("int8", "uint8")))
 def test_tflite_addition_is_its_reference_kernel(data, output):
     out, lo, hi = output

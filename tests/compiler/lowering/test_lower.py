@@ -205,34 +205,6 @@ def test_tied_weights_are_one_constant() -> None:
     assert [op.inputs[1] for op in graph.ops if op.kind == "MatMul"] == ["wq", "wq"]
 
 
-def test_few_bits_are_refined_for_an_exact_bias() -> None:
-    """int4 integers times 15 and a scale divided by 15: the same weight, but the bias is rounded 15 times finer."""
-    graph = lowered(
-        X2,
-        WEIGHT.format(axis=1) + "m = MatMul(a, w)\nn = Add(m, b)\ny = A(n)",
-        "int8[1,2] wq = {8, -7}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}, float[2] b = {0.1, 0.3}",
-    )
-    assert graph.constants["wq"].tolist() == [[120, -105]]
-    assert graph.params("wq").scale == pytest.approx((0.5 / 15, 0.25 / 15))
-
-
-def test_a_bias_beyond_32_bits_is_said_with_its_cost() -> None:
-    graph = stripped(
-        net(
-            X2,
-            WEIGHT.format(axis=1) + "m = MatMul(a, w)\nn = Add(m, b)\ny = A(n)",
-            "int8[1,2] wq = {8, -7}, float[2] ws = {1e-9, 0.25}, int8[2] wz = {0, 0}, float[2] b = {100.0, 0.0}",
-        )
-    )
-    result = lower(graph)
-    result.verify()
-    assert [d.code for d in graph.diagnostics] == ["QAT303"]
-    assert "1 of 2 channels" in str(graph.diagnostics.items[0])
-    bias = result.constants["y_bias"]
-    scale = next(op.acc_scale for op in result.ops if op.kind == "MatMul")  # type: ignore[attr-defined]
-    assert bias[0] * scale[0] == pytest.approx(100.0)
-
-
 @pytest.mark.parametrize(
     ("call", "pads"),
     [
@@ -475,6 +447,16 @@ def test_batch_norm_alone_is_a_depthwise_product() -> None:
         output y
         """,
     )
+
+
+def test_batch_norm_alone_whose_offset_dwarfs_its_factor_keeps_its_bias_in_32_bits() -> None:
+    graph = lowered(
+        "(float[1,2,2,2] x) => (float[1,2,2,2] y)",
+        "a = A(x)\nn = BatchNormalization<epsilon = 0.0>(a, g, b, m, v)\ny = B(n)",
+        "float[2] g = {1e-9, 1.0}, float[2] b = {20.0, 0.25}, float[2] m = {0.0, 0.0}, float[2] v = {1.0, 1.0}",
+    )
+    (conv,) = [op for op in graph.ops if isinstance(op, Conv)]
+    assert graph.constants[conv.inputs[2]] * np.asarray(conv.acc_scale) == pytest.approx([20.0, 0.25], rel=1e-6)
 
 
 def test_batch_norm_of_vectors_is_one_position() -> None:

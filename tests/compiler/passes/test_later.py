@@ -92,6 +92,8 @@ def test_split_by_the_count_of_its_outputs(axis: int, size: int) -> None:
     values = [x, *(value_of(t) for t in split.inputs[1:])]
     _, last = evaluate_onnx("Split", "", graph.opset, values, split.attrs, 2)
     assert np.array_equal(last, x.take(range(x.shape[axis] - size, x.shape[axis]), axis))
+    parts = [size for size in (value_of(t) for t in split.inputs[1:]) if size is not None]
+    assert all(p.sum() == x.shape[axis] for p in parts)
     newer = loaded(model(18, f"a, y = Split<axis = {axis}, num_outputs = 2>(x)"))
     modernize(newer)
     assert newer.nodes[0].attrs["num_outputs"] == 2

@@ -154,10 +154,12 @@ def test_axis_through_reshape(shape: tuple[int, ...], data: st.DataObject) -> No
         (("N", "C", 4), ("N", "C", 2, 2), 1, None),  # a channel axis of unknown size cannot be told
         (("A", 8, 4), ("B", 8, 4), 1, 1),
         (("A", 8, 4), ("B", 8, "C"), 1, None),
+        ((None, 8, None), (None, 8, None), 1, None),  # two unknown sizes need not be the same
+        ((None, 8, 4), (None, 8, 4), 1, 1),
     ],
 )
 def test_axis_through_unknown_dimensions(
-    before: tuple[int | str, ...], after: tuple[int | str, ...], axis: int, want: int | None
+    before: tuple[int | str | None, ...], after: tuple[int | str | None, ...], axis: int, want: int | None
 ) -> None:
     assert axis_through(node_of("Reshape", None, ints(0)), axis, before, after) == want
 
