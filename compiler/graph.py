@@ -57,6 +57,7 @@ class QuantGraph:
             grid without a whole zero point is one with, and an addition.
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
             there in integers.
+        annotations: tensor name -> what the file's quantization annotations say of it, by key.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others.
         explains: whether `explain` keeps what it is told in `explanation` (the user asked with `--explain`).
     """
@@ -79,6 +80,7 @@ class QuantGraph:
         self.origin: dict[str, str] = {}
         self.shifted: dict[str, tuple[str, float]] = {}
         self.integer_ports: dict[str, int] = {}
+        self.annotations: dict[str, dict[str, str]] = {}
         self.diagnostics = Diagnostics()
         self.storage = Storage()
         self.explains = False

@@ -180,7 +180,10 @@ class _Reader:
             self.found.error("QAT004", "two graph outputs have the same name")
         self.found.check()
         others = {n.domain: 1 for n in nodes if n.domain} | {d: v for d, v in self.opsets.items() if d}
-        return QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
+        read = QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
+        for note in graph.quantization_annotation:
+            read.annotations[note.tensor_name] = {pair.key: pair.value for pair in note.quant_parameter_tensor_names}
+        return read
 
     def _initializer(self, proto: TensorProto) -> None:
         try:

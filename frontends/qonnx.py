@@ -4,12 +4,14 @@
     x -> Quant{rounding_mode=FLOOR}                 x -> Div s -> Floor -> Mul s -> FakeQuant
     x -> BipolarQuant(s)                            x -> Sign -> Add 1/2 -> Sign -> Mul s -> FakeQuant[-1, 1]
     x -> Trunc(s, z, 8 + k bits, 8 bits){FLOOR}     x -> Sub s * (2^k - 1) / 2 -> FakeQuant(s * 2^k)
+    x -> MultiThreshold(t)                          x -> Mul -> Add -> FakeQuant                (thresholds.py)
 
 A constant is rounded here, as the operator defines it, so that every rounding mode is exact on it; {-1, +1} are the
 integers of a bipolar constant. Rounding an activation in another way than to the nearest is written out: the FakeQuant
 at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half
 to even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest
-into the rounding it asks for, with no tie left. QuantLSTMCell is written out step by step (qonnx_lstm.py).
+into the rounding it asks for, with no tie left. QuantLSTMCell is written out step by step (qonnx_lstm.py), the layers
+of FINN's compiler become standard ones (qonnx_layers.py).
 """
 
 from __future__ import annotations
@@ -27,11 +29,20 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input, on_whole_zero
+from qatc.frontends.qonnx_layers import CHANNELS_LAST, LAYERS, state_inputs
 from qatc.frontends.qonnx_lstm import unroll
+from qatc.frontends.thresholds import learn_shapes, multi_threshold
 from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
 
 DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
-_QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant"})
+_QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant", "MultiThreshold"})
+_LAYER_DOMAINS: Final = (*DOMAINS, CHANNELS_LAST)
+_FORMS: Final = {  # what has to hold of the layers that are supported in one form alone
+    "Im2Col": " but in front of MatMul, with weights of known shape",
+    "XnorPopcountMatMul": " but with a constant matrix of {0, 1} as its second operand",
+    "QuantAvgPool2d": " but on integers of up to 32 bits",
+    "GenericPartition": ": it stands for a model in another file; compile that one, or the model before partitioning",
+}
 _RULES: Final = Rules("qonnx")
 _WIDEST: Final = 32
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
@@ -362,40 +373,53 @@ for _domain in DOMAINS:
     _RULES.on("BipolarQuant", domain=_domain)(_bipolar)
     _RULES.on("Trunc", domain=_domain)(_trunc)
     _RULES.on("FloatQuant", domain=_domain)(_float_quant)
+    _RULES.on("MultiThreshold", domain=_domain)(multi_threshold)
 
 
 def _refuse_others(graph: QuantGraph) -> None:
     for node in graph.nodes:
-        if node.domain in DOMAINS and node.op not in _QUANTISERS and node.op != "QuantLSTMCell":
+        if node.domain in _LAYER_DOMAINS and node.op not in _QUANTISERS and node.op != "QuantLSTMCell":
             graph.diagnostics.error(
                 "QAT302",
-                f"{node.op} of {node.domain} is not supported",
+                f"{node.op} of {node.domain} is not supported{_FORMS.get(node.op, '')}",
                 node=label_of(node),
+                tensor=data_name(node),
                 hint="export the layer as standard ONNX operators with Quant nodes around them",
             )
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, lambda node: node.domain in DOMAINS)
+    return count(graph, lambda node: node.domain in _LAYER_DOMAINS)
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph)
+    sweep(graph, LAYERS)
+    qdq.fold(graph)
+    state_inputs(graph)
+    learn_shapes(graph, [n for n in graph.nodes if n.domain in DOMAINS and n.op in _QUANTISERS and n.inputs])
     sweep(graph, _RULES)
     unroll(graph, DOMAINS, _quant)
     _refuse_others(graph)
-    finish(graph, options, DOMAINS)
+    finish(graph, options, _LAYER_DOMAINS)
 
 
 FRONTEND = Frontend(
     name="qonnx",
-    description="Quant, IntQuant, BipolarQuant, Trunc and QuantLSTMCell nodes",
+    description="Quant, IntQuant, BipolarQuant, Trunc and QuantLSTMCell nodes, and FINN's MultiThreshold",
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,
-    exporters=("Brevitas 0.13", "QKeras 0.9 through qonnx 0.4 and 1.0", "QONNX model zoo (opset 9 to 14)"),
+    exporters=(
+        "Brevitas 0.13",
+        "QKeras 0.9 through qonnx 0.4 and 1.0",
+        "QONNX model zoo (opset 9 to 14)",
+        "qonnx 1.0 (channels last, lowered convolutions, counted bits)",
+        "FINN+ 1.6 (converted, streamlined, thresholds rounded)",
+    ),
     limits=(
-        "layers of the QONNX domain other than QuantLSTMCell, and that one over more than 2,048 steps in all",
+        "QuantLSTMCell over more than 2,048 steps in all, GenericPartition, and FINN's hardware layers",
+        "thresholds that are not evenly spaced, but for one row of them on an 8-bit tensor",
         "FloatQuant",
         "signs taken of sums (BipolarQuant behind a product) are taken in float, between integer products",
         "fractional zero points of weights, but for halves",
