@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
 _UNEVEN: Final = 1e-3  # of a step: how far real thresholds may be from an even spacing
-_MARGIN: Final = 2.0**-14  # of a unit, and the next of the number itself: how far a line keeps from the multiples
-_OWN: Final = 2.0**-21
+_MARGIN: Final = 2.0**-14  # of a unit: how far offsets of a few digits keep from the multiples
+_OWN: Final = 2.0**-21  # of a threshold: what float32 and arithmetic in it left of its place
 _FLAT: Final = 2.0**-10  # of the steepest line: the least steep one that is tried
 _ROUNDS: Final = 120  # of the search, each leaves two thirds of the interval
 _GRIDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -73,15 +73,16 @@ def _fit_real(thresholds: Doubles) -> tuple[Doubles, Doubles] | None:
 
 
 def _fit_multiples(thresholds: Doubles) -> tuple[Doubles, Doubles] | None:
-    """The same in units: between multiples, at whole or dyadic offsets where there is room: biases hold those."""
+    """The same in units: between multiples, at offsets of a few digits where there is room: biases hold those."""
     nearest = np.rint(thresholds)
     exact = np.abs(thresholds - nearest) <= 2.0**-16 + 2.0**-20 * np.abs(nearest)
     first = np.where(exact, nearest, np.ceil(thresholds))
     if first.shape[1] == 1:
         return first[:, 0] - 0.5, np.ones(len(first))
     start, step, room = _widest(first - 1, first)
-    spare = room / 2 - _MARGIN - _OWN * np.abs(first).max(axis=1)
-    if (spare <= 0).any() or (step <= 0).any():
+    blurred = _OWN * np.abs(first).max(axis=1)  # a threshold that float32 moved across a multiple
+    spare = room / 2 - _MARGIN - blurred
+    if (room / 2 < -blurred).any() or (step <= 0).any():
         return None
     offset = step / 2 - start
     done = np.zeros(len(offset), np.bool_)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx.reference
 import pytest
 from onnx import TensorProto, helper
 
@@ -15,7 +14,7 @@ from qatc.frontends.qonnx import FRONTEND
 from qatc.frontends.qonnx_layers import CHANNELS_LAST, annotated
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder
-from tests.frontends.running import values
+from tests.frontends.running import run, run_canonical, values
 
 GENERAL = "qonnx.custom_op.general"
 RNG = np.random.default_rng(0)
@@ -37,8 +36,8 @@ def standard(op: str, feeds: list[np.ndarray], **attrs: Any) -> np.ndarray:
     kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names]
     out = helper.make_tensor_value_info("o", TensorProto.FLOAT, None)
     body = helper.make_graph([helper.make_node(op, names, ["o"], **attrs)], "g", kinds, [out])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
-    return np.asarray(onnx.reference.ReferenceEvaluator(model).run(None, dict(zip(names, feeds, strict=True)))[0])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return run(model, *feeds)[0]
 
 
 def integers(*shape: int, low: int = -4, high: int = 5) -> np.ndarray:
@@ -47,7 +46,7 @@ def integers(*shape: int, low: int = -4, high: int = 5) -> np.ndarray:
 
 # -- channels last --------------------------------------------------------------------------------------------------
 
-FORMS = {
+FORMS: dict[str, tuple[list[tuple[int, ...]], dict[str, Any]]] = {
     "Conv": ([(5, 3, 2, 4)], {"kernel_shape": [3, 2], "pads": [1, 0, 1, 0], "strides": [2, 1], "group": 1}),
     "MaxPool": ([], {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 0, 0]}),
     "BatchNormalization": ([(4,), (4,), (4,), (4,)], {"epsilon": 1e-3}),
@@ -68,7 +67,7 @@ def test_channels_last(op: str) -> None:
     x = integers(2, 8, 6, 4)
     weights = [c.transpose(0, 3, 1, 2) if c.ndim == 4 else c for c in constants]
     want = standard(op, [x.transpose(0, 3, 1, 2), *weights], **attrs).transpose(0, 2, 3, 1)
-    assert np.allclose(values(graph, x), want, atol=1e-5)
+    assert np.allclose(run_canonical(graph, x)[0], want, atol=1e-5)
     assert CHANNELS_LAST not in graph.domains
 
 
@@ -76,8 +75,8 @@ def test_quantized_weight_channels_last() -> None:
     """The weight's scales move with its channels."""
     b = Builder(opsets={"": 13, CHANNELS_LAST: 1, GENERAL: 2})
     w = RNG.normal(0, 1, (5, 3, 3, 4)).astype(np.float32)
-    s = np.float32([0.1, 0.2, 0.3, 0.4, 0.5]).reshape(5, 1, 1, 1)
-    operands = [b.constant(n, v) for n, v in {"w": w, "s": s, "z": np.float32(0), "b": np.float32(4)}.items()]
+    s = np.asarray([0.1, 0.2, 0.3, 0.4, 0.5], np.float32).reshape(5, 1, 1, 1)
+    operands = [b.constant(n, v, np.float32) for n, v in {"w": w, "s": s, "z": 0, "b": 4}.items()]
     b.node("Quant", operands, "wq", GENERAL, signed=1, narrow=1, rounding_mode="ROUND")
     b.node("Conv", ["input", "wq"], "output", CHANNELS_LAST, kernel_shape=[3, 3], strides=[1, 1], pads=[0] * 4)
     graph = read(b, [1, 6, 6, 4])
