@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from qatc.compiler.diagnostics import printable
 from qatc.compiler.integer_file import (
     INTEGER_BIN,
     INTEGER_JSON,
@@ -23,7 +25,7 @@ from qatc.compiler.package.read import read_json, regular_file
 from qatc.compiler.package.samples import read_npy
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
-from qatc.compiler.tensor_io import held_array
+from qatc.compiler.tensor_io import TensorError, external_place, held_array
 
 #: What reading raises where a package contradicts itself; the message says what is wrong.
 TROUBLE: tuple[type[Exception], ...] = (OSError, ValueError, DecodeError)
@@ -86,10 +88,6 @@ def _initializers(folder: Path, manifest: Mapping[str, Any]) -> Initializers:
 
 def _external(folder: Path, model: str, files: Mapping[str, Any], proto: onnx.TensorProto) -> Array:
     """The value of a constant in a data file beside the model, memory-mapped."""
-    entries = {entry.key: entry.value for entry in proto.external_data}
-    name = "/".join([*model.split("/")[:-1], entries.get("location", "")])
-    if name not in files:
-        raise ValueError(f"the model reads {name}, which is no file of the package")
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
     except (KeyError, TypeError) as error:
@@ -97,7 +95,15 @@ def _external(folder: Path, model: str, files: Mapping[str, Any], proto: onnx.Te
     shape = tuple(proto.dims)
     if min(shape, default=0) < 0:
         raise ValueError(f"the dimensions {list(shape)} are not a shape")
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    offset = int(entries.get("offset", "0"))
-    return np.memmap(regular_file(folder, name), dtype, "r", offset, shape)
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        location, offset, length = external_place(proto, size)
+    except TensorError as error:
+        raise ValueError(error.message) from error
+    name = "/".join([*model.split("/")[:-1], location])
+    if name not in files:
+        raise ValueError(f"the model reads {name}, which is no file of the package")
+    path = regular_file(folder, name)
+    if length != size or offset + size > path.stat().st_size:
+        raise ValueError(f"the tensor {printable(proto.name)} is not where its data are said to be, in {name}")
+    return np.memmap(path, dtype, "r", offset, shape) if size else np.zeros(shape, dtype)

@@ -99,7 +99,7 @@ class TensorReader:
     def _external(self, proto: TensorProto, dims: list[int], count: int, dtype: np.dtype[Any], packed: bool) -> Array:
         bits = 2 if "INT2" in TensorProto.DataType.Name(proto.data_type) else 4
         size = -(-count * bits // 8) if packed else count * dtype.itemsize
-        location, offset, length = _place(proto, size)
+        location, offset, length = external_place(proto, size)
         if length != size:
             raise TensorError(
                 "QAT003", f"the external data state {length:,} bytes, the shape {dims} of {dtype} needs {size:,}"
@@ -141,8 +141,8 @@ def held_array(proto: TensorProto) -> Array:
         raise ValueError(bad.message) from bad
 
 
-def _place(proto: TensorProto, size: int) -> tuple[str, int, int]:
-    """Where a tensor's external data are: file, offset and length (`size` where none is stated)."""
+def external_place(proto: TensorProto, size: int) -> tuple[str, int, int]:
+    """Where a tensor's external data are: file, offset, length (`size` where none is stated). Raises TensorError."""
     entries: dict[str, str] = {}
     for entry in proto.external_data:
         if entry.key in entries:

@@ -134,7 +134,9 @@ def verify_package(
         found.warning("QAT502", f"{printable(name)} lies in the package but is no part of it")
     for name, schema_name in _SCHEMAS.items():
         if name in manifest["files"] and not found.errors:
-            _check_schema(_parse(folder, name, found), schema_name, name, found)
+            document = _parse(folder, name, found)
+            if not found.errors:
+                _check_schema(document, schema_name, name, found)
     _check_references(manifest, found)
     checks: list[SampleCheck] = []
     if samples and manifest["model"] is not None and not found.errors:

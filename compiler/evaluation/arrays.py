@@ -79,6 +79,8 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         raise ValueError(f"its elements are no numbers but {dtype}")
     if fortran and len(shape) > 1:
         raise ValueError("it lies in Fortran order; save numpy.ascontiguousarray(array)")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the shape {list(shape)} is none")
     if not shape:
         raise ValueError("it is a single number; the first axis counts samples")
     return shape, dtype

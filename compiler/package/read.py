@@ -63,9 +63,13 @@ def read_json(folder: Path, relative: str) -> Any:
     if size > LARGEST_JSON:
         raise ValueError(f"it has {size:,} bytes, more than any package needs")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_no_json)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _no_json(text: str) -> Any:
+    raise ValueError(f"it holds {text}, which is no number of JSON")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from qatc.compiler.budget import active
 from qatc.compiler.integer import Conv
 from qatc.compiler.quant import Array, Integers, QuantParams
 
@@ -73,6 +74,9 @@ def conv(
     dtype = _exact_dtype(bound)
     weight = weight.astype(dtype, copy=False)
     shape = _output_shape(op, geometry, x.shape, w.shape)
+    padded = math.prod(n + sum(pads) for n, pads in zip(x.shape[2:], geometry.pads, strict=True))
+    size = math.prod(x.shape[:2]) * padded + math.prod(shape)
+    active().ask(np.dtype(dtype).itemsize * size, "an exact convolution", "compile with --no-verify", node=op.name)
     if 0 in x.shape:
         acc = np.zeros(shape, dtype)
     elif op.transposed:

@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 
 from qatc.compiler.arithmetic import Profile
+from qatc.compiler.budget import active
 from qatc.compiler.integer import Pool
 from qatc.compiler.quant import Array, Integers, QuantParams
 
@@ -78,6 +79,8 @@ class _Windows:
             (self.before[a], max(0, (self.outer[a] - 1) * self.strides[a] + self._reach(a) - n - self.before[a]))
             for a, n in enumerate(self.spatial)
         ]
+        size = math.prod(n + before + after for n, (before, after) in zip(x.shape[2:], widths, strict=True))
+        active().ask(math.prod(x.shape[:2]) * size * x.itemsize, "padding a pooling", "compile with --no-verify")
         return np.pad(x, [(0, 0), (0, 0), *widths], constant_values=value)
 
     def views(self, padded: Array) -> list[Array]:

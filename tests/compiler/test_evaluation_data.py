@@ -154,12 +154,20 @@ def test_damaged_files_end_in_diagnostics(tmp_path_factory: pytest.TempPathFacto
     assert codes <= {"QAT008"}
 
 
-def test_headers_that_promise_too_much(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (b"(4, 1000000000)", "it ends before its last sample does"),
+        (b"(-4, 1, 2)", "the shape [-4, 1, 2] is none"),
+        (b"(4, -1, 2)", "the shape [4, -1, 2] is none"),
+    ],
+)
+def test_headers_that_promise_too_much(tmp_path: Path, shape: bytes, said: str) -> None:
     """A header may promise any size: memory is taken for what is there."""
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 1000000000), }"
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + b", }"
     header += b" " * (117 - len(header)) + b"\n"
     (tmp_path / "d.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
-    assert "it ends before its last sample does" in str(refused(tmp_path / "d.npy"))
+    assert said in str(refused(tmp_path / "d.npy"))
 
 
 @pytest.mark.parametrize("packed", [False, True])

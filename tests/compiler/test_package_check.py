@@ -25,6 +25,7 @@ from qatc.compiler.package import Tolerance, check_script
 from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
+from qatc.compiler.stored import read_graph
 from qatc.compiler.verify_package import compare, verify_package
 from tests.tiny_package import build, codes, edit, replace_file, run_check, text
 
@@ -375,3 +376,62 @@ def test_an_integer_graph_that_contradicts_the_model(compiled: Path, tmp_path: P
     found = verify_package(package)
     assert codes(found) == {"QAT502"}
     assert "the package contradicts itself" in text(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "code", "said"),
+    [
+        ("Conv", {"strides": [0, 0]}, "QAT502", "0 is less than the minimum of 1"),
+        ("Conv", {"acc_scale": [1e300]}, "QAT502", "greater than the maximum"),
+        ("Conv", {"acc_scale": [float("nan")]}, "QAT502", "it holds NaN"),
+        ("Conv", {"pads": [10**5] * 4}, "QAT011", "an exact convolution would take"),
+        ("Pool", {"kernel": [0, 0]}, "QAT502", "0 is less than the minimum of 1"),
+        ("Pool", {"kernel": [9, 9], "pads": [10**6] * 4}, "QAT011", "padding a pooling would take"),
+    ],
+)
+def test_sizes_of_an_integer_graph_that_would_harm(
+    compiled: Path, tmp_path: Path, kind: str, change: dict[str, Any], code: str, said: str
+) -> None:
+    """The hashes are right: whoever made the package meant it."""
+    package = Path(shutil.copytree(compiled, tmp_path / "out"))
+    document = json.loads((package / "integer.json").read_bytes())
+    next(op for op in document["operators"] if op["kind"] == kind).update(change)
+    replace_file(package, "integer.json", json.dumps(document).encode())
+    found = verify_package(package)
+    assert codes(found) == {code}
+    assert said in text(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"offset": "-4096"}, "no such number"),
+        ({"offset": str(1 << 70)}, "not where its data are said to be"),
+        ({"offset": "9" * 5000}, "no such number"),
+        ({"offset": "1"}, "not where its data are said to be"),
+        ({"length": "1"}, "not where its data are said to be"),
+        ({"location": "other.bin"}, "which is no file of the package"),
+        ({"again": "w.bin"}, "twice"),
+    ],
+)
+def test_constants_in_a_file_of_their_own(compiled: Path, tmp_path: Path, change: dict[str, str], said: str) -> None:
+    """What ONNX Runtime would refuse as well; `compare` and `evaluate` read without asking it first."""
+    package = Path(shutil.copytree(compiled, tmp_path / "out"))
+    model = onnx.load(package / "model.onnx")
+    stored = {c.get("initializer") for c in json.loads((package / "integer.json").read_bytes())["constants"]}
+    tensor = next(t for t in model.graph.initializer if t.name in stored and len(t.dims) == 4)
+    data = onnx.numpy_helper.to_array(tensor).tobytes()
+    tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", "offset": "0", "length": str(len(data)), **change}.items():
+        tensor.external_data.add(key="location" if key == "again" else key, value=value)
+    replace_file(package, "w.bin", data)
+    replace_file(package, "model.onnx", model.SerializeToString())
+    manifest = json.loads((package / "manifest.json").read_bytes())
+    if said:
+        with pytest.raises(ValueError, match=said):
+            read_graph(package, manifest)
+        assert codes(verify_package(package)) == {"QAT502"}
+    else:
+        assert verify_package(package).passed
