@@ -88,7 +88,7 @@ def _onnx_reference(
         # Operators that are functions of others need the types of their inputs.
         evaluator = ReferenceEvaluator(shape_inference.infer_shapes(model))
         results: Sequence[Any] = evaluator.run(None, feeds)  # type: ignore[assignment]  # a dict only if asked for
-    except (NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # whatever the evaluator's own code raises
         raise fail(
             "QAT302",
             f"{domain or 'ai.onnx'}.{op_type} cannot be evaluated: {error}",
@@ -190,6 +190,13 @@ def _gather(call: _Call) -> list[Array]:
     return [np.take(call.x, call.array(1), axis=call.attr("axis", 0))]
 
 
+def _gather_elements(call: _Call) -> list[Array]:
+    indices, axis = call.array(1), call.attr("axis", 0)
+    place = list(np.ogrid[tuple(slice(n) for n in indices.shape)])  # where an element lies, in all axes but one
+    place[axis] = indices
+    return [call.x[tuple(place)]]
+
+
 def _concat(call: _Call) -> list[Array]:
     return [np.concatenate([call.array(i) for i in range(len(call.inputs))], axis=call.attr("axis", 0))]
 
@@ -269,6 +276,7 @@ _FAST: Final[dict[str, Callable[[_Call], list[Array] | None]]] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Identity": lambda call: [call.x],
     "Mul": _arithmetic(np.multiply),
     "Pad": _pad,

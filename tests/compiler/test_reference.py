@@ -698,6 +698,8 @@ MOVES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Slice", [X, np.array([1], I64), np.array([2], I64)], {}, 1),
     ("Gather", [X, np.array([[2, -1], [0, 0]], I64)], {"axis": 1}, 1),
     ("Gather", [X, np.array(1, I64)], {"axis": -1}, 1),
+    ("GatherElements", [X, np.array([[[[3, -1, 0]]]], I64)], {"axis": -1}, 1),
+    ("GatherElements", [X[:1], np.zeros((70, 1, 2, 5), I64)], {}, 1),
     ("Concat", [X, X[:, :1], X[:, 1:]], {"axis": -3}, 1),
     ("Split", [X, np.array([1, 4], I64)], {"axis": -1}, 2),
     ("Split", [X], {"axis": 3, "num_outputs": 3}, 3),
@@ -781,6 +783,8 @@ def test_an_operator_that_nothing_can_run_is_a_diagnostic():
         evaluate_onnx("Unheard", "", 21, [X], {}, 1)
     with pytest.raises(CompileError, match=r"QAT302.*com\.example\.Unheard"):
         evaluate_onnx("Unheard", "com.example", 1, [X], {"table": np.arange(3), "n": np.int64(3)}, 1)
+    with pytest.raises(CompileError, match=r"QAT302.*MatMul"):
+        evaluate_onnx("MatMul", "", 21, [X, X[..., :1]], {}, 1)
 
 
 # -- the executor -----------------------------------------------------------------------------------------------------
