@@ -177,9 +177,13 @@ class LayerNorm(Clamped):
     last axes of x, as many as `gamma` has. `gamma` and `beta` are float32 constants of these axes' shape: real factors,
     like `acc_scale`. With N elements, D = N * q_x - sum(q_x) and W = N * sum(q_x^2) - sum(q_x)^2 are integers, and the
     normalized value is D / sqrt(W + N^2 * epsilon / s_x^2): the zero point is nowhere in it.
+
+    `uncentered` leaves the mean out (RMS normalization): r_x / sqrt(mean(r_x^2) + epsilon) takes the place of the
+    normalized value, with D = N * (q_x - z_x) and W = N * sum((q_x - z_x)^2).
     """
 
     epsilon: float
+    uncentered: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from qatc.compiler.quant import QuantParams
 
 _BYTE = "uint8"
 _LAYER_NORMALIZATION = 17  # the opset that has it
+_AXES_AS_INPUT = 18  # the opset from which ReduceMean reads its axes
 
 
 def softmax(w: Writer, op: Softmax) -> None:
@@ -38,16 +39,26 @@ def softmax(w: Writer, op: Softmax) -> None:
 
 
 def layer_norm(w: Writer, op: LayerNorm) -> None:
-    """`LayerNorm`: LayerNormalization between DequantizeLinear and QuantizeLinear, before opset 17 written out."""
+    """`LayerNorm`: LayerNormalization between DequantizeLinear and QuantizeLinear, before opset 17 written out.
+
+    Without the mean it is always written out: old versions of ONNX Runtime have no RMSNormalization (opset 23).
+    """
     gamma, *beta = (w.read(name) for name in op.inputs[1:])
     axes, real = w.graph.constants[op.inputs[1]].ndim, w.real(op.inputs[0])
-    if w.opset >= _LAYER_NORMALIZATION:
+    if w.opset >= _LAYER_NORMALIZATION and not op.uncentered:
         made = w.node("LayerNormalization", (real, gamma, *beta), axis=-axes, epsilon=float(np.float32(op.epsilon)))
     else:
-        last = list(range(-axes, 0))
-        distance = w.node("Sub", (real, w.node("ReduceMean", [real], axes=last)))
-        variance = w.node("ReduceMean", [w.node("Mul", (distance, distance))], axes=last)
+        distance = real if op.uncentered else w.node("Sub", (real, _mean(w, real, axes)))
+        variance = _mean(w, w.node("Mul", (distance, distance)), axes)
         root = w.node("Sqrt", [w.node("Add", (variance, w.scalar(np.float32(op.epsilon), "float32")))])
         made = w.node("Mul", (w.node("Div", (distance, root)), gamma))
         made = w.node("Add", (made, *beta)) if beta else made
     w.quantize(made, w.graph.params(op.output), op.output, op.lo, op.hi)
+
+
+def _mean(w: Writer, x: str, axes: int) -> str:
+    """The mean over the last axes, which stay as ones."""
+    last = list(range(-axes, 0))
+    if w.opset < _AXES_AS_INPUT:
+        return w.node("ReduceMean", [x], axes=last)
+    return w.node("ReduceMean", (x, w.array(np.asarray(last, np.int64), "axes")))

@@ -212,17 +212,21 @@ class Profile(ABC):
 
     def layer_norm(
         self, q: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, out: QuantParams,
-        lo: int, hi: int,
+        lo: int, hi: int, *, centered: bool = True,
     ) -> Integers:  # fmt: skip
         """clamp(round((gamma * (r - mean) / sqrt(variance + epsilon) + beta) / out.scale) + out.zero_point).
 
-        Mean and variance are those over the last axes, as many as `gamma` and `beta` (float32, one shape) have.
+        Mean and variance are those over the last axes, as many as `gamma` and `beta` (float32, one shape) have. Where
+        not `centered`, r takes the place of r - mean, and its square that of the variance (RMS normalization).
         """
         target = Target.of(out, lo, hi)
         if q.shape[q.ndim - gamma.ndim :] != gamma.shape or gamma.shape != beta.shape or not gamma.size:
             raise ValueError(f"a factor {list(gamma.shape)} does not fit the shape {list(q.shape)}")
         rows = q.reshape(-1, gamma.size)
-        values = self._layer_norm(rows, params, gamma.reshape(-1), beta.reshape(-1), epsilon, target)
+        if not centered:
+            rows = rows.astype(np.int16) - params.zero_point[0]
+        factors = gamma.reshape(-1), beta.reshape(-1)
+        values = self._layer_norm(rows, params, *factors, epsilon, target, centered=centered)
         return (values + target.zero).astype(out.container).reshape(q.shape)
 
     def constant(self, real: Array, params: QuantParams) -> Integers:
@@ -248,10 +252,12 @@ class Profile(ABC):
         return exact.softmax(rows, params.scale[0], self._steps(target))
 
     def _layer_norm(
-        self, rows: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, target: Target
-    ) -> Array:
-        """`layer_norm` for rows [R, N], before the zero point is added."""
-        return exact.layer_norm(rows, params.scale[0], gamma, beta, epsilon, self._steps(target))
+        self, rows: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, target: Target,
+        *, centered: bool,
+    ) -> Array:  # fmt: skip
+        """`layer_norm` for rows [R, N], before the zero point is added (it is gone from rows that are not centered)."""
+        steps = self._steps(target)
+        return exact.layer_norm(rows, params.scale[0], gamma, beta, epsilon, steps, centered=centered)
 
     def _steps(self, target: Target) -> exact.Steps:
         return exact.Steps(target.scale, target.low, target.high, self.ties_up)

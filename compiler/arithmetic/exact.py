@@ -82,13 +82,15 @@ def _share_side(distance: int, counts: Counter[int], scale: Fraction, boundary: 
     raise ArithmeticError("a share of exponentials lies on a rounding boundary, which cannot be")
 
 
-def layer_norm_steps(rows: Integers, scale: float, epsilon: float) -> Doubles:
-    """(r - mean) / sqrt(variance + epsilon) of each row, [R, N]."""
-    distance, spread = _moments(rows)
+def layer_norm_steps(rows: Integers, scale: float, epsilon: float, *, centered: bool = True) -> Doubles:
+    """(r - mean) / sqrt(variance + epsilon) of each row, [R, N]; rows that are not `centered` have a mean of zero."""
+    distance, spread = _moments(rows, centered=centered)
     return distance / np.sqrt(spread + _added(rows.shape[-1], scale, epsilon))
 
 
-def layer_norm(rows: Integers, scale: float, gamma: Array, beta: Array, epsilon: float, out: Steps) -> Array:
+def layer_norm(
+    rows: Integers, scale: float, gamma: Array, beta: Array, epsilon: float, out: Steps, *, centered: bool = True
+) -> Array:
     """round((gamma * normalized + beta) / out.scale) within [out.low, out.high], int64 [R, N].
 
     Args:
@@ -98,13 +100,14 @@ def layer_norm(rows: Integers, scale: float, gamma: Array, beta: Array, epsilon:
         beta: float32 [N].
         epsilon: positive.
         out: where the results go.
+        centered: whether the mean is subtracted; where not, the integers are counted from their zero point.
     """
-    scaled = gamma.astype(np.float64) * layer_norm_steps(rows, scale, epsilon) / out.scale
+    scaled = gamma.astype(np.float64) * layer_norm_steps(rows, scale, epsilon, centered=centered) / out.scale
     offset = beta.astype(np.float64) / out.scale
     tolerance = (np.abs(scaled) + np.abs(offset)) * (32 * _UNIT)
     nearest, doubtful = _nearest(scaled + offset, tolerance, out)
     for row, column in np.argwhere(doubtful).tolist():
-        distance, spread = _moments(rows[row : row + 1])
+        distance, spread = _moments(rows[row : row + 1], centered=centered)
         radicand = Fraction(int(spread[0, 0])) + rows.shape[-1] ** 2 * Fraction(epsilon) / Fraction(scale) ** 2
         boundary = Fraction(int(np.floor(scaled[row, column] + offset[column]))) + Fraction(1, 2)
         left = Fraction(float(gamma[column])) * int(distance[0, column])
@@ -114,10 +117,13 @@ def layer_norm(rows: Integers, scale: float, gamma: Array, beta: Array, epsilon:
     return np.clip(nearest, out.low, out.high)
 
 
-def _moments(rows: Integers) -> tuple[Array, Array]:
-    """N q - sum(q), [R, N], and N sum(q^2) - sum(q)^2, [R, 1]: exact in int64 for 8-bit rows of up to 10^7 elements."""
+def _moments(rows: Integers, *, centered: bool) -> tuple[Array, Array]:
+    """N q - sum(q), [R, N], and N sum(q^2) - sum(q)^2, [R, 1]: exact in int64 for 8-bit rows of up to 10^7 elements.
+
+    Without the sums where the rows are not centered.
+    """
     values, count = rows.astype(np.int64), rows.shape[-1]
-    total = values.sum(axis=-1, keepdims=True)
+    total = values.sum(axis=-1, keepdims=True) if centered else np.zeros((len(rows), 1), np.int64)
     return count * values - total, count * (values * values).sum(axis=-1, keepdims=True) - total * total
 
 

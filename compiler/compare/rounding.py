@@ -50,9 +50,10 @@ class Plain(Profile):
         return self._rounded(exact.softmax_steps(rows, params.scale[0]) / target.scale, target)
 
     def _layer_norm(
-        self, rows: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, target: Target
-    ) -> Array:
-        real = gamma * exact.layer_norm_steps(rows, params.scale[0], epsilon) + beta
+        self, rows: Integers, params: QuantParams, gamma: Array, beta: Array, epsilon: float, target: Target,
+        *, centered: bool,
+    ) -> Array:  # fmt: skip
+        real = gamma * exact.layer_norm_steps(rows, params.scale[0], epsilon, centered=centered) + beta
         return self._rounded(real / target.scale, target)
 
     def _rounded(self, values: Array, target: Target) -> Array:

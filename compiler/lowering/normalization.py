@@ -1,4 +1,7 @@
-"""Softmax and layer normalization in integers: operators that only some targets have, made where they are asked for."""
+"""Softmax and layer normalization in integers: operators that only some targets have, made where they are asked for.
+
+RMS normalization is a layer normalization without a mean.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.target import OPTIONAL_OPERATORS
 
-_KINDS = {"Softmax": "Softmax", "LayerNormalization": "LayerNorm"}  # ONNX operator -> the integer one
+_KINDS = {  # ONNX operator -> the integer one
+    "Softmax": "Softmax",
+    "LayerNormalization": "LayerNorm",
+    "RMSNormalization": "LayerNorm",
+}
 
 
 def unasked(state: State, node: Node) -> str | None:
@@ -43,20 +50,26 @@ def normalization(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bo
     if found.beta is not None:
         names.append(state.build.constant(found.names[1], found.beta))
     name, outputs = state.build.fresh(label_of(node)), (state.new_int(out),)
-    state.build.add(LayerNorm(name, tuple(names), outputs, lo=lo, hi=hi, epsilon=found.epsilon, source=label_of(node)))
+    state.build.add(
+        LayerNorm(
+            name, tuple(names), outputs, lo=lo, hi=hi, epsilon=found.epsilon, uncentered=not found.centered,
+            source=label_of(node),
+        )
+    )  # fmt: skip
     return True
 
 
 def _layer_norm(state: State, node: Node) -> Unrolled | None:
     """The layer normalization that a node ends, as one operator or written out, where it fits."""
-    if node.op != "LayerNormalization":
+    if _KINDS.get(node.op) != "LayerNorm":
         found = unrolled(state.graph, node)
         return found if found is not None and state.usable(found.x) is not None else None
     if not _fits(state, node):
         return None
     gamma, *beta = (np.asarray(state.graph.real(t), np.float32) for t in node.inputs[1:] if t.name)
     names = (node.inputs[1].name, node.inputs[2].name if beta else "")
-    return Unrolled(node.inputs[0], gamma, beta[0] if beta else None, _epsilon(node), names)
+    centered = node.op == "LayerNormalization"
+    return Unrolled(node.inputs[0], gamma, beta[0] if beta else None, _epsilon(node), names, centered)
 
 
 def _fits(state: State, node: Node) -> bool:

@@ -1,10 +1,11 @@
-"""Layer normalization as exporters write it out before opset 17, and as TensorFlow does in any:
+"""Layer normalization as exporters write it out before opset 17, RMS normalization before opset 23, TensorFlow always:
 
     d = Sub(x, ReduceMean(x))                   r = Sqrt(Add(ReduceMean(Pow(d, 2)), epsilon))
     Div(d, r) -> Mul(gamma) -> Add(beta)        Add(Mul(x, a), Sub(beta, Mul(ReduceMean(x), a))), a = gamma / r
 
-The square may be a product, a division a product with a reciprocal; factors come in any order, gamma and beta may be
-left out. PyTorch computes `x - mean` twice; what counts is that both subtract the same mean from the same tensor.
+RMS normalization has x itself in the place of d. The square may be a product, a division a product with a reciprocal, a
+reciprocal root a power of -1/2; factors come in any order, gamma and beta may be left out. PyTorch computes `x - mean`
+twice; what counts is that both subtract the same mean from the same tensor.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Unrolled:
     beta: Array | None
     epsilon: float
     names: tuple[str, str]
+    centered: bool = True  # whether the mean is subtracted
 
 
 def unrolled(graph: QuantGraph, node: Node) -> Unrolled | None:
@@ -54,7 +56,8 @@ def unrolled(graph: QuantGraph, node: Node) -> Unrolled | None:
         gamma = gamma * np.asarray(factor)
     end = node.outputs[0].name
     known = found.gammas[0].name if len(found.gammas) == 1 else f"{end}_gamma" if found.gammas else f"{end}_ones"
-    return Unrolled(found.x, gamma, beta, found.epsilon, (known, found.beta.name if found.beta else ""))
+    names = (known, found.beta.name if found.beta else "")
+    return Unrolled(found.x, gamma, beta, found.epsilon, names, found.centered)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Found:
     epsilon: float
     gammas: tuple[Constant, ...]
     beta: Constant | None
+    centered: bool = True
 
 
 def _maker(graph: QuantGraph, tensor: Tensor) -> Node | None:
@@ -126,6 +130,8 @@ def _product(graph: QuantGraph, node: Node | None) -> _Product | None:
                 waiting.append((maker.inputs[0], not over))
             case "Sqrt" if maker is not None and not over:
                 found.roots.append(maker)
+            case "Pow" if maker is not None and _power(maker) == (-0.5 if over else 0.5):
+                found.roots.append(maker)
             case _ if over:
                 found.others.append(current)
             case _:
@@ -134,15 +140,18 @@ def _product(graph: QuantGraph, node: Node | None) -> _Product | None:
 
 
 def _core(graph: QuantGraph, node: Node | None, beta: Constant | None) -> _Found | None:
-    """(x - mean) / sqrt(variance + epsilon), times constants in any order."""
+    """(x - mean) / sqrt(variance + epsilon) or x / sqrt(mean(x^2) + epsilon), times constants in any order."""
     found = _product(graph, node)
     if found is None or len(found.others) != 1 or len(found.roots) != 1:
         return None
-    centered = _centered(graph, found.others[0])
-    variance, epsilon = _variance(graph, found.roots[0])
-    if centered is None or variance is None or variance[0] is not centered[0] or variance[1] != centered[1]:
+    squared, axes, epsilon = _mean_square(graph, found.roots[0])
+    if squared is None or not epsilon > 0:
         return None
-    return _Found(*centered, epsilon, tuple(found.constants), beta) if epsilon > 0 else None
+    centered, constants = _centered(graph, squared), tuple(found.constants)
+    if centered is not None and centered[1] == axes:
+        known = _centered(graph, found.others[0]) == centered
+        return _Found(*centered, epsilon, constants, beta) if known else None
+    return _Found(squared, axes, epsilon, constants, beta, centered=False) if squared is found.others[0] else None
 
 
 def _apart(graph: QuantGraph, node: Node) -> _Found | None:
@@ -186,23 +195,32 @@ def _mean_axes(graph: QuantGraph, tensor: Tensor, x: Tensor) -> int | None:
 
 def _variance(graph: QuantGraph, root: Node) -> tuple[tuple[Tensor, int] | None, float]:
     """What sqrt(mean((x - mean)^2) + epsilon) is the deviation of, and epsilon."""
+    squared, axes, epsilon = _mean_square(graph, root)
+    centered = None if squared is None else _centered(graph, squared)
+    return (centered, epsilon) if centered is not None and centered[1] == axes else (None, 0.0)
+
+
+def _mean_square(graph: QuantGraph, root: Node) -> tuple[Tensor | None, int, float]:
+    """The d of sqrt(mean(d^2) + epsilon), over how many last axes its mean goes, and epsilon."""
+    nothing = None, 0, 0.0
     total = _maker(graph, root.inputs[0])
     if total is None or total.op != "Add":
-        return None, 0.0
+        return nothing
     mean, epsilon = _behind_constant(graph, total)
     if mean is None or epsilon is None or epsilon.values.size != 1:
-        return None, 0.0
+        return nothing
     square = _maker(graph, mean.inputs[0]) if mean.op == "ReduceMean" else None
-    if square is None or not _is_square(square):
-        return None, 0.0
-    centered = _centered(graph, square.inputs[0])
-    if centered is None or _mean_axes(graph, mean.outputs[0], square.outputs[0]) != centered[1]:
-        return None, 0.0
-    return centered, float(np.float32(epsilon.values.reshape(-1)[0]))
+    axes = None if square is None else _mean_axes(graph, mean.outputs[0], square.outputs[0])
+    if square is None or axes is None or not _is_square(square):
+        return nothing
+    return square.inputs[0], axes, float(np.float32(epsilon.values.reshape(-1)[0]))
 
 
 def _is_square(node: Node) -> bool:
-    if node.op == "Mul":
-        return node.inputs[0] is node.inputs[1]
-    power = value_of(node.inputs[1]) if node.op == "Pow" else None
-    return power is not None and power.size == 1 and float(power.reshape(-1)[0]) == 2.0
+    return node.inputs[0] is node.inputs[1] if node.op == "Mul" else node.op == "Pow" and _power(node) == 2.0
+
+
+def _power(node: Node) -> float | None:
+    """The exponent of a Pow, None where it is no one number."""
+    power = value_of(node.inputs[1])
+    return float(power.reshape(-1)[0]) if power is not None and power.size == 1 else None

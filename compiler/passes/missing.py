@@ -27,7 +27,7 @@ _INTEGER = frozenset(
 )
 
 _MASKED = -100.0  # Softmax makes nothing of it: exp(-100) added to one is one in float32
-_OPTIONAL = {"Softmax": "Softmax", "LayerNormalization": "LayerNorm"}
+_OPTIONAL = {"Softmax": "Softmax", "LayerNormalization": "LayerNorm", "RMSNormalization": "LayerNorm"}
 
 
 def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[Tensor]:

@@ -143,7 +143,8 @@ def _clamped(graph: IntegerGraph, op: Clamped, values: Mapping[str, Array], prof
         case LayerNorm():
             gamma, *rest = (values[name] for name in op.inputs[1:])
             beta = rest[0] if rest else np.zeros_like(gamma)
-            return profile.layer_norm(x, graph.params(op.inputs[0]), gamma, beta, op.epsilon, out, op.lo, op.hi)
+            have, centered = graph.params(op.inputs[0]), not op.uncentered
+            return profile.layer_norm(x, have, gamma, beta, op.epsilon, out, op.lo, op.hi, centered=centered)
         case Concat():
             operands = [_operand(graph, values, op, index) for index in range(len(op.inputs))]
             parts = [profile.rescale(q, params, out, op.lo, op.hi) for q, params in operands]

@@ -375,9 +375,10 @@ def _layer_norm(
     rows = x[index[:lead]].reshape(-1, gamma.size)
     place = np.ravel_multi_index(index[lead:], gamma.shape)
     real = (rows.astype(np.float64) - params.zero_point[0]) * params.scale[0]
-    mean, square = real.mean(axis=-1), (real * real).mean(axis=-1)
+    square = (real * real).mean(axis=-1)
+    mean = np.zeros_like(square) if op.uncentered else real.mean(axis=-1)
     own = np.take_along_axis(real, place[:, None], axis=-1)[:, 0]
-    variance = real.var(axis=-1) + op.epsilon
+    variance = (square if op.uncentered else real.var(axis=-1)) + op.epsilon
     factor = gamma.reshape(-1)[place].astype(np.float64)
     normal, offset = factor * (own - mean) / np.sqrt(variance), beta.reshape(-1)[place].astype(np.float64)
     bound = sum_error(gamma.size)

@@ -104,17 +104,17 @@ def test_what_the_kernel_computes_otherwise_is_written_in_float(keywords: dict) 
 
 
 @pytest.mark.parametrize("types", [("uint8", "uint8"), ("int8", "int8")], ids=str)
-@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize(("opset", "uncentered"), [(13, False), (17, False), (13, True), (17, True), (18, True)])
 @pytest.mark.parametrize(("shape", "axes", "bias"), [((2, 5, 16), 1, True), ((3, 4, 5), 2, True), ((8,), 1, False)])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=5)
 def test_layer_norm(
-    types: tuple[str, str], opset: int, shape: tuple[int, ...], axes: int, bias: bool, seed: int
+    types: tuple[str, str], opset: int, uncentered: bool, shape: tuple[int, ...], axes: int, bias: bool, seed: int
 ) -> None:
     dice = np.random.default_rng(seed)
     net, have, want = Net(opset), grid(dice, types[0]), grid(dice, types[1])
     inner = shape[len(shape) - axes :]
     names = [net.input(integers(dice, have, shape), have)]
     names += [net.constant(dice.normal(1, 0.5, inner).astype(np.float32)) for _ in range(1 + bias)]
-    results = same(net, net.add(LayerNorm, names, want, shape, epsilon=1e-5), within=1)
+    results = same(net, net.add(LayerNorm, names, want, shape, epsilon=1e-5, uncentered=uncentered), within=1)
     assert all(r.share < _SHARE for r in results.values())

@@ -57,6 +57,25 @@ def test_normalized_values_are_rounded_exactly(q: list[int], scale: float, step:
     assert found.tolist() == [wanted]
 
 
+@given(q=rows, scale=scales, step=scales, zero=st.integers(0, 255), seed=st.integers(0, 2**32 - 1))
+def test_without_a_mean_they_are_rounded_exactly(q: list[int], scale: float, step: float, zero: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gamma, beta = rng.normal(0, 2, (2, len(q))).astype(np.float32)
+    epsilon = float(np.float32(rng.choice([1e-5, 1e-12, 0.5])))
+    found = EXACT.layer_norm(
+        np.array([q], np.uint8), grid(scale, zero), gamma, beta, epsilon, grid(step), 0, 255, centered=False
+    )
+    with localcontext(Context(prec=80)):
+        square = Fraction(sum((v - zero) ** 2 for v in q), len(q)) * Fraction(scale) ** 2 + Fraction(epsilon)
+        root = (Decimal(square.numerator) / square.denominator).sqrt()
+        reals = [Fraction(float(g)) * (v - zero) * Fraction(scale) for v, g in zip(q, gamma, strict=True)]
+        values = [
+            Decimal(r.numerator) / r.denominator / root + Decimal(float(b)) for r, b in zip(reals, beta, strict=True)
+        ]
+        wanted = [rounded(v / Decimal(step), 128) for v in values]
+    assert found.tolist() == [wanted]
+
+
 @pytest.mark.parametrize(("profile", "up"), [("exact", False), ("onnx", False), ("pow2", True), ("tosa", True)])
 def test_a_tie_goes_where_the_profile_says(profile: str, up: bool) -> None:
     """Eight equal elements have shares of 1/8: half a step of 1/4."""

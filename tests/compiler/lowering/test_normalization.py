@@ -25,8 +25,8 @@ SHAPE = "(float[2,4] x) => (float[2,4] y)"
 NORM = "float[4] g = {9.0, 5.0, 0.25, 2.0}, float[4] b = {0.0, 0.5, 1.0, 2.0}"
 
 
-def lowered(body: str, constants: str = "", signature: str = SHAPE, **options: Any) -> IntegerGraph:
-    graph = stripped(net(signature, body, constants))
+def lowered(body: str, constants: str = "", signature: str = SHAPE, opset: int = 17, **options: Any) -> IntegerGraph:
+    graph = stripped(net(signature, body, constants, opset=opset))
     infer_shapes(graph)
     result = lower(graph, LoweringOptions(**options))
     graph.diagnostics.check()
@@ -61,6 +61,23 @@ def test_a_layer_norm_on_request_with_its_clamp() -> None:
         output y
         """,
     )
+
+
+def test_an_rms_norm_on_request() -> None:
+    body = "a = A(x)\nn = RMSNormalization<epsilon = 0.25>(a, g)\ny = A(n)"
+    expect(
+        lowered(body, NORM, operators=BOTH, opset=23),
+        """
+        input x<float32 2x4>
+        constant g<float32 4> {9,5,0.25,2}
+        x_quantized<uint8 scale 0.5 zero 128 2x4> = Quantize[hi=255 lo=0](x)
+        y_quantized<uint8 scale 0.5 zero 128 2x4> = LayerNorm[epsilon=0.25 hi=255 lo=0 uncentered=True](x_quantized, g)
+        y<float32 2x4> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+    (island,) = lowered(body, NORM, offered=BOTH, opset=23).islands()
+    assert island.reason == "its integer form was not asked for: -p layernorm=integer"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +153,20 @@ def model(tmp_path: Path) -> Path:
     text = net("(float[6,4] x) => (float[6,4] y)", ATTENTION, f"{NORM}, {unit}")
     onnx.save(onnx.parser.parse_model(text), path)
     return path
+
+
+@pytest.mark.parametrize("opset", [23, 24])
+def test_the_whole_road_of_rms_normalization(opset: int, edge: str, tmp_path: Path) -> None:
+    body = "a = A(x)\nn = RMSNormalization<epsilon = 0.25, axis = 0>(a, g)\ny = C(n)"
+    text = net("(float[2,4] x) => (float[2,4] y)", body, "float[2,4] g = {1, 2, 3, 4, 0.5, 1, -1, 2}", opset=opset)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = compile_model(
+        tmp_path / "m.onnx", qat=True, target=edge, require_integer=True, samples=4, golden=True, output=tmp_path / "p"
+    )
+    assert "RMSNormalization" not in result.package_ops
+    assert verify_package(tmp_path / "p").passed
+    result = compile_model(tmp_path / "m.onnx", qat=True, output=tmp_path / "q")
+    assert [i.op_type for i in result.islands] == ["RMSNormalization"]
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ from qatc.compiler.passes.propagate import propagate
 from tests.graphs import net, stripped
 
 SHAPE = "(float[2,3,4] x) => (float[2,3,4] y)"
-CONSTANTS = "float e = {0.25}, float p = {2.0}, float[4] g = {1.0, 0.5, 0.25, 2.0}, float[1,4] b = {0.0, 0.5, 1.0, 2.0}"
+CONSTANTS = (
+    "float e = {0.25}, float p = {2.0}, float[4] g = {1.0, 0.5, 0.25, 2.0}, float[1,4] b = {0.0, 0.5, 1.0, 2.0}, "
+)
+CONSTANTS += "float half = {0.5}, float minus = {-0.5}, int64[1] ax = {-1}"
 START = "a = A(x)\nm = ReduceMean<axes = [-1]>(a)\nd = Sub(a, m)\n"
 SQUARE = "s = Pow(d, p)\n"
 ROOT = "v = ReduceMean<axes = [-1]>(s)\nw = Add(v, e)\nr = Sqrt(w)\n"
@@ -96,6 +99,55 @@ def test_what_is_none_stays_float(body: str) -> None:
     assert not [op for op in lowered(body).ops if isinstance(op, LayerNorm)]
 
 
+MEAN = "v = ReduceMean<axes = [-1]>(s)\nw = Add(v, e)\n"
+RMS = "a = A(x)\ns = Pow(a, p)\n" + MEAN
+
+
+@pytest.mark.parametrize(
+    ("body", "constants"),
+    [
+        (RMS + "r = Sqrt(w)\nn = Div(a, r)\nk = Mul(n, g)\ny = A(k)", [[1, 0.5, 0.25, 2]]),
+        (RMS + "r = Sqrt(w)\ni = Reciprocal(r)\nn = Mul(a, i)\nk = Mul(g, n)\ny = A(k)", [[1, 0.5, 0.25, 2]]),
+        (RMS + "r = Sqrt(w)\nk = Div(g, r)\nn = Mul(k, a)\ny = A(n)", [[1, 0.5, 0.25, 2]]),
+        (RMS + "i = Pow(w, minus)\nn = Mul(a, i)\nk = Mul(n, g)\nl = Add(k, b)\ny = A(l)",
+         [[1, 0.5, 0.25, 2], [0, 0.5, 1, 2]]),
+        (RMS + "r = Pow(w, half)\nn = Div(a, r)\ny = A(n)", [[1, 1, 1, 1]]),
+        (RMS.replace("Pow(a, p)", "Mul(a, a)") + "r = Sqrt(w)\nn = Div(a, r)\nm = Relu(n)\ny = A(m)", [[1, 1, 1, 1]]),
+    ],
+    ids=["divided", "reciprocal", "gamma divided", "power of -1/2, a bias", "power of 1/2", "bare, clamped"],
+)  # fmt: skip
+def test_rms_normalization_is_one_operator(body: str, constants: list[list[float]]) -> None:
+    graph = lowered(body)
+    (op,) = [op for op in graph.ops if isinstance(op, LayerNorm)]
+    assert (op.uncentered, op.epsilon) == (True, 0.25)
+    assert [graph.constants[name].tolist() for name in op.inputs[1:]] == constants
+    assert [op.kind for op in graph.ops] == ["Quantize", "LayerNorm", "Dequantize"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        RMS + "r = Sqrt(w)\nt = Neg(a)\nu = B(t)\nn = Div(u, r)\ny = A(n)",
+        RMS.replace("s = Pow(a, p)", "t = Pow(a, p)\ns = B(t)") + "r = Sqrt(w)\nn = Div(a, r)\ny = A(n)",
+        RMS + "r = Pow(w, minus)\nn = Div(a, r)\ny = A(n)",
+        RMS + "r = Pow(w, e)\nn = Div(a, r)\ny = A(n)",
+        RMS.replace("axes = [-1]", "axes = [1]") + "r = Sqrt(w)\nn = Div(a, r)\ny = A(n)",
+        RMS.replace("axes = [-1]", "axes = [-1], keepdims = 0")
+        + "r = Sqrt(w)\nn = Div(a, o)\ny = A(n)".replace("o)", "u)").replace("n =", "u = Unsqueeze(r, ax)\nn ="),
+    ],
+    ids=[
+        "of another tensor",
+        "a rounded square",
+        "times the root",
+        "another root",
+        "other axes",
+        "its axis is dropped",
+    ],
+)
+def test_what_is_no_rms_normalization_stays_float(body: str) -> None:
+    assert not [op for op in lowered(body).ops if isinstance(op, LayerNorm)]
+
+
 def test_the_range_of_its_input_is_missed() -> None:
     body = (START + SQUARE + ROOT + END).replace("a = A(x)", "a = Neg(x)")
     graph = stripped(net(SHAPE, body, CONSTANTS, opset=13))
@@ -105,8 +157,9 @@ def test_the_range_of_its_input_is_missed() -> None:
 
 
 @pytest.mark.parametrize("activations", ["uint8", "keep"])
-def test_the_whole_road(activations: str, tmp_path: Path) -> None:
-    text = net(SHAPE, START + SQUARE + ROOT + END.replace("y = A(l)", "y = C(l)"), CONSTANTS, opset=13)
+@pytest.mark.parametrize(("start", "means"), [(START + SQUARE, 2), ("a = A(x)\nd = Identity(a)\n" + SQUARE, 1)])
+def test_the_whole_road(start: str, means: int, activations: str, tmp_path: Path) -> None:
+    text = net(SHAPE, start + ROOT + END.replace("y = A(l)", "y = C(l)"), CONSTANTS, opset=13)
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     (tmp_path / "edge.toml").write_text(
         f'name = "edge"\nbackend = "onnx"\noperators = ["LayerNorm"]\nactivations = "{activations}"\n'
@@ -116,5 +169,5 @@ def test_the_whole_road(activations: str, tmp_path: Path) -> None:
         tmp_path / "m.onnx", qat=True, target=str(tmp_path / "edge.toml"), require_integer=True, samples=4,
         golden=True, output=tmp_path / "p",
     )  # fmt: skip
-    assert result.package_ops["ReduceMean"] == 2
+    assert result.package_ops["ReduceMean"] == means
     assert verify_package(tmp_path / "p").passed
