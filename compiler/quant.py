@@ -275,12 +275,13 @@ class QuantParams:
         return tuple(round(min(max(value / scale, self.qmin - zero), self.qmax - zero)) + zero for scale, zero in grids)
 
     def dequantize(self, q: Integers) -> Floats:
-        """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`."""
+        """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`, infinite beyond float32."""
         q = np.asarray(q)
         self.check_shape(q.shape)
         offset: Array = q.astype(np.int64 if q.dtype.itemsize > 2 else np.int32)
         np.subtract(offset, self.zero_array(q.ndim), out=offset)
-        return np.multiply(offset.astype(np.float32), self.scale_array(q.ndim))
+        with np.errstate(over="ignore"):
+            return np.multiply(offset.astype(np.float32), self.scale_array(q.ndim))
 
     def fake_quantize(self, x: Array) -> Floats:
         """`dequantize(quantize(x))`: the nearest real number of the grid."""

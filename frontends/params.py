@@ -22,7 +22,7 @@ _HINT_SCALE: Final = (
 )
 _HINT_AXIS: Final = "the exporter states another axis than it quantized: set the node's axis, or export again"
 _HINT_INFINITE: Final = (
-    "an infinite value was observed, as masks of attention hold (-inf): mask with a finite number such as -1e4,"
+    "masks of attention hold infinite numbers (-inf) or nearly so (torch.finfo.min): mask with one such as -1e4,"
     " or leave the mask and its sum unquantized"
 )
 _FORMATS: Final = {
@@ -112,7 +112,8 @@ def make_params(
         alive = [s for s in scales if s]
         usual = float(np.median(alive)) if alive else _EMPTY
         scales = [s or usual for s in scales]
-    return QuantParams(tuple(scales), tuple(zeros), dtype, channel, low, high)
+    params = QuantParams(tuple(scales), tuple(zeros), dtype, channel, low, high)
+    return params if found.finite(params) else None
 
 
 def on_whole_zero(scale: float, zero: float, bounds: tuple[int, int]) -> tuple[int, float]:
@@ -173,6 +174,23 @@ class _Reader:
             hint="prune these channels, or keep their weights away from zero in training",
         )
         return True
+
+    def finite(self, params: QuantParams) -> bool:
+        """Whether the integers of a constant stand for numbers that float32 holds; those of others are not known."""
+        ends = zip(params.scale, params.zero_point, strict=True)
+        if all(scale * max(params.qmax - zero, zero - params.qmin) <= LARGEST for scale, zero in ends):
+            return True
+        reader = self._reader_of_constant()
+        value = None if reader is None else value_of(reader.inputs[0])
+        if value is None or (params.is_per_channel and value.ndim <= (params.axis or 0)):
+            return True
+        real = params.dequantize(value if value.dtype.kind in "iu" else params.quantize(value))
+        if np.isfinite(real).all():
+            return True
+        self._error(
+            "QAT201", f"the integers of this constant are infinite: {max(params.scale):.9g} a step", _HINT_INFINITE
+        )
+        return False
 
     def _reader_of_constant(self) -> Node | None:
         """The node itself or the Clip above it, whichever reads a constant; None where neither does."""

@@ -459,3 +459,17 @@ def test_a_clamped_scalar_keeps_its_type() -> None:
     (stored,) = (t for t in graph.tensors() if t.name in graph.params)
     assert stored.values.dtype == np.int8  # type: ignore[union-attr]
     assert stored.values.tolist() == -100  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("scale", ["2.6794e36", "1.3337e36"])
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "d = DequantizeLinear(k, n, i) y = Add(x, d)",
+        "q = QuantizeLinear(f, n, i) d = DequantizeLinear(q, n, i) y = Add(x, d)",
+    ],
+)
+def test_a_mask_that_float32_does_not_hold(nodes: str, scale: str) -> None:
+    """The most negative float32 times a step that was rounded up is -inf, and zero times that is no number."""
+    text = body(nodes, more=f", float n = {{{scale}}}, int8 k = {{-127}}, float f = {{-3.4028235e38}}")
+    assert codes(text) == (["QAT201"] if float(scale) * 127 > 3.4028235e38 else [])
