@@ -25,6 +25,7 @@ from qatc.compiler.model_io import Source, load
 from qatc.compiler.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.package import check_destination
 from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.bodies import report_bodies
 from qatc.compiler.passes.known import report_unknown
 from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.offsets import move_offsets
@@ -246,6 +247,7 @@ class _Compilation:
             frontends().get(seen.dialect).normalise(graph, FrontendOptions(ranges=ranges, external=seen.external))
             self.collect(graph)
             report_unknown(graph)
+            report_bodies(graph)
             self.collect(graph)
         return graph, source, seen
 

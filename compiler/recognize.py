@@ -11,6 +11,7 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, 
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import Source
 from qatc.compiler.options import CompileOptions
+from qatc.compiler.passes.bodies import quantized_bodies
 from qatc.compiler.passes.known import unknown
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.registry import frontends
@@ -23,6 +24,7 @@ _STANDARD: Final = (
     "if they are its fake quantization, export with QuantizeLinear and DequantizeLinear in their place, "
     "or add the dialect as a plug-in (entry point qatc.frontends)"
 )
+_WRITTEN_OUT: Final = "qatc explain QAT110 tells how to have a body written out, or compiled as a model of its own"
 _SHOWN: Final = 4
 
 
@@ -57,8 +59,11 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         said = _said("the model is quantization-aware trained; it is compiled as such", "say so with -a")
         return Recognition(name, evidence, note=None if options.qat else said)
     message, hint = f"{printable(path.name)} has no fake quantization that any dialect knows", _EXPORT
-    others = _unknown(graph)
-    if others:
+    others, inner = _unknown(graph), quantized_bodies(graph)
+    if inner:
+        ops = ", ".join(sorted({node.op for node, _ in inner}))
+        message, hint = f"{message}, but in the bodies of {printable(ops)}, which are not compiled", _WRITTEN_OUT
+    elif others:
         message, hint = f"{message}, but operators that ONNX does not define: {others}", _STANDARD
     raise fail("QAT101", message, hint=hint)
 

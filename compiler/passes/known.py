@@ -9,6 +9,7 @@ import onnx.defs
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.bodies import inner_nodes
 
 _DOMAINS: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _OWN: Final = frozenset({FAKE_QUANT, REQUANTIZE})
@@ -20,21 +21,31 @@ def unknown(graph: QuantGraph) -> list[Node]:
 
     An operator of ai.onnx counts as defined where the installed onnx is older than the file.
     """
-    newer = graph.opset > onnx.defs.onnx_opset_version()
     defined: dict[tuple[str, str], bool] = {}
     found: list[Node] = []
     for node in graph.nodes:
         key = domain, op = node.domain or "", node.op
         if key not in defined:
-            standard = newer or op in _OWN or onnx.defs.has(op)
-            defined[key] = standard if not domain else domain in _DOMAINS
+            defined[key] = _is_defined(graph, domain, op)
         if not defined[key]:
             found.append(node)
     return found
 
 
+def _is_defined(graph: QuantGraph, domain: str, op: str) -> bool:
+    if domain and domain != "ai.onnx":
+        return domain in _DOMAINS
+    return graph.opset > onnx.defs.onnx_opset_version() or op in _OWN or onnx.defs.has(op)
+
+
 def report_unknown(graph: QuantGraph) -> None:
-    """Record QAT106 for every unknown operator of a normalized graph."""
+    """Record QAT106 for every unknown operator of a normalized graph, those in bodies by the node that holds them."""
     for node in unknown(graph):
         name = f"{node.domain}::{node.op}" if node.domain else node.op
         graph.diagnostics.error("QAT106", f"{printable(name)} is unknown", node=label_of(node), hint=_HINT)
+    for node in graph.nodes:
+        inner = {(n.domain, n.op_type): None for n in inner_nodes(node) if not _is_defined(graph, n.domain, n.op_type)}
+        for domain, op in inner:
+            name = f"{domain}::{op}" if domain else op
+            message = f"{printable(name)} in the body of this {node.op} is unknown"
+            graph.diagnostics.error("QAT106", message, node=label_of(node), hint=_HINT)
