@@ -88,6 +88,7 @@ class Conv(Clamped):
 
     inputs: (x, weight) or (x, weight, bias). N-D convolution (1-D to 3-D), layout [N, C, spatial...]; weight is
     [M, C/groups, kernel...], or for `transposed` [C, M/groups, kernel...] as in ONNX ConvTranspose; bias int32 [M].
+    The weight may be an activation, per tensor.
     Padding contributes real zeros (q_x = z_x). `acc_scale` has M entries: the real value of one unit of acc (normally
     s_x * s_w[c]; an affine folded into the operator may change it, sign included never: it is positive). x has a scale
     per channel (and one zero point) in depthwise convolutions alone, where it is a factor of acc_scale like any other.

@@ -85,6 +85,9 @@ def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
 
     product = product_of(w, op, fused)
     out = fused.output if fused is not None else op.output
+    if op.inputs[1] not in w.graph.constants:
+        _with_computed_weight(w, op, product, out)
+        return
     weight = narrow(w.graph, op.inputs[1], 0 if op.transposed else 1)
     if op.transposed:
         transposed(w, op, weight, product, out)
@@ -92,6 +95,31 @@ def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
     grid = w.graph.params(op.inputs[0]).channel(0)  # scales per channel are in the accumulator's, like the weight's
     convolution = Convolution(w.read(op.inputs[0]), grid, weight, op.strides, op.pads, op.dilations, op.groups)
     write(w, convolution, product, out)
+
+
+def _with_computed_weight(w: Writer, op: Conv, product: Product, out: str) -> None:
+    """A convolution with a weight of run time, both in uint8: the one pair that no processor saturates."""
+    (x, grid), (weight, theirs) = (w.as_dtype(name, "uint8") for name in op.inputs[:2])
+    attributes: dict[str, Any] = {
+        "strides": list(op.strides), "pads": list(op.pads), "dilations": list(op.dilations), "group": op.groups,
+    }  # fmt: skip
+    if product.grid is None:
+        last = "" if product.real else out
+        acc = w.node("ConvInteger", (x, weight, w.zero(grid), w.zero(theirs)), last, **attributes)
+        _converted(w, acc, product, len(op.strides), out)
+        return
+    want = stored(product.grid)
+    made = w.target(product.lo, product.hi, want, out)
+    direct = made if want == "uint8" else w.fresh(f"{out}_uint8")
+    inside = QuantParams.per_tensor(product.grid.scale[0], product.grid.zero_point[0], want).as_dtype("uint8")
+    scales = weight_scales(w, ort_weight_scales(product.scale, grid.scale[0]))
+    inputs = [x, w.scale(grid), w.zero(grid), weight, scales, w.zero(theirs), w.scale(inside), w.zero(inside)]
+    if product.bias is not None:
+        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
+    w.node("QLinearConv", inputs, direct, **attributes)
+    if want != "uint8":
+        w.shift(direct, "uint8", want, made)
+    w.clip(made, product.lo, product.hi, want, out)
 
 
 def product_of(w: Writer, op: Conv, fused: Dequantize | None) -> Product:

@@ -41,7 +41,7 @@ class Operands:
     values: npt.NDArray[Any] | None  # the weight's integers as `weight_params` stores them; None for an activation
     unit: float | Vector  # accumulator unit = unit * weight scale; one for each output channel where inputs have theirs
     axis: int  # output-channel axis of the weight
-    channels: int | None  # None for a product of two activations
+    channels: int | None  # None for a matrix product of two activations
 
     @property
     def acc_scale(self) -> Vector:
@@ -127,7 +127,7 @@ def _weight_refusal(state: State, node: Node) -> Reason | None:
     if misshapen is not None:
         return misshapen
     if node.op in ("Conv", "ConvTranspose") and not isinstance(weight, Constant):
-        return Reason("its weight is computed at run time", weight.name)
+        return _computed_refusal(state, node)
     if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
         return Reason("its first operand is a constant quantized per channel", x.name)
     params = _weight_params(state, node)
@@ -139,6 +139,22 @@ def _weight_refusal(state: State, node: Node) -> Reason | None:
     if params.axis == axis:
         return None
     return Reason(f"its weight is quantized along axis {params.axis}, not its output channels", weight.name)
+
+
+def _computed_refusal(state: State, node: Node) -> Reason | None:
+    """Why a convolution with a weight of run time stays float: one that is transposed, or of unknown size."""
+    weight, params = node.inputs[1], state.params(node.inputs[0])
+    if node.op == "ConvTranspose":
+        return Reason("a transposed convolution needs a constant weight", weight.name)
+    if params is None or params.is_per_channel:
+        return Reason("its input is quantized per channel", node.inputs[0].name)
+    return None if _kernel_of(weight) else Reason("the size of its weight is not known", weight.name)
+
+
+def _kernel_of(weight: Tensor) -> tuple[int, ...]:
+    """The sizes of a convolution's window, () where they are not known."""
+    sizes = (shape_of(weight) or ())[2:]
+    return tuple(s for s in sizes if isinstance(s, int)) if all(isinstance(s, int) for s in sizes) else ()
 
 
 def _weight_params(state: State, node: Node) -> QuantParams | None:
@@ -165,8 +181,11 @@ def _channel_axis(node: Node, weight: Tensor) -> int:
 
 
 def channels_of(node: Node) -> int | None:
-    """How many output channels a constant weight gives the result; None for activations and vectors."""
+    """How many output channels a weight gives the result; None for vectors, and activations but in a convolution."""
     weight = node.inputs[1]
+    if node.op == "Conv" and not isinstance(weight, Constant):
+        channels = (shape_of(weight) or (None,))[0]
+        return channels if isinstance(channels, int) else None
     if not isinstance(weight, Constant) or weight.values.ndim < 2:
         return None
     groups = int(node.attr("group", 1)) if node.op == "ConvTranspose" else 1
@@ -200,7 +219,7 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     if min(units) < SMALLEST or max(units) > LARGEST:
         return None
     if not isinstance(weight, Constant):
-        return Operands(node, name, weight, w_params, None, unit, 0, None)
+        return Operands(node, name, weight, w_params, None, unit, 0, channels_of(node))
     shift = state.graph.params[weight.name].shift_to(w_params.dtype)
     values = (weight.values.astype(np.int32) + shift).astype(w_params.container) if shift else weight.values
     return Operands(node, name, weight, w_params, values, unit, _channel_axis(node, weight), channels_of(node))
@@ -232,6 +251,8 @@ def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: flo
     total = _sum(None if own is None else own * alpha, bias)
     if total.size and not (np.abs(total) <= _LARGEST_BIAS).all():
         return False
+    if found.values is None and total.size and (np.abs(total) > _AMPLE * found.acc_scale).any():
+        return False  # the unit of a weight of run time stays what it is
     integers = _tune(state, found, total, params.scale[0])
     inputs, result = [found.x, _weight_name(state, found)], state.new_int(out)
     if integers is not None:
@@ -249,7 +270,7 @@ def _sum(*parts: Vector | None) -> Vector:
 
 def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.NDArray[np.int32] | None:
     """The int32 bias (None where there is none); the weight's integers and scales change where its unit is coarse."""
-    if found.values is None or not bias.size:
+    if not bias.size:
         return None
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
@@ -345,12 +366,12 @@ def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: i
     node = found.node
     source, name = label_of(node), state.build.fresh(label_of(node))
     acc = tuple(found.acc_scale.tolist())
-    if found.values is None or node.op in ("Gemm", "MatMul"):
+    if node.op in ("Gemm", "MatMul"):
         state.build.add(MatMul(name, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=source))
         return
     if len(acc) == 1:
         acc = acc * (found.channels or 1)
-    window = sized_window(state, node, found.values.shape[2:])
+    window = sized_window(state, node, _kernel_of(found.weight))
     state.build.add(
         Conv(
             name,

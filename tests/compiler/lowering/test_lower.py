@@ -699,7 +699,12 @@ def test_outputs_that_are_inputs_or_constants() -> None:
         ),
         (
             "(float[1,2,4,4] x, float[2,2,1,1] v) => (float[1,2,4,4] y)",
-            "a = A(x)\nw = B(v)\nc = Conv(a, w)\ny = A(c)", "", 17, ["Conv: its weight is computed at run time"],
+            "a = A(x)\nw = B(v)\nc = ConvTranspose(a, w)\ny = A(c)", "", 17,
+            ["ConvTranspose: a transposed convolution needs a constant weight"],
+        ),
+        (
+            "(float[1,2,4,4] x, float[2,2,k,k] v) => (float[1,2,n,n] y)",
+            "a = A(x)\nw = B(v)\nc = Conv(a, w)\ny = A(c)", "", 17, ["Conv: the size of its weight is not known"],
         ),
         (
             "(float[3,2] x) => (float[3,2] y)",

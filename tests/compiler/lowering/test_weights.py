@@ -13,7 +13,9 @@ from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.integer import Float
 from qatc.compiler.reference import execute
 from tests import pipeline
+from tests.agreeing import agrees, kinds
 from tests.compiler.lowering.test_lower import lowered, reasons
+from tests.graphs import net
 from tests.pipeline import simulate
 
 X2 = "(float[3,2] x) => (float[3,2] y)"
@@ -108,3 +110,27 @@ def product(
         [numpy_helper.from_array(v, n) for n, v in values.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("body", "want"),
+    [
+        ("c = Conv(a, w)\ny = A(c)", ["Conv"]),
+        ("c = Conv<pads = [1, 0, 1, 2], strides = [2, 1]>(a, w)\nr = Relu(c)\ny = C(r)", ["Conv"]),
+        ('c = Conv<auto_pad = "SAME_UPPER">(a, w)\nm = Mul(c, f)\ny = C(m)', ["Conv"]),
+        ("c = Conv(a, w, b)\ny = A(c)", ["Conv"]),
+        ("c = Conv(a, w)\nd = Add(c, d0)\ny = A(d)", ["Conv"]),
+        ("y = Conv(a, w)", ["Conv"]),
+        ("c = Conv(a, w, huge)\ny = A(c)", ["Conv"]),
+    ],
+    ids=["plain", "clamped", "scaled", "bias", "bias behind it", "unrounded", "a bias that is too large"],
+)
+@pytest.mark.parametrize("grid", ["A", "B", "C", "D"])
+def test_a_convolution_with_a_weight_of_run_time(body: str, want: list[str], grid: str) -> None:
+    constants = (
+        "float f = {0.25}, float[3] b = {1, -2, 3.5}, float[3,1,1] d0 = {1, -2, 3.5}, float[3] huge = {1e9, 0, 0}"
+    )
+    text = net(
+        "(float[1,2,5,5] x, float[3,2,2,2] u) => (float[1,3,m,n] y)", f"a = A(x)\nw = {grid}(u)\n{body}", constants
+    )
+    assert kinds(agrees(text)) == want
