@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
@@ -41,8 +41,11 @@ from qatc.compiler.signing import sealer
 from qatc.compiler.storage import SPILL_AT
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from qatc.compiler.backend import Backend, Emission, Stream
     from qatc.compiler.golden import Proof
+    from qatc.compiler.keywords import CompileKeywords
     from qatc.compiler.simulation import Simulation
     from qatc.compiler.target import Target
 
@@ -52,7 +55,11 @@ _STEPS: Final = ("read", "normalize", "fold", "calibrate", "lower", "emit", "ver
 
 
 def compile_model(
-    model: str | Path, *, progress: Progress | None = None, output: str | Path | None = None, **options: Any
+    model: str | Path,
+    *,
+    progress: Progress | None = None,
+    output: str | Path | None = None,
+    **options: Unpack[CompileKeywords],
 ) -> CompileResult:
     """Compile a QAT model to a deployment package.
 
@@ -61,7 +68,7 @@ def compile_model(
         output: the package's folder; default `<stem>.qatc` in the working directory. An existing package is replaced
             whole or not at all.
         progress: called with a step's name and the share of the work that is done (0 to 1).
-        options: the fields of `CompileOptions`, which are the options of `qatc compile`.
+        options: those of `qatc compile`, by the same names (docs/python.md).
 
     Returns:
         What was found and written; `result.package` is the folder.
@@ -81,7 +88,7 @@ def compile_model(
         return compilation.run()
 
 
-def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) -> Inspection:
+def inspect_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Inspection:
     """What would run in integers and what not, and why, without writing or verifying anything.
 
     Takes the options of `compile_model`; raises the same errors.
@@ -90,13 +97,13 @@ def inspect_model(model: str | Path, *, target: str = "onnx", **options: Any) ->
     >>> inspect_model("samples/models/resnet8_qat.onnx").coverage.share
     1.0
     """
-    chosen = CompileOptions.of_keywords({"target": target, **options})
+    chosen = CompileOptions.of_keywords(options)
     compilation = _Compilation(Path(model), chosen, _silent)
     with limited(chosen.max_memory), compilation.scratch:
         return compilation.inspect()
 
 
-def simulate_model(model: str | Path, **options: Any) -> Simulation:
+def simulate_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Simulation:
     """The simulation of a model as qatc understands it: normalized, with its Q/DQ written back.
 
     For files that ONNX Runtime does not run as they are. Takes the options of `compile_model`; raises the same errors.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -10,6 +11,7 @@ from typing import Any, Final, cast
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 from qatc.compiler.frontend import RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, shape_of
+from qatc.compiler.keywords import breach
 from qatc.compiler.result import Json
 from qatc.compiler.target import read_toml
 
@@ -18,7 +20,7 @@ _FILES: Final = ("calibrate", "ranges", "sign", "certificate")  # given as a pat
 
 @dataclasses.dataclass(frozen=True)
 class CompileOptions:
-    """What a compile is told; names and meanings as the command line's (`contract.md`)."""
+    """What a compile is told; names and meanings as the command line's (docs/cli.md)."""
 
     qat: bool = False
     dialect: str = "auto"
@@ -47,17 +49,28 @@ class CompileOptions:
 
     @classmethod
     def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
-        """The options of a call. CompileError (QAT007, exit code 2) for an unknown name."""
-        known = {f.name for f in dataclasses.fields(cls)}
+        """The options of a call. CompileError (QAT007, exit code 2) for unknown names and values of another kind."""
+        known = {f.name for f in dataclasses.fields(cls)} - {"output"}
         unknown = sorted(set(options) - known)
         if unknown:
             hint = f"known are {', '.join(sorted(known))}"
             raise CompileError([Diagnostic("QAT007", f"unknown option {unknown[0]}", hint=hint)], 2)
+        wrong = [
+            Diagnostic("QAT007", f"the option {name} is {printable(repr(value))}", hint=f"it has to be {wanted}")
+            for name, value in options.items()
+            if (wanted := breach(name, value)) is not None
+        ]
+        if wrong:
+            raise CompileError(wrong, 2)
         chosen: dict[str, Any] = {
             name: Path(value) if name in _FILES and value else value for name, value in options.items()
         }
         if "inputs" in chosen:
-            chosen["inputs"] = [(name, Path(path)) for name, path in chosen["inputs"]]
+            given = chosen["inputs"]
+            pairs: Any = cast("Mapping[str, Any]", given).items() if isinstance(given, Mapping) else given
+            chosen["inputs"] = [(name, Path(path)) for name, path in pairs]
+        if "target" in chosen:
+            chosen["target"] = os.fspath(chosen["target"])
         return cls(**chosen, output=None if output is None else Path(output))
 
     def recorded(self) -> dict[str, Json]:

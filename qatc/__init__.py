@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING
 from qatc._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from qatc.compiler.compare import Comparison as Comparison
     from qatc.compiler.compare import compare_package as compare_package
     from qatc.compiler.diagnostics import CompileError as CompileError
+    from qatc.compiler.diagnostics import Diagnostic as Diagnostic
+    from qatc.compiler.diagnostics import Severity as Severity
     from qatc.compiler.driver import compile_model as compile_model
     from qatc.compiler.driver import inspect_model as inspect_model
     from qatc.compiler.evaluation import evaluate_package as evaluate_package
+    from qatc.compiler.result import CompileResult as CompileResult
+    from qatc.compiler.result import Evaluation as Evaluation
+    from qatc.compiler.result import Inspection as Inspection
+    from qatc.compiler.verify_package import PackageCheck as PackageCheck
     from qatc.compiler.verify_package import verify_package as verify_package
 
 _ROOT = Path(__file__).resolve().parent
@@ -28,7 +35,14 @@ if not (_ROOT / "compiler").is_dir():  # a checkout without symbolic links: look
     __path__.insert(0, str(_ROOT.parent))
 
 _HOMES = {
+    "Comparison": "qatc.compiler.compare",
     "CompileError": "qatc.compiler.diagnostics",
+    "CompileResult": "qatc.compiler.result",
+    "Diagnostic": "qatc.compiler.diagnostics",
+    "Evaluation": "qatc.compiler.result",
+    "Inspection": "qatc.compiler.result",
+    "PackageCheck": "qatc.compiler.verify_package",
+    "Severity": "qatc.compiler.diagnostics",
     "compare_package": "qatc.compiler.compare",
     "compile_model": "qatc.compiler.driver",
     "evaluate_package": "qatc.compiler.evaluation",
@@ -37,7 +51,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "CompileError",
+    "CompileResult",
+    "Diagnostic",
+    "Evaluation",
+    "Inspection",
+    "PackageCheck",
+    "Severity",
     "__version__",
     "compare_package",
     "compile_model",

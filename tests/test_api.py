@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import qatc
+from qatc.compiler.keywords import CompileKeywords, breach
+from qatc.compiler.options import CompileOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONS = ["compile_model", "inspect_model", "verify_package", "compare_package", "evaluate_package"]
@@ -29,7 +34,62 @@ def test_doctests(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert runner.run(test, out=report.append).failed == 0, "".join(report)
 
 
+WRONG: dict[str, list[object]] = {
+    "samples": [0, -1, "3", 2.5, True],
+    "seed": [-1, 2**32, None],
+    "io": ["int", None],
+    "shapes": [{"input": "1,1,16,16"}, {"input": [1, "a"]}, {"input": [0]}, [("input", (1,))], {1: (1,)}],
+    "tolerance": [{"foo": 1}, {"max_lsb": -1}, {"max_lsb": "x"}, {"agreement": float("nan")}, 1],
+    "calibration_method": ["average", None],
+    "inputs": ["x.npy", [("x",)], [("x", None)], {"x": 1}],
+    "quant_range": [5],
+    "dialect": [None],
+    "target": [None],
+    "options": [{"domain": 5}, ["domain=standard"]],
+    **{name: [5, ["a"]] for name in ("sign", "certificate", "calibrate", "ranges", "arithmetic")},
+    **{name: ["no", 1, None] for name in ("qat", "verify", "require_integer", "golden", "golden_header", "explain")},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
+def test_values_of_another_kind_are_usage_errors(name: str, value: object) -> None:
+    """Before the model is even looked for, and for `inspect_model` as well."""
+    for function in (qatc.compile_model, qatc.inspect_model):
+        with pytest.raises(qatc.CompileError, match=f"the option {name} is ") as caught:
+            function("missing.onnx", **{name: value})  # type: ignore[arg-type]
+        assert caught.value.exit_code == 2
+        assert "it has to be " in str(caught.value)
+
+
+def test_every_wrong_option_is_named_at_once() -> None:
+    with pytest.raises(qatc.CompileError) as caught:
+        qatc.compile_model("missing.onnx", samples=0, io="int", qat=True)  # type: ignore[arg-type]
+    assert [d.message for d in caught.value.diagnostics] == ["the option samples is 0", "the option io is 'int'"]
+
+
+def test_inputs_may_be_a_dictionary(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 16, 16), np.float32))
+    model, file = ROOT / "samples" / "models" / "resnet8_qat.onnx", tmp_path / "x.npy"
+    for index, inputs in enumerate([{"input": file}, [("input", str(file))]]):
+        result = qatc.compile_model(model, qat=True, inputs=inputs, output=tmp_path / str(index))
+        assert result.options["inputs"] == [["input", "x.npy"]]
+        assert not np.load(tmp_path / str(index) / "samples" / "0" / "input_0.npy").any()
+
+
+def test_the_types_of_the_options_are_those_of_the_options() -> None:
+    """What type checkers and the page know are the fields that there are; the defaults themselves are legal."""
+    fields = {f.name for f in dataclasses.fields(CompileOptions)} - {"output"}
+    assert set(CompileKeywords.__annotations__) == fields
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert fields <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    default = CompileOptions()
+    assert [name for name in fields if breach(name, getattr(default, name)) is not None] == []
+
+
 def test_public_names_are_documented_and_typed() -> None:
+    for name in qatc.__all__:
+        assert getattr(qatc, name)
     for name in FUNCTIONS:
         signature = inspect.signature(getattr(qatc, name))
         assert signature.return_annotation is not inspect.Signature.empty

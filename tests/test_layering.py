@@ -62,6 +62,7 @@ LEVELS = {
     "qatc.compiler.golden_header": 4,
     "qatc.compiler.importing": 4,
     "qatc.compiler.inspection": 4,
+    "qatc.compiler.keywords": 4,
     "qatc.compiler.options": 4,
     "qatc.compiler.profiles": 4,
     "qatc.compiler.proving": 4,
