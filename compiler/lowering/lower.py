@@ -321,6 +321,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("its constant operand is not quantized by the model", vectors[0])
     if not any(t.name in state.graph.params for t in node.outputs):
         return Reason("its result is not quantized by the model", node.outputs[0].name)
+    if operators.is_far_apart(state, node, node.outputs[0]):
+        return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
     option = unasked(state, node)
     if option is not None:
         return Reason(f"its integer form was not asked for: -p {option}")

@@ -6,7 +6,7 @@ it could; `lower.py` falls back to float where none can.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
 
+_FAR: Final = 256  # steps
+
 
 def as_function(state: State, node: Node) -> Function | None:
     """The node's result as an element-wise function of one 8-bit tensor, if it is one."""
     if not is_elementwise(node) or len(node.outputs) != 1:
         return None
     entries = node.inputs[0] if is_table(node) else None
-    scalars = [state.constant_scalar(t) for t in node.inputs]
+    scalars = [_scalar(state, node, t) for t in node.inputs]
     computed = [t for t, scalar in zip(node.inputs, scalars, strict=True) if t.name and scalar is None]
     roots = [_root(state, t) for t in computed if t is not entries]
     if not roots or roots[0] is None or any(r is not roots[0] for r in roots):
@@ -58,6 +60,28 @@ def as_function(state: State, node: Node) -> Function | None:
         return None
     text = texts[0] if node.op in ("Requantize", "Identity") else f"{node.op}({', '.join(texts)})"
     return Function(root, np.broadcast_to(values, (256,)), text if len(text) < 200 else f"{node.op}(...)")
+
+
+def _scalar(state: State, node: Node, tensor: Tensor) -> float | None:
+    """The value of a constant operand that is the same everywhere and leaves the shape of the others' result alone."""
+    value, params = value_of(tensor), state.graph.quant(tensor)
+    if value is None or value.dtype.kind not in "fiu" or not value.size:
+        return None
+    if value.size > 1:
+        other = next((shape_of(t) for t in node.inputs if not isinstance(t, Constant)), None)
+        if params is not None and params.is_per_channel:
+            return None
+        if not _covers(other, value.shape) or not (value == value.reshape(-1)[0]).all():
+            return None
+    real = state.graph.real(tensor)
+    return None if real is None else float(real.reshape(-1)[0])
+
+
+def _covers(shape: Shape | None, part: Shape) -> bool:
+    """Whether a tensor of the shape `part` only repeats itself to meet one of `shape`."""
+    if shape is None or len(part) > len(shape):
+        return False
+    return all(d in (1, whole) for d, whole in zip(part[::-1], shape[::-1], strict=False))
 
 
 def _root(state: State, tensor: Tensor) -> Tensor | None:
@@ -100,12 +124,25 @@ def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool
         return False
     if any(state.usable(t) is None for t in node.inputs) or all(isinstance(t, Constant) for t in node.inputs):
         return False
+    if is_far_apart(state, node, out):
+        return False
     names = tuple(state.int_name(t) for t in node.inputs)
     label = label_of(node)
     state.build.add(
         Elementwise(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label)
     )
     return True
+
+
+def is_far_apart(state: State, node: Node, out: Tensor) -> bool:
+    """Whether one step of an operand of a sum is more than the whole range of the result.
+
+    Kernels add in float32, zero points with the rest: far from the result's steps they lose it.
+    """
+    wanted = state.usable(out)
+    if node.domain or node.op not in ("Add", "Sub") or wanted is None:
+        return False
+    return any(p.scale[0] > _FAR * wanted.scale[0] for t in node.inputs if (p := state.usable(t)) is not None)
 
 
 def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:

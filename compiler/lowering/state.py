@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
 from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Rescale, Shape
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.functions import Values
@@ -310,11 +310,3 @@ class State:
                 self.build.fresh(f"Quantize_{tensor.name}"), (source,), (name,), lo=lo, hi=hi, source=self._node(tensor)
             )
         )
-
-    def constant_scalar(self, tensor: Tensor) -> float | None:
-        """The value of a one-element float constant."""
-        value = value_of(tensor)
-        if value is None or value.size != 1 or value.dtype.kind not in "fiu":
-            return None
-        real = self.graph.real(tensor)
-        return None if real is None else float(real.reshape(-1)[0])

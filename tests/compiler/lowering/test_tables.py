@@ -39,3 +39,36 @@ def test_no_values_are_worked_out_for_a_sum_of_two_tensors(monkeypatch: pytest.M
     assert not asked
     lowered("(float[1,1,2,2] x) => (float[1,1,2,2] y)", "a = A(x)\ns = Sigmoid(a)\ny = C(s)")
     assert 256 in asked
+
+
+def kinds(constants: str, body: str, shape: str = "1,2,2,3") -> list[str]:
+    graph = lowered(f"(float[{shape}] x) => (float[1,2,2,3] y)", f"a = A(x)\n{body}\ny = A(s)", constants)
+    graph.verify()
+    return [getattr(op, "op_type", "") or op.kind for op in graph.ops if op.kind not in ("Quantize", "Dequantize")]
+
+
+def test_a_vector_of_one_number_is_that_number() -> None:
+    """The biases of a network that was not trained yet, say: quantized or not, the sum is a table or nothing at all."""
+    shared = "float[3] k = {0.3, 0.3, 0.3}, float[2,1,3] u = {1, 1, 1, 1, 1, 1}, float[3] n = {0, 0, 0}"
+    assert kinds(shared, "s = Add(a, k)") == ["Lookup"]
+    assert kinds(shared, "b = B(k)\ns = Add(b, a)") == ["Lookup"]
+    assert kinds(shared, "s = Mul(a, u)") == []
+    assert kinds(shared, "b = A(n)\ns = Add(b, a)") == []
+
+
+def test_a_vector_that_differs_or_widens_the_result_is_no_number() -> None:
+    shared = "float[3] k = {0.3, 0.3, 0.4}, float[3] n = {0, 0, 0}"
+    assert kinds(shared, "b = B(k)\ns = Add(a, b)") == ["Elementwise"]
+    assert kinds(shared, "b = B(n)\ns = Add(a, b)", "1,2,2,1") == ["Elementwise"]
+    assert kinds(shared, "s = Add(a, n)", "1,2,2,1") == ["Add"]
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub"])
+def test_a_sum_of_grids_that_are_far_apart_stays_float(op: str) -> None:
+    """QLinearAdd would add zero points of 128 thousands of steps to a code, in float32."""
+    wide = "float v = {1}, uint8 m = {128}, float t = {1e-6}"
+    body = f"q = QuantizeLinear(z, v, m)\nb = DequantizeLinear(q, v, m)\ns = {op}(a, b)\nr = QuantizeLinear(s, t, m)\n"
+    graph = lowered("(float[3] x, float[3] z) => (float[3] y)", f"a = A(x)\n{body}y = DequantizeLinear(r, t, m)", wide)
+    (island,) = graph.islands()
+    assert island.op_type == op
+    assert "a step of an operand is more than its whole range" in island.reason
