@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qatc.compiler.graph import Constant, Node, Tensor, value_of
-from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.quant import DTYPES, Array, dtype_name
 
 WIDEST: Final = (-(2**63), 2**63 - 1)
@@ -27,6 +27,8 @@ def data_of(node: Node) -> list[Tensor]:
     """The operands whose integers an operator moves or clamps; none where it does neither."""
     if node.op in ("Concat", "Min", "Max"):
         return [t for t in node.inputs if t.name]
+    if node.op == "Where":
+        return joined(node)
     return node.inputs[:1] if node.op in ON_INTEGERS or is_movement(node) else []
 
 

@@ -26,7 +26,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, 
 from qatc.compiler.links import unlink
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
-from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 from qatc.frontends.integers import (
     WIDEST,
@@ -178,6 +178,8 @@ class _Lifter:
         """Take over an operator that moves or clamps known integers; False where the node is not one."""
         if not node.inputs or node.domain:
             return False
+        if node.op == "Where":
+            return self._choose(node)
         data = [t for t in node.inputs if t.name] if node.op == "Concat" else node.inputs[:1]
         parents = [self.integers[id(t)] for t in data if id(t) in self.integers]
         if not parents and node.op in ("Min", "Max"):
@@ -204,6 +206,33 @@ class _Lifter:
             low, high = min(low, padding), max(high, padding)
         self._hold(node, tuple(parents), low, high)
         return True
+
+    def _choose(self, node: Node) -> bool:
+        """A Where between integers of one grid, of which one may be constant."""
+        sides = joined(node)
+        found = [self.integers.get(id(t)) for t in sides]
+        known = next((f for f in found if f is not None), None)
+        if known is None:
+            return False
+        parents: list[_Integers] = []
+        for tensor, one in zip(sides, found, strict=True):
+            chosen = one or self._chosen_constant(tensor, known.params)
+            if chosen is None:
+                return False
+            parents.append(chosen)
+        if any(p.params != known.params for p in parents):
+            self._disagree(node, [p.params for p in parents])
+        self._hold(node, tuple(parents), min(p.low for p in parents), max(p.high for p in parents))
+        return True
+
+    def _chosen_constant(self, tensor: Tensor, params: QuantParams) -> _Integers | None:
+        """A constant as integers of a grid, None where they are none of its type."""
+        if not isinstance(tensor, Constant) or tensor.values.dtype.kind not in "iu" or params.is_per_channel:
+            return None
+        ends, values = dtype_range(params.dtype), tensor.values
+        if not values.size or not ends[0] <= int(values.min()) <= int(values.max()) <= ends[1]:
+            return None
+        return _Integers(tensor, None, (), params, int(values.min()), int(values.max()))
 
     def _hold(self, node: Node, parents: tuple[_Integers, ...], low: int, high: int, *, clip: bool = False) -> None:
         self.held.append(node)
@@ -395,7 +424,8 @@ class _Lifter:
             outputs.append(
                 fresh or self.graph.variable(f"{one.tensor.name}_real", onnx.TensorProto.FLOAT, one.tensor.shape)
             )
-        self.graph.nodes.append(Node(node.op, node.name, dict(node.attrs), [*data, *others], outputs, node.domain))
+        inputs = [node.inputs[0], *data] if node.op == "Where" else [*data, *others]
+        self.graph.nodes.append(Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
         for one, result in zip(value.siblings, outputs, strict=True):
             self._name(result, one, low, high)
 

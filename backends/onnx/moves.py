@@ -29,7 +29,7 @@ _MISSING: Final = {
     "ReduceMin": _WIDE,
 }
 # element type -> the type that Where has a kernel for in every version, and Cast goes to and from exactly
-_CHOSEN: Final = {"int8": TensorProto.UINT8, "int16": TensorProto.INT32, "uint16": TensorProto.INT32}
+_CHOSEN: Final = {"int8": TensorProto.INT32, "int16": TensorProto.INT32, "uint16": TensorProto.INT32}
 _THROUGH: Final = {"int16": TensorProto.FLOAT, "uint16": TensorProto.FLOAT, "int32": TensorProto.DOUBLE}
 _CONV_RANK: Final = 3
 _MATRIX: Final = 2
@@ -58,7 +58,7 @@ def move(w: Writer, op: Move) -> None:
 
 
 def _where(w: Writer, op: Move, inputs: list[str]) -> None:
-    """A choice between integers; int8 takes the way over the same bytes unsigned."""
+    """A choice between integers."""
     dtype = w.graph.tensors[op.output].dtype
     through = _CHOSEN.get(dtype)
     if through is None:
