@@ -10,6 +10,7 @@ BUILTIN: Final[dict[str, str]] = {
     "mqbench": "qatc.frontends.mqbench:FRONTEND",
     "sophgo": "qatc.frontends.sophgo:FRONTEND",
     "mct": "qatc.frontends.mct:FRONTEND",
+    "horizon": "qatc.frontends.horizon:FRONTEND",
     "openvino": "qatc.frontends.openvino:FRONTEND",
     "modelopt": "qatc.frontends.modelopt:FRONTEND",
     "quark": "qatc.frontends.quark:FRONTEND",

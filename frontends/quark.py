@@ -1,5 +1,7 @@
 """AMD Quark and Vitis AI: Q/DQ in the domains com.microsoft and com.vai.quantize, extended formats in com.amd.quark.
 
+    x -> com.vai.quantize::FixNeuron(s, z) -> y                    x -> QuantizeLinear -> DequantizeLinear -> y
+    x -> ai.onnx.contrib::VaiQuantize(s, z){bit_width} -> y        x -> QuantizeLinear(s, z) [-> Clip] -> y
     x -> com.vai.quantize::VitisQuantizeLinear(s, z) -> y          x -> QuantizeLinear(s, z) -> y
     x -> com.amd.quark::ExtendedQuantizeLinear(s, int8 z) -> y     x -> QuantizeLinear(s, z) -> y
     x -> ExtendedQuantizeLinear(s, bfloat16 z) -> y                refused: BF16
@@ -14,6 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from onnx.helper import np_dtype_to_tensor_dtype as tensor_type
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
@@ -23,12 +26,16 @@ from qatc.frontends.params import quantized_dtype
 from qatc.frontends.vendor import count, data_name, finish, several
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
+_CONTRIB: Final = "ai.onnx.contrib"  # where operators written in Python live, those of others too
 _STANDARD: Final = {
     "ExtendedQuantizeLinear": "QuantizeLinear",
     "ExtendedDequantizeLinear": "DequantizeLinear",
     "VitisQuantizeLinear": "QuantizeLinear",
     "VitisDequantizeLinear": "DequantizeLinear",
+    "VaiQuantize": "QuantizeLinear",
+    "VaiDeQuantize": "DequantizeLinear",
 }
+_FIX: Final = "FixNeuron"
 _BLOCKS: Final = {
     "BFPQuantizeDequantize": "block floating point",
     "BFPFixNeuron": "block floating point",
@@ -42,13 +49,16 @@ _HINT: Final = "quantize with an integer configuration, such as XINT8, A8W8 or A
 def _standard(graph: QuantGraph) -> None:
     """Extended Q/DQ of integer types become standard ones; of other types they are refused, one finding a format."""
     refused: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        if node.domain not in DOMAINS:
+    for node in list(graph.nodes):
+        if not _is_ours(node):
             continue
         name = _refused_format(node)
         if name is not None:
             refused.setdefault(name, []).append(node)
+        elif node.op == _FIX:
+            _in_two(graph, node)
         elif node.op in _STANDARD:
+            _clip(graph, node)
             node.op, node.domain = _STANDARD[node.op], None
         else:
             graph.diagnostics.error("QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node))
@@ -62,13 +72,40 @@ def _standard(graph: QuantGraph) -> None:
         )
 
 
+def _is_ours(node: Node) -> bool:
+    return node.domain in DOMAINS or (node.domain == _CONTRIB and node.op in _STANDARD)
+
+
+def _in_two(graph: QuantGraph, node: Node) -> None:
+    """A FixNeuron is a Q and a DQ."""
+    y, kind = node.outputs[0], _type_of(node)
+    integers = graph.variable(f"{y.name}_integers", None if kind is None else tensor_type(kind), y.shape)
+    graph.insert("DequantizeLinear", [integers, *node.inputs[1:]], [y])
+    node.outputs[0] = integers
+    _clip(graph, node)
+    node.op, node.domain = "QuantizeLinear", None
+
+
+def _clip(graph: QuantGraph, node: Node) -> None:
+    """Fewer bits than the type has are a Clip behind the quantizer."""
+    bits, kind = int(node.attr("bit_width", 0) or 0), _type_of(node)
+    if kind is None or kind.kind != "i" or not 0 < bits < 8 * kind.itemsize or node.op.endswith("DeQuantize"):
+        return
+    half = 1 << (bits - 1)
+    y = node.outputs[0]
+    wide = graph.variable(f"{y.name}_wide", tensor_type(kind), y.shape)
+    ends = [graph.constant(f"{y.name}_{end}", np.asarray(v, kind)) for end, v in (("low", -half), ("high", half - 1))]
+    node.outputs[0] = wide
+    graph.insert("Clip", [wide, *ends], [y])
+
+
 def _refused_format(node: Node) -> str | None:
     """The format of a node that is not affine integer quantization, None for one that is."""
     if node.op in _BLOCKS:
         bits = int(node.attr("bit_width", 0))
         kind = str(node.attr("element_dtype", "")).upper()
         return f"{_BLOCKS[node.op]}{f' {kind}' if kind else ''}{f' ({bits} bits)' if bits else ''}"
-    if node.op not in _STANDARD:
+    if node.op not in _STANDARD and node.op != _FIX:
         return None
     dtype = _type_of(node)
     if dtype is None or quantized_dtype(dtype) is not None:
@@ -83,7 +120,7 @@ def _type_of(node: Node) -> np.dtype[np.generic] | None:
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    seen = count(graph, lambda node: node.domain in DOMAINS)
+    seen = count(graph, _is_ours)
     if seen is None and any(d in graph.domains for d in DOMAINS):
         seen = count(graph, lambda node: qdq.is_q(node) or qdq.is_dq(node))
         seen = None if seen is None else f"{seen}, imports {', '.join(d for d in DOMAINS if d in graph.domains)}"
@@ -94,8 +131,9 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     _standard(graph)
     if graph.diagnostics.errors:
         return
+    graph.sort()
     qdq.prepare(graph)
-    finish(graph, options, DOMAINS)
+    finish(graph, options, (*DOMAINS, _CONTRIB))
 
 
 FRONTEND = Frontend(
@@ -104,6 +142,9 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=70,
-    exporters=("amd-quark 0.13 (ONNX and PyTorch flows)",),
+    exporters=(
+        "amd-quark 0.13 (ONNX and PyTorch flows)",
+        "in their documented form: vai_q_onnx (FixNeuron) and vai_q_pytorch (VaiQuantize)",
+    ),
     limits=("BF16, BFP16 and microscaling formats",),
 )

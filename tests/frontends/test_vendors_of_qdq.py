@@ -6,10 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import FAKE_QUANT
 from qatc.compiler.quant import QuantParams
-from qatc.frontends import modelopt, quark
+from qatc.frontends import horizon, modelopt, quark
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Network, Spell
 
@@ -36,14 +38,21 @@ def speller(domain: str, q: str = "QuantizeLinear", dq: str = "DequantizeLinear"
     return spell
 
 
+@st.composite
+def full_symmetric_grids(draw: st.DrawFn) -> QuantParams:
+    """Per tensor, int8 over its whole range, zero point 0."""
+    return QuantParams.per_tensor(draw(nets.scales), 0, "int8")
+
+
 @pytest.mark.parametrize(
     "spell",
     [
         speller("com.microsoft"),
         speller("com.amd.quark", "ExtendedQuantizeLinear", "ExtendedDequantizeLinear"),
         speller("com.vai.quantize", "VitisQuantizeLinear", "VitisDequantizeLinear"),
+        speller("ai.onnx.contrib", "VaiQuantize", "VaiDeQuantize"),
     ],
-    ids=["com.microsoft", "com.amd.quark", "com.vai.quantize"],
+    ids=["com.microsoft", "com.amd.quark", "com.vai.quantize", "ai.onnx.contrib"],
 )
 @given(network=nets.networks(weight_low=-128))
 @settings(max_examples=10)
@@ -51,6 +60,60 @@ def test_quark_round_trip(spell: Spell, network: Network) -> None:
     model = nets.write(network, spell)
     model.opset_import.append(nets.helper.make_opsetid("com.amd.quark", 1))
     assert nets.fingerprint(nets.read(model, quark.FRONTEND)) == nets.fingerprint(nets.expected(network))
+
+
+def horizon_spell(b: Builder, x: str, params: QuantParams, rank: int, name: str) -> str:
+    """HzQuantize and HzDequantize; the zero point is int8 whatever the bits, as older exports have it."""
+    bits = 16 if params.dtype == "int16" else 8
+    b.opsets["horizon"] = 1
+    axis = 1 if params.axis is None else params.axis
+    shape = (len(params.scale),)
+    grid = [b.constant(f"{name}.s", np.float32(params.scale)), b.constant(f"{name}.z", np.zeros(shape, np.int8))]
+    integers = b.node("HzQuantize", [x, *grid], f"{name}_int", "horizon", bits=bits, axis=axis)
+    return b.node("HzDequantize", [integers, *grid], name, "horizon", axis=axis)
+
+
+@given(nets.networks(full_symmetric_grids(), weight_low=-128))
+@settings(max_examples=15)
+def test_horizon_round_trip(network: Network) -> None:
+    model = nets.write(network, horizon_spell)
+    assert nets.fingerprint(nets.read(model, horizon.FRONTEND)) == nets.fingerprint(nets.expected(network))
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_vitis_bits(bits: int, fixed: bool) -> None:
+    """FixNeuron is both quantizers, and fewer bits than 8 are a narrower range."""
+    domain = "com.vai.quantize" if fixed else "ai.onnx.contrib"
+    b = Builder(opsets={"": 17, domain: 1})
+    grid = [b.constant("s", np.float32(0.25)), b.constant("z", np.int8(0))]
+    if fixed:
+        b.node("FixNeuron", ["input", *grid], "output", domain, bit_width=bits)
+    else:
+        b.node("VaiQuantize", ["input", *grid], "q", domain, bit_width=bits)
+        b.node("VaiDeQuantize", ["q", *grid], "output", domain, bit_width=bits)
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    assert quark.FRONTEND.recognise(graph, "") is not None
+    quark.FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    (node,) = (n for n in graph.nodes if n.op == FAKE_QUANT)
+    params = node.attrs["params"]
+    half = 1 << (bits - 1)
+    assert (params.scale, params.qmin, params.qmax) == ((0.25,), -half, half - 1)
+
+
+def test_operators_of_others_in_the_contrib_domain_are_not_ours() -> None:
+    b = Builder(opsets={"": 17, "ai.onnx.contrib": 1})
+    b.node("BertTokenizer", ["input"], "output", "ai.onnx.contrib")
+    assert quark.FRONTEND.recognise(nets.graph_of(nets.model_of(b, [2])), "") is None
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "code"), [("HzQuantize", {"bits": 4, "axis": 1}, "QAT103"), ("RoiResize", {}, "QAT302")]
+)
+def test_horizon_refuses(op: str, attrs: dict[str, int], code: str) -> None:
+    found = refused(horizon.FRONTEND, op, "horizon", [np.float32([1]), np.zeros(1, np.int8)], **attrs)
+    assert [c for c, _ in found] == [code]
 
 
 @given(nets.networks(nets.symmetric_grids()))

@@ -1,0 +1,81 @@
+"""Horizon Robotics: the quantizers that horizon_plugin_pytorch exports, in the domain `horizon`.
+
+    x -> HzQuantize(s, z){bits, axis} -> HzDequantize(s, z){axis} -> y      x -> QuantizeLinear -> DequantizeLinear -> y
+
+Zero points are always zero, and int8 in older exports even where `bits` is 16: the attribute counts. The BPU rounds
+halves up, which differs from ONNX on exact ties alone. The other operators of the domain run on that processor only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Node, QuantGraph, value_of
+from qatc.compiler.model_io import label_of
+from qatc.frontends import qdq
+from qatc.frontends.vendor import count, data_name, finish
+
+DOMAIN: Final = "horizon"
+_STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}
+_TYPES: Final[dict[int, np.dtype[Any]]] = {8: np.dtype(np.int8), 16: np.dtype(np.int16)}
+_HINT: Final = (
+    "export the QAT model (export_to_onnx), not the quantized one, with standard operators around its quantizers"
+)
+
+
+def _standard(graph: QuantGraph) -> None:
+    """HzQuantize and HzDequantize become Q and DQ of the type that their bits say; the rest is refused."""
+    for node in graph.nodes:
+        if node.domain != DOMAIN:
+            continue
+        if node.op not in _STANDARD:
+            message = f"{node.op} of Horizon's own operators is not supported"
+            graph.diagnostics.error("QAT302", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+            continue
+        bits = _bits(graph, node)
+        if bits not in _TYPES:
+            message = f"{node.op} has {bits} bits, not 8 or 16"
+            graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node))
+            continue
+        zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        if zero is not None and zero.dtype != _TYPES[bits]:
+            node.inputs[2] = graph.constant(f"{node.inputs[2].name}_int{bits}", zero.astype(_TYPES[bits]))
+        node.op, node.domain = _STANDARD[node.op], None
+
+
+def _bits(graph: QuantGraph, node: Node) -> int:
+    """The width of the integers: what the quantizer says, also for the dequantizer behind it; else the zero point's."""
+    maker = graph.producer(node.inputs[0]) if node.op == "HzDequantize" and node.inputs else None
+    zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    stated = node.attr("bits") if maker is None else maker.attr("bits")
+    return int(stated) if stated else 8 * (1 if zero is None else zero.dtype.itemsize)
+
+
+def _is_ours(node: Node) -> bool:
+    return node.domain == DOMAIN
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, _is_ours)
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=_is_ours)
+    _standard(graph)
+    if graph.diagnostics.errors:
+        return
+    finish(graph, options, (DOMAIN,))
+
+
+FRONTEND = Frontend(
+    name="horizon",
+    description="the quantizer nodes of Horizon's horizon_plugin_pytorch (HzQuantize, HzDequantize)",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=80,
+    exporters=("in its documented form: horizon_plugin_pytorch (export_to_onnx)",),
+    limits=("Horizon's own operators (RoiResize, GridSample, ...)", "halves are rounded up on the device"),
+)
