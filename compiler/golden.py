@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -293,17 +293,3 @@ def _tensor_documents(
             "params": params_document(tensor.params),
             "files": list(files.get(tensor.index, ())),
         }
-
-
-def read_golden_tensor(entry: Mapping[str, Any], params: QuantParams) -> GoldenTensor:
-    """An entry of the golden index (valid under its JSON Schema)."""
-    return GoldenTensor(
-        entry["index"],
-        entry["name"],
-        entry["package"],
-        entry["source"],
-        entry["stem"],
-        params,
-        tuple(entry["axes"]),
-        entry["layout"],
-    )

@@ -5,7 +5,7 @@ r"""QuantGraph -> clean QDQ: the same meaning in standard ONNX, one Q/DQ pair be
 
 Scales and zero points are scalars, or vectors with `axis` where parameters are per channel; weights are stored as their
 integers behind a DequantizeLinear; a range narrower than the type becomes a Clip on the integers; a Requantize is one
-more Q/DQ pair. Stripping the result gives the same QuantGraph again (invariant 4 of the design).
+more Q/DQ pair. Stripping the result gives the same QuantGraph again.
 """
 
 from __future__ import annotations

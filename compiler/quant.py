@@ -179,7 +179,7 @@ class QuantParams:
     def as_dtype(self, dtype: str) -> QuantParams:
         """The same grid in a type of the other signedness or another width: zero point and range are shifted together.
 
-        int8 with zero point z equals uint8 with z + 128 (design rule 4.7): real numbers do not change.
+        int8 with zero point z equals uint8 with z + 128: real numbers do not change.
 
         Raises:
             ValueError: when the shifted range does not fit `dtype`.

@@ -13,7 +13,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
-from qatc.frontends.vendor import count, data_name, finish, several
+from qatc.frontends.vendor import count, finish, refuse_formats
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
@@ -46,21 +46,15 @@ def _format_of(graph: QuantGraph, node: Node) -> str:
 
 
 def _refuse(graph: QuantGraph) -> None:
-    """One QAT103 a format, at its first node."""
-    found: dict[str, list[Node]] = {}
+    """Every operator of TensorRT: the quantizers by their formats."""
     for node in graph.nodes:
-        if node.domain == DOMAIN and ("uantize" in node.op or "QDQ" in node.op):
-            found.setdefault(_format_of(graph, node), []).append(node)
-        elif node.domain == DOMAIN:
+        if node.domain == DOMAIN and not _is_quantizer(node):
             graph.diagnostics.error("QAT302", f"{node.op} of TensorRT is not supported", node=label_of(node))
-    for name, nodes in found.items():
-        graph.diagnostics.error(
-            "QAT103",
-            f"{several(nodes, 'operator', 'quantize')} to {name}, not to an affine integer grid",
-            node=label_of(nodes[0]),
-            tensor=data_name(nodes[0]),
-            hint=_HINT,
-        )
+    refuse_formats(graph, lambda node: _format_of(graph, node) if _is_quantizer(node) else None, _HINT)
+
+
+def _is_quantizer(node: Node) -> bool:
+    return node.domain == DOMAIN and ("uantize" in node.op or "QDQ" in node.op)
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:

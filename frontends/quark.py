@@ -23,7 +23,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model_io import label_of
 from qatc.frontends import qdq
 from qatc.frontends.params import quantized_dtype
-from qatc.frontends.vendor import count, data_name, finish, several
+from qatc.frontends.vendor import count, finish, refuse_formats
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _CONTRIB: Final = "ai.onnx.contrib"  # where operators written in Python live, those of others too
@@ -48,28 +48,17 @@ _HINT: Final = "quantize with an integer configuration, such as XINT8, A8W8 or A
 
 def _standard(graph: QuantGraph) -> None:
     """Extended Q/DQ of integer types become standard ones; of other types they are refused, one finding a format."""
-    refused: dict[str, list[Node]] = {}
+    refuse_formats(graph, lambda node: _refused_format(node) if _is_ours(node) else None, _HINT)
     for node in list(graph.nodes):
-        if not _is_ours(node):
+        if not _is_ours(node) or _refused_format(node) is not None:
             continue
-        name = _refused_format(node)
-        if name is not None:
-            refused.setdefault(name, []).append(node)
-        elif node.op == _FIX:
+        if node.op == _FIX:
             _in_two(graph, node)
         elif node.op in _STANDARD:
             _clip(graph, node)
             node.op, node.domain = _STANDARD[node.op], None
         else:
             graph.diagnostics.error("QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node))
-    for name, nodes in refused.items():
-        graph.diagnostics.error(
-            "QAT103",
-            f"{several(nodes, 'operator', 'quantize')} to {name}, not to an affine integer grid",
-            node=label_of(nodes[0]),
-            tensor=data_name(nodes[0]),
-            hint=_HINT,
-        )
 
 
 def _is_ours(node: Node) -> bool:

@@ -212,15 +212,20 @@ def implied_axis(graph: QuantGraph, node: Node, channels: int) -> int | None:
 
 
 def refuse_formats(graph: QuantGraph, format_of: Callable[[Node], str | None], hint: str) -> None:
-    """Record QAT103 for the nodes that round to formats which are not affine, each operator once."""
-    seen: set[str] = set()
+    """Record QAT103 for the nodes that quantize to formats which are not affine: one a format, at its first node."""
+    found: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        found = format_of(node)
-        if found is None or node.op in seen:
-            continue
-        seen.add(node.op)
-        message = f"{node.op} rounds to {found}, which no integer grid represents"
-        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=hint)
+        name = format_of(node)
+        if name is not None:
+            found.setdefault(name, []).append(node)
+    for name, nodes in found.items():
+        graph.diagnostics.error(
+            "QAT103",
+            f"{several(nodes, 'operator', 'quantize')} to {name}, not to an affine integer grid",
+            node=label_of(nodes[0]),
+            tensor=data_name(nodes[0]),
+            hint=hint,
+        )
 
 
 def grid_behind(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:

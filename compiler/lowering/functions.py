@@ -1,6 +1,6 @@
 """Element-wise functions of one tensor, evaluated on the 256 values an 8-bit tensor can have.
 
-A chain of such functions is a table, exact by construction (design rule 4.5). The formulas are those of the ONNX
+A chain of such functions is a table, exact by construction. The formulas are those of the ONNX
 operator specification (https://onnx.ai/onnx/operators/). Each is computed in float64 and its result rounded to float32,
 which is what the trained model computes: for + - * / and the square root to the last bit, so that exact ties (a
 quantized tensor times 0.5 has one at every other code) fall to the same side.

@@ -4,7 +4,7 @@
     x -> Conv(W<s_w * |f|>, f * b + o) -> y         f = g / sqrt(var + eps) / d,  o = beta - mean * g / sqrt(var + eps)
 
 The integers of the weight stay: a factor changes the scale of its channel, a negative one negates the channel's
-integers as well, zero makes a constant channel (design rule 4.3). BatchNormalization, Mul, Div, Add, Sub and Neg fold
+integers as well, zero makes a constant channel. BatchNormalization, Mul, Div, Add, Sub and Neg fold
 in any order, also across layout operators that keep the channel axis whole. A matrix product keeps its bias as one Add
 behind it. PyTorch's ConvBn divides by what batch norm multiplies again; the two cancel, and at gamma = 0, where the
 file says 0/0, the limit is taken and reported (QAT210).

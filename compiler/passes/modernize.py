@@ -46,6 +46,15 @@ from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 OPSET: Final = 13  # what the rules below write
 
+# Operators and the lists of integers that they had as attributes, the required one first.
+_LISTS: Final = {
+    "Squeeze": ("axes",),
+    "Unsqueeze": ("axes",),
+    "ReduceSum": ("axes",),
+    "Split": ("split",),
+    "TopK": ("k",),
+    "Slice": ("starts", "ends", "axes"),
+}
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
 
 INERT: Final = Rules("modernize")
@@ -260,41 +269,13 @@ def _number(graph: QuantGraph, node: Node, what: str, value: float) -> Constant:
     return graph.constant(f"{node.outputs[0].name}_{what}", np.asarray(value, dtype))
 
 
-@UPGRADE.on("Squeeze", "Unsqueeze", "ReduceSum")
-def axes_become_an_input(graph: QuantGraph, node: Node) -> bool:
-    """axes: attribute before 13."""
-    if "axes" not in node.attrs:
+@UPGRADE.on(*_LISTS)
+def lists_become_inputs(graph: QuantGraph, node: Node) -> bool:
+    """Lists of integers: attributes before 13 (axes, split) or before 10 (k, starts, ends)."""
+    names = [name for name in _LISTS[node.op] if name in node.attrs]
+    if not names or names[0] != _LISTS[node.op][0]:
         return False
-    node.inputs.append(_integers(graph, node, "axes", node.attrs.pop("axes")))
-    return True
-
-
-@UPGRADE.on("Split")
-def split_becomes_an_input(graph: QuantGraph, node: Node) -> bool:
-    """split: attribute before 13."""
-    if "split" not in node.attrs:
-        return False
-    node.inputs.append(_integers(graph, node, "split", node.attrs.pop("split")))
-    return True
-
-
-@UPGRADE.on("TopK")
-def k_becomes_an_input(graph: QuantGraph, node: Node) -> bool:
-    """k: attribute before 10."""
-    if "k" not in node.attrs:
-        return False
-    node.inputs.append(_integers(graph, node, "k", node.attrs.pop("k")))
-    return True
-
-
-@UPGRADE.on("Slice")
-def slice_becomes_inputs(graph: QuantGraph, node: Node) -> bool:
-    """starts, ends, axes: attributes before 10."""
-    if "starts" not in node.attrs:
-        return False
-    for name in ("starts", "ends", "axes"):
-        if name in node.attrs:
-            node.inputs.append(_integers(graph, node, name, node.attrs.pop(name)))
+    node.inputs += [_integers(graph, node, name, node.attrs.pop(name)) for name in names]
     return True
 
 

@@ -1,6 +1,6 @@
 """Operators that only move elements: which ones they are, and where a channel axis goes through them.
 
-Rounding commutes with moving (design rule 4.4): for these operators Q(move(x)) = move(Q(x)), element for element.
+Rounding commutes with moving: for these operators Q(move(x)) = move(Q(x)), element for element.
 MaxPool, ReduceMax and ReduceMin belong here since rounding is monotone, and Resize in its nearest mode.
 """
 

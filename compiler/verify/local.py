@@ -247,7 +247,6 @@ class LocalCheck:
         excused = int(np.count_nonzero(fine))
         tally.excused += excused
         wrong = np.flatnonzero(~fine)
-        tally.unexplained += wrong.size
         if wrong.size:
             first = int(wrong[0])
             text = f"element {_position(int(where[first]), computed.shape)} is {found[first]}, not {wanted[first]}"

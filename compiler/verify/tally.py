@@ -21,7 +21,6 @@ class Tally:
     kind: str
     elements: int = 0
     excused: int = 0
-    unexplained: int = 0
     rerounded: int = 0
     histogram: Counter[int] = field(default_factory=Counter[int])
     signal: float = 0.0

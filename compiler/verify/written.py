@@ -1,8 +1,9 @@
 """A model written for other runtimes (QDQ): read again, it must lower to the same integer operators and results.
 
-This is invariant 4 of the design, checked on every such package: what a runtime makes of the file is its own affair,
-but what the file says is what was compiled. Operators are compared in execution order on the reference, each fed the
-original's inputs; a bias that was stored as int32 may move a result across a rounding boundary, by one LSB.
+The meaning of a network survives that its Q/DQ are written back, which is checked on every such package: what a runtime
+makes of the file is its own affair, but what the file says is what was compiled. Operators are compared in execution
+order on the reference, each fed the original's inputs; a bias that was stored as int32 may move a result across a
+rounding boundary, by one LSB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arithmetic profiles against rational numbers, their specifications and (design rule 8) each other."""
+"""Arithmetic profiles against rational numbers, their specifications and each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mathematics of integers and real numbers (design rules 1, 2, 6 and 7) as properties."""
+"""The mathematics of integers and real numbers as properties."""
 
 from __future__ import annotations
 

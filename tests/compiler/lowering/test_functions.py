@@ -1,4 +1,4 @@
-"""Tables of element-wise functions agree with ONNX Runtime on every one of the 256 inputs (design rule 4.5)."""
+"""Tables of element-wise functions agree with ONNX Runtime on every one of the 256 inputs."""
 
 from __future__ import annotations
 

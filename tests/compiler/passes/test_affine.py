@@ -530,7 +530,7 @@ def test_a_division_by_zero_stays_as_it_is() -> None:
     assert "Div" in [n.op for n in graph.nodes]
 
 
-# -- the weight, as a property (design rule 4.3) ----------------------------------------------------------------------
+# -- the weight, as a property -----------------------------------------------------------------------------------------
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["int8", "uint8", "int4", "int16"]),

@@ -1,4 +1,4 @@
-"""Movement: rounding commutes with it (design rule 4.4), and a channel axis is where `axis_through` says it is."""
+"""Movement: rounding commutes with it, and a channel axis is where `axis_through` says it is."""
 
 from __future__ import annotations
 
