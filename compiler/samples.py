@@ -141,7 +141,7 @@ def generate(
     what = "generating the sample" if count == 1 else f"generating {count} samples"
     active().ask(2 * held, what, "use fewer (--samples), or pin smaller ones: -s NAME=1,3,224,224")
     return [
-        {p.name: _random(p, concrete[p.name], (seed, index), (limits or {}).get(p.name, 2)) for p in ports}
+        {p.name: np.asarray(_random(p, concrete[p.name], (seed, index), (limits or {}).get(p.name, 2))) for p in ports}
         for index in range(count)
     ]
 

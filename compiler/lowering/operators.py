@@ -266,14 +266,14 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 
 def where(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """Where between tensors of which one is quantized at least: each is brought onto the grid of the result."""
+    """Where between constants, or tensors of which one is quantized at least: each goes onto the grid of the result."""
     params = state.params(out)
     if node.domain or node.op != "Where" or params is None or params.is_per_channel:
         return False
     sides = node.inputs[1:3]
     have = [state.params(t) for t in sides]
     computed = [p for t, p in zip(sides, have, strict=True) if not isinstance(t, Constant)]
-    if all(p is None for p in computed) or any(p is not None and p.is_per_channel for p in have):
+    if (computed and not any(computed)) or any(p is not None and p.is_per_channel for p in computed):
         return False
     names: list[str] = []
     for tensor, own in zip(sides, have, strict=True):

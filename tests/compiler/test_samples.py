@@ -64,6 +64,15 @@ def test_symbolic_dimensions_need_pinning_but_for_the_batch():
     assert generate([Port("s", "float32", ())])[0]["s"].shape == ()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+@pytest.mark.parametrize("params", [None, GRID])
+def test_a_sample_without_dimensions_is_an_array(dtype, params):
+    """ONNX Runtime takes no NumPy scalars."""
+    value = generate([Port("s", dtype, (), params)])[0]["s"]
+    assert isinstance(value, np.ndarray)
+    assert (value.dtype, value.shape) == (np.dtype(dtype), ())
+
+
 @pytest.mark.parametrize("shape", [(1, 4), (1, 3, 8), (0, 3, 8, 8)])
 def test_pinned_shapes_must_fit(shape):
     with pytest.raises(CompileError) as caught:

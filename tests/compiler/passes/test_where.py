@@ -74,6 +74,21 @@ SCORES = "float f = {0.25}, float k = {-1000000000}"
             id="neither side is quantized",
         ),
         pytest.param(
+            ONE,
+            "w = Where(c, k, l)\nv = A(w)\na = A(x)\nq = Add(a, v)\ny = A(q)",
+            "float k = {1.3}, float l = {-1e9}",
+            ["Where", "Elementwise"],
+            id="two constants",
+        ),
+        pytest.param(
+            ONE,
+            "a = A(x)\nk = DequantizeLinear<axis = 1>(q, s, z)\nw = Where(c, a, k)\ny = A(w)",
+            "int8[2,8] q = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16}, float[8] s = {0.5,1,2,3,0.5,0.1,0.3,1}, "
+            "int8[8] z = {0,0,0,0,0,0,0,0}",
+            ["Where"],
+            id="a constant with a scale per channel",
+        ),
+        pytest.param(
             "(float[2,8] x, float[2,8] u) => (float[2,8] y)",
             "a = A(x)\nb = A(u)\nc = Less(a, b)\nw = Where(c, a, b)\ny = A(w)",
             "",
