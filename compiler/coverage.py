@@ -43,15 +43,19 @@ def islands(graph: IntegerGraph) -> tuple[Island, ...]:
 def macs_of(graph: IntegerGraph, op: Op) -> int:
     """Multiply-accumulates of one operator; 0 for those that have none or whose shapes are unknown."""
     out = _shape(graph, op.output) if op.output else None
-    operands = [_shape(graph, name) for name in op.inputs[:2]]
+    operands = [_shape(graph, name) for name in (*op.inputs[:2], "", "")[:2]]
     if isinstance(op, Conv):
         return _conv(op.transposed, operands, out)
     if isinstance(op, MatMul):
         return _matmul(operands[0], out, transposed=False)
-    if not isinstance(op, Float) or op.domain:
+    if not isinstance(op, Float) or op.domain not in ("", "com.microsoft"):
         return 0
     match op.op_type:
-        case "Conv" | "ConvTranspose":
+        case "Attention" if op.domain:
+            return _attention(*operands)
+        case "FusedMatMul" | "FusedGemm":
+            return _fused(op.attrs, operands)
+        case "Conv" | "ConvTranspose" | "FusedConv":
             return _conv(op.op_type == "ConvTranspose", operands, out)
         case "MatMul" | "Gemm":
             return _matmul(operands[0], out, transposed=bool(op.attrs.get("transA", 0)))
@@ -84,6 +88,23 @@ def _matmul(a: Shape | None, out: Shape | None, *, transposed: bool) -> int:
         return 0
     depth = a[len(a) - 2 if transposed and len(a) > 1 else len(a) - 1]
     return _count(out) * (depth if isinstance(depth, int) else 1)
+
+
+def _fused(attrs: Mapping[str, Any], operands: list[Shape | None]) -> int:
+    """A product that ONNX Runtime's optimizer fused: inference knows no shape of its result, so by its operands."""
+    a, b = operands
+    if not a or not b or len(b) < 2:
+        return 0
+    columns = b[-2 if attrs.get("transB", 0) else -1]
+    return _count(a) * (columns if isinstance(columns, int) else 1)
+
+
+def _attention(x: Shape | None, weight: Shape | None) -> int:
+    """com.microsoft's Attention: the projections of [N, S, I] by [I, 3 H], and both products of the attention."""
+    if x is None or weight is None or len(x) != 3 or len(weight) != 2:
+        return 0
+    width = weight[1] if isinstance(weight[1], int) else 1
+    return _count(x) * width + 2 * _count((*x[:2], x[1])) * (width // 3)
 
 
 def _recurrent(kind: str, attrs: Mapping[str, Any], operands: list[Shape | None]) -> int:

@@ -98,3 +98,26 @@ def test_share_and_islands() -> None:
 
 def test_nothing_to_multiply_is_wholly_integer() -> None:
     assert counted("(float[2] x) => (float[2] y)", "a = A(x)\nr = Relu(a)\ny = A(r)") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "constants", "macs"),
+    [
+        ("y = com.microsoft.FusedMatMul(x, w)", "2,3,5", "float[5,7] w", 6 * 5 * 7),
+        ("y = com.microsoft.FusedMatMul<transB = 1>(x, w)", "2,3,5", "float[7,5] w", 6 * 5 * 7),
+        ('y = com.microsoft.FusedGemm<activation = "Relu">(x, w, b)', "2,5", "float[5,7] w", 2 * 5 * 7),
+        ("y = com.microsoft.Attention<num_heads = 2>(x, w, b)", "1,5,4", "float[4,12] w", 5 * 4 * 12 + 2 * 5 * 5 * 4),
+        ("y = com.microsoft.BiasGelu(x, b)", "2,7", "float[5,7] w", 0),
+    ],
+)
+def test_products_that_an_optimizer_fused(node: str, shape: str, constants: str, macs: int) -> None:
+    """They stay in float, and count: else a network of attention would seem to be integer."""
+    size = 1
+    for part in constants[constants.index("[") + 1 : constants.index("]")].split(","):
+        size *= int(part)
+    width = constants[constants.index(",") + 1 : constants.index("]")]
+    given = f"{constants} = {{{','.join(['1'] * size)}}}, float[{width}] b = {{{','.join(['0'] * int(width))}}}"
+    head = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    graph = stripped(f"{head} g (float[{shape}] x) => (float[M] y) <{given}> {{ {node} }}")
+    found = coverage(lower(graph))
+    assert (found.integer_macs, found.float_macs) == (0, macs)
