@@ -42,7 +42,7 @@ def cli() -> None:
     """
 
 
-@cli.command("compile", cls=CompileCommand)
+@cli.command("compile", cls=CompileCommand, short_help="Compile MODEL and write the package.")
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="The package.  [default: <stem>.qatc]")
 @click.option("--sign", type=FILE, metavar="KEY.pem", help="Sign the package with a private key.")
@@ -76,7 +76,7 @@ def compile_command(model: Path, screen: Screen, **chosen: Any) -> None:
     )
 
 
-@cli.command("inspect")
+@cli.command("inspect", short_help="Show what would run in integers, and why not.")
 @click.argument("model", type=FILE)
 @model_options
 @click.option("--dump", is_flag=True, help="Print the integer graph as text, one line an operator, and nothing else.")
@@ -108,7 +108,7 @@ def inspect_command(model: Path, dump: bool, svg: Path | None, screen: Screen, *
     answer(screen, found.diagnostics, result=lambda: inspection_json(found), show=show, listing=True)
 
 
-@cli.command("verify")
+@cli.command("verify", short_help="Check PACKAGE again, wherever it is now.")
 @click.argument("package", type=FILE)
 @click.option(
     "--reference/--no-reference",
@@ -143,7 +143,7 @@ def verify_command(package: Path, screen: Screen, **chosen: Any) -> None:
     )
 
 
-@cli.command("compare")
+@cli.command("compare", short_help="Find where a device differs from PACKAGE.")
 @click.argument("package", type=FILE)
 @click.argument("dump", type=FILE)
 @click.option("--tolerance", type=click.IntRange(0, 2**31 - 1), metavar="LSB", default=0, show_default=True,
@@ -171,7 +171,7 @@ def compare_command(package: Path, dump: Path, tolerance: int, sample: int, scre
     )
 
 
-@cli.command("evaluate")
+@cli.command("evaluate", short_help="Score PACKAGE on data, beside the model.")
 @click.argument("package", type=FILE)
 @click.option(
     "--data",

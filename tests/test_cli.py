@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -311,6 +312,25 @@ def test_verify_without_a_package(tmp_path: Path) -> None:
 # -- in a process of its own ---------------------------------------------------------------------------------------
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("name", ["compile", "inspect"])
+def test_help_groups_every_option_once(name: str) -> None:
+    text = run(name, "--help").stdout
+    options = [p for p in cli.cli.commands[name].params if isinstance(p, click.Option)]
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE)
+    assert sorted(listed) == sorted([*(next(o for o in p.opts if o.startswith("--")) for p in options), "--help"])
+    titles = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
+    left_out = () if name == "compile" else ("Package", "Verification")
+    assert titles == [title for title in [*arguments.SECTIONS, "Others"] if title not in left_out]
+    others = text.partition("\nOthers:\n")[2]
+    assert re.findall(r"--[\w-]+", others) == ["--max-memory", "--help"]
+
+
+def test_commands_are_listed_in_the_order_of_their_use() -> None:
+    listed = re.findall(r"^  (\w+)  ", run("--help").stdout.partition("Commands:")[2], re.MULTILINE)
+    assert listed == ["compile", "inspect", "verify", "compare", "evaluate", "targets", "dialects", "explain"]
+    assert "..." not in run("--help").stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("way", [["-m", "qatc"], ["cli.py"]])

@@ -20,6 +20,15 @@ TOLERANCES: Final = ("max_lsb", "equal_share", "float_tolerance", "output_lsb", 
 PROFILES: Final = ("onnx", "tflite", "tflite-single", "cmsis-nn", "tosa", "tosa-double", "pow2", "exact")
 METHODS: Final = ("minmax", "percentile", "entropy", "mse")
 
+# How --help groups the options of `compile` and `inspect`, by their parameters; those of other commands are few.
+SECTIONS: Final = {
+    "Model": ("qat", "dialect", "shapes", "quant_range", "ranges", "calibrate", "calibration_method"),
+    "Target": ("target", "options", "io", "require_integer", "arithmetic"),
+    "Package": ("output", "golden", "golden_header", "sign", "certificate"),
+    "Verification": ("inputs", "samples", "seed", "verify", "tolerance"),
+    "What is shown": ("dump", "svg", "explain", "junit", "sarif", "verbose", "quiet", "json"),
+}
+
 OWN_PROCESS: Final = "own process"  # the context's object where the command is all that this process runs
 FILE: Final = click.Path(path_type=Path)
 

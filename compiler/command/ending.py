@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from qatc._version import __version__
-from qatc.compiler.command.arguments import in_our_words
+from qatc.compiler.command.arguments import SECTIONS, in_our_words
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 
 if TYPE_CHECKING:
@@ -84,6 +84,20 @@ class Command(click.Command):
             _write_failure(command, [Diagnostic("QAT007", error.format_message())], error.exit_code)
             raise click.exceptions.Exit(error.exit_code) from error
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options that --help lists: under headings where there are many."""
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        rows = {p.name: row for p in options if (row := p.get_help_record(ctx)) is not None}
+        if "qat" not in rows:
+            super().format_options(ctx, formatter)
+            return
+        for title, names in SECTIONS.items():
+            if found := [rows.pop(name) for name in names if name in rows]:
+                with formatter.section(title):
+                    formatter.write_dl(found)
+        with formatter.section("Others"):
+            formatter.write_dl(list(rows.values()))
+
     def understood(self, args: list[str]) -> list[str]:
         """The arguments in the words of this command's options."""
         return args
@@ -126,9 +140,13 @@ class CompileCommand(Command):
 
 
 class Group(click.Group):
-    """The commands of qatc; an unknown one gets a suggestion."""
+    """The commands of qatc, in the order of their use; an unknown one gets a suggestion."""
 
     command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they are defined."""
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
