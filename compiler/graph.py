@@ -34,6 +34,9 @@ from qatc.compiler.storage import Storage
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
 DOMAIN = "qatc"
+_KEEP_SHAPE = frozenset(  # operators of ONNX Runtime that ONNX's inference stops at: shape and type are their input's
+    {"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
+)
 _LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
 
 
@@ -400,13 +403,13 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
             declared.type.tensor_type.elem_type = kind
             declared.type.tensor_type.shape.dim.extend(_DimProto(dim_value=d) for d in value.shape)
             extra.append(declared)
-    # a Requantize or FakeQuant keeps shape and type, as Identity does
-    nodes = [
-        node_proto(n)
-        if n.op not in (REQUANTIZE, FAKE_QUANT)
-        else onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name])
-        for n in graph.nodes
-    ]
+    nodes: list[onnx.NodeProto] = []
+    for n in graph.nodes:
+        if n.op in (REQUANTIZE, FAKE_QUANT) or (n.domain == "com.microsoft" and n.op in _KEEP_SHAPE):
+            kept = [t.name for t in (*n.outputs[:1], *n.outputs[3:4]) if t.name]  # of a fused sum, the sum as well
+            nodes += [onnx.helper.make_node("Identity", [n.inputs[0].name], [name]) for name in kept]
+        else:
+            nodes.append(node_proto(n))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in {"": graph.opset, **graph.domains}.items()]
     model = onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=imports)  # the helpers copy all of it twice
     model.graph.name = graph.name or "graph"

@@ -121,3 +121,16 @@ def test_products_that_an_optimizer_fused(node: str, shape: str, constants: str,
     graph = stripped(f"{head} g (float[{shape}] x) => (float[M] y) <{given}> {{ {node} }}")
     found = coverage(lower(graph))
     assert (found.integer_macs, found.float_macs) == (0, macs)
+
+
+def test_shapes_are_known_behind_fused_operators() -> None:
+    """ONNX's inference knows none of them, and what it does not know is not counted."""
+    head = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    body = (
+        "n, m, i, r = com.microsoft.SkipLayerNormalization(x, x, b, b) g = com.microsoft.BiasGelu(r, b) "
+        "h = com.microsoft.FastGelu(n) s = Add(g, h) y = MatMul(s, w)"
+    )
+    given = "float[4,2] w = {1,1,1,1,1,1,1,1}, float[4] b = {0,0,0,0}"
+    graph = stripped(f"{head} g (float[1,3,4] x) => (float[M] y) <{given}> {{ {body} }}")
+    infer_shapes(graph)
+    assert coverage(lower(graph)).float_macs == 3 * 4 * 2
