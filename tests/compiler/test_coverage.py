@@ -131,6 +131,6 @@ def test_shapes_are_known_behind_fused_operators() -> None:
         "h = com.microsoft.FastGelu(n) s = Add(g, h) y = MatMul(s, w)"
     )
     given = "float[4,2] w = {1,1,1,1,1,1,1,1}, float[4] b = {0,0,0,0}"
-    graph = stripped(f"{head} g (float[1,3,4] x) => (float[M] y) <{given}> {{ {body} }}")
+    graph = stripped(f"{head} g (float[1,3,4] x) => (float[1,3,2] y) <{given}> {{ {body} }}")
     infer_shapes(graph)
     assert coverage(lower(graph)).float_macs == 3 * 4 * 2
