@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import onnx
 
@@ -28,7 +28,7 @@ _HINT: Final = (
 def inner_nodes(node: Node) -> Iterator[onnx.NodeProto]:
     """The nodes in the bodies of a node, and in those inside them."""
     for value in node.attrs.values():
-        for body in value if isinstance(value, list) else [value]:
+        for body in cast("list[object]", value) if isinstance(value, list) else [value]:
             if isinstance(body, onnx.GraphProto):
                 yield from all_nodes(body.node)
 
