@@ -75,6 +75,25 @@ def _rounds_to(value: Doubles, integers: Array, lo: float, hi: float, error: Dou
     return distance <= 0.5 + error
 
 
+def kernel_error(graph: IntegerGraph, op: Op) -> float:
+    """How far ONNX Runtime's QLinearAdd and QLinearMul may be from the exact result, in its steps.
+
+    They compute in float32 with the zero points inside, so that the error goes with those, not with the result: four
+    roundings of QLinearAdd see up to both operands and their zero points (`docs/arithmetic.md` has the formula), and
+    QLinearMul adds the zero point of the result last.
+    """
+    if not isinstance(op, Elementwise):
+        return 0.0
+    out = graph.params(op.output)
+    reach = 255.0 + abs(out.zero_point[0])
+    if op.op == "Mul":
+        return 2 * UNIT * reach
+    for name in op.inputs[:2]:
+        params = graph.params(name)
+        reach += params.scale[0] / out.scale[0] * (255 + abs(params.zero_point[0]))
+    return 4 * UNIT * reach
+
+
 def sum_error(terms: int) -> float:
     """How far a float32 sum of `terms` products may be off, relative to the sum of the products' magnitudes.
 

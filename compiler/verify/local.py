@@ -34,7 +34,7 @@ from qatc.compiler.integer import (
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, product_sums, sum_error
+from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, kernel_error, product_sums, sum_error
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.tally import Tally
 
@@ -44,9 +44,9 @@ Feeds = Mapping[str, Array]
 _FUNCTION_STEPS: Final = 32
 _SCALES_ERROR: Final = 4 * UNIT  # of s_x * s_w / s_y, relative, where each was rounded to float32
 _MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked at one by one
-# How far, beyond float error, a profile's result may be from half an LSB around the exact one; the fixed-point profiles
-# round twice, or up.
-_OWN_ROUNDING: Final = {"exact": 0.0, "onnx": 0.0}
+# How far, beyond float error, a fixed-point profile's result may be from half an LSB around the exact one: those round
+# twice, or up.
+_OWN_ROUNDING: Final = 0.5
 # Movement whose effect on indices numpy computes.
 _INDEXABLE: Final = frozenset(
     {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -233,7 +233,7 @@ class LocalCheck:
         else:
             count = looked_at.size
             low, high = self._bounds(op)
-            slack = _OWN_ROUNDING.get(self.profile.name, 0.5)
+            slack = self._slack(op)
             fine[:count] &= exact.float_may_give(wanted[:count], low, high)
             fine[:count] &= exact.integers_may_give(found[:count], low, high, slack)
             fine[count:] = False
@@ -253,6 +253,11 @@ class LocalCheck:
             if exact is not None and first < looked_at.size:
                 text += f" (exactly {exact.value[first]:.6f}, float error at most {exact.error[first]:.2g})"
             tally.problem(text)
+
+    def _slack(self, op: Op) -> float:
+        """How far from half an LSB around the exact result the profile's own rounding of `op` may be."""
+        name = self.profile.name
+        return 0.0 if name == "exact" else kernel_error(self.graph, op) if name == "onnx" else _OWN_ROUNDING
 
     def _bounds(self, op: Op) -> tuple[float, float]:
         """The clamp of an operator's results; that of a table is what its entries happen to be."""

@@ -41,7 +41,7 @@ from qatc.compiler.reference import execute
 from qatc.compiler.result import Verification
 from qatc.compiler.simulation import Simulation, open_simulation
 from qatc.compiler.verify import Limits, check, deployed, verify
-from qatc.compiler.verify.boundary import exact_at, sum_error
+from qatc.compiler.verify.boundary import UNIT, exact_at, kernel_error, sum_error
 from tests.pipeline import canonical, folded, integer, passes
 from tests.random_models import models, random_input
 
@@ -165,6 +165,37 @@ def test_exact_values_are_what_the_exact_profile_rounds(kind, seed):
     different = np.clip(exact.rounded, 0, 255) != y.reshape(-1)
     ties = np.abs(np.abs(exact.value - np.rint(exact.value)) - 0.5) < 1e-9
     assert not (different & ~ties).any()
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul"])
+@settings(max_examples=100)
+@given(zero=st.tuples(*[st.integers(0, 255)] * 3), steps=st.tuples(*[st.floats(2**-8, 2**8, width=32)] * 2))
+def test_kernels_of_two_operands_stay_within_their_bound(kind, zero, steps):
+    """All pairs of codes, on scales up to 256 steps of the result."""
+    grids = [QuantParams.per_tensor(s, z, "uint8") for s, z in zip((*steps, 1.0), zero, strict=True)]
+    a, b = (np.arange(256, dtype=np.uint8).reshape(shape) for shape in ((256, 1), (1, 256)))
+    op = Elementwise("op", ("a", "b"), ("y",), lo=0, hi=255, op=kind)
+    graph, feeds = one_op(op, {"a": (a, grids[0]), "b": (b, grids[1])}, grids[2]), {"a": a, "b": b}
+    y = execute(graph, feeds, ONNX)["y"]
+    exact = exact_at(graph, op, {**feeds, "y": y}, np.arange(y.size))
+    assert exact is not None
+    bound = kernel_error(graph, op)
+    assert bound < 4 * UNIT * (510 + 510 * sum(steps)) + 1e-12
+    assert exact.integers_may_give(y.reshape(-1), 0, 255, bound).all()
+
+
+def test_a_code_that_is_off_where_no_tie_is_near_is_a_finding():
+    """The kernel's bound excuses what lies next to a tie, nothing else."""
+    grid = QuantParams.per_tensor(0.5, 128)
+    op = Elementwise("op", ("a", "b"), ("y",), lo=0, hi=255, op="Add")
+    codes = np.arange(100, 140, dtype=np.uint8)
+    graph = one_op(op, {"a": (codes, grid), "b": (codes, grid)}, QuantParams.per_tensor(0.7, 128))
+    exact = exact_at(graph, op, {"a": codes, "b": codes, "y": codes}, np.arange(codes.size))
+    assert exact is not None
+    clear = np.abs(exact.value - np.floor(exact.value) - 0.5) > 1e-3
+    for off in (-1, 1):
+        wrong = np.rint(exact.value) + off
+        assert not exact.integers_may_give(wrong, 0, 255, kernel_error(graph, op))[clear].any()
 
 
 @FEW
