@@ -121,6 +121,17 @@ def no_channels() -> onnx.ModelProto:
     return model
 
 
+def groups_that_do_not_fit() -> onnx.ModelProto:
+    """Convolutions in 99 groups: without verification, the samples are the first to run them."""
+    model = onnx.load(KERAS)
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            kept = [a for a in node.attribute if a.name != "group"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("group", 99)])
+    return model
+
+
 FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a weight of NaN, seeds 41, 66, 595": (nan_weight, {"QAT209"}),
     "an operand without a name, seed 575": (nameless_operand, {"QAT004"}),
@@ -131,6 +142,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a Cast to nothing, seed 6809": (cast_to(0), {"QAT205"}),
     "a Cast to a negative type, seed 9753": (cast_to(-5), {"QAT205"}),
     "factors without elements, seed 7136": (no_factors, {"QAT004", "QAT401", "QAT403"}),
+    "groups that do not fit, seeds 68, 187": (groups_that_do_not_fit, {"QAT004", "QAT401", "QAT403"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles"}),
     "integers per channel as an output, seeds 629, 1263": (integer_output_per_channel, {"compiles", "QAT302"}),
 }
