@@ -78,8 +78,9 @@ def forward(graph: QuantGraph) -> None:
                 else:
                     graph.explain("propagate", f"parameters carried through {node.op} at {printable(label_of(node))}")
                     graph.params[out.name] = params
+                    parts = set(map(id, joined(node)))
                     for index, part in enumerate(node.inputs):
-                        if isinstance(part, Constant) and any(part is t for t in joined(node)):
+                        if isinstance(part, Constant) and id(part) in parts:
                             _round_constant(graph, node, index, part)
                     if out.name in graph.known:
                         graph.origin.setdefault(out.name, out.name)
@@ -174,9 +175,9 @@ def _clamped(params: QuantParams, low: float, high: float) -> QuantParams | None
 def backward(graph: QuantGraph) -> None:
     """Round a tensor before it is moved, where all its readers move it onto one grid."""
     for node in reversed(graph.nodes):
-        data = node.inputs[:1] if is_movement(node) else joined(node)
+        data = set(map(id, node.inputs[:1] if is_movement(node) else joined(node)))
         for index, tensor in enumerate(node.inputs):
-            if not any(tensor is t for t in data):
+            if id(tensor) not in data:
                 continue
             if isinstance(tensor, Constant):
                 _round_constant(graph, node, index, tensor)
