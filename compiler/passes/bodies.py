@@ -35,8 +35,8 @@ def inner_nodes(node: Node) -> Iterator[onnx.NodeProto]:
 
 def quantized_bodies(graph: QuantGraph) -> list[tuple[Node, Counter[str]]]:
     """The nodes whose bodies quantize, with the operators in them counted by type."""
-    counted = ((node, Counter(n.op_type for n in inner_nodes(node))) for node in graph.nodes)
-    return [(node, found) for node, found in counted if not _QUANTIZERS.isdisjoint(found)]
+    inner = ((node, [n.op_type for n in inner_nodes(node)]) for node in graph.nodes)
+    return [(node, Counter(ops)) for node, ops in inner if not _QUANTIZERS.isdisjoint(ops)]
 
 
 def report_bodies(graph: QuantGraph) -> None:
