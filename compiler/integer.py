@@ -220,6 +220,18 @@ class Float(Op):
     tensor: str = ""
 
 
+@dataclass(frozen=True)
+class Sign:
+    """What a Conv or MatMul means that takes the sign of its sums: for each, which of three numbers.
+
+    `codes` are its results for a sum below zero, of zero and above. `bias` belongs to the sums: as it was before it was
+    made an integer that decides alike (float64, in units of the accumulator, one number or one per channel).
+    """
+
+    bias: Array
+    codes: tuple[int, int, int]
+
+
 @dataclass
 class IntegerGraph:
     """Operators in execution order, the tensors they connect and the constants they read.
@@ -241,6 +253,8 @@ class IntegerGraph:
     # Output of a Conv or MatMul -> its bias before it was rounded to int32 (float64, in units of the accumulator), so
     # that what the rounding costs can be told apart from an error.
     real_biases: dict[str, Array] = field(default_factory=dict[str, Array])
+    # Output of a Conv or MatMul that takes signs -> what it means; its acc_scale then only says how it saturates.
+    signs: dict[str, Sign] = field(default_factory=dict[str, Sign])
     # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
     shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
 

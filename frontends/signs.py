@@ -2,7 +2,8 @@
 
     x -> Sign -> Add(0.1) -> Sign -> Conv(w)       x -> Sign -> Add(0.1) -> Sign -> FakeQuant[-1, 1] -> Conv(w)
 
-larq writes so what it binarizes, without a zero. The signs themselves are taken in float.
+larq writes so what it binarizes, without a zero. The sign of a product's sum becomes that product's own result (the
+lowering's `signs.py`); any other is taken in float.
 """
 
 from __future__ import annotations

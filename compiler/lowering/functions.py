@@ -143,6 +143,8 @@ _LOGIC: Final[dict[str, Callable[..., Values]]] = {
     "Or": np.logical_or,
     "Xor": np.logical_xor,
 }
+# what tells of a number only on which side of another it lies
+SIGNS: Final = frozenset({"Sign", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _VARIADIC: Final = frozenset({"Max", "Min"})
 _MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
 _STANDARD: Final = frozenset({"Clip", "Where", *_UNARY, *_BINARY, *_LOGIC, *_WITH_ATTRIBUTES}) - {

@@ -21,7 +21,8 @@ from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, 
 from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.normalization import normalization, unasked
-from qatc.compiler.lowering.state import LoweringOptions, Reason, State, is_float
+from qatc.compiler.lowering.signs import sign_of
+from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
@@ -135,7 +136,7 @@ def _visit(state: State, node: Node) -> None:
     params = state.params(out)
     if params is None:
         return
-    if function is not None and operators.table(state, function, out, params.qmin, params.qmax):
+    if function is not None and _function(state, function, out, params):
         return
     chain = _look_back(state, node, out, params)
     if not _lower(state, chain, out):
@@ -143,6 +144,31 @@ def _visit(state: State, node: Node) -> None:
     elif chain.taken and chain.node is not None:
         ops = ", ".join(n.op for n in reversed(chain.taken))
         state.graph.explain("lowering", f"{ops} fused at {printable(label_of(chain.node))}")
+
+
+def _function(state: State, function: Function, out: Tensor, params: QuantParams) -> bool:
+    """Make a quantized function of a quantized tensor a table, that of a sum's sign the sum itself, saturated."""
+    if function.at is None:
+        return operators.table(state, function, out, params.qmin, params.qmax)
+    graph, root = state.graph, function.root
+    node = graph.producer(root)
+    while node is not None and graph.only_consumer(root) is not None:
+        bounds = clamp_bounds(graph, node)
+        if bounds is None:
+            break
+        if not bounds[0] < function.at < bounds[1]:
+            return False
+        root = node.inputs[0]
+        node = graph.producer(root)
+    if node is None or graph.only_consumer(root) is None:
+        return False
+    chain = _Chain(root, node, [], params.qmin, params.qmax)
+    _scalar_and_bias(state, chain)
+    node = chain.node or node
+    if node.op not in mac.OPS or node.domain or not sign_of(state, function, node, chain.bias, chain.alpha, out):
+        return False
+    graph.explain("lowering", f"{function.text} is the sign of a sum, in integers, at {printable(label_of(node))}")
+    return True
 
 
 def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:

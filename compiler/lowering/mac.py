@@ -233,7 +233,7 @@ def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams) ->
     )
 
 
-def _own_bias(state: State, node: Node) -> Vector | None:
+def own_bias(state: State, node: Node) -> Vector | None:
     """The node's bias as one real number per channel; None where it has none (`refusal` knows the other cases)."""
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
         return None
@@ -247,22 +247,22 @@ def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: flo
     params, found = state.usable(out), operands(state, node, alpha)
     if params is None or found is None:
         return False
-    own = _own_bias(state, node)
-    total = _sum(None if own is None else own * alpha, bias)
+    own = own_bias(state, node)
+    total = sum_of(None if own is None else own * alpha, bias)
     if total.size and not (np.abs(total) <= _LARGEST_BIAS).all():
         return False
     if found.values is None and total.size and (np.abs(total) > _AMPLE * found.acc_scale).any():
         return False  # the unit of a weight of run time stays what it is
     integers = _tune(state, found, total, params.scale[0])
-    inputs, result = [found.x, _weight_name(state, found)], state.new_int(out)
+    inputs, result = [found.x, weight_name(state, found)], state.new_int(out)
     if integers is not None:
         inputs.append(state.build.constant(f"{out.name}_bias", integers))
         state.build.graph.real_biases[result] = total / found.acc_scale
-    _add(state, found, tuple(inputs), result, lo, hi)
+    add(state, found, tuple(inputs), result, lo, hi)
     return True
 
 
-def _sum(*parts: Vector | None) -> Vector:
+def sum_of(*parts: Vector | None) -> Vector:
     """The sum of biases per channel, empty where there is none."""
     given = [p for p in parts if p is not None]
     return np.asarray(sum(given[1:], given[0])) if given else np.zeros(0)
@@ -302,13 +302,18 @@ def _bias_room(found: Operands) -> Vector:
     """The largest bias of each channel that leaves its accumulator inside 32 bits, whatever the input."""
     if found.values is None:
         return np.asarray(float(_INT32[1]))
-    span = tuple(i for i in range(found.values.ndim) if i != found.axis)
-    offset = np.abs(found.values.astype(np.int64) - found.weight_params.zero_array(found.values.ndim))
-    reach = offset.sum(axis=span, dtype=np.float64) * 255
+    return np.asarray(np.maximum(float(_INT32[1]) - _UNIT_ROUNDING - reach_of(found, found.values), 2.0**24))
+
+
+def reach_of(found: Operands, values: npt.NDArray[Any]) -> Vector:
+    """How large the accumulators of each output channel may become, whatever the input; without a bias."""
+    span = tuple(i for i in range(values.ndim) if i != found.axis)
+    offset = np.abs(values.astype(np.int64) - found.weight_params.zero_array(values.ndim))
+    reach: Vector = offset.sum(axis=span, dtype=np.float64) * 255
     channels = found.channels or reach.size
     if reach.size != channels:  # the groups of a transposed convolution share their channels' weights
         reach = np.full(channels, reach.max(initial=0.0))
-    return np.asarray(np.maximum(float(_INT32[1]) - _UNIT_ROUNDING - reach, 2.0**24))
+    return reach
 
 
 def _rescaled(found: Operands, scale: Vector) -> QuantParams:
@@ -346,7 +351,7 @@ def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.
     return found.acc_scale
 
 
-def _weight_name(state: State, found: Operands) -> str:
+def weight_name(state: State, found: Operands) -> str:
     """The weight as a constant of the integer graph; nodes that share an unchanged weight share the constant."""
     transposed = found.node.op == "Gemm" and bool(found.node.attr("transB", 0))
     if found.values is None:
@@ -362,10 +367,13 @@ def _weight_name(state: State, found: Operands) -> str:
     return name
 
 
-def _add(state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: int, hi: int) -> None:
+def add(
+    state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: int, hi: int, unit: float | None = None
+) -> None:
+    """Append the operator that makes `out`; `unit` is what a unit of its accumulators counts as, if not what it is."""
     node = found.node
     source, name = label_of(node), state.build.fresh(label_of(node))
-    acc = tuple(found.acc_scale.tolist())
+    acc = tuple(found.acc_scale.tolist()) if unit is None else (unit,)
     if node.op in ("Gemm", "MatMul"):
         state.build.add(MatMul(name, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=source))
         return
@@ -410,7 +418,7 @@ def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bo
 
 def _bias_constant(state: State, found: Operands, out: Tensor, bias: Vector | None) -> tuple[str, ...]:
     """The bias of a raw result as a constant of real numbers; nothing where there is none."""
-    total = _sum(_own_bias(state, found.node), bias)
+    total = sum_of(own_bias(state, found.node), bias)
     if not (total.size and total.any()):
         return ()
     return (state.build.constant(f"{out.name}_bias", total.astype(np.float32)),)
@@ -428,7 +436,7 @@ def _accumulated(state: State, found: Operands, out: Tensor) -> str:
     name = state.build.quantised(
         f"{out.name}_accumulator", params, shape, sample_shape=state.graph.sample_shapes.get(out.name)
     )
-    _add(state, found, (found.x, _weight_name(state, found)), name, *_INT32)
+    add(state, found, (found.x, weight_name(state, found)), name, *_INT32)
     return name
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale, Shape
 from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
+from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State
 from qatc.compiler.lowering.windows import sized_window, window
 from qatc.compiler.model_io import label_of
@@ -23,16 +24,18 @@ _FAR: Final = 256  # steps
 
 
 def as_function(state: State, node: Node) -> Function | None:
-    """The node's result as an element-wise function of one 8-bit tensor, if it is one."""
+    """The node's result as an element-wise function of one 8-bit tensor, or of a sign, if it is one."""
     if not is_elementwise(node) or len(node.outputs) != 1:
         return None
     entries = node.inputs[0] if is_table(node) else None
     scalars = [_scalar(state, node, t) for t in node.inputs]
     computed = [t for t, scalar in zip(node.inputs, scalars, strict=True) if t.name and scalar is None]
     roots = [_root(state, t) for t in computed if t is not entries]
-    if not roots or roots[0] is None or any(r is not roots[0] for r in roots):
+    if not roots or roots[0] is None:
+        return as_sign(state, node, scalars) if len(roots) == 1 else None
+    (root, at) = roots[0]
+    if any(r is None or r[0] is not root or r[1] != at for r in roots):
         return None
-    root = roots[0]
     operands: list[Values | None] = []
     texts: list[str] = []
     longest = 0  # dimensions of the constants: more than the tensor's own would change the result's shape
@@ -59,7 +62,8 @@ def as_function(state: State, node: Node) -> Function | None:
     if values is None:
         return None
     text = texts[0] if node.op in ("Requantize", "Identity") else f"{node.op}({', '.join(texts)})"
-    return Function(root, np.broadcast_to(values, (256,)), text if len(text) < 200 else f"{node.op}(...)")
+    codes = 256 if at is None else 3
+    return Function(root, np.broadcast_to(values, (codes,)), text if len(text) < 200 else f"{node.op}(...)", at)
 
 
 def _scalar(state: State, node: Node, tensor: Tensor) -> float | None:
@@ -84,12 +88,12 @@ def _covers(shape: Shape | None, part: Shape) -> bool:
     return all(d in (1, whole) for d, whole in zip(part[::-1], shape[::-1], strict=False))
 
 
-def _root(state: State, tensor: Tensor) -> Tensor | None:
-    """The 8-bit tensor that `tensor` is a function of, None where there is none."""
+def _root(state: State, tensor: Tensor) -> tuple[Tensor, float | None] | None:
+    """The tensor that `tensor` is a function of (see `Function` for the number), None where there is none."""
     found = state.functions.get(id(tensor))
     if found is not None:
-        return found.root
-    return None if isinstance(tensor, Constant) or state.usable(tensor) is None else tensor
+        return found.root, found.at
+    return None if isinstance(tensor, Constant) or state.usable(tensor) is None else (tensor, None)
 
 
 def _function_of(state: State, tensor: Tensor, root: Tensor) -> Function:

@@ -56,11 +56,16 @@ class Reason:
 
 @dataclass(frozen=True)
 class Function:
-    """A tensor that is an element-wise function of an 8-bit `root`: its real value for each of the root's 256 codes."""
+    """A tensor that is an element-wise function of an 8-bit `root`: its real value for each of the root's 256 codes.
+
+    With `at` the root is a tensor of real numbers that is compared with this number alone: the function has three
+    values, for a root below it, at it and above.
+    """
 
     root: Tensor
     values: Values
     text: str
+    at: float | None = None
 
 
 @dataclass

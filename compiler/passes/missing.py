@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
-from qatc.compiler.lowering.functions import is_elementwise
+from qatc.compiler.lowering.functions import SIGNS, is_elementwise
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
@@ -150,6 +150,8 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     if len(leaves) != 1 or _has_vector(graph, node):
         return [] if len(own) == 1 and _is_product(graph, own[0]) else own
     leaf = next(iter(leaves.values()))
+    if _is_signed_sum(graph, leaf):
+        return []
     straight = len(own) == 1 and own[0] is leaf and node.op in ("Add", "Mul", "Div")
     return [] if straight and _is_product(graph, leaf) else [leaf]
 
@@ -157,6 +159,22 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
 def _has_vector(graph: QuantGraph, node: Node) -> bool:
     """Whether a constant operand differs from element to element."""
     return any((v := value_of(t)) is not None and v.size > 1 for t in node.inputs)
+
+
+def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether all that is read of a product, with its bias, is its sign: that is exact without any rounding."""
+    reader = graph.only_consumer(tensor)
+    if reader is None or reader.domain or reader.op not in SIGNS:
+        return False
+    while not _is_product(graph, tensor):
+        maker = graph.producer(tensor)
+        if maker is None or tensor.name in graph.params or maker.domain or maker.op not in ("Add", "Mul", "Div"):
+            return False
+        data = [t for t in maker.inputs if not is_constant(t)]
+        if len(data) != 1:
+            return False
+        tensor = data[0]
+    return True
 
 
 def _is_product(graph: QuantGraph, tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -40,6 +40,8 @@ UNIT: Final = 2.0**-24  # unit roundoff of float32: half the distance from 1 to 
 # multiply), bias, two of an affine or batch norm unfolded into four, the division by the output scale, and the
 # conversion of the scales themselves.
 _STEPS: Final = 16
+_SCALES_ERROR: Final = 4 * UNIT  # of s_x * s_w / s_y, relative, where each was rounded to float32
+_DOUBLES_ERROR: Final = 2.0**-50  # of a bias that was divided by a few scales in float64
 _FAILURE: Final = 2.0**-40  # the probability, per element, that the sum's error exceeds its bound
 _CHUNK: Final = 1 << 21  # gathered operands at a time
 
@@ -68,6 +70,58 @@ class Exact:
     def integers_may_give(self, integers: Array, lo: float, hi: float, slack: float = 0.0) -> Bools:
         """Which integers the integer operator may give, with its int32 bias; `slack` is what its profile adds."""
         return _rounds_to(self.value + self.moved, integers, lo, hi, self.error + slack)
+
+    def are_near(self, found: Array, wanted: Array, limit: float) -> Bools:
+        """Which pairs of integers are no further apart than `limit` allows."""
+        near: Bools = np.abs(found - wanted) <= limit
+        return near
+
+    def are_by_design(self, wanted: Array, lo: float, hi: float, zero: int) -> Bools:
+        """Which differences nobody's arithmetic is to blame for, where `wanted` is what the simulation has.
+
+        It rounds as the exact value does, so that the difference is the bias's rounding or the profile's; or it breaks
+        ties its own way: floor(x + 0.5), or scales that are rounded decimals (0.02 * 0.002 / 0.01).
+        """
+        from_tie = np.abs(self.value - np.floor(self.value) - 0.5)
+        tied = from_tie <= _SCALES_ERROR * np.abs(self.value - zero)
+        by_design: Bools = (np.clip(self.rounded, lo, hi) == wanted) | tied
+        return by_design
+
+
+@dataclass(frozen=True)
+class ExactSign(Exact):
+    """Exact sums whose sign is taken, in units of the accumulator; `size` is the magnitude of what is summed up.
+
+    `codes` are the results below zero, at zero and above.
+    """
+
+    size: Doubles = field(kw_only=True)
+    codes: tuple[int, int, int] = field(kw_only=True)
+
+    def float_may_give(self, integers: Array, lo: float, hi: float) -> Bools:
+        """Those of every sign that a sum within float32's error of the exact one has; there is nothing to clamp."""
+        return self._may_give(integers, self.error)
+
+    def integers_may_give(self, integers: Array, lo: float, hi: float, slack: float = 0.0) -> Bools:
+        """The sign of the exact sum, but for the real bias in float64."""
+        return self._may_give(integers, self.size * _DOUBLES_ERROR)
+
+    def _may_give(self, integers: Array, error: Doubles) -> Bools:
+        below, at, above = self.codes
+        negative, positive = self.value - error < 0, self.value + error > 0
+        may_be: Bools = ((integers == below) & negative) | ((integers == above) & positive)
+        may_be |= (integers == at) & (np.abs(self.value) <= error)
+        return may_be
+
+    def are_near(self, found: Array, wanted: Array, limit: float) -> Bools:
+        """All, where any difference is allowed: a sign has no neighbor."""
+        near: Bools = (found == wanted) | (limit > 0)
+        return near
+
+    def are_by_design(self, wanted: Array, lo: float, hi: float, zero: int) -> Bools:
+        """Sums of nothing, but for the scales' own float32: what float32 leaves of them has either sign."""
+        tied: Bools = np.abs(self.value) <= _SCALES_ERROR * self.size
+        return tied
 
 
 def _rounds_to(value: Doubles, integers: Array, lo: float, hi: float, error: Doubles) -> Bools:
@@ -164,10 +218,15 @@ def _product(
     graph: IntegerGraph, op: Conv | MatMul, values: Mapping[str, Array], index: Index, step: float, zero: int
 ) -> Exact:
     total, magnitude = product_sums(graph, op, values, index)
+    sign = graph.signs.get(op.output)
     channel = index[1] if isinstance(op, Conv) else index[-1] if index else np.zeros(total.shape, np.intp)
     scales = np.asarray(op.acc_scale, np.float64)
     unit = scales[channel] if scales.size > 1 else np.broadcast_to(scales, total.shape)
     real, size = total.astype(np.float64), magnitude.astype(np.float64)
+    if sign is not None:
+        bias = np.broadcast_to(sign.bias, total.shape) if sign.bias.size == 1 else sign.bias[channel]
+        size = size + np.abs(bias)
+        return ExactSign(real + bias, size * sum_error(_terms(op, values)), size=size, codes=sign.codes)
     unsure, moved = 0.0, np.zeros(total.shape)
     if len(op.inputs) > 2 and op.inputs[2]:
         # the bias as it was before its rounding; where that is not known, the rounding moved it by half a unit at most

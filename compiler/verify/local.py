@@ -42,7 +42,6 @@ Feeds = Mapping[str, Array]
 # Float operations behind one value of a table: the longest exported function (GELU through Erf) has nine operators, and
 # ONNX Runtime's own exp, tanh and erf are within four units in the last place (measured, docs/verification.md).
 _FUNCTION_STEPS: Final = 32
-_SCALES_ERROR: Final = 4 * UNIT  # of s_x * s_w / s_y, relative, where each was rounded to float32
 _MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked at one by one
 # How far, beyond float error, a fixed-point profile's result may be from half an LSB around the exact one: those round
 # twice, or up.
@@ -234,15 +233,11 @@ class LocalCheck:
             count = looked_at.size
             low, high = self._bounds(op)
             slack = self._slack(op)
+            fine[:count] = exact.are_near(found[:count], wanted[:count], self.limits.max_lsb)
             fine[:count] &= exact.float_may_give(wanted[:count], low, high)
             fine[:count] &= exact.integers_may_give(found[:count], low, high, slack)
             fine[count:] = False
-            # the simulation rounds as the exact value does, so the difference is the bias's rounding or the profile's;
-            # or it breaks ties its own way: floor(x + 0.5), or scales that are rounded decimals (0.02 * 0.002 / 0.01)
-            from_tie = np.abs(exact.value - np.floor(exact.value) - 0.5)
-            steps = np.abs(exact.value - self.graph.params(name).zero_point[0])
-            tied = from_tie <= _SCALES_ERROR * steps
-            by_design = (np.clip(exact.rounded, low, high) == wanted[:count]) | tied
+            by_design = exact.are_by_design(wanted[:count], low, high, self.graph.params(name).zero_point[0])
             tally.rerounded += int(np.count_nonzero(fine[:count] & by_design))
         excused = int(np.count_nonzero(fine))
         tally.excused += excused

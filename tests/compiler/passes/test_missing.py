@@ -85,6 +85,19 @@ IMAGE = "(float[1,2,4,4] x) => (float[M] y)"
             id="a float weight",
         ),
         pytest.param(
+            IMAGE, "a = A(x)\n" + D + "c = Conv(a, w)\ns = Sign(c)\ny = A(s)", W4, [], id="a sum whose sign is taken"
+        ),
+        pytest.param(
+            "(float[3,2] x) => (float[3,2] y)",
+            "a = A(x)\n" + D + "m = MatMul(a, w)\nb = Add(m, k)\nn = Sign(b)\nh = Add(n, half)\ns = Sign(h)\ny = A(s)",
+            W2 + ", float[2] k = {1.0, 2.0}, float half = {0.5}",
+            [],
+            id="a sum with a bias whose sign is taken",
+        ),
+        pytest.param(
+            IMAGE, "a = A(x)\nd = Add(a, x)\ns = Sign(d)\ny = A(s)", "", ["x", "d"], id="the sign of no product"
+        ),
+        pytest.param(
             IMAGE,
             "a = A(x)\ns = Sigmoid(x)\nm = Mul(a, s)\ny = A(m)",
             "",
