@@ -364,17 +364,18 @@ def _moves_onto(node: Node, params: QuantParams, wanted: QuantParams) -> bool:
 
 def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ...] | None:
     """The operand names of a movement: integers, then shapes and indices; a pad value as an integer of the grid."""
+    place = 2 if node.op == "Pad" else None  # of the value that it fills with
     names = [state.int_name(node.inputs[0])]
-    for index, tensor in enumerate(node.inputs[1:], 1):
-        if node.op == "Pad" and index == 2:
-            continue
-        names.append(state.float_name(tensor) if tensor.name else "")
-    if node.op == "Pad" and node.attr("mode", "constant") == "constant":
+    names += [state.float_name(t) if t.name else "" for i, t in enumerate(node.inputs[1:], 1) if i != place]
+    if place is None:
+        return tuple(names)
+    if node.attr("mode", "constant") == "constant":
         value = pad_value(node)
         if value is None or not on_grid(value, params):
             return None
-        fill = params.quantize(np.asarray(value, np.float32))
-        names.insert(2, state.build.constant("pad_value", fill))
+        names.insert(place, state.build.constant("pad_value", params.quantize(np.asarray(value, np.float32))))
+    elif len(names) > place:  # the axes stay behind it
+        names.insert(place, "")
     return tuple(names)
 
 

@@ -548,6 +548,22 @@ def test_pad_values_are_integers_of_the_grid() -> None:
     assert graph.constants["pad_value"].item() == 123
 
 
+@pytest.mark.parametrize("value", ["", "v"])
+def test_the_axes_of_a_pad_without_a_constant_stay_its_fourth_operand(value: str) -> None:
+    """In reflect mode nothing is filled in, whether the file states a value or not."""
+    graph = lowered(
+        "(float[2,3] x) => (float[2,4] y)",
+        f'a = A(x)\np = Pad<mode = "reflect">(a, i, {value}, k)\ny = A(p)',
+        "int64[2] i = {0, 1}, int64[1] k = {1}" + (", float v = {0.0}" if value else ""),
+        opset=18,
+    )
+    (pad,) = (op for op in graph.ops if isinstance(op, Move))
+    assert [graph.constants[name].tolist() if name else None for name in pad.inputs[1:]] == [[0, 1], None, [1]]
+    x = np.asarray([[0, 1, 2], [3, 4, 5]], np.float32)
+    padded = execute(graph, {"x": x}, get_profile("onnx"))["y"]
+    np.testing.assert_array_equal(padded, np.pad(x, [(0, 0), (0, 1)], mode="reflect"))
+
+
 # -- types and ports --------------------------------------------------------------------------------------------------
 def test_int8_activations_become_uint8() -> None:
     """Design rule 4.7: the zero point is shifted by 128, the range with it."""
