@@ -44,7 +44,7 @@ from qatc.frontends.integers import is_q
 from qatc.frontends.params import make_params, on_whole_zero
 from qatc.frontends.qdq import to_fake_quant
 from qatc.frontends.sinking import sink
-from qatc.frontends.straight_through import STRAIGHT_THROUGH
+from qatc.frontends.straight_through import drop_straight_through
 
 RULES: Final = Rules("arithmetic")
 _LONGEST: Final = 8  # operators on one side of a Round
@@ -61,7 +61,7 @@ Doubles = npt.NDArray[np.float64]
 
 def rewrite(graph: QuantGraph) -> int:
     """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
-    sweep(graph, STRAIGHT_THROUGH)
+    drop_straight_through(graph)
     sink(graph)
     return sweep(graph, RULES)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.quant import Array
@@ -33,16 +34,17 @@ def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
     if condition is None or condition.domain or condition.op not in COMPARISONS:
         return False
     left, right = condition.inputs
-    x, number = (left, _number(graph, right)) if not isinstance(left, Constant) else (right, _number(graph, left))
+    x, bound = (left, _scalar(graph, right)) if not isinstance(left, Constant) else (right, _scalar(graph, left))
     then, other = node.inputs[1], node.inputs[2]
-    if number is None:
+    if bound is None:
         return False
+    number = float(bound)
     kept = next((t for t in (then, other) if t is x or _lets_through(graph, t, x, number)), None)
     if kept is None or _number(graph, other if kept is then else then) != number:
         return False
     smaller = condition.op.startswith("Less") == (x is left)  # the condition says that x is the smaller one
     node.op = "Min" if smaller == (kept is then) else "Max"
-    node.inputs = [kept, graph.constant(f"{node.outputs[0].name}_bound", np.asarray(number, np.float32))]
+    node.inputs = [kept, graph.constant(f"{node.outputs[0].name}_bound", bound)]
     return True
 
 
@@ -76,21 +78,16 @@ def half_of_absolute_values(graph: QuantGraph, node: Node) -> bool:
     else:
         return False
     found = _terms(graph, total)
-    bound = next((v for sign, t in found if sign > 0 and (v := _number(graph, t)) is not None), None)
+    bound = next((v for sign, t in found if sign > 0 and (v := _scalar(graph, t)) is not None), None)
     x = next((t for sign, t in _absolute(graph, found) if sign > 0), None)
     shifted = next((t for sign, t in _absolute(graph, found) if sign < 0), None)
     if len(found) != _TERMS or bound is None or bound <= 0 or x is None or shifted is None:
         return False
-    if not _is_shifted(graph, shifted, x, bound):
+    if not _is_shifted(graph, shifted, x, float(bound)):
         return False
-    node.op = "Clip"
-    ends = [graph.constant(f"{node.outputs[0].name}_{n}", np.asarray(v, np.float32)) for n, v in _ends(bound)]
-    node.inputs = [x, *ends]
+    node.op, name = "Clip", node.outputs[0].name
+    node.inputs = [x, graph.constant(f"{name}_low", np.zeros_like(bound)), graph.constant(f"{name}_high", bound)]
     return True
-
-
-def _ends(bound: float) -> tuple[tuple[str, float], tuple[str, float]]:
-    return ("low", 0.0), ("high", bound)
 
 
 def _terms(graph: QuantGraph, total: Tensor) -> list[tuple[int, Tensor]]:
@@ -124,7 +121,13 @@ def _is_shifted(graph: QuantGraph, tensor: Tensor, x: Tensor, bound: float) -> b
 
 
 def _number(graph: QuantGraph, tensor: Tensor) -> float | None:
-    """The value of a constant of one element, also where it was spread to a shape that is only known at run time."""
+    """The value of a constant of one element, as `_scalar` has it."""
+    value = _scalar(graph, tensor)
+    return None if value is None else float(value)
+
+
+def _scalar(graph: QuantGraph, tensor: Tensor) -> Array | None:
+    """A constant of one element, [] in its own type, also where it was spread to a shape that run time decides."""
     value = value_of(tensor)
     if value is None:
         node = graph.producer(tensor)
@@ -133,9 +136,12 @@ def _number(graph: QuantGraph, tensor: Tensor) -> float | None:
         if node.op == "ConstantOfShape":
             fill: Array | None = node.attr("value")
             value = np.zeros(1, np.float32) if fill is None else fill
-        elif node.op in ("Expand", "Cast", "Identity"):
-            return _number(graph, node.inputs[0])
+        elif node.op in ("Expand", "Identity"):
+            return _scalar(graph, node.inputs[0])
+        elif node.op == "Cast":
+            inner = _scalar(graph, node.inputs[0])
+            return None if inner is None else inner.astype(tensor_dtype_to_np_dtype(int(node.attr("to"))))
     if value is None or value.dtype.kind not in "fiu" or not value.size:
         return None
-    first = float(value.reshape(-1)[0])
-    return first if value.size == 1 or bool(np.all(value == first)) else None
+    first = value.reshape(-1)[:1].reshape(())
+    return first if bool(np.all(value == first)) else None

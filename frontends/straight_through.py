@@ -4,7 +4,8 @@
     v - (v - r)                     r
     y -> Add(0) or Sub(0)           y       (a range that begins at zero)
 
-All of it is gone before a quantizer of arithmetic is looked for.
+All of it is gone before a quantizer of arithmetic is looked for. What is left must have the shape of the whole: a
+difference that v broadcasts stays.
 """
 
 from __future__ import annotations
@@ -13,34 +14,58 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, rank_of, value_of
-from qatc.compiler.rewrite import Rules
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
+from qatc.compiler.passes.modernize import infer_if_possible
+from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
-STRAIGHT_THROUGH: Final = Rules("arithmetic")
+_RULES: Final = Rules("arithmetic")
 
 
-@STRAIGHT_THROUGH.on("Add")
+def drop_straight_through(graph: QuantGraph) -> None:
+    """Take out of a modernized graph what changes no value; shapes are inferred where the answer depends on them."""
+    pairs = [p for n in graph.nodes if n.op in ("Add", "Sub") and (p := _undone(graph, n)) is not None]
+    if any(shape_of(t) is None for pair in pairs for t in pair):
+        infer_if_possible(graph)
+    sweep(graph, _RULES)
+
+
+@_RULES.on("Add", "Sub")
 def straight_through(graph: QuantGraph, node: Node) -> bool:
-    """(a - b) + b is a, and so is (-b + a) + b: a function that is to have the gradient of the identity."""
-    for one, other in (node.inputs, node.inputs[::-1]):
-        value = _without(graph, one, other)
-        if value is not None:
-            graph.replace(node.outputs[0], value)
-            return True
-    return False
-
-
-@STRAIGHT_THROUGH.on("Sub")
-def straight_through_twice(graph: QuantGraph, node: Node) -> bool:
-    """Of a - (a - b) only b is left."""
-    maker = graph.producer(node.inputs[1])
-    if maker is None or maker.domain or maker.op != "Sub" or not _equal(maker.inputs[0], node.inputs[0]):
+    """A function that is to have the gradient of another one, which adds up to itself."""
+    found = _undone(graph, node)
+    if found is None:
         return False
-    graph.replace(node.outputs[0], maker.inputs[1])
+    if _broadcasts(*found):
+        raise NoMatch("what is added and taken off again gives the result its shape")
+    graph.replace(node.outputs[0], found[0])
     return True
 
 
-@STRAIGHT_THROUGH.on("Add", "Sub")
+def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
+    """(a, b) where a node adds b to a - b or to -b + a, or subtracts b - a from b."""
+    if node.domain or len(node.inputs) != 2:
+        return None
+    if node.op == "Add":
+        for one, other in (node.inputs, node.inputs[::-1]):
+            value = _without(graph, one, other)
+            if value is not None:
+                return value, other
+        return None
+    maker = graph.producer(node.inputs[1])
+    if maker is None or maker.domain or maker.op != "Sub" or not _equal(maker.inputs[0], node.inputs[0]):
+        return None
+    return maker.inputs[1], node.inputs[0]
+
+
+def _broadcasts(kept: Tensor, other: Tensor) -> bool:
+    """Whether a sum of both is known to be larger than `kept`."""
+    shape, wide = shape_of(kept), shape_of(other)
+    if shape is None or wide is None:
+        return False
+    return len(wide) > len(shape) or any(a == 1 != b for a, b in zip(shape[::-1], wide[::-1], strict=False))
+
+
+@_RULES.on("Add", "Sub")
 def nothing_changes(graph: QuantGraph, node: Node) -> bool:
     """Add and Sub of zero: what arithmetic with offsets leaves of ranges like 0..a."""
     for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):

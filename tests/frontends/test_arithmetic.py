@@ -381,6 +381,19 @@ def test_straight_through_by_twice_the_difference() -> None:
     assert not {"Sub", "Round"} & {n.op for n in graph.nodes}
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    ["g = GlobalAveragePool(x) d = Sub(g, x) y = Add(d, x)", "g = GlobalAveragePool(x) d = Sub(x, g) y = Sub(x, d)"],
+)
+def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:
+    """(g - x) + x has the shape of x, g has not."""
+    text = text_of(nodes, x="float[1,2,3,3] x")
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    x = np.random.default_rng(0).integers(-8, 8, (1, 2, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
 def test_a_scale_of_one_is_a_scale() -> None:
     """Images of 0..255."""
     graph = loaded(text_of("a = Div(x, one) b = Round(a) c = Clip(b, lo, hi) y = Mul(c, one)", ", float one = {1}"))

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.model_io import to_model
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
 from tests.graphs import loaded
@@ -65,3 +66,30 @@ def test_choices_that_are_no_clamps_stay(nodes: str) -> None:
     graph = loaded(text)
     FRONTEND.normalise(graph, FrontendOptions())
     assert not {"Min", "Max", "Clip"} & {n.op for n in graph.nodes}
+
+
+@pytest.mark.parametrize("dtype", ["int64", "double"])
+def test_a_bound_has_the_type_of_what_it_bounds(dtype: str) -> None:
+    """Indices into a table are clamped by choices, too."""
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng ({dtype}[4] x) => ({dtype}[] y) <{dtype} two = {{2}}> '
+        "{ g = Less(x, two) y = Where(g, x, two) }"
+    )
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [n.op for n in graph.nodes] == ["Min"]
+    x = np.arange(4).astype(dtype)
+    np.testing.assert_array_equal(run(to_model(graph), x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+def test_the_clamp_of_pact_in_double_precision() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]>\ng (double[3] x) => (double[] y) '
+        "<double a = {3.75}, double half = {0.5}> "
+        "{ p = Abs(x) m = Sub(x, a) n = Abs(m) d = Sub(p, n) e = Add(d, a) y = Mul(half, e) }"
+    )
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [n.op for n in graph.nodes] == ["Clip"]
+    x = np.asarray([-1.0, 2.5, 9.0])
+    np.testing.assert_array_equal(run(to_model(graph), x)[0], [0.0, 2.5, 3.75])
