@@ -393,7 +393,7 @@ def add(
             groups=int(node.attr("group", 1)),
             acc_scale=acc,
             transposed=node.op == "ConvTranspose",
-            output_padding=tuple(node.attr("output_padding") or ()),
+            output_padding=window.extra,
             source=source,
         )
     )

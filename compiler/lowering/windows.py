@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qatc.compiler.graph import Node, shape_of
-from qatc.compiler.integer import Shape
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model_io import label_of
 
 
 @dataclass(frozen=True)
 class Window:
-    """One number per spatial axis each; `pads` are [begins..., ends...]."""
+    """One number per spatial axis each; `pads` are [begins..., ends...], `extra` what a transposed convolution adds."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...] = ()
+    extra: tuple[int, ...] = ()
 
 
 def window(node: Node, kernel: tuple[int, ...]) -> Window | None:
     """The window of a convolution or pooling node; None where its padding depends on a size that is not known."""
     rank = len(kernel)
     strides, dilations = (tuple(int(v) for v in node.attr(n) or (1,) * rank) for n in ("strides", "dilations"))
-    found = Window(tuple(int(k) for k in kernel), strides, dilations)
-    pads = _pads(node, found)
-    return None if pads is None else Window(found.kernel, strides, dilations, pads)
+    extra = tuple(int(v) for v in node.attr("output_padding") or ())
+    found = Window(tuple(int(k) for k in kernel), strides, dilations, extra=extra)
+    mode = node.attr("auto_pad", "NOTSET")
+    if mode == "VALID":
+        return replace(found, pads=(0,) * 2 * rank)
+    if mode == "NOTSET" and not node.attr("output_shape"):
+        return replace(found, pads=tuple(int(p) for p in node.attr("pads") or (0,) * 2 * rank))
+    if node.op == "ConvTranspose":
+        return _transposed(node, mode, found)
+    return _same(node, mode, found)
 
 
 def sized_window(state: State, node: Node, kernel: tuple[int, ...]) -> Window:
@@ -45,22 +52,9 @@ def sized_window(state: State, node: Node, kernel: tuple[int, ...]) -> Window:
     return Window(kernel, one, one, (0,) * 2 * len(kernel))
 
 
-def _pads(node: Node, moving: Window) -> tuple[int, ...] | None:
-    rank = len(moving.kernel)
-    mode, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape")
-    if mode == "NOTSET" and not wanted:
-        return tuple(int(p) for p in node.attr("pads") or (0,) * 2 * rank)
-    if mode == "VALID":
-        return (0,) * 2 * rank
+def _same(node: Node, mode: str, moving: Window) -> Window | None:
+    """SAME_UPPER or SAME_LOWER, for an input [N, C, spatial...]."""
     shape = shape_of(node.inputs[0])
-    if node.op != "ConvTranspose":
-        return _same(shape, mode, moving)
-    extra = tuple(node.attr("output_padding") or (0,) * rank)
-    return _transposed(shape, mode, moving, extra, None if not wanted else tuple(int(d) for d in wanted[-rank:]))
-
-
-def _same(shape: Shape | None, mode: str, moving: Window) -> tuple[int, ...] | None:
-    """The padding of SAME_UPPER or SAME_LOWER for an input [N, C, spatial...]."""
     totals: list[int] = []
     for i, (stride, dilation, size) in enumerate(zip(moving.strides, moving.dilations, moving.kernel, strict=True)):
         length = shape[i + 2] if shape is not None else None
@@ -69,23 +63,27 @@ def _same(shape: Shape | None, mode: str, moving: Window) -> tuple[int, ...] | N
                 return None
             length = 1  # with stride 1 the padding does not depend on the length
         totals.append(max(0, (-(-length // stride) - 1) * stride + dilation * (size - 1) + 1 - length))
-    return _split(totals, mode)
+    return replace(moving, pads=_split(totals, mode))
 
 
-def _transposed(
-    shape: Shape | None, mode: str, moving: Window, extra: tuple[int, ...], target: tuple[int, ...] | None
-) -> tuple[int, ...] | None:
+def _transposed(node: Node, mode: str, moving: Window) -> Window | None:
+    """SAME, or the size of the output: what that is larger by than the input makes is added at its end."""
+    shape, wanted = shape_of(node.inputs[0]), node.attr("output_shape")
+    extra = moving.extra or (0,) * len(moving.kernel)
     totals: list[int] = []
     for i, stride in enumerate(moving.strides):
         length = shape[i + 2] if shape is not None else None
         reach = moving.dilations[i] * (moving.kernel[i] - 1) + 1
-        if target is None:  # SAME: output = length * stride, whatever the length
+        if not wanted:  # SAME: output = length * stride, whatever the length
             totals.append(max(0, extra[i] + reach - stride))
         elif isinstance(length, int):
-            totals.append(max(0, stride * (length - 1) + extra[i] + reach - target[i]))
+            totals.append(stride * (length - 1) + extra[i] + reach - int(wanted[i - len(moving.kernel)]))
         else:
             return None
-    return _split(totals, "SAME_UPPER" if mode == "SAME_UPPER" else "SAME_LOWER")  # the larger half first by default
+    if min(totals) < 0:
+        moving = replace(moving, extra=tuple(e + max(0, -t) for e, t in zip(extra, totals, strict=True)))
+    mode = mode if mode == "SAME_UPPER" else "SAME_LOWER"  # the larger half first by default
+    return replace(moving, pads=_split([max(0, t) for t in totals], mode))
 
 
 def _split(totals: list[int], mode: str) -> tuple[int, ...]:

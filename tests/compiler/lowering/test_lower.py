@@ -226,6 +226,24 @@ def test_paddings_of_every_form(call: str, pads: tuple[int, ...]) -> None:
     assert [op.pads for op in graph.ops if op.kind == "Conv"] == [pads]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("sizes", "added"), [("[9, 8]", (1, 0)), ("[8, 11]", (0, 3))])
+def test_an_output_that_is_larger_than_the_input_makes(sizes: str, added: tuple[int, int]) -> None:
+    """A kernel of 2 and a stride of 2 make 8 of 4; what is missing is nothing, at the end."""
+    graph = lowered(
+        "(float[1,1,4,4] x) => (float[1,1,P,Q] y)",
+        f"a = A(x)\nw = DequantizeLinear(wq, sD, zD)\n"
+        f"c = ConvTranspose<strides = [2, 2], output_shape = {sizes}>(a, w)\ny = A(c)",
+        "int8[1,1,2,2] wq = {16, 32, 48, 64}",
+    )
+    (op,) = (op for op in graph.ops if isinstance(op, Conv))
+    assert (op.pads, op.output_padding) == ((0, 0, 0, 0), added)
+    made = execute(graph, {"x": np.ones((1, 1, 4, 4), np.float32)}, get_profile("onnx"))["y"]
+    assert made.shape == (1, 1, 8 + added[0], 8 + added[1])
+    np.testing.assert_array_equal(made[0, 0, :8, :8], np.tile([[1, 2], [3, 4]], (4, 4)))
+    assert not made[0, 0, 8:].any()
+    assert not made[0, 0, :, 8:].any()
+
+
 @pytest.mark.parametrize(
     "call",
     [
