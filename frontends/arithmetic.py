@@ -15,8 +15,7 @@ integers, are its range. Rounding is monotone, so a clamp before it is one after
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -34,12 +33,10 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
-from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type
-from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
-from qatc.frontends.clamps import COMPARISONS
 from qatc.frontends.integers import is_q
 from qatc.frontends.params import make_params, on_whole_zero
 from qatc.frontends.qdq import to_fake_quant
@@ -47,11 +44,10 @@ from qatc.frontends.sinking import sink
 from qatc.frontends.straight_through import drop_straight_through
 
 RULES: Final = Rules("arithmetic")
-_LONGEST: Final = 8  # operators on one side of a Round
-_BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
+LONGEST: Final = 8  # operators on one side of a Round
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
-_CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
+CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
 _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 _FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 _BYTES: Final[dict[int, str]] = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "uint8"}
@@ -64,69 +60,6 @@ def rewrite(graph: QuantGraph) -> int:
     drop_straight_through(graph)
     sink(graph)
     return sweep(graph, RULES)
-
-
-def heads_quantizer(node: Node) -> bool:
-    """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
-    if node.op not in ("Round", "Floor") or node.domain:
-        return False
-    for _ in range(_LONGEST):
-        readers = [n for n in _few(node.outputs[0].outputs) if _reads_values(n, node.outputs[0])]
-        if len(readers) != 1:
-            return False
-        node = readers[0]
-        if node.op in ("Mul", "Div"):
-            return True
-        if node.op not in _CLAMPS and node.op not in _BEFORE_THE_SCALE:
-            return False
-    return False
-
-
-def _reads_values(node: Node, tensor: Tensor) -> bool:
-    """Whether a reader does something with the values: comparisons choose, others read a shape or a type alone."""
-    if node.op == "CastLike":
-        return node.inputs[0] is tensor
-    return node.op not in COMPARISONS and node.op not in VALUE_BLIND
-
-
-def looks_like_quantizer(node: Node) -> bool:
-    """Whether `heads_quantizer` holds and a clamp is near by, on either side (constants need not be folded yet)."""
-    if not node.inputs or not heads_quantizer(node):
-        return False
-    after, before = [node], [node]
-    for _ in range(_LONGEST):
-        after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
-        before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
-        if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") for n in (*after, *before)):
-            return True
-    return False
-
-
-def report_others(graph: QuantGraph) -> None:
-    """Say (QAT109) which roundings look like quantizers and are none, and why: their readers stay float."""
-    for node in list(graph.nodes):
-        if node.op not in ("Round", "Floor") or node.domain or not looks_like_quantizer(node):
-            continue
-        try:
-            quantizer(graph, node)
-        except NoMatch as no:
-            graph.diagnostics.note(
-                "QAT109",
-                f"this rounding looks like a quantizer, but is none of integers: {no.reason}",
-                node=label_of(node),
-                tensor=node.outputs[0].name,
-                hint="integers need real = scale * (q - zero_point), a whole zero_point, and a clamp on both sides",
-            )
-
-
-def _neighbors(nodes: Iterable[object]) -> list[Node]:
-    """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
-    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs", "Transpose")
-    return [n for n in _few(nodes) if n.op in chain]
-
-
-def _few(nodes: Iterable[object]) -> list[Node]:
-    return [n for n in itertools.islice(nodes, _LONGEST) if isinstance(n, Node)]
 
 
 # -- chains of affine operators and clamps ------------------------------------------------------------------------
@@ -188,7 +121,7 @@ def _affine(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
 
 def _bounds(node: Node, tensor: Tensor) -> tuple[float, float] | None:
     """(low, high) where the node clamps `tensor` between constants."""
-    if node.op not in _CLAMPS or node.domain:
+    if node.op not in CLAMPS or node.domain:
         return None
     if node.op == "Relu":
         return 0.0, np.inf
@@ -211,7 +144,7 @@ def _bounds(node: Node, tensor: Tensor) -> tuple[float, float] | None:
 def _forward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
     """The states after each operator that alone reads the one before."""
     state = _start(tensor)
-    for _ in range(_LONGEST):
+    for _ in range(LONGEST):
         node = graph.only_consumer(state.tensor)
         if node is None:
             return
@@ -234,7 +167,7 @@ def _backward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
     """The states before each operator, from the rounded value's input upwards."""
     state = _start(tensor)
     yield state
-    for _ in range(_LONGEST):
+    for _ in range(LONGEST):
         node = graph.producer(state.tensor)
         data = [t for t in node.inputs if t.name and not is_constant(t)] if node is not None else []
         if node is None or node.op == FAKE_QUANT or not data:

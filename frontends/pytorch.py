@@ -17,7 +17,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
 from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
-from qatc.frontends import arithmetic, clamps, grid
+from qatc.frontends import arithmetic, clamps, grid, lookalikes
 from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
 from qatc.frontends.signs import quantize_signs
 
@@ -39,7 +39,7 @@ def evidence(graph: QuantGraph) -> str:
     for node in graph.nodes:
         if is_q(node) or is_dq(node):
             counts[node.op] += 1
-        elif arithmetic.looks_like_quantizer(node):
+        elif lookalikes.looks_like_quantizer(node):
             counts["fake quantization written as arithmetic"] += 1
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
 
@@ -62,13 +62,13 @@ def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = Non
     """
     modernize(graph)
     clamps.rewrite(graph)  # before constants are folded: it shows which roundings head quantizers
-    settle(graph, keep=arithmetic.heads_quantizer)
+    settle(graph, keep=lookalikes.heads_quantizer)
     if nodes is not None:
         nodes(graph)
     arithmetic.rewrite(graph)
     fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
     arithmetic.rewrite(graph)
-    arithmetic.report_others(graph)
+    lookalikes.report_others(graph)
     lift(graph)
 
 

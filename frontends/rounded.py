@@ -32,7 +32,7 @@ def refuse_casts(graph: QuantGraph, node: Node, is_known: Callable[[Tensor], boo
             maker = graph.producer(tensor)
         if maker is None or maker.op != "Cast" or is_known(tensor):
             continue
-        found = _reduction(graph, maker)
+        found = extreme_behind(graph, maker)
         code, how, hint = ("QAT104", "by arithmetic, and no node states their grid", "write it as QuantizeLinear")
         if found is not None:
             code, how, hint = ("QAT205", f"with a scale found at run time ({found.op} of the data)", STATIC)
@@ -42,17 +42,14 @@ def refuse_casts(graph: QuantGraph, node: Node, is_known: Callable[[Tensor], boo
     return False
 
 
-def _reduction(graph: QuantGraph, node: Node) -> Node | None:
-    """The nearest reduction to an extreme that what a node makes depends on."""
+def extreme_behind(graph: QuantGraph, node: Node) -> Node | None:
+    """The nearest reduction to an extreme, this node or one that it depends on: so scales are found at run time."""
     waiting, seen = [node], {id(node)}
     for current in waiting:
-        for tensor in current.inputs:
-            maker = graph.producer(tensor)
-            if maker is None or id(maker) in seen:
-                continue
-            if maker.op in _REDUCTIONS:
-                return maker
-            seen.add(id(maker))
-            if len(waiting) < _NEAR:
+        if current.op in _REDUCTIONS:
+            return current
+        for maker in (graph.producer(tensor) for tensor in current.inputs):
+            if maker is not None and id(maker) not in seen and len(waiting) < _NEAR:
+                seen.add(id(maker))
                 waiting.append(maker)
     return None

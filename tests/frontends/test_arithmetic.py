@@ -299,6 +299,30 @@ def test_what_looks_like_a_quantizer_and_is_none_is_said(nodes: str, why: str) -
     assert "Round" in {n.op for n in graph.nodes}
 
 
+DYNAMIC = "t = ReduceMax<keepdims=0>(x) v = Div(t, hi) i = Reciprocal(v)"  # a scale for the data at hand
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        f"{DYNAMIC} a = Div(x, v) b = Round(a) c = Add(b, z) d = Clip(c, lo, hi) e = Sub(d, z) y = Mul(e, v)",
+        f"{DYNAMIC} a = Mul(x, i) b = Round(a) d = Clip(b, lo, hi) f = Cast<to=3>(d) e = Cast<to=1>(f) y = Mul(v, e)",
+    ],
+)
+def test_a_scale_found_at_run_time_is_refused(nodes: str) -> None:
+    graph = loaded(text_of(nodes))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(d.code, d.tensor) for d in graph.diagnostics.errors] == [("QAT205", "b")]
+
+
+def test_a_gate_behind_a_rounding_is_no_scale() -> None:
+    """The scale of whole numbers is 1 and not written; what multiplies them then may well depend on an extreme."""
+    nodes = "b = Round(x) d = Clip(b, lo, hi) t = ReduceMax<keepdims=0>(x) g = Sigmoid(t) y = Mul(d, g)"
+    graph = loaded(text_of(nodes))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert not graph.diagnostics.errors
+
+
 LEARNED = {  # offsets of a fraction of a step, and one that is no integer of the type at all
     "LSQ+": "a = Sub(x, n) b = Div(a, s) c = Clip(b, lo, hi) d = Round(c) e = Mul(d, s) y = Add(e, n)",
     "real zero point": "a = Div(x, s) b = Add(a, f) c = Clip(b, lo, hi) d = Round(c) e = Sub(d, f) y = Mul(e, s)",

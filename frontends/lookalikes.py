@@ -1,0 +1,120 @@
+"""Roundings that look like the heads of quantizers: which to keep from being folded, and what to say of the rest.
+
+    w (constant) -> Round -> Clip -> Mul(s)                            kept until `frontends/arithmetic.py` has seen it
+    x -> ReduceMax -> Div -> s     x -> Div(s) -> Round -> Clip -> Mul(s)           QAT205: a scale found at run time
+
+A look goes a few operators far, whatever the constants are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Final
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant
+from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import VALUE_BLIND
+from qatc.compiler.rewrite import NoMatch
+from qatc.frontends import arithmetic
+from qatc.frontends.clamps import COMPARISONS
+from qatc.frontends.rounded import STATIC, extreme_behind
+
+_BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
+
+
+def heads_quantizer(node: Node) -> bool:
+    """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
+    return node.op in ("Round", "Floor") and not node.domain and _scaling(node) is not None
+
+
+def _scaling(node: Node) -> tuple[Node, Tensor] | None:
+    """The Mul or Div that gives rounded values their scale, and the tensor of those values that it reads."""
+    for _ in range(arithmetic.LONGEST):
+        values = node.outputs[0]
+        readers = [n for n in _few(values.outputs) if _reads_values(n, values)]
+        if len(readers) != 1:
+            return None
+        node = readers[0]
+        if node.op in ("Mul", "Div"):
+            return node, values
+        if node.op not in arithmetic.CLAMPS and node.op not in _BEFORE_THE_SCALE:
+            return None
+    return None
+
+
+def _reads_values(node: Node, tensor: Tensor) -> bool:
+    """Whether a reader does something with the values: comparisons choose, others read a shape or a type alone."""
+    if node.op == "CastLike":
+        return node.inputs[0] is tensor
+    return node.op not in COMPARISONS and node.op not in VALUE_BLIND
+
+
+def looks_like_quantizer(node: Node) -> bool:
+    """Whether `heads_quantizer` holds and a clamp is near by, on either side (constants need not be folded yet)."""
+    if not node.inputs or not heads_quantizer(node):
+        return False
+    after, before = [node], [node]
+    for _ in range(arithmetic.LONGEST):
+        after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
+        before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
+        if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") for n in (*after, *before)):
+            return True
+    return False
+
+
+def report_others(graph: QuantGraph) -> None:
+    """Say which roundings look like quantizers and are none, and why.
+
+    Where the scale depends on the data nothing can be compiled as it was trained (QAT205, an error); readers of others
+    stay float (QAT109, a note).
+    """
+    for node in list(graph.nodes):
+        if node.op not in ("Round", "Floor") or node.domain or not looks_like_quantizer(node):
+            continue
+        found = _scaled_by_extreme(graph, node)
+        if found is not None:
+            message = f"the scale of this rounding is found at run time ({found.op} of the data)"
+            tensor = node.outputs[0].name
+            graph.diagnostics.error("QAT205", message, node=label_of(node), tensor=tensor, hint=STATIC)
+            continue
+        try:
+            arithmetic.quantizer(graph, node)
+        except NoMatch as no:
+            graph.diagnostics.note(
+                "QAT109",
+                f"this rounding looks like a quantizer, but is none of integers: {no.reason}",
+                node=label_of(node),
+                tensor=node.outputs[0].name,
+                hint="integers need real = scale * (q - zero_point), a whole zero_point, and a clamp on both sides",
+            )
+
+
+def _scaled_by_extreme(graph: QuantGraph, node: Node) -> Node | None:
+    """The reduction that the scale of a rounding comes from, where it is scaled on both sides by what data decide."""
+    found = _scaling(node)
+    if found is None or not _is_divided_by_data(node):
+        return None
+    product, values = found
+    makers = [graph.producer(t) for t in product.inputs if t is not values]
+    return next((e for m in makers if m is not None if (e := extreme_behind(graph, m)) is not None), None)
+
+
+def _is_divided_by_data(node: Node) -> bool:
+    """Whether something near before a Round multiplies or divides by what is no constant."""
+    before = [node]
+    for _ in range(arithmetic.LONGEST):
+        before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
+        if any(n.op in ("Mul", "Div") and not any(map(is_constant, n.inputs)) for n in before):
+            return True
+    return False
+
+
+def _neighbors(nodes: Iterable[object]) -> list[Node]:
+    """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
+    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs", "Transpose")
+    return [n for n in _few(nodes) if n.op in chain]
+
+
+def _few(nodes: Iterable[object]) -> list[Node]:
+    return [n for n in itertools.islice(nodes, arithmetic.LONGEST) if isinstance(n, Node)]
