@@ -12,15 +12,18 @@ import itertools
 from collections.abc import Iterable
 from typing import Final
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.movement import VALUE_BLIND
+from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends import arithmetic
 from qatc.frontends.clamps import COMPARISONS
+from qatc.frontends.params import quantized_dtype
 from qatc.frontends.rounded import STATIC, extreme_behind
+from qatc.frontends.vendor import PRODUCTS
 
 _BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
+_SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"})
 
 
 def heads_quantizer(node: Node) -> bool:
@@ -60,6 +63,23 @@ def looks_like_quantizer(node: Node) -> bool:
         before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
         if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") for n in (*after, *before)):
             return True
+    return False
+
+
+def holds_weight(node: Node) -> bool:
+    """Whether a Cast makes floats of a weight that is stored in integers: a constant on its way into a product."""
+    if node.op not in ("Cast", "CastLike") or node.domain or not node.inputs:
+        return False
+    value = value_of(node.inputs[0])
+    if value is None or value.ndim < 2 or quantized_dtype(value.dtype) in (None, "int32"):
+        return False
+    for _ in range(arithmetic.LONGEST):
+        readers = _few(node.outputs[0].outputs)
+        if any(n.op in PRODUCTS and not n.domain for n in readers):
+            return True
+        if len(readers) != 1 or not (readers[0].op in _SCALING or is_movement(readers[0])):
+            return False
+        node = readers[0]
     return False
 
 

@@ -41,6 +41,8 @@ def evidence(graph: QuantGraph) -> str:
             counts[node.op] += 1
         elif lookalikes.looks_like_quantizer(node):
             counts["fake quantization written as arithmetic"] += 1
+        elif lookalikes.holds_weight(node):
+            counts["Cast of integer weights"] += 1
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
 
 
@@ -157,6 +159,8 @@ FRONTEND: Final = Frontend(
         "hand-written LSQ, PACT and DoReFa (torch 2.13)",
         "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm; torchao 0.18)",
         "ONNX Runtime 1.31 and 1.32 quantize_static (QDQ; QNN configurations, 4 and 16 bits, overrides, contrib Q/DQ)",
+        "torchao 0.18 quantize_ of weights alone (per channel; with --calibrate)",
+        "neural-compressor 3.10 (PT2E)",
         "Optimum ONNX 0.1 ORTQuantizer (AVX2, AVX-512 VNNI, Arm64, PPC64LE and TensorRT presets)",
         "Olive 0.13 static quantization",
         "Brevitas 0.13 QCDQ",
@@ -169,6 +173,6 @@ FRONTEND: Final = Frontend(
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",
-        "float8 and float4 Q/DQ, and scales for blocks of weights, are refused",
+        "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
     ),
 )

@@ -323,6 +323,33 @@ def test_a_gate_behind_a_rounding_is_no_scale() -> None:
     assert not graph.diagnostics.errors
 
 
+WEIGHT = ", int8[3,2] w = {1, -2, 127, 3, -127, 5}, float[1,2] c = {0.5, 0.25}, float[2] t = {0.5, 0.25}"
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Cast<to=1>(w) b = Mul(a, c) y = MatMul(x, b)",
+        "a = Cast<to=1>(w) b = MatMul(x, a) y = Mul(b, t)",  # its scale behind the product, as torchao writes it
+    ],
+)
+def test_weights_stored_in_integers_are_recognized_and_keep_them(nodes: str, tmp_path: Path) -> None:
+    """Without a quantizer in the file; their inputs' ranges come from data."""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(text_of(nodes, WEIGHT)), path)
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32))
+    found = compile_model(path, qat=True, calibrate=tmp_path / "data.npy", output=tmp_path / "out")
+    assert found.evidence.startswith("1 Cast of integer weights")
+    assert found.coverage.share == 1.0
+    (held,) = [t.params for t in found.tensors if t.params is not None and t.params.dtype == "int8"]
+    assert (held.scale, held.zero_point, held.axis) == ((0.5, 0.25), (0, 0), 1)
+
+
+def test_integers_that_no_product_reads_are_no_weights() -> None:
+    graph = loaded(text_of("a = Cast<to=1>(w) b = ReduceSum(a) y = Add(x, b)", WEIGHT))
+    assert FRONTEND.recognise(graph, "") is None
+
+
 LEARNED = {  # offsets of a fraction of a step, and one that is no integer of the type at all
     "LSQ+": "a = Sub(x, n) b = Div(a, s) c = Clip(b, lo, hi) d = Round(c) e = Mul(d, s) y = Add(e, n)",
     "real zero point": "a = Div(x, s) b = Add(a, f) c = Clip(b, lo, hi) d = Round(c) e = Sub(d, f) y = Mul(e, s)",
