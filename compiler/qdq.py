@@ -29,9 +29,11 @@ from qatc.compiler.graph import (
     Tensor,
     Variable,
     is_constant,
+    rank_of,
     value_of,
 )
 from qatc.compiler.model_io import node_proto, value_info
+from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 
 BiasForm = Literal["int32", "float"]
@@ -405,12 +407,9 @@ def accumulator_grid(graph: QuantGraph, node: Node) -> tuple[float, ...] | None:
         return None
     if not (x.is_8bit and weight.is_8bit):
         return None
-    if node.op == "Gemm":
-        if node.attr("alpha", 1.0) != 1.0 or node.attr("beta", 1.0) != 1.0:
-            return None
-        axis = 0 if node.attr("transB", 0) else 1
-    else:
-        axis = 1 if node.op == "ConvTranspose" else 0
+    if node.op == "Gemm" and (node.attr("alpha", 1.0) != 1.0 or node.attr("beta", 1.0) != 1.0):
+        return None
+    axis = output_axis(node, rank_of(node.inputs[1]))
     if weight.axis not in (None, axis) or (axis == 1 and weight.is_per_channel and node.attr("group", 1) != 1):
         return None
     grid = np.asarray(weight.scale, np.float32) * np.float32(x.scale[0])

@@ -19,9 +19,10 @@ from typing import Final
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, shape_of
+from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import qdq
-from qatc.frontends.vendor import PRODUCTS, container, finish, output_channel_axis
+from qatc.frontends.vendor import container, finish, output_channel_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
 _STEERED: Final = frozenset(
@@ -114,7 +115,7 @@ def tensors_by_name(graph: QuantGraph) -> dict[str, Tensor]:
     for node in graph.nodes:
         for output in node.outputs:
             found.setdefault(f"{output.name}_{node.op}", output)
-        if node.op not in PRODUCTS:
+        if not is_product(node):
             continue
         last = node
         reader = graph.only_consumer(node.outputs[0])

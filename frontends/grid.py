@@ -23,6 +23,7 @@ from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, Integers, QuantParams
 
 _LEVELS: Final = 255  # the largest k
@@ -246,25 +247,18 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
         graph.origin.setdefault(weight.name, weight.name)
 
 
-def weight_axis(node: Node, index: int, rank: int, shape: tuple[int, ...]) -> int | None:
-    """The output channels' axis of operand `index` of a Conv, ConvTranspose, MatMul or Gemm, if it has one."""
-    match node.op:
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1 if shape[1] > 1 or node.attr("group", 1) == 1 else 0
-        case "MatMul":
-            return None if rank < 2 else rank - 1 if index == 1 else rank - 2
-        case _:
-            columns = 1 if index == 1 else 0
-            return 1 - columns if node.attr("transB" if index == 1 else "transA", 0) else columns
+def weight_axis(node: Node, index: int, shape: tuple[int, ...]) -> int | None:
+    """The output channels' axis of operand `index` of a product, if it has one."""
+    if node.op == "ConvTranspose" and shape[1] == 1 and node.attr("group", 1) != 1:
+        return 0  # depthwise: those of the input
+    return output_axis(node, len(shape), index)
 
 
 def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[Node]]]:
     """Float constants that Conv, ConvTranspose, MatMul and Gemm multiply by, each once, with its channel axis."""
     found: dict[int, tuple[Constant, set[int | None], list[Node]]] = {}
     for node in graph.nodes:
-        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or node.domain:
+        if not is_product(node):
             continue
         for index in (0, 1) if node.op in ("MatMul", "Gemm") else (1,):
             tensor = node.inputs[index]
@@ -273,7 +267,7 @@ def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[No
             if tensor.values.ndim < 2:
                 continue
             entry = found.setdefault(id(tensor), (tensor, set(), []))
-            entry[1].add(weight_axis(node, index, tensor.values.ndim, tensor.values.shape))
+            entry[1].add(weight_axis(node, index, tensor.values.shape))
             entry[2].append(node)
     return [(t, axes.pop() if len(axes) == 1 else None, readers) for t, axes, readers in found.values()]
 

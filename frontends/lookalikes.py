@@ -15,12 +15,12 @@ from typing import Final
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.passes.products import is_product
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends import arithmetic
 from qatc.frontends.clamps import COMPARISONS
 from qatc.frontends.params import quantized_dtype
 from qatc.frontends.rounded import STATIC, extreme_behind
-from qatc.frontends.vendor import PRODUCTS
 
 _BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
 _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"})
@@ -75,7 +75,7 @@ def holds_weight(node: Node) -> bool:
         return False
     for _ in range(arithmetic.LONGEST):
         readers = _few(node.outputs[0].outputs)
-        if any(n.op in PRODUCTS and not n.domain for n in readers):
+        if any(map(is_product, readers)):
             return True
         if len(readers) != 1 or not (readers[0].op in _SCALING or is_movement(readers[0])):
             return False

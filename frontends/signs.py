@@ -12,9 +12,9 @@ from typing import Final
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor
 from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.external import fake_quantize
-from qatc.frontends.vendor import PRODUCTS
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
 
@@ -33,7 +33,7 @@ def _meets_weights(graph: QuantGraph, signs: Tensor) -> bool:
     waiting, seen = [signs], {id(signs)}
     for tensor in waiting:
         for node in dict.fromkeys(graph.consumers(tensor)):
-            if node.op in PRODUCTS and not node.domain and _other_is_quantized(graph, node, tensor):
+            if is_product(node) and _other_is_quantized(graph, node, tensor):
                 return True
             if is_movement(node) and node.inputs[0] is tensor and id(node.outputs[0]) not in seen:
                 seen.add(id(node.outputs[0]))

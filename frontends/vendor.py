@@ -12,12 +12,12 @@ from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.frontends import qdq
 from qatc.frontends.grid import recover_weights
 from qatc.frontends.params import make_params
 
-PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
 _SAME_AXES: Final = frozenset(
     {
@@ -177,21 +177,10 @@ def _perm(node: Node) -> list[int] | None:
 
 def _operator_axis(node: Node, weight: Tensor) -> int | None:
     """The output-channel axis of an operator's weight operand, None where the operator does not say."""
-    second = len(node.inputs) > 1 and node.inputs[1] is weight
-    rank = rank_of(weight)
-    if node.op == "Conv" and second:
-        return 0
-    if node.op == "ConvTranspose" and second:
-        return 1
-    if node.op == "Gemm" and second:
-        return 0 if node.attr("transB", 0) else 1
-    if node.op == "Gemm" and node.inputs[0] is weight and isinstance(weight, Constant):
-        return 1 if node.attr("transA", 0) else 0
-    if node.op == "MatMul" and second and rank is not None and rank > 1:
-        return rank - 1
-    if node.op == "MatMul" and rank is not None and rank > 1 and isinstance(weight, Constant):
-        return rank - 2
-    return None
+    place = next((i for i in (1, 0) if i < len(node.inputs) and node.inputs[i] is weight), None)
+    if place is None or (place == 0 and not isinstance(weight, Constant)):
+        return None
+    return output_axis(node, rank_of(weight), place)
 
 
 def implied_axis(graph: QuantGraph, node: Node, channels: int) -> int | None:
@@ -268,7 +257,7 @@ def finish(graph: QuantGraph, options: FrontendOptions, domains: Iterable[str] =
 
 
 def _is_quantized_weight(graph: QuantGraph, node: Node) -> bool:
-    if node.op not in PRODUCTS or node.domain:
+    if not is_product(node):
         return False
     return any(grid_behind(graph, t) is not None and _is_weight(graph, t) for t in node.inputs[:2])
 

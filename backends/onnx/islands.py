@@ -11,12 +11,9 @@ product is written as arithmetic that gives the same real numbers (`Writer.dequa
 
 from __future__ import annotations
 
-from typing import Final
-
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.integer import Dequantize, Float, Move, Op, Quantize
-
-_PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # a MatMul may be made a Gemm before
+from qatc.compiler.passes.products import PRODUCTS
 
 
 def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
@@ -35,7 +32,7 @@ def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
 
 def _is_product(w: Writer, op: Op, x: str) -> bool:
     """Whether `x` is multiplied in `op` by a float weight; in a Conv, as or by one that is computed at run time."""
-    if not isinstance(op, Float) or op.domain or op.op_type not in _PRODUCTS:
+    if not isinstance(op, Float) or op.domain or op.op_type not in PRODUCTS:
         return False
     weight = op.inputs[1]
     return x == op.inputs[0] if weight in w.graph.constants else op.op_type == "Conv" and x in (op.inputs[0], weight)

@@ -15,7 +15,7 @@ from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.affine import per_channel
+from qatc.compiler.passes.products import per_channel
 from qatc.compiler.quant import QuantParams
 
 _PEAK = 64  # a power of two keeps a factor's own digits

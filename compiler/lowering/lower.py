@@ -24,6 +24,7 @@ from qatc.compiler.lowering.normalization import normalization, unasked
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
@@ -165,7 +166,7 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
     chain = _Chain(root, node, [], params.qmin, params.qmax)
     _scalar_and_bias(state, chain)
     node = chain.node or node
-    if node.op not in mac.OPS or node.domain or not sign_of(state, function, node, chain.bias, chain.alpha, out):
+    if not is_product(node) or not sign_of(state, function, node, chain.bias, chain.alpha, out):
         return False
     graph.explain("lowering", f"{function.text} is the sign of a sum, in integers, at {printable(label_of(node))}")
     return True
@@ -219,7 +220,7 @@ def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _C
     chain = _Chain(tensor, current, taken, lo, hi)
     if current is not None and (tensor is out or graph.only_consumer(tensor) is not None):
         _scalar_and_bias(state, chain)
-    elif current is not None and current.op in mac.OPS:
+    elif current is not None and is_product(current):
         chain.node = None  # somebody else reads the raw result: it is made once, and rounded here
     return chain
 
@@ -249,7 +250,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
             alpha *= float(value.reshape(-1)[0]) if node.op == "Mul" else 1.0 / float(value.reshape(-1)[0])
         taken.append(node)
         node = state.graph.producer(data)
-    if node is None or node.op not in mac.OPS or node.domain or not (math.isfinite(alpha) and alpha > 0):
+    if node is None or not is_product(node) or not (math.isfinite(alpha) and alpha > 0):
         return
     vectors = [v for value in added if (v := mac.channel_vector(node, value)) is not None]
     if len(vectors) == len(added):
@@ -276,7 +277,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
     node = chain.node
     if node is None:
         return False
-    if node.op in mac.OPS and not node.domain:
+    if is_product(node):
         return mac.fused(state, node, out, chain.bias, chain.alpha, chain.lo, chain.hi)
     bounds = (chain.lo, chain.hi)
     if node.outputs[0] is out and operators.movement(state, node):
@@ -313,13 +314,13 @@ def _raw(state: State, node: Node) -> bool:
     """The float result of a pending node from an int32 accumulator: a product, or a product plus its bias."""
     if node.domain:
         return False
-    if node.op in mac.OPS:
+    if is_product(node):
         return mac.raw(state, node, node.outputs[0])
     found = _constant_operand(state, node) if node.op == "Add" else None
     if found is None or id(found[0]) in state.floats:
         return False
     product = state.graph.producer(found[0])
-    if product is None or product.op not in mac.OPS or product.domain:
+    if product is None or not is_product(product):
         return False
     bias = mac.channel_vector(product, found[1])
     return bias is not None and mac.raw(state, product, node.outputs[0], bias)
@@ -327,7 +328,7 @@ def _raw(state: State, node: Node) -> bool:
 
 def _why(state: State, node: Node) -> Reason:
     """Why a node stays in float, in words for the user."""
-    if node.op in mac.OPS and not node.domain:
+    if is_product(node):
         return mac.refusal(state, node) or Reason("its result cannot be made in integers")
     if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
         return Reason(f"{node.op} runs graphs of its own")

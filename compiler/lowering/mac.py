@@ -17,17 +17,15 @@ from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Move, Shape, 
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.lowering.windows import sized_window
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.affine import per_channel
+from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 
-OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
 _BASE: Final = 255  # of a weight in two parts: each takes -127..127
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
-Vector = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -51,7 +49,7 @@ class Operands:
 
 def refusal(state: State, node: Node) -> Reason | None:
     """Why a multiply-accumulate node cannot run in integers, None where it can."""
-    if node.domain or node.op not in OPS:
+    if not is_product(node):
         return Reason(f"{node.op} is not a multiply-accumulate operator")
     for what, tensor in zip(("input", "weight"), node.inputs[:2], strict=False):
         params = state.params(tensor)
@@ -169,15 +167,9 @@ def _weight_params(state: State, node: Node) -> QuantParams | None:
 
 
 def _channel_axis(node: Node, weight: Tensor) -> int:
-    match node.op:
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            return 0 if node.attr("transB", 0) else 1
-        case _:
-            return (rank_of(weight) or 0) - 1 if rank_of(weight) != 1 else -1  # a vector has no output channels
+    """The output channels' axis of the weight; -1 for a vector, which has none."""
+    axis = output_axis(node, rank_of(weight))
+    return -1 if axis is None else axis
 
 
 def channels_of(node: Node) -> int | None:
@@ -471,7 +463,7 @@ def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) ->
 
 def _parts(state: State, node: Node) -> list[Operands]:
     """The operands of the two products; none where the node is not of that kind."""
-    if node.domain or node.op not in OPS or (_bias_refusal(state, node) or _misshapen(node)) is not None:
+    if not is_product(node) or (_bias_refusal(state, node) or _misshapen(node)) is not None:
         return []
     x, weight = node.inputs[:2]
     data, own = state.usable(x), state.graph.quant(weight)

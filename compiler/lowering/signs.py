@@ -28,6 +28,7 @@ from qatc.compiler.integer import Sign
 from qatc.compiler.lowering import mac
 from qatc.compiler.lowering.functions import SIGNS, evaluate
 from qatc.compiler.lowering.state import Function, State, is_float
+from qatc.compiler.passes.products import Vector
 from qatc.compiler.quant import QuantParams, dtype_range
 
 _INT8: Final = dtype_range("int8")
@@ -49,9 +50,7 @@ def as_sign(state: State, node: Node, scalars: Sequence[float | None]) -> Functi
     return None if values is None else Function(root, values, f"{node.op}({root.name})", at)
 
 
-def sign_of(
-    state: State, function: Function, product: Node, bias: mac.Vector | None, alpha: float, out: Tensor
-) -> bool:
+def sign_of(state: State, function: Function, product: Node, bias: Vector | None, alpha: float, out: Tensor) -> bool:
     """The integers of `out`, a function of the sign of `alpha * product + bias`; False where it must stay float."""
     params = state.usable(out)
     if params is None or function.at is None:
@@ -79,7 +78,7 @@ def sign_of(
     return True
 
 
-def _odd(bias: mac.Vector, reach: mac.Vector, at_zero: int, factor: float) -> npt.NDArray[np.int32] | None:
+def _odd(bias: Vector, reach: Vector, at_zero: int, factor: float) -> npt.NDArray[np.int32] | None:
     """What twice the sums take in place of twice the real bias, per channel; None where 32 bits do not hold them all.
 
     A bias beyond the reach of the sums decides for them: no more is needed than what exceeds them. Fixed-point

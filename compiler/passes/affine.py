@@ -24,45 +24,11 @@ from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, axis_through
+from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
 from qatc.compiler.quant import QuantParams, dtype_range
 
-Vector = npt.NDArray[np.float64]
 _AFFINE = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
 _CANCELS = 1e-6  # a factor this near 1 is x / d * d computed in float32
-
-
-@dataclass(frozen=True)
-class Mac:
-    """A convolution or matrix product with a constant weight: where its output channels are.
-
-    `axis` is the weight's output-channel axis, `from_end` the channel axis of the result counted from the end.
-    """
-
-    node: Node
-    weight: Constant
-    axis: int
-    from_end: int
-    channels: int
-
-
-def mac_of(graph: QuantGraph, node: Node) -> Mac | None:
-    """What `node` multiplies by, if it is a convolution or product with a constant weight."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if not isinstance(weight, Constant) or node.domain:
-        return None
-    shape = weight.values.shape
-    match node.op:
-        case "Conv" if len(shape) >= 3:
-            return Mac(node, weight, 0, 1 - len(shape), shape[0])
-        case "ConvTranspose" if len(shape) >= 3 and node.attr("group", 1) == 1:
-            return Mac(node, weight, 1, 1 - len(shape), shape[1])
-        case "Gemm" if len(shape) == 2:
-            axis = 0 if node.attr("transB", 0) else 1
-            return Mac(node, weight, axis, -1, shape[axis])
-        case "MatMul" if len(shape) == 2:
-            return Mac(node, weight, 1, -1, shape[1])
-        case _:
-            return None
 
 
 @dataclass
@@ -98,12 +64,12 @@ def fold_affine(graph: QuantGraph) -> None:
     gone: list[Node] = []
     rescaled = False
     for node in list(graph.nodes):
-        mac = mac_of(graph, node)
+        mac = mac_of(node)
         if mac is None or mac.weight.name not in graph.params:
             continue
         if node.op == "Gemm":
             rescaled |= _plain_gemm(graph, mac)
-            mac = mac_of(graph, node)
+            mac = mac_of(node)
         if mac is not None and node.outputs[0].name not in graph.params:
             gone += _fold(graph, mac)
     graph.remove(gone)
@@ -280,17 +246,6 @@ def _batch_norm(graph: QuantGraph, node: Node, place: _Place, channels: int) -> 
     with np.errstate(invalid="ignore", divide="ignore"):  # damaged statistics are reported by the caller
         up = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
     return up, np.ones(channels), beta - mean * up
-
-
-def per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Vector | None:
-    """A broadcast constant as one number per channel, or None where it varies along another axis."""
-    if value is None or value.dtype.kind != "f":
-        return None
-    if value.size == 1:
-        return np.full(channels, float(value.reshape(-1)[0]))
-    if value.ndim < -axis or value.shape[axis] != channels or value.size != channels:
-        return None
-    return value.reshape(-1).astype(np.float64)
 
 
 def _through_layout(node: Node, place: _Place) -> _Place | None:

@@ -17,10 +17,10 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant,
 from qatc.compiler.lowering.functions import SIGNS, is_elementwise
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import is_movement, joined
+from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
 
-_MACS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
 _INTEGER = frozenset(
     {"Add", "Sub", "Mul", "Concat", "Where", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"}
@@ -81,7 +81,7 @@ def _is_float(tensor: Tensor) -> bool:
 
 def _may_be_integer_product(graph: QuantGraph, node: Node) -> bool:
     """A product none of whose operands is a plain float constant."""
-    if node.op not in _MACS or node.domain:
+    if not is_product(node):
         return False
     return not any(is_constant(t) and t.name not in graph.params for t in node.inputs[:2])
 
@@ -179,7 +179,7 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
 
 def _is_product(graph: QuantGraph, tensor: Tensor) -> bool:
     maker = graph.producer(tensor)
-    return tensor.name not in graph.params and maker is not None and maker.op in _MACS
+    return tensor.name not in graph.params and maker is not None and is_product(maker)
 
 
 def fill(graph: QuantGraph, ranges: Mapping[str, QuantParams]) -> None:

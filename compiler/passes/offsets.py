@@ -21,8 +21,8 @@ import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.affine import Mac, Vector, mac_of
 from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.products import Mac, Vector, mac_of
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import Array
 
@@ -81,12 +81,12 @@ def _behind(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
         return False
     x, number = found
     out = node.outputs[0]
-    if out.name in graph.params and not _is_product(graph, node):
+    if out.name in graph.params and mac_of(node) is None:
         return False
-    if _commutes(graph, node):
+    if _commutes(node):
         value: Vector | None = np.asarray(number)
     else:
-        mac = mac_of(graph, node)
+        mac = mac_of(node)
         value = None if mac is None or mac.weight.name not in graph.params else _of_product(graph, mac, number)
     if value is None:
         return False
@@ -157,10 +157,6 @@ def _spread(graph: QuantGraph, value: Vector, out: Tensor) -> Tensor:
     return current
 
 
-def _is_product(graph: QuantGraph, node: Node) -> bool:
-    return mac_of(graph, node) is not None
-
-
 def _is_moved(graph: QuantGraph, tensor: Tensor, known: dict[int, bool]) -> bool:
     """Whether a tensor is a quantized one that operators before moved or averaged.
 
@@ -171,7 +167,7 @@ def _is_moved(graph: QuantGraph, tensor: Tensor, known: dict[int, bool]) -> bool
     while id(tensor) not in known:
         walked.append(id(tensor))
         maker = graph.producer(tensor)
-        if maker is None or not _commutes(graph, maker):
+        if maker is None or not _commutes(maker):
             break
         tensor = maker.inputs[0]
         if tensor.name in graph.params:
@@ -182,7 +178,7 @@ def _is_moved(graph: QuantGraph, tensor: Tensor, known: dict[int, bool]) -> bool
     return moved
 
 
-def _commutes(graph: QuantGraph, node: Node) -> bool:
+def _commutes(node: Node) -> bool:
     """Whether the node makes of x + c what it makes of x, plus c."""
     if node.domain:
         return False

@@ -208,21 +208,10 @@ def test_quantizing_after_training_is_within_half_a_step() -> None:
         assert (grid.params.qmin, grid.params.qmax) == (-127, 127)
 
 
-def test_channel_axes() -> None:
-    def axis(op: str, index: int, shape: tuple[int, ...], **attrs: int) -> int | None:
-        node = Node(op, "n", attrs, [Variable("a"), Variable("b")], [Variable("y")])
-        return weight_axis(node, index, len(shape), shape)
-
-    assert axis("Conv", 1, (8, 4, 3, 3)) == 0
-    assert axis("ConvTranspose", 1, (8, 4, 3, 3)) == 1
-    assert axis("ConvTranspose", 1, (8, 1, 3, 3)) == 1
-    assert axis("ConvTranspose", 1, (8, 1, 3, 3), group=8) == 0
-    assert axis("MatMul", 1, (5, 4, 3)) == 2
-    assert axis("MatMul", 0, (4, 3)) == 0
-    assert axis("Gemm", 1, (4, 3)) == 1
-    assert axis("Gemm", 1, (4, 3), transB=1) == 0
-    assert axis("Gemm", 0, (4, 3)) == 0
-    assert axis("Gemm", 0, (4, 3), transA=1) == 1
+def test_the_channels_of_a_depthwise_transposed_convolution_are_those_of_its_input() -> None:
+    for groups, want in ((1, 1), (8, 0)):
+        node = Node("ConvTranspose", "n", {"group": groups}, [Variable("a"), Variable("b")], [Variable("y")])
+        assert weight_axis(node, 1, (8, 1, 3, 3)) == want
 
 
 TEXT = """g (float[2,3] x) => (float[] y) <float s = {{0.5}}, float[3,2] w = {{{0}}}, float[2,2] v = {{1,2,3,4}}> {{

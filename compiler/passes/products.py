@@ -1,0 +1,73 @@
+"""Products: convolutions and matrix products, and where the channels of their results are.
+
+Conv [M, C/g, k...]: axis 0     ConvTranspose [C, M/g, k...]: 1     Gemm [K, M]: 1, [M, K] with transB: 0
+MatMul [..., K, M]: the last; of a left operand [..., M, K] the last but one
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.graph import Constant, Node
+
+PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+Vector = npt.NDArray[np.float64]
+
+
+def is_product(node: Node) -> bool:
+    """Whether the node is one of ai.onnx's convolutions and matrix products."""
+    return node.op in PRODUCTS and not node.domain
+
+
+def output_axis(node: Node, rank: int | None, operand: int = 1) -> int | None:
+    """The axis of a product's operand (its right one unless said otherwise) that is the channels of the result.
+
+    None where it has none: a vector, the data of a convolution, an operator that is no product.
+    """
+    if node.op == "Gemm":
+        return (0 if node.attr("transB", 0) else 1) if operand else (1 if node.attr("transA", 0) else 0)
+    if node.op == "MatMul":
+        return None if rank is None or rank < 2 else rank - 1 if operand else rank - 2
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op) if operand else None
+
+
+@dataclass(frozen=True)
+class Mac:
+    """A convolution or matrix product with a constant weight: where its output channels are.
+
+    `axis` is the weight's output-channel axis, `from_end` the channel axis of the result counted from the end.
+    """
+
+    node: Node
+    weight: Constant
+    axis: int
+    from_end: int
+    channels: int
+
+
+def mac_of(node: Node) -> Mac | None:
+    """What `node` multiplies by, if it is a product whose constant weight has the channels of one group."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if not isinstance(weight, Constant) or not is_product(node):
+        return None
+    rank = weight.values.ndim
+    is_conv = node.op in ("Conv", "ConvTranspose")
+    axis = output_axis(node, rank)
+    if axis is None or (rank < 3 if is_conv else rank != 2) or (axis and is_conv and node.attr("group", 1) != 1):
+        return None
+    return Mac(node, weight, axis, 1 - rank if is_conv else -1, weight.values.shape[axis])
+
+
+def per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Vector | None:
+    """A broadcast constant as one number per channel, or None where it varies along another axis."""
+    if value is None or value.dtype.kind != "f":
+        return None
+    if value.size == 1:
+        return np.full(channels, float(value.reshape(-1)[0]))
+    if value.ndim < -axis or value.shape[axis] != channels or value.size != channels:
+        return None
+    return value.reshape(-1).astype(np.float64)
