@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
+from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.quant import Array
 
 Tensor: TypeAlias = "gs.Variable | gs.Constant"
 Dim: TypeAlias = "int | str | None"
 
 
+_NUMBERS: Final = (int, float, np.number)
+_SHOWN: Final = 60  # characters of a value that a message shows
 _PLAIN: Final[type[list[Any]]] = list  # its methods change one side of a link alone
 
 
@@ -74,9 +78,39 @@ class Node(gs.Node):
         return id(self)
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """The attribute `name` as a Python value (strings decoded), or `default`."""
+        """The attribute `name` as a Python value (strings decoded), or `default`.
+
+        Raises:
+            CompileError: QAT004, where there is a default and the value is of another kind. The loader knows the kinds
+                of ONNX's own attributes alone.
+        """
         value = self.attrs.get(name, default)
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if value is not default and default is not None and not _is_like(value, default):
+            message = f"the attribute {name} of this {printable(self.op)} is {printable(repr(value)[:_SHOWN])}"
+            raise fail("QAT004", f"{message}, where {_kind(default)} belongs", node=label_of(self))
+        return value
+
+
+def _is_like(value: object, default: object) -> bool:
+    if isinstance(default, (list, tuple)):
+        elements = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (None,)
+        return all(isinstance(e, _NUMBERS) for e in elements)
+    return isinstance(value, str if isinstance(default, str) else _NUMBERS)
+
+
+def _kind(default: object) -> str:
+    return "text" if isinstance(default, str) else "a list of numbers" if isinstance(default, list) else "a number"
+
+
+def label_of(node: onnx.NodeProto | Node) -> str:
+    """A node's name as a viewer shows it; nameless nodes by operator and first output."""
+    if node.name:
+        return node.name
+    op = node.op_type if isinstance(node, onnx.NodeProto) else node.op
+    outputs = list(node.output) if isinstance(node, onnx.NodeProto) else [t.name for t in node.outputs]
+    return f"{op} -> {outputs[0] if outputs else '?'}"
 
 
 def _entries(side: object) -> list[Any]:

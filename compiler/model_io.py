@@ -22,6 +22,7 @@ from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.inlining import inline
+from qatc.compiler.links import label_of as label_of
 from qatc.compiler.node_check import NodeChecker, NodeRecord
 from qatc.compiler.protos import captured_names, damaged_text, subgraphs, tensors_of
 from qatc.compiler.quant import Array
@@ -345,15 +346,6 @@ def _odd_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         return None if dim.dim_value else 0
     return dim.dim_param or None
-
-
-def label_of(node: onnx.NodeProto | Node) -> str:
-    """A node's name as a viewer shows it; nameless nodes by operator and first output."""
-    if node.name:
-        return node.name
-    op = node.op_type if isinstance(node, onnx.NodeProto) else node.op
-    outputs = list(node.output) if isinstance(node, onnx.NodeProto) else [t.name for t in node.outputs]
-    return f"{op} -> {outputs[0] if outputs else '?'}"
 
 
 # -- writing ------------------------------------------------------------------------------------------------------

@@ -121,6 +121,17 @@ def no_channels() -> onnx.ModelProto:
     return model
 
 
+def axis_of_two() -> onnx.ModelProto:
+    """A list as the axis of a quantizer whose operator ONNX does not define."""
+    model = sound()
+    node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+    node.domain = "com.microsoft"
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("axis", [1, 2]))
+    model.opset_import.add(domain="com.microsoft", version=1)
+    return model
+
+
 def groups_that_do_not_fit() -> onnx.ModelProto:
     """Convolutions in 99 groups: without verification, the samples are the first to run them."""
     model = onnx.load(KERAS)
@@ -143,6 +154,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a Cast to a negative type, seed 9753": (cast_to(-5), {"QAT205"}),
     "factors without elements, seed 7136": (no_factors, {"QAT004", "QAT401", "QAT403"}),
     "groups that do not fit, seeds 68, 187": (groups_that_do_not_fit, {"QAT004", "QAT401", "QAT403"}),
+    "a list as an axis, seed 100044 from exports of many tools": (axis_of_two, {"QAT004"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles"}),
     "integers per channel as an output, seeds 629, 1263": (integer_output_per_channel, {"compiles", "QAT302"}),
 }

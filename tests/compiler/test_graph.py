@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import Constant, Node, QuantGraph, Variable, elements, infer_shapes, rank_of, shape_of
 from qatc.compiler.quant import QuantParams
 from tests.graphs import canonical, expect, loaded, net
@@ -369,3 +370,30 @@ def test_computed_shapes_are_seen_through_in_every_opset(opset: int) -> None:
     graph = loaded(text)
     infer_shapes(graph)
     assert graph.sample_shapes["y"] == (1, 24, 8)
+
+
+# -- attributes -------------------------------------------------------------------------------------------------------
+def test_an_attribute_is_its_value_or_the_default() -> None:
+    node = Node("Quant", "q", {"mode": b"ROUND", "bits": 4, "scale": 0.5, "pads": [1, 2]})
+    assert [node.attr("mode", "FLOOR"), node.attr("bits", 8), node.attr("scale", 1)] == ["ROUND", 4, 0.5]
+    assert [node.attr("pads", [0, 0]), node.attr("axis", 1), node.attr("none")] == [[1, 2], 1, None]
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "belongs"),
+    [
+        ([1, 2], 1, "a number"),
+        (b"4", 8, "a number"),
+        (np.zeros(2), 0.0, "a number"),
+        (3, "ROUND", "text"),
+        (3, [0, 0], "a list of numbers"),
+        ([b"a"], [0, 0], "a list of numbers"),
+    ],
+)
+def test_an_attribute_of_another_kind_is_told(value: object, default: object, belongs: str) -> None:
+    """Of vendors' operators nobody else knows the kinds."""
+    with pytest.raises(CompileError) as caught:
+        Node("Quant", "q", {"bits": value}, domain="vendor").attr("bits", default)
+    (told,) = caught.value.diagnostics
+    assert (told.code, told.node) == ("QAT004", "q")
+    assert told.message.endswith(f"where {belongs} belongs")
