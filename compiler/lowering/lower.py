@@ -21,6 +21,7 @@ from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, 
 from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.normalization import normalization, unasked
+from qatc.compiler.lowering.reductions import summed
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
@@ -286,6 +287,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         _clamp(state, node, out, *bounds)
         or operators.elementwise(state, node, out, *bounds)
         or operators.pool(state, node, out, *bounds)
+        or summed(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
         or operators.where(state, node, out, *bounds)
         or channels.batch_norm(state, node, out, *bounds)

@@ -195,7 +195,7 @@ def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[
     params, label = state.usable(x), label_of(node)
     if params is None or wanted is None:
         return False
-    name = _transposed(state, x, state.int_name(x), params, order)
+    name = transposed(state, x, state.int_name(x), params, order)
     back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
     shape = _permuted(shape_of(out), order)
     pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", wanted, shape)
@@ -217,7 +217,7 @@ def _mean_order(node: Node) -> tuple[int, ...] | None:
     return (*kept, *averaged) if len(kept) == 2 and len(kept) + len(averaged) == rank > 2 else None
 
 
-def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams, order: tuple[int, ...]) -> str:
+def transposed(state: State, tensor: Tensor, name: str, params: QuantParams, order: tuple[int, ...]) -> str:
     """The integers of a tensor with its dimensions in another order."""
     if order == tuple(range(len(order))):
         return name

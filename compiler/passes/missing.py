@@ -23,7 +23,18 @@ from qatc.compiler.quant import QuantParams
 
 _LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
 _INTEGER = frozenset(
-    {"Add", "Sub", "Mul", "Concat", "Where", "AveragePool", "GlobalAveragePool", "ReduceMean", "BatchNormalization"}
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Concat",
+        "Where",
+        "AveragePool",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "ReduceSum",
+        "BatchNormalization",
+    }
 )
 
 _MASKED = -100.0  # Softmax makes nothing of it: exp(-100) added to one is one in float32

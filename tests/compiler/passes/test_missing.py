@@ -64,6 +64,7 @@ IMAGE = "(float[1,2,4,4] x) => (float[M] y)"
             ["f"],
             id="pooling in front of the last layer",
         ),
+        pytest.param(IMAGE, "r = ReduceSum(x, axes)\ny = A(r)", "int64[1] axes = {1}", ["x"], id="what is summed up"),
         pytest.param(
             IMAGE, "a = A(x)\n" + D + "c = Conv(a, w)\ny = Softmax(c)", W4, [], id="a raw result needs no range"
         ),

@@ -1,0 +1,94 @@
+"""Sums and means over any dimensions: matrix products with ones.
+
+    ReduceSum(x, axes)     x -> Transpose (those dimensions last) -> Reshape [..., K] -> MatMul(ones [K, 1])
+
+A mean is the same with the unit divided by K, in float64: a tie may fall to either side where K is no power of two.
+Means that leave two dimensions are pooling (`operators.py`), which divides by K itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from qatc.compiler.graph import Node, Tensor, shape_of
+from qatc.compiler.integer import MatMul, Move, Shape
+from qatc.compiler.lowering.operators import axes_of, transposed
+from qatc.compiler.lowering.state import State
+from qatc.compiler.model_io import label_of
+from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """Which dimensions of a tensor stay and which are summed up, and how many elements a sum has."""
+
+    shape: Shape
+    kept: tuple[int, ...]
+    summed: tuple[int, ...]
+    count: int
+
+    @classmethod
+    def of(cls, node: Node) -> _Reduction | None:
+        """None where nothing stays, nothing goes, or sizes are not known."""
+        shape, axes = shape_of(node.inputs[0]), axes_of(node)
+        if shape is None or not axes or not all(-len(shape) <= a < len(shape) for a in axes):
+            return None
+        summed = tuple(sorted({a % len(shape) for a in axes}))
+        kept = tuple(i for i in range(len(shape)) if i not in summed)
+        sizes = [d for i in summed if isinstance(d := shape[i], int)]
+        if not kept or len(sizes) != len(summed) or not math.prod(sizes):
+            return None
+        return cls(shape, kept, summed, math.prod(sizes))
+
+
+def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """ReduceSum and ReduceMean, and ReduceL1 of what is never negative."""
+    if node.domain or node.op not in ("ReduceSum", "ReduceMean", "ReduceL1"):
+        return False
+    x = node.inputs[0]
+    have, want, found = state.usable(x), state.usable(out), _Reduction.of(node)
+    if have is None or want is None or found is None:
+        return False
+    if node.op == "ReduceL1" and have.qmin < have.zero_point[0]:
+        return False
+    share = 1.0 / found.count if node.op == "ReduceMean" else 1.0
+    if not SMALLEST <= have.scale[0] * share <= LARGEST:
+        return False
+    name = transposed(state, x, state.int_name(x), have, (*found.kept, *found.summed))
+    kept = tuple(found.shape[i] for i in found.kept)
+    if len(found.summed) > 1:
+        last = state.build.constant("sizes", np.asarray([0] * len(kept) + [found.count], np.int64))
+        name = _moved(
+            state, "Reshape", (name, last), state.build.quantised(f"{x.name}_rows", have, (*kept, found.count))
+        )
+    ones = np.ones((found.count, 1), np.int8)
+    weight = state.build.constant(f"ones_{found.count}", ones, QuantParams.per_tensor(share, 0, "int8"))
+    keeps = bool(node.attr("keepdims", 1))
+    rests = keeps and found.summed == (len(found.shape) - 1,)
+    label = label_of(node)
+    made = state.new_int(out) if rests else state.build.quantised(f"{out.name}_column", want, (*kept, 1))
+    product = MatMul(state.build.fresh(label), (name, weight), (made,), lo=lo, hi=hi,
+                     acc_scale=(have.scale[0] * share,), source=label)  # fmt: skip
+    state.build.add(product)
+    if not rests:
+        _shaped(state, found, made, out, want, keeps=keeps)
+    return True
+
+
+def _shaped(state: State, found: _Reduction, made: str, out: Tensor, want: QuantParams, *, keeps: bool) -> None:
+    """The result in its own shape: the column goes, ones come where the summed dimensions were if they are kept."""
+    kept = tuple(found.shape[i] for i in found.kept)
+    axes = state.build.constant("column", np.asarray([len(kept)], np.int64))
+    if not keeps:
+        _moved(state, "Squeeze", (made, axes), state.new_int(out))
+        return
+    flat = _moved(state, "Squeeze", (made, axes), state.build.quantised(f"{out.name}_flat", want, kept))
+    places = state.build.constant("places", np.asarray(found.summed, np.int64))
+    _moved(state, "Unsqueeze", (flat, places), state.new_int(out))
+
+
+def _moved(state: State, op: str, inputs: tuple[str, ...], result: str) -> str:
+    return state.build.add(Move(state.build.fresh(op), inputs, (result,), op_type=op, attrs={}))
