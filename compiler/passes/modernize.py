@@ -390,8 +390,8 @@ def softmax_over_one_axis(graph: QuantGraph, node: Node) -> bool:
 
 
 @UPGRADE.on("BatchNormalization")
-def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
-    """The running statistics that old exports list as outputs are read by nobody at inference."""
+def batch_norm_of_each_channel(graph: QuantGraph, node: Node) -> bool:
+    """Attributes that newer opsets lack say nothing, but for statistics of single positions."""
     if not node.attrs.pop("spatial", 1):
         graph.diagnostics.error(
             "QAT006",
@@ -402,6 +402,14 @@ def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
         return False
     for name in ("is_test", "consumed_inputs"):
         node.attrs.pop(name, None)
+    return True
+
+
+@ALIKE.on("BatchNormalization")
+def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
+    """The running statistics that exports below opset 14 list as outputs are read by nobody at inference."""
+    if len(node.outputs) == 1 or node.attr("training_mode", 0):
+        return False
     if any(t.outputs or graph.is_output(t) for t in node.outputs[1:]):
         raise NoMatch("its statistics are read")
     for index in range(len(node.outputs) - 1, 0, -1):

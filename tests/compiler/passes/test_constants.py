@@ -218,3 +218,40 @@ def test_a_long_chain_of_constants_is_folded_without_recursion() -> None:
     graph = QuantGraph(nodes, [], [last])
     assert fold_constants(graph) == 20_001
     np.testing.assert_array_equal(graph.nodes[0].inputs[0].values, np.ones(4, np.float32))
+
+
+STANDARDIZED = """<ir_version: 8, opset_import: ["" : {opset}]> g (float[1,2,4,4] x) => (float[] y)
+    <float[2,2,1,1] w = {{0.5, 1.5, -1.0, 3.0}}, int64[3] rows = {{1, 2, -1}}, int64[4] back = {{2, 2, 1, 1}},
+     float[2] gain = {{2.0, 0.5}}, float[2] none = {{0.0, 0.0}}> {{ {body} }}"""
+
+
+@pytest.mark.parametrize(
+    ("opset", "normalized"),
+    [
+        pytest.param(
+            13,
+            "m = ReduceMean<axes = [0, 2], keepdims = 0>(r) e = ReduceMean<axes = [0, 2]>(r) d = Sub(r, e)"
+            " q = Mul(d, d)"
+            " v = ReduceMean<axes = [0, 2], keepdims = 0>(q)"
+            " n, rm, rv, sm, sv = BatchNormalization<epsilon = 0.25>(r, gain, none, m, v)",
+            id="torch below opset 14: given statistics, five outputs",
+        ),
+        pytest.param(
+            15,
+            "n, rm, rv = BatchNormalization<epsilon = 0.25, training_mode = 1>(r, gain, none, none, none)",
+            id="statistics of its own",
+        ),
+    ],
+)
+def test_standardized_weights_fold(opset: int, normalized: str) -> None:
+    """Weight standardization (timm's StdConv2d): batch norm of a constant, channel by channel, before its quantizer."""
+    body = f"r = Reshape(w, rows) {normalized} s = Reshape(n, back) y = Conv(x, s)"
+    graph = loaded(STANDARDIZED.format(opset=opset, body=body))
+    modernize(graph)
+    fold_constants(graph)
+    (conv,) = graph.nodes
+    weight = conv.inputs[1]
+    assert isinstance(weight, Constant)
+    rows = np.asarray([[0.5, 1.5], [-1.0, 3.0]])
+    want = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 0.25) * [[2.0], [0.5]]
+    np.testing.assert_allclose(weight.values.reshape(2, 2), want, rtol=1e-6)
