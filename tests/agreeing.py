@@ -6,6 +6,7 @@ import numpy as np
 import onnx.parser
 
 from qatc.compiler.arithmetic import get_profile
+from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Dequantize, Float, IntegerGraph, Move, Quantize
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.affine import fold_affine
@@ -13,7 +14,7 @@ from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime import RunnableModel
-from tests.graphs import stripped
+from tests.graphs import net, stripped
 
 _AROUND = (Quantize, Dequantize)
 
@@ -23,11 +24,23 @@ def lowered(text: str, options: LoweringOptions | None = None) -> IntegerGraph:
     graph = stripped(text)
     propagate(graph)
     fold_affine(graph)
+    infer_shapes(graph)
     propagate(graph)
     result = lower(graph, options)
     graph.diagnostics.check()
     result.verify()
     return result
+
+
+def lowered_net(signature: str, body: str, constants: str = "", *, opset: int = 17, **options: str) -> IntegerGraph:
+    """The same of a network as `tests.graphs.net` writes it; `options` are those of the lowering."""
+    return lowered(net(signature, body, constants, opset=opset), LoweringOptions(**options))
+
+
+def reasons(graph: IntegerGraph) -> list[str]:
+    """What stays in float, and why."""
+    graph.verify()
+    return [f"{op.op_type}: {op.reason}" for op in graph.islands()]
 
 
 def agrees(text: str, options: LoweringOptions | None = None, samples: int = 4) -> IntegerGraph:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from qatc.compiler.graph import infer_shapes
-from qatc.compiler.integer import Conv, IntegerGraph, MatMul
+from qatc.compiler.integer import Conv, MatMul
 from qatc.compiler.lowering import lower
-from qatc.compiler.passes.affine import fold_affine
-from qatc.compiler.passes.propagate import propagate
+from tests.agreeing import lowered_net
 from tests.graphs import net, stripped
 
 DENSE = "int8[1,2] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
@@ -17,20 +16,9 @@ WEIGHT = "a = A(x)\nw = DequantizeLinear<axis = 1>(wq, ws, wz)\n"
 X2 = "(float[3,1] x) => (float[3,2] y)"
 
 
-def lowered(signature: str, body: str, constants: str) -> IntegerGraph:
-    graph = stripped(net(signature, body, constants))
-    propagate(graph)
-    fold_affine(graph)
-    infer_shapes(graph)
-    result = lower(graph)
-    result.verify()
-    graph.diagnostics.check()
-    return result
-
-
 def test_few_bits_are_refined_for_an_exact_bias() -> None:
     """int4 integers times 15 and a scale divided by 15: the same weight, but the bias is rounded 15 times finer."""
-    graph = lowered(
+    graph = lowered_net(
         X2,
         WEIGHT + "m = MatMul(a, w)\nn = Add(m, b)\ny = A(n)",
         "int8[1,2] wq = {8, -7}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}, float[2] b = {0.1, 0.3}",
@@ -96,7 +84,7 @@ def test_the_groups_of_a_transposed_convolution_share_the_room_for_a_bias() -> N
 
 
 def test_scales_too_small_for_an_accumulator_stay_float() -> None:
-    graph = lowered(
+    graph = lowered_net(
         X2,
         WEIGHT + "m = MatMul(a, w)\ny = A(m)",
         "int8[1,2] wq = {10, -20}, float[2] ws = {1.5e-38, 0.25}, int8[2] wz = {0, 0}",
@@ -137,14 +125,14 @@ def test_alpha_beta_and_a_factor_behind_scale_the_bias_as_they_should(*, transpo
 )
 @pytest.mark.parametrize("end", ["y = D(g)", "y = Identity(g)"])
 def test_a_product_of_two_activations_and_a_bias_stay_float(bias: str, end: str) -> None:
-    graph = lowered(
+    graph = lowered_net(
         "(float[3,2] x, float[2,3] u) => (float[3,3] y)", f"a = A(x)\nb = B(u)\ng = Gemm(a, b, c)\n{end}", bias
     )
     assert [op.reason for op in graph.islands()] == ["it adds a bias to a product of two activations"]
 
 
 def test_a_product_of_two_activations_and_a_bias_of_zeros_are_one_operator() -> None:
-    graph = lowered(
+    graph = lowered_net(
         "(float[3,2] x, float[2,3] u) => (float[3,3] y)",
         "a = A(x)\nb = B(u)\ng = Gemm(a, b, c)\ny = D(g)",
         "float[3] c = {0.0, 0.0, 0.0}",

@@ -8,26 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.arithmetic import PROFILES
-from qatc.compiler.integer import Conv, IntegerGraph, MatMul
-from qatc.compiler.lowering import lower
-from qatc.compiler.passes.affine import fold_affine
-from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.integer import Conv, MatMul
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
-from tests.graphs import net, stripped
+from tests.agreeing import lowered
+from tests.graphs import net
 
 NUMBERS = st.floats(-50, 50, width=32)
 SCALES = st.floats(2**-10, 0.5, width=32)
-
-
-def lowered(text: str) -> IntegerGraph:
-    graph = stripped(text)
-    propagate(graph)
-    fold_affine(graph)
-    result = lower(graph)
-    graph.diagnostics.check()
-    result.verify()
-    return result
 
 
 # -- rule 2 -----------------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from qatc.compiler.quant import Floats, Integers, QuantParams
-from tests.compiler.lowering.test_lower import lowered
+from tests.agreeing import lowered_net, reasons
+from tests.graphs import expect
 
 
 def test_tables_round_as_float32_does() -> None:
     """Ten of these codes lie within float error of a tie; the table takes the side that the model takes."""
-    graph = lowered(
+    graph = lowered_net(
         "(float[1,1,2,2] x) => (float[1,1,2,2] y)",
         "a = A(x)\nm = Mul(a, k)\nd = Div(m, n)\ny = C(d)",
         "float k = {0.1}, float n = {0.8}",
@@ -32,17 +33,17 @@ def test_no_values_are_worked_out_for_a_sum_of_two_tensors(monkeypatch: pytest.M
         return dequantize(params, q)
 
     monkeypatch.setattr(QuantParams, "dequantize", watched)
-    lowered(
+    lowered_net(
         "(float[1,1,2,2] x, float[1,1,2,2] z) => (float[1,1,2,2] y)",
         "a = A(x)\nb = B(z)\ns = Add(a, b)\ny = C(s)",
     )
     assert not asked
-    lowered("(float[1,1,2,2] x) => (float[1,1,2,2] y)", "a = A(x)\ns = Sigmoid(a)\ny = C(s)")
+    lowered_net("(float[1,1,2,2] x) => (float[1,1,2,2] y)", "a = A(x)\ns = Sigmoid(a)\ny = C(s)")
     assert 256 in asked
 
 
 def kinds(constants: str, body: str, shape: str = "1,2,2,3") -> list[str]:
-    graph = lowered(f"(float[{shape}] x) => (float[1,2,2,3] y)", f"a = A(x)\n{body}\ny = A(s)", constants)
+    graph = lowered_net(f"(float[{shape}] x) => (float[1,2,2,3] y)", f"a = A(x)\n{body}\ny = A(s)", constants)
     graph.verify()
     return [getattr(op, "op_type", "") or op.kind for op in graph.ops if op.kind not in ("Quantize", "Dequantize")]
 
@@ -68,7 +69,57 @@ def test_a_sum_of_grids_that_are_far_apart_stays_float(op: str) -> None:
     """QLinearAdd would add zero points of 128 thousands of steps to a code, in float32."""
     wide = "float v = {1}, uint8 m = {128}, float t = {1e-6}"
     body = f"q = QuantizeLinear(z, v, m)\nb = DequantizeLinear(q, v, m)\ns = {op}(a, b)\nr = QuantizeLinear(s, t, m)\n"
-    graph = lowered("(float[3] x, float[3] z) => (float[3] y)", f"a = A(x)\n{body}y = DequantizeLinear(r, t, m)", wide)
+    graph = lowered_net(
+        "(float[3] x, float[3] z) => (float[3] y)", f"a = A(x)\n{body}y = DequantizeLinear(r, t, m)", wide
+    )
     (island,) = graph.islands()
     assert island.op_type == op
     assert "a step of an operand is more than its whole range" in island.reason
+
+
+def test_a_chain_of_functions_is_one_table() -> None:
+    graph = lowered_net(
+        "(float[2] x) => (float[2] y)",
+        "a = A(x)\ns = Sigmoid(a)\nm = Mul(a, s)\nn = Sub(m, one)\nq = Pow(n, two)\ny = B(q)",
+        "float one = {1.0}, float two = {2.0}",
+    )
+    expect(
+        graph,
+        """
+        input x<float32 2>
+        constant y_table<uint8 256> #f17506a0
+        x_quantized<uint8 scale 0.5 zero 128 2> = Quantize[hi=255 lo=0](x)
+        y_quantized<uint8 scale 0.25 zero 0 2> = Lookup[function=Pow(Sub(Mul(x, Sigmoid(x)), 1), 2) hi=255
+            lo=0](x_quantized, y_table)
+        y<float32 2> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+
+
+def test_tables_follow_each_other_without_their_tensors_being_made() -> None:
+    """A requantized tensor that only a table reads is never made: the next table starts at the root."""
+    graph = lowered_net("(float[2] x) => (float[2] y)", "a = A(x)\nt = Tanh(a)\nb = D(t)\nn = Neg(b)\ny = C(n)")
+    expect(
+        graph,
+        """
+        input x<float32 2>
+        constant y_table<uint8 256> #bb188814
+        x_quantized<uint8 scale 0.5 zero 128 2> = Quantize[hi=255 lo=0](x)
+        y_quantized<uint8 scale 0.125 zero 131 2> = Lookup[function=Neg(Tanh(x)) hi=139 lo=123](x_quantized,
+            y_table)
+        y<float32 2> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+
+
+def test_a_function_with_holes_stays_float() -> None:
+    """The logarithm of a negative number is none: no table can hold it."""
+    graph = lowered_net("(float[2] x) => (float[2] y)", "a = A(x)\nl = Log(a)\ny = B(l)")
+    assert reasons(graph) == ["Log: Log has no exact integer form"]
+
+
+def test_a_constant_vector_is_no_table() -> None:
+    graph = lowered_net("(float[2] x) => (float[2] y)", "a = A(x)\nm = Mul(a, k)\ny = B(m)", "float[2] k = {1.0, 2.0}")
+    assert reasons(graph) == ["Mul: its constant operand is not quantized by the model"]

@@ -13,8 +13,7 @@ from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.integer import Float
 from qatc.compiler.reference import execute
 from tests import pipeline
-from tests.agreeing import agrees, kinds
-from tests.compiler.lowering.test_lower import lowered, reasons
+from tests.agreeing import agrees, kinds, lowered_net, reasons
 from tests.graphs import net
 from tests.pipeline import simulate
 
@@ -35,7 +34,7 @@ BODY = "a = A(x)\nw = DequantizeLinear<axis = 1>(wq, ws, wz)\nm = MatMul(a, w)\n
 )
 def test_distances_from_the_zero_point(values: str, zeros: str, dtype: str, *, integer: bool) -> None:
     constants = f"{dtype}[2,2] wq = {{{values}}}, float[2] ws = {{0.5, 0.25}}, {dtype}[2] wz = {{{zeros}}}"
-    graph = lowered(X2, BODY, constants, opset=21)
+    graph = lowered_net(X2, BODY, constants, opset=21)
     said = [] if integer else ["Add: the weight takes 16 bits: two products of 8 bits are added"]
     assert reasons(graph) == said
     assert not [op for op in graph.ops if isinstance(op, Float) and op.op_type == "MatMul"]
@@ -81,7 +80,7 @@ def test_two_products_are_the_product(
 def test_equal_scales_are_one_scale() -> None:
     """Along whichever axis they are written."""
     constants = "int8[2,2] wq = {1, 2, 3, 4}, float[2] ws = {0.5, 0.5}, int8[2] wz = {0, 0}"
-    graph = lowered(X2, BODY.replace("axis = 1", "axis = 0"), constants)
+    graph = lowered_net(X2, BODY.replace("axis = 1", "axis = 0"), constants)
     assert reasons(graph) == []
 
 

@@ -1,0 +1,206 @@
+"""Products in integers: what fuses into one operator, raw accumulators, weights and scales of channels."""
+
+from __future__ import annotations
+
+import pytest
+
+from qatc.compiler.integer import Conv
+from tests.agreeing import lowered_net, reasons
+from tests.graphs import expect
+
+CONV = "int8[2,1,1,1] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
+DENSE = "int8[1,2] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
+WEIGHT = "a = A(x)\nw = DequantizeLinear<axis = {axis}>(wq, ws, wz)\n"
+X4, X2 = "(float[1,1,2,2] x) => (float[1,2,2,2] y)", "(float[3,1] x) => (float[3,2] y)"
+
+
+def test_a_clamped_convolution_is_one_operator() -> None:
+    graph = lowered_net(
+        X4,
+        WEIGHT.format(axis=0) + "c = Conv(a, w, b)\nr = Relu(c)\nm = Clip(r, , six)\ny = B(m)",
+        f"{CONV}, float[2] b = {{0.5, 1.0}}, float six = {{6.0}}",
+    )
+    expect(
+        graph,
+        """
+        input x<float32 1x1x2x2>
+        constant wq<int8 scale 0.25..0.5 zero 0 axis 0 x2 2x1x1x1> {10,-20}
+        constant y_bias<int32 2> {2,8}
+        x_quantized<uint8 scale 0.5 zero 128 1x1x2x2> = Quantize[hi=255 lo=0](x)
+        y_quantized<uint8 scale 0.25 zero 0 1x2x2x2> = Conv[acc_scale=0.125..0.25 hi=24 lo=0](x_quantized, wq,
+            y_bias)
+        y<float32 1x2x2x2> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+
+
+def test_bias_and_factor_behind_a_matmul_are_one_operator() -> None:
+    """The factor is positive and one number: it changes what a unit of the accumulator is worth."""
+    graph = lowered_net(
+        "(float[3,2] x, float[2,3] u) => (float[3,3] y)",
+        "a = A(x)\nb = B(u)\nm = MatMul(a, b)\nh = Mul(m, k)\ny = D(h)",
+        "float k = {0.125}",
+    )
+    expect(
+        graph,
+        """
+        input x<float32 3x2>
+        input u<float32 2x3>
+        x_quantized<uint8 scale 0.5 zero 128 3x2> = Quantize[hi=255 lo=0](x)
+        u_quantized<uint8 scale 0.25 zero 0 2x3> = Quantize[hi=255 lo=0](u)
+        y_quantized<uint8 scale 0.0625 zero 128 3x3> = MatMul[acc_scale=0.015625..0.015625 hi=255
+            lo=0](x_quantized, u_quantized)
+        y<float32 3x3> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+
+
+def test_gemm_in_every_transposition() -> None:
+    graph = lowered_net(
+        "(float[1,3] x) => (float[3,2] y)",
+        WEIGHT.format(axis=0) + "g = Gemm<transA = 1, transB = 1>(a, w, b)\ny = A(g)",
+        "int8[2,1] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}, float[2] b = {0.5, 1.0}",
+    )
+    expect(
+        graph,
+        """
+        input x<float32 1x3>
+        constant wq<int8 scale 0.25..0.5 zero 0 axis 1 x2 1x2> {10,-20}
+        constant y_bias<int32 2> {2,8}
+        x_quantized<uint8 scale 0.5 zero 128 1x3> = Quantize[hi=255 lo=0](x)
+        x_transposed<uint8 scale 0.5 zero 128 3x1> = Move[perm=[1, 0] op_type=Transpose](x_quantized)
+        y_quantized<uint8 scale 0.5 zero 128 3x2> = MatMul[acc_scale=0.125..0.25 hi=255 lo=0](x_transposed, wq,
+            y_bias)
+        y<float32 3x2> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+
+
+def test_gemm_of_two_activations() -> None:
+    graph = lowered_net(
+        "(float[3,2] x, float[4,2] u) => (float[3,4] y)", "a = A(x)\nb = B(u)\ng = Gemm<transB = 1>(a, b)\ny = A(g)"
+    )
+    expect(
+        graph,
+        """
+        input x<float32 3x2>
+        input u<float32 4x2>
+        x_quantized<uint8 scale 0.5 zero 128 3x2> = Quantize[hi=255 lo=0](x)
+        u_quantized<uint8 scale 0.25 zero 0 4x2> = Quantize[hi=255 lo=0](u)
+        u_transposed<uint8 scale 0.25 zero 0 2x4> = Move[perm=[1, 0] op_type=Transpose](u_quantized)
+        y_quantized<uint8 scale 0.5 zero 128 3x4> = MatMul[acc_scale=0.125..0.125 hi=255 lo=0](x_quantized,
+            u_transposed)
+        y<float32 3x4> = Dequantize(y_quantized)
+        output y
+        """,
+    )
+
+
+def test_a_raw_result_is_an_accumulator_on_its_own_grid() -> None:
+    """It is read before any rounding: exact integers, then real numbers with their bias."""
+    graph = lowered_net(
+        "(float[1,1,2,2] x) => (float[1,2,2,2] y)",
+        WEIGHT.format(axis=0) + "c = Conv(a, w, b)\ny = Softmax<axis = 1>(c)",
+        f"{CONV}, float[2] b = {{0.5, 1.0}}",
+    )
+    expect(
+        graph,
+        """
+        input x<float32 1x1x2x2>
+        constant wq<int8 scale 0.25..0.5 zero 0 axis 0 x2 2x1x1x1> {10,-20}
+        constant c_bias<float32 2> {0.5,1}
+        x_quantized<uint8 scale 0.5 zero 128 1x1x2x2> = Quantize[hi=255 lo=0](x)
+        c_accumulator<int32 scale 0.125..0.25 zero 0 axis 1 x2 1x2x2x2> = Conv[acc_scale=0.125..0.25
+            hi=2147483647 lo=-2147483648](x_quantized, wq)
+        c<float32 1x2x2x2> = Dequantize(c_accumulator, c_bias)
+        y<float32 1x2x2x2> = Float[axis=1 op_type=Softmax reason=its input is not quantized by the model
+            tensor=c](c)
+        output y
+        """,
+    )
+
+
+def test_a_raw_result_that_is_also_rounded_is_made_once() -> None:
+    graph = lowered_net(
+        "(float[1,1,2,2] x) => (float[1,2,2,2] y, float[1,2,2,2] z)",
+        WEIGHT.format(axis=0) + "c = Conv(a, w)\ny = Softmax<axis = 1>(c)\nz = A(c)",
+        CONV,
+    )
+    expect(
+        graph,
+        """
+        input x<float32 1x1x2x2>
+        constant wq<int8 scale 0.25..0.5 zero 0 axis 0 x2 2x1x1x1> {10,-20}
+        x_quantized<uint8 scale 0.5 zero 128 1x1x2x2> = Quantize[hi=255 lo=0](x)
+        c_accumulator<int32 scale 0.125..0.25 zero 0 axis 1 x2 1x2x2x2> = Conv[acc_scale=0.125..0.25
+            hi=2147483647 lo=-2147483648](x_quantized, wq)
+        c<float32 1x2x2x2> = Dequantize(c_accumulator)
+        z_quantized<uint8 scale 0.5 zero 128 1x2x2x2> = Quantize[hi=255 lo=0](c)
+        y<float32 1x2x2x2> = Float[axis=1 op_type=Softmax reason=its input is not quantized by the model
+            tensor=c](c)
+        z<float32 1x2x2x2> = Dequantize(z_quantized)
+        output y
+        output z
+        """,
+    )
+
+
+def test_two_roundings_of_one_product_are_made_from_its_accumulator() -> None:
+    graph = lowered_net(
+        "(float[3,1] x) => (float[3,2] y, float[3,2] z)",
+        WEIGHT.format(axis=1) + "m = MatMul(a, w)\ny = A(m)\nz = B(m)",
+        DENSE,
+    )
+    expect(
+        graph,
+        """
+        input x<float32 3x1>
+        constant wq<int8 scale 0.25..0.5 zero 0 axis 1 x2 1x2> {10,-20}
+        x_quantized<uint8 scale 0.5 zero 128 3x1> = Quantize[hi=255 lo=0](x)
+        m_accumulator<int32 scale 0.125..0.25 zero 0 axis 1 x2 3x2> = MatMul[acc_scale=0.125..0.25
+            hi=2147483647 lo=-2147483648](x_quantized, wq)
+        m<float32 3x2> = Dequantize(m_accumulator)
+        y_quantized<uint8 scale 0.5 zero 128 3x2> = Quantize[hi=255 lo=0](m)
+        z_quantized<uint8 scale 0.25 zero 0 3x2> = Quantize[hi=255 lo=0](m)
+        y<float32 3x2> = Dequantize(y_quantized)
+        z<float32 3x2> = Dequantize(z_quantized)
+        output y
+        output z
+        """,
+    )
+
+
+def test_tied_weights_are_one_constant() -> None:
+    graph = lowered_net(
+        "(float[2,2] x) => (float[2,2] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\nb = A(m)\nn = MatMul(b, w)\ny = A(n)",
+        "int8[2,2] wq = {1, 2, 3, 127}",
+    )
+    assert [op.inputs[1] for op in graph.ops if op.kind == "MatMul"] == ["wq", "wq"]
+
+
+DEPTHWISE = """
+    q = QuantizeLinear<axis = 1>(x, s, z)
+    a = DequantizeLinear<axis = 1>(q, s, z)
+    w = DequantizeLinear<axis = 0>(wq, ws, wz)
+    c = Conv<group = 2, pads = [1, 1, 1, 1], kernel_shape = [1, 1]>(a, w)
+    y = B(c)"""
+
+
+@pytest.mark.parametrize(
+    ("zeros", "scale", "reason"),
+    [("3, 3", (0.25, 0.5, 0.0625, 0.125), None), ("3, 5", (), "Conv: its input is quantized per channel")],
+)
+def test_scales_of_channels_that_stay_apart(zeros: str, scale: tuple[float, ...], reason: str | None) -> None:
+    """Each filter of a depthwise convolution reads one channel: that channel's scale is a factor of its accumulator."""
+    graph = lowered_net(
+        "(float[1,2,2,2] x) => (float[1,4,4,4] y)",
+        DEPTHWISE,
+        f"float[2] s = {{0.5, 0.25}}, uint8[2] z = {{{zeros}}}, int8[4,1,1,1] wq = {{1, 2, 3, 4}}, "
+        "float[4] ws = {0.5, 1.0, 0.25, 0.5}, int8[4] wz = {0, 0, 0, 0}",
+    )
+    assert reasons(graph) == ([reason] if reason else [])
+    assert [op.acc_scale for op in graph.ops if isinstance(op, Conv)] == ([scale] if scale else [])
