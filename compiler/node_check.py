@@ -59,17 +59,20 @@ class NodeChecker:
         self.opsets = opsets
         self._forms: dict[str, _Form | None] = {}
 
+    def _form_of(self, op: str) -> _Form | None:
+        if op not in self._forms:
+            self._forms[op] = _form(op, self.opsets.get("", 1))
+        return self._forms[op]
+
     def findings(self, node: NodeRecord) -> Iterator[str]:
         """What is wrong with a node, in words; nothing where it is as its operator is defined."""
         op = node.op
         if not op:
             yield "the node has no operator"
-        if node.domain:
-            return
-        if op not in self._forms:
-            self._forms[op] = _form(op, self.opsets.get("", 1))
-        form = self._forms[op]
+        form = None if node.domain else self._form_of(op)
         if form is None:
+            if node.inputs and not node.inputs[0]:  # the data, of every operator that is known here
+                yield f"{op} needs its first input"
             return
         fewest, most = form.inputs
         count = len(node.inputs)

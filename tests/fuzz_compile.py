@@ -30,12 +30,14 @@ LARGEST = 200_000  # bytes of a model to start from
 
 
 def seeds() -> list[bytes]:
-    """The repository's own models and the smaller ones of the corpus, as far as it is there."""
+    """The repository's own models, the smaller ones of the corpus, as far as it is there, and one of every vendor."""
+    from tests.vendor_models import vendor_models
+
     paths = [*(ROOT / "samples" / "models").glob("*.onnx"), *(ROOT / "tests" / "corpus").glob("*/model.onnx")]
     found = [path.read_bytes() for path in sorted(paths) if path.stat().st_size <= LARGEST]
     if not found:
         raise SystemExit("there is no model to start from")
-    return found
+    return found + [model.SerializeToString() for model in vendor_models().values()]
 
 
 def compiles(data: bytes, folder: Path, *, verify: bool) -> bool:
