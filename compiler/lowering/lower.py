@@ -336,18 +336,14 @@ def _why(state: State, node: Node) -> Reason:
         return Reason(f"{node.op} runs graphs of its own")
     floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
     unranged = [t.name for t in floats if t.name not in state.graph.params]
-    wide = [p.dtype for t in node.inputs if (p := state.params(t)) is not None and not p.is_8bit]
+    wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]
     if unranged:
         return Reason("its input is not quantized by the model", unranged[0])
     if wide:
         return Reason(f"{wide[0]} tensors have no integer kernel")
-    vectors = [
-        t.name
-        for t in node.inputs
-        if isinstance(t, Constant) and t.values.size > 1 and t.name not in state.graph.params
-    ]
-    if vectors and node.op in ("Add", "Sub", "Mul", "Div", "Concat"):
-        return Reason("its constant operand is not quantized by the model", vectors[0])
+    constant = _constant_at_fault(state, node)
+    if constant is not None:
+        return constant
     if not any(t.name in state.graph.params for t in node.outputs):
         return Reason("its result is not quantized by the model", node.outputs[0].name)
     if operators.is_far_apart(state, node, node.outputs[0]):
@@ -356,3 +352,15 @@ def _why(state: State, node: Node) -> Reason:
     if option is not None:
         return Reason(f"its integer form was not asked for: -p {option}")
     return Reason(f"{node.op} has no exact integer form")
+
+
+def _constant_at_fault(state: State, node: Node) -> Reason | None:
+    """What keeps a constant operand from being integers that a kernel for two operands, or a Concat, reads."""
+    constants = [t for t in node.inputs if isinstance(t, Constant)]
+    for tensor in constants if node.op in ("Add", "Sub", "Mul", "Div", "Concat") else ():
+        params = state.params(tensor)
+        if params is None and tensor.values.size > 1:
+            return Reason("its constant operand is not quantized by the model", tensor.name)
+        if params is not None and not params.is_8bit:
+            return Reason(f"its constant operand has {params.dtype} values, which have no integer kernel", tensor.name)
+    return None

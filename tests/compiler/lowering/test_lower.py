@@ -61,6 +61,18 @@ def test_a_clamp_that_does_nothing_disappears() -> None:
     )
 
 
+def test_a_constant_of_32_bits_is_the_reason_only_where_a_kernel_would_read_it() -> None:
+    """Exporters quantize the bias of a normalization in int32: the operator has no kernel either way."""
+    constants = "int8[2] sq = {64, 100}, int8 sz = {0}, float ss = {0.01}, "
+    constants += "int32[2] bq = {5, 9}, int32 bz = {0}, float bs = {0.01}"
+    body = "a = A(x)\ns = DequantizeLinear(sq, ss, sz)\nb = DequantizeLinear(bq, bs, bz)\n"
+    signature = "(float[1,2,4] x) => (float[1,2,4] y)"
+    graph = lowered_net(signature, body + "n = InstanceNormalization(a, s, b)\ny = A(n)", constants)
+    assert reasons(graph) == ["InstanceNormalization: InstanceNormalization has no exact integer form"]
+    graph = lowered_net("(float[1,4,2] x) => (float[1,4,2] y)", body + "n = Add(a, b)\ny = A(n)", constants)
+    assert reasons(graph) == ["Add: its constant operand has int32 values, which have no integer kernel"]
+
+
 def test_a_16_bit_tensor_is_rounded_onto_another_grid_without_an_operator_of_ours() -> None:
     """Requantize is no ONNX operator: where no integer operator does it, it is a Quantize of the rounded floats."""
     graph = lowered_net("(float[4] x) => (float[4] y, float[4] u)", "w = W(x)\nu = Neg(w)\ny = A(w)")
