@@ -1,4 +1,4 @@
-"""PRelu with a slope per channel, in integers: exactly what the float operator between the two grids gives."""
+"""Functions that differ from channel to channel, in integers: batch norm and PRelu."""
 
 from __future__ import annotations
 

@@ -1,0 +1,129 @@
+"""The simulation: what runs as it is, what is written back, and where they agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qatc.compiler import processor
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.simulation import Simulation, open_simulation
+from tests.compiler.verify.cases import (
+    RESNET,
+    SHARED,
+    UNET,
+    corpus_case,
+    verified,
+)
+from tests.pipeline import canonical, folded, passes
+
+
+def small_model(ir_version: int = 8) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Relu", ["m"], ["y"], "same"),
+        helper.make_node("MatMul", ["x", "w"], ["m"], "same", domain="ai.onnx"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 64])],
+        [numpy_helper.from_array(np.eye(64, dtype=np.float32) * 2, "w")],
+        value_info=[helper.make_tensor_value_info("m", TensorProto.FLOAT, [7, 7])],  # stale
+    )
+    imports = [helper.make_opsetid("", 11), helper.make_opsetid("ai.onnx", 17), helper.make_opsetid("never.used", 3)]
+    imports.append(helper.make_opsetid("ai.onnx.ml", 99))
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decimal_scales_have_ties_that_floats_break_either_way(seed: int):
+    """0.02 * 0.002 / 0.01 = 1 / 250: one sum in 250 lies half way, but for the last bits of three scales."""
+    weight = np.random.default_rng(seed).integers(-127, 128, (8, 8, 1, 1)).astype(np.int8)
+    body = """agraph (float[1,8,32,32] x) => (float[M] y) <float sx = {0.02}, float sw = {0.002}, float sy = {0.01},
+        int8 z = {0}> {
+        qx = QuantizeLinear(x, sx, z)  dx = DequantizeLinear(qx, sx, z)  dw = DequantizeLinear(w, sw, z)
+        c = Conv(dx, dw)  qc = QuantizeLinear(c, sy, z)  y = DequantizeLinear(qc, sy, z) }"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> {body}')
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    x = np.random.default_rng(seed).uniform(-1, 1, (1, 8, 32, 32)).astype(np.float32)
+    found = verified(model, {"x": x})
+    assert found.passed, [c.message for c in found.local]
+    (product,) = (c for c in found.local if c.op == "Conv")
+    assert product.max_lsb == 1  # there are such sums, and the two do not agree on all of them
+
+
+def test_files_that_onnx_runtime_refuses_for_their_form_run():
+    x = np.full((3, 64), 1.5, np.float32)
+    model = small_model(ir_version=14)
+    before = model.SerializeToString(deterministic=True)
+    found = Simulation(model, "odd").run({"x": x}, ["m", "y", "x"])
+    assert (found["m"] == 3).all()
+    assert found["m"].shape == (3, 64)
+    assert found["x"] is not None
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_external_data_stay_where_they_are(tmp_path: Path):
+    onnx.save(small_model(), tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()}
+    found = Simulation.of_file(tmp_path / "model.onnx").run({"x": np.ones((1, 64), np.float32)}, ["m"])
+    assert (found["m"] == 2).all()
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()} == before
+
+
+def test_what_onnx_runtime_cannot_run_is_simulated_from_the_graph(tmp_path: Path):
+    model, feeds = corpus_case(RESNET)
+    stripped = next(g for name, g in passes(model) if name == "strip")
+    model.graph.node[-1].domain = "vendor"
+    onnx.save(model, tmp_path / "model.onnx")
+    simulation = open_simulation(tmp_path / "model.onnx", stripped, feeds)
+    assert "normalized graph" in simulation.description
+    assert "does not run: " in simulation.description
+    assert "[ONNXRuntimeError]" not in simulation.description
+    assert simulation.run(feeds, simulation.outputs)
+    with pytest.raises(CompileError) as caught:
+        Simulation.of_file(tmp_path / "model.onnx").run(feeds, ["output"])
+    assert caught.value.diagnostics[0].code == "QAT403"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_file_whose_integer_products_saturate_is_no_reference(
+    exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On such a processor ONNX Runtime computes something else than the file says, without an error."""
+    model, feeds = corpus_case(RESNET)
+    stripped = next(g for name, g in passes(model) if name == "strip")
+    operands = [np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.int8)]
+    names = ["one", "other"]
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for a, n in zip(operands, names, strict=True))
+    model.graph.node.add(op_type="MatMulInteger", name="product", input=names, output=["sums"])
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(processor, "is_exact", lambda: exact)
+    simulation = open_simulation(tmp_path / "model.onnx", stripped, feeds)
+    assert ("saturates" in simulation.description) == (not exact)
+    assert simulation.run(feeds, simulation.outputs)
+
+
+def test_an_unknown_tensor_is_an_error():
+    with pytest.raises(CompileError) as caught:
+        Simulation(small_model(), "small").run({"x": np.ones((1, 64), np.float32)}, ["nowhere"])
+    assert caught.value.diagnostics[0].code == "QAT403"
+
+
+def test_files_of_the_corpus_and_their_graphs_written_back_agree():
+    for name in (RESNET, UNET, SHARED):
+        model, feeds = corpus_case(name)
+        stripped = next(g for step, g in passes(model) if step == "strip")
+        direct, written = Simulation(model, "file"), Simulation.of_graph(stripped)
+        for output in direct.outputs:
+            np.testing.assert_array_equal(
+                direct.run(feeds, [output])[output], written.run(feeds, [output])[output], strict=True
+            )
+        assert canonical(model).origin  # what ties both to the integer graph
+        assert folded(model).params

@@ -1,0 +1,294 @@
+"""Whole models pass, and what is planted in them is found where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from qatc.compiler.arithmetic import get_profile
+from qatc.compiler.backend import Emission
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.integer import (
+    Conv,
+    Elementwise,
+    IntegerGraph,
+    Lookup,
+    Op,
+)
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.reference import execute
+from qatc.compiler.simulation import Simulation
+from qatc.compiler.verify import Limits, check, deployed, verify
+from tests.compiler.verify.cases import (
+    ONNX,
+    RESNET,
+    SHARED,
+    UNET,
+    corpus_case,
+    emitted,
+    integer_of,
+    verified,
+)
+from tests.pipeline import integer, passes
+from tests.random_models import models, random_input
+
+
+# -- whole models -----------------------------------------------------------------------------------------------------
+@settings(max_examples=40)
+@given(model=models(dyadic=False), seed=st.integers(0, 1000))
+def test_random_models_pass(model, seed):
+    found = verified(model, random_input(model, seed, dyadic=False))
+    assert found.passed, (found.first_bad, [c for c in (*found.package, *found.local) if not c.passed])
+
+
+@settings(max_examples=20)
+@given(model=models(dyadic=True), seed=st.integers(0, 1000))
+def test_models_without_float_error_are_equal(model, seed):
+    found = verified(model, random_input(model, seed, dyadic=True))
+    assert found.passed
+    assert all(c.max_lsb == 0 for c in found.local if c.op in ("Conv", "MatMul"))
+
+
+@settings(max_examples=15)
+@given(model=models(dyadic=False), seed=st.integers(0, 1000))
+def test_the_graph_written_back_is_a_simulation_as_well(model, seed):
+    feeds = random_input(model, seed, dyadic=False)
+    graph = integer(model)
+    stripped = next(g for name, g in passes(model) if name == "strip")
+    found = verify(graph, ONNX, Simulation.of_graph(stripped), emitted(graph), [feeds])
+    assert found.passed, [c for c in (*found.package, *found.local) if not c.passed]
+    direct = verified(model, feeds)
+    assert [(c.op, c.elements) for c in found.tensors] == [(c.op, c.elements) for c in direct.tensors]
+
+
+@settings(max_examples=10)
+@given(model=models(dyadic=False), seed=st.integers(0, 1000))
+def test_stages_of_any_size_find_the_same(model, seed):
+    feeds = random_input(model, seed, dyadic=False)
+    assert verified(model, feeds) == verified(model, feeds, budget=1)
+
+
+@pytest.mark.parametrize("profile", ["exact", "tflite", "tosa"])
+@settings(max_examples=10)
+@given(model=models(dyadic=False), seed=st.integers(0, 1000))
+def test_other_arithmetic_passes_too(profile, model, seed):
+    graph = integer(model)
+    feeds = random_input(model, seed, dyadic=False)
+    found = verify(graph, get_profile(profile), Simulation(model, "the file"), emitted(graph), [feeds])
+    assert found.passed, [c for c in (*found.package, *found.local) if not c.passed]
+
+
+@pytest.mark.parametrize("name", [RESNET, UNET, SHARED, "eager-u8pc-convert__eager", "pt2e-xnnpack__kws1d"])
+def test_real_models_pass_tensor_by_tensor(name):
+    model, feeds = corpus_case(name)
+    found = verified(model, feeds)
+    assert found.passed
+    assert found.samples == 1
+    assert len(found.local) >= 10
+    assert not any("not judged" in c.message for c in found.local)
+    assert all(c.max_lsb <= 1 for c in found.local)
+    assert all(o.argmax_agreement in (None, 1.0) for o in found.outputs)
+    check(found)
+
+
+# -- planted faults ---------------------------------------------------------------------------------------------------
+Plant = Callable[[IntegerGraph], str]
+
+
+def first(graph: IntegerGraph, kind: type[Op], skip: int = 0) -> int:
+    return [i for i, op in enumerate(graph.ops) if isinstance(op, kind)][skip]
+
+
+def change(graph: IntegerGraph, index: int, **fields: Any) -> str:
+    graph.ops[index] = replace(graph.ops[index], **fields)
+    return graph.ops[index].output
+
+
+def wrong_weight(graph: IntegerGraph) -> str:
+    op = graph.ops[first(graph, Conv, 2)]
+    weight = graph.constants[op.inputs[1]].copy()
+    weight[0] = np.roll(weight[0], 1)
+    graph.constants[op.inputs[1]] = weight
+    return op.output
+
+
+def wrong_bias(graph: IntegerGraph) -> str:
+    op = graph.ops[first(graph, Conv, 1)]
+    graph.constants[op.inputs[2]] = graph.constants[op.inputs[2]] + np.int32(2)
+    return op.output
+
+
+def missing_bias(graph: IntegerGraph) -> str:
+    op = graph.ops[first(graph, Conv, 3)]
+    return change(graph, graph.ops.index(op), inputs=op.inputs[:2])
+
+
+def wrong_scale(graph: IntegerGraph) -> str:
+    index = first(graph, Conv, 2)
+    op = graph.ops[index]
+    assert isinstance(op, Conv)
+    return change(graph, index, acc_scale=tuple(s * 1.004 for s in op.acc_scale))
+
+
+def swapped_channels(graph: IntegerGraph) -> str:
+    index = first(graph, Conv, 2)
+    op = graph.ops[index]
+    assert isinstance(op, Conv)
+    return change(graph, index, acc_scale=op.acc_scale[::-1])
+
+
+def wrong_padding(graph: IntegerGraph) -> str:
+    index = next(
+        i for i, op in enumerate(graph.ops) if isinstance(op, Conv) and any(op.pads) and set(op.strides) == {1}
+    )
+    op = graph.ops[index]
+    assert isinstance(op, Conv)
+    rank = len(op.strides)
+    shifted = tuple(p + 1 for p in op.pads[:rank]) + tuple(p - 1 for p in op.pads[rank:])
+    return change(graph, index, pads=shifted)
+
+
+def wrong_clamp(graph: IntegerGraph) -> str:
+    index = first(graph, Elementwise)
+    op = graph.ops[index]
+    assert isinstance(op, Elementwise)
+    return change(graph, index, hi=op.lo + (op.hi - op.lo) // 2)
+
+
+def wrong_zero_point(graph: IntegerGraph) -> str:
+    op = graph.ops[first(graph, Conv, 1)]
+    tensor = graph.tensors[op.output]
+    assert tensor.params is not None
+    zero = tensor.params.zero_point[0]
+    moved = QuantParams.per_tensor(tensor.params.scale[0], zero + (1 if zero < 128 else -1), tensor.params.dtype)
+    graph.tensors[op.output] = replace(tensor, params=moved)
+    return op.output
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        wrong_weight,
+        wrong_bias,
+        missing_bias,
+        wrong_scale,
+        swapped_channels,
+        wrong_padding,
+        wrong_clamp,
+        wrong_zero_point,
+    ],
+)
+def test_a_fault_of_the_compiler_is_found_where_it_is(plant: Plant):
+    model, feeds = corpus_case(RESNET)
+    graph = integer(model)
+    tensor = plant(graph)
+    found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
+    assert not found.passed
+    assert found.first_bad == graph.tensors[tensor].source
+    with pytest.raises(CompileError) as caught:
+        check(found)
+    assert caught.value.exit_code == 3
+    assert {d.code for d in caught.value.diagnostics} == {"QAT402"}
+    assert caught.value.diagnostics[0].tensor == found.first_bad
+
+
+def test_a_wrong_table_entry_is_found():
+    model, feeds = corpus_case("tfmot-op13__acts_mix")
+    graph = integer_of("tfmot-op13__acts_mix")
+    seen = execute(graph, {n: feeds[n] for n in graph.inputs}, ONNX)
+    op = graph.ops[first(graph, Lookup)]
+    code = int(np.bincount(seen[op.inputs[0]].reshape(-1)).argmax())  # one that the sample uses
+    table = graph.constants[op.inputs[1]].copy()
+    table[code] += np.uint8(1) if table[code] < 255 else np.uint8(255)
+    graph.constants[op.inputs[1]] = table
+    found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
+    assert not found.passed
+    assert found.first_bad == graph.tensors[op.output].source
+
+
+def spoiled(emission: Emission, spoil: Callable[[dict[str, np.ndarray], onnx.ModelProto], str]) -> tuple[Emission, str]:
+    """The package with something wrong in its model alone."""
+    model = emission.complete()
+    constants = {i.name: numpy_helper.to_array(i).copy() for i in model.graph.initializer}
+    tensor = spoil(constants, model)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
+    return Emission(model, emission.names), tensor
+
+
+def test_a_fault_of_the_emitter_is_found_where_it_is():
+    model, feeds = corpus_case(RESNET)
+    graph = integer(model)
+
+    def spoil(constants: dict[str, np.ndarray], package: onnx.ModelProto) -> str:
+        node = [n for n in package.graph.node if n.op_type == "QLinearConv"][2]
+        constants[node.input[3]] = np.roll(constants[node.input[3]], 1)
+        return node.output[0]
+
+    package, tensor = spoiled(emitted(graph), spoil)
+    found = verify(graph, ONNX, Simulation(model, "the file"), package, [feeds])
+    bad = [c.tensor for c in found.package if not c.passed]
+    assert not found.passed
+    assert len(bad) == 1
+    assert tensor in (bad[0], next(n for n in package.model.graph.node if tensor in n.input).input[0])
+    assert not any(not c.passed for c in found.local)
+    with pytest.raises(CompileError) as caught:
+        check(found)
+    assert caught.value.exit_code == 3
+    assert caught.value.diagnostics[0].code == "QAT401"
+
+
+def test_a_fault_of_the_optimizer_is_found(monkeypatch: pytest.MonkeyPatch):
+    """What users run is the optimized model; here it gets other weights than the one that is read tensor by tensor."""
+    model, feeds = corpus_case(RESNET)
+    graph = integer(model)
+
+    def last_weights_turned(constants: dict[str, np.ndarray], package: onnx.ModelProto) -> str:
+        node = [n for n in package.graph.node if n.op_type == "QLinearConv"][-1]
+        constants[node.input[3]] = constants[node.input[3]][::-1].copy()
+        return node.output[0]
+
+    package = emitted(graph)
+    wrong, _ = spoiled(emitted(graph), last_weights_turned)
+
+    class Optimizing(deployed.RunnableModel):
+        def __init__(self, model: onnx.ModelProto, *arguments: Any, **options: Any) -> None:
+            super().__init__(wrong.model if options.get("optimize") else model, *arguments, **options)
+
+    assert verify(graph, ONNX, Simulation(model, "the file"), package, [feeds]).passed
+    monkeypatch.setattr(deployed, "RunnableModel", Optimizing)
+    found = verify(graph, ONNX, Simulation(model, "the file"), package, [feeds])
+    assert not found.passed
+    with pytest.raises(CompileError, match="optimizations change") as caught:
+        check(found)
+    assert [d.code for d in caught.value.diagnostics] == ["QAT401"]
+    assert caught.value.diagnostics[0].tensor == package.names[graph.outputs[0]]
+
+
+def test_a_package_that_does_not_load_is_said():
+    model, feeds = corpus_case(RESNET)
+    graph = integer(model)
+    package = emitted(graph)
+    package.model.graph.node[0].op_type = "Nonsense"
+    with pytest.raises(CompileError) as caught:
+        verify(graph, ONNX, Simulation(model, "the file"), package, [feeds])
+    assert caught.value.diagnostics[0].code == "QAT401"
+
+
+def test_limits_of_the_user_are_kept():
+    model, feeds = corpus_case(RESNET)
+    found = verified(model, feeds, limits=Limits(output_lsb=0))
+    assert not found.passed
+    with pytest.raises(CompileError) as caught:
+        check(found)
+    assert caught.value.diagnostics[0].code == "QAT404"
+    assert verified(model, feeds, limits=Limits(output_lsb=20, agreement=1.0)).passed
