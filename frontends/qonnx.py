@@ -421,7 +421,7 @@ FRONTEND = Frontend(
         "QuantLSTMCell over more than 2,048 steps in all, GenericPartition, and FINN's hardware layers",
         "thresholds that are not evenly spaced, but for one row of them on an 8-bit tensor",
         "FloatQuant",
-        "signs of sums (BipolarQuant behind a product) whose weights take more than 7 bits are taken in float",
+        "signs of what is no product (BipolarQuant behind a residual sum without a quantizer) are taken in float",
         "fractional zero points of weights, but for halves",
     ),
 )

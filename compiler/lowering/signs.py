@@ -11,7 +11,8 @@ for any B that is no integer; for an integer one 2 * B + 1 counts a sum of zero 
 the negative, and 2 * B leaves it zero. That is exact, and so is all that follows: a factor, a power of two for any kind
 of arithmetic, that takes 1 and -1 to the two results or beyond, and the clamp between them.
 
-The weights must fit 8 bits when they are doubled: binary, ternary and others of up to 7 bits do.
+Binary, ternary and other weights of up to 7 bits fit 8 when they are doubled. Those of 8 bits are used twice, side by
+side, for twice the multiplications; wider ones stay in float.
 """
 
 from __future__ import annotations
@@ -98,9 +99,11 @@ def _doubled(found: mac.Operands, stored: npt.NDArray[Any]) -> bool:
         return found.values is not None
     own = found.weight_params
     twice = 2 * (found.values.astype(np.int32) - own.zero_array(found.values.ndim))
-    if int(twice.max(initial=0)) > _INT8[1] or int(twice.min(initial=0)) < _INT8[0]:
+    low, high = int(twice.min(initial=0)), int(twice.max(initial=0))
+    if low < 2 * _INT8[0] or high > 2 * _INT8[1]:
         return False
-    found.values = twice.astype(np.int8)
+    dtype = "int8" if _INT8[0] <= low and high <= _INT8[1] else "int16"
     halved = tuple(s / 2 for s in own.scale)
-    found.weight_params = QuantParams(halved, (0,) * len(halved), "int8", own.axis)
+    found.weight_params = QuantParams(halved, (0,) * len(halved), dtype, own.axis)
+    found.values = twice.astype(found.weight_params.container)
     return True

@@ -137,7 +137,7 @@ def test_the_result_is_the_sign_of_the_exact_sum(op: str, form: str, seed: int) 
     """In every arithmetic, in the emitted model, and in the file itself where float32 is exact."""
     rng = np.random.default_rng(seed)
     dyadic = bool(rng.integers(2))
-    model = product_model(rng, op, SIGNS[form][0], dyadic=dyadic, limit=int(rng.choice([1, 7, 63])))
+    model = product_model(rng, op, SIGNS[form][0], dyadic=dyadic, limit=int(rng.choice([1, 7, 63, 128])))
     graph, feeds = integer(model), sample(model, rng)
     assert not any(isinstance(o, Float) for o in graph.ops)
     total, size = exact_sums(model, feeds)
@@ -219,15 +219,24 @@ def test_where_a_sign_may_go_either_way() -> None:
     assert not near.are_near(np.asarray([below]), np.asarray([at]), 0).any()
 
 
-def test_weights_that_do_not_fit_when_doubled_stay_in_float() -> None:
-    rng = np.random.default_rng(4)
-    wide = product_model(rng, "MatMul", SIGNS["bipolar"][0], dyadic=False, limit=100)
-    assert [op.op_type for op in integer(wide).ops if isinstance(op, Float)] == ["Sign", "Add", "Sign"]
-    edge = product_model(rng, "MatMul", SIGNS["bipolar"][0], dyadic=False, limit=63)
-    weights = next(t for t in edge.graph.initializer if t.name == "wq")
-    weights.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(weights), -64), "wq"))
-    (op,) = products(integer(edge))
-    assert (integer(edge).constants[op.inputs[1]] == -128).all()
+@pytest.mark.parametrize(("weight", "dtype"), [(-64, "int8"), (63, "int8"), (64, "int16"), (-128, "int16")])
+def test_weights_are_as_wide_as_their_double(weight: int, dtype: str) -> None:
+    model = product_model(np.random.default_rng(4), "MatMul", SIGNS["bipolar"][0], dyadic=False)
+    weights = next(t for t in model.graph.initializer if t.name == "wq")
+    weights.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(weights), weight), "wq"))
+    graph = integer(model)
+    (op,) = products(graph)
+    assert (graph.constants[op.inputs[1]] == 2 * weight).all()
+    assert graph.params(op.inputs[1]).dtype == dtype
+
+
+def test_weights_too_wide_to_be_doubled_stay_in_float() -> None:
+    """Less their zero points these take nine bits."""
+    model = product_model(np.random.default_rng(4), "Conv", SIGNS["bipolar"][0], dyadic=False, limit=127)
+    for name, value in (("wz", -100), ("wq", 100)):
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(tensor), value), name))
+    assert [op.op_type for op in integer(model).ops if isinstance(op, Float)] == ["Sign", "Add", "Sign"]
 
 
 def test_no_weight_is_doubled_where_zero_is_a_sign_of_its_own() -> None:
