@@ -116,8 +116,8 @@ def insert_zeros(graph: QuantGraph, node: Node) -> bool:
     spatial = [] if shape is None else [d for d in shape[2:] if isinstance(d, int)]
     if shape is None or not spatial or len(spatial) != len(shape) - 2:
         raise NoMatch("the sizes of what InsertZeros reads are not known")
-    strides = _each(node.attr("stride", 1), len(spatial))
-    extra = _each(node.attr("output_padding", 0), len(spatial))
+    strides = _each(node, "stride", 1, len(spatial))
+    extra = _each(node, "output_padding", 0, len(spatial))
     axes = [3 + 2 * i for i in range(len(spatial))]
     ends = [0] * (2 + 2 * len(spatial))
     for axis, stride in zip(axes, strides, strict=True):
@@ -138,9 +138,12 @@ def insert_zeros(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-def _each(value: object, count: int) -> list[int]:
-    """One number for each spatial axis, where one is given for all."""
-    values = [int(v) for v in np.asarray(value).reshape(-1)]
+def _each(node: Node, name: str, default: int, count: int) -> list[int]:
+    """An attribute with one number for each spatial axis, or one for all."""
+    is_list = isinstance(node.attrs.get(name), list)
+    values = [int(v) for v in (node.attr(name, [default]) if is_list else [node.attr(name, default)])]
+    if len(values) not in (1, count):
+        raise NoMatch(f"its {name} {values} does not fit {count} spatial axes")
     return values * count if len(values) == 1 else values
 
 

@@ -118,3 +118,9 @@ def test_zeros_are_not_inserted_where_sizes_are_unknown() -> None:
     graph = loaded(model(13, "y = InsertZeros<stride = [2]>(x)", "1, 2, N"))
     modernize(graph)
     assert [n.op for n in graph.nodes] == ["InsertZeros"]
+
+
+def test_zeros_are_not_inserted_with_strides_of_another_rank() -> None:
+    graph = loaded(model(13, "y = InsertZeros<stride = [2, 2, 2]>(x)", "1, 2, 3, 4"))
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == ["InsertZeros"]
