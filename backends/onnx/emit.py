@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qatc.backends.onnx.conv import conv
 from qatc.backends.onnx.elementwise import concat, dequantize, elementwise, is_shift, quantize, rescale
 from qatc.backends.onnx.lookup import lookup
 from qatc.backends.onnx.matmul import matmul
 from qatc.backends.onnx.moves import float_op, move
 from qatc.backends.onnx.normalization import layer_norm, softmax
 from qatc.backends.onnx.pooling import pool
-from qatc.backends.onnx.products import conv, product_of, write
+from qatc.backends.onnx.products import product_of, write
 from qatc.backends.onnx.stem import foldable, folded
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.backend import Emission

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.products import Product, is_uniform, multiply, weight_scales
+from qatc.backends.onnx.products import Product, is_uniform, multiply, product_of, weight_scales
 from qatc.backends.onnx.weights import Weight, narrow
-from qatc.backends.onnx.writer import CONTRIB, Writer, stored
+from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_multipliers, ort_weight_scales
 from qatc.compiler.integer import Dequantize, MatMul
 from qatc.compiler.quant import QuantParams
@@ -22,9 +22,7 @@ from qatc.compiler.quant import QuantParams
 
 def matmul(w: Writer, op: MatMul, fused: Dequantize | None = None) -> None:
     """`MatMul`, together with the Dequantize that alone reads its raw accumulator, if given."""
-    out = w.graph.params(op.output)
-    weight = w.graph.constants.get(op.inputs[1])
-    product = _product(w, op, fused, out)
+    weight, product = w.graph.constants.get(op.inputs[1]), product_of(w, op, fused)
     name = fused.output if fused is not None else op.output
     matrix = None if weight is None else narrow(w.graph, op.inputs[1], weight.ndim - 2)
     if matrix is None or matrix.values.ndim != 2 or w.rank(op.inputs[0]) == 1:
@@ -35,18 +33,6 @@ def matmul(w: Writer, op: MatMul, fused: Dequantize | None = None) -> None:
         _fully_connected(w, op, matrix, product, product.grid)
 
 
-def _product(w: Writer, op: MatMul, fused: Dequantize | None, out: QuantParams) -> Product:
-    scale = np.asarray(op.acc_scale, np.float64)
-    if fused is not None:
-        bias = w.graph.constants[fused.inputs[1]] if len(fused.inputs) > 1 else None
-        return Product(np.asarray(out.scale, np.float32), bias, real=True)
-    if out.dtype == "int32":
-        return Product(scale)
-    name = "".join(op.inputs[2:])  # one at most
-    bias = w.graph.constants[name] if name else None
-    return Product(scale, bias, out, op.lo, op.hi, bias_source=name)
-
-
 def _operand(w: Writer, op: MatMul, weight: Weight) -> str:
     """The left operand, twice side by side for a weight in two halves."""
     a = w.read(op.inputs[0])
@@ -55,17 +41,15 @@ def _operand(w: Writer, op: MatMul, weight: Weight) -> str:
 
 # -- a constant matrix on the right ----------------------------------------------------------------------------------
 def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, grid: QuantParams) -> None:
-    have, want = w.graph.params(op.inputs[0]), stored(grid)
-    dtype = stored(have)
-    inside = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], want).as_dtype(dtype)
-    made = w.target(op.lo, op.hi, want, op.output)
-    direct = made if dtype == want else w.fresh(f"{op.output}_{dtype}")
+    have = w.graph.params(op.inputs[0])
+    inside = in_bytes(grid, stored(have))
+    end = w.ending(stored(have), stored(grid), op.lo, op.hi, op.output)
     rank = w.rank(op.inputs[0])
     a = _operand(w, op, weight)
     if rank is None or not 2 <= rank <= 5:
-        _through_rows(w, op, a, weight, product, inside, direct)
+        _through_rows(w, op, a, weight, product, inside, end.kernel)
     elif rank == 2 and not w.standard:
-        _gemm(w, a, have, weight, product, inside, direct)
+        _gemm(w, a, have, weight, product, inside, end.kernel)
     elif w.standard and product.bias is None:
         _linear(
             w,
@@ -73,13 +57,11 @@ def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, gr
             (w.array(weight.values, f"{w.label}_weight", weight.source), weight.zero),
             product,
             inside,
-            direct,
+            end.kernel,
         )
     else:
-        _pointwise(w, a, have, weight, replace(product, grid=inside), inside, rank, direct)
-    if dtype != want:
-        w.shift(direct, dtype, want, made)
-    w.clip(made, op.lo, op.hi, want, op.output)
+        _pointwise(w, a, have, weight, replace(product, grid=inside), inside, rank, end.kernel)
+    w.end(end)
 
 
 def _through_rows(w: Writer, op: MatMul, a: str, weight: Weight, product: Product, grid: QuantParams, out: str) -> None:
@@ -160,7 +142,7 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
     if grid is not None and product.bias is None and product.scale.size == 1 and grid.container == a_grid.container:
         made = w.target(op.lo, op.hi, stored(grid), out)
         scale = w.scalar(ort_weight_scales(product.scale, a_grid.scale[0])[0], "float32")
-        plain = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], stored(grid))
+        plain = in_bytes(grid, stored(grid))
         inputs = (a, w.scale(a_grid), w.zero(a_grid), b, scale, b_zero, w.scale(plain), w.zero(plain))
         w.node("QLinearMatMul", inputs, made)
         w.clip(made, op.lo, op.hi, stored(grid), out)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, cast
 
+import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.writer import Writer
+from qatc.backends.onnx.writer import Writer, tensor_type
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.integer import Float, Move
 from qatc.compiler.model_io import node_proto
@@ -48,7 +49,7 @@ def move(w: Writer, op: Move) -> None:
     if dtype not in _MISSING.get(op.op_type, ()):
         w.nodes(op.op_type, inputs, op.outputs, attrs=op.attrs)
         return
-    back = _element_type(dtype)
+    back = tensor_type(np.dtype(dtype))
     inputs[0] = w.node("Cast", [inputs[0]], to=_THROUGH[dtype])
     if op.op_type == "Pad" and len(inputs) > _PAD_VALUE and inputs[_PAD_VALUE]:
         inputs[_PAD_VALUE] = w.node("Cast", [inputs[_PAD_VALUE]], to=_THROUGH[dtype])
@@ -65,7 +66,7 @@ def _where(w: Writer, op: Move, inputs: list[str]) -> None:
         w.node("Where", inputs, op.output)
         return
     sides = [w.node("Cast", [name], to=through) for name in inputs[1:]]
-    w.node("Cast", [w.node("Where", [inputs[0], *sides])], op.output, to=_element_type(dtype))
+    w.node("Cast", [w.node("Where", [inputs[0], *sides])], op.output, to=tensor_type(np.dtype(dtype)))
 
 
 def _as_transpose(w: Writer, op: Move, x: str) -> bool:
@@ -97,11 +98,6 @@ def _flattens_pooled(w: Writer, op: Move, x: str) -> bool:
     last = w.node("Transpose", [x], perm=[0, *range(2, len(before)), 1])
     w.node("Flatten", [last], op.output, axis=1)
     return True
-
-
-def _element_type(dtype: str) -> int:
-    wide = {"int8": TensorProto.INT8, "int16": TensorProto.INT16, "uint16": TensorProto.UINT16}
-    return wide.get(dtype, TensorProto.INT32)
 
 
 def float_op(w: Writer, op: Float) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qatc.backends.onnx.writer import CONTRIB, Writer, stored
+from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_softmax_factor
 from qatc.compiler.integer import LayerNorm, Softmax
-from qatc.compiler.quant import QuantParams
 
 _BYTE = "uint8"
 _LAYER_NORMALIZATION = 17  # the opset that has it
@@ -29,7 +28,7 @@ def softmax(w: Writer, op: Softmax) -> None:
         return
     x, grid = w.as_dtype(name, _BYTE)
     have = stored(out)
-    byte = QuantParams.per_tensor(out.scale[0], out.zero_point[0], have).as_dtype(_BYTE)
+    byte = in_bytes(out, _BYTE)
     made = w.target(op.lo, op.hi, have, op.output)
     inputs = (x, w.scale(grid), w.zero(grid), w.scale(byte), w.zero(byte))
     result = w.node("QLinearSoftmax", inputs, made if have == _BYTE else "", domain=CONTRIB, axis=op.axis, opset=13)

@@ -16,13 +16,12 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.writer import CONTRIB, Writer, stored
+from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored, tensor_type
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
 from qatc.compiler.quant import Array, QuantParams
 
-_CASTS: Final = {"int16": TensorProto.INT16, "uint16": TensorProto.UINT16}
 _MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
 
 
@@ -34,16 +33,14 @@ def pool(w: Writer, op: Pool) -> None:
     dtype = stored(w.graph.params(op.inputs[0]))
     want = stored(w.graph.params(op.output))
     out = op.output if op.keepdims else w.fresh(f"{op.output}_kept")
-    made = w.target(op.lo, op.hi, dtype, out) if dtype == want else w.fresh(f"{out}_{dtype}")
+    end = w.ending(dtype, want, op.lo, op.hi, out)
     if op.mode == "max":
-        _max(w, op, made, whole=whole)
+        _max(w, op, end.kernel, whole=whole)
     elif whole:
-        _global_average(w, op, made)
-    elif not _as_convolutions(w, op, made):
-        _by_kernel(w, op, made)
-    if dtype != want:
-        made = w.shift(made, dtype, want, w.target(op.lo, op.hi, want, out))
-    w.clip(made, op.lo, op.hi, want, out)
+        _global_average(w, op, end.kernel)
+    elif not _as_convolutions(w, op, end.kernel):
+        _by_kernel(w, op, end.kernel)
+    w.end(end)
     if not op.keepdims:
         w.node("Flatten", [out], op.output, axis=1)
 
@@ -57,10 +54,10 @@ def _covers(w: Writer, op: Pool) -> bool:
 # -- maxima -----------------------------------------------------------------------------------------------------------
 def _max(w: Writer, op: Pool, out: str, *, whole: bool) -> None:
     x, kind = w.read(op.inputs[0]), stored(w.graph.params(op.inputs[0]))
-    if kind in _CASTS:  # 16 bits have no kernel; float32 holds them exactly
+    if kind in ("int16", "uint16"):  # 16 bits have no kernel; float32 holds them exactly
         made = w.fresh(f"{out}_real")
         _maximum(w, op, w.node("Cast", [x], to=TensorProto.FLOAT), made, whole=whole, bytes_=False)
-        w.node("Cast", [made], out, to=_CASTS[kind])
+        w.node("Cast", [made], out, to=tensor_type(np.dtype(kind)))
     else:
         _maximum(w, op, x, out, whole=whole, bytes_=not w.standard)
 
@@ -103,8 +100,7 @@ def _grids(w: Writer, op: Pool) -> tuple[QuantParams, QuantParams]:
     have, want = w.graph.params(op.inputs[0]), w.graph.params(op.output)
     if have.container == want.container:
         return have, want
-    wide = QuantParams.per_tensor(want.scale[0], want.zero_point[0], stored(want))
-    return have, wide.as_dtype(stored(have))
+    return have, in_bytes(want, stored(have))
 
 
 def _global_average(w: Writer, op: Pool, out: str) -> None:

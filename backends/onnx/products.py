@@ -21,12 +21,13 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto
 
+from qatc.backends.onnx.convolution import Convolution
 from qatc.backends.onnx.pooling import to_first, to_last
 from qatc.backends.onnx.stem import widened
-from qatc.backends.onnx.weights import Weight, narrow
-from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, stored
+from qatc.backends.onnx.weights import Weight
+from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_weight_scales
-from qatc.compiler.integer import Conv, Dequantize
+from qatc.compiler.integer import Conv, Dequantize, MatMul
 from qatc.compiler.quant import Array, Floats, QuantParams
 
 _EXACT_FLOAT: Final = 1 << 24  # float32 holds every integer up to here
@@ -51,81 +52,9 @@ class Product:
     bias_source: str = ""
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """An ordinary convolution of the tensor `x` on `grid`, weight [M, C/groups, kernel...]."""
-
-    x: str
-    grid: QuantParams
-    weight: Weight
-    strides: tuple[int, ...]
-    pads: tuple[int, ...]
-    dilations: tuple[int, ...]
-    groups: int
-
-    @property
-    def spatial(self) -> int:
-        """How many spatial axes there are."""
-        return len(self.strides)
-
-    @property
-    def kernel(self) -> tuple[int, ...]:
-        """The kernel's sizes."""
-        return tuple(self.weight.values.shape[2:])
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether it is a matrix product at every position."""
-        return all(k == 1 for k in self.kernel) and all(s == 1 for s in self.strides) and not any(self.pads)
-
-
-def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
-    """`Conv`, together with the Dequantize that alone reads its raw accumulator, if given."""
-    from qatc.backends.onnx.transposed import transposed  # which is made of what is here
-
-    product = product_of(w, op, fused)
-    out = fused.output if fused is not None else op.output
-    if op.inputs[1] not in w.graph.constants:
-        _with_computed_weight(w, op, product, out)
-        return
-    weight = narrow(w.graph, op.inputs[1], 0 if op.transposed else 1)
-    if op.transposed:
-        transposed(w, op, weight, product, out)
-        return
-    grid = w.graph.params(op.inputs[0]).channel(0)  # scales per channel are in the accumulator's, like the weight's
-    convolution = Convolution(w.read(op.inputs[0]), grid, weight, op.strides, op.pads, op.dilations, op.groups)
-    write(w, convolution, product, out)
-
-
-def _with_computed_weight(w: Writer, op: Conv, product: Product, out: str) -> None:
-    """A convolution with a weight of run time, both in uint8: the one pair that no processor saturates."""
-    (x, grid), (weight, theirs) = (w.as_dtype(name, "uint8") for name in op.inputs[:2])
-    attributes: dict[str, Any] = {
-        "strides": list(op.strides), "pads": list(op.pads), "dilations": list(op.dilations), "group": op.groups,
-    }  # fmt: skip
-    if product.grid is None:
-        last = "" if product.real else out
-        acc = w.node("ConvInteger", (x, weight, w.zero(grid), w.zero(theirs)), last, **attributes)
-        _converted(w, acc, product, len(op.strides), out)
-        return
-    want = stored(product.grid)
-    made = w.target(product.lo, product.hi, want, out)
-    direct = made if want == "uint8" else w.fresh(f"{out}_uint8")
-    inside = QuantParams.per_tensor(product.grid.scale[0], product.grid.zero_point[0], want).as_dtype("uint8")
-    scales = weight_scales(w, ort_weight_scales(product.scale, grid.scale[0]))
-    inputs = [x, w.scale(grid), w.zero(grid), weight, scales, w.zero(theirs), w.scale(inside), w.zero(inside)]
-    if product.bias is not None:
-        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
-    w.node("QLinearConv", inputs, direct, **attributes)
-    if want != "uint8":
-        w.shift(direct, "uint8", want, made)
-    w.clip(made, product.lo, product.hi, want, out)
-
-
-def product_of(w: Writer, op: Conv, fused: Dequantize | None) -> Product:
-    """The product's end, as graph and peephole say."""
-    scale = np.asarray(op.acc_scale, np.float64)
-    out = w.graph.params(op.output)
+def product_of(w: Writer, op: Conv | MatMul, fused: Dequantize | None) -> Product:
+    """What becomes of an operator's accumulator, `fused` being the Dequantize that alone reads it, if there is one."""
+    scale, out = np.asarray(op.acc_scale, np.float64), w.graph.params(op.output)
     if fused is not None:
         bias = w.graph.constants[fused.inputs[1]] if len(fused.inputs) > 1 else None
         return Product(np.asarray(out.scale, np.float32), bias, real=True)
@@ -159,12 +88,9 @@ def _repeated(w: Writer, c: Convolution) -> Convolution:
 
 def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, out: str) -> None:
     """QLinearConv and its clamp."""
-    have = stored(c.grid)
-    want = stored(grid)
     scales = ort_weight_scales(product.scale, c.grid.scale[0])
-    made = w.target(product.lo, product.hi, want, out)
-    direct = made if have == want else w.fresh(f"{out}_{have}")
-    inside = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], want).as_dtype(have)
+    end = w.ending(stored(c.grid), stored(grid), product.lo, product.hi, out)
+    inside = in_bytes(grid, stored(c.grid))
     weight = w.array(c.weight.values, f"{w.label}_weight", c.weight.source)
     inputs = [
         c.x,
@@ -178,10 +104,8 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
     ]
     if product.bias is not None:
         inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
-    w.node("QLinearConv", inputs, direct, **_attributes(c))
-    if have != want:
-        w.shift(direct, have, want, made)
-    w.clip(made, product.lo, product.hi, want, out)
+    w.node("QLinearConv", inputs, end.kernel, **_attributes(c))
+    w.end(end)
 
 
 def is_uniform(scales: Floats) -> bool:
@@ -215,7 +139,7 @@ def _accumulated(w: Writer, c: Convolution, product: Product, out: str) -> None:
         _unrolled(w, c, product, out)
     else:
         acc = _conv_integer(w, c, "" if product.real else out)
-        _converted(w, acc, product, c.spatial, out)
+        converted(w, acc, product, c.spatial, out)
 
 
 def _unrolled(w: Writer, c: Convolution, product: Product, out: str) -> None:
@@ -328,7 +252,7 @@ def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
     """ConvInteger of uint8 and uint8, which has all kernels; int8 is moved there, exactly."""
     x, grid = c.x, c.grid
     if stored(grid) == "int8":
-        grid = QuantParams.per_tensor(grid.scale[0], grid.zero_point[0], "int8").as_dtype("uint8")
+        grid = in_bytes(grid, "uint8")
         x = w.shift(x, "int8", "uint8")
     values = np.ascontiguousarray(c.weight.values).view(np.uint8) ^ np.uint8(128)  # + 128
     weight, zero = w.array(values, f"{w.label}_weight", c.weight.source), w.scalar(c.weight.zero + 128, "uint8")
@@ -353,7 +277,7 @@ def _float_conv(w: Writer, c: Convolution, product: Product, out: str) -> None:
     w.node("Conv", inputs, out, **_attributes(c))
 
 
-def _converted(w: Writer, acc: str, product: Product, spatial: int, out: str) -> None:
+def converted(w: Writer, acc: str, product: Product, spatial: int, out: str) -> None:
     """int32 accumulators [N, M, spatial...] to real numbers, if those are wanted."""
     if not product.real:
         return

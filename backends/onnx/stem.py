@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
+from qatc.backends.onnx.convolution import Convolution
 from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import Writer, stored
 from qatc.compiler.integer import Conv, Move, Quantize, Rescale
 from qatc.compiler.quant import Array
-
-if TYPE_CHECKING:
-    from qatc.backends.onnx.products import Convolution
 
 _TOGETHER: Final = 4  # channels that the fast kernel takes at once
 _FILTERS: Final = 16  # it has none for fewer
@@ -147,8 +145,6 @@ def _axes(w: Writer, made: Quantize, op: Conv) -> list[_Axis] | None:
 
 def folded(w: Writer, made: Quantize, op: Conv) -> Convolution:
     """`op` over the blocks of the tensor that `made` rounds, which are written here in its place (see `foldable`)."""
-    from qatc.backends.onnx.products import Convolution
-
     axes, stride = _axes(w, made, op), op.strides[0]
     if axes is None:
         raise ValueError(f"{op.name} has no strides to fold")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +31,18 @@ _LARGE: Final = 1 << 12  # constants below this many bytes stay inside in any ca
 _DEEP: Final = 2048  # nodes up to which there are two forms: loading an If takes quadratic time
 _OLDEST_IR: Final = 8
 _BYTES: Final = frozenset({"uint8", "int8"})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """From what a `kernel` writes, bytes of the type `have`, to the tensor `out`, of type `want` and within bounds."""
+
+    kernel: str
+    made: str  # moved to `want`, not yet bounded
+    have: str
+    want: str
+    bounds: tuple[int, int]
+    out: str
 
 
 class Writer:
@@ -188,6 +201,17 @@ class Writer:
         """Where an operator that saturates to `dtype` writes: `out`, or a tensor that `clip` will bound."""
         return out if (op_lo, op_hi) == _span(dtype) else self.fresh(f"{out}_unclamped")
 
+    def ending(self, have: str, want: str, lo: int, hi: int, out: str) -> Ending:
+        """Where a kernel that saturates to the byte type `have` writes what becomes `out`; `end` writes the rest."""
+        made = self.target(lo, hi, want, out)
+        return Ending(made if have == want else self.fresh(f"{out}_{have}"), made, have, want, (lo, hi), out)
+
+    def end(self, ending: Ending) -> None:
+        """Move a kernel's bytes to the type that is wanted, and bound them."""
+        if ending.have != ending.want:
+            self.shift(ending.kernel, ending.have, ending.want, ending.made)
+        self.clip(ending.made, *ending.bounds, ending.want, ending.out)
+
     def clip(self, x: str, lo: int, hi: int, dtype: str, out: str) -> str:
         """Bound the integers `x` to [lo, hi]; nothing where `x` is `out` itself (see `target`)."""
         if x == out:
@@ -273,8 +297,7 @@ class Writer:
         have = stored(params)
         if have == dtype:
             return self.read(name), params
-        byte = QuantParams.per_tensor(params.scale[0], params.zero_point[0], have)  # the whole range of the type
-        moved = byte.as_dtype(dtype)
+        byte, moved = in_bytes(params, have), in_bytes(params, dtype)
         constant = self.graph.constants.get(name)
         if constant is not None:
             shifted = (constant.astype(np.int16) + byte.shift_to(dtype)).astype(dtype)
@@ -378,6 +401,11 @@ def _name_of(dtype: str) -> str:
 def stored(params: QuantParams) -> str:
     """The numpy name of the type that holds a grid's integers."""
     return _name_of(params.dtype)  # numpy takes longer to say it
+
+
+def in_bytes(params: QuantParams, dtype: str) -> QuantParams:
+    """A grid over the whole range of an 8-bit type: the same real numbers where it is that of its integers."""
+    return QuantParams.per_tensor(params.scale[0], params.zero_point[0], stored(params)).as_dtype(dtype)
 
 
 def tensor_type(dtype: np.dtype[Any]) -> int:
