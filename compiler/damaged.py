@@ -14,5 +14,7 @@ from zipfile import BadZipFile
 ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
 #: Of npy headers, which numpy reads as Python source.
 HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError, tokenize.TokenError)
-#: Of either.
+#: Of pictures, as Pillow decodes them (and its own DecompressionBombError).
+IMAGE: Final = (OSError, ValueError, SyntaxError)
+#: Of either of the first two.
 ARRAY: Final = (*ARCHIVE, *HEADER)

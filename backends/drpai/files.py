@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from qatc.backends.drpai import models, vendor
+from qatc.backends.drpai.frames import statistics
 from qatc.compiler.backend import Finished, Stream
 from qatc.compiler.package import dump_json
 from qatc.compiler.package.content import params_document, quantization_document
@@ -18,9 +19,6 @@ from qatc.compiler.runtime import OrtEvaluator
 
 _SEED: Final = 41264126  # of the vendor's own script: equal inputs give comparable results
 _SUFFIX: Final = {"float32": "_fp32", "float16": "_fp16", "int64": "_int64", "int32": ""}
-# What the vendor's sample pre-processing does; channels in the order of the model, red first.
-_MEAN: Final = (0.485, 0.456, 0.406)
-_STD: Final = (0.229, 0.224, 0.225)
 
 Write = Callable[[str], Stream]
 
@@ -117,7 +115,7 @@ def preprocessing(finished: Finished) -> Json:
     shape = list(np.asarray(finished.feeds[port.name]).shape)
     is_image = len(shape) == 4 and shape[1] in (1, 3)
     channels = 3 if not is_image else shape[1]
-    mean, std = _MEAN[:channels], _STD[:channels]
+    mean, std = statistics(channels)
     steps: list[Json] = [
         {"op": "resize", "mode": "bilinear", "shape": shape[2:]},
         {

@@ -11,13 +11,21 @@ from typing import Any, Final
 
 import numpy as np
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.damaged import IMAGE
+from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 from qatc.compiler.quant import Array
 
-_MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
-_STD: Final = np.array([0.229, 0.224, 0.225], np.float32)
+_MEAN: Final = (0.485, 0.456, 0.406)  # of the training images, red first, as the vendor's script has them
+_STD: Final = (0.229, 0.224, 0.225)
 _MARGIN: Final = 256 / 224  # the shorter side before the crop, in sides of the crop
 _IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel's pixels, 0..1; gray ones are the mean of the three colors'."""
+    if channels == len(_MEAN):
+        return _MEAN, _STD
+    return (float(np.asarray(_MEAN, np.float32).mean()),), (float(np.asarray(_STD, np.float32).mean()),)
 
 
 def first_input(model: Path) -> tuple[str, list[int]]:
@@ -49,7 +57,8 @@ def frames_file(folder: Path, shape: list[int]) -> tuple[str, int]:
     """A temporary .npy file of float32 [N,C,H,W] made from the images in `folder`, and N.
 
     Raises:
-        CompileError: QAT008 where there are none or the input is no image; QAT010 without Pillow; exit code 2.
+        CompileError: QAT008 where there are none, one is damaged, or the input is no image; QAT010 without Pillow; exit
+            code 2.
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES) if folder.is_dir() else []
     if not files:
@@ -70,14 +79,19 @@ def frames_file(folder: Path, shape: list[int]) -> tuple[str, int]:
 
 def _frame(pillow: Any, path: Path, shape: list[int]) -> Array:
     _, channels, height, width = shape
-    with pillow.open(path) as opened:
-        image = opened.convert("RGB" if channels == 3 else "L")
+    try:
+        with pillow.open(path) as opened:
+            image = opened.convert("RGB" if channels == 3 else "L")
+    except (*IMAGE, pillow.DecompressionBombError) as error:
+        reason = printable(str(error) or type(error).__name__)
+        message = f"cannot read the image {printable(str(path))}: {reason}"
+        raise _refused("QAT008", message, "remove the file, or save it again as png") from error
     scale = max(width * _MARGIN / image.width, height * _MARGIN / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), pillow.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
     pixels = pixels.reshape(height, width, channels)
-    mean, std = (_MEAN, _STD) if channels == 3 else (_MEAN.mean(), _STD.mean())
+    mean, std = (np.asarray(values, np.float32) for values in statistics(channels))
     return np.ascontiguousarray(((pixels - mean) / std).astype(np.float32).transpose(2, 0, 1))
 
 

@@ -11,8 +11,8 @@ from onnx import version_converter
 from qatc.compiler.diagnostics import CompileError, fail, printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph
 from qatc.compiler.model_io import node_proto, value_info
+from qatc.compiler.passes.later import later_defaults, plain_value
 from qatc.compiler.qdq import to_qdq
-from qatc.compiler.quant import Array
 
 OPSET: Final = 13  # the only one that DRP-AI TVM reads
 _IR_VERSION: Final = 7  # what came with opset 13
@@ -31,7 +31,7 @@ def stripped(graph: QuantGraph) -> onnx.ModelProto:
         CompileError: QAT302 where an operator has no form in opset 13.
     """
     constants = [
-        onnx.numpy_helper.from_array(np.asarray(_real(graph, t), order="C"), t.name)
+        onnx.numpy_helper.from_array(np.asarray(graph.real(t), order="C"), t.name)
         for t in graph.tensors()
         if isinstance(t, Constant)
     ]
@@ -64,8 +64,9 @@ def quantized(graph: QuantGraph) -> onnx.ModelProto:
 def in_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in opset 13, changed in place.
 
-    Most operators of later opsets only take more types, so that their nodes read the same; reductions took their axes
-    as an attribute. What has no such form is found by ONNX's own checker.
+    Most operators of later opsets only take more types, so that their nodes read the same. Attributes that came later
+    go where they say what holds without them, reductions took their axes as an attribute, and Split its parts as a list
+    where they differ. What has no such form is found by ONNX's own checker.
 
     Raises:
         CompileError: QAT302 where opset 13 cannot say it.
@@ -76,8 +77,10 @@ def in_opset(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         if entry.version < OPSET:
             return _raised(model)
+        _list_parts(model)
         entry.version = OPSET
         for node in model.graph.node:
+            _drop_defaults(node)
             if node.op_type in _REDUCTIONS and len(node.input) > 1 and node.input[1] in constants:
                 axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
                 del node.input[1]
@@ -87,6 +90,31 @@ def in_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _no_form(error) from error
     return model
+
+
+def _drop_defaults(node: onnx.NodeProto) -> None:
+    later = {} if node.domain else later_defaults(node.op_type, OPSET)
+    for attribute in list(node.attribute):
+        if attribute.name in later and plain_value(attribute) == later[attribute.name]:
+            node.attribute.remove(attribute)
+
+
+def _list_parts(model: onnx.ModelProto) -> None:
+    """Split[num_outputs] becomes a Split by the sizes that its parts have, where they are known."""
+    counted = [
+        n for n in model.graph.node if n.op_type == "Split" and any(a.name == "num_outputs" for a in n.attribute)
+    ]
+    if not counted:
+        return
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    dims = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
+    for node in counted:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        sizes = [dims[n][axis].dim_value if n in dims and len(dims[n]) else 0 for n in node.output]
+        if all(sizes):
+            node.attribute.remove(next(a for a in node.attribute if a.name == "num_outputs"))
+            node.input.append(f"{node.output[0]}_parts")
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(sizes, np.int64), node.input[1]))
 
 
 def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -104,11 +132,6 @@ def _no_form(error: Exception) -> CompileError:
     reason = printable(words[0]) if words else type(error).__name__
     hint = "the vendor's tools read opset 13 only: export the model with opset 13"
     return fail("QAT302", f"the model has no form in opset {OPSET}: {reason}", hint=hint)
-
-
-def _real(graph: QuantGraph, tensor: Constant) -> Array:
-    params = graph.quant(tensor)
-    return tensor.values if params is None else params.dequantize(tensor.values)
 
 
 def _plain(node: Node) -> onnx.NodeProto:

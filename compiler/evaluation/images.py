@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from qatc.compiler.damaged import IMAGE
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.quant import Array
@@ -102,7 +103,7 @@ class ImageData:
             try:
                 with pillow.open(path) as image:
                     value = self.preparation.of(image)
-            except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+            except (*IMAGE, pillow.DecompressionBombError) as error:
                 reason = printable(str(error) or type(error).__name__)
                 hint = "remove the file, or save it again as png"
                 raise fail("QAT008", f"cannot read the image {printable(str(path))}: {reason}", hint=hint) from error

@@ -35,20 +35,25 @@ def drop_later_defaults(graph: QuantGraph) -> None:
         if node.domain or not node.attrs:
             continue
         if node.op not in defaults:
-            defaults[node.op] = _later_defaults(node.op, graph.opset)
+            defaults[node.op] = later_defaults(node.op, graph.opset)
         for name, default in defaults[node.op].items():
             if node.attr(name) == default and name in node.attrs:
                 del node.attrs[name]
 
 
-def _later_defaults(op: str, opset: int) -> dict[str, object]:
+def later_defaults(op: str, opset: int) -> dict[str, object]:
     """The attributes that newer versions of an operator have, with what they are where they are left out."""
     if not onnx.defs.has(op, opset, ""):
         return {}
     known, newest = onnx.defs.get_schema(op, opset, "").attributes, onnx.defs.get_schema(op).attributes
     values = {name: a.default_value for name, a in newest.items() if name not in known}
-    stated = {name: onnx.helper.get_attribute_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
-    return {name: v.decode() if isinstance(v, bytes) else v for name, v in stated.items()}
+    return {name: plain_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
+
+
+def plain_value(attribute: onnx.AttributeProto) -> object:
+    """An attribute's number, list or text."""
+    value: object = onnx.helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
 
 
 @LATER.on("Gelu", "HardSwish", "Mish", "Swish")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
 from qatc import CompileError, cli, compile_model
 from qatc.backends.drpai.arguments import ArgumentError, translate
+from qatc.backends.drpai.frames import statistics
+from qatc.backends.drpai.models import in_opset
 from qatc.backends.drpai.vendor import quantizer_command
 from qatc.compiler.command.arguments import in_our_words
 
@@ -74,6 +77,33 @@ def test_parameters_and_preprocessing(package: Path) -> None:
     described = json.loads((package / "drpai" / "preprocess.json").read_text())
     assert described["input"]["shape"] == list(SHAPE)
     assert [step["op"] for step in described["steps"]] == ["resize", "normalize", "transpose"]
+
+
+def test_gray_images_are_described_as_they_are_prepared(package: Path) -> None:
+    described = json.loads((package / "drpai" / "preprocess.json").read_text())
+    normalize = next(step for step in described["steps"] if step["op"] == "normalize")
+    mean, std = statistics(1)
+    assert (normalize["cof_add"], normalize["cof_mul"]) == ([-255 * mean[0]], [1 / (255 * std[0])])
+    assert mean[0] == pytest.approx(np.mean([0.485, 0.456, 0.406]))
+
+
+SPLIT = "q, r, s = Split<axis = 1, num_outputs = 3>(x) a = Concat<axis = 1>(r, s, q) y = Identity(a)"
+RESIZE = 'y = Resize<mode = "nearest", antialias = 0, keep_aspect_ratio_policy = "stretch">(x, , k)'
+
+
+@pytest.mark.parametrize(("nodes", "size"), [(SPLIT, 5), (SPLIT, 6), (RESIZE, 5)])
+def test_operators_of_later_opsets_in_opset_13(nodes: str, size: int) -> None:
+    """Five channels are split into 2, 2 and 1."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g (float[1,{size},2] x) => (float[1,M,N] y)'
+        f" <float[3] k = {{1.0, 1.0, 2.0}}> {{ {nodes} }}"
+    )
+    x = np.random.default_rng(0).normal(size=(1, size, 2)).astype(np.float32)
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    lowered = in_opset(model)
+    assert lowered.opset_import[0].version == 13
+    (found,) = ort.InferenceSession(lowered.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_half_precision_results(tmp_path: Path) -> None:
@@ -250,6 +280,16 @@ def test_images_become_ranges(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "4 images, for ranges that the model leaves out" in done.output
     assert "100% of 3.07 M multiply-accumulates (27 operators, 0 in float)" in done.output
+
+
+def test_a_damaged_image_is_told_by_its_name(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    line = ["compile", str(RECIPE / "model.onnx"), "-t", "drpai", "-o", str(tmp_path / "out"), "-a", "-m", "Pytorch"]
+    done = CliRunner().invoke(cli.cli, [*line, "--images", str(tmp_path)])
+    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    assert "QAT008 cannot read the image" in done.output
+    assert "cut.png" in done.output
 
 
 def test_the_guides_recipe_keeps_its_accuracy(tmp_path: Path) -> None:
