@@ -39,8 +39,10 @@ def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     gamma, beta, mean, var = (np.asarray(v, np.float64) for v in found)
     if any(v.shape != (gamma.size,) for v in (gamma, beta, mean, var)):
         return False
-    factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
-    return _per_channel_affine(state, node, out, factor, beta - mean * factor, (lo, hi), rank)
+    with np.errstate(invalid="ignore", divide="ignore"):  # with damaged statistics it stays in float
+        factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
+        offset = beta - mean * factor
+    return _per_channel_affine(state, node, out, factor, offset, (lo, hi), rank)
 
 
 def _per_channel_affine(

@@ -104,3 +104,15 @@ def test_batch_norm_of_vectors_is_one_position() -> None:
     x = np.asarray([[1.0, 2.0], [-3.0, 0.5], [4.0, -1.0]], np.float32)
     y = execute(graph, {"x": x}, get_profile("exact"))["y"]
     assert np.array_equal(y, np.maximum((x - [1, 0]) * [1, -1] + [0.5, 0.25], 0))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variance", ["0.0", "-1.0"])
+def test_batch_norm_alone_with_damaged_statistics_stays_in_float_without_a_warning(variance: str) -> None:
+    graph = lowered_net(
+        "(float[1,2,2,2] x) => (float[1,2,2,2] y)",
+        "a = A(x)\nn = BatchNormalization<epsilon = 0.0>(a, g, b, m, v)\ny = B(n)",
+        "float[2] g = {2.0, -1.0}, float[2] b = {0.5, 0.25}, float[2] m = {1.0, 0.0}, "
+        f"float[2] v = {{4.0, {variance}}}",
+    )
+    assert reasons(graph) == ["BatchNormalization: BatchNormalization has no exact integer form"]
