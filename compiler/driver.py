@@ -26,7 +26,7 @@ from qatc.compiler.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.package import check_destination
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.bodies import report_bodies
-from qatc.compiler.passes.known import report_unknown
+from qatc.compiler.passes.known import report_malformed, report_unknown
 from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.propagate import propagate
@@ -251,9 +251,12 @@ class _Compilation:
             seen = recognize(self.path, graph, source, self.options)
             self.diagnostics += [seen.note] if seen.note else []
             ranges = parse_ranges(self.options.quant_range)
+            has_vendors = any(n.domain for n in graph.nodes)
             frontends().get(seen.dialect).normalise(graph, FrontendOptions(ranges=ranges, external=seen.external))
             self.collect(graph)
             report_unknown(graph)
+            if has_vendors:
+                report_malformed(graph)
             report_bodies(graph)
             self.collect(graph)
         return graph, source, seen

@@ -5,17 +5,31 @@ Everything behind the loader may rely on it. Operators that onnx does not know a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
+import numpy as np
 import onnx
 import onnx.defs
 from onnx import AttributeProto
 
+from qatc.compiler.links import Node
 from qatc.compiler.protos import BODIES
 
 _SPARSE: Final = ("Loop", "Scan")  # their states may be absent
+_PYTHON: Final[dict[int, type | tuple[type, ...]]] = {
+    AttributeProto.FLOAT: (int, float),
+    AttributeProto.INT: int,
+    AttributeProto.STRING: (str, bytes),
+    AttributeProto.TENSOR: np.ndarray,
+    AttributeProto.GRAPH: onnx.GraphProto,
+}
+_LISTS: Final[dict[int, int]] = {
+    AttributeProto.FLOATS: AttributeProto.FLOAT,
+    AttributeProto.INTS: AttributeProto.INT,
+    AttributeProto.STRINGS: AttributeProto.STRING,
+}
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
 
@@ -74,19 +88,7 @@ class NodeChecker:
             if node.inputs and not node.inputs[0]:  # the data, of every operator that is known here
                 yield f"{op} needs its first input"
             return
-        fewest, most = form.inputs
-        count = len(node.inputs)
-        if not fewest <= count <= most:
-            span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-            yield f"{op} takes {span} inputs, not {count}"
-        for index, name in form.needed:
-            if index < count and not node.inputs[index]:
-                yield f"{op} needs its input {name}"
-                break
-        if form.variadic is not None and "" in node.inputs[form.variadic :]:
-            yield f"{op} has an input without a name"
-        if len(node.outputs) > form.outputs:
-            yield f"{op} has {form.outputs} outputs, not {len(node.outputs)}"
+        yield from _wiring(form, op, node.inputs, len(node.outputs))
         kinds = [(a.name, a.type) for a in node.attributes]
         names = {name for name, _ in kinds}
         if missing := form.required - names:
@@ -98,6 +100,44 @@ class NodeChecker:
             if kind not in (wanted, AttributeProto.UNDEFINED):
                 found = _KINDS.get(kind, "?")
                 yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
+
+    def findings_in(self, node: Node) -> Iterator[str]:
+        """The same for a node of the graph, which a frontend may have made of a vendor's."""
+        form = None if node.domain else self._form_of(node.op)
+        if form is None:
+            return
+        yield from _wiring(form, node.op, [t.name for t in node.inputs], len(node.outputs))
+        if missing := form.required - node.attrs.keys():
+            yield f"{node.op} needs the attribute {min(missing)}"
+        for name, value in node.attrs.items():
+            wanted = form.kinds.get(name)
+            if wanted is not None and not _is_of(value, wanted):
+                yield f"the attribute {name} of {node.op} is not of type {_KINDS[wanted]}"
+
+
+def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
+    fewest, most = form.inputs
+    count = len(inputs)
+    if not fewest <= count <= most:
+        span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        yield f"{op} takes {span} inputs, not {count}"
+    for index, name in form.needed:
+        if index < count and not inputs[index]:
+            yield f"{op} needs its input {name}"
+            break
+    if form.variadic is not None and "" in inputs[form.variadic :]:
+        yield f"{op} has an input without a name"
+    if outputs > form.outputs:
+        yield f"{op} has {form.outputs} outputs, not {outputs}"
+
+
+def _is_of(value: object, wanted: int) -> bool:
+    """Whether the Python value of an attribute may be written as an AttributeProto of type `wanted`."""
+    if wanted in _LISTS:
+        return isinstance(value, (list, tuple)) and all(
+            _is_of(element, _LISTS[wanted]) for element in cast("Sequence[object]", value)
+        )
+    return isinstance(value, _PYTHON.get(wanted, object))
 
 
 def _form(op: str, opset: int) -> _Form | None:

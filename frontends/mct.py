@@ -61,7 +61,7 @@ def _operand(graph: QuantGraph, node: Node, name: str, index: int) -> Array | No
 
 def _to_fake_quant(graph: QuantGraph, node: Node, scale: Array, zero: Array, bounds: tuple[int, int]) -> bool:
     axis = int(node.attr("channel_axis", 0)) if scale.size > 1 else None
-    params = grid(graph, node, scale if scale.size > 1 else scale.reshape(()), zero, bounds, axis)
+    params = grid(graph, node, scale if scale.size != 1 else scale.reshape(()), zero, bounds, axis)
     if params is not None:
         qdq.to_fake_quant(graph, node, params)
     return params is not None
@@ -89,7 +89,7 @@ def uniform(graph: QuantGraph, node: Node) -> bool:
     scale = (high - low) / top
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = np.where(scale > 0, np.rint(-low / scale), 0.0)
-    return _to_fake_quant(graph, node, scale, zero if zero.size > 1 else zero.reshape(()), (0, top))
+    return _to_fake_quant(graph, node, scale, zero if zero.size != 1 else zero.reshape(()), (0, top))
 
 
 def _refuse_tables(graph: QuantGraph) -> None:

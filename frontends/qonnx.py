@@ -16,6 +16,7 @@ of FINN's compiler become standard ones (qonnx_layers.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +46,7 @@ _FORMS: Final = {  # what has to hold of the layers that are supported in one fo
 }
 _RULES: Final = Rules("qonnx")
 _WIDEST: Final = 32
+_MOST_CUT: Final = 24  # bits: no Trunc cuts off so many
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
 
 
@@ -290,11 +292,13 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
     mode = _mode(graph, node, "FLOOR")
     if scale is None or zero is None or out_scale is None or before is None or after is None or mode is None:
         return False
-    k = round(float(np.log2(out_scale / scale).mean())) if newer else round(before - after)
     positive = not node.attr("signed", 1) if newer else _never_negative(graph, node.inputs[0])
+    lost = _bits_between(scale, out_scale) if newer else before - after
+    fits = -0.5 <= lost < _MOST_CUT - 0.5
+    k = round(lost) if fits else 0
     cut, problem = zero / 2.0**k, None
-    if not 0 <= k < 24 or not 1 <= after <= _WIDEST:
-        problem = f"{before:g} bits cannot be truncated to {after:g} with a scale of 2^{k}"
+    if not fits or not 1 <= after <= _WIDEST:
+        problem = f"{before:g} bits cannot be truncated to {after:g} with a scale of 2^{lost:g}"
     elif np.any(cut != np.rint(cut)) or (zero.any() and not newer):
         problem = "the zero point does not survive truncation as an integer"
     elif _ROUNDING[mode].sided and not positive:
@@ -304,6 +308,14 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
         return False
     bounds = integer_range(after, not positive, bool(node.attr("narrow", 0)))
     return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds), scale * _ROUNDING[mode].cut(k))
+
+
+def _bits_between(scale: Array, coarser: Array) -> float:
+    """By how many bits the steps of one grid are larger than those of another; NaN where that is no number."""
+    if 1 not in (scale.size, coarser.size) and scale.shape != coarser.shape:
+        return math.nan
+    with np.errstate(all="ignore"):
+        return float(np.log2(coarser / scale).mean()) if scale.size and coarser.size else math.nan
 
 
 def _cut_bits(

@@ -87,6 +87,9 @@ def grid(
     Zero points are rounded half to even, the integer type is the smallest that fits. Without `axis`, scales and zero
     points broadcast against the input as in NumPy; with it, they hold one element a channel or one for all.
     """
+    if not node.inputs:
+        graph.diagnostics.error("QAT104", f"{node.op} reads nothing", node=label_of(node))
+        return None
     x = node.inputs[0]
     scale, zero = np.asarray(scale), np.rint(np.asarray(zero, np.float64))
     whole = [int(z) for z in zero.reshape(-1).tolist()] if np.isfinite(zero).all() else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -26,3 +27,59 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CompileError) as caught:
         compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
     assert {d.code for d in caught.value.diagnostics} == {"QAT103"}
+
+
+def attribute_of(name: str, op: str, attribute: str, value: object) -> onnx.ModelProto:
+    """One of the models with an attribute of an operator replaced, or with None taken away."""
+    model = vendor_models()[name]
+    node = next(n for n in model.graph.node if n.op_type == op)
+    kept = [a for a in node.attribute if a.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend(kept if value is None else [*kept, onnx.helper.make_attribute(attribute, value)])
+    return model
+
+
+def input_of(name: str, op: str, index: int, value: object) -> onnx.ModelProto:
+    """One of the models with an input of an operator replaced by a constant; all are taken away for None."""
+    model = vendor_models()[name]
+    node = next(n for n in model.graph.node if n.op_type == op)
+    if value is None:
+        del node.input[:]
+        return model
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), "replaced"))
+    node.input[index] = "replaced"
+    return model
+
+
+FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
+    "a window of no size": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", None), "QAT004"),
+    "a window of one number": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 3), "QAT004"),
+    "padding of text": (attribute_of("qoperator", "QLinearAveragePool", "pads", "all"), "QAT004"),
+    "a quantizer of nothing": (input_of("mct", "ActivationSymmetricQuantizer", 0, None), "QAT104"),
+    "thresholds without elements": (input_of("mct", "WeightsSymmetricQuantizer", 1, np.zeros(0, np.float32)), "QAT104"),
+    "a Trunc of infinite bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.inf)), "QAT103"),
+    "a Trunc of NaN bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.nan)), "QAT103"),
+    "a Trunc of very many bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(2000)), "QAT103"),
+    "a list as an axis": (attribute_of("microsoft", "DequantizeLinear", "axis", [0, 1]), "QAT004"),
+}
+
+
+@pytest.mark.parametrize("name", FINDS)
+def test_a_find_is_a_coded_error(tmp_path: Path, name: str) -> None:
+    model, code = FINDS[name]
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CompileError) as caught:
+        compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert {d.code for d in caught.value.diagnostics} == {code}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("scale", [0.125, 3e38])
+def test_a_slope_or_a_grid_beyond_float32_is_a_table(tmp_path: Path, scale: float) -> None:
+    model = attribute_of("qoperator", "QLinearLeakyRelu", "alpha", 3e38)
+    node = next(n for n in model.graph.node if n.op_type == "QLinearLeakyRelu")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale, np.float32), "wide"))
+    node.input[1] = node.input[3] = "wide"
+    onnx.save(model, tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert result.coverage.share == 1.0

@@ -114,7 +114,7 @@ def _ranges(graph: IntegerGraph) -> dict[str, Range]:
 
 def _range(name: str, ranges: Mapping[str, Range], constants: Mapping[str, Array]) -> Range | None:
     value = constants.get(name)
-    if value is None or not value.size:
+    if value is None or not value.size or value.dtype.kind not in "iu":
         return ranges.get(name)
     return int(value.min()), int(value.max())
 

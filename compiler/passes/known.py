@@ -1,4 +1,4 @@
-"""Operators that nobody knows: no dialect has read them, and neither ONNX nor ONNX Runtime defines them."""
+"""What a dialect leaves behind: operators that nobody knows, and standard ones that a vendor's numbers made wrong."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx.defs
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
 from qatc.compiler.model_io import label_of
+from qatc.compiler.node_check import NodeChecker
 from qatc.compiler.passes.bodies import inner_nodes
 
 _DOMAINS: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
@@ -49,3 +50,11 @@ def report_unknown(graph: QuantGraph) -> None:
             name = f"{domain}::{op}" if domain else op
             message = f"{printable(name)} in the body of this {node.op} is unknown"
             graph.diagnostics.error("QAT106", message, node=label_of(node), hint=_HINT)
+
+
+def report_malformed(graph: QuantGraph) -> None:
+    """Record QAT004 for every standard operator that is not as ONNX defines it."""
+    checker = NodeChecker({"": graph.opset})
+    for node in graph.nodes:
+        for message in checker.findings_in(node):
+            graph.diagnostics.error("QAT004", message, node=label_of(node))

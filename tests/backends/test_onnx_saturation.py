@@ -176,3 +176,9 @@ def _clamped(net: Net, name: str, params: QuantParams, lo: int, hi: int) -> str:
 
     assert issubclass(Rescale, Clamped)
     return net.add(Rescale, (name,), params, (3, 6), lo=lo, hi=hi)
+
+
+def test_real_numbers_are_no_operands() -> None:
+    """A constant of NaN that is moved (found by fuzzing)."""
+    nodes = [onnx.helper.make_node("Transpose", ["c"], ["t"])]
+    assert wide_form(Writer(Net().graph), nodes, {"c": np.full((2, 2), np.nan, np.float32)}) is None
