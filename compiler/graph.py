@@ -61,7 +61,8 @@ class QuantGraph:
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
             there in integers.
         annotations: tensor name -> what the file's quantization annotations say of it, by key.
-        opset: the ai.onnx opset that the nodes are written in; `domains` the others.
+        opset: the ai.onnx opset that the nodes are written in; `domains` the others. `body_opset` that of the file, in
+            which the bodies of If, Loop and Scan stay.
         explains: whether `explain` keeps what it is told in `explanation` (the user asked with `--explain`).
     """
 
@@ -77,7 +78,7 @@ class QuantGraph:
     ) -> None:
         self.graph = gs.Graph(inputs=list(inputs), outputs=list(outputs), name=name, opset=opset)
         self.nodes = list(nodes)
-        self.opset = opset
+        self.opset = self.body_opset = opset
         self.domains: dict[str, int] = dict(domains or {})
         self.params: dict[str, QuantParams] = {}
         self.origin: dict[str, str] = {}

@@ -19,7 +19,7 @@ Rules unlink nodes (`graph.bypass`) and insert new ones; the sweep removes the d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qatc.compiler.diagnostics import printable
@@ -59,14 +59,14 @@ class Rules:
         return self.by_op.get((node.domain or "", node.op), [])
 
 
-def sweep(graph: QuantGraph, rules: Rules) -> int:
-    """Try the rules on every node once, in order; the first that rewrites a node ends that node's turn.
+def sweep(graph: QuantGraph, rules: Rules, nodes: Sequence[Node] | None = None) -> int:
+    """Try the rules on every node once (or on some), in order; the first that rewrites a node ends that node's turn.
 
     Returns how many nodes were rewritten. What fired and what nearly did goes to `graph.explain`.
     """
     fired = 0
     starts = {op for _, op in rules.by_op}
-    for node in list(graph.nodes):
+    for node in list(graph.nodes if nodes is None else nodes):
         if node.op not in starts:
             continue
         for rule in rules.of(node):

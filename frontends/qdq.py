@@ -18,7 +18,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_const
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
-from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.passes.modernize import infer_if_possible, modernize
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.frontends.integers import clips_weight, is_dq, is_q
 from qatc.frontends.lift import lift
@@ -48,9 +48,16 @@ def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) ->
 def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
     """The rest of `prepare`, for a graph whose operators are modern."""
     fold(graph, keep=keep)
-    while inline_branches(graph):  # what a branch holds may decide another
-        modernize(graph)
+    inferred = False
+    while True:
+        while inline_branches(graph):  # what a branch holds may decide another
+            modernize(graph)
+            fold(graph, keep=keep)
+        if inferred or not any(n.op == "If" and not n.domain for n in graph.nodes):
+            return
+        infer_if_possible(graph)  # so may sizes that the file does not state
         fold(graph, keep=keep)
+        inferred = True
 
 
 def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:

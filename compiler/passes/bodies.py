@@ -3,6 +3,8 @@
 A body runs many times, or not at all, on tensors that no operator around it rounds. ONNX Runtime computes it with its
 quantizers, in float, so that the results are right; nothing of it becomes integer. An If whose condition is constant
 has no body any more (`inline_branches`).
+
+Nor are the operators in bodies brought to a newer opset: those that mean something else there are refused.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 import onnx
+import onnx.defs
 
 from qatc.compiler.graph import Node, QuantGraph
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.modernize import OPSET
 from qatc.compiler.protos import all_nodes
 
 _QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
+_SPANNING: Final = frozenset({"Softmax", "LogSoftmax", "Hardmax"})  # all axes from one on, before opset 13
 _HINT: Final = (
     "export with a fixed number of steps and a decided branch, so that the body is written out,"
     " or export it as a model of its own"
@@ -39,8 +44,33 @@ def quantized_bodies(graph: QuantGraph) -> list[tuple[Node, Counter[str]]]:
     return [(node, Counter(ops)) for node, ops in inner if not _QUANTIZERS.isdisjoint(ops)]
 
 
+def _is_old(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether an operator of an older opset has no form in 13, or another meaning."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type in _SPANNING:
+        return next((a.i for a in node.attribute if a.name == "axis"), 1) != -1
+    if not onnx.defs.has(node.op_type, OPSET, ""):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, OPSET, "")
+    if schema.deprecated or (node.op_type == "Resize" and opset < 11):
+        return True
+    return any(a.name not in schema.attributes for a in node.attribute)
+
+
+def report_old(graph: QuantGraph) -> None:
+    """Record QAT006 for every node whose bodies hold operators of an opset before 13 that are no longer written so."""
+    for node in graph.nodes if graph.body_opset < OPSET else ():
+        old = sorted({n.op_type for n in inner_nodes(node) if _is_old(n, graph.body_opset)})
+        if old:
+            message = f"the body of this {node.op} uses {', '.join(old)} as of opset {graph.body_opset}"
+            hint = "export the model again with opset 13 or newer, or run onnx.version_converter on it"
+            graph.diagnostics.error("QAT006", message, node=label_of(node), hint=hint)
+
+
 def report_bodies(graph: QuantGraph) -> None:
-    """Record QAT110 for every node whose bodies quantize."""
+    """Record QAT110 for every node whose bodies quantize, and QAT006 as `report_old`."""
+    report_old(graph)
     for node, found in quantized_bodies(graph):
         listed = ", ".join(f"{found[op]} {op}" for op in sorted(_PRODUCTS | _QUANTIZERS) if op in found)
         message = f"what the body of this {node.op} quantizes stays in float, and no count has its products: {listed}"

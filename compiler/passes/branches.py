@@ -3,7 +3,7 @@
     c = Equal(Shape(x)[1], 1) -> If(c) {then: Squeeze(x), else: Identity(x)} -> y        Squeeze(x) -> y
 
 PyTorch writes such conditions on shapes; with known shapes they fold to constants. Names in a body may be those of
-tensors around it, or of the other branch's: what the body makes gets new names.
+tensors around it, or of the other branch's: what the body makes gets new names. Its operators are of the file's opset.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
 from qatc.compiler.model_io import captures_of, dims_of
+from qatc.compiler.passes.modernize import OPSET, UPGRADE
 from qatc.compiler.protos import captured_names
+from qatc.compiler.rewrite import sweep
 
 _BRANCHES: Final = ("else_branch", "then_branch")
 _CAPTURES: Final = "_captures"
@@ -31,6 +33,8 @@ def inline_branches(graph: QuantGraph) -> int:
         for node in taken:
             inner += _inline(graph, node)
         graph.remove(taken)
+        if graph.body_opset < OPSET:
+            sweep(graph, UPGRADE, inner)
         taken = [n for n in inner if _condition(n) is not None]
     if found:
         graph.sort()

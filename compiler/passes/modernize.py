@@ -68,8 +68,8 @@ PRODUCTS.on("Attention")(attention_to_products)
 def modernize(graph: QuantGraph) -> None:
     """Rewrite the graph in place; afterwards `graph.opset` is at least 13.
 
-    What cannot be brought up (old operators in the body of an If, Loop or Scan) goes to `graph.diagnostics` as QAT006,
-    what makes sequences of tensors as QAT302.
+    What cannot be brought up goes to `graph.diagnostics` as QAT006, what makes sequences of tensors as QAT302. Bodies
+    of If, Loop and Scan stay as they are (`bodies`) until a branch is taken (`branches`).
     """
     graph.clean()  # what nobody reads is no reader of what it reads
     constants_from_nodes(graph)
@@ -92,7 +92,6 @@ def modernize(graph: QuantGraph) -> None:
         infer_if_possible(graph)  # once more: what did nothing hid constants
     sweep(graph, PRODUCTS)
     if graph.opset < OPSET:
-        _check_bodies(graph)
         sweep(graph, UPGRADE)
         graph.opset = OPSET
     if any(
@@ -353,7 +352,7 @@ def upsample_becomes_resize(graph: QuantGraph, node: Node) -> bool:
 @UPGRADE.on("Resize")
 def resize_of_opset_10(graph: QuantGraph, node: Node) -> bool:
     """Resize of opset 10 has no `roi` and asymmetric coordinates."""
-    if graph.opset != 10 or len(node.inputs) != 2:
+    if graph.body_opset != 10 or len(node.inputs) != 2:
         return False
     return _to_resize(node, node.inputs[1])
 
@@ -415,23 +414,3 @@ def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
     for index in range(len(node.outputs) - 1, 0, -1):
         node.outputs.pop(index)
     return True
-
-
-def _check_bodies(graph: QuantGraph) -> None:
-    """Bodies of control flow stay as they are: report those that hold an operator whose form changed."""
-    changed = {op for _, op in UPGRADE.by_op} - {"BatchNormalization", "Resize"}
-    for node in graph.nodes:
-        waiting = [a for a in node.attrs.values() if isinstance(a, onnx.GraphProto)]
-        found: set[str] = set()
-        while waiting:
-            body = waiting.pop()
-            for inner in body.node:
-                found.update({inner.op_type} & changed if inner.domain in ("", "ai.onnx") else ())
-                waiting.extend(a.g for a in inner.attribute if a.type == onnx.AttributeProto.GRAPH)
-        if found:
-            graph.diagnostics.error(
-                "QAT006",
-                f"the body of this {node.op} uses {', '.join(sorted(found))} as of opset {graph.opset}",
-                node=label_of(node),
-                hint="export the model again with opset 13 or newer, or run onnx.version_converter on it",
-            )

@@ -11,6 +11,7 @@ import pytest
 from qatc import CompileError, compile_model
 from qatc.compiler.passes.bodies import report_bodies
 from qatc.compiler.passes.known import report_unknown
+from qatc.compiler.passes.modernize import modernize
 from tests.graphs import loaded
 
 CONSTANTS = (
@@ -53,6 +54,29 @@ def test_a_body_without_quantizers_is_not_worth_a_word() -> None:
     report_bodies(graph)
     report_unknown(graph)
     assert not list(graph.diagnostics)
+
+
+@pytest.mark.parametrize(
+    ("opset", "inner", "old"),
+    [
+        (11, "r = Squeeze<axes = [0]>(a)", "Squeeze"),
+        (12, "r = Softmax(a)", "Softmax"),
+        (12, "r = Softmax<axis = -1>(a)", ""),
+        (12, "r = Clip(a, s)", ""),  # as it is in opset 13
+        (10, "r = Resize(a, f)", "Resize"),
+        (9, "r = Upsample(a, f)", "Upsample"),
+        (10, "u = Clip<min = 0.0>(a) r = Slice(u, n, n)", "Clip"),
+        (17, "r = Clip(a, s)", ""),
+    ],
+)
+def test_old_operators_in_a_body_are_reported(opset: int, inner: str, old: str) -> None:
+    body = BODIES["Loop"].replace(CELL, inner)
+    graph = loaded(
+        model(body, around=False).replace('"" : 17', f'"" : {opset}').replace("float s", "float[2] f = {1,2}, float s")
+    )
+    modernize(graph)
+    report_bodies(graph)
+    assert [(d.code, old in d.message) for d in graph.diagnostics] == ([("QAT006", True)] if old else [])
 
 
 @pytest.mark.parametrize("op", list(BODIES))

@@ -78,3 +78,27 @@ def test_a_condition_that_is_computed_stays() -> None:
     computed = "e = ReduceMax<keepdims=0>(x) c = Greater(e, z)"
     _, graph = prepared(SQUEEZE.replace("c = Equal(d, one)", computed) + " y = Relu(r)")
     assert "If" in [n.op for n in graph.nodes]
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12, 13])
+def test_a_branch_of_an_older_opset_is_brought_up_when_it_is_taken(opset: int) -> None:
+    """Its squeeze() has axes as an attribute there, its Softmax spans all axes from the second on."""
+    text = (
+        f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
+        "g (float[2,1,3,2] x) => (float[] y) <int64 one = {1}, int64 axis = {1}> {"
+        " r = Relu(x) s = Shape(r) d = Gather<axis=0>(s, axis) c = Equal(d, one)"
+        " y = If(c) <then_branch = p () => (float[N,M,K] t) { u = Softmax<axis = 1>(r) t = Squeeze<axes = [1]>(u) },"
+        " else_branch = q () => (float[N,M,K] t) { t = Identity(r) }> }"
+    )
+    if opset == 13:
+        text = text.replace("Squeeze<axes = [1]>(u)", "Squeeze(u, a)").replace("{1}>", "{1}, int64[1] a = {1}>")
+    graph = loaded(text)
+    qdq.prepare(graph)
+    graph.verify(stripped=False)
+    assert "If" not in [n.op for n in graph.nodes]
+    same(text, graph, np.random.default_rng(0).normal(size=(2, 1, 3, 2)).astype(np.float32))
+
+
+def test_a_condition_on_sizes_that_the_file_does_not_state() -> None:
+    _, graph = prepared(SQUEEZE.replace("Shape(x)", "Shape(h)").replace("s =", "h = Relu(x) s =") + " y = Relu(r)")
+    assert [n.op for n in graph.nodes] == ["Squeeze", "Relu"]

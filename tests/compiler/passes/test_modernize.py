@@ -130,24 +130,6 @@ def test_axes_of() -> None:
     assert axes_of(graph, graph.nodes[0]) == ()
 
 
-def test_old_operators_in_a_body_are_reported() -> None:
-    branch = onnx.helper.make_graph(
-        [onnx.helper.make_node("Squeeze", ["x"], ["b"], axes=[0])],
-        "branch",
-        [],
-        [onnx.helper.make_tensor_value_info("b", 1, None)],
-    )
-    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
-    graph = loaded(model(11, "c = Constant<value_ints=[1]>() y = Relu(x)"))
-    from qatc.compiler.graph import Node
-
-    graph.nodes[-1].attrs["body"] = node.attribute[0].g
-    assert isinstance(graph.nodes[-1], Node)
-    modernize(graph)
-    assert [d.code for d in graph.diagnostics] == ["QAT006"]
-    assert "Squeeze" in next(iter(graph.diagnostics)).message
-
-
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
 def test_same_padding_of_stride_one_becomes_numbers(mode: str) -> None:
     """ONNX Runtime refuses SAME padding with dilations, which PyTorch exports for padding="same"."""
