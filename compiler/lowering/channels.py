@@ -1,6 +1,6 @@
 """Functions of a quantized tensor that differ from channel to channel: depthwise 1x1 convolutions of its integers.
 
-    BatchNormalization(x)       Conv(x, +-64 or 0, bias)
+    BatchNormalization(x)       Conv(x, +-64 or 0, bias)                             and so Mul, Add, ... per channel
     PRelu(x, slope[C])          Add(Relu(x), Conv(Clip(x, max=0), +-64 or 0))        each on the result's grid
 
 Of the two parts of a PRelu one always is zero, so that their sum is rounded once, as the PRelu is.
@@ -8,61 +8,136 @@ Of the two parts of a PRelu one always is zero, so that their sum is rounded onc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
+from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.products import per_channel
+from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
-_PEAK = 64  # a power of two keeps a factor's own digits
+Vector = npt.NDArray[np.float64]
+_PEAK: Final = 64  # a power of two keeps a factor's own digits
+_MANY: Final = 16  # channels that processors take at a time
+_OF_IMAGES: Final = frozenset(
+    {"Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Resize"}
+)
 
 
-def batch_norm(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """BatchNormalization of a quantized tensor: a depthwise 1x1 convolution whose weights are +64 or -64.
+@dataclass(frozen=True)
+class _Affine:
+    """`factor * x + offset`, one number per channel each (axis 1); `normalizes` where batch norm is among the nodes."""
 
-    The factor of a channel is the weight's scale times 64, so nothing is rounded but the bias, on a grid 64 times finer
-    than the input's. (64 and not 127: a power of two keeps the factor's own digits.) Vectors [N, C] are one position.
+    x: Tensor
+    factor: Vector
+    offset: Vector
+    rank: int
+    normalizes: bool
+
+
+def affine(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """An affine per channel of a quantized tensor: a depthwise 1x1 convolution whose weights are +64 or -64.
+
+    BatchNormalization is one, and so are Mul, Div, Add and Sub with constants, any number of them. The factor of a
+    channel is the weight's scale times 64, so nothing is rounded but the bias, on a grid 64 times finer than the
+    input's. (64 and not 127: a power of two keeps the factor's own digits.) Vectors [N, C] are one position.
+
+    Constants per channel stay float where the convolution would take longer (measured, docs/performance.md): with fewer
+    than 16 channels, and between other operators than those of images, such as products of attention, for there the
+    channels must be moved last and back.
     """
-    if node.domain or node.op != "BatchNormalization":
+    found = _affine_of(state, node)
+    if found is None or state.usable(out) is None:
         return False
-    x = node.inputs[0]
-    params, wanted, rank = state.usable(x), state.usable(out), rank_of(x)
-    if params is None or wanted is None or rank is None or rank < 2:
+    many = found.rank > 2 and max(found.factor.size, found.offset.size) >= _MANY
+    if not (found.normalizes or (many and _is_of_images(state, found.x, out))):
         return False
+    x, rank = found.x, found.rank
+    source, result = _with_position(state, x, out) if rank == 2 else (state.int_name(x), state.new_int(out))
+    offset = found.offset if found.offset.any() else None
+    _depthwise(state, node, out, (source, result), found.factor, offset, (lo, hi), max(rank, 3))
+    if rank == 2:
+        _move_to(state, "Squeeze", result, state.new_int(out))
+    return True
+
+
+def _affine_of(state: State, node: Node) -> _Affine | None:
+    """The affine that ends in a node, back to a quantized tensor; None where it is none."""
+    factor, offset, normalizes = np.ones(1), np.zeros(1), False
+    current: Node | None = node
+    while current is not None:
+        x = next((t for t in current.inputs if not isinstance(t, Constant)), None)
+        rank, step = (None, None) if x is None else (rank_of(x), _step(state, current, x))
+        if x is None or rank is None or step is None or not all(np.isfinite(v).all() for v in step):
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            factor, offset = factor * step[0], factor * step[1] + offset
+        normalizes = normalizes or current.op == "BatchNormalization"
+        if state.params(x) is not None:
+            usable = (
+                state.usable(x) is not None and rank >= 2 and np.isfinite(factor).all() and np.isfinite(offset).all()
+            )
+            return _Affine(x, factor, offset, rank, normalizes) if usable else None
+        current = state.graph.producer(x) if state.graph.only_consumer(x) is not None else None
+    return None
+
+
+def _step(state: State, node: Node, x: Tensor) -> tuple[Vector, Vector] | None:
+    """Factor and offset per channel that a node applies to `x`, its only computed operand."""
+    if node.domain or node.outputs[1:]:
+        return None
+    if node.op == "BatchNormalization":
+        return _statistics(state, node) if node.inputs[0] is x else None
+    if node.op not in ("Mul", "Div", "Add", "Sub"):
+        return None
+    shape, constants = shape_of(x), [t for t in node.inputs if isinstance(t, Constant)]
+    value = state.graph.real(constants[0]) if len(constants) == 1 else None
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if value is None or shape is None or not isinstance(channels, int) or value.ndim > len(shape):
+        return None
+    vector, first = per_channel(value, 1 - len(shape), channels), node.inputs[0] is x
+    one, zero = np.ones(channels), np.zeros(channels)
+    if vector is None or (node.op == "Div" and not (first and vector.all())):
+        return None
+    match node.op:
+        case "Mul":
+            return vector, zero
+        case "Div":
+            with np.errstate(over="ignore"):
+                return one / vector, zero
+        case "Add":
+            return one, vector
+        case _:
+            return (one, -vector) if first else (-one, vector)
+
+
+def _statistics(state: State, node: Node) -> tuple[Vector, Vector] | None:
     found = [state.graph.real(t) for t in node.inputs[1:5]]
-    if any(v is None for v in found):
-        return False
+    if any(v is None for v in found) or node.attr("training_mode", 0):
+        return None
     gamma, beta, mean, var = (np.asarray(v, np.float64) for v in found)
     if any(v.shape != (gamma.size,) for v in (gamma, beta, mean, var)):
-        return False
+        return None
     with np.errstate(invalid="ignore", divide="ignore"):  # with damaged statistics it stays in float
         factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
         offset = beta - mean * factor
-    return _per_channel_affine(state, node, out, factor, offset, (lo, hi), rank)
+    return factor, offset
 
 
-def _per_channel_affine(
-    state: State,
-    node: Node,
-    out: Tensor,
-    factor: npt.NDArray[np.float64],
-    offset: npt.NDArray[np.float64],
-    bounds: tuple[int, int],
-    rank: int,
-) -> bool:
-    x = node.inputs[0]
-    if state.usable(x) is None or not np.isfinite(factor).all() or not np.isfinite(offset).all():
-        return False
-    vectors = rank == 2
-    source, result = _with_position(state, x, out) if vectors else (state.int_name(x), state.new_int(out))
-    _depthwise(state, node, out, (source, result), factor, offset, bounds, max(rank, 3))
-    if vectors:
-        _move_to(state, "Squeeze", result, state.new_int(out))
-    return True
+def _is_of_images(state: State, x: Tensor, out: Tensor) -> bool:
+    """Whether a convolution or pooling makes `x` or reads `out`: these have the channels last, too."""
+    graph = state.graph
+    maker = graph.producer(x)
+    while maker is not None and clamp_bounds(graph, maker) is not None:
+        maker = graph.producer(maker.inputs[0])
+    beside = [n for n in (maker, *graph.consumers(out)) if n is not None]
+    return any(n.op in _OF_IMAGES and not n.domain for n in beside)
 
 
 def _depthwise(

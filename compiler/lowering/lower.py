@@ -290,7 +290,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         or summed(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
         or operators.where(state, node, out, *bounds)
-        or channels.batch_norm(state, node, out, *bounds)
+        or channels.affine(state, node, out, *bounds)
         or channels.prelu(state, node, out, *bounds)
         or normalization(state, node, out, *bounds)
     )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from qatc.backends.onnx import BACKEND
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Conv, Elementwise, IntegerGraph, Rescale
 from qatc.compiler.lowering import lower
+from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.reference import execute
+from qatc.compiler.runtime import RunnableModel
 from tests.agreeing import lowered_net, reasons
 from tests.graphs import expect, stripped
 
@@ -28,8 +35,13 @@ def lowered(slopes: str, have: tuple[float, int], want: tuple[float, int], shape
         r = QuantizeLinear(p, t, k)
         y = DequantizeLinear(r, t, k)
     }}"""
+    return integers_of(text)
+
+
+def integers_of(text: str) -> IntegerGraph:
     graph = stripped(text)
     infer_shapes(graph)
+    propagate(graph)
     integer = lower(graph)
     integer.verify()
     return integer
@@ -116,3 +128,81 @@ def test_batch_norm_alone_with_damaged_statistics_stays_in_float_without_a_warni
         f"float[2] v = {{4.0, {variance}}}",
     )
     assert reasons(graph) == ["BatchNormalization: BatchNormalization has no exact integer form"]
+
+
+IMAGES: dict[str, str] = {
+    "before a convolution": "{lines} q = QuantizeLinear(p, t, k) d = DequantizeLinear(q, t, k) y = MaxPool"
+    "<kernel_shape = [1, 1]>(d)",
+    "behind one": "c = MaxPool<kernel_shape = [1, 1]>(a) {lines} q = QuantizeLinear(p, t, k)"
+    " y = DequantizeLinear(q, t, k)",
+}
+
+
+def affine_text(
+    lines: str, place: str, have: tuple[float, int], want: tuple[float, int], vectors: tuple[Any, Any]
+) -> str:
+    """An affine per channel of the tensor `a`, or of `c` behind pooling, in ONNX text."""
+    listed = [", ".join(repr(float(v)) for v in vector) for vector in vectors]
+    body = IMAGES[place].format(lines=re.sub(r"\ba\b", "c" if "behind" in place else "a", lines))
+    return f"""<ir_version: 8, opset_import: ["" : 17]> net (float[1,16,16,16] x) => (float[1,16,16,16] y)
+        <float s = {{{have[0]!r}}}, uint8 z = {{{have[1]}}}, float t = {{{want[0]!r}}}, uint8 k = {{{want[1]}}},
+         float[16,1,1] u = {{{listed[0]}}}, float[1,16,1,1] v = {{{listed[1]}}}, float two = {{2.0}}> {{
+        i = QuantizeLinear(x, s, z) a = DequantizeLinear(i, s, z) {body} }}"""
+
+
+AFFINES: dict[str, tuple[str, Callable[[Any, Any, Any], Any]]] = {
+    "Mul": ("p = Mul(a, u)", lambda x, u, v: x * u),
+    "Div": ("p = Div(a, u)", lambda x, u, v: x / u),
+    "normalized": ("m = Sub(a, v) p = Div(m, u)", lambda x, u, v: (x - v) / u),
+    "mirrored": ("m = Sub(v, a) n = Mul(two, m) p = Add(u, n)", lambda x, u, v: u + 2 * (v - x)),
+    "Add": ("p = Add(v, a)", lambda x, u, v: x + v),
+}
+
+
+@pytest.mark.parametrize("place", IMAGES)
+@pytest.mark.parametrize("name", AFFINES)
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    have=st.tuples(st.floats(2**-6, 1, width=32), st.integers(0, 255)),
+    want=st.tuples(st.floats(2**-6, 1, width=32), st.integers(0, 255)),
+)
+def test_constants_per_channel(
+    name: str, place: str, seed: int, have: tuple[float, int], want: tuple[float, int]
+) -> None:
+    """For every code of every channel, but for the rounding of the bias; and in the emitted model."""
+    rng = np.random.default_rng(seed)
+    u, v = (rng.uniform(0.1, 4, 16).astype(np.float32) * rng.choice([-1, 1], 16).astype(np.float32) for _ in range(2))
+    lines, meaning = AFFINES[name]
+    graph = integers_of(affine_text(lines, place, have, want, (u, v)))
+    assert not list(graph.islands())
+    assert [type(op) for op in graph.ops if isinstance(op, Conv)] == [Conv]
+    codes = np.broadcast_to(np.arange(256).reshape(16, 16), (1, 16, 16, 16))
+    x = ((codes - have[1]) * np.float64(have[0])).astype(np.float32)
+    found = {p: execute(graph, {"x": x}, get_profile(p))["y"] for p in ("exact", "onnx")}
+    emission = BACKEND.emit(graph, BACKEND.checked({}))
+    np.testing.assert_array_equal(RunnableModel(emission.complete()).run({"x": x})["y"], found["onnx"])
+    u, v = (vector.astype(np.float64).reshape(16, 1, 1) for vector in (u, v))
+    exact = meaning((codes - have[1]) * np.float64(have[0]), u, v) / want[0] + want[1]
+    steps = found["exact"].astype(np.float64) / want[0] + want[1]
+    factor = np.abs(meaning(1.0, u, v) - meaning(0.0, u, v))
+    moved = factor * have[0] / 128 / want[0] if np.any(meaning(0.0, u, v)) else 0.0  # half a unit of the bias
+    assert (np.abs(steps - np.clip(exact, 0, 255)) <= 0.5 + moved + 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("lines", "shape"),
+    [("p = Mul(a, u)", "16,1,1"), ("p = Mul(c, u)", "3,1,1"), ("p = Mul(c, u)", "8"), ("p = Mul(c, u)", "16,8,1")],
+    ids=["of heads: nothing around it is of images", "few channels", "along another axis", "along two axes"],
+)
+def test_other_constants_stay_float(lines: str, shape: str) -> None:
+    sizes = [int(d) for d in shape.split(",")]
+    numbers = ", ".join(str(1 + i / 64) for i in range(int(np.prod(sizes))))
+    pooling = "c = MaxPool<kernel_shape = [1, 1]>(a)" if "c" in lines else ""
+    whole = f"1,{3 if sizes[0] == 3 else 16},8,8"
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> net (float[{whole}] x) => (float[{whole}] y)
+        <float s = {{0.5}}, uint8 z = {{3}}, float t = {{0.25}}, uint8 k = {{7}}, float[{shape}] u = {{{numbers}}}> {{
+        i = QuantizeLinear(x, s, z) a = DequantizeLinear(i, s, z) {pooling}
+        {lines} q = QuantizeLinear(p, t, k) y = DequantizeLinear(q, t, k) }}"""
+    (island,) = integers_of(text).islands()
+    assert island.op_type == "Mul"
