@@ -16,6 +16,7 @@ import onnx
 
 from qatc.compiler.graph import Node
 from qatc.compiler.quant import Array
+from qatc.compiler.reference.moves import MOVES, Call
 
 Values = Sequence["Array | None"]
 
@@ -31,10 +32,11 @@ def evaluate(node: Node, values: list[Array | None]) -> list[Array]:
         Refused: for operators that are not evaluated (random, control flow, unknown).
         ValueError, TypeError, LookupError: when the inputs do not fit the operator.
     """
-    fast = _FAST.get(node.op)
+    move, fast = MOVES.get(node.op), _FAST.get(node.op)
+    if move is not None:
+        return move(Call(values, node.attrs, len(node.outputs)))
     if fast is not None:
-        result = fast(node, values)
-        return result if isinstance(result, list) else [np.asarray(result)]
+        return [np.asarray(fast(node, values))]
     if node.op in _NEVER or not onnx.defs.has(node.op):
         raise Refused("it is not evaluated at compile time")
     return _by_reference(node, values)
@@ -186,7 +188,7 @@ def _ints(values: Values, index: int) -> list[int]:
     return [int(v) for v in _at(values, index).reshape(-1)]
 
 
-def _axes(node: Node, values: Values, rank: int) -> tuple[int, ...] | None:
+def _axes(node: Node, values: Values) -> tuple[int, ...] | None:
     listed = node.attr("axes")
     given = _optional(values, 1)
     if listed is None and given is not None:
@@ -247,61 +249,10 @@ def _to(node: Node, values: Values) -> Array:
     return x.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
-def _reshape(node: Node, values: Values) -> Array:
-    x, dims = _first(values), _ints(values, 1)
-    if not node.attr("allowzero", 0):
-        dims = [x.shape[i] if d == 0 else d for i, d in enumerate(dims)]
-    return x.reshape(dims)
-
-
-def _flatten(node: Node, values: Values) -> Array:
-    x, axis = _first(values), int(node.attr("axis", 1))
-    axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
-def _squeeze(node: Node, values: Values) -> Array:
-    x = _first(values)
-    return np.squeeze(x, _axes(node, values, x.ndim))
-
-
-def _unsqueeze(node: Node, values: Values) -> Array:
-    x = _first(values)
-    return np.expand_dims(x, _axes(node, values, x.ndim) or ())
-
-
-def _slice(node: Node, values: Values) -> Array:
-    x, starts, ends = _first(values), _ints(values, 1), _ints(values, 2)
-    axes = _ints(values, 3) if _optional(values, 3) is not None else list(range(len(starts)))
-    steps = _ints(values, 4) if _optional(values, 4) is not None else [1] * len(starts)
-    index = [slice(None)] * x.ndim
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        size = x.shape[axis]
-        start, end = (start + size if start < 0 else start), (end + size if end < 0 else end)
-        if step > 0:
-            index[axis] = slice(min(max(start, 0), size), min(max(end, 0), size), step)
-        else:  # ONNX clamps the end to -1, which means "past the first" and not Python's "the last"
-            index[axis] = slice(min(max(start, 0), size - 1), None if end < 0 else min(end, size - 1), step)
-    return x[tuple(index)]
-
-
-def _split(node: Node, values: Values) -> list[Array]:
-    x, axis = _first(values), int(node.attr("axis", 0))
-    size, count = x.shape[axis], len(node.outputs)
-    if _optional(values, 1) is not None:
-        parts = _ints(values, 1)
-    else:
-        part = -(-size // count)
-        parts = [part] * (count - 1) + [size - part * (count - 1)]
-    if sum(parts) != size or len(parts) != count:
-        raise ValueError(f"parts {parts} do not fit {size} elements")
-    return np.split(x, list(np.cumsum(parts[:-1])), axis)
-
-
 def _reduce(function: Callable[..., Array]) -> Callable[[Node, Values], Array]:
     def compute(node: Node, values: Values) -> Array:
         x = _first(values)
-        axes = _axes(node, values, x.ndim)
+        axes = _axes(node, values)
         if axes is None and node.attr("noop_with_empty_axes", 0):
             return x
         result = function(x, axis=axes, keepdims=bool(node.attr("keepdims", 1)))
@@ -322,15 +273,6 @@ def _constant_of_shape(node: Node, values: Values) -> Array:
     return np.full(_ints(values, 0), np.float32(0) if value is None else value.reshape(-1)[0])
 
 
-def _gather(node: Node, values: Values) -> Array:
-    x, indices, axis = _first(values), _at(values, 1), int(node.attr("axis", 0))
-    size = x.shape[axis]
-    if indices.size and not (-size <= int(indices.min()) and int(indices.max()) < size):
-        raise IndexError(f"an index is outside {size} elements")
-    taken: Array = np.take(x, indices.astype(np.int64), axis)
-    return taken
-
-
 def _softplus(x: Array) -> Array:
     return np.logaddexp(x, 0)
 
@@ -341,11 +283,6 @@ def _sigmoid(x: Array) -> Array:
 
 def _round(x: Array) -> Array:
     return np.rint(x)
-
-
-def _expanded(node: Node, values: Values) -> Array:
-    x = _first(values)
-    return np.array(np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(_ints(values, 1)))))
 
 
 def _matmul(node: Node, values: Values) -> Array:
@@ -362,7 +299,7 @@ _NEVER: Final = _names(
     "SequenceMap Optional Resize Upsample OneHot CenterCropPad Conv ConvTranspose Gemm LSTM GRU RNN "
     "ImageDecoder Einsum Col2Im StringNormalizer RegexFullMatch StringConcat"
 )
-_FAST: Final[dict[str, Callable[[Node, Values], Array | list[Array]]]] = {
+_FAST: Final[dict[str, Callable[[Node, Values], Array]]] = {
     "Abs": _unary(np.abs),
     "Neg": _unary(np.negative),
     "Sign": _unary(np.sign),
@@ -393,19 +330,8 @@ _FAST: Final[dict[str, Callable[[Node, Values], Array | list[Array]]]] = {
     "Min": _folded(np.minimum),
     "Max": _folded(np.maximum),
     "Sum": _folded(np.add),
-    "Where": lambda node, values: np.where(_first(values), _at(values, 1), _at(values, 2)),
     "Clip": _clip,
     "Cast": _to,
-    "Reshape": _reshape,
-    "Flatten": _flatten,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Transpose": lambda node, values: np.transpose(_first(values), node.attr("perm")),
-    "Slice": _slice,
-    "Split": _split,
-    "Gather": _gather,
-    "Concat": lambda node, values: np.concatenate([v for v in values if v is not None], int(node.attr("axis"))),
-    "Expand": _expanded,
     "Tile": lambda node, values: np.tile(_first(values), _ints(values, 1)),
     "Range": _range,
     "ConstantOfShape": _constant_of_shape,

@@ -13,6 +13,7 @@ import numpy as np
 
 from qatc.compiler.graph import Dim, Node, Tensor, value_of
 from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.reference.moves import MOVES, Call
 
 _ALWAYS: Final = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND",
@@ -122,32 +123,10 @@ def _same(one: tuple[Dim, ...], two: tuple[Dim, ...]) -> bool:
 
 def move_constant(node: Node, value: Array) -> Array | None:
     """A constant moved by a layout operator whose other inputs are constant; None where that cannot be."""
-    given = [t for t in node.inputs[1:] if t.name]
-    operands = [v for t in given if (v := value_of(t)) is not None]
-    if len(operands) != len(given):
+    operands = [value_of(t) if t.name else None for t in node.inputs[1:]]
+    if node.op not in LAYOUT or any(t.name and v is None for t, v in zip(node.inputs[1:], operands, strict=True)):
         return None
-    numbers = tuple(int(n) for n in operands[0].reshape(-1)) if operands else None
     try:
-        return _moved(node, value, numbers)
-    except ValueError:  # numbers that do not fit: the model is broken there, and says so when it is run
+        return MOVES[node.op](Call([value, *operands], node.attrs))[0]
+    except (ValueError, LookupError):  # numbers that do not fit: the model is broken there, and says so when it is run
         return None
-
-
-def _moved(node: Node, value: Array, numbers: tuple[int, ...] | None) -> Array | None:
-    match node.op:
-        case "Transpose":
-            return np.transpose(value, node.attr("perm"))
-        case "Flatten":
-            axis = int(node.attr("axis", 1))
-            axis = axis + value.ndim if axis < 0 else axis
-            return value.reshape(math.prod(value.shape[:axis]), -1)
-        case "Reshape" if numbers is not None:
-            if not node.attr("allowzero", 0):
-                numbers = tuple(value.shape[i] if d == 0 and i < value.ndim else d for i, d in enumerate(numbers))
-            return value.reshape(numbers)
-        case "Squeeze":
-            return np.squeeze(value, numbers)
-        case "Unsqueeze" if numbers is not None:
-            return np.expand_dims(value, numbers)
-        case _:
-            return None

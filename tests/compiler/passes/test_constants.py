@@ -147,7 +147,7 @@ def test_broken_operators_stay() -> None:
     graph = QuantGraph([node], [], list(node.outputs))
     graph.explains = True
     assert fold_constants(graph) == 0
-    assert "outside" in graph.explanation[0]
+    assert "out of bounds" in graph.explanation[0]
 
 
 def test_unknown_operators_are_refused() -> None:
