@@ -85,7 +85,7 @@ class NodeChecker:
             yield "the node has no operator"
         form = None if node.domain else self._form_of(op)
         if form is None:
-            if node.inputs and not node.inputs[0]:  # the data, of every operator that is known here
+            if not (node.inputs and node.inputs[0]):  # the data, of every operator that a dialect knows
                 yield f"{op} needs its first input"
             return
         yield from _wiring(form, op, node.inputs, len(node.outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -53,15 +54,17 @@ def data_name(node: Node) -> str | None:
 
 
 def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
-    """A scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
+    """A finite scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
     written = node.attr(name)
-    if isinstance(written, (int, float)):
-        return float(written)
     value = value_of(node.inputs[index]) if index < len(node.inputs) else None
-    if value is None or value.size != 1:
+    if isinstance(written, (int, float)):
+        found = float(written)
+    else:
+        found = float(value.reshape(-1)[0]) if value is not None and value.size == 1 else math.nan
+    if not math.isfinite(found):
         graph.diagnostics.error("QAT104", f"{node.op} has no constant scalar {name}", node=label_of(node))
         return None
-    return float(value.reshape(-1)[0])
+    return found
 
 
 # -- grids --------------------------------------------------------------------------------------------------------
@@ -87,9 +90,6 @@ def grid(
     Zero points are rounded half to even, the integer type is the smallest that fits. Without `axis`, scales and zero
     points broadcast against the input as in NumPy; with it, they hold one element a channel or one for all.
     """
-    if not node.inputs:
-        graph.diagnostics.error("QAT104", f"{node.op} reads nothing", node=label_of(node))
-        return None
     x = node.inputs[0]
     scale, zero = np.asarray(scale), np.rint(np.asarray(zero, np.float64))
     whole = [int(z) for z in zero.reshape(-1).tolist()] if np.isfinite(zero).all() else []

@@ -55,11 +55,13 @@ FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
     "a window of no size": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", None), "QAT004"),
     "a window of one number": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 3), "QAT004"),
     "padding of text": (attribute_of("qoperator", "QLinearAveragePool", "pads", "all"), "QAT004"),
-    "a quantizer of nothing": (input_of("mct", "ActivationSymmetricQuantizer", 0, None), "QAT104"),
+    "a quantizer of nothing": (input_of("mct", "ActivationSymmetricQuantizer", 0, None), "QAT004"),
     "thresholds without elements": (input_of("mct", "WeightsSymmetricQuantizer", 1, np.zeros(0, np.float32)), "QAT104"),
-    "a Trunc of infinite bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.inf)), "QAT103"),
-    "a Trunc of NaN bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.nan)), "QAT103"),
+    "a Trunc of infinite bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.inf)), "QAT104"),
+    "a Trunc of NaN bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.nan)), "QAT104"),
     "a Trunc of very many bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(2000)), "QAT103"),
+    "an axis of NaN": (input_of("mqbench", "FixedPerChannelAffine", 3, np.float32(np.nan)), "QAT104"),
+    "a bound of infinity": (input_of("mqbench", "LearnablePerTensorAffine", 4, np.float32(np.inf)), "QAT104"),
     "a list as an axis": (attribute_of("microsoft", "DequantizeLinear", "axis", [0, 1]), "QAT004"),
 }
 

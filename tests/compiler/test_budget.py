@@ -80,7 +80,7 @@ def test_what_is_in_use_is_counted() -> None:
     held = np.ones(64 << 20, np.uint8)
     assert budget.in_use() - before > 60 << 20
     assert held[-1] == 1
-    assert 64 << 20 < before < budget.machine_memory() <= 1 << 44
+    assert 32 << 20 < before < budget.machine_memory() <= 1 << 44
 
 
 @pytest.mark.parametrize("wrong", ["lots", "1MB", -1, 0, 5.5])
@@ -90,7 +90,7 @@ def test_a_limit_that_is_none_is_a_usage_error(tmp_path: Path, wrong: object) ->
     assert (caught.value.exit_code, caught.value.diagnostics[0].code) == (2, "QAT007")
 
 
-@pytest.mark.parametrize("options", [{"samples": 1000, "verify": False}, {"shapes": {"input": (1 << 20, 1, 16, 16)}}])
+@pytest.mark.parametrize("options", [{"samples": 10**5, "verify": False}, {"shapes": {"input": (1 << 20, 1, 16, 16)}}])
 def test_a_compile_that_would_take_more(tmp_path: Path, options: dict[str, object]) -> None:
     limit = budget.in_use() + (2 << 20)
     with pytest.raises(CompileError) as caught:
