@@ -81,7 +81,7 @@ def test_threads_do_not_matter(tmp_path: Path, wanted: dict[Path, dict[str, str]
 def pythons() -> list[str]:
     """Other interpreters that can run qatc with the same libraries."""
     listed = os.environ.get("QATC_PYTHONS")
-    found = listed.split(os.pathsep) if listed else [shutil.which(f"python3.{minor}") for minor in range(10, 14)]
+    found = listed.split(os.pathsep) if listed else [shutil.which(f"python3.{minor}") for minor in range(10, 15)]
     here = (sys.version_info.major, sys.version_info.minor)
     usable: list[str] = []
     for python in filter(None, found):
