@@ -132,14 +132,15 @@ def axis_of_two() -> onnx.ModelProto:
     return model
 
 
-def groups_that_do_not_fit() -> onnx.ModelProto:
+def groups_that_do_not_fit(count: int = 99, op: str = "Conv") -> onnx.ModelProto:
     """Convolutions in 99 groups: without verification, the samples are the first to run them."""
     model = onnx.load(KERAS)
     for node in model.graph.node:
         if node.op_type == "Conv":
             kept = [a for a in node.attribute if a.name != "group"]
             del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("group", 99)])
+            node.attribute.extend([*kept, helper.make_attribute("group", count)])
+            node.op_type = op
     return model
 
 
@@ -154,6 +155,14 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a Cast to a negative type, seed 9753": (cast_to(-5), {"QAT205"}),
     "factors without elements, seed 7136": (no_factors, {"QAT004", "QAT401", "QAT403"}),
     "groups that do not fit, seeds 68, 187": (groups_that_do_not_fit, {"QAT004", "QAT401", "QAT403"}),
+    "no groups, seed 102699 from exports of many tools": (
+        lambda: groups_that_do_not_fit(0, "ConvTranspose"),
+        {"QAT004", "QAT401", "QAT403"},
+    ),
+    "transposed groups that do not fit": (
+        lambda: groups_that_do_not_fit(99, "ConvTranspose"),
+        {"QAT004", "QAT401", "QAT403"},
+    ),
     "a list as an axis, seed 100044 from exports of many tools": (axis_of_two, {"QAT004"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles"}),
     "integers per channel as an output, seeds 629, 1263": (integer_output_per_channel, {"compiles", "QAT302"}),

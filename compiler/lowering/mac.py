@@ -116,6 +116,10 @@ def _misshapen(node: Node) -> Reason | None:
         listed = node.attr(name)
         if isinstance(listed, (list, tuple)) and len(listed) != each * (rank - 2):  # pyright: ignore[reportUnknownArgumentType]
             return Reason(f"its {name} is not for a weight of {rank} dimensions", weight.name)
+    groups, shape = int(node.attr("group", 1)), shape_of(weight)
+    channels = shape[0] if shape is not None else None
+    if groups < 1 or (isinstance(channels, int) and channels % groups):
+        return Reason(f"its weight is not one of {groups} groups", weight.name)
     return None
 
 
