@@ -26,7 +26,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, 
 from qatc.compiler.links import unlink
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
-from qatc.compiler.passes.movement import is_movement, joined
+from qatc.compiler.passes.movement import VALUE_BLIND, is_movement, joined
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 from qatc.frontends.integers import (
     WIDEST,
@@ -40,7 +40,6 @@ from qatc.frontends.integers import (
 )
 from qatc.frontends.params import linear_params
 
-_BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone
 _OF_ELEMENT: Final = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES}
 
 
@@ -266,7 +265,7 @@ class _Lifter:
             found = self.integers.get(id(tensor))
             if found is None:
                 continue
-            if node.op in _BLIND and not node.domain:
+            if node.op in VALUE_BLIND and not node.domain:
                 node.inputs[index] = self._real(found, None) if found.parents else found.source()
                 continue
             root = found.root()

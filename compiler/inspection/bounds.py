@@ -115,7 +115,7 @@ def weight_facts(graph: IntegerGraph, op: Conv | MatMul) -> WeightFacts | None:
     if weight is None or params is None or weight.ndim < 2 or not weight.size:
         return None
     rows = _rows(op, weight)
-    zeros = _zeros(op, params, rows.shape[0])
+    zeros = _zeros(params, rows.shape[0])
     high, low, step = np.zeros(rows.shape[0], np.int64), np.zeros(rows.shape[0], np.int64), 0
     for part in _parts(rows):
         wide = rows[part].astype(np.int16) - zeros[part].astype(np.int16)[:, None]
@@ -143,7 +143,7 @@ def _rows(op: Conv | MatMul, weight: Array) -> Array:
     return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
 
 
-def _zeros(op: Conv | MatMul, params: QuantParams, channels: int) -> npt.NDArray[np.int64]:
+def _zeros(params: QuantParams, channels: int) -> npt.NDArray[np.int64]:
     """The weight's zero point for each row: groups of a transposed weight and stacked matrices share theirs."""
     zeros = np.asarray(params.zero_point, np.int64)
     return np.tile(zeros, channels // zeros.size)
@@ -153,7 +153,7 @@ def _extremes(graph: IntegerGraph, op: Conv | MatMul, weight: Array, ranges: Ran
     """The largest and the smallest sum of every output channel."""
     low, high = _span(graph.params(op.inputs[0]), ranges.get(op.inputs[0]))
     rows = _rows(op, weight)
-    zeros = _zeros(op, graph.params(op.inputs[1]), rows.shape[0])
+    zeros = _zeros(graph.params(op.inputs[1]), rows.shape[0])
     positive, negative = np.zeros(rows.shape[0], np.int64), np.zeros(rows.shape[0], np.int64)
     for part in _parts(rows):
         wide = rows[part].astype(np.int16) - zeros[part].astype(np.int16)[:, None]

@@ -132,7 +132,7 @@ def _visit(state: State, node: Node) -> None:
         return
     if len(node.outputs) > 1:
         if not operators.movement(state, node):
-            _round_floats(state, node, quantised)
+            _round_floats(state, quantised)
         return
     out = quantised[0]
     params = state.params(out)
@@ -173,7 +173,7 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
     return True
 
 
-def _round_floats(state: State, node: Node, outs: list[Tensor]) -> None:
+def _round_floats(state: State, outs: list[Tensor]) -> None:
     """A node of several results that stays in float: each quantized result is rounded."""
     for tensor in outs:
         params = state.params(tensor)

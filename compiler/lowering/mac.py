@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
-from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Move, Shape, raw_accumulator
+from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_accumulator
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.lowering.windows import sized_window
 from qatc.compiler.model_io import label_of
@@ -210,7 +210,7 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
         unit = np.repeat(x_params.scale, (channels_of(node) or 0) // len(x_params.scale)) * alpha
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
-        name = _transposed(state, x, name, x_params)
+        name = state.transposed(x, name, x_params, (1, 0))
     units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
     if min(units) < SMALLEST or max(units) > LARGEST:
         return None
@@ -219,14 +219,6 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     shift = state.graph.params[weight.name].shift_to(w_params.dtype)
     values = (weight.values.astype(np.int32) + shift).astype(w_params.container) if shift else weight.values
     return Operands(node, name, weight, w_params, values, unit, _channel_axis(node, weight), channels_of(node))
-
-
-def _transposed(state: State, tensor: Tensor, name: str, params: QuantParams) -> str:
-    shape = shape_of(tensor)
-    out = state.build.quantised(f"{tensor.name}_transposed", params, None if shape is None else shape[::-1])
-    return state.build.add(
-        Move(state.build.fresh("Transpose"), (name,), (out,), op_type="Transpose", attrs={"perm": [1, 0]})
-    )
 
 
 def own_bias(state: State, node: Node) -> Vector | None:
@@ -352,7 +344,7 @@ def weight_name(state: State, found: Operands) -> str:
     transposed = found.node.op == "Gemm" and bool(found.node.attr("transB", 0))
     if found.values is None:
         name = state.int_name(found.weight)
-        return _transposed(state, found.weight, name, found.weight_params) if transposed else name
+        return state.transposed(found.weight, name, found.weight_params, (1, 0)) if transposed else name
     key = (id(found.weight), transposed, found.weight_params)
     if key in state.weights:
         return state.weights[key]
@@ -488,7 +480,7 @@ def _parts(state: State, node: Node) -> list[Operands]:
     high = np.rint(whole / _BASE)
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
-        name = _transposed(state, x, name, data)
+        name = state.transposed(x, name, data, (1, 0))
     found: list[Operands] = []
     for values, scale in ((high, step * _BASE), (whole - _BASE * high, step)):
         flat = scale.reshape(-1)

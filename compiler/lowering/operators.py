@@ -14,9 +14,10 @@ from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value
 from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale, Shape
 from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.signs import as_sign
-from qatc.compiler.lowering.state import Function, State
+from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.lowering.windows import sized_window, window
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
 
@@ -195,9 +196,9 @@ def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[
     params, label = state.usable(x), label_of(node)
     if params is None or wanted is None:
         return False
-    name = transposed(state, x, state.int_name(x), params, order)
+    name = state.transposed(x, state.int_name(x), params, order)
     back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
-    shape = _permuted(shape_of(out), order)
+    shape = permuted(shape_of(out), order)
     pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", wanted, shape)
     fresh = state.build.fresh(label)
     state.build.add(Pool(fresh, (name,), (pooled,), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label))
@@ -210,34 +211,11 @@ def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[
 def _mean_order(node: Node) -> tuple[int, ...] | None:
     """The dimensions of a ReduceMean's input with the two that stay in front; None where not two stay."""
     rank, axes = rank_of(node.inputs[0]), axes_of(node)
-    if rank is None or axes is None:
+    if rank is None or not axes:
         return None
-    averaged = sorted({a + rank if a < 0 else a for a in axes})
+    averaged = sorted(set(axes))
     kept = [i for i in range(rank) if i not in averaged]
     return (*kept, *averaged) if len(kept) == 2 and len(kept) + len(averaged) == rank > 2 else None
-
-
-def transposed(state: State, tensor: Tensor, name: str, params: QuantParams, order: tuple[int, ...]) -> str:
-    """The integers of a tensor with its dimensions in another order."""
-    if order == tuple(range(len(order))):
-        return name
-    shape = _permuted(shape_of(tensor), order)
-    out = state.build.quantised(f"{tensor.name}_transposed", params, shape)
-    move = state.build.fresh("Transpose")
-    return state.build.add(Move(move, (name,), (out,), op_type="Transpose", attrs={"perm": list(order)}))
-
-
-def _permuted(shape: Shape | None, order: tuple[int, ...]) -> Shape | None:
-    return None if shape is None or len(shape) != len(order) else tuple(shape[i] for i in order)
-
-
-def axes_of(node: Node) -> list[int] | None:
-    """The axes of a reduction, from its attribute or its constant input."""
-    listed = node.attr("axes")
-    if listed is not None:
-        return [int(a) for a in listed]
-    value = value_of(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1].name else None
-    return None if value is None else [int(a) for a in value.reshape(-1)]
 
 
 def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:

@@ -20,7 +20,7 @@ from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Res
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.functions import Values
 from qatc.compiler.model_io import captures_of, label_of
-from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
 from qatc.compiler.quant import QuantParams, dtype_range
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -258,7 +258,7 @@ class State:
             raise ValueError(f"tensor {tensor.name} has no producer and no value")
         if self.raw(self, node):
             return []
-        blind = node.op in ("Shape", "Size") and not node.domain
+        blind = node.op in VALUE_BLIND and not node.domain
         missing = [t for t in node.inputs if t.name and id(t) not in self.floats and not (blind and id(t) in self.ints)]
         if missing:
             return missing
@@ -276,7 +276,7 @@ class State:
             ""
             if not t.name
             else self.ints[id(t)]
-            if node.op in ("Shape", "Size") and id(t) in self.ints
+            if node.op in VALUE_BLIND and id(t) in self.ints
             else self.floats[id(t)]
             for t in node.inputs
         )
@@ -306,6 +306,14 @@ class State:
             )
         )
 
+    def transposed(self, tensor: Tensor, name: str, params: QuantParams, order: tuple[int, ...]) -> str:
+        """The integers of a tensor, which are called `name`, with its dimensions in another order."""
+        if order == tuple(range(len(order))):
+            return name
+        out = self.build.quantised(f"{tensor.name}_transposed", params, permuted(shape_of(tensor), order))
+        move = self.build.fresh("Transpose")
+        return self.build.add(Move(move, (name,), (out,), op_type="Transpose", attrs={"perm": list(order)}))
+
     # -- rounding -------------------------------------------------------------------------------------------------
     def quantise_float(self, tensor: Tensor, source: str, lo: int, hi: int) -> None:
         """Make the integers of `tensor` from the float tensor `source`, clamped to [lo, hi]."""
@@ -315,3 +323,8 @@ class State:
                 self.build.fresh(f"Quantize_{tensor.name}"), (source,), (name,), lo=lo, hi=hi, source=self._node(tensor)
             )
         )
+
+
+def permuted(shape: Shape | None, order: tuple[int, ...]) -> Shape | None:
+    """A shape with its dimensions in another order, None where they are not known to be as many."""
+    return None if shape is None or len(shape) != len(order) else tuple(shape[i] for i in order)

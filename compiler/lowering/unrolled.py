@@ -188,7 +188,7 @@ def _mean_axes(graph: QuantGraph, tensor: Tensor, x: Tensor) -> int | None:
     node, rank = _maker(graph, tensor), rank_of(x)
     if node is None or node.op != "ReduceMean" or node.inputs[0] is not x or not node.attr("keepdims", 1) or not rank:
         return None
-    axes = axes_of(graph, node)
+    axes = axes_of(node)
     counted = sorted(a % rank for a in axes) if axes else []
     return len(counted) if counted and counted == list(range(rank - len(counted), rank)) else None
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping
 
-import onnx
-
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.lowering.functions import SIGNS, is_elementwise
+from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.passes.products import is_product
@@ -53,7 +52,13 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
     waiting: deque[Tensor] = deque()
 
     def need(tensor: Tensor) -> None:
-        if tensor.name and _is_float(tensor) and tensor.name not in graph.params and id(tensor) not in found:
+        if (
+            tensor.name
+            and not is_constant(tensor)
+            and is_float(tensor)
+            and tensor.name not in graph.params
+            and id(tensor) not in found
+        ):
             found[id(tensor)] = tensor
             waiting.append(tensor)
 
@@ -78,16 +83,6 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
             need(tensor)
     order = {id(t): i for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)])}
     return sorted(found.values(), key=lambda t: order[id(t)])
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return not is_constant(tensor) and tensor.dtype in (
-        None,
-        0,
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.DOUBLE,
-    )
 
 
 def _may_be_integer_product(graph: QuantGraph, node: Node) -> bool:
@@ -154,11 +149,11 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
             continue
         seen.add(id(tensor))
         maker = graph.producer(tensor)
-        if tensor.name in graph.params or maker is None or not is_elementwise(maker) or _has_vector(graph, maker):
+        if tensor.name in graph.params or maker is None or not is_elementwise(maker) or _has_vector(maker):
             leaves[id(tensor)] = tensor
         else:
             waiting.extend(t for t in maker.inputs if t.name and not is_constant(t))
-    if len(leaves) != 1 or _has_vector(graph, node):
+    if len(leaves) != 1 or _has_vector(node):
         return [] if len(own) == 1 and _is_product(graph, own[0]) else own
     leaf = next(iter(leaves.values()))
     if _is_signed_sum(graph, leaf):
@@ -167,7 +162,7 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     return [] if straight and _is_product(graph, leaf) else [leaf]
 
 
-def _has_vector(graph: QuantGraph, node: Node) -> bool:
+def _has_vector(node: Node) -> bool:
     """Whether a constant operand differs from element to element."""
     return any((v := value_of(t)) is not None and v.size > 1 for t in node.inputs)
 

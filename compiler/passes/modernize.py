@@ -128,7 +128,7 @@ def element_type(tensor: Tensor) -> int | None:
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
 
 
-def axes_of(graph: QuantGraph, node: Node) -> tuple[int, ...] | None:
+def axes_of(node: Node) -> tuple[int, ...] | None:
     """The axes of a Reduce*, Squeeze or Unsqueeze, from its attribute or its second input; () means all of them.
 
     Counted from the front where the rank is known. None where they are computed at run time.

@@ -49,7 +49,7 @@ def strip(graph: QuantGraph) -> None:
 def _rounded(graph: QuantGraph, node: Node, x: Tensor, y: Tensor, params: QuantParams) -> Tensor:
     """The tensor that holds x rounded onto `params`; turns `node` into a Requantize where x stays as it is."""
     if isinstance(x, Constant):
-        return _constant(graph, node, x, y, params)
+        return _constant(graph, node, x, params)
     have = graph.quant(x)
     if have is not None and have.same_grid(params) and params.qmin <= have.qmin and have.qmax <= params.qmax:
         return x
@@ -73,7 +73,7 @@ def _one_rounding(graph: QuantGraph, x: Tensor, params: QuantParams) -> bool:
     return all(n.op == FAKE_QUANT and n.attrs["params"] == params for n in readers)
 
 
-def _constant(graph: QuantGraph, node: Node, x: Constant, y: Tensor, params: QuantParams) -> Constant:
+def _constant(graph: QuantGraph, node: Node, x: Constant, params: QuantParams) -> Constant:
     value = graph.real(x)
     have = graph.quant(x)
     if value is None or value.dtype.kind != "f":

@@ -123,11 +123,11 @@ def test_a_dropout_whose_mask_is_read_stays() -> None:
 def test_axes_of() -> None:
     graph = loaded(model(13, "a = Constant<value_ints=[-1]>() y = ReduceSum(x, a)"))
     modernize(graph)
-    assert axes_of(graph, graph.nodes[0]) == (3,)
+    assert axes_of(graph.nodes[0]) == (3,)
     graph = loaded(model(13, "y = ReduceMean<axes=[0, -2]>(x)"))
-    assert axes_of(graph, graph.nodes[0]) == (0, 2)
+    assert axes_of(graph.nodes[0]) == (0, 2)
     graph = loaded(model(13, "y = ReduceMean(x)"))
-    assert axes_of(graph, graph.nodes[0]) == ()
+    assert axes_of(graph.nodes[0]) == ()
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
