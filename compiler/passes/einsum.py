@@ -31,8 +31,7 @@ class _Product:
 
 def einsum_to_product(graph: QuantGraph, node: Node) -> bool:
     """The rule, for Einsum nodes."""
-    equation = node.attr("equation", b"")
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    text = str(node.attr("equation", "")).replace(" ", "")
     found = _parsed(text)
     if found is None or len(node.inputs) != 2:
         raise NoMatch(f"{text} is no product of two matrices")
