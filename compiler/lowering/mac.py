@@ -210,7 +210,7 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
         unit = np.repeat(x_params.scale, (channels_of(node) or 0) // len(x_params.scale)) * alpha
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
-        name = state.transposed(x, name, x_params, (1, 0))
+        name = state.transposed(x, name, (1, 0))
     units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
     if min(units) < SMALLEST or max(units) > LARGEST:
         return None
@@ -344,7 +344,7 @@ def weight_name(state: State, found: Operands) -> str:
     transposed = found.node.op == "Gemm" and bool(found.node.attr("transB", 0))
     if found.values is None:
         name = state.int_name(found.weight)
-        return state.transposed(found.weight, name, found.weight_params, (1, 0)) if transposed else name
+        return state.transposed(found.weight, name, (1, 0)) if transposed else name
     key = (id(found.weight), transposed, found.weight_params)
     if key in state.weights:
         return state.weights[key]
@@ -480,7 +480,7 @@ def _parts(state: State, node: Node) -> list[Operands]:
     high = np.rint(whole / _BASE)
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
-        name = state.transposed(x, name, data, (1, 0))
+        name = state.transposed(x, name, (1, 0))
     found: list[Operands] = []
     for values, scale in ((high, step * _BASE), (whole - _BASE * high, step)):
         flat = scale.reshape(-1)

@@ -196,7 +196,7 @@ def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[
     params, label = state.usable(x), label_of(node)
     if params is None or wanted is None:
         return False
-    name = state.transposed(x, state.int_name(x), params, order)
+    name = state.transposed(x, state.int_name(x), order)
     back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
     shape = permuted(shape_of(out), order)
     pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", wanted, shape)

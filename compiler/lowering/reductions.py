@@ -57,7 +57,7 @@ def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     share = 1.0 / found.count if node.op == "ReduceMean" else 1.0
     if not SMALLEST <= have.scale[0] * share <= LARGEST:
         return False
-    name = state.transposed(x, state.int_name(x), have, (*found.kept, *found.summed))
+    name = state.transposed(x, state.int_name(x), (*found.kept, *found.summed))
     kept = tuple(found.shape[i] for i in found.kept)
     if len(found.summed) > 1:
         last = state.build.constant("sizes", np.asarray([0] * len(kept) + [found.count], np.int64))

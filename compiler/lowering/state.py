@@ -306,11 +306,12 @@ class State:
             )
         )
 
-    def transposed(self, tensor: Tensor, name: str, params: QuantParams, order: tuple[int, ...]) -> str:
+    def transposed(self, tensor: Tensor, name: str, order: tuple[int, ...]) -> str:
         """The integers of a tensor, which are called `name`, with its dimensions in another order."""
         if order == tuple(range(len(order))):
             return name
-        out = self.build.quantised(f"{tensor.name}_transposed", params, permuted(shape_of(tensor), order))
+        params, shape = self.build.graph.params(name), permuted(shape_of(tensor), order)
+        out = self.build.quantised(f"{tensor.name}_transposed", params, shape)
         move = self.build.fresh("Transpose")
         return self.build.add(Move(move, (name,), (out,), op_type="Transpose", attrs={"perm": list(order)}))
 

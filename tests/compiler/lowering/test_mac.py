@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qatc.compiler.integer import Conv
-from tests.agreeing import lowered_net, reasons
-from tests.graphs import expect
+from tests.agreeing import agrees, lowered_net, reasons
+from tests.graphs import expect, net
 
 CONV = "int8[2,1,1,1] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
 DENSE = "int8[1,2] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
@@ -77,6 +77,20 @@ def test_gemm_in_every_transposition() -> None:
         output y
         """,
     )
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_with_a_constant_on_the_left(transposed: int) -> None:
+    """Its integers meet those of an activation, in their type; so do they when they are transposed."""
+    shape = "3,2" if transposed else "2,3"
+    text = net(
+        "(float[3,4] x) => (float[2,4] y)",
+        f"a = A(x)\nw = DequantizeLinear(wq, sD, zD)\ng = Gemm<transA = {transposed}>(w, a)\ny = A(g)",
+        f"int8[{shape}] wq = {{1, -2, 3, 4, -127, 6}}",
+    )
+    graph = agrees(text)
+    (product,) = (op for op in graph.ops if op.kind == "MatMul")
+    assert graph.params(product.inputs[0]).dtype == "uint8"
 
 
 def test_gemm_of_two_activations() -> None:
