@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
-from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.movement import is_movement, pad_value
 from qatc.compiler.quant import Array, QuantParams
 from qatc.frontends.grid import find_grid
 
@@ -62,7 +62,8 @@ def _constant_unit(graph: QuantGraph, tensor: Tensor) -> float | None:
 def _behind(graph: QuantGraph, node: Node) -> tuple[Tensor, float, Array | None] | None:
     """(x, factor, constant): what a node makes is factor times a sum of x's values, plus a constant."""
     if node.op in _SAME or is_movement(node):
-        return node.inputs[0], 1.0, None
+        fill = pad_value(node) if node.op == "Pad" and node.attr("mode", "constant") == "constant" else None
+        return node.inputs[0], 1.0, None if fill is None else np.asarray([fill])
     if node.op in _PRODUCTS:
         weight = node.inputs[1]
         times = _own_unit(graph, weight)

@@ -12,7 +12,7 @@ import numpy as np
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.movement import is_movement, params_through
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.frontends import qdq
@@ -223,14 +223,17 @@ def refuse_formats(graph: QuantGraph, format_of: Callable[[Node], str | None], h
 def grid_behind(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
     """The grid that `tensor` lies on: of the FakeQuant that made it, through operators that only move values."""
     current: Tensor = tensor
-    while (node := graph.producer(current)) is not None:
-        if node.op == FAKE_QUANT:
-            params: QuantParams = node.attrs["params"]
-            return params if current is tensor or not params.is_per_channel else None
+    moves: list[Node] = []
+    while (node := graph.producer(current)) is not None and node.op != FAKE_QUANT:
         if node.domain or not (node.op in _SAME_VALUES or is_movement(node)):
             return None
+        moves.append(node)
         current = node.inputs[0]
-    return graph.quant(current)
+    params: QuantParams | None = graph.quant(current) if node is None else node.attrs["params"]
+    if params is None or node is None or not moves:
+        return params
+    whole = not params.is_per_channel and all(params_through(n, params) is not None for n in moves)
+    return params if whole else None
 
 
 # -- canonical form -----------------------------------------------------------------------------------------------

@@ -119,6 +119,20 @@ def test_uneven_on_an_8_bit_tensor_is_a_table() -> None:
     assert np.array_equal(values(graph, x), definition(quantised, rows, 1, 0.5))
 
 
+@pytest.mark.parametrize(("fill", "code"), [(0.5, []), (0.3, ["QAT103"])])
+def test_a_table_of_a_padded_tensor_needs_padding_on_its_grid(fill: float, code: list[str]) -> None:
+    rows = np.array([[-1.2, -0.1, 0.4, 0.6, 4.0]])
+    b = Builder()
+    ends = b.constant("ends", np.array([0, 1, 0, 0]), np.int64)
+    thresholds(b, b.node("Pad", [quantized(b), ends, b.constant("fill", np.float32(fill))], "p"), rows, "output")
+    graph = read(b, [40, 6])
+    assert [d.code for d in graph.diagnostics.errors] == code
+    if not code:
+        x = (np.random.default_rng(0).integers(-4, 20, (40, 6)) * 0.5).astype(np.float32)
+        padded = np.pad(np.clip(x, -1.5, 6.0), [(0, 0), (1, 0)], constant_values=fill)
+        assert np.array_equal(values(graph, x), definition(padded, rows, 1))
+
+
 @pytest.mark.parametrize(
     ("rows", "attrs", "code"),
     [
@@ -163,3 +177,12 @@ def test_unit_of_sums() -> None:
     tensors = {t.name: t for t in graph.tensors()}
     found = [unit_of(graph, tensors[name]) for name in ("x", "r", "a", "output", "input")]
     assert found == [0.5, 0.5, 0.0625, None, None]
+
+
+def test_unit_of_what_is_padded() -> None:
+    b = Builder()
+    thresholds(b, "input", np.arange(3)[None] + 0.5, "x", out_dtype="UINT2", out_scale=0.5)
+    ends = b.constant("ends", np.array([0, 1, 0, 0]), np.int64)
+    b.node("Pad", ["x", ends, b.constant("fill", np.float32(0.125))], "output")
+    graph = read(b, [4, 3])
+    assert unit_of(graph, graph.outputs[0]) == 0.125
