@@ -21,13 +21,13 @@ from qatc.compiler.importing import as_onnx
 from qatc.compiler.inspection import inspection, overflows, view
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
+from qatc.compiler.lowering.missing import fill, missing_ranges
 from qatc.compiler.model_io import Source, load
 from qatc.compiler.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.package import check_destination
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.bodies import report_bodies
 from qatc.compiler.passes.known import report_malformed, report_unknown
-from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes

@@ -201,8 +201,10 @@ def test_nothing_imports_from_above() -> None:
 
 
 def test_no_circles() -> None:
+    """Neither among modules nor among units: what lies in two folders of one level goes from one to the other."""
     modules = {module_of(file) for file in FILES} - {""}
     edges: dict[str, set[str]] = {module: set() for module in modules}
+    units: dict[str, set[str]] = {}
     for found in ALL:
         here = module_of(found.file)
         if not here or found.deferred:
@@ -210,8 +212,12 @@ def test_no_circles() -> None:
         there = found.target if found.target in modules else found.target.rpartition(".")[0]
         if there in modules and there != here:
             edges[here].add(there)
+        of, to = unit_of(here), unit_of(found.target)
+        if of and to and of != to:
+            units.setdefault(of, set()).add(to)
     try:
         TopologicalSorter(edges).prepare()
+        TopologicalSorter(units).prepare()
     except CycleError as error:
         pytest.fail("imports go round in a circle: " + " -> ".join(error.args[1]), pytrace=False)
 

@@ -15,8 +15,8 @@ from qatc.compiler.inspection.disagreement import disagreements
 from qatc.compiler.inspection.memory import peak_bytes, tensor_bytes
 from qatc.compiler.inspection.view import kind_of, view
 from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, Lookup, MatMul, Move, Op, Quantize
+from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.model_io import Source
-from qatc.compiler.passes.missing import missing_ranges
 from qatc.compiler.ports import port_of
 from qatc.compiler.result import InspectedOp, Inspection, MissingRange
 

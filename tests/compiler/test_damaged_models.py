@@ -14,9 +14,9 @@ from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import infer_shapes
 from qatc.compiler.lowering import lower
+from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
-from qatc.compiler.passes.missing import missing_ranges
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.frontends import qdq

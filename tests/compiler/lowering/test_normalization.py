@@ -14,7 +14,7 @@ from qatc import CompileError, compare_package, compile_model, inspect_model, ve
 from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import IntegerGraph, LayerNorm, Softmax
 from qatc.compiler.lowering import LoweringOptions, lower
-from qatc.compiler.passes.missing import missing_ranges
+from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.reference import execute, execute_op
 from qatc.compiler.target import Target, load_target, wanted_operators
 from tests.compiler.test_integer_file import same, through_json

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qatc.compiler.integer import Lookup, Move
 from qatc.compiler.lowering import LoweringOptions
-from qatc.compiler.passes.missing import missing_ranges
+from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.passes.propagate import propagate
 from tests.agreeing import agrees, kinds, lowered
 from tests.graphs import expect, net, stripped

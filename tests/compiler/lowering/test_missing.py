@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qatc.compiler.lowering import lower
+from qatc.compiler.lowering.missing import fill, missing_ranges
 from qatc.compiler.passes.affine import fold_affine
-from qatc.compiler.passes.missing import fill, missing_ranges
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.quant import QuantParams
 from tests.graphs import net, stripped
