@@ -3,7 +3,7 @@
     W (floats on a grid) -> Conv                         integers with their scale: `frontends/grid.py`
     x -> FakeQuantWithMinMaxVars[num_bits](min, max)     x -> FakeQuant, by TensorFlow's nudging
     x -> Q -> Transpose | Reshape | Squeeze -> DQ        x -> FakeQuant -> Transpose | ...: `frontends/lift.py`
-    x -> Erfc                                            1 - Erf(x): the exact GELU, for which tf2onnx has no rule
+    x -> Erfc | TFL_GELU | TFL_RELU_N1_TO_1 ...          1 - Erf(x), Gelu, Clip ...: what tf2onnx has no rule for
 
 TensorFlow rounds half up from the nudged minimum and ONNX half to even: they differ on exact ties alone.
 """
@@ -57,7 +57,7 @@ _TELLING: Final = 64
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     _narrow_biases(graph)
-    _erfc(graph)
+    _left_behind(graph)
     standard(graph, _tf_fake_quants)
     grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
     quantize_signs(graph)
@@ -80,16 +80,46 @@ def _narrow_biases(graph: QuantGraph) -> None:
                 node.inputs[index] = graph.constant(node.inputs[index].name, values.astype(np.int32))
 
 
-def _erfc(graph: QuantGraph) -> None:
-    """TensorFlow's Erfc, which tf2onnx leaves as it is, in terms of an operator that ONNX has."""
-    found = [n for n in graph.nodes if n.op == "Erfc" and not n.domain and len(n.inputs) == 1]
+def _left_behind(graph: QuantGraph) -> None:
+    """Operators of TensorFlow and TFLite that tf2onnx leaves as they are, in terms of those that ONNX has."""
+    found = [n for n in graph.nodes if n.op in _LEFT and not n.domain and len(n.inputs) == 1 and len(n.outputs) == 1]
     for node in found:
-        (y,) = node.outputs
-        error = graph.variable(f"{y.name}_erf")
-        graph.insert("Erf", node.inputs, [error], hint=f"{node.name}_erf")
-        node.op, node.inputs = "Sub", [graph.constant(f"{y.name}_one", np.asarray(1, np.float32)), error]
+        _LEFT[node.op](graph, node)
     if found:
         graph.sort()
+
+
+def _erfc(graph: QuantGraph, node: Node) -> None:
+    (y,) = node.outputs
+    error = graph.variable(f"{y.name}_erf")
+    graph.insert("Erf", node.inputs, [error], hint=f"{node.name}_erf")
+    node.op, node.inputs = "Sub", [graph.constant(f"{y.name}_one", np.asarray(1, np.float32)), error]
+
+
+def _gelu(graph: QuantGraph, node: Node) -> None:
+    form = "tanh" if node.attr("approximate", 0) else "none"
+    node.op = "Gelu"
+    node.attrs.clear()
+    node.attrs["approximate"] = form
+
+
+def _clip_from(low: float) -> Callable[[QuantGraph, Node], None]:
+    """To `low`..1."""
+
+    def clip(graph: QuantGraph, node: Node) -> None:
+        ends = [graph.constant(f"{node.outputs[0].name}_end", np.asarray(v, np.float32)) for v in (low, 1.0)]
+        node.op, node.inputs = "Clip", [node.inputs[0], *ends]
+        node.attrs.clear()
+
+    return clip
+
+
+_LEFT: Final[dict[str, Callable[[QuantGraph, Node], None]]] = {
+    "Erfc": _erfc,
+    "TFL_GELU": _gelu,
+    "TFL_RELU_0_TO_1": _clip_from(0.0),
+    "TFL_RELU_N1_TO_1": _clip_from(-1.0),
+}
 
 
 # -- TensorFlow's own nodes ---------------------------------------------------------------------------------------
@@ -173,7 +203,7 @@ FRONTEND: Final = Frontend(
     importer=IMPORTER,
     exporters=(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
-        "tf2onnx 1.17 --tflite, with and without --dequantize",
+        "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
         "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
         "ai-edge-quantizer 0.10 (.tflite, static int8)",

@@ -21,7 +21,7 @@ from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, 
 from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.normalization import normalization, unasked
-from qatc.compiler.lowering.reductions import summed
+from qatc.compiler.lowering.reductions import is_noise, summed
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
@@ -348,6 +348,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("its result is not quantized by the model", node.outputs[0].name)
     if operators.is_far_apart(state, node, node.outputs[0]):
         return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
+    if is_noise(state, node):
+        return Reason("its result's steps are finer than what float32 knows of the sum: they hold rounding errors")
     option = unasked(state, node)
     if option is not None:
         return Reason(f"its integer form was not asked for: -p {option}")

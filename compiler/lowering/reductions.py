@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from qatc.compiler.lowering.state import State
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
+
+_SUMS: Final = ("ReduceSum", "ReduceMean", "ReduceL1")
+_CERTAIN: Final = 8.0  # standard deviations of a sum's rounding error that are as good as its largest
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,30 @@ class _Reduction:
             return None
         return cls(shape, kept, summed, math.prod(sizes))
 
+    def share(self, node: Node) -> float:
+        """What an element counts in the result."""
+        return 1.0 / self.count if node.op == "ReduceMean" else 1.0
+
+
+def is_noise(state: State, node: Node) -> bool:
+    """Whether the result's steps are finer than what float32 knows of the sum: training saw rounding errors.
+
+    The mean of what a normalization made is zero but for those; calibration gives it their range. The error is the
+    probabilistic one of docs/verification.md.
+    """
+    if node.domain or node.op not in _SUMS:
+        return False
+    have, want, found = state.usable(node.inputs[0]), state.usable(node.outputs[0]), _Reduction.of(node)
+    if have is None or want is None or found is None:
+        return False
+    zero = have.zero_point[0]
+    most = max(have.qmax - zero, zero - have.qmin) * have.scale[0] * found.count * found.share(node)
+    return _CERTAIN * math.sqrt(found.count) * 2.0**-24 * most > want.scale[0] / 2
+
 
 def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """ReduceSum and ReduceMean, and ReduceL1 of what is never negative."""
-    if node.domain or node.op not in ("ReduceSum", "ReduceMean", "ReduceL1"):
+    if node.domain or node.op not in _SUMS or is_noise(state, node):
         return False
     x = node.inputs[0]
     have, want, found = state.usable(x), state.usable(out), _Reduction.of(node)
@@ -54,7 +78,7 @@ def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
         return False
     if node.op == "ReduceL1" and have.qmin < have.zero_point[0]:
         return False
-    share = 1.0 / found.count if node.op == "ReduceMean" else 1.0
+    share = found.share(node)
     if not SMALLEST <= have.scale[0] * share <= LARGEST:
         return False
     name = state.transposed(x, state.int_name(x), (*found.kept, *found.summed))

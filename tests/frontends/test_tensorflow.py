@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -215,3 +216,36 @@ def test_the_exact_gelu_is_one_table() -> None:
     gelu = [v * 0.05 * 0.5 * math.erfc(-v * 0.05 * math.sqrt(0.5)) for v in q.ravel()]
     found = execute(integer, {"x": x}, get_profile("onnx"))["y"]
     np.testing.assert_allclose(found.ravel(), np.rint(np.asarray(gelu) / 0.05) * 0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "function"),
+    [
+        ("TFL_GELU", {"approximate": 0}, lambda v: 0.5 * v * math.erfc(-v * math.sqrt(0.5))),
+        (
+            "TFL_GELU",
+            {"approximate": 1},
+            lambda v: 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+        ),
+        ("TFL_RELU_N1_TO_1", {}, lambda v: min(max(v, -1.0), 1.0)),
+        ("TFL_RELU_0_TO_1", {}, lambda v: min(max(v, 0.0), 1.0)),
+    ],
+)
+def test_what_tf2onnx_leaves_of_tflite(op: str, attrs: dict[str, int], function: Callable[[float], float]) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node(op, ["d"], ["g"], **attrs),
+        helper.make_node("QuantizeLinear", ["g", "s", "z"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
+    ]
+    graph = model(nodes, {"s": np.asarray(0.05, np.float32), "z": np.asarray(0, np.int8)})
+    FRONTEND.normalise(graph, FrontendOptions())
+    strip(graph)
+    integer = lower(graph, LoweringOptions())
+    assert {op.kind for op in integer.ops} <= {"Quantize", "Lookup", "Rescale", "Dequantize"}
+    x = np.linspace(-6, 6, 6, dtype=np.float32).reshape(2, 3)
+    q = np.clip(np.rint(x / np.float32(0.05)), -128, 127)
+    want = np.rint(np.asarray([function(float(v) * 0.05) for v in q.ravel()]) / 0.05) * 0.05
+    found = execute(integer, {"x": x}, get_profile("onnx"))["y"]
+    np.testing.assert_allclose(found.ravel(), want, atol=1e-6)

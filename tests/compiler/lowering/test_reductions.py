@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from qatc import compile_model
 from qatc.backends.onnx import BACKEND
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.integer import Float, IntegerGraph, MatMul, Pool
@@ -144,9 +146,19 @@ def test_dimensions_that_stay_may_be_symbolic() -> None:
         pytest.param("ReduceSum", [2, 3], None, GRIDS, id="everything, unsaid"),
         pytest.param("ReduceL1", [2, 3], [1], GRIDS, id="magnitudes of both signs"),
         pytest.param("ReduceL2", [2, 3], [1], [(0.05, 0), (0.5, 0)], id="squares"),
+        pytest.param("ReduceMean", [2, 96], [1], [(0.05, 128), (1e-7, 126)], id="a mean of rounding errors"),
     ],
 )
 def test_what_is_no_product_with_ones_stays_in_float(
     op: str, shape: list[Any], axes: list[int] | None, grids: list[tuple[float, int]]
 ) -> None:
     assert not is_integer(integer(reduction_model(op, shape, axes, grids, keepdims=1)))
+
+
+def test_a_mean_of_rounding_errors_says_so(tmp_path: Path) -> None:
+    """What a normalization makes has the mean zero, but for float32: calibration gave that a range of its own."""
+    model = reduction_model("ReduceMean", [2, 96], [1], [(0.05, 128), (1e-7, 126)], keepdims=1)
+    onnx.save(model, tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    (island,) = result.islands
+    assert "rounding errors" in island.reason
