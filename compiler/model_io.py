@@ -411,24 +411,3 @@ def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
 def captures_of(node: Node) -> int:
     """How many of the node's last inputs are only read by its subgraphs."""
     return len(node.attrs.get(_CAPTURES, []))
-
-
-def to_model(graph: QuantGraph, *, ir_version: int = 10, producer: str = "qatc") -> onnx.ModelProto:
-    """The graph as a ModelProto with all constants inside (integers for quantized ones)."""
-    constants: list[TensorProto] = []
-    for tensor in graph.tensors():
-        value = value_of(tensor)
-        if value is not None:
-            constants.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
-    body = onnx.helper.make_graph(
-        [node_proto(n) for n in graph.nodes],
-        graph.name or "graph",
-        [value_info(t) for t in graph.inputs],
-        [value_info(t) for t in graph.outputs],
-        constants,
-    )
-    imports = [
-        onnx.helper.make_opsetid("", graph.opset),
-        *(onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.domains.items())),
-    ]
-    return onnx.helper.make_model(body, opset_imports=imports, ir_version=ir_version, producer_name=producer)

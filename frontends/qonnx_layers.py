@@ -32,7 +32,7 @@ _FIXED: Final = re.compile(r"FIXED<(\d{1,2}),(\d{1,2})>")
 _NAMED: Final = {"BIPOLAR": (-1, 1), "TERNARY": (-1, 1), "BINARY": (0, 1)}
 
 
-def _replaced(graph: QuantGraph, node: Node, op: str, inputs: list[Tensor], attrs: dict[str, object]) -> None:
+def _replaced(node: Node, op: str, inputs: list[Tensor], attrs: dict[str, object]) -> None:
     """Put `op` in a node's place."""
     node.op, node.domain = op, None
     node.inputs = inputs
@@ -89,7 +89,7 @@ def _between_transposes(graph: QuantGraph, node: Node, op: str) -> bool:
     inputs = list(node.inputs)
     for index in range(2 if weighted else 1):
         inputs[index] = _apply(graph, "Transpose", [inputs[index]], {"perm": _first(rank)})
-    _replaced(graph, node, op, inputs, dict(node.attrs))
+    _replaced(node, op, inputs, dict(node.attrs))
     _after(graph, node, "Transpose", [], {"perm": _last(rank)})
     return True
 
@@ -123,7 +123,7 @@ def _lowered(graph: QuantGraph, node: Node) -> bool:
     for product, shape in zip(products, shapes, strict=True):
         if shape is not None:
             weight, group = _kernel(graph, product.inputs[1], (*kernel, shape[0] // size, shape[1]))
-            _replaced(graph, product, "Conv", [x, weight], {**attrs, "group": group})
+            _replaced(product, "Conv", [x, weight], {**attrs, "group": group})
             _after(graph, product, "Transpose", [], {"perm": _last(4)})
     return True
 
@@ -173,7 +173,7 @@ def _counted_bits(graph: QuantGraph, node: Node) -> bool:
     name = node.inputs[1].name
     signs = _apply(graph, "Mul", [node.inputs[0], _number(graph, "two", 2.0)])
     signs = _apply(graph, "Add", [signs, _number(graph, "minus_one", -1.0)])
-    _replaced(graph, node, "MatMul", [signs, graph.constant(f"{name}_signs", (2 * weight - 1).astype(np.float32))], {})
+    _replaced(node, "MatMul", [signs, graph.constant(f"{name}_signs", (2 * weight - 1).astype(np.float32))], {})
     _after(graph, node, "Add", [_number(graph, "half_length", weight.shape[0] / 2)], {})
     _after(graph, node, "Mul", [_number(graph, "half", 0.5)], {})
     return True
@@ -197,14 +197,14 @@ def _average(graph: QuantGraph, node: Node) -> bool:
     x = _apply(graph, "Mul", [x, _number(graph, "pool_size", kernel * kernel / 2.0**shift)])
     cut = (2.0**shift - 1) / 2 ** (shift + 1)
     x = _apply(graph, "Add", [x, _number(graph, "pool_cut", -cut)]) if cut else x
-    _replaced(graph, node, FAKE_QUANT, [x], {"params": QuantParams.per_tensor(1.0, 0, dtype).with_range(*bounds)})
+    _replaced(node, FAKE_QUANT, [x], {"params": QuantParams.per_tensor(1.0, 0, dtype).with_range(*bounds)})
     if last:
         _after(graph, node, "Transpose", [], {"perm": _last(4)})
     return True
 
 
 def _marker(graph: QuantGraph, node: Node) -> bool:
-    _replaced(graph, node, "Identity", [node.inputs[0]], {})
+    _replaced(node, "Identity", [node.inputs[0]], {})
     return True
 
 

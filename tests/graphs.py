@@ -7,12 +7,13 @@ import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx.parser
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import QuantGraph, infer_shapes, value_of
 from qatc.compiler.integer import IntegerGraph
-from qatc.compiler.model_io import load
+from qatc.compiler.model_io import load, node_proto, value_info
 from qatc.compiler.passes.strip import strip
 from qatc.frontends import qdq
 
@@ -83,3 +84,24 @@ def stripped(text: str) -> QuantGraph:
     graph.verify()
     infer_shapes(graph)
     return graph
+
+
+def to_model(graph: QuantGraph) -> onnx.ModelProto:
+    """The graph as a ModelProto with all constants inside (integers for quantized ones)."""
+    constants: list[onnx.TensorProto] = []
+    for tensor in graph.tensors():
+        value = value_of(tensor)
+        if value is not None:
+            constants.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
+    body = onnx.helper.make_graph(
+        [node_proto(n) for n in graph.nodes],
+        graph.name or "graph",
+        [value_info(t) for t in graph.inputs],
+        [value_info(t) for t in graph.outputs],
+        constants,
+    )
+    imports = [
+        onnx.helper.make_opsetid("", graph.opset),
+        *(onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.domains.items())),
+    ]
+    return onnx.helper.make_model(body, opset_imports=imports, ir_version=10)

@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import Constant, QuantGraph, infer_shapes
-from qatc.compiler.model_io import Source, load, to_model
+from qatc.compiler.model_io import Source, load
 from qatc.compiler.runtime import RunnableModel
+from tests.graphs import to_model
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.model_io import to_model
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
-from tests.graphs import loaded
+from tests.graphs import loaded, to_model
 
 CONSTANTS = (
     "float s = {0.25}, float lo = {0}, float hi = {15}, float a = {3.75}, float half = {0.5}, float two = {2}, "

@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 from qatc.compiler.graph import QuantGraph
-from qatc.compiler.model_io import to_model
 from qatc.frontends import qdq
 from tests.frontends.running import run
-from tests.graphs import loaded
+from tests.graphs import loaded, to_model
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from qatc.compiler.model_io import to_model
 from qatc.compiler.passes.modernize import modernize
 from tests.frontends.networks import graph_of
 from tests.frontends.running import run
+from tests.graphs import to_model
 
 
 def model(equation: str, shapes: list[list[int]]) -> onnx.ModelProto:

@@ -8,9 +8,8 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from qatc.compiler.model_io import to_model
 from qatc.compiler.passes.modernize import axes_of, modernize
-from tests.graphs import loaded
+from tests.graphs import loaded, to_model
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
 
