@@ -32,6 +32,7 @@ from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.passes.strip import strip
+from qatc.compiler.passes.training import report_training
 from qatc.compiler.ports import port_of, ports_of_integer, tensor_records
 from qatc.compiler.proving import Proving
 from qatc.compiler.recognize import Recognition, recognize
@@ -190,7 +191,7 @@ class _Compilation:
     def inspect(self) -> Inspection:
         """The road up to the integer graph."""
         target, _, _ = self.chosen()
-        self.options = dataclasses.replace(self.options, qat=True)  # whoever inspects need not say what is in there
+        self.options = dataclasses.replace(self.options, qat=True, verify=False)  # whoever inspects need not say so
         graph, source, seen = self.canonical()
         self.strip(graph)
         self.fold(graph)
@@ -275,6 +276,8 @@ class _Compilation:
             raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization left after normalization")
         infer_shapes(graph, self.proving.shapes)
         fold_sizes(graph)
+        report_training(graph, verified=self.options.verify)
+        self.collect(graph)
 
     def fold(self, graph: QuantGraph) -> None:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""

@@ -27,6 +27,7 @@ from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, Stat
 from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds
+from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams
 
 
@@ -334,6 +335,8 @@ def _why(state: State, node: Node) -> Reason:
         return mac.refusal(state, node) or Reason("its result cannot be made in integers")
     if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
         return Reason(f"{node.op} runs graphs of its own")
+    if trains(node):
+        return Reason("it is in training mode: the statistics are those of its input")
     floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
     unranged = [t.name for t in floats if t.name not in state.graph.params]
     wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]

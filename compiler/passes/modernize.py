@@ -40,6 +40,7 @@ from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.sequences import split_sequences
+from qatc.compiler.passes.training import drops
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
@@ -209,8 +210,7 @@ def identity(graph: QuantGraph, node: Node) -> bool:
 @INERT.on("Dropout")
 def dropout(graph: QuantGraph, node: Node) -> bool:
     """Dropout does nothing at inference."""
-    mode = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.False_
-    if mode is None or bool(np.any(mode)):
+    if drops(node) is not False:
         raise NoMatch("it is in training mode")
     if len(node.outputs) > 1 and (node.outputs[1].outputs or graph.is_output(node.outputs[1])):
         raise NoMatch("its mask is read")
