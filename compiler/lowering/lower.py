@@ -25,6 +25,7 @@ from qatc.compiler.lowering.reductions import is_noise, summed
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model_io import label_of
+from qatc.compiler.passes.movement import MAXIMA, is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.passes.training import trains
@@ -153,25 +154,46 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
     """Make a quantized function of a quantized tensor a table, that of a sum's sign the sum itself, saturated."""
     if function.at is None:
         return operators.table(state, function, out, params.qmin, params.qmax)
-    graph, root = state.graph, function.root
-    node = graph.producer(root)
-    while node is not None and graph.only_consumer(root) is not None:
-        bounds = clamp_bounds(graph, node)
-        if bounds is None:
-            break
-        if not bounds[0] < function.at < bounds[1]:
-            return False
-        root = node.inputs[0]
-        node = graph.producer(root)
-    if node is None or graph.only_consumer(root) is None:
+    found = _summed(state.graph, function.root, function.at)
+    if found is None:
         return False
+    root, node, maxima = found
     chain = _Chain(root, node, [], params.qmin, params.qmax)
     _scalar_and_bias(state, chain)
-    node = chain.node or node
-    if not is_product(node) or not sign_of(state, function, node, chain.bias, chain.alpha, out):
+    product = chain.node or node
+
+    def made(tensor: Tensor) -> str:
+        last = not maxima
+        return state.new_int(out) if last else state.build.quantised(f"{out.name}_pooled", params, shape_of(tensor))
+
+    if not is_product(product):
         return False
-    graph.explain("lowering", f"{function.text} is the sign of a sum, in integers, at {printable(label_of(node))}")
+    if not sign_of(state, function, product, chain.bias, chain.alpha, out, lambda: made(root)):
+        return False
+    text = f"{function.text} is the sign of a sum, in integers, at {printable(label_of(product))}"
+    state.graph.explain("lowering", text)
+    while maxima:
+        pooling, source = maxima.pop(), state.build.graph.ops[-1].output
+        operators.emit_move(state, pooling, (source,), (made(pooling.outputs[0]),), params)
     return True
+
+
+def _summed(graph: QuantGraph, root: Tensor, at: float) -> tuple[Tensor, Node, list[Node]] | None:
+    """What a comparison with `at` compares, in front of clamps around that number and of pooling, which comes back.
+
+    The largest of signs is the sign of the largest. None where somebody else reads the numbers, too.
+    """
+    maxima: list[Node] = []
+    while (node := graph.producer(root)) is not None and graph.only_consumer(root) is not None:
+        bounds = clamp_bounds(graph, node)
+        if node.op in MAXIMA and is_movement(node):
+            maxima.append(node)
+        elif bounds is None:
+            return root, node, maxima
+        elif not bounds[0] < at < bounds[1]:
+            return None
+        root = node.inputs[0]
+    return None
 
 
 def _round_floats(state: State, outs: list[Tensor]) -> None:

@@ -318,7 +318,7 @@ def movement(state: State, node: Node) -> bool:
             between = state.build.quantised(f"{tensor.name}_moved", params, shape_of(tensor))
             names.append(between)
             rescaled.append((between, tensor, wanted))
-    _emit_move(state, node, inputs, tuple(names), params)
+    emit_move(state, node, inputs, tuple(names), params)
     for between, tensor, wanted in rescaled:
         state.build.add(
             Rescale(
@@ -357,9 +357,8 @@ def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ..
     return tuple(names)
 
 
-def _emit_move(
-    state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], params: QuantParams
-) -> None:
+def emit_move(state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], params: QuantParams) -> None:
+    """The node on the integers `inputs`, with the operands that say how it moves them."""
     label = label_of(node)
     name = state.build.fresh(label)
     if node.op not in ("MaxPool", "GlobalMaxPool"):

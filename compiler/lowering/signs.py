@@ -18,7 +18,7 @@ side, for twice the multiplications; wider ones stay in float.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -51,8 +51,19 @@ def as_sign(state: State, node: Node, scalars: Sequence[float | None]) -> Functi
     return None if values is None else Function(root, values, f"{node.op}({root.name})", at)
 
 
-def sign_of(state: State, function: Function, product: Node, bias: Vector | None, alpha: float, out: Tensor) -> bool:
-    """The integers of `out`, a function of the sign of `alpha * product + bias`; False where it must stay float."""
+def sign_of(
+    state: State,
+    function: Function,
+    product: Node,
+    bias: Vector | None,
+    alpha: float,
+    out: Tensor,
+    make: Callable[[], str],
+) -> bool:
+    """The integers `make()` on the grid of `out`, a function of the sign of `alpha * product + bias`.
+
+    False where it must stay float.
+    """
     params = state.usable(out)
     if params is None or function.at is None:
         return False
@@ -72,7 +83,7 @@ def sign_of(state: State, function: Function, product: Node, bias: Vector | None
         stored //= 2
     else:
         real = real * 2
-    result = state.new_int(out)
+    result = make()
     state.build.graph.signs[result] = Sign(real, (below, at, above))
     inputs = [found.x, mac.weight_name(state, found), state.build.constant(f"{out.name}_bias", stored)]
     mac.add(state, found, tuple(inputs), result, below, above, params.scale[0] * unit)

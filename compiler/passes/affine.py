@@ -5,9 +5,10 @@
 
 The integers of the weight stay: a factor changes the scale of its channel, a negative one negates the channel's
 integers as well, zero makes a constant channel. BatchNormalization, Mul, Div, Add, Sub and Neg fold
-in any order, also across layout operators that keep the channel axis whole. A matrix product keeps its bias as one Add
-behind it. PyTorch's ConvBn divides by what batch norm multiplies again; the two cancel, and at gamma = 0, where the
-file says 0/0, the limit is taken and reported (QAT210).
+in any order, also across layout operators that keep the channel axis whole, and across MaxPool where no factor behind
+it is negative. A matrix product keeps its bias as one Add behind it. PyTorch's ConvBn divides by what batch norm
+multiplies again; the two cancel, and at gamma = 0, where the file says 0/0, the limit is taken and reported
+(QAT210).
 
 The case that must stay: a raw result that somebody else reads too, and a weight that is not quantized.
 """
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.model_io import label_of
-from qatc.compiler.passes.movement import LAYOUT, VALUE_BLIND, axis_through
+from qatc.compiler.passes.movement import LAYOUT, MAXIMA, VALUE_BLIND, axis_through
 from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
 from qatc.compiler.quant import QuantParams, dtype_range
 
@@ -130,6 +131,7 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
     out = mac.node.outputs[0]
     place = _Place(out, mac.from_end, rank_of(out) if mac.node.op == "MatMul" else mac.weight.values.ndim)
     passed: list[Node] = []
+    pooled = False
     while place.tensor.name not in graph.params:
         node = _only_reader(graph, place.tensor)
         if node is None or node.domain:
@@ -141,6 +143,10 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
         if step is None and node.op in _AFFINE:
             label = printable(label_of(mac.node))
             graph.explain("affine", f"{node.op} not folded at {label}: the constant is not one number per channel")
+        if step is not None and pooled and not (step[0] * step[1] >= 0).all():
+            label = printable(label_of(mac.node))
+            graph.explain("affine", f"{node.op} not folded at {label}: it falls in some channels, behind a maximum")
+            break
         if step is not None:
             chain.then(*step)
             chain.nodes.append(node)
@@ -148,9 +154,10 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
             passed = []
             place = replace(place, tensor=node.outputs[0])
             continue
-        moved = _through_layout(node, place)
+        moved = _through_maximum(node, place) or _through_layout(node, place)
         if moved is None:
             break
+        pooled = pooled or node.op in MAXIMA
         passed.append(node)
         place = moved
     return chain
@@ -256,6 +263,13 @@ def _through_layout(node: Node, place: _Place) -> _Place | None:
         return None
     moved = axis_through(node, rank + place.axis, shape_of(place.tensor), shape_of(out))
     return None if moved is None else _Place(out, moved - out_rank, out_rank)
+
+
+def _through_maximum(node: Node, place: _Place) -> _Place | None:
+    """The same behind pooling for the largest of positions, which a rising function may be taken before."""
+    if node.op not in MAXIMA or len(node.outputs) != 1 or place.rank is None or place.axis != 1 - place.rank:
+        return None
+    return replace(place, tensor=node.outputs[0])
 
 
 def _skip(graph: QuantGraph, node: Node) -> None:

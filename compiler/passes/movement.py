@@ -19,6 +19,7 @@ _ALWAYS: Final = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "GatherElements", "GatherND",
      "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence", "ReduceMax", "ReduceMin"}
 )  # fmt: skip
+MAXIMA: Final = frozenset({"MaxPool", "GlobalMaxPool"})  # the largest of positions: rising functions commute with it
 VALUE_BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, its values do not concern them
 LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once
 

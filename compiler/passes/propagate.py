@@ -6,6 +6,7 @@
     c ? a<P> : 0 -> y                    c ? a<P> : 0<P> -> y<P>          forward: zero is on every grid
     c ? a : -inf -> y<P>                 c ? a<P> : qmin -> y<P>          backward: Where chooses, it computes nothing
     x<P> -> Relu -> y                    x<P> -> Relu -> y<P, qmin = z>   forward: zero is on every grid
+    MaxPool -> x -> Relu -> y<P>         MaxPool -> x<P, qmin = z> -> Relu -> y<P>      backward: on to what is moved
     W<P, axis 0> -> Transpose -> MatMul  W'<P, axis 1> -> MatMul          constants: the integers are moved
 
 Backward only where every reader of the tensor moves it onto the same grid: a reader of the unrounded value forbids it.
@@ -175,6 +176,7 @@ def _clamped(params: QuantParams, low: float, high: float) -> QuantParams | None
 def backward(graph: QuantGraph) -> None:
     """Round a tensor before it is moved, where all its readers move it onto one grid."""
     for node in reversed(graph.nodes):
+        _before_clamp(graph, node)
         data = set(map(id, node.inputs[:1] if is_movement(node) else joined(node)))
         for index, tensor in enumerate(node.inputs):
             if id(tensor) not in data:
@@ -189,6 +191,24 @@ def backward(graph: QuantGraph) -> None:
             elif tensor.name not in graph.params and any(t.name in graph.params for t in node.outputs):
                 why = f"{printable(tensor.name)} is read unrounded or on another grid, too"
                 graph.explain("propagate", f"not rounded before {node.op} at {printable(label_of(node))}: {why}")
+
+
+def _before_clamp(graph: QuantGraph, node: Node) -> None:
+    """Round what is clamped next already before, where it is only moved until then: a clamp of integers is the same."""
+    bounds, params = clamp_bounds(graph, node), graph.quant(node.outputs[0]) if node.outputs else None
+    if bounds is None or params is None or params.is_per_channel:
+        return
+    x = node.inputs[0]
+    maker = graph.producer(x)
+    moved = maker is not None and (is_movement(maker) or bool(joined(maker)))
+    if not moved or x.name in graph.params or graph.only_consumer(x) is not node:
+        return
+    (low,), (high,) = map(params.quantize_number, bounds)
+    graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}")
+    graph.params[x.name] = params.with_range(low, high)
+    origin = graph.origin.get(node.outputs[0].name)
+    if origin is not None:
+        graph.origin[x.name] = origin
 
 
 def _round_constant(graph: QuantGraph, node: Node, index: int, tensor: Constant) -> None:

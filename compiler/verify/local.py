@@ -20,6 +20,7 @@ from qatc.compiler.integer import (
     Concat,
     Conv,
     Dequantize,
+    Elementwise,
     Float,
     IntegerGraph,
     Lookup,
@@ -36,6 +37,7 @@ from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, kernel_error, product_sums, sum_error
 from qatc.compiler.verify.limits import Limits
+from qatc.compiler.verify.maxima import exact_maxima
 from qatc.compiler.verify.tally import Tally
 
 Feeds = Mapping[str, Array]
@@ -89,6 +91,7 @@ class LocalCheck:
         self.limits, self.evaluate = limits, evaluate
         self.tallies: dict[str, Tally] = {}
         self.producers = graph.producers()
+        self.judged_at: dict[str, str] = {}  # what is judged behind moves or pooling -> where
         self.located = {
             t.name: place
             for op in graph.ops
@@ -117,7 +120,11 @@ class LocalCheck:
         """Run `op` on what its inputs are in the simulation, compare, and pass the simulation's result on."""
         values = sample.values
         results = execute_op(self.graph, op, values, self.profile, self.evaluate)
-        trusted = self._trusted(op, sample) or self._behind_moves(op, sample) is not None
+        behind = self._behind_moves(op, sample)
+        judged = self._behind_maximum(op, sample) if behind is None else behind[0]
+        trusted = self._trusted(op, sample) or judged is not None
+        if judged is not None:
+            self.judged_at[judged.output] = op.output
         for name, computed in zip(op.outputs, results, strict=True):
             if not name:
                 continue
@@ -148,6 +155,13 @@ class LocalCheck:
                 return None
             op = maker
         return (op, moves) if moves and not isinstance(op, Move) and self._trusted(op, sample) else None
+
+    def _behind_maximum(self, op: Op, sample: Sample) -> Op | None:
+        """The operator whose results `op` takes the largest of, rounded where the simulation rounds behind that."""
+        if not isinstance(op, Pool) or op.mode != "max" or op.inputs[0] in sample.anchored:
+            return None
+        maker = self.producers.get(op.inputs[0])
+        return maker if isinstance(maker, Conv | Elementwise) and self._trusted(maker, sample) else None
 
     def _before_moves(self, root: Op, moves: list[Move], name: str, sample: Sample) -> Array:
         """For each element of `name`, the flat index of the root's element that it is."""
@@ -223,7 +237,11 @@ class LocalCheck:
             op, moves = behind
             place = _Place(name, self._before_moves(op, moves, name, sample)[place.where], source, place.where)
         looked_at = place.where
-        exact = self._exact(op, place, sample)
+        maximum = self._behind_maximum(op, sample)
+        if isinstance(op, Pool) and maximum is not None:
+            exact, op = exact_maxima(self.graph, op, maximum, sample.values, looked_at), maximum
+        else:
+            exact = self._exact(op, place, sample)
         fine = np.abs(found - wanted) <= self.limits.max_lsb
         if exact is None and isinstance(op, Lookup):
             tally.remark("the simulation does not show the value before its rounding")
@@ -344,11 +362,14 @@ class LocalCheck:
     def finish(self) -> list[Tally]:
         """The tallies in execution order, the demanded share of equal elements checked."""
         for op in self.graph.ops:
-            tally = self.tallies.get(op.output)
+            place = self.judged_at.get(op.output, op.output)
+            tally = self.tallies.get(place)
             if tally is None or not isinstance(op, Conv | MatMul):
                 continue
-            different = tally.different - tally.rerounded
             self._check_bias(op, tally)
+            if place != op.output:
+                continue
+            different = tally.different - tally.rerounded
             # fewer than four elements are no statistic: a classifier has ten outputs
             if different > max(3, (1 - self.limits.equal_share) * tally.elements) and not tally.remarks:
                 tally.problem(f"{different:,} of {tally.elements:,} elements differ")

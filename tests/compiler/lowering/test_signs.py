@@ -199,6 +199,65 @@ def test_a_wrong_sign_is_found(wrong: str) -> None:
     assert {d.code for d in caught.value.diagnostics} == {"QAT402"}
 
 
+# Between sum and sign: pooling, with what does not change where the sign of the largest lies.
+POOLINGS: Final = {
+    "windows": ["p = MaxPool(t)"],
+    "all": ["p = GlobalMaxPool(t)"],
+    "twice, and a clamp": ["q = MaxPool(t)", "c = Clip(q, minus, one)", "p = MaxPool(c)"],
+}
+
+
+def pooled_model(
+    rng: np.random.Generator, form: str, pooling: str, *, dyadic: bool, op: str = "Conv", bias: bool = True
+) -> onnx.ModelProto:
+    lines = [*POOLINGS[pooling], *(line.replace("(t", "(p") for line in SIGNS[form][0])]
+    model = product_model(rng, op, lines, dyadic=dyadic, limit=7, bias=bias)
+    for node in model.graph.node:
+        if node.op_type == "MaxPool":
+            attributes = {"kernel_shape": [2, 2], "strides": [1, 2], "pads": [1, 0, 0, 1]}
+            node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+    return model
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), form=st.sampled_from(sorted(SIGNS)), op=st.sampled_from(["Conv", "Depthwise"]))
+def test_the_largest_of_signs_is_the_sign_of_the_largest(pooling: str, seed: int, form: str, op: str) -> None:
+    rng = np.random.default_rng(seed)
+    model = pooled_model(rng, form, pooling, dyadic=True, op=op)
+    graph, feeds = integer(model), sample(model, rng)
+    assert not any(isinstance(o, Float) for o in graph.ops)
+    assert [o.kind for o in graph.ops[1:-1]] == ["Conv", *["Pool"] * len([p for p in POOLINGS[pooling] if "Max" in p])]
+    wanted = RunnableModel(model).run(feeds)["out"]
+    for name in PROFILES:
+        np.testing.assert_array_equal(execute(graph, feeds, get_profile(name))["out"], wanted, err_msg=name)
+    emission = BACKEND.emit(graph, BACKEND.checked({}))
+    np.testing.assert_array_equal(RunnableModel(emission.complete()).run(feeds)["out"], wanted)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), form=st.sampled_from(sorted(SIGNS)), pooling=st.sampled_from(["windows", "all"]))
+def test_signs_behind_pooling_are_judged_and_pass(seed: int, form: str, pooling: str) -> None:
+    rng = np.random.default_rng(seed)
+    model = pooled_model(rng, form, pooling, dyadic=False, bias=bool(rng.integers(2)))
+    graph = integer(model)
+    emission = BACKEND.emit(graph, BACKEND.checked({})).whole()
+    found = verify(graph, get_profile("onnx"), Simulation(model, "the file"), emission, [sample(model, rng)])
+    assert found.passed, [c for c in (*found.package, *found.local) if not c.passed]
+    assert not any("not judged" in c.message for c in found.local)
+
+
+def test_a_wrong_sign_is_found_behind_pooling() -> None:
+    rng = np.random.default_rng(8)
+    model = pooled_model(rng, "bipolar", "windows", dyadic=False)
+    graph, feeds = integer(model), sample(model, rng)
+    (op,) = products(graph)
+    graph.constants[op.inputs[2]] = graph.constants[op.inputs[2]] - np.int32(400)
+    emission = BACKEND.emit(graph, BACKEND.checked({})).whole()
+    found = verify(graph, get_profile("onnx"), Simulation(model, "the file"), emission, [feeds])
+    assert [c.op for c in found.local if not c.passed] == ["Pool"]
+
+
 def test_where_a_sign_may_go_either_way() -> None:
     """Only as near to zero as the bound says, and not at all for the integers."""
     model = product_model(np.random.default_rng(2), "MatMul", SIGNS["sign"][0], dyadic=False)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatc.compiler.graph import QuantGraph
+from qatc.compiler.graph import Constant, QuantGraph
 from qatc.compiler.passes.affine import fold_affine, scaled_weight
 from qatc.compiler.quant import QuantParams
 from tests.graphs import expect, net, stripped
@@ -43,6 +43,26 @@ def test_batch_norm() -> None:
         """,
     )
     assert graph.params["wq_scaled"].scale == (0.5, 0.25)
+
+
+POOLED = "c = Conv(x, w)\np = MaxPool<kernel_shape = [2, 2], pads = [1, 0, 0, 1]>(c)\n"
+RISING = "float[2] g = {2.0, 0.0}, float[2] b = {0.5, 0.25}, float[2] m = {1.0, 0.0}, float[2] v = {4.0, 1.0}"
+
+
+def test_a_rising_batch_norm_behind_the_largest_of_positions() -> None:
+    graph = after_fold(X4, f"{POOLED}n = BatchNormalization<epsilon = 0.0>(p, g, b, m, v)\n{Y4}", f"{CONV}, {RISING}")
+    assert [n.op for n in graph.nodes] == ["Conv", "MaxPool"]
+    assert graph.params["wq_scaled"].scale[0] == 0.5
+    bias = graph.nodes[0].inputs[2]
+    assert isinstance(bias, Constant)
+    assert bias.values.tolist() == [-0.5, 0.25]
+    assert graph.nodes[0].outputs[0].name not in graph.known
+
+
+def test_a_batch_norm_that_falls_in_a_channel_stays_behind_the_largest_of_positions() -> None:
+    """The largest of what falls is where the smallest was."""
+    graph = after_fold(X4, f"{POOLED}n = BatchNormalization<epsilon = 0.0>(p, g, b, m, v)\n{Y4}", f"{CONV}, {NORM}")
+    assert [n.op for n in graph.nodes] == ["Conv", "MaxPool", "BatchNormalization"]
 
 
 def test_batch_norm_with_a_bias() -> None:

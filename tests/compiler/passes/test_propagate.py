@@ -292,6 +292,33 @@ def test_rounding_moves_in_front_of_concat_and_pooling() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("clamp", "span"),
+    [
+        pytest.param("r = Relu(p)", (128, 255), id="an end on the grid"),
+        pytest.param("r = Clip(p, low, high)", (127, 129), id="ends between its points"),
+    ],
+)
+def test_rounding_moves_in_front_of_a_clamp_of_what_is_moved(clamp: str, span: tuple[int, int]) -> None:
+    """As a clamp of the integers: the largest of them is found in 8 bits."""
+    graph = after_propagate(
+        "(float[1,1,4,4] x, float[1,1,4,4] u) => (float[1,1,2,2] y)",
+        f"s = Add(x, u)\np = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(s)\n{clamp}\ny = A(r)",
+        "float low = {-0.3}, float high = {0.6}",
+    )
+    for name in ("s", "p"):
+        assert (graph.params[name].qmin, graph.params[name].qmax) == span
+    assert graph.origin["p"] == graph.origin["y"]
+
+
+def test_a_clamp_that_is_not_alone_keeps_its_rounding() -> None:
+    graph = after_propagate(
+        "(float[1,1,4,4] x, float[1,1,4,4] u) => (float[1,1,2,2] y, float[1,1,2,2] z)",
+        "s = Add(x, u)\np = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(s)\nr = Relu(p)\ny = A(r)\nz = Exp(p)",
+    )
+    assert "p" not in graph.params
+
+
 def test_a_reader_of_the_unrounded_value_forbids_it() -> None:
     graph = after_propagate(
         "(float[2,3] x) => (float[3,2] y, float[2,3] z)",
