@@ -79,8 +79,8 @@ def channels_first(graph: QuantGraph, node: Node) -> bool:
 def _between_transposes(graph: QuantGraph, node: Node, op: str) -> bool:
     weighted = op == "Conv"
     rank = rank_of(node.inputs[1] if weighted and len(node.inputs) > 1 else node.inputs[0])
-    if rank is None and node.attr("kernel_shape") is not None:
-        rank = len(node.attr("kernel_shape")) + 2
+    if rank is None and "kernel_shape" in node.attrs:
+        rank = len(node.attr("kernel_shape", [])) + 2
     if rank is None or rank < 2:
         graph.diagnostics.error(
             "QAT009", f"the rank of the input of {node.op} is unknown", node=label_of(node), tensor=data_name(node)

@@ -54,6 +54,7 @@ def input_of(name: str, op: str, index: int, value: object) -> onnx.ModelProto:
 FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
     "a window of no size": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", None), "QAT004"),
     "a window of one number": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 3), "QAT004"),
+    "a window of half": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 0.5), "QAT004"),
     "padding of text": (attribute_of("qoperator", "QLinearAveragePool", "pads", "all"), "QAT004"),
     "a quantizer of nothing": (input_of("mct", "ActivationSymmetricQuantizer", 0, None), "QAT004"),
     "thresholds without elements": (input_of("mct", "WeightsSymmetricQuantizer", 1, np.zeros(0, np.float32)), "QAT104"),

@@ -40,8 +40,8 @@ def _kept(node: Node, *names: str) -> dict[str, Any]:
 
 def _rank_of_window(node: Node) -> int | None:
     """The rank of what a pooling operator reads, from its window; None where the file does not say."""
-    window: Sequence[int] | None = node.attr("kernel_shape")
-    return len(window) + 2 if window and not isinstance(window, int) else None
+    window: Sequence[int] = node.attr("kernel_shape", [])
+    return len(window) + 2 if window else None
 
 
 def _rank_behind(reader: Reader, x: Tensor) -> int | None:
