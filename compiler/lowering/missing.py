@@ -15,7 +15,7 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant,
 from qatc.compiler.lowering.functions import SIGNS, is_elementwise
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
-from qatc.compiler.passes.movement import is_movement, joined
+from qatc.compiler.passes.movement import MAXIMA, is_movement, joined
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
@@ -168,15 +168,22 @@ def _has_vector(node: Node) -> bool:
 
 
 def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
-    """Whether all that is read of a product, with its bias, is its sign: that is exact without any rounding."""
+    """Whether all that is read of a product, with its bias, is its sign: that is exact without any rounding.
+
+    Clamps and pooling for the largest may lie between (`signs.py`).
+    """
     reader = graph.only_consumer(tensor)
+    while reader is not None and clamp_bounds(graph, reader) is not None:
+        reader = graph.only_consumer(reader.outputs[0])
     if reader is None or reader.domain or reader.op not in SIGNS:
         return False
     while not _is_product(graph, tensor):
         maker = graph.producer(tensor)
-        if maker is None or tensor.name in graph.params or maker.domain or maker.op not in ("Add", "Mul", "Div"):
+        if maker is None or tensor.name in graph.params or maker.domain:
             return False
-        data = [t for t in maker.inputs if not is_constant(t)]
+        if maker.op not in ("Add", "Mul", "Div", *MAXIMA) and clamp_bounds(graph, maker) is None:
+            return False
+        data = [t for t in maker.inputs if t.name and not is_constant(t)]
         if len(data) != 1:
             return False
         tensor = data[0]

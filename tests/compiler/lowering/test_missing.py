@@ -96,6 +96,14 @@ IMAGE = "(float[1,2,4,4] x) => (float[M] y)"
             id="a sum with a bias whose sign is taken",
         ),
         pytest.param(
+            IMAGE,
+            "a = A(x)\n" + D + "c = Conv(a, w)\np = MaxPool<kernel_shape = [2, 2]>(c)\nh = Clip(p, low, high)\n"
+            "s = Sign(h)\ny = A(s)",
+            W4 + ", float low = {-1.0}, float high = {1.0}",
+            [],
+            id="a pooled and clamped sum whose sign is taken",
+        ),
+        pytest.param(
             IMAGE, "a = A(x)\nd = Add(a, x)\ns = Sign(d)\ny = A(s)", "", ["x", "d"], id="the sign of no product"
         ),
         pytest.param(
