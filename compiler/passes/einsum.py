@@ -2,9 +2,11 @@
 
     Einsum[bihd,bjhd->bhij](q, k)    Transpose(q), Transpose(k) -> MatMul: (b h i d) x (b h d j)
     Einsum[bnd,df->bnf](x, w)        MatMul(x, w)
+    Einsum[bhwc,hkc->bhwk](q, r)     Transpose(q), Transpose(r) -> MatMul: (b h w c) x (h c k), r the same for every b
 
-One index is summed, at most one stands in each operand alone (any number in the first, where the operands share no
-other). Everything else stays an Einsum: traces, sums over several indices, ellipses, three operands.
+One index is summed, at most one stands in the second operand alone; of those in the first alone, the last is its rows,
+and over the others the second is repeated. Everything else stays an Einsum: traces, sums over several indices,
+ellipses, three operands.
 """
 
 from __future__ import annotations
@@ -39,16 +41,16 @@ def einsum_to_product(graph: QuantGraph, node: Node) -> bool:
     if any(rank_of(t) not in (None, len(o)) for t, o in zip(node.inputs, operands, strict=True)):
         raise NoMatch(f"{text} does not fit its operands")
     result = node.outputs[0]
-    a = _ordered(graph, node.inputs[0], operands[0], product.shared + product.first + product.summed)
+    batch, row = product.first[:-1] + product.shared, product.first[-1:]
+    a = _ordered(graph, node.inputs[0], operands[0], batch + row + product.summed)
     b = _ordered(graph, node.inputs[1], operands[1], product.shared + product.summed + product.second)
-    made = product.shared + product.first + product.second
-    if not product.first:
+    made = batch + row + product.second
+    if not row:
         a = _reshaped(graph, "Unsqueeze", a, [len(product.shared)])
     if not product.second:
         b = _reshaped(graph, "Unsqueeze", b, [len(product.shared) + 1])
-    rows = len(product.shared)
-    empty = [] if product.first else [rows]
-    empty += [] if product.second else [rows + max(1, len(product.first))]
+    empty = [] if row else [len(batch)]
+    empty += [] if product.second else [len(batch) + 1]
     node.op, node.inputs = "MatMul", [a, b]
     node.attrs.clear()
     order = [made.index(i) for i in product.result]
@@ -77,7 +79,7 @@ def _parsed(text: str) -> tuple[list[str], _Product] | None:
     both = [i for i in one if i in two]
     shared, summed = "".join(i for i in both if i in result), "".join(i for i in both if i not in result)
     first, second = ("".join(i for i in o if i not in both) for o in (one, two))
-    if len(summed) != 1 or len(second) > 1 or (len(first) > 1 and shared) or not set(first + second) <= set(result):
+    if len(summed) != 1 or len(second) > 1 or not set(first + second) <= set(result):
         return None
     return operands, _Product(shared, first, second, summed, result)
 

@@ -39,6 +39,10 @@ from qatc.compiler.reference.evaluate import OnnxEvaluator, evaluate_onnx
 from qatc.compiler.reference.pooling import pool
 
 _WITHOUT_KERNELS: Final = ("int16", "uint16")  # some operators of ONNX Runtime do not move these
+_MADE_NAN: Final = (
+    "an operator before it makes them: 0 / 0 of numbers that round to zero, a logarithm or root below zero; "
+    "give typical data with --input, or add an epsilon that is a step of the grid at least"
+)
 
 __all__ = ["OnnxEvaluator", "Overflow", "evaluate_onnx", "execute", "execute_op"]
 
@@ -130,7 +134,7 @@ def _clamped(graph: IntegerGraph, op: Clamped, values: Mapping[str, Array], prof
     x, out = values[op.inputs[0]], graph.params(op.output)
     match op:
         case Quantize():
-            return _quantize(op, x, out)
+            return _quantize(graph, op, x)
         case Elementwise():
             (a, a_params), (b, b_params) = _operand(graph, values, op, 0), _operand(graph, values, op, 1)
             return profile.elementwise(op.op, a, a_params, b, b_params, out, op.lo, op.hi)
@@ -181,10 +185,20 @@ def _product(
     return profile.requantize(acc.values, op.acc_scale, out, op.lo, op.hi, axis, in_scale=a_params.scale[0])
 
 
-def _quantize(op: Quantize, x: Array, out: QuantParams) -> Integers:
-    if np.isnan(x).any():
-        raise fail("QAT008", "NaN cannot be quantized", tensor=op.inputs[0], hint="check the input data")
-    return out.quantize(x).clip(op.lo, op.hi)
+def _quantize(graph: IntegerGraph, op: Quantize, x: Array) -> Integers:
+    count = int(np.isnan(x).sum())
+    if count:
+        fed = op.inputs[0] in graph.inputs
+        found = f"{count:,} of {x.size:,} elements are NaN"
+        raise fail(
+            "QAT008",
+            f"{found}, which cannot be quantized"
+            if fed
+            else f"{found} with this sample, and no integer is meant by that",
+            tensor=graph.tensors[op.output].source or op.inputs[0],
+            hint="check the input data" if fed else _MADE_NAN,
+        )
+    return graph.params(op.output).quantize(x).clip(op.lo, op.hi)
 
 
 def _dequantize(params: QuantParams, q: Integers, bias: Array | None) -> Array:

@@ -31,6 +31,9 @@ def model(equation: str, shapes: list[list[int]]) -> onnx.ModelProto:
         "bnd,df->bnf",
         "bnd,fd->bnf",
         "bndk,fk->bndf",
+        "bihnd,hkd->bihnk",  # the relative positions of an image: one table for every row
+        "bhnd,nkd->bhnk",
+        "bhnd,nd->bhn",
         "ij,jk",
         "ji,jk->ki",
         "bi,bi->b",

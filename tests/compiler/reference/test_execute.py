@@ -208,6 +208,22 @@ def test_inputs_are_checked():
             net.run()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_operator_that_makes_nan_is_not_said_to_be_the_input_data():
+    """A linear attention divides by a sum that rounds to zero: what NaN becomes differs between processors."""
+    net = Net()
+    x = net.feed("x", np.asarray([0.0, 1.0], np.float32))
+    real, y = net.out("real"), net.out("y", QuantParams.per_tensor(0.5, 3))
+    net.add(Float("div", (x, x), (real,), op_type="Div", attrs={}, reason="a test"))
+    net.add(Quantize("q", (real,), (y,), lo=0, hi=255))
+    with pytest.raises(CompileError) as caught:
+        net.run()
+    (told,) = caught.value.diagnostics
+    assert told.message.startswith("1 of 2 elements are NaN with this sample")
+    assert told.hint is not None
+    assert "0 / 0" in told.hint
+
+
 def test_shapes_that_do_not_fit_are_refused():
     net = Net()
     x = net.feed("x", np.zeros((1, 3, 4, 4), np.uint8), QuantParams.per_tensor(0.1))
