@@ -50,13 +50,13 @@ def decibels(value: float) -> str:
 
 
 def times(before: int, after: int) -> str:
-    """How sizes compare: `3.6 times smaller`, `1.2 times larger`, `the same`."""
+    """How sizes compare: `3.6 times smaller`, `1.2 times larger`, `about the same`."""
     if not before or not after:
         return ""
-    ratio = before / after
-    if 0.995 < ratio < 1.005:
+    ratio = f"{max(before, after) / min(before, after):.1f}"
+    if ratio == "1.0":
         return "about the same"
-    return f"{ratio:.1f} times smaller" if ratio > 1 else f"{1 / ratio:.1f} times larger"
+    return f"{ratio} times {'smaller' if before > after else 'larger'}"
 
 
 def prose(message: str) -> str:

@@ -119,6 +119,20 @@ def test_summary_without_multiply_accumulates() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (3600, 1000, "3.6 times smaller"),
+        (1000, 1200, "1.2 times larger"),
+        (1000, 1040, "about the same"),
+        (1040, 1000, "about the same"),
+        (0, 5, ""),
+    ],
+)
+def test_sizes_that_differ_by_less_than_is_shown_are_about_the_same(before: int, after: int, told: str) -> None:
+    assert text.times(before, after) == told
+
+
 def test_summary_has_timings_only_with_verbose() -> None:
     assert "0.40 s" not in shown(summary, fake.result())
     assert "verify 0.40 s, compile 0.11 s, load 0.02 s" in shown(summary, fake.result(), verbose=True)
