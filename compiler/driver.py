@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 _MANY: Final = 4_000_000  # objects
-_STEPS: Final = ("read", "normalize", "fold", "calibrate", "lower", "emit", "verify", "write")
+_STEPS: Final = (
+    "read", "normalize", "strip", "simulate", "fold", "calibrate", "lower", "emit", "verify", "write",
+)  # fmt: skip
 
 
 def compile_model(
@@ -161,9 +163,9 @@ class _Compilation:
         seal = sealer(self.options.sign, self.options.certificate)
         target, backend, options = self.chosen()
         graph, source, seen = self.canonical()
-        with self.step("fold"):
+        with self.step("strip"):
             self.strip(graph)
-        with self.step("verify"):
+        with self.step("simulate"):
             chosen = self.proving.prepare(source.path, graph)
             self.diagnostics += [chosen] if chosen else []
         self.fold(graph)

@@ -76,6 +76,19 @@ def test_inputs_may_be_a_dictionary(tmp_path: Path) -> None:
         assert not np.load(tmp_path / str(index) / "samples" / "0" / "input_0.npy").any()
 
 
+def test_progress_never_goes_back(tmp_path: Path) -> None:
+    steps: list[tuple[str, float]] = []
+    model = ROOT / "samples" / "models" / "resnet8_qat.onnx"
+    calibrate = tmp_path / "data.npy"
+    np.save(calibrate, np.zeros((1, 1, 16, 16), np.float32))
+    qatc.compile_model(
+        model, qat=True, output=tmp_path / "out", calibrate=calibrate, progress=lambda *seen: steps.append(seen)
+    )
+    shares = [share for _, share in steps]
+    assert shares == sorted(set(shares))
+    assert steps[-1] == ("done", 1.0)
+
+
 def test_the_types_of_the_options_are_those_of_the_options() -> None:
     """What type checkers and the page know are the fields that there are; the defaults themselves are legal."""
     fields = {f.name for f in dataclasses.fields(CompileOptions)} - {"output"}
