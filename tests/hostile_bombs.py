@@ -17,9 +17,11 @@ def _bombs() -> None:
     kind, codes = "bomb", "QAT004 QAT005 QAT011 QAT403"
     node = helper.make_node
 
-    def bomb(name: str, *made: onnx.NodeProto, extra: Sequence[TensorProto] = (), end: str = "b") -> None:
+    def bomb(
+        name: str, *made: onnx.NodeProto, extra: Sequence[TensorProto] = (), end: str = "b", own: str = ""
+    ) -> None:
         nodes = [*made, node("ReduceMax", [end], ["peak"], keepdims=0), node("Add", ["q2", "peak"], ["y"])]
-        add(kind, name, codes, saved(lambda: sound(nodes=nodes, result="y", extra=list(extra))))
+        add(kind, name, f"{codes} {own}", saved(lambda: sound(nodes=nodes, result="y", extra=list(extra))))
 
     one = full("one", 1)
     few = full("few", 1 << 10, 1)
@@ -132,7 +134,7 @@ def _bombs() -> None:
         node("Cast", ["j"], ["b"], to=FLOAT),
         extra=scalars,
     )
-    bomb("RandomNormal", node("RandomNormal", [], ["b"], shape=[1 << 20, 1 << 20]))
+    bomb("RandomNormal", node("RandomNormal", [], ["b"], shape=[1 << 20, 1 << 20]), own="QAT111")
     bomb("a wide window", node("HannWindow", ["n"], ["b"]), extra=[const("n", 1 << 40, np.int64)])
     bomb(
         "Split into itself",

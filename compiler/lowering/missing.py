@@ -173,11 +173,15 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
     Clamps and pooling for the largest may lie between (`signs.py`).
     """
     reader = graph.only_consumer(tensor)
-    while reader is not None and clamp_bounds(graph, reader) is not None:
+    for _ in range(_LONGEST_CHAIN):
+        if reader is None or clamp_bounds(graph, reader) is None:
+            break
         reader = graph.only_consumer(reader.outputs[0])
     if reader is None or reader.domain or reader.op not in SIGNS:
         return False
-    while not _is_product(graph, tensor):
+    for _ in range(_LONGEST_CHAIN):
+        if _is_product(graph, tensor):
+            return True
         maker = graph.producer(tensor)
         if maker is None or tensor.name in graph.params or maker.domain:
             return False
@@ -187,7 +191,7 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
         if len(data) != 1:
             return False
         tensor = data[0]
-    return True
+    return False
 
 
 def _is_product(graph: QuantGraph, tensor: Tensor) -> bool:

@@ -87,8 +87,8 @@ def test_concat_rescales_each_input() -> None:
         input u<float32 2>
         x_quantized<uint8 scale 0.5 zero 128 2> = Quantize[hi=255 lo=0](x)
         u_quantized<uint8 scale 0.25 zero 0 2> = Quantize[hi=255 lo=0](u)
-        y_quantized<uint8 scale 0.125 zero 131 4> = Concat[axis=0 hi=255 lo=131](x_quantized, u_quantized)
-        y<float32 4> = Dequantize(y_quantized)
+        c_quantized<uint8[131,255] scale 0.125 zero 131 4> = Concat[axis=0 hi=255 lo=131](x_quantized, u_quantized)
+        y<float32 4> = Dequantize(c_quantized)
         output y
         """,
     )
