@@ -22,7 +22,6 @@ from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
 
 _SUMS: Final = ("ReduceSum", "ReduceMean", "ReduceL1")
-_CERTAIN: Final = 8.0  # standard deviations of a sum's rounding error that are as good as its largest
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class _Reduction:
 def is_noise(state: State, node: Node) -> bool:
     """Whether the result's steps are finer than what float32 knows of the sum: training saw rounding errors.
 
-    The mean of what a normalization made is zero but for those; calibration gives it their range. The error is the
-    probabilistic one of docs/verification.md.
+    The mean of what a normalization made is zero but for those; calibration gives it their range. The error that is
+    meant is one standard deviation of the probabilistic bound of docs/verification.md.
     """
     if node.domain or node.op not in _SUMS:
         return False
@@ -65,7 +64,7 @@ def is_noise(state: State, node: Node) -> bool:
         return False
     zero = have.zero_point[0]
     most = max(have.qmax - zero, zero - have.qmin) * have.scale[0] * found.count * found.share(node)
-    return _CERTAIN * math.sqrt(found.count) * 2.0**-24 * most > want.scale[0] / 2
+    return math.sqrt(found.count) * 2.0**-24 * most > want.scale[0] / 2
 
 
 def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
