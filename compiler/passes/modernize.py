@@ -59,6 +59,7 @@ _LISTS: Final = {
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
 
 INERT: Final = Rules("modernize")
+_TRAINING_IS_SAID: Final = 14  # the opset since which BatchNormalization has training_mode
 UPGRADE: Final = Rules("modernize")
 PRODUCTS: Final = Rules("modernize")
 ALIKE: Final = Rules("modernize")
@@ -406,9 +407,14 @@ def batch_norm_of_each_channel(graph: QuantGraph, node: Node) -> bool:
 
 @ALIKE.on("BatchNormalization")
 def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
-    """The running statistics that exports below opset 14 list as outputs are read by nobody at inference."""
+    """The statistics that exports below opset 14 list as outputs are read by nobody, and change nothing if computed.
+
+    There they mean training mode: the input's own statistics count, not those that are given.
+    """
     if len(node.outputs) == 1 or node.attr("training_mode", 0):
         return False
+    if graph.opset < _TRAINING_IS_SAID and all(isinstance(t, Constant) for t in node.inputs[3:5]):
+        raise NoMatch("it normalizes with the statistics of its input")
     if any(t.outputs or graph.is_output(t) for t in node.outputs[1:]):
         raise NoMatch("its statistics are read")
     for index in range(len(node.outputs) - 1, 0, -1):

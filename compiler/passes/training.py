@@ -17,8 +17,10 @@ _SAMPLED: Final = f"{_EVALUATION}; where it samples on purpose, make the random 
 
 
 def trains(node: Node) -> bool:
-    """Whether a BatchNormalization normalizes with the statistics of its input."""
-    return not node.domain and node.op == "BatchNormalization" and bool(node.attr("training_mode", 0))
+    """Whether a BatchNormalization normalizes with the statistics of its input; before opset 14 its outputs say so."""
+    if node.domain or node.op != "BatchNormalization":
+        return False
+    return bool(node.attr("training_mode", 0)) or len(node.outputs) > 1
 
 
 def drops(node: Node) -> bool | None:

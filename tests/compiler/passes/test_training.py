@@ -67,3 +67,22 @@ def test_the_whole_compiler_refuses_it_by_name_and_inspects_it(tmp_path: Path) -
     assert "QAT111" in [d.code for d in inspect_model(path).diagnostics]
     result = compile_model(path, output=tmp_path / "out", verify=False)
     assert "QAT111" in [d.code for d in result.diagnostics]
+
+
+@pytest.mark.parametrize("opset", [10, 13])
+def test_five_outputs_mean_training_mode_before_opset_14(tmp_path: Path, opset: int) -> None:
+    """By ONNX's definition and in ONNX Runtime: constants as its statistics are not what it normalizes with."""
+    text = net(
+        "(float[2,2,4,4] x) => (float[2,2,4,4] y)",
+        "q = QuantizeLinear(x, s, z)\na = DequantizeLinear(q, s, z)\n"
+        "n, m1, v1, m2, v2 = BatchNormalization(a, g, b, m, v)\ny = Relu(n)",
+        "float s = {0.05}, uint8 z = {128}, float[2] g = {1.0, 2.0}, float[2] b = {0.0, 0.5}"
+        ", float[2] m = {3.0, 0.0}, float[2] v = {9.0, 1.0}",
+        opset=opset,
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    result = compile_model(path, qat=True, output=tmp_path / "out")
+    assert "QAT111" in [d.code for d in result.diagnostics]
+    assert result.verification is not None
+    assert result.verification.passed
