@@ -70,7 +70,8 @@ def test_integers_come_back_from_half_precision(case: tuple[np.ndarray, np.ndarr
     for channel in range(half.shape[axis]):
         want, have = integers.take(channel, axis), got.take(channel, axis)
         top = max(np.abs(want).max(), 1), max(np.abs(have).max(), 1)
-        if top[1] >= top[0]:  # few weights of half precision may lie on a coarser grid as well: that one is found
+        # few weights of half precision may lie on a coarser grid as well, very few on a finer one that fits float32
+        if top[1] == top[0] or (top[1] > top[0] and want.size > 4):
             np.testing.assert_array_equal(want * top[1], have * top[0])
 
 
