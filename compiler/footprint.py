@@ -9,7 +9,7 @@ import onnx
 
 from qatc.compiler.budget import active
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 
 _SIMULATED = 20  # bytes a weight, measured: two sessions that hold int8 and float32, and those of the package
 _RUN = "use smaller samples (-s NAME=SHAPE), raise --max-memory, or use a machine with more memory"

@@ -22,7 +22,7 @@ from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.inlining import inline
-from qatc.compiler.links import label_of as label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.node_check import NodeChecker, NodeRecord
 from qatc.compiler.protos import captured_names, damaged_text, subgraphs, tensors_of
 from qatc.compiler.quant import Array

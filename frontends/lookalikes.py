@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.rewrite import NoMatch

@@ -19,7 +19,7 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import qdq

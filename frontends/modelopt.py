@@ -11,7 +11,7 @@ from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.frontends import qdq
 from qatc.frontends.vendor import count, finish, refuse_formats
 

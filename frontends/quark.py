@@ -20,7 +20,7 @@ from onnx.helper import np_dtype_to_tensor_dtype as tensor_type
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.frontends import qdq
 from qatc.frontends.params import quantized_dtype
 from qatc.frontends.vendor import count, finish, refuse_formats

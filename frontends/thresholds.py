@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.frontends import qdq

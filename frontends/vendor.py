@@ -11,7 +11,7 @@ import numpy as np
 
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, params_through
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
+from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
-from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.products import per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_accumulator
+from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.lowering.windows import sized_window
-from qatc.compiler.model_io import label_of
 from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 

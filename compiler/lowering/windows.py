@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qatc.compiler.graph import Node, shape_of
+from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
-from qatc.compiler.model_io import label_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import onnx
 import onnx.defs
 
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.passes.modernize import OPSET
 from qatc.compiler.protos import all_nodes
 

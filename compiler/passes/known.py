@@ -8,7 +8,7 @@ import onnx.defs
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.node_check import NodeChecker
 from qatc.compiler.passes.bodies import inner_nodes
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import VALUE_BLIND
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import release

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
-from qatc.compiler.model_io import label_of
+from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
 from qatc.compiler.quant import Array
 from qatc.frontends import qdq
