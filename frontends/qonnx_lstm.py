@@ -190,6 +190,8 @@ class _Layer:
             return None
         if any(p.is_per_channel and p.axis != 0 for p in params) or any(v.ndim != 2 for v in values):
             return None
+        if len(values[0]) != len(values[1]):
+            raise _refused(self.graph, self.node, f"a gate's weights have {len(values[0])} and {len(values[1])} rows")
         both = self.graph.constant(f"{weight.name}_joined", np.concatenate(values, 1))
         y = self.graph.variable(f"{weight.name}_both", 1)
         self.graph.insert(FAKE_QUANT, [both], [y], attrs={"params": params[0]})

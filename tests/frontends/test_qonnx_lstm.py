@@ -274,6 +274,15 @@ def test_a_cell_of_other_operands_is_refused() -> None:
     ]
 
 
+def test_a_gate_whose_weights_do_not_fit_is_refused() -> None:
+    """Found by fuzzing."""
+    b = outputs(Cell(PLAIN, (3, 2, 3, 4)))
+    constant = next(c for c in b.constants if c.name == f"recurrent_{GATES[0]}")
+    constant.CopyFrom(nets.numpy_helper.from_array(np.zeros((5, 4), np.float32), constant.name))
+    errors = [d.message for d in read(b, [3, 2, 3]).diagnostics if d.code == "QAT302"]
+    assert errors == ["QuantLSTMCell cannot be unrolled: a gate's weights have 4 and 5 rows"]
+
+
 def test_a_quantizer_that_is_refused_ends_the_cell_with_one_error() -> None:
     b = outputs(Cell({**PLAIN, "cell_state": Grid(5, bits=40)}, (4, 1, 3, 2)))
     graph = read(b, [4, 1, 3])
