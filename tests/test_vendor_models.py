@@ -40,11 +40,14 @@ def attribute_of(name: str, op: str, attribute: str, value: object) -> onnx.Mode
 
 
 def input_of(name: str, op: str, index: int, value: object) -> onnx.ModelProto:
-    """One of the models with an input of an operator replaced by a constant; all are taken away for None."""
+    """One of the models with an input of an operator replaced by a constant, or nameless; all go for None."""
     model = vendor_models()[name]
     node = next(n for n in model.graph.node if n.op_type == op)
     if value is None:
         del node.input[:]
+        return model
+    if isinstance(value, str):
+        node.input[index] = value
         return model
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), "replaced"))
     node.input[index] = "replaced"
@@ -57,6 +60,7 @@ FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
     "a window of half": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 0.5), "QAT004"),
     "padding of text": (attribute_of("qoperator", "QLinearAveragePool", "pads", "all"), "QAT004"),
     "a quantizer of nothing": (input_of("mct", "ActivationSymmetricQuantizer", 0, None), "QAT004"),
+    "a quantizer of what has no name": (input_of("qonnx", "Quant", 0, ""), "QAT004"),
     "thresholds without elements": (input_of("mct", "WeightsSymmetricQuantizer", 1, np.zeros(0, np.float32)), "QAT104"),
     "a Trunc of infinite bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.inf)), "QAT104"),
     "a Trunc of NaN bits": (input_of("qonnx trunc", "Trunc", 3, np.float32(np.nan)), "QAT104"),
