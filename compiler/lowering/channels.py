@@ -14,16 +14,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
+from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
 from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
+from qatc.compiler.passes.affine import Place, affine_of
 from qatc.compiler.passes.products import per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
 Vector = npt.NDArray[np.float64]
 _PEAK: Final = 64  # a power of two keeps a factor's own digits
+_STEPS: Final = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
 _MANY: Final = 16  # channels that processors take at a time
 _OF_IMAGES: Final = frozenset(
     {"Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Resize"}
@@ -90,44 +92,25 @@ def _affine_of(state: State, node: Node) -> _Affine | None:
 
 def _step(state: State, node: Node, x: Tensor) -> tuple[Vector, Vector] | None:
     """Factor and offset per channel that a node applies to `x`, its only computed operand."""
-    if node.domain or node.outputs[1:]:
+    shape, channels = shape_of(x), _channels(node, x)
+    if node.domain or node.outputs[1:] or node.op not in _STEPS or shape is None or channels is None:
         return None
+    found = affine_of(state.graph, node, Place(x, 1 - len(shape), len(shape)), channels)
+    if found is None or not found[1].all():
+        return None
+    up, down, offset = found
+    with np.errstate(over="ignore"):
+        return up / down, offset
+
+
+def _channels(node: Node, x: Tensor) -> int | None:
+    """How many channels `x` has: its own size says so, or batch norm's."""
     if node.op == "BatchNormalization":
-        return _statistics(state, node) if node.inputs[0] is x else None
-    if node.op not in ("Mul", "Div", "Add", "Sub"):
-        return None
-    shape, constants = shape_of(x), [t for t in node.inputs if isinstance(t, Constant)]
-    value = state.graph.real(constants[0]) if len(constants) == 1 else None
+        gamma = value_of(node.inputs[1])
+        return None if gamma is None else gamma.size
+    shape = shape_of(x)
     channels = shape[1] if shape is not None and len(shape) > 1 else None
-    if value is None or shape is None or not isinstance(channels, int) or value.ndim > len(shape):
-        return None
-    vector, first = per_channel(value, 1 - len(shape), channels), node.inputs[0] is x
-    one, zero = np.ones(channels), np.zeros(channels)
-    if vector is None or (node.op == "Div" and not (first and vector.all())):
-        return None
-    match node.op:
-        case "Mul":
-            return vector, zero
-        case "Div":
-            with np.errstate(over="ignore"):
-                return one / vector, zero
-        case "Add":
-            return one, vector
-        case _:
-            return (one, -vector) if first else (-one, vector)
-
-
-def _statistics(state: State, node: Node) -> tuple[Vector, Vector] | None:
-    found = [state.graph.real(t) for t in node.inputs[1:5]]
-    if any(v is None for v in found) or node.attr("training_mode", 0):
-        return None
-    gamma, beta, mean, var = (np.asarray(v, np.float64) for v in found)
-    if any(v.shape != (gamma.size,) for v in (gamma, beta, mean, var)):
-        return None
-    with np.errstate(invalid="ignore", divide="ignore"):  # with damaged statistics it stays in float
-        factor = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
-        offset = beta - mean * factor
-    return factor, offset
+    return channels if isinstance(channels, int) else None
 
 
 def _is_of_images(state: State, x: Tensor, out: Tensor) -> bool:

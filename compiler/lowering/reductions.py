@@ -57,24 +57,29 @@ def is_noise(state: State, node: Node) -> bool:
     The mean of what a normalization made is zero but for those; calibration gives it their range. The error that is
     meant is one standard deviation of the probabilistic bound of docs/verification.md.
     """
-    if node.domain or node.op not in _SUMS:
+    read = _read(state, node)
+    if read is None:
         return False
-    have, want, found = state.usable(node.inputs[0]), state.usable(node.outputs[0]), _Reduction.of(node)
-    if have is None or want is None or found is None:
-        return False
+    have, want, found = read
     zero = have.zero_point[0]
     most = max(have.qmax - zero, zero - have.qmin) * have.scale[0] * found.count * found.share(node)
     return math.sqrt(found.count) * 2.0**-24 * most > want.scale[0] / 2
 
 
+def _read(state: State, node: Node) -> tuple[QuantParams, QuantParams, _Reduction] | None:
+    """A reduction between two grids, and these; None for other operators, and where a grid or size is not known."""
+    if node.domain or node.op not in _SUMS:
+        return None
+    have, want, found = state.usable(node.inputs[0]), state.usable(node.outputs[0]), _Reduction.of(node)
+    return None if have is None or want is None or found is None else (have, want, found)
+
+
 def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """ReduceSum and ReduceMean, and ReduceL1 of what is never negative."""
-    if node.domain or node.op not in _SUMS or is_noise(state, node):
+    read = _read(state, node)
+    if read is None or is_noise(state, node):
         return False
-    x = node.inputs[0]
-    have, want, found = state.usable(x), state.usable(out), _Reduction.of(node)
-    if have is None or want is None or found is None:
-        return False
+    x, (have, want, found) = node.inputs[0], read
     if node.op == "ReduceL1" and have.qmin < have.zero_point[0]:
         return False
     share = found.share(node)

@@ -26,6 +26,7 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, sha
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import LAYOUT, MAXIMA, VALUE_BLIND, axis_through
 from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
+from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams, dtype_range
 
 _AFFINE = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
@@ -52,7 +53,7 @@ class _Chain:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A tensor on the way down a chain, its channel axis from the end, and its rank where that is known."""
 
     tensor: Tensor
@@ -129,7 +130,7 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
     """The affine chain behind a node, down to its last affine operator."""
     chain = _Chain(np.ones(mac.channels), np.ones(mac.channels), np.zeros(mac.channels), [], [])
     out = mac.node.outputs[0]
-    place = _Place(out, mac.from_end, rank_of(out) if mac.node.op == "MatMul" else mac.weight.values.ndim)
+    place = Place(out, mac.from_end, rank_of(out) if mac.node.op == "MatMul" else mac.weight.values.ndim)
     passed: list[Node] = []
     pooled = False
     while place.tensor.name not in graph.params:
@@ -139,7 +140,7 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
                 label = printable(label_of(mac.node))
                 graph.explain("affine", f"BatchNormalization not folded at {label}: its input is read elsewhere, too")
             break
-        step = _affine(graph, node, place, mac.channels)
+        step = affine_of(graph, node, place, mac.channels)
         if step is None and node.op in _AFFINE:
             label = printable(label_of(mac.node))
             graph.explain("affine", f"{node.op} not folded at {label}: the constant is not one number per channel")
@@ -214,7 +215,7 @@ def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:
     return factor
 
 
-def _affine(graph: QuantGraph, node: Node, place: _Place, channels: int) -> tuple[Vector, Vector, Vector] | None:
+def affine_of(graph: QuantGraph, node: Node, place: Place, channels: int) -> tuple[Vector, Vector, Vector] | None:
     """(up, down, offset) with node(x) = x * up / down + offset per channel, or None where it is something else."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op == "BatchNormalization":
@@ -242,30 +243,29 @@ def _affine(graph: QuantGraph, node: Node, place: _Place, channels: int) -> tupl
             return (one, one, -vector) if first else (-one, one, vector)
 
 
-def _batch_norm(graph: QuantGraph, node: Node, place: _Place, channels: int) -> tuple[Vector, Vector, Vector] | None:
+def _batch_norm(graph: QuantGraph, node: Node, place: Place, channels: int) -> tuple[Vector, Vector, Vector] | None:
     """The same for batch norm, whose channels are axis 1, in its inference form."""
     learned = [graph.real(t) for t in node.inputs[1:5]]
     values = [np.asarray(v, np.float64).reshape(-1) for v in learned if v is not None and v.size == channels]
-    trains = bool(node.attr("training_mode", 0)) or any(t.name for t in node.outputs[1:])
-    if len(values) != 4 or trains or place.rank is None or place.axis != 1 - place.rank:
+    if len(values) != 4 or trains(node) or place.rank is None or place.axis != 1 - place.rank:
         return None
     gamma, beta, mean, var = values
     with np.errstate(invalid="ignore", divide="ignore"):  # damaged statistics are reported by the caller
         up = gamma / np.sqrt(var + float(node.attr("epsilon", 1e-5)))
-    return up, np.ones(channels), beta - mean * up
+        return up, np.ones(channels), beta - mean * up
 
 
-def _through_layout(node: Node, place: _Place) -> _Place | None:
+def _through_layout(node: Node, place: Place) -> Place | None:
     """Where the channel axis is after a layout operator, None where it does not stay whole."""
     out = node.outputs[0]
     rank, out_rank = rank_of(place.tensor), rank_of(out)
     if rank is None or out_rank is None or node.op not in LAYOUT or node.inputs[0] is not place.tensor:
         return None
     moved = axis_through(node, rank + place.axis, shape_of(place.tensor), shape_of(out))
-    return None if moved is None else _Place(out, moved - out_rank, out_rank)
+    return None if moved is None else Place(out, moved - out_rank, out_rank)
 
 
-def _through_maximum(node: Node, place: _Place) -> _Place | None:
+def _through_maximum(node: Node, place: Place) -> Place | None:
     """The same behind pooling for the largest of positions, which a rising function may be taken before."""
     if node.op not in MAXIMA or len(node.outputs) != 1 or place.rank is None or place.axis != 1 - place.rank:
         return None

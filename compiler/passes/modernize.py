@@ -40,7 +40,7 @@ from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.sequences import split_sequences
-from qatc.compiler.passes.training import drops
+from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
@@ -413,7 +413,7 @@ def batch_norm_of_inference(graph: QuantGraph, node: Node) -> bool:
     """
     if len(node.outputs) == 1 or node.attr("training_mode", 0):
         return False
-    if graph.opset < _TRAINING_IS_SAID and all(isinstance(t, Constant) for t in node.inputs[3:5]):
+    if graph.opset < _TRAINING_IS_SAID and trains(node) and all(isinstance(t, Constant) for t in node.inputs[3:5]):
         raise NoMatch("it normalizes with the statistics of its input")
     if any(t.outputs or graph.is_output(t) for t in node.outputs[1:]):
         raise NoMatch("its statistics are read")

@@ -20,7 +20,7 @@ def trains(node: Node) -> bool:
     """Whether a BatchNormalization normalizes with the statistics of its input; before opset 14 its outputs say so."""
     if node.domain or node.op != "BatchNormalization":
         return False
-    return bool(node.attr("training_mode", 0)) or len(node.outputs) > 1
+    return bool(node.attr("training_mode", 0)) or any(t.name for t in node.outputs[1:])
 
 
 def drops(node: Node) -> bool | None:

@@ -9,8 +9,9 @@ import pytest
 
 from qatc import compile_model, inspect_model
 from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.graph import Node, Variable
 from qatc.compiler.passes.modernize import modernize
-from qatc.compiler.passes.training import report_training
+from qatc.compiler.passes.training import report_training, trains
 from tests.agreeing import lowered_net, reasons
 from tests.graphs import loaded, net
 
@@ -86,3 +87,8 @@ def test_five_outputs_mean_training_mode_before_opset_14(tmp_path: Path, opset: 
     assert "QAT111" in [d.code for d in result.diagnostics]
     assert result.verification is not None
     assert result.verification.passed
+
+
+def test_outputs_without_names_are_none() -> None:
+    nodes = [Node("BatchNormalization", outputs=[Variable("y"), *map(Variable, names)]) for names in (["", ""], ["m"])]
+    assert [trains(node) for node in nodes] == [False, True]
