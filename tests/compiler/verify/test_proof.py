@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from qatc.compiler import runtime
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import CompileError
@@ -26,6 +27,7 @@ from qatc.compiler.integer import (
 )
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
+from qatc.compiler.result import Verification
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import Limits, check, deployed, verify
 from tests.compiler.verify.cases import (
@@ -272,6 +274,27 @@ def test_a_fault_of_the_optimizer_is_found(monkeypatch: pytest.MonkeyPatch):
         check(found)
     assert [d.code for d in caught.value.diagnostics] == ["QAT401"]
     assert caught.value.diagnostics[0].tensor == package.names[graph.outputs[0]]
+
+
+def test_a_package_too_deep_to_be_optimized_is_the_one_that_was_read(monkeypatch: pytest.MonkeyPatch):
+    """Opening it once more would tell nothing; the end-to-end comparison stays."""
+    model, feeds = corpus_case(RESNET)
+    graph = integer(model)
+    opened: list[bool] = []
+    real = runtime.open_session
+    monkeypatch.setattr(runtime, "open_session", lambda *of, **how: opened.append(True) or real(*of, **how))
+
+    def sessions() -> tuple[Verification, int]:
+        opened.clear()
+        return verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds]), len(opened)
+
+    shallow, many = sessions()
+    monkeypatch.setattr(runtime, "_DEEP", 3)
+    deep, few = sessions()
+    assert deep.passed
+    assert deep.outputs
+    assert deep == shallow
+    assert few == many - 1
 
 
 def test_a_package_that_does_not_load_is_said():
