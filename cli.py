@@ -10,7 +10,7 @@ import atexit
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -26,6 +26,7 @@ from qatc.compiler.command.arguments import (
     repeated,
 )
 from qatc.compiler.command.ending import CompileCommand, Group, answer
+from qatc.compiler.command.process import run
 from qatc.compiler.diagnostics import CODES
 
 if TYPE_CHECKING:
@@ -313,14 +314,14 @@ def _counted(progress: Callable[[str, float], None] | None) -> Callable[[str, in
     return lambda what, done, total: progress(what, done / max(1, total))
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run `qatc`."""
-    cli(obj=OWN_PROCESS)
+    run(cli)
 
 
-def compile_main() -> None:
+def compile_main() -> NoReturn:
     """Run `compile`, the short name of `qatc compile`."""
-    compile_command(obj=OWN_PROCESS)
+    run(compile_command)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ lives in `CODES`; its long explanation is a page beside this module (`qatc expla
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Final
 
 _LONGEST_NAME: Final = 120
@@ -39,6 +41,7 @@ CODES: Final[dict[str, str]] = {
     "QAT012": "the file cannot be converted to ONNX",
     "QAT013": "loading the file would run code",
     "QAT014": "the converted model is another network",
+    "QAT015": "standard output cannot be written",
     "QAT101": "the model has no fake quantization",
     "QAT102": "unknown dialect",
     "QAT103": "the quantization is not affine integer quantization",
@@ -91,13 +94,23 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def one_line(name: str) -> str:
+    """`name` made safe for a terminal as `escaped` does, line breaks too: a path that may be copied from there."""
+    return escaped(name).replace("\n", "\\n")
+
+
 def printable(name: str) -> str:
     """`name` made safe for a terminal or a log: control characters escaped, over-long names cut in the middle."""
-    text = escaped(name).replace("\n", "\\n")
+    text = one_line(name)
     if len(text) <= _LONGEST_NAME:
         return text
     half = _LONGEST_NAME // 2
     return f"{text[:half]}...{text[-half:]} ({len(name)} characters)"
+
+
+def file_name(path: PurePath) -> str:
+    """A file's name as packages hold it: its bytes on the disk, as UTF-8 whatever the locale; what is none escaped."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ stay where they are and are mapped by ONNX Runtime itself.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -41,6 +42,16 @@ _PLAIN: Final = {
     for kind in ("float32", "float64", "float16", "int8", "uint8", "int16", "uint16", "int32", "int64", "bool")
 }
 _DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+
+
+class ForRuntime(os.PathLike[bytes]):
+    """A path as ONNX Runtime takes it: the file system's own bytes, since not all of them are text in UTF-8."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self._path)
 
 
 def version() -> str:
@@ -80,7 +91,7 @@ def _out_of_memory(error: Exception) -> CompileError:
     return fail("QAT011", message, hint=hint)
 
 
-def _session_of(model: str | bytes, options: SessionOptions) -> InferenceSession:
+def _session_of(model: ForRuntime | bytes, options: SessionOptions) -> InferenceSession:
     """A session on the CPU; QAT011 where there is no memory for it, one of `errors()` for all else."""
     import onnxruntime as ort
 
@@ -138,7 +149,7 @@ def _options(*, optimize: bool, folder: Path | None) -> SessionOptions:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if folder is not None:
-        options.add_session_config_entry(_DATA_FOLDER, str(folder.resolve()))
+        options.add_session_config_entry(_DATA_FOLDER, os.fsencode(folder.resolve()))
     return options
 
 
@@ -230,7 +241,7 @@ def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = 
     if weights > _HEAVY:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return _session_of(str(path), options)
+        return _session_of(ForRuntime(path), options)
     except errors() as error:
         raise fail("QAT401", f"ONNX Runtime {version()} does not load the package's model: {error}") from error
 
@@ -264,7 +275,7 @@ def open_session(
         moved = onnx.ModelProto()
         moved.CopyFrom(model)  # saving takes the data out of the proto
         onnx.save(moved, path, save_as_external_data=True, location="model.bin")  # pyright: ignore[reportUnknownMemberType]
-        return _session_of(str(path), _options(optimize=optimize, folder=None))
+        return _session_of(ForRuntime(path), _options(optimize=optimize, folder=None))
 
 
 def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:

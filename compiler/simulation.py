@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
+from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, file_name, printable
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import Tensor
 from qatc.compiler.model_io import read_proto
@@ -73,7 +73,7 @@ class Simulation:
     def of_file(cls, path: Path) -> Simulation:
         """The simulation of a model file (CompileError as `model_io.read_proto` where it cannot be read)."""
         model, _ = read_proto(path)
-        return cls(model, f"{path.name} in ONNX Runtime {version()}, unoptimized", folder=path.parent)
+        return cls(model, f"{printable(file_name(path))} in ONNX Runtime {version()}, unoptimized", folder=path.parent)
 
     @classmethod
     def of_graph(cls, graph: QuantGraph) -> Simulation:

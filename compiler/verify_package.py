@@ -25,7 +25,7 @@ from qatc.compiler.package.samples import read_npy
 from qatc.compiler.processor import is_exact
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
-from qatc.compiler.runtime import run_session
+from qatc.compiler.runtime import ForRuntime, run_session
 from qatc.compiler.signing import check_signature
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _open_model(folder: Path, manifest: Mapping[str, Any]) -> InferenceSession:
     if not is_exact():  # as the samples were made: ONNX Runtime's optimizer makes products of Q/DQ that would saturate
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(ForRuntime(folder / name), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no public base class for its errors
         message = f"onnxruntime {onnxruntime.__version__} cannot load {name}: {printable(str(error))}"
         raise fail("QAT502", message, hint="try the onnxruntime version that the package was made for") from error

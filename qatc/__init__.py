@@ -9,6 +9,7 @@ The public names load on first use, so that `import qatc` stays cheap:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parent
 if not (_ROOT / "compiler").is_dir():  # a checkout without symbolic links: look beside qatc/ too
     __path__.insert(0, str(_ROOT.parent))
+
+# ONNX Runtime (from 1.29 on) reports names and hashes of the models that it loads to its vendor, and stores an
+# identifier of the machine, unless this is set before it is imported. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Comparison": "qatc.compiler.compare",

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = {
     "qatc.compiler.damaged": 0,
     "qatc.compiler.diagnostics": 0,
+    "qatc.compiler.interruption": 0,
     "qatc.compiler.budget": 1,
     "qatc.compiler.quant": 0,
     "qatc.compiler.arithmetic": 1,

@@ -13,6 +13,7 @@ import click
 
 from qatc._version import __version__
 from qatc.compiler.command.arguments import SECTIONS, in_our_words
+from qatc.compiler.command.process import OutputError, interrupted, printing
 from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from qatc.compiler.result import Json
 
 FAILED: Final = 3
-INTERRUPTED: Final = 130
 BUG: Final = 70
 
 
@@ -57,12 +57,14 @@ def answer(
     if screen.json:
         from qatc.compiler.report import envelope
 
-        name = ctx.command.name or ""
-        screen.write_json(envelope(name, exit_code=status, diagnostics=found, result=result()))
+        document = envelope(ctx.command.name or "", exit_code=status, diagnostics=found, result=result())
+        with printing():
+            screen.write_json(document)
     else:
         screen.diagnostics(told)
         if listing or not screen.quiet:
-            show()
+            with printing():
+                show()
     if status:
         ctx.exit(status)
 
@@ -108,13 +110,12 @@ class Command(click.Command):
         cases: Sequence[Case] = ()
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, OutputError):
             raise
         except CompileError as error:
             found, status, cases = error.diagnostics, error.exit_code, _stages(error)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            raise click.exceptions.Exit(interrupted(error)) from None
         except MemoryError:
             found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
         except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it

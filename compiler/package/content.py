@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import fail, file_name
 from qatc.compiler.package.encoding import SCHEMA_VERSION, dump_json
 from qatc.compiler.package.read import FORMAT
 from qatc.compiler.package.samples import Tolerance
@@ -57,7 +57,7 @@ def source_file(path: Path) -> SourceFile:
     files = {f"./{p.relative_to(path).as_posix()}": _hashed(p) for p in path.rglob("*") if p.is_file()}
     lines = [f"{files[name].sha256}  {name}\n" for name in sorted(files, key=os.fsencode)]
     listing = hashlib.sha256(b"".join(map(os.fsencode, lines)))
-    return SourceFile(path.absolute().name, sum(f.size for f in files.values()), listing.hexdigest())
+    return SourceFile(file_name(path.absolute()), sum(f.size for f in files.values()), listing.hexdigest())
 
 
 def _hashed(path: Path) -> SourceFile:
@@ -69,7 +69,7 @@ def _hashed(path: Path) -> SourceFile:
                 size += len(chunk)
     except OSError as error:
         raise fail("QAT002", f"cannot read {path}: {error.strerror or error}") from error
-    return SourceFile(path.name, size, digest.hexdigest())
+    return SourceFile(file_name(path), size, digest.hexdigest())
 
 
 def check_script() -> bytes:
@@ -170,7 +170,7 @@ def report_document(result: CompileResult) -> dict[str, Json]:
     coverage = result.coverage
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": result.source.name,
+        "source": file_name(result.source),
         "dialect": result.dialect,
         "evidence": result.evidence,
         "target": result.target,

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.diagnostics import Diagnostic, Severity, fail, printable
+from qatc.compiler.interruption import held
 from qatc.compiler.package.encoding import dump_json
 from qatc.compiler.package.read import MANIFEST, SIGNATURE, read_manifest, unlisted_files, unsafe_path
 from qatc.compiler.package.swap import Place, locked, place_of, settle, swap, sync_directory, writing
@@ -129,22 +130,18 @@ class PackageWriter:
         self._finished = False
 
     def __enter__(self) -> PackageWriter:
-        with writing(self.destination), contextlib.ExitStack() as stack:
-            self._place = place_of(self.destination)
-            stack.callback(self._remove_made)
-            self._make_parents()
-            stack.enter_context(locked(self._place))
-            settle(self._place)
-            _check(self._place.destination, self.destination)
-            stack.callback(self._discard)
-            self._place.new.mkdir()
-            self._cleanup = stack.pop_all()
+        try:
+            with held():
+                self._begin()
+        except BaseException:  # also what was held: nobody calls `__exit__` then
+            self._cleanup.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with writing(self.destination):
+        with held(), writing(self.destination):
             self._cleanup.close()
 
     @property
@@ -193,14 +190,28 @@ class PackageWriter:
         with writing(self.destination):
             for root, _, _ in os.walk(self._place.new, topdown=False):
                 sync_directory(Path(root))
-            _check(self._place.destination, self.destination)  # it may have changed since the run began
-            swap(self._place)
-            for folder in self._made:
-                sync_directory(folder.parent)
-        self._finished = True
-        return WrittenPackage(self.destination, self.files, self._tidy())
+        with held():  # once the new package is there, the old one goes
+            with writing(self.destination):
+                _check(self._place.destination, self.destination)  # it may have changed since the run began
+                swap(self._place)
+                for folder in self._made:
+                    sync_directory(folder.parent)
+            self._finished = True
+            return WrittenPackage(self.destination, self.files, self._tidy())
 
     # -- steps ----------------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        with writing(self.destination), contextlib.ExitStack() as stack:
+            self._place = place_of(self.destination)
+            stack.callback(self._remove_made)
+            self._make_parents()
+            stack.enter_context(locked(self._place))
+            settle(self._place)
+            _check(self._place.destination, self.destination)
+            stack.callback(self._discard)
+            self._place.new.mkdir()
+            self._cleanup = stack.pop_all()
+
     def _create(self, relative: str) -> PackageFile:
         reason = unsafe_path(relative)
         if reason:

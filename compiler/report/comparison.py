@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.compare.result import CAUSES, Cause, Comparison, MissingTensor, TensorComparison
-from qatc.compiler.diagnostics import escaped, printable
+from qatc.compiler.diagnostics import one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
 from qatc.compiler.result import Json
@@ -25,9 +25,9 @@ def comparison(found: Comparison, console: Console, *, verbose: bool = False) ->
     from rich.text import Text
 
     mark = Text("equal " if found.passed else "differs ", style="green" if found.passed else "bold red")
-    console.print(mark + Text(escaped(str(found.dump)), style="bold"), soft_wrap=True)
+    console.print(mark + Text(one_line(str(found.dump)), style="bold"), soft_wrap=True)
     facts = Facts(console)
-    facts.row("package", f"{escaped(str(found.package))} (arithmetic {found.profile})")
+    facts.row("package", f"{one_line(str(found.package))} (arithmetic {found.profile})")
     facts.row("tensors", _counts(found))
     first = found.first
     if first is not None:

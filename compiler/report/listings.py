@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qatc.compiler.diagnostics import escaped, printable
+from qatc.compiler.diagnostics import escaped, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
 from qatc.compiler.result import Json
@@ -25,7 +25,7 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
     from rich.text import Text
 
     mark = Text("verified ", style="green") if found.passed else Text("failed ", style="bold red")
-    console.print(mark + Text(escaped(str(found.path)), style="bold"), soft_wrap=True)
+    console.print(mark + Text(one_line(str(found.path)), style="bold"), soft_wrap=True)
     facts = Facts(console)
     if found.files:
         facts.row("files", f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest")

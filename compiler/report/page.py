@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup, escape
 
 from qatc._version import __version__
-from qatc.compiler.diagnostics import Severity, escaped, printable
+from qatc.compiler.diagnostics import Severity, escaped, file_name, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
@@ -71,8 +71,9 @@ def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
         "worst": [] if found is None else [(c, plot.histogram(c)) for c in _worst(found.tensors)],
         "parameters": [_parameter_row(t.source, t.name, t.role, t.params) for t in result.tensors[:_ROWS]],
         "explanation": result.explanation,
-        "command": shlex.join(["qatc", "compile", result.source.name, *text.option_flags(result.options)]),
-        "graph": None if result.view is None else graph_drawing(result.view, result.source.name),
+        "source": file_name(result.source),
+        "command": shlex.join(["qatc", "compile", file_name(result.source), *text.option_flags(result.options)]),
+        "graph": None if result.view is None else graph_drawing(result.view, file_name(result.source)),
         "graph_style": Markup(STYLE),
         "place_begin": Markup(EVALUATION_BEGIN),
         "place_end": Markup(EVALUATION_END),

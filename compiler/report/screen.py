@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, escaped, printable
 from qatc.compiler.report import text
@@ -31,11 +32,15 @@ def console(stream: TextIO) -> Console:
     """A console that prints text as it is (no markup, no emoji, no guessing) and never fails over a character."""
     from rich.console import Console
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> NoReturn:  # rich would end the process, with a status of its own
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
     reconfigure: Any = getattr(stream, "reconfigure", None)
     if reconfigure is not None:  # a terminal that cannot show a character shows its number
         reconfigure(errors="backslashreplace")
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
-    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
+    return Plain(file=stream, markup=False, emoji=False, highlight=False, width=width)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, escaped, printable
+from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Facts
 from qatc.compiler.result import CompileResult, OutputCheck, ProfileDifference, TensorCheck, Verification
@@ -49,7 +49,7 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
     notes((found for found in result.diagnostics if found.code not in told), facts, verbose=verbose)
     explanation(result.explanation, facts, verbose=verbose)
     if result.package is not None:
-        facts.row("package", Text(escaped(str(result.package)), style="bold"), wrap=False)
+        facts.row("package", Text(one_line(str(result.package)), style="bold"), wrap=False)
 
 
 def _profiles(found: Sequence[ProfileDifference]) -> Iterator[Text]:

@@ -276,6 +276,30 @@ def test_interrupted_at_every_call(tmp_path: Path, swapping: bool) -> None:
         pytest.fail("no run ever got through")
 
 
+def test_a_signal_at_any_call_leaves_nothing_behind(tmp_path: Path, swapping: bool) -> None:
+    """Also while the run begins, and while it removes what it replaced: those steps are not cut in two."""
+
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    for number in range(1, 200):
+        out = tmp_path / str(number) / "out"
+        out.parent.mkdir()
+        build(out, "old")
+        with pytest.MonkeyPatch.context() as patch:
+            made = stop_at(patch, number, interrupt)
+            try:
+                build(out, "new")
+            except KeyboardInterrupt:
+                assert content(out) in ("old", "new")
+                assert names(out.parent) == ["out"]
+            else:
+                assert len(made) < number
+                break
+    else:
+        pytest.fail("no run ever got through")
+
+
 def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
     build(tmp_path / "out", "old")
     ready, tell = os.pipe()

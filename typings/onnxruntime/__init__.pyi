@@ -36,7 +36,7 @@ class SessionOptions:
     optimized_model_filepath: str
     use_deterministic_compute: bool
     def __init__(self) -> None: ...
-    def add_session_config_entry(self, key: str, value: str, /) -> None: ...
+    def add_session_config_entry(self, key: str, value: str | bytes, /) -> None: ...
     def add_external_initializers(self, names: Sequence[str], values: Sequence[OrtValue], /) -> None: ...
     def add_free_dimension_override_by_name(self, name: str, value: int, /) -> None: ...
 
@@ -56,7 +56,7 @@ class NodeArg:
 class InferenceSession:
     def __init__(
         self,
-        path_or_bytes: str | bytes | os.PathLike[str],
+        path_or_bytes: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         sess_options: SessionOptions | None = None,
         providers: Sequence[str | tuple[str, Mapping[str, object]]] | None = None,
         provider_options: Sequence[Mapping[str, object]] | None = None,

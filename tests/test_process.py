@@ -1,0 +1,186 @@
+"""The command as a process among others: its streams, signals, the paths and the locale that it is given, its home."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qatc.compiler.interruption import held
+from tests import tiny_package
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "samples" / "models" / "resnet8_qat.onnx"
+QATC = [sys.executable, "-m", "qatc"]
+QUIETLY = ("ORT_DISABLE_TELEMETRY", "CI", "ORT_RUNNING_UNIT_TESTS")  # each of which keeps ONNX Runtime quiet by itself
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX alone")
+
+
+def process(
+    command: Sequence[str | bytes | Path], env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A finished process in this checkout; standard streams that are not in `options` are captured as text."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | options
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
+    return subprocess.run(command, check=False, text=True, errors="replace", timeout=120, env=environment, **streams)
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+@posix
+@pytest.mark.parametrize("arguments", [["explain"], ["dialects", "--json"], ["inspect", str(MODEL)]])
+def test_a_reader_that_has_gone_away_changes_no_exit_code(arguments: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        found = process([*QATC, *arguments], stdout=writing)
+        damaged = tiny_package.build(tmp_path / "p")
+        (damaged / "model.onnx").write_bytes(b"")
+        failed = process([*QATC, "verify", str(damaged)], stdout=writing)
+        gone = process([*QATC, "compile", "nothing.onnx"], stderr=writing)
+    finally:
+        os.close(writing)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert failed.returncode == 3
+    assert gone.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is needed")
+@pytest.mark.parametrize("arguments", [["explain"], ["dialects", "--json"], ["--help"], ["inspect", str(MODEL)]])
+def test_a_full_disk_is_no_bug(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        found = process([*QATC, *arguments], stdout=full)
+        unheard = process([*QATC, "compile", "nothing.onnx"], stderr=full)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error[QAT015]: cannot write standard output: No space left on device\n")
+    assert "Traceback" not in found.stderr
+    assert unheard.returncode == 1
+
+
+@posix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_matter(closed: str) -> None:
+    command = f"exec {sys.executable} -m qatc"
+    assert process(["sh", "-c", f"{command} explain {closed}"]).returncode == 0
+    assert process(["sh", "-c", f"{command} compile nothing.onnx {closed}"]).returncode == 1
+
+
+# -- signals -------------------------------------------------------------------------------------------------------
+def stopped(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command with this body, in a process of its own."""
+    lines = ["import os, signal, sys, time, click", "from qatc.compiler.command import ending, process"]
+    lines += ["@click.command(cls=ending.Command)", "def command():", *(f"    {line}" for line in body.splitlines())]
+    return process([sys.executable, "-c", "\n".join([*lines, "process.run(command)"])], **options)
+
+
+@posix
+@pytest.mark.parametrize(("number", "status", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_signals_unwind_the_command(number: str, status: int, said: str) -> None:
+    body = f"try:\n    os.kill(os.getpid(), signal.{number})\n    time.sleep(60)\nfinally:\n    print('tidy')"
+    found = stopped(body)
+    assert (found.returncode, found.stdout, found.stderr) == (status, "tidy\n", f"{said}\n")
+
+
+@posix
+def test_a_signal_waits_for_a_module_to_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\n")
+    found = stopped(f"sys.path.insert(0, {str(tmp_path)!r})\nimport half\nprint('loaded')\ntime.sleep(60)")
+    assert (found.returncode, found.stdout, found.stderr) == (130, "loaded\n", "interrupted\n")
+
+
+@posix
+def test_what_does_not_look_up_is_ended() -> None:
+    body = """
+        process._GRACE = 0.1
+        signalled = False
+        while True:
+            try:
+                os.kill(os.getpid(), 0 if signalled else signal.SIGTERM)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                signalled = True
+    """
+    found = stopped(textwrap.dedent(body).strip())
+    assert found.returncode == 143
+
+
+@posix
+def test_signals_that_are_ignored_stay_ignored() -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    found = stopped("os.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')", preexec_fn=ignore)
+    assert (found.returncode, found.stdout) == (0, "goes on\n")
+
+
+def test_held_signals_arrive_afterwards() -> None:
+    steps: list[int] = []
+
+    def work() -> None:
+        with held():
+            for step in range(3):
+                signal.raise_signal(signal.SIGINT)
+                steps.append(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == [0, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# -- paths, locale, home -------------------------------------------------------------------------------------------
+@posix
+def test_folders_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    (folder / "m.onnx").write_bytes(MODEL.read_bytes())
+    made = process([*QATC, "compile", "m.onnx", "-a"], cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert "m.onnx in ONNX Runtime" in made.stdout  # not the graph written again, for want of the file
+    assert process([*QATC, "verify", "m.qatc"], cwd=folder).returncode == 0
+    checked = process([sys.executable, "m.qatc/check.py"], cwd=folder)
+    assert checked.returncode == 0, checked.stderr
+
+
+@posix
+def test_the_locale_changes_no_byte(tmp_path: Path) -> None:
+    (tmp_path / "mödel.onnx").write_bytes(MODEL.read_bytes())
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    made = ("here", "there")
+    for name, env in zip(made, ({"PYTHONUTF8": "1"}, plain), strict=True):
+        done = process([*QATC, "compile", os.fsencode("mödel.onnx"), "-o", name], cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+    here, there = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*.*")} for f in map(tmp_path.joinpath, made))
+    assert here == there
+
+
+def test_a_line_break_in_a_file_name_breaks_no_line(tmp_path: Path) -> None:
+    model = tmp_path / "a\nb.onnx"
+    model.write_bytes(MODEL.read_bytes())
+    made = process([*QATC, "compile", str(model), "-a", "-v"], cwd=tmp_path)
+    assert made.returncode == 0
+    assert not [line for line in made.stdout.splitlines() if line.strip().startswith("b.")]
+    assert process([*QATC, "verify", "a\nb.qatc"], cwd=tmp_path).stdout.startswith("verified a\\nb.qatc\n")
+
+
+def test_nothing_is_left_in_the_home_of_the_user(tmp_path: Path) -> None:
+    """ONNX Runtime keeps an identifier of the machine there for its reports about models, unless it is told not to."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key not in QUIETLY}
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(home), "USERPROFILE": str(home)}
+    environment = {key: value for key, value in environment.items() if not key.startswith("XDG_")}
+    for command in ([*QATC, "compile", str(MODEL), "-a", "-o", "p"], [sys.executable, "p/check.py"]):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
