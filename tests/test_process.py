@@ -28,7 +28,7 @@ def process(
     command: Sequence[str | bytes | Path], env: dict[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """A finished process in this checkout; standard streams that are not in `options` are captured as text."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | options
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | options
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
     return subprocess.run(command, check=False, text=True, errors="replace", timeout=120, env=environment, **streams)
 
