@@ -27,6 +27,7 @@ from qatc.compiler.links import rank_of as rank_of
 from qatc.compiler.links import relink, unlink
 from qatc.compiler.links import shape_of as shape_of
 from qatc.compiler.links import value_of as value_of
+from qatc.compiler.pools import rounded_down
 from qatc.compiler.protos import BODIES
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
@@ -410,7 +411,7 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
             kept = [t.name for t in (*n.outputs[:1], *n.outputs[3:4]) if t.name]  # of a fused sum, the sum as well
             nodes += [onnx.helper.make_node("Identity", [n.inputs[0].name], [name]) for name in kept]
         else:
-            nodes.append(node_proto(n))
+            nodes.append(rounded_down(node_proto(n)))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in {"": graph.opset, **graph.domains}.items()]
     model = onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=imports)  # the helpers copy all of it twice
     model.graph.name = graph.name or "graph"

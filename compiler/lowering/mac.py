@@ -25,6 +25,7 @@ _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
 _BASE: Final = 255  # of a weight in two parts: each takes -127..127
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
+_MOST_DIMENSIONS: Final = 5  # of a convolution's weight: three of them in space
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
 
 
@@ -105,13 +106,17 @@ def _fits_two_bytes(state: State, tensor: Constant) -> bool:
 
 
 def _misshapen(node: Node) -> Reason | None:
-    """A convolution whose attributes are not for a weight of this rank; ONNX Runtime would not run it either."""
+    """A convolution whose attributes are not for a weight of this rank, or one along more than three axes."""
     weight = node.inputs[1]
     rank = rank_of(weight)
     if node.op not in ("Conv", "ConvTranspose") or rank is None:
         return None
     if rank < 3:
         return Reason(f"its weight has {rank} dimensions", weight.name)
+    if rank > _MOST_DIMENSIONS:
+        return Reason(
+            f"its weight has {rank} dimensions: it moves along {rank - 2} axes, integer ones along three", weight.name
+        )
     for name, each in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", 2)):
         listed = node.attr(name)
         if isinstance(listed, (list, tuple)) and len(listed) != each * (rank - 2):  # pyright: ignore[reportUnknownArgumentType]

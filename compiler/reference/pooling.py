@@ -58,14 +58,14 @@ class _Windows:
         self.before, self.after = pads[:rank], pads[rank:]
         self.spatial = spatial
         self.outer = tuple(self._count(axis, op.ceil_mode) for axis in range(rank))
-        if min(self.outer) < 1:
+        if min(self.outer) < 0:
             raise ValueError(f"Pool {op.name}: the kernel {list(op.kernel)} is larger than the input {list(spatial)}")
 
     def _count(self, axis: int, ceil_mode: bool) -> int:
         room = self.spatial[axis] + self.before[axis] + self.after[axis] - self._reach(axis)
         stride = self.strides[axis]
         if not ceil_mode:
-            return room // stride + 1
+            return int(room / stride) + 1  # toward zero, as ONNX does: a window that reaches too far is one
         count = -(-room // stride) + 1
         # A window that would begin in the padding after the input does not exist.
         return count - 1 if (count - 1) * stride >= self.spatial[axis] + self.before[axis] else count
@@ -113,6 +113,8 @@ class _Windows:
 
 def _max(op: Pool, x: Integers) -> Integers:
     windows = _Windows(op, x.shape[2:])
+    if 0 in windows.outer:
+        return np.zeros((*x.shape[:2], *windows.outer), x.dtype)
     views = windows.views(windows.padded(x, int(np.iinfo(x.dtype).min)))
     result = views[0].copy()
     for view in views[1:]:
@@ -122,6 +124,8 @@ def _max(op: Pool, x: Integers) -> Integers:
 
 def _average(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
     windows = _Windows(op, x.shape[2:])
+    if 0 in windows.outer:
+        return np.zeros((*x.shape[:2], *windows.outer), out.container)
     dtype = np.int32 if x.dtype.itemsize <= 2 else np.int64
     views = windows.views(windows.padded(np.subtract(x, params.zero_array(x.ndim), dtype=dtype), 0))
     total = views[0].copy()

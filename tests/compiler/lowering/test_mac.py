@@ -218,3 +218,16 @@ def test_scales_of_channels_that_stay_apart(zeros: str, scale: tuple[float, ...]
     )
     assert reasons(graph) == ([reason] if reason else [])
     assert [op.acc_scale for op in graph.ops if isinstance(op, Conv)] == ([scale] if scale else [])
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_convolutions_along_four_axes_stay_float(op: str) -> None:
+    """ONNX Runtime runs them in float; integer ones end at three axes (found by a fuzzer: the reference refused it)."""
+    graph = lowered_net(
+        "(float[1,1,2,2,2,2] x) => (float[1,1,2,2,2,2] y)",
+        f"a = A(x)\nw = DequantizeLinear(wq, ws, wz)\nc = {op}(a, w)\ny = B(c)",
+        "int8[1,1,1,1,1,1] wq = {10}, float ws = {0.5}, int8 wz = {0}",
+    )
+    assert [r for r in reasons(graph) if "dimensions" in r] == [
+        f"{op}: its weight has 6 dimensions: it moves along 4 axes, integer ones along three"
+    ]

@@ -125,13 +125,15 @@ def test_global_pooling_is_qlinearglobalaveragepool_bit_for_bit(run_op, exact_ru
         np.testing.assert_array_equal(flat, expected.reshape(shape[:2]))
 
 
-@pytest.mark.parametrize("case", [*POOLS, "dilated", "one axis", "three axes"])
+@pytest.mark.parametrize("case", [*POOLS, "dilated", "one axis", "three axes", "too far", "nothing"])
 def test_max_pooling_is_maxpool(run_op, case):
     skip_unless_runtime_pools_as_onnx(case)
     more: Mapping[str, dict[str, Any]] = {
         "dilated": {"kernel": (2, 3), "dilations": (3, 2), "pads": (1, 2, 1, 2)},
         "one axis": {"kernel": (3,), "strides": (2,), "pads": (1, 1), "ceil_mode": True},
         "three axes": {"kernel": (2, 2, 2), "strides": (1, 2, 2), "ceil_mode": True},
+        "too far": {"kernel": (10, 3), "strides": (2, 1)},  # one row less than the window: it counts as one
+        "nothing": {"kernel": (10, 3)},
     }
     attrs = {k: v for k, v in {**POOLS, **more}[case].items() if k != "count_include_pad"}
     rng = np.random.default_rng(16)
@@ -143,6 +145,15 @@ def test_max_pooling_is_maxpool(run_op, case):
         np.testing.assert_array_equal(pool_net(x, params, params, mode="max", **attrs).run()["y"], expected)
     everything = pool_net(x, params, params, mode="max", keepdims=False).run()["y"]
     np.testing.assert_array_equal(everything, x.reshape(*x.shape[:2], -1).max(axis=-1))
+
+
+def test_means_of_windows_that_reach_too_far():
+    x, params = np.full((1, 1, 2, 3), 7, np.uint8), QuantParams.per_tensor(1.0, 0)
+    made = [pool_net(x, params, params, mode="average", kernel=(3, 2), strides=s).run()["y"] for s in ((2, 1), (1, 1))]
+    np.testing.assert_array_equal(made[0], np.full((1, 1, 1, 2), 7))
+    assert made[1].shape == (1, 1, 0, 2)
+    with pytest.raises(ValueError, match="is larger than the input"):
+        pool_net(x, params, params, mode="average", kernel=(4, 2)).run()
 
 
 @pytest.mark.parametrize("include", [False, True])
