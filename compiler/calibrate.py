@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from qatc.compiler.budget import active
-from qatc.compiler.damaged import ARRAY
+from qatc.compiler.damaged import ARRAY, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.histogram import METHODS, Histogram, Range, grid_of
 from qatc.compiler.quant import Array, QuantParams
@@ -119,7 +119,8 @@ class CalibrationData:
             with np.load(path, allow_pickle=False) as arrays:
                 members = {name: arrays[name] for name in arrays.files}
         except ARRAY as error:
-            found.error("QAT008", f"cannot read {path}: {error}", hint="save the arrays with numpy.savez")
+            message = f"cannot read {printable(str(path))}: {reason(error)}"
+            found.error("QAT008", message, hint="save the arrays with numpy.savez")
             return {}
         return self._named(path, members, found)
 

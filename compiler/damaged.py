@@ -18,3 +18,17 @@ HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError
 IMAGE: Final = (OSError, ValueError, SyntaxError)
 #: Of either of the first two.
 ARRAY: Final = (*ARCHIVE, *HEADER)
+
+#: How numpy's words begin, which go on with advice that is none here, and what they mean.
+_NUMPY: Final = {
+    "This file contains pickled": "it is no .npy file",
+    "Object arrays cannot be loaded": "it holds Python objects, which are never loaded",
+}
+
+
+def reason(error: BaseException) -> str:
+    """What an error of reading says: without the number and the path that the system adds, and numpy's advice."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    return next((said for start, said in _NUMPY.items() if text.startswith(start)), text or type(error).__name__)

@@ -163,6 +163,12 @@ class CompileError(Exception):
         self.exit_code = exit_code
         super().__init__("\n".join(str(d) for d in self.diagnostics))
 
+    def after(self, earlier: Iterable[Diagnostic]) -> None:
+        """Put what was found before the step failed in front: notes and warnings often hold the reason."""
+        known = set(self.diagnostics)
+        self.diagnostics = (*(d for d in earlier if d not in known), *self.diagnostics)
+        self.args = ("\n".join(str(d) for d in self.diagnostics),)
+
 
 @dataclass
 class Diagnostics:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from qatc.compiler.target import Target
 
 Progress = Callable[[str, float], None]
+_T = TypeVar("_T")
 _MANY: Final = 4_000_000  # objects
 _STEPS: Final = (
     "read", "normalize", "strip", "simulate", "fold", "calibrate", "lower", "emit", "verify", "write",
@@ -88,7 +89,7 @@ def compile_model(
     chosen = CompileOptions.of_keywords(options, output)
     compilation = _Compilation(Path(model), chosen, progress or _silent)
     with _seldom_collected(), limited(chosen.max_memory), compilation.scratch:
-        return compilation.run()
+        return compilation.telling(compilation.run)
 
 
 def inspect_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Inspection:
@@ -103,7 +104,7 @@ def inspect_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Insp
     chosen = CompileOptions.of_keywords(options)
     compilation = _Compilation(Path(model), chosen, _silent)
     with limited(chosen.max_memory), compilation.scratch:
-        return compilation.inspect()
+        return compilation.telling(compilation.inspect)
 
 
 def simulate_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Simulation:
@@ -154,6 +155,14 @@ class _Compilation:
         start = time.perf_counter()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+    def telling(self, road: Callable[[], _T]) -> _T:
+        """Go down a road; where it ends early, the error holds the notes and warnings that were met before, too."""
+        try:
+            return road()
+        except CompileError as error:
+            error.after(d for d in self.diagnostics if d.severity is not Severity.ERROR)
+            raise
 
     # -- the road -------------------------------------------------------------------------------------------------
     def run(self) -> CompileResult:
@@ -329,8 +338,11 @@ class _Compilation:
         self.diagnostics += overflows(integer)
         left = islands(integer)
         if left and self.options.require_integer:
+            hint = "qatc inspect says what to change in training; leave --require-integer out to accept them"
             raise CompileError(
-                Diagnostic("QAT306", f"{i.op_type} stays in float: {i.reason}", node=i.node, tensor=i.tensor or None)
+                Diagnostic(
+                    "QAT306", f"{i.op_type} stays in float: {i.reason}", node=i.node, tensor=i.tensor or None, hint=hint
+                )
                 for i in left
             )
         return integer

@@ -99,7 +99,10 @@ def _are_limits(value: object) -> bool:
     from qatc.compiler.verify.limits import Limits
 
     known = {f.name for f in fields(Limits)}
-    return _maps(value, _is_limit) and set(cast("Mapping[str, object]", value)) <= known
+    if not _maps(value, _is_limit):
+        return False
+    limits = cast("Mapping[str, float]", value)
+    return set(limits) <= known and all(limits.get(share, 1) <= 1 for share in ("equal_share", "agreement"))
 
 
 def _is_limit(value: object) -> bool:
@@ -131,7 +134,7 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "tolerance": (
         _are_limits,
         "a dictionary of numbers of at least 0 by names out of max_lsb, equal_share, float_tolerance, output_lsb and"
-        " agreement",
+        " agreement; equal_share and agreement are at most 1, which is all of them",
     ),
     "verify": _FLAG,
     "quant_range": (_optional(_is_text), "a string, such as 'act=0..127'"),

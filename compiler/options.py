@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, printable
 from qatc.compiler.frontend import RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, shape_of
 from qatc.compiler.keywords import breach
@@ -79,10 +79,10 @@ class CompileOptions:
         for name in ("output", "explain", "max_memory", "sign", "certificate"):
             del chosen[name]
         chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.shapes.items())}
-        chosen["inputs"] = [[name, path.name] for name, path in self.inputs]
+        chosen["inputs"] = [[name, file_name(path)] for name, path in self.inputs]
         for name in ("options", "tolerance"):
             chosen[name] = dict(sorted(chosen[name].items()))
-        return {k: v.name if isinstance(v, Path) else v for k, v in chosen.items()}
+        return {k: file_name(v) if isinstance(v, Path) else v for k, v in chosen.items()}
 
 
 def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -141,14 +141,15 @@ def parse_ranges(text: str | None) -> RangeOverride:
     found: dict[str, tuple[int, int]] = {}
     for name, span in stated.items():
         low, dots, high = str(span).partition("..")
+        written = f"{name}={span}" if span or not name else name
         if not dots or (name not in ("act", "weight") and not name.startswith("tensors.")):
-            raise _unreadable(f"{name}={span}")
+            raise _unreadable(written)
         try:
             found[name] = (int(low), int(high))
         except ValueError as error:
-            raise _unreadable(f"{name}={span}") from error
+            raise _unreadable(written) from error
         if int(low) > int(high):
-            raise _unreadable(f"{name}={span}", "the smallest integer comes first")
+            raise _unreadable(written, "the smallest integer comes first")
     listed = {n.removeprefix("tensors."): r for n, r in found.items() if n.startswith("tensors.")}
     return RangeOverride(found.get("act"), found.get("weight"), listed)
 

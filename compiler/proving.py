@@ -83,23 +83,30 @@ class Proving:
         from qatc.compiler.simulation import Simulation
 
         if self.options.verify:
-            self.simulation = Simulation.of_graph(graph)
+            self.simulation = Simulation.of_graph(graph, "with the ranges that --calibrate filled in")
 
     def _opened(self, path: Path, graph: QuantGraph) -> Simulation:
         """What the result is compared with, proved to run on the first sample."""
         from qatc.compiler.simulation import Simulation, open_simulation
 
-        if not self._restated(graph):
+        why = self._restated(graph)
+        if not why:
             return open_simulation(path, graph, self.feeds[0])
-        found = Simulation.of_graph(graph)
+        found = Simulation.of_graph(graph, why)
         found.run(self.feeds[0], found.outputs)
         return found
 
-    def _restated(self, graph: QuantGraph) -> bool:
-        """Whether the user or a policy changed what the file itself computes: its quantization, or half precision."""
-        stated = self.options.ranges is not None or self.options.quant_range is not None
-        stated = stated or any(d.code == "QAT108" for d in graph.diagnostics)
-        return stated or any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics)
+    def _restated(self, graph: QuantGraph) -> str:
+        """What the user or a policy changed of what the file itself computes; nothing where all is as in the file."""
+        if self.options.ranges is not None:
+            return "with the ranges of --ranges"
+        if self.options.quant_range is not None:
+            return "with the ranges of --quant-range"
+        if any(d.code == "QAT108" for d in graph.diagnostics):
+            return "half precision is computed in float32"
+        if any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics):
+            return "with the weights that qatc rounded"
+        return ""
 
     def _sample_feeds(self, graph: QuantGraph) -> list[Feeds]:
         """The user's sample inputs, or generated ones."""
@@ -121,7 +128,7 @@ class Proving:
         limits = Limits(**self.options.tolerance)
         profile = get_profile(target.arithmetic)
         found = verify(integer, profile, self.simulation, emission.whole(), self.feeds, limits)
-        check(found)
+        check(found, self.options.tolerance)
         return found
 
     def check_floats(

@@ -106,6 +106,7 @@ class Verification:
     outputs: tuple[OutputCheck, ...]
     passed: bool
     first_bad: str | None = None
+    why: str = ""  # what an output breaks, where no tensor does
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 import numpy as np
 
 from qatc.compiler.budget import active
-from qatc.compiler.damaged import ARRAY
-from qatc.compiler.diagnostics import Diagnostics, fail, printable
+from qatc.compiler.damaged import ARRAY, reason
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.graph import QuantGraph, rank_of, value_of
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
@@ -147,8 +147,6 @@ def generate(
 
 
 def _try_shape(port: Port, shapes: Mapping[str, Sequence[int]], found: Diagnostics) -> tuple[int, ...] | None:
-    from qatc.compiler.diagnostics import CompileError
-
     try:
         return pinned_shape(port, shapes)
     except CompileError as error:
@@ -205,16 +203,21 @@ def load(
     """Samples from .npy files: the k-th file named for each input makes the k-th sample.
 
     Raises:
-        CompileError: QAT008 for unknown or missing inputs, unreadable files, wrong dtypes or shapes, all at once.
+        CompileError: QAT007 with exit code 2 for inputs that the model does not have; QAT008 for missing ones,
+            unreadable files, wrong dtypes or shapes, all at once.
     """
     found = Diagnostics()
     known = {p.name: p for p in ports}
     arrays: dict[str, list[Array]] = {name: [] for name in known}
+    listed = ", ".join(printable(n) for n in known)
+    strange = [
+        Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=f"its inputs are {listed}")
+        for name in dict.fromkeys(name for name, _ in files)
+        if name not in known
+    ]
+    if strange:
+        raise CompileError(strange, 2)
     for name, path in files:
-        if name not in known:
-            listed = ", ".join(printable(n) for n in known)
-            found.error("QAT008", f"the model has no input {printable(name)}", hint=f"its inputs are {listed}")
-            continue
         array = read_array(path, found)
         if array is not None and check_fits(known[name], array, found, str(path), shapes or {}):
             arrays[name].append(as_port(known[name], array))
@@ -240,7 +243,8 @@ def read_array(path: Path, found: Diagnostics) -> Array | None:
             raise ValueError("it is an archive of arrays, not one array")
         return cast("Array", array)
     except ARRAY as error:
-        found.error("QAT008", f"cannot read {path}: {error}", hint="save the array with numpy.save(path, array)")
+        message = f"cannot read {printable(str(path))}: {reason(error)}"
+        found.error("QAT008", message, hint="save the array with numpy.save(path, array)")
         return None
 
 

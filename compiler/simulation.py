@@ -76,10 +76,11 @@ class Simulation:
         return cls(model, f"{printable(file_name(path))} in ONNX Runtime {version()}, unoptimized", folder=path.parent)
 
     @classmethod
-    def of_graph(cls, graph: QuantGraph) -> Simulation:
-        """The simulation of a stripped graph: its Q/DQ written back; biases stay float."""
+    def of_graph(cls, graph: QuantGraph, why: str = "") -> Simulation:
+        """The simulation of a stripped graph: its Q/DQ written back; biases stay float. `why` not the file itself."""
         written = to_qdq(graph, bias="float", portable=False)
         what = f"the normalized graph with Q/DQ in ONNX Runtime {version()}, unoptimized"
+        what += f" ({why})" if why else ""
         return cls(written.model, what, written=written, origin=graph.origin)
 
     def may_saturate(self) -> bool:
@@ -178,12 +179,11 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
             if any(d.code in _FINAL for d in error.diagnostics):
                 raise
             refused, why = list(error.diagnostics), f"the file itself does not run: {_reason(error)}"
-    fallback = Simulation.of_graph(graph)
+    fallback = Simulation.of_graph(graph, why)
     try:
         fallback.run(sample, fallback.outputs)
     except CompileError as error:
         raise CompileError([*refused, *error.diagnostics]) from error
-    fallback.description += f" ({why})"
     return fallback
 
 

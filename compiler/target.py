@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic
 
 if sys.version_info >= (3, 11):
@@ -77,7 +78,7 @@ def load_target(name: str) -> Target:
             text = _text_of(path)
         except (OSError, ValueError) as error:
             raise _wrong(
-                f"cannot read the target description {name}: {error}", "give the path of a TOML file"
+                f"cannot read the target description {name}: {reason(error)}", "give the path of a TOML file"
             ) from error
         return _parse(text, str(path))
     known = builtin_targets()
@@ -96,7 +97,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return _loads(_text_of(path))
     except (OSError, ValueError) as error:
         raise CompileError(
-            [Diagnostic("QAT007", f"cannot read {path}: {error}", hint="give a TOML file")], 2
+            [Diagnostic("QAT007", f"cannot read {path}: {reason(error)}", hint="give a TOML file")], 2
         ) from error
 
 

@@ -162,7 +162,11 @@ def _closest(missed: list[str], known: Mapping[str, Tensor]) -> str | None:
         near = difflib.get_close_matches(name, likely, 1)
         if near:
             return f"the tensor closest to {printable(name)} is {printable(near[0])}"
-    return "the file belongs to another export of the model" if missed else "the file holds no ranges"
+    return (
+        "the file belongs to another export of the model"
+        if missed
+        else "it holds no ranges; qatc dialects lists the files that are read"
+    )
 
 
 def _params(graph: QuantGraph, tensor: Tensor, entry: Entry) -> QuantParams | None:

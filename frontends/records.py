@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 from qatc.compiler.budget import active
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import fail, printable
 
 LARGEST: Final = 256 << 20  # bytes of a file of parameters
@@ -30,7 +31,7 @@ def parsed(path: Path) -> Any:
             raise fail("QAT005", f"{path.name} is larger than {LARGEST >> 20} MiB")
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise fail("QAT007", f"cannot read {path.name}: {error}") from error
+        raise fail("QAT007", f"cannot read {path.name}: {reason(error)}") from error
     active().ask(_PARSED * len(text), f"parsing {printable(path.name)}")
     try:
         return json.loads(text)

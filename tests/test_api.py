@@ -39,7 +39,7 @@ WRONG: dict[str, list[object]] = {
     "seed": [-1, 2**32, None],
     "io": ["int", None],
     "shapes": [{"input": "1,1,16,16"}, {"input": [1, "a"]}, {"input": [0]}, [("input", (1,))], {1: (1,)}],
-    "tolerance": [{"foo": 1}, {"max_lsb": -1}, {"max_lsb": "x"}, {"agreement": float("nan")}, 1],
+    "tolerance": [{"foo": 1}, {"max_lsb": -1}, {"max_lsb": "x"}, {"agreement": float("nan")}, {"agreement": 99.9}, 1],
     "calibration_method": ["average", None],
     "inputs": ["x.npy", [("x",)], [("x", None)], {"x": 1}],
     "quant_range": [5],

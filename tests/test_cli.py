@@ -24,6 +24,8 @@ from qatc.compiler.result import CompileResult, Inspection
 from tests import fake_results as fake
 from tests.fake_results import validate
 
+CORPUS = Path(__file__).parent / "corpus"
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "samples" / "models" / "resnet8_qat.onnx"
 
@@ -505,6 +507,29 @@ def test_explain_says_what_fired_and_why_not(tmp_path: Path) -> None:
     assert "LayerNormalization stays float at " in said
     assert "Add fused at " in said
     assert json.loads((tmp_path / "out" / "report.json").read_bytes())["explanation"]
+
+
+def test_a_compile_that_fails_tells_what_it_had_noted(tmp_path: Path) -> None:
+    """The ranges that are missing are why operators stay float; the note that says so comes with the error."""
+    model = CORPUS / "drpai__resnet8" / "model.onnx"
+    found = run("compile", str(model), "-o", str(tmp_path / "out"), "--require-integer", "--json")
+    assert found.exit_code == 1
+    told = validate(found.stdout_bytes)["diagnostics"]
+    assert [d["code"] for d in told[:3]] == ["QAT105", "QAT208", "QAT306"]
+    assert "--calibrate" in told[1]["hint"]
+    assert all("qatc inspect" in d["hint"] for d in told if d["code"] == "QAT306")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [(["--quant-range", "act=0..255"], "--quant-range"), (["--calibrate", "calibration.npy"], "--calibrate")],
+)
+def test_another_simulation_than_the_file_says_why(options: list[str], why: str, tmp_path: Path) -> None:
+    case = CORPUS / "drpai__resnet8"
+    given = [str(case / option) if option.endswith(".npy") else option for option in options]
+    found = run("compile", str(case / "model.onnx"), "-o", str(tmp_path / "out"), *given)
+    assert found.exit_code == 0, found.stderr
+    assert re.search(rf"simulation: the normalized graph .*{why}", re.sub(r"\s+", " ", found.stdout))
 
 
 def test_severities_have_an_order() -> None:

@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.lib import format as npy
 
-from qatc.compiler.damaged import ARRAY
+from qatc.compiler.damaged import ARRAY, reason
 from qatc.compiler.diagnostics import CompileError, fail, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.quant import Array
@@ -96,8 +96,8 @@ def _stored(where: str, open_: Callable[[], contextlib.AbstractContextManager[IO
 
 
 def _unreadable(where: str, error: BaseException) -> CompileError:
-    reason = printable(str(error) or type(error).__name__)
-    return fail("QAT008", f"cannot read {printable(where)}: {reason}", hint="save it with numpy.save or numpy.savez")
+    message = f"cannot read {printable(where)}: {printable(reason(error))}"
+    return fail("QAT008", message, hint="save it with numpy.save or numpy.savez")
 
 
 # -- which array is what --------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ _RENAME_EXCHANGE: Final = 2
 _BUSY: Final = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _NO_SYNC: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF}
+_ELSEWHERE: Final = "name another place with --output"
 _HINTS: Final = {
     errno.ENOSPC: "free some space, or name another place with --output",
     errno.EDQUOT: "your disk quota is used up: free some space, or name another place with --output",
@@ -89,7 +90,9 @@ def writing(path: Path) -> Generator[None, None, None]:
 def cannot_write(path: Path, error: OSError) -> CompileError:
     """QAT501 for an operating system's error."""
     reason = error.strerror or str(error)
-    return fail("QAT501", f"cannot write {printable(str(path))}: {reason}", hint=_HINTS.get(error.errno or 0))
+    return fail(
+        "QAT501", f"cannot write {printable(str(path))}: {reason}", hint=_HINTS.get(error.errno or 0, _ELSEWHERE)
+    )
 
 
 def sync_directory(path: Path) -> None:

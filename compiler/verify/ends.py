@@ -55,19 +55,32 @@ class Outputs:
             # a tie at the top counts as agreement: integers tie more often than floats
             entry.agreed += int(np.count_nonzero(np.take_along_axis(found, best, -1)[:, 0] == found.max(-1)))
 
-    def finish(self, limits: Limits, tensors: Mapping[str, Tally]) -> tuple[tuple[OutputCheck, ...], str | None]:
-        """The outputs' checks, and the first that breaks a limit; `tensors` has the outputs' tallies in LSB."""
+    def finish(self, limits: Limits, tensors: Mapping[str, Tally]) -> tuple[tuple[OutputCheck, ...], str | None, str]:
+        """The outputs' checks, the first that breaks a limit, and how; `tensors` has the outputs' tallies in LSB."""
         checks: list[OutputCheck] = []
         bad: str | None = None
+        why = ""
         for name, entry in self.found.items():
             checks.append(OutputCheck(name, entry.max_abs, entry.max_rel, entry.agreement))
             tally = tensors.get(name)
             worst = max((lsb for lsb, count in tally.histogram.items() if count), default=0) if tally else 0
-            far = limits.output_lsb is not None and worst > limits.output_lsb
-            low, share = limits.agreement, entry.agreement
-            if entry.broken or far or (low is not None and share is not None and share < low):
-                bad = bad or name
-        return tuple(checks), bad
+            broken = _broken(entry, worst, limits)
+            if broken and bad is None:
+                bad, why = name, broken
+        return tuple(checks), bad, why
+
+
+def _broken(entry: _Output, worst: int, limits: Limits) -> str:
+    """How an output breaks a limit, in a sentence; nothing where it keeps them all. `worst` is in LSB."""
+    if entry.broken:
+        return "the package's output has another shape than the simulation's, or is not finite where that one is"
+    if limits.output_lsb is not None and worst > limits.output_lsb:
+        return f"the output is off by {worst:,} LSB from the simulation's, and output_lsb allows {limits.output_lsb:g}"
+    share = entry.agreement
+    if limits.agreement is not None and share is not None and share < limits.agreement:
+        found = f"{entry.agreed:,} of {entry.voted:,}"
+        return f"the arg-max agrees with the simulation's in {found}, and agreement demands {limits.agreement:g}"
+    return ""
 
 
 def looks_like_scores(output: Array) -> bool:

@@ -65,7 +65,7 @@ def verify(
     for run in runs:
         ends.outputs(run, simulation)
     checks = [tuple(t.check() for t in tallies) for tallies in (package.finish(), local.finish(), ends.finish())]
-    outputs, bad_output = ends.finish_outputs(limits)
+    outputs, bad_output, why = ends.finish_outputs(limits)
     bad = _first_bad(graph, package.tallies, local.tallies) or bad_output
     return Verification(
         samples=len(samples),
@@ -76,6 +76,7 @@ def verify(
         outputs=outputs,
         passed=bad is None,
         first_bad=bad,
+        why=why,
     )
 
 
@@ -87,19 +88,30 @@ class VerificationError(CompileError):
         self.verification = verification
 
 
-def check(found: Verification) -> None:
-    """Raise VerificationError where the verification failed: QAT401, QAT402, QAT404, first tensors first."""
+def check(found: Verification, stated: Mapping[str, float] | None = None) -> None:
+    """Raise VerificationError where the verification failed: QAT401, QAT402, QAT404, first tensors first.
+
+    Args:
+        found: what was compared.
+        stated: the limits that the user chose.
+    """
     if found.passed:
         return
+    way_out = (
+        "the default limits may allow it: leave --tolerance out; what they do not allow is to be reported"
+        if stated
+        else "report this with the model; --tolerance and --no-verify are ways around"
+    )
     diagnostics = [
         *_diagnostics("QAT401", found.package, "run `qatc verify` with another onnxruntime, and report this"),
-        *_diagnostics("QAT402", found.local, "report this with the model; --tolerance and --no-verify are ways around"),
+        *_diagnostics("QAT402", found.local, way_out),
         *_diagnostics("QAT404", found.tensors, "loosen --tolerance, or look at the tensor in report.html"),
     ]
     if not diagnostics:
         name = found.first_bad or ""
-        message = "the package's outputs are further from the simulation's than --tolerance allows"
-        diagnostics = [Diagnostic("QAT404", message, Severity.ERROR, tensor=name or None)]
+        message = found.why or "the package's outputs are further from the simulation's than --tolerance allows"
+        hint = "more samples of your own (--input) tell more than one; qatc compile without this limit shows the rest"
+        diagnostics = [Diagnostic("QAT404", message, Severity.ERROR, tensor=name or None, hint=hint)]
     raise VerificationError(diagnostics, found)
 
 
@@ -253,8 +265,8 @@ class _Ends:
         """The tallies in execution order."""
         return [self.tensors[o] for op in self.graph.ops for o in op.outputs if o in self.tensors]
 
-    def finish_outputs(self, limits: Limits) -> tuple[tuple[OutputCheck, ...], str | None]:
-        """The outputs' checks, and the first that breaks a limit."""
+    def finish_outputs(self, limits: Limits) -> tuple[tuple[OutputCheck, ...], str | None, str]:
+        """The outputs' checks, the first that breaks a limit, and how it does."""
         makers = self.graph.producers()
         tallies: dict[str, Tally] = {}
         for name in self.found.found:

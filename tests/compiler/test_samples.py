@@ -109,7 +109,7 @@ def test_files_that_do_not_fit_are_all_named(tmp_path: Path):
         ("tokens", tmp_path / "floats.npy"),
         ("image", tmp_path / "nan.npy"),
         ("image", tmp_path / "missing.npy"),
-        ("label", tmp_path / "small.npy"),
+        ("image", Path(__file__)),
     ]
     with pytest.raises(CompileError) as caught:
         load([IMAGE, TOKENS], files)
@@ -118,9 +118,20 @@ def test_files_that_do_not_fit_are_all_named(tmp_path: Path):
     assert "dimension 2 is 4, not 8" in messages[0]
     assert "the element type is not int64" in messages[1]
     assert "NaN" in messages[2]
-    assert "cannot read" in messages[3]
-    assert "no input label" in messages[4]
-    assert "image, tokens" in (caught.value.diagnostics[4].hint or "")
+    assert messages[3].endswith("missing.npy: No such file or directory")
+    assert messages[4].endswith("test_samples.py: it is no .npy file")
+
+
+def test_an_input_that_the_model_does_not_have_is_an_error_of_usage():
+    with pytest.raises(CompileError) as caught:
+        load([IMAGE, TOKENS], [("label", Path("small.npy")), ("image", Path("missing.npy"))])
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.message, found.hint, caught.value.exit_code) == (
+        "QAT007",
+        "the model has no input label",
+        "its inputs are image, tokens",
+        2,
+    )
 
 
 def test_every_input_needs_as_many_files(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -314,4 +315,5 @@ def test_limits_of_the_user_are_kept():
     with pytest.raises(CompileError) as caught:
         check(found)
     assert caught.value.diagnostics[0].code == "QAT404"
+    assert re.fullmatch(r"the output is off by \d+ LSB .* output_lsb allows 0", caught.value.diagnostics[0].message)
     assert verified(model, feeds, limits=Limits(output_lsb=20, agreement=1.0)).passed
