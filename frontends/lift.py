@@ -25,7 +25,7 @@ import onnx
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.links import label_of, unlink
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
-from qatc.compiler.passes.movement import VALUE_BLIND, is_movement, joined
+from qatc.compiler.passes.movement import is_movement, is_value_blind, joined
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 from qatc.frontends.integers import (
     WIDEST,
@@ -264,7 +264,7 @@ class _Lifter:
             found = self.integers.get(id(tensor))
             if found is None:
                 continue
-            if node.op in VALUE_BLIND and not node.domain:
+            if is_value_blind(node):
                 node.inputs[index] = self._real(found, None) if found.parents else found.source()
                 continue
             root = found.root()

@@ -14,7 +14,7 @@ from typing import Final
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.links import label_of
-from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends import arithmetic
@@ -50,7 +50,7 @@ def _reads_values(node: Node, tensor: Tensor) -> bool:
     """Whether a reader does something with the values: comparisons choose, others read a shape or a type alone."""
     if node.op == "CastLike":
         return node.inputs[0] is tensor
-    return node.op not in COMPARISONS and node.op not in VALUE_BLIND
+    return node.op not in COMPARISONS and not is_value_blind(node)
 
 
 def looks_like_quantizer(node: Node) -> bool:

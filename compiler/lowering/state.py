@@ -21,7 +21,7 @@ from qatc.compiler.links import label_of
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.functions import Values
 from qatc.compiler.model_io import captures_of
-from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import QuantParams, dtype_range
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -259,7 +259,7 @@ class State:
             raise ValueError(f"tensor {tensor.name} has no producer and no value")
         if self.raw(self, node):
             return []
-        blind = node.op in VALUE_BLIND and not node.domain
+        blind = is_value_blind(node)
         missing = [t for t in node.inputs if t.name and id(t) not in self.floats and not (blind and id(t) in self.ints)]
         if missing:
             return missing
@@ -277,7 +277,7 @@ class State:
             ""
             if not t.name
             else self.ints[id(t)]
-            if node.op in VALUE_BLIND and id(t) in self.ints
+            if is_value_blind(node) and id(t) in self.ints
             else self.floats[id(t)]
             for t in node.inputs
         )

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.links import label_of
-from qatc.compiler.passes.movement import LAYOUT, MAXIMA, VALUE_BLIND, axis_through
+from qatc.compiler.passes.movement import LAYOUT, MAXIMA, axis_through, is_value_blind
 from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
 from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams, dtype_range
@@ -168,7 +168,7 @@ def _only_reader(graph: QuantGraph, tensor: Tensor) -> Node | None:
     """The one node that reads the values of `tensor`; folding does not concern those that read its shape."""
     if graph.is_output(tensor):
         return None
-    readers = [n for n in graph.consumers(tensor) if n.op not in VALUE_BLIND or n.domain]
+    readers = [n for n in graph.consumers(tensor) if not is_value_blind(n)]
     return readers[0] if len(readers) == 1 else None
 
 

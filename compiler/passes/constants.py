@@ -21,7 +21,7 @@ import onnx
 from qatc.compiler.budget import active
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
-from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array
 
 _KEEP: Final = frozenset(
@@ -116,7 +116,7 @@ def _candidate(graph: QuantGraph, node: Node) -> bool:
     if node.domain or node.op in _KEEP:
         return False
     inputs = node.inputs
-    if node.op in VALUE_BLIND and not isinstance(inputs[0], Constant):
+    if is_value_blind(node) and not isinstance(inputs[0], Constant):
         dims = shape_of(inputs[0])
         return dims is not None and all(isinstance(d, int) for d in _sliced(node, dims))
     if not inputs or any(not isinstance(t, Constant) and t.name for t in inputs):
@@ -149,7 +149,7 @@ def _settle(graph: QuantGraph, old: Tensor, value: Array) -> None:
 
 
 def _fold(node: Node, limit: int) -> list[Array]:
-    if node.op in VALUE_BLIND:
+    if is_value_blind(node):
         dims = [int(d) for d in _sliced(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
         return [np.asarray(math.prod(dims) if node.op == "Size" else dims, np.int64)]
     values = [value_of(t) for t in node.inputs]

@@ -20,8 +20,12 @@ _ALWAYS: Final = frozenset(
      "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence", "ReduceMax", "ReduceMin"}
 )  # fmt: skip
 MAXIMA: Final = frozenset({"MaxPool", "GlobalMaxPool"})  # the largest of positions: rising functions commute with it
-VALUE_BLIND: Final = frozenset({"Shape", "Size"})  # they read a tensor's shape alone, its values do not concern them
 LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once
+
+
+def is_value_blind(node: Node) -> bool:
+    """Whether the node reads its operand's shape alone: the values do not concern it."""
+    return node.op in ("Shape", "Size") and not node.domain
 
 
 def is_movement(node: Node) -> bool:

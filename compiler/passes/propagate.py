@@ -22,9 +22,9 @@ from qatc.compiler.links import label_of
 from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.movement import (
     LAYOUT,
-    VALUE_BLIND,
     all_on_grid,
     is_movement,
+    is_value_blind,
     joined,
     move_constant,
     on_grid,
@@ -227,7 +227,7 @@ def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
         return None
     found: QuantParams | None = None
     for reader in graph.consumers(tensor):
-        if reader.op in VALUE_BLIND:
+        if is_value_blind(reader):
             continue
         if not (is_movement(reader) or joined(reader)):
             return None

@@ -15,7 +15,7 @@ import numpy as np
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor
 from qatc.compiler.links import label_of
-from qatc.compiler.passes.movement import VALUE_BLIND
+from qatc.compiler.passes.movement import is_value_blind
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import release
 
@@ -69,7 +69,7 @@ def _one_rounding(graph: QuantGraph, x: Tensor, params: QuantParams) -> bool:
     """Whether every reader of x rounds it onto the same grid."""
     if graph.is_output(x):
         return False
-    readers = [n for n in graph.consumers(x) if n.op not in VALUE_BLIND]
+    readers = [n for n in graph.consumers(x) if not is_value_blind(n)]
     return all(n.op == FAKE_QUANT and n.attrs["params"] == params for n in readers)
 
 

@@ -14,7 +14,7 @@ import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
 from qatc.compiler.links import label_of
-from qatc.compiler.passes.movement import VALUE_BLIND, is_movement
+from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array
 from qatc.frontends import qdq
 from qatc.frontends.params import constant_input
@@ -220,7 +220,7 @@ class Reader:
             self.requantize(node)
         elif is_movement(node) or node.op in _ON_INTEGERS:
             known = self.grids.get(id(node.inputs[0]))
-            if known is not None and node.op not in VALUE_BLIND:
+            if known is not None and not is_value_blind(node):
                 self.grids.update((id(y), known) for y in node.outputs)
         elif node.op == "Resize" and not node.domain and id(node.inputs[0]) in self.grids:
             self.interpolate(node, self.grids[id(node.inputs[0])])

@@ -80,6 +80,18 @@ def test_a_reader_of_the_unrounded_tensor_keeps_it() -> None:
     assert graph.origin == {"a": "a"}
 
 
+@pytest.mark.parametrize(("op", "kept"), [("Shape", 0), ("Size", 0), ("other.Shape", 1), ("other.Size", 1)])
+def test_only_the_standard_operators_of_shapes_are_blind_to_values(op: str, kept: int) -> None:
+    """An operator of somebody else's domain may compute with the unrounded numbers, whatever it is called."""
+    graph = canonical(
+        '<ir_version: 10, opset_import: ["": 17, "other": 1]>\n'
+        "g (float[2] x) => (float[2] y, z) <float s = {0.5}, uint8 o = {128}> "
+        f"{{ n = Neg(x) q = QuantizeLinear(n, s, o) a = DequantizeLinear(q, s, o) y = Relu(a) z = {op}(n) }}"
+    )
+    strip(graph)
+    assert [node.op for node in graph.nodes].count("Requantize") == kept
+
+
 def test_two_consumers_that_round_differently() -> None:
     graph = after_strip(
         "(float[2] x) => (float[2] y, float[2] z)",
