@@ -21,6 +21,7 @@ from qatc.compiler.graph import REQUANTIZE, Constant, Node
 
 Values = npt.NDArray[np.float64]
 _erf: Final = np.vectorize(math.erf, otypes=[np.float64])
+_INDICES: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})  # what integers of a function are
 
 
 def _number(node: Node, name: str, default: float) -> float:
@@ -63,6 +64,17 @@ def _celu(node: Node, x: Values) -> Values:
 def _shrink(node: Node, x: Values) -> Values:
     bias, threshold = _number(node, "bias", 0.0), _number(node, "lambd", 0.5)
     return np.where(x < -threshold, x + bias, np.where(x > threshold, x - bias, 0.0))
+
+
+def _is_infinite(node: Node, x: Values) -> Values:
+    below, above = bool(node.attr("detect_negative", 1)), bool(node.attr("detect_positive", 1))
+    return np.where(((x == np.inf) & above) | ((x == -np.inf) & below), 1.0, 0.0)
+
+
+def _quotient(node: Node, one: Values, two: Values) -> Values:
+    """One divided by two; integers are cut off towards zero."""
+    kinds = [t.values.dtype.kind in "iu" if isinstance(t, Constant) else t.dtype in _INDICES for t in node.inputs]
+    return np.trunc(one / two) if any(kinds) else one / two
 
 
 def _clip(operands: Sequence[Values | None]) -> Values | None:
@@ -108,7 +120,6 @@ _UNARY: Final[dict[str, Callable[[Values], Values]]] = {
 }
 _BINARY: Final[dict[str, Callable[[Values, Values], Values]]] = {
     "Add": np.add,
-    "Div": np.divide,
     "Max": np.maximum,
     "Min": np.minimum,
     "Mul": np.multiply,
@@ -121,6 +132,7 @@ _WITH_ATTRIBUTES: Final[dict[str, Callable[[Node, Values], Values]]] = {
     "Elu": _elu,
     "Gelu": _gelu,
     "HardSigmoid": _hard_sigmoid,
+    "IsInf": _is_infinite,
     "LeakyRelu": lambda node, x: np.where(x < 0, _number(node, "alpha", 0.01) * x, x),
     "QuickGelu": lambda node, x: x * _sigmoid(_number(node, "alpha", 1.702) * x),
     "Selu": _selu,
@@ -128,14 +140,12 @@ _WITH_ATTRIBUTES: Final[dict[str, Callable[[Node, Values], Values]]] = {
     "Swish": lambda node, x: x * _sigmoid(_number(node, "alpha", 1.0) * x),
     "ThresholdedRelu": lambda node, x: np.where(x > _number(node, "alpha", 1.0), x, 0.0),
 }
-_INDICES: Final = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 # what is true is 1, what is false is 0
 _LOGIC: Final[dict[str, Callable[..., Values]]] = {
     "And": np.logical_and,
     "Equal": np.equal,
     "Greater": np.greater,
     "GreaterOrEqual": np.greater_equal,
-    "IsInf": np.isinf,
     "IsNaN": np.isnan,
     "Less": np.less,
     "LessOrEqual": np.less_equal,
@@ -147,7 +157,7 @@ _LOGIC: Final[dict[str, Callable[..., Values]]] = {
 SIGNS: Final = frozenset({"Sign", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _VARIADIC: Final = frozenset({"Max", "Min"})
 _MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
-_STANDARD: Final = frozenset({"Clip", "Where", *_UNARY, *_BINARY, *_LOGIC, *_WITH_ATTRIBUTES}) - {
+_STANDARD: Final = frozenset({"Clip", "Div", "Where", *_UNARY, *_BINARY, *_LOGIC, *_WITH_ATTRIBUTES}) - {
     "QuickGelu",
     "Requantize",
 }
@@ -197,6 +207,8 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
             result = np.trunc(given[0])
         elif node.op == "Where":
             result = np.where(given[0] != 0, given[1], given[2])
+        elif node.op == "Div":
+            result = _quotient(node, given[0], given[1]) if len(given) == 2 else None
         elif node.op in _LOGIC:
             result = _LOGIC[node.op](*given).astype(np.float64)
         elif node.op in _VARIADIC:

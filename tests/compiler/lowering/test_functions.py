@@ -9,6 +9,8 @@ from qatc.compiler.graph import Constant, Node, Variable
 from qatc.compiler.lowering.functions import evaluate, is_elementwise
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime import OrtEvaluator
+from tests.agreeing import agrees, kinds
+from tests.graphs import net
 
 RUN = OrtEvaluator()
 CASES: list[tuple[str, str, dict[str, object], list[float | None], int]] = [
@@ -111,3 +113,21 @@ def test_a_list_is_read_from_both_ends_and_nowhere_else(
     assert is_elementwise(node)
     found = evaluate(node, [np.arange(entries, dtype=np.float64), np.asarray(places, np.float64)])
     assert (None if found is None else found.tolist()) == want
+
+
+@pytest.mark.parametrize("divisor", [3, -3])
+def test_integers_are_divided_as_integers(divisor: int) -> None:
+    """What is left over is cut off, as ONNX Runtime does: a number that is divided and multiplied again is a step."""
+    entries = ", ".join(str(i / 4) for i in range(256))
+    body = "a = C(x)\ni = Cast<to = 7>(a)\nd = Div(i, k)\nm = Mul(d, k)\ng = Gather(t, m)\ny = A(g)"
+    constants = f"float[256] t = {{{entries}}}, int64 k = {{{divisor}}}"
+    graph = agrees(net("(float[64] x) => (float[64] y)", body, constants, opset=21))
+    assert kinds(graph) == ["Lookup"]
+
+
+@pytest.mark.parametrize("attrs", [{}, {"detect_negative": 0}, {"detect_positive": 0}])
+def test_infinities_are_told_apart(attrs: dict[str, object]) -> None:
+    x = np.asarray([-np.inf, -1, 0, 1, np.inf], np.float32)
+    found = evaluate(node_of("IsInf", "", attrs, []), [x.astype(np.float64)])
+    assert found is not None
+    np.testing.assert_array_equal(found != 0, RUN("IsInf", "", 20, [x], attrs, 1)[0])
