@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatc.compiler.arithmetic import PROFILES
+from qatc.compiler.arithmetic import PROFILES, exact
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.quant import QuantParams
 
@@ -74,6 +75,49 @@ def test_without_a_mean_they_are_rounded_exactly(q: list[int], scale: float, ste
         ]
         wanted = [rounded(v / Decimal(step), 128) for v in values]
     assert found.tolist() == [wanted]
+
+
+@given(q=rows, scale=scales, steps=st.integers(0, 40), up=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_values_beside_a_boundary_are_rounded_exactly(
+    q: list[int], scale: float, steps: int, up: bool, seed: int
+) -> None:
+    """Steps of the result so that one value lies on k + 1/2 but for the last digits of float64."""
+    rng = np.random.default_rng(seed)
+    gamma, beta = rng.uniform(0.5, 2, (2, len(q))).astype(np.float32)
+    row, column, half, most = np.array([q], np.uint8), int(rng.integers(len(q))), Decimal(steps) + Decimal("0.5"), 10**9
+    with localcontext(Context(prec=80)):
+        powers = [(Decimal(scale) * (v - max(q))).exp() for v in q]
+        shares = [p / sum(powers) for p in powers]
+        mean = Fraction(sum(q), len(q))
+        variance = sum((Fraction(v) - mean) ** 2 for v in q) / len(q) * Fraction(scale) ** 2 + Fraction(1e-5)
+        root = (Decimal(variance.numerator) / variance.denominator).sqrt()
+        moved = [(Fraction(v) - mean) * Fraction(scale) for v in q]
+        normal = [
+            Decimal(float(g)) * Decimal(m.numerator) / m.denominator / root + Decimal(float(b))
+            for m, g, b in zip(moved, gamma, beta, strict=True)
+        ]
+        for reals, function in (
+            (shares, lambda out: exact.softmax(row, scale, out)),
+            (normal, lambda out: exact.layer_norm(row, scale, gamma, beta, 1e-5, out)),
+        ):
+            step = float(abs(reals[column]) / half) or 1.0
+            wanted = []
+            for real in reals:
+                floor = (real / Decimal(step)).to_integral_value("ROUND_FLOOR")
+                rest = real / Decimal(step) - floor
+                tie = int(floor) + (up or int(floor) % 2)
+                wanted.append(tie if rest == Decimal("0.5") else int(floor) + (rest > Decimal("0.5")))
+            found = function(exact.Steps(step, -most, most, up))
+            assert found.tolist() == [[max(-most, min(most, w)) for w in wanted]]
+
+
+@pytest.mark.parametrize("nearer", [1, 10**45, 10**70])
+@pytest.mark.parametrize("side", [1, -1])
+def test_more_digits_tell_on_which_side_a_share_lies(nearer: int, side: int) -> None:
+    with localcontext(Context(prec=120)):
+        share = 2 * Decimal(-0.25).exp() / (2 * Decimal(-0.25).exp() + 3) / 2
+    boundary = Fraction(share) - Fraction(side, 10**20 * nearer)
+    assert exact._share_side(1, Counter({1: 2, 0: 3}), Fraction(1, 4), boundary) == side
 
 
 @pytest.mark.parametrize(("profile", "up"), [("exact", False), ("onnx", False), ("pow2", True), ("tosa", True)])
