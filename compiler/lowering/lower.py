@@ -105,7 +105,6 @@ def _output(state: State, tensor: Tensor) -> None:
     if wanted is None or params is None:
         name = state.float_name(tensor)
         if name != tensor.name or isinstance(tensor, Constant) or any(tensor is i for i in graph.inputs):
-            build.graph.outputs[-1] = tensor.name
             _copy(state, name, tensor)
         return
     inner = state.int_name(tensor)
@@ -166,8 +165,6 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
         last = not maxima
         return state.new_int(out) if last else state.build.quantised(f"{out.name}_pooled", params, shape_of(tensor))
 
-    if not is_product(product):
-        return False
     if not sign_of(state, function, product, chain.bias, chain.alpha, out, lambda: made(root)):
         return False
     text = f"{function.text} is the sign of a sum, in integers, at {printable(label_of(product))}"

@@ -112,22 +112,22 @@ class State:
         return params if params is not None and params.is_8bit and not params.is_per_channel else None
 
     # -- tensors --------------------------------------------------------------------------------------------------
-    def new_int(self, tensor: Tensor, params: QuantParams | None = None, shape: Shape | None = None) -> str:
+    def new_int(self, tensor: Tensor) -> str:
         """Describe the integer form of a quantized tensor that is about to be made, and return its name."""
-        found = params or self.params(tensor)
-        if found is None:
+        params = self.params(tensor)
+        if params is None:
             raise ValueError(f"tensor {tensor.name} is not quantized")
-        port = self._is_integer_output(tensor) and found == self.port_params(tensor)
+        port = self._is_integer_output(tensor) and params == self.port_params(tensor)
         name = self.build.quantised(
             tensor.name if port else f"{tensor.name}_quantized",
-            found,
-            shape or shape_of(tensor),
+            params,
+            shape_of(tensor),
             self.graph.origin.get(tensor.name),
             exact=port,
             sample_shape=self.graph.sample_shapes.get(tensor.name),
         )
         self.ints[id(tensor)] = name
-        if tensor.name in self.graph.shifted and found.same_grid(self.params(tensor) or found):
+        if tensor.name in self.graph.shifted:
             self.build.graph.shifted[name] = self.graph.shifted[tensor.name]
         return name
 

@@ -63,19 +63,17 @@ class Place:
 
 def fold_affine(graph: QuantGraph) -> None:
     """Fold every affine chain of the graph, in one sweep."""
-    gone: list[Node] = []
-    rescaled = False
+    folded = False
     for node in list(graph.nodes):
         mac = mac_of(node)
         if mac is None or mac.weight.name not in graph.params:
             continue
         if node.op == "Gemm":
-            rescaled |= _plain_gemm(graph, mac)
+            folded |= _plain_gemm(graph, mac)
             mac = mac_of(node)
         if mac is not None and node.outputs[0].name not in graph.params:
-            gone += _fold(graph, mac)
-    graph.remove(gone)
-    if gone or rescaled:
+            folded |= _fold(graph, mac)
+    if folded:
         graph.sort()
         graph.clean()
 
@@ -98,24 +96,24 @@ def _plain_gemm(graph: QuantGraph, mac: Mac) -> bool:
     return True
 
 
-def _fold(graph: QuantGraph, mac: Mac) -> list[Node]:
-    """Fold the chain behind one node; returns the operators that are gone. Nothing changes unless all of it can."""
+def _fold(graph: QuantGraph, mac: Mac) -> bool:
+    """Fold the chain behind one node; whether it did. Nothing changes unless all of it can."""
     chain = _follow(graph, mac)
     alone = [n.op for n in chain.nodes] == ["Add"] and not chain.layouts
     if not chain.nodes or (mac.node.op == "MatMul" and alone):
-        return []
+        return False
     bias = _bias(graph, mac)
     ops, label = ", ".join(n.op for n in chain.nodes), printable(label_of(mac.node))
     if bias is None:
         graph.explain("affine", f"{ops} not folded at {label}: its bias is not one constant per channel")
-        return []
+        return False
     factor = _factor(graph, mac, chain)
     if factor is None:
-        return []
+        return False
     scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, factor)
     if scaled is None:
         graph.explain("affine", f"{ops} not folded at {label}: its weight's scales cannot say that")
-        return []
+        return False
     graph.explain("affine", f"{ops} folded at {label}")
     _set_weight(graph, mac, scaled)
     _set_bias(graph, mac, bias * factor + chain.offset)
@@ -123,7 +121,7 @@ def _fold(graph: QuantGraph, mac: Mac) -> list[Node]:
         _skip(graph, node)
     for node in chain.layouts:  # what they move is no longer what the source file has under that name
         graph.rename(node.inputs[0], graph.fresh(f"{node.inputs[0].name}_folded"))
-    return chain.nodes
+    return True
 
 
 def _follow(graph: QuantGraph, mac: Mac) -> _Chain:

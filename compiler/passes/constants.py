@@ -37,7 +37,7 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
     `keep` says which nodes stay whatever their inputs are; `limit` is the largest result in bytes. What is not folded
     stays as it was; the reason goes to `graph.explain`.
     """
-    gone: list[Node] = []
+    gone = 0
     grown = 0
     for node in list(graph.nodes):
         if not _candidate(graph, node) or (keep is not None and keep(node)):
@@ -54,12 +54,11 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
         for tensor, value in zip(list(node.outputs), held, strict=False):
             if tensor.name:
                 _settle(graph, tensor, value)
-        gone.append(node)
-    graph.remove(gone)
+        gone += 1
     if gone:
         graph.sort()
         graph.clean()
-    return len(gone)
+    return gone
 
 
 def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
@@ -68,7 +67,7 @@ def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
     The result is rounded onto the grid that the graph states for it; where it states none, only products are computed.
     Operators that move elements stay.
     """
-    gone: list[Node] = []
+    gone = 0
     for node in graph.nodes:
         if node.domain or is_movement(node) or any(not isinstance(t, Constant) and t.name for t in node.inputs):
             continue
@@ -83,8 +82,7 @@ def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
             graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
             continue
         graph.replace(out, graph.constant(out.name, value, graph.quant(out)))
-        gone.append(node)
-    graph.remove(gone)
+        gone += 1
     if gone:
         graph.sort()
         graph.clean()

@@ -44,7 +44,7 @@ def propagate(graph: QuantGraph) -> None:
 
 def move_constants(graph: QuantGraph) -> None:
     """Apply layout operators to quantized constants; the channel axis moves with the integers."""
-    gone: list[Node] = []
+    moves = 0
     for node in graph.nodes:
         if node.op not in LAYOUT or node.domain or not isinstance(node.inputs[0], Constant):
             continue
@@ -62,9 +62,8 @@ def move_constants(graph: QuantGraph) -> None:
         if own is not None and own != carried:  # the moved constant is rounded once more
             moved, carried = own.quantize(carried.dequantize(moved)), own
         graph.replace(out, graph.constant(out.name, moved, carried))
-        gone.append(node)
-    graph.remove(gone)
-    if gone:
+        moves += 1
+    if moves:
         graph.clean()
 
 

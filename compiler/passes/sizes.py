@@ -37,7 +37,6 @@ def fold_sizes(graph: QuantGraph) -> None:
             else:
                 graph.replace(out, Constant(out.name, value))
             graph.explain("sizes", f"{node.op} {node.name} takes sizes that are known: {value.tolist()}")
-        graph.remove([node for node, _ in found])
         graph.clean()
         fold_constants(graph)
         infer_shapes(graph)

@@ -22,7 +22,6 @@ from qatc.compiler.storage import release
 
 def strip(graph: QuantGraph) -> None:
     """Remove every FakeQuant node of a canonical graph (see `compiler/frontend.py`), in one sweep."""
-    done: list[Node] = []
     rounded: dict[int, dict[QuantParams, Tensor]] = {}  # id of an input -> what it becomes under which parameters
     for node in graph.nodes:
         if node.op != FAKE_QUANT:
@@ -39,9 +38,6 @@ def strip(graph: QuantGraph) -> None:
             if y.name in graph.shifted:
                 graph.shifted.setdefault(result.name, graph.shifted[y.name])
             graph.replace(y, result)
-        if node.op == FAKE_QUANT:
-            done.append(node)
-    graph.remove(done)
     graph.sort()
     graph.clean()
 
