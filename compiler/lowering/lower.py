@@ -7,7 +7,6 @@ in float and rounded: an island, with its reason.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,7 +270,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
             alpha *= float(value.reshape(-1)[0]) if node.op == "Mul" else 1.0 / float(value.reshape(-1)[0])
         taken.append(node)
         node = state.graph.producer(data)
-    if node is None or not is_product(node) or not (math.isfinite(alpha) and alpha > 0):
+    if node is None or not is_product(node):
         return
     vectors = [v for value in added if (v := mac.channel_vector(node, value)) is not None]
     if len(vectors) == len(added):

@@ -74,10 +74,8 @@ def _stays_apart(node: Node, params: QuantParams) -> bool:
 
     What pads the input must be one integer, so that zero points must be equal.
     """
-    shape = shape_of(node.inputs[1])
-    groups = int(node.attr("group", 1))
-    depthwise = node.op == "Conv" and shape is not None and shape[1] == 1 and groups == len(params.scale)
-    return depthwise and params.axis == 1 and len(set(params.zero_point)) == 1
+    depthwise = node.op == "Conv" and params.axis == 1 and int(node.attr("group", 1)) == len(params.scale)
+    return depthwise and len(set(params.zero_point)) == 1
 
 
 def _bias_refusal(state: State, node: Node) -> Reason | None:
@@ -201,8 +199,8 @@ def channel_vector(node: Node, value: npt.NDArray[Any]) -> Vector | None:
 
 
 def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
-    """The integer operands of a node, None where it must stay float. `alpha` (> 0) scales the result."""
-    if refusal(state, node) or alpha <= 0:
+    """The integer operands of a node, None where it must stay float. `alpha` scales the result."""
+    if refusal(state, node):
         return None
     x, weight = node.inputs[0], node.inputs[1]
     x_params, w_params = state.params(x), _weight_params(state, node)
@@ -213,12 +211,12 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     unit: float | Vector = x_params.scale[0] * alpha
     if x_params.is_per_channel:
         unit = np.repeat(x_params.scale, (channels_of(node) or 0) // len(x_params.scale)) * alpha
+    units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
+    if not (min(units) >= SMALLEST and max(units) <= LARGEST):  # nor where the factor is negative, or not a number
+        return None
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
         name = state.transposed(x, name, (1, 0))
-    units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
-    if min(units) < SMALLEST or max(units) > LARGEST:
-        return None
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, channels_of(node))
     shift = state.graph.params[weight.name].shift_to(w_params.dtype)

@@ -115,7 +115,7 @@ def test_values_beside_a_boundary_are_rounded_exactly(
 @pytest.mark.parametrize("side", [1, -1])
 def test_more_digits_tell_on_which_side_a_share_lies(nearer: int, side: int) -> None:
     with localcontext(Context(prec=120)):
-        share = 2 * Decimal(-0.25).exp() / (2 * Decimal(-0.25).exp() + 3) / 2
+        share = 2 * Decimal("-0.25").exp() / (2 * Decimal("-0.25").exp() + 3) / 2
     boundary = Fraction(share) - Fraction(side, 10**20 * nearer)
     assert exact._share_side(1, Counter({1: 2, 0: 3}), Fraction(1, 4), boundary) == side
 

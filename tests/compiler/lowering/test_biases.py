@@ -66,6 +66,36 @@ def test_a_bias_and_the_widest_sum_fit_32_bits_together(scale: float) -> None:
     assert f"costs at most {lost:.3g} output LSB" in found.message
 
 
+@pytest.mark.parametrize("scales", ["1e-7", "1e-7, 2e-7, 3e-7"])
+@pytest.mark.parametrize("zero", [0, 9])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_coarser_grid_holds_the_nearest_weights(scales: str, zero: int, *, transposed: bool) -> None:
+    """Only the channel whose bias is too large changes: its integers are the nearest on the grid that has room."""
+    integers = np.random.default_rng(0).integers(-100, 100, (4, 3))
+    stored = (integers.T if transposed else integers).reshape(-1).tolist()
+    count = scales.count(",") + 1
+    axis = f"<axis = {0 if transposed else 1}>" if count > 1 else ""
+    vector = f"[{count}]" if count > 1 else ""
+    text = net(
+        "(float[1,4] x) => (float[1,3] y)",
+        f"a = A(x)\nw = DequantizeLinear{axis}(wq, ws, wz)\ng = Gemm<transB = {int(transposed)}>(a, w, b)\ny = A(g)",
+        f"int8[{'3,4' if transposed else '4,3'}] wq = {{{', '.join(map(str, stored))}}}, float[3] b = {{200, 0, 1}}, "
+        f"float{vector} ws = {{{scales}}}, int8{vector} wz = {{{', '.join([str(zero)] * count)}}}",
+    )
+    graph = stripped(text)
+    result = lower(graph)
+    result.verify()
+    (product,) = [op for op in result.ops if isinstance(op, MatMul)]
+    values, params = result.constants[product.inputs[1]], result.params(product.inputs[1])
+    was = np.broadcast_to(np.asarray([float(s) for s in scales.split(",")], np.float32), 3)
+    scale = np.broadcast_to(np.asarray(params.scale), 3)
+    assert scale[0] > 1.5 * was[0]
+    np.testing.assert_array_equal(scale[1:], was[1:])
+    np.testing.assert_array_equal(values[:, 1:], integers[:, 1:])
+    centered = values - params.zero_array(2)
+    np.testing.assert_array_equal(centered[:, 0], np.rint((integers[:, 0] - zero) * (was[0] / scale[0])))
+
+
 def test_the_groups_of_a_transposed_convolution_share_the_room_for_a_bias() -> None:
     """Output channel 0 of both groups has the same weights' scale: the fuller group decides."""
     weight = ", ".join(["127"] * 36 + ["1"] * 36)

@@ -74,6 +74,26 @@ def test_a_slope_along_another_axis_stays_float(shape: str, slopes: str) -> None
     assert island.op_type == "PRelu"
 
 
+@pytest.mark.parametrize(
+    ("shape", "slopes", "clip"),
+    [
+        ("1,3,4", "0.5, inf, 1", ""),
+        ("1,3,4", "0.5, 0.25, 1", "i = Clip(q, high, )"),  # no integer of `a` is zero
+        ("3,3", "0.5, 0.25, 1", ""),  # vectors have no position for a depthwise convolution
+        ("1,3", "0.5, 0.25, 1", ""),
+    ],
+    ids=["infinite", "no zero", "vectors", "one vector"],
+)
+def test_slopes_that_no_depthwise_convolution_applies(shape: str, slopes: str, clip: str) -> None:
+    last = ",1" * (shape.count(",") - 1)
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> net (float[{shape}] x) => (float[{shape}] y)
+        <float s = {{0.5}}, uint8 z = {{100}}, uint8 high = {{120}}, float[3{last}] slope = {{{slopes}}}> {{
+        q = QuantizeLinear(x, s, z) {clip} a = DequantizeLinear({"i" if clip else "q"}, s, z)
+        p = PRelu(a, slope) r = QuantizeLinear(p, s, z) y = DequantizeLinear(r, s, z) }}"""
+    (island,) = integers_of(text).islands()
+    assert island.op_type == "PRelu"
+
+
 def test_batch_norm_alone_is_a_depthwise_product() -> None:
     graph = lowered_net(
         "(float[1,2,2,2] x) => (float[1,2,2,2] y)",

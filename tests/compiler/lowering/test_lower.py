@@ -89,12 +89,16 @@ def test_a_16_bit_tensor_is_rounded_onto_another_grid_without_an_operator_of_our
         ("Relu(w)", "W", (0, 32767)),
         ("Clip(w, low, high)", "W", (-3, 12)),
         ("Clip(w, low, high)", "C", (119, 179)),  # onto 8 bits: scale 0.125, zero point 3 + 128
+        ("Clip(w, odd, high)\nr = Relu(s)", "W", (0, 12)),
+        ("Clip(w, odd, high)\nr = Clip(s, , odd)", "W", (-3, -3)),
+        ("Clip(w, odd, high)\nr = Clip(s, huge, )", "W", (32767, 32767)),  # the outer one decides
     ],
 )
 def test_a_clamp_of_16_bits(clamp: str, grid: str, bounds: tuple[int, int]) -> None:
     """Integers of 16 bits are clamped as they are: no table, and no float."""
-    body = f"w = W(x)\nr = {clamp}\ny = {grid}(r)"
-    graph = lowered_net("(float[4] x) => (float[4] y)", body, "float low = {-1.5}, float high = {6}", opset=21)
+    body = f"w = W(x)\n{'s' if 's' in clamp else 'r'} = {clamp}\ny = {grid}(r)"
+    constants = "float low = {-1.5}, float odd = {-1.6}, float high = {6}, float huge = {1e9}"
+    graph = lowered_net("(float[4] x) => (float[4] y)", body, constants, opset=21)
     assert reasons(graph) == []
     (clamped,) = (op for op in graph.ops if isinstance(op, Rescale))
     assert (clamped.lo, clamped.hi) == bounds

@@ -231,3 +231,38 @@ def test_convolutions_along_four_axes_stay_float(op: str) -> None:
     assert [r for r in reasons(graph) if "dimensions" in r] == [
         f"{op}: its weight has 6 dimensions: it moves along 4 axes, integer ones along three"
     ]
+
+
+@pytest.mark.parametrize(
+    ("axis", "product"),
+    [
+        (1, "Conv(a, w)"),  # each filter reads both channels
+        (1, "ConvTranspose<group = 2>(a, v)"),
+        (1, "Conv<group = 2>(a, u)"),  # a weight of run time
+        (2, "Conv<group = 2>(a, v)"),
+        (2, "MatMul(a, e)"),
+    ],
+)
+def test_scales_of_channels_that_meet_stay_float(axis: int, product: str) -> None:
+    """What is summed has several scales, or no scale of its own for each output channel."""
+    graph = lowered_net(
+        "(float[1,2,2,2] x, float[2,1,1,1] k) => (float[1,n,2,2] y)",
+        f"q = QuantizeLinear<axis = {axis}>(x, s, z)\na = DequantizeLinear<axis = {axis}>(q, s, z)\n"
+        "w = DequantizeLinear(wq, sD, zD)\nv = DequantizeLinear(vq, sD, zD)\ne = DequantizeLinear(eq, sD, zD)\n"
+        f"u = D(k)\nc = {product}\ny = B(c)",
+        "float[2] s = {0.5, 0.25}, uint8[2] z = {3, 3}, int8[2,2,1,1] wq = {1, 2, 3, 4}, int8[2,1,1,1] vq = {5, 6}, "
+        "int8[2,2] eq = {1, 2, 3, 4}",
+    )
+    assert [op.op_type for op in graph.islands()] == [product.split("<")[0].split("(")[0]]
+
+
+@pytest.mark.parametrize("line", ["n = Mul(m, v)", "n = Mul(v, m)", "n = Div(m, v)", "n = Div(k, m)", "n = Mul(m, g)"])
+def test_what_is_no_positive_factor_of_a_product_is_none(line: str) -> None:
+    """One number for each column of a product of activations, a product that divides, and a negative number."""
+    agrees(
+        net(
+            "(float[3,4] x, float[4,2] u) => (float[3,2] y)",
+            f"a = D(x)\nb = D(u)\nm = MatMul(a, b)\n{line}\ny = A(n)",
+            "float[2] v = {0.125, 0.25}, float k = {64}, float g = {-0.125}",
+        )
+    )
