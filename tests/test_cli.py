@@ -24,9 +24,8 @@ from qatc.compiler.result import CompileResult, Inspection
 from tests import fake_results as fake
 from tests.fake_results import validate
 
-CORPUS = Path(__file__).parent / "corpus"
-
 ROOT = Path(__file__).resolve().parent.parent
+CORPUS = ROOT / "tests" / "corpus"
 MODEL = ROOT / "samples" / "models" / "resnet8_qat.onnx"
 
 
