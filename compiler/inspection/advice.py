@@ -54,6 +54,13 @@ def _floats(found: Inspection) -> Iterator[str]:
         if affected:
             kinds, nodes = _kinds(Counter(op.op_type for op in affected)), _few([op.node for op in affected])
             yield action.format(f"{kinds} ({nodes})")
+    unread = [op for op in floats if op.tensor and not any(reason in op.reason for reason in _ACTIONS)]
+    if unread and not found.missing:  # no integer operator would read them
+        kinds, nodes = _kinds(Counter(op.op_type for op in unread)), _few([op.node for op in unread])
+        yield (
+            f"Only floats read what {kinds} make ({nodes}), so that --calibrate leaves them: quantize their results in "
+            "training, if they are to be integers."
+        )
     explained = (*_ACTIONS, "tensors")
     formless = Counter(op.op_type for op in floats if not op.tensor and not any(why in op.reason for why in explained))
     if formless:

@@ -20,7 +20,7 @@ from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, 
 from qatc.compiler.links import label_of
 from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
-from qatc.compiler.lowering.normalization import normalization, unasked
+from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
 from qatc.compiler.lowering.reductions import is_noise, summed
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
@@ -355,6 +355,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason(f"{node.op} runs graphs of its own")
     if trains(node):
         return Reason("it is in training mode: the statistics are those of its input")
+    if unoffered(state, node):
+        return Reason("the target has no integer form of it")
     floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
     unranged = [t.name for t in floats if t.name not in state.graph.params]
     wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]

@@ -32,6 +32,12 @@ def unasked(state: State, node: Node) -> str | None:
     return next(f"{option}=integer" for option, name in OPTIONAL_OPERATORS.items() if name == kind)
 
 
+def unoffered(state: State, node: Node) -> bool:
+    """Whether a node would need an operator that this target does not have: then no range makes it one of integers."""
+    kind = None if node.domain else _KINDS.get(node.op)
+    return kind is not None and kind not in state.options.offered | state.options.operators
+
+
 def normalization(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """Softmax or layer normalization of an 8-bit tensor onto an 8-bit grid."""
     if node.domain or state.usable(out) is None:

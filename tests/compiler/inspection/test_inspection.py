@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from qatc import inspect_model
@@ -104,6 +106,18 @@ def test_one_grid_for_all_is_no_finding() -> None:
 )
 def test_findings_become_advice(case: str, said: str) -> None:
     assert said in "\n".join(inspected(case).advice)
+
+
+def test_what_only_floats_read_is_named(tmp_path: Path) -> None:
+    """No integer operator would read it, so that calibration does not ask for its range: training would have to."""
+    body = "a = A(x)\ns = Sigmoid(a)\nm = Mul(s, a)\nn = LayerNormalization(m, g)\ny = B(n)"
+    text = net("(float[2,4] x) => (float[2,4] y)", body, "float[4] g = {1.0, 2.0, 3.0, 4.0}")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    found = inspect_model(tmp_path / "m.onnx")
+    assert found.missing == ()
+    only = "Only floats read what 1 Sigmoid, 1 Mul make (s, m), so that --calibrate leaves them: quantize their"
+    assert [line for line in found.advice if line.startswith(only)]
+    assert "1 LayerNormalization" in "\n".join(found.advice)
 
 
 @pytest.mark.parametrize("case", ["fx-fbgemm-nofold__resnet8", "fxqd-w4-dynamo__mlp"])

@@ -206,8 +206,7 @@ def test_an_integer_output_that_an_island_reads_too() -> None:
         constant y_table<uint8 256> #17c73ac0
         y<uint8 scale 0.0625 zero 128 2> = Lookup[function=Tanh(x) hi=144 lo=112](x, y_table)
         y_dequantized<float32 2> = Dequantize(y)
-        z<float32 2> = Float[op_type=Softmax reason=its result is not quantized by the model
-            tensor=z](y_dequantized)
+        z<float32 2> = Float[op_type=Softmax reason=the target has no integer form of it](y_dequantized)
         output y
         output z
         """,
@@ -246,7 +245,7 @@ def test_outputs_that_are_inputs_or_constants() -> None:
     [
         (
             "(float[2,4] x) => (float[2,4] y)", "a = A(x)\ns = Softmax(a)\ny = B(s)",
-            "", 17, ["Softmax: Softmax has no exact integer form"],
+            "", 17, ["Softmax: the target has no integer form of it"],
         ),
         (
             "(float[3,1] x) => (float[3,2] y)", "w = DequantizeLinear(wq, sD, zD)\nm = MatMul(x, w)\ny = A(m)",

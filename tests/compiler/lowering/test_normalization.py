@@ -100,8 +100,13 @@ def test_what_the_target_has_is_said_where_nobody_asked() -> None:
     found = [i.reason for i in lowered(body, NORM, offered=frozenset({"Softmax"})).islands()]
     assert found == [
         "its integer form was not asked for: -p softmax=integer",
-        "LayerNormalization has no exact integer form",
+        "the target has no integer form of it",
     ]
+
+
+def test_ranges_are_not_asked_for_where_they_would_not_help() -> None:
+    (island,) = lowered("n = LayerNormalization(x, g)\ny = B(n)", NORM).islands()
+    assert island.reason == "the target has no integer form of it"
 
 
 def test_ranges_around_a_wanted_softmax_are_missed() -> None:
