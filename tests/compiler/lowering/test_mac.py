@@ -130,8 +130,7 @@ def test_a_raw_result_is_an_accumulator_on_its_own_grid() -> None:
         c_accumulator<int32 scale 0.125..0.25 zero 0 axis 1 x2 1x2x2x2> = Conv[acc_scale=0.125..0.25
             hi=2147483647 lo=-2147483648](x_quantized, wq)
         c<float32 1x2x2x2> = Dequantize(c_accumulator, c_bias)
-        y<float32 1x2x2x2> = Float[axis=1 op_type=Softmax reason=its input is not quantized by the model
-            tensor=c](c)
+        y<float32 1x2x2x2> = Float[axis=1 op_type=Softmax reason=the target has no integer form of it](c)
         output y
         """,
     )
@@ -153,8 +152,7 @@ def test_a_raw_result_that_is_also_rounded_is_made_once() -> None:
             hi=2147483647 lo=-2147483648](x_quantized, wq)
         c<float32 1x2x2x2> = Dequantize(c_accumulator)
         z_quantized<uint8 scale 0.5 zero 128 1x2x2x2> = Quantize[hi=255 lo=0](c)
-        y<float32 1x2x2x2> = Float[axis=1 op_type=Softmax reason=its input is not quantized by the model
-            tensor=c](c)
+        y<float32 1x2x2x2> = Float[axis=1 op_type=Softmax reason=the target has no integer form of it](c)
         z<float32 1x2x2x2> = Dequantize(z_quantized)
         output y
         output z
