@@ -184,9 +184,11 @@ def _axes(rank: int, is_map: bool, layout: str) -> tuple[tuple[int, ...], str | 
 
 
 def _readable(name: str) -> str:
-    """What of a name is harmless in a file name: lower-case letters and digits, the end of a long one."""
-    words = re.findall(r"[a-z0-9]+", name[-4 * _READABLE :].lower())
-    text = "_".join(words)[-_READABLE:].strip("_")
+    """What of a name is harmless in a file name: lower-case letters and digits, the last words of a long one."""
+    text = "_".join(re.findall(r"[a-z0-9]+", name[-4 * _READABLE :].lower()))
+    if len(text) > _READABLE:  # not from the middle of a word, unless it is all one
+        cut = text[-_READABLE - 1 :]
+        text = cut.partition("_")[2] or cut[1:]
     return f"_{text}" if text else ""
 
 

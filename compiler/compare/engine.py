@@ -22,6 +22,7 @@ from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.verify.boundary import Exact, exact_at
 
 _MOST_CAUSES: Final = 12  # tensors with an error of their own whose cause is looked for, in a sample
 _MOST_FINDINGS: Final = 20
@@ -301,7 +302,7 @@ class _Run:
             names = ", ".join(map(printable, floats[:_NAMES])) + (", ..." if len(floats) > _NAMES else "")
             island = f"what is computed in floats on the way ({names}) may differ between machines in its last bits"
             message = f"{message}; {island}, and so by an LSB what is rounded behind it: dump that to tell"
-        return cause or Cause("unknown", _where(evidence), 0.0), message
+        return cause or Cause("unknown", _where(evidence, segment), 0.0), message
 
     def _is_real(self, op: Op) -> bool:
         """Whether an operator's result is real numbers: sizes and indices are exact."""
@@ -367,6 +368,17 @@ class _Run:
         ]
 
 
+def _exact(segment: Segment, base: Array, place: int) -> str:
+    """The last operator's result at a flat index before it is rounded and clamped, in steps of its grid: how near to
+    the boundary between two integers it was. Nothing where that is not to be had.
+    """
+    op, params = segment.ops[-1], segment.graph.tensors[segment.name].params
+    if op.output != segment.name or params is None or params.is_per_channel:
+        return ""
+    found = exact_at(segment.graph, op, {**segment.values, segment.name: base}, np.array([place]))
+    return f"{float(found.value[0]):.6f}" if isinstance(found, Exact) else ""
+
+
 def _contained(value: Array, dtype: np.dtype[np.generic]) -> Array:
     """A dumped tensor as operators can read it."""
     if dtype.kind in "iu":
@@ -375,15 +387,18 @@ def _contained(value: Array, dtype: np.dtype[np.generic]) -> Array:
     return value.astype(dtype)
 
 
-def _where(evidence: Evidence) -> str:
-    """What can be said of differences that nothing explains: how many, where, in which direction."""
+def _where(evidence: Evidence, segment: Segment) -> str:
+    """What can be said of differences that nothing explains: how many, where, what is there, in which direction."""
     value, base = evidence.dumped.value, evidence.base
     if value.shape != base.shape:
         return f"its shape is {list(value.shape)}, not {list(base.shape)}, and no order of the axes explains it"
     differs = value != base
     count = int(np.count_nonzero(differs))
     at = [int(i) for i in np.unravel_index(int(np.argmax(differs)), base.shape)] if base.ndim else []
-    text = f"{count:,} of {base.size:,} elements differ, the first at {at}"
+    first = int(np.argmax(differs))
+    exact = _exact(segment, base, first) if base.dtype.kind in "iu" else ""
+    text = f"{count:,} of {base.size:,} elements differ, the first at {at}: {value.flat[first]}, not {base.flat[first]}"
+    text += f" (exactly {exact})" if exact else ""
     if base.ndim > 1 and base.shape[1] > 1:
         channels = np.flatnonzero(differs.any(axis=tuple(i for i in range(base.ndim) if i != 1)))
         if channels.size < base.shape[1]:

@@ -125,7 +125,8 @@ class Comparison:
             return None
         many = len([t for t in self.tensors if not t.passed])
         off = "" if first.max_lsb is None else f", by up to {first.max_lsb} LSB"
-        message = f"{1 - first.equal_share:.2%} of its elements differ{off}; it is the first of {many} tensors that do"
+        which = f"the first of {many} tensors that do" if many > 1 else "the only tensor that does"
+        message = f"{1 - first.equal_share:.2%} of its elements differ{off}; it is {which}"
         cause = first.cause
         hint = None if cause is None else f"{CAUSES[cause.kind]}: {cause.detail}"
         return Diagnostic("QAT405", message, Severity.ERROR, first.node or None, first.tensor, hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -187,6 +188,22 @@ def test_noise_has_no_cause(unet: Device, tmp_path: Path) -> None:
     assert found.first is not None
     assert found.first.cause is not None
     assert found.first.cause.kind == "unknown"
+
+
+def test_one_code_is_told_with_what_it_should_be(unet: Device, tmp_path: Path) -> None:
+    """How near the exact result was to the boundary between two integers says whether rounding can be the reason."""
+    op = next(op for op in unet.opened.graph.ops if op.kind == "Conv")
+    wrong = unet.values[op.output].copy()
+    place = int(np.flatnonzero((wrong > op.lo) & (wrong < op.hi))[3])
+    wrong.flat[place] += 1
+    first = compare_package(unet.package, unet.dump(tmp_path / "dump", {op.output: wrong})).first
+    assert first is not None
+    assert first.cause is not None
+    right = int(unet.values[op.output].flat[place])
+    told = re.search(r"1 of .* elements differ, .*: (\d+), not (\d+) \(exactly ([\d.]+)\)", first.cause.detail)
+    assert told is not None, first.cause.detail
+    assert (int(told[1]), int(told[2])) == (right + 1, right)
+    assert abs(float(told[3]) - right) <= 0.501  # the bias is rounded
 
 
 # -- what a device team can produce -----------------------------------------------------------------------------------

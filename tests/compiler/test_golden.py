@@ -155,6 +155,8 @@ def test_readable_rests() -> None:
     assert _readable("/layer1/Conv_output_0") == "_layer1_conv_output_0"
     assert _readable("..") == ""
     assert _readable("x" * 1000) == "_" + "x" * 40
+    assert _readable("/pool/GlobalAveragePool_output_0_quantized") == "_globalaveragepool_output_0_quantized"
+    assert _readable("layers.0/pool/GlobalAverage_output_0_quantized") == "_0_pool_globalaverage_output_0_quantized"
 
 
 def test_hostile_names_reach_the_files(tmp_path: Path) -> None:
