@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from qatc import cli
 from qatc.compiler.interruption import held
 from tests import tiny_package
 
@@ -150,6 +154,26 @@ def test_folders_need_not_be_utf_8(tmp_path: Path) -> None:
     assert process([*QATC, "verify", "m.qatc"], cwd=folder).returncode == 0
     checked = process([sys.executable, "m.qatc/check.py"], cwd=folder)
     assert checked.returncode == 0, checked.stderr
+
+
+@posix
+def test_a_working_directory_that_is_gone_is_no_bug(tmp_path: Path) -> None:
+    command = f"cd {tmp_path} && mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} -m qatc verify p"
+    found = process(["sh", "-c", command])
+    assert found.returncode == 1
+    assert found.stderr.startswith("error[QAT002]: the working directory does not exist any more\n")
+
+
+def test_a_model_that_may_not_be_read_has_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "m.onnx").touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(Path, "stat", refuse)
+    found = CliRunner().invoke(cli.cli, ["compile", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p"), "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["diagnostics"][0]["code"] == "QAT002"
 
 
 @posix

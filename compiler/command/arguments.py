@@ -30,7 +30,7 @@ SECTIONS: Final = {
 }
 
 OWN_PROCESS: Final = "own process"  # the context's object where the command is all that this process runs
-FILE: Final = click.Path(path_type=Path)
+FILE: Final = click.Path(readable=False, path_type=Path)  # whoever opens it says what is wrong, with a code
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 

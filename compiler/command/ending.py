@@ -120,6 +120,9 @@ class Command(click.Command):
             found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
         except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it
             found, status = [_internal(error, verbose=bool(ctx.params.get("verbose")))], BUG
+            if isinstance(error, FileNotFoundError) and _is_nowhere():
+                message = "the working directory does not exist any more"
+                found, status = [Diagnostic("QAT002", message, hint="change to a folder that does")], 1
         found = [*found, *_write_for_ci(ctx, found, status, lambda: cases)]
         if ctx.params.get("json"):
             _write_failure(ctx.command.name or "", found, status)
@@ -209,6 +212,14 @@ def _stages(error: CompileError) -> Sequence[Case]:
     from qatc.compiler.verify import VerificationError
 
     return verification_cases(error.verification) if isinstance(error, VerificationError) else ()
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _internal(error: Exception, *, verbose: bool) -> Diagnostic:
