@@ -46,7 +46,7 @@ CODES: Final[dict[str, str]] = {
     "QAT102": "unknown dialect",
     "QAT103": "the quantization is not affine integer quantization",
     "QAT104": "a fake-quantization node is malformed",
-    "QAT105": "the model is quantized although -a was not given",
+    "QAT105": "-a or -m says something else than the file",
     "QAT106": "an operator is unknown",
     "QAT107": "the quantization range may have been lost by the exporter",
     "QAT108": "half precision is computed in float32",

@@ -192,7 +192,7 @@ def test_a_compile_as_junit() -> None:
         "verification: reference = simulation",
         "verification: end to end",
         "QAT304 /fc",
-        "QAT105: the model is quantized although -a was not given",
+        "QAT105: -a or -m says something else than the file",
     ]
 
 
