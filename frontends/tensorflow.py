@@ -206,12 +206,13 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
         "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
-        "ai-edge-quantizer 0.10 (.tflite, static int8)",
+        "ai-edge-quantizer 0.10 (.tflite; static int8, weights of 4 and 8 bits)",
+        "litert-torch 0.10 (.tflite; PT2E, static int8)",
         ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
     ),
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
-        "most .tflite files of ai-edge-quantizer leave options out that tf2onnx cannot do without",
+        ".tflite files with weights in blocks, or of 2 bits",
         "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
     ),
 )

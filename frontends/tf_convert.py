@@ -18,12 +18,11 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
 from qatc.compiler.quant import Array
 from qatc.frontends.tf_load import first_words, load_keras, needed
 from qatc.frontends.tf_witness import Answer, NoWitnessError, compare
+from qatc.frontends.tflite_form import readable_tflite
 
 OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
 _DEFAULT_SIGNATURE: Final = "serving_default"
-_TFLITE: Final = b"TFL3"
-_NEWER_TYPES: Final = {17: "int4", 18: "bfloat16", 19: "int2", 20: "uint4"}
 _OUTSIDE: Final = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "XlaCustomCallV2"})
 
 
@@ -71,8 +70,7 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
             model = load_keras(source)
             write_keras(model, destination)
             return compare(destination, _asked(model))
-        _check_tflite(source)
-        _by_program(["--tflite", str(source)], destination)
+        _by_program(["--tflite", str(readable_tflite(source, destination.with_suffix(".tflite")))], destination)
         return compare(destination, _interpreter(source))
     except CompileError:
         raise
@@ -155,23 +153,6 @@ def _signature(folder: Path) -> list[str]:
             hint = "save the network without it; what reads files belongs in front of the network"
             raise fail("QAT013", f"running {folder.name} would run code: the operator {bad[0]}", hint=hint)
     return ["--signature_def", _DEFAULT_SIGNATURE] if _DEFAULT_SIGNATURE in names else []
-
-
-def _check_tflite(path: Path) -> None:
-    """Refuse what is no TFLite file, and types of tensors that tf2onnx fails on with a number for a message."""
-    known: Any = needed("tf2onnx.tflite_utils").TFLITE_TO_ONNX_DTYPE
-    schema: Any = needed("tf2onnx.tflite.Model").Model
-    data = path.read_bytes()
-    if data[4:8] != _TFLITE:
-        hint = "give the file that tf.lite.TFLiteConverter.convert() made"
-        raise fail("QAT012", f"{path.name} is not a TFLite file, or it is empty", hint=hint)
-    model = schema.GetRootAsModel(data, 0)
-    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
-    kinds = {g.Tensors(i).Type() for g in graphs for i in range(g.TensorsLength())}
-    for kind in sorted(kinds - set(known)):
-        what = _NEWER_TYPES.get(kind, f"number {kind}")
-        hint = "give the Keras file or the SavedModel that it was made from: weights of any width come back from those"
-        raise fail("QAT012", f"{path.name} has tensors of TFLite's type {what}, which tf2onnx does not read", hint=hint)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

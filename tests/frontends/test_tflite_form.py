@@ -1,0 +1,101 @@
+"""TFLite files of newer writers become what tf2onnx reads, with the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qatc import CompileError
+from qatc.frontends.tflite_form import readable_tflite, unpacked
+
+FILE = Path(__file__).parent.parent / "corpus" / "tfmot-op13__mobilenetv2" / "model.tflite"
+INT8, INT4 = 9, 17
+
+
+def packed(values: np.ndarray) -> np.ndarray:
+    """4-bit integers, the first one in the lower half of each byte."""
+    flat = [int(v) & 15 for v in values.reshape(-1)]
+    flat += [0] * (len(flat) % 2)
+    return np.array([low | high << 4 for low, high in zip(flat[::2], flat[1::2], strict=True)], np.uint8)
+
+
+@given(st.lists(st.integers(-8, 7), max_size=33))
+def test_packed_integers_come_back(values: list[int]) -> None:
+    given = np.array(values, np.int8)
+    found = unpacked(packed(given), given.size)
+    assert found.dtype == np.int8
+    np.testing.assert_array_equal(found, given)
+
+
+def test_too_few_bytes_are_an_error() -> None:
+    with pytest.raises(CompileError, match=r"QAT012.*5 int4 elements has 2 bytes"):
+        unpacked(np.zeros(2, np.uint8), 5)
+
+
+# -- whole files ----------------------------------------------------------------------------------------------------
+def rewritten(path: Path, change: Callable[[Any], None]) -> Path:
+    """The file with `change` made to its content."""
+    files: Any = pytest.importorskip("tensorflow.lite.tools.flatbuffer_utils")
+    content = files.read_model_from_bytearray(bytearray(FILE.read_bytes()))
+    change(content)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(files.convert_object_to_bytearray(content))
+    return path
+
+
+def narrowed(content: Any, *, pack: bool) -> None:
+    """Weights of four bits: in bytes, or two to a byte."""
+    for tensor in content.subgraphs[0].tensors:
+        buffer = content.buffers[tensor.buffer]
+        if tensor.type != INT8 or buffer.data is None:
+            continue
+        values = np.asarray(buffer.data, np.uint8).view(np.int8) >> 4
+        buffer.data = packed(values) if pack else values.view(np.uint8)
+        tensor.type = INT4 if pack else INT8
+
+
+def newer_codes_alone(content: Any) -> None:
+    for code in content.operatorCodes:
+        code.builtinCode, code.deprecatedBuiltinCode = max(code.builtinCode, code.deprecatedBuiltinCode), 0
+
+
+def older_codes_alone(content: Any) -> None:
+    for code in content.operatorCodes:
+        code.builtinCode = 0
+
+
+def onnx_of(path: Path) -> onnx.GraphProto:
+    pytest.importorskip("tf2onnx")
+    from qatc.frontends.tf_import import convert
+
+    assert convert(path, path.with_suffix(".onnx")) == ()
+    graph = onnx.load(path.with_suffix(".onnx")).graph
+    graph.ClearField("doc_string")  # names the file
+    return graph
+
+
+def test_what_tf2onnx_reads_stays_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx.tflite_utils")
+    for path in (FILE, rewritten(tmp_path / "older.tflite", older_codes_alone)):
+        assert readable_tflite(path, tmp_path / "new.tflite") == path
+    assert not (tmp_path / "new.tflite").exists()
+
+
+def test_operators_are_known_by_either_code(tmp_path: Path) -> None:
+    plain = rewritten(tmp_path / "plain" / "net.tflite", lambda _: None)
+    newer = rewritten(tmp_path / "newer" / "net.tflite", newer_codes_alone)
+    assert onnx_of(newer) == onnx_of(plain)
+
+
+def test_four_bit_weights_are_those_in_bytes(tmp_path: Path) -> None:
+    in_bytes = rewritten(tmp_path / "bytes" / "net.tflite", lambda c: narrowed(c, pack=False))
+    two_to_a_byte = rewritten(tmp_path / "packed" / "net.tflite", lambda c: narrowed(c, pack=True))
+    assert two_to_a_byte.stat().st_size < in_bytes.stat().st_size
+    assert onnx_of(two_to_a_byte) == onnx_of(in_bytes)
