@@ -59,7 +59,7 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
 
     Raises:
         CompileError: QAT010 without TensorFlow, QAT012 where it or tf2onnx cannot read the model, QAT013 where loading
-            the model would run code.
+            the model would run code, QAT103 for another way to quantize.
     """
     try:
         _in_order()

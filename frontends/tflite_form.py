@@ -20,6 +20,7 @@ _MAGIC: Final = b"TFL3"
 _INT8: Final = 9
 _INT4: Final = 17
 _OTHER_TYPES: Final = {18: "bfloat16", 19: "int2", 20: "uint4"}
+_BLOCKWISE: Final = 2  # of the ways in which a tensor may be quantized
 _NEWER_CODE: Final = 127  # stands in an operator's older code, a byte, where its newer code alone tells
 
 
@@ -31,7 +32,8 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     integers.
 
     Raises:
-        CompileError: QAT012 for what is no TFLite file, and for types of tensors that have no counterpart.
+        CompileError: QAT012 for what is no TFLite file, and for types of tensors that have no counterpart; QAT103 for
+            weights in blocks.
     """
     known: Any = needed("tf2onnx.tflite_utils").TFLITE_TO_ONNX_DTYPE
     schema: Any = needed("tf2onnx.tflite.Model").Model
@@ -48,6 +50,7 @@ def readable_tflite(source: Path, destination: Path) -> Path:
         raise fail(
             "QAT012", f"{source.name} has tensors of TFLite's type {what}, which tf2onnx does not read", hint=hint
         )
+    _refuse_blocks(t for g in graphs for t in (g.Tensors(i) for i in range(g.TensorsLength())))
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     pairs = [(c.DeprecatedBuiltinCode(), c.BuiltinCode()) for c in codes]
     if _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs):
@@ -59,6 +62,15 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     _widen(content.buffers, (t for graph in content.subgraphs for t in graph.tensors if t.type == _INT4))
     destination.write_bytes(files.convert_object_to_bytearray(content))
     return destination
+
+
+def _refuse_blocks(tensors: Iterable[Any]) -> None:
+    """Raise for weights with a scale for each block: tf2onnx takes their integers for the weights themselves."""
+    for tensor in tensors:
+        quantization = tensor.Quantization()
+        if quantization is not None and quantization.DetailsType() == _BLOCKWISE:
+            hint = "quantize per tensor or per channel; blocks of a few weights have no integer form here"
+            raise fail("QAT103", "the weights are quantized in blocks", tensor=tensor.Name().decode(), hint=hint)
 
 
 def _older(older: int, newer: int) -> int:

@@ -76,7 +76,7 @@ def onnx_of(path: Path) -> onnx.GraphProto:
     from qatc.frontends.tf_import import convert
 
     assert convert(path, path.with_suffix(".onnx")) == ()
-    graph = onnx.load(path.with_suffix(".onnx")).graph
+    graph = onnx.ModelProto.FromString(path.with_suffix(".onnx").read_bytes()).graph
     graph.ClearField("doc_string")  # names the file
     return graph
 
@@ -99,3 +99,20 @@ def test_four_bit_weights_are_those_in_bytes(tmp_path: Path) -> None:
     two_to_a_byte = rewritten(tmp_path / "packed" / "net.tflite", lambda c: narrowed(c, pack=True))
     assert two_to_a_byte.stat().st_size < in_bytes.stat().st_size
     assert onnx_of(two_to_a_byte) == onnx_of(in_bytes)
+
+
+def test_weights_in_blocks_are_refused(tmp_path: Path) -> None:
+    """Their integers would pass for the weights themselves."""
+    schema: Any = pytest.importorskip("tensorflow.lite.python.schema_py_generated")
+
+    def in_blocks(content: Any) -> None:
+        tensor = next(t for t in content.subgraphs[0].tensors if content.buffers[t.buffer].data is not None)
+        tensor.name = b"kernel"
+        tensor.quantization.scale = tensor.quantization.zeroPoint = None
+        tensor.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+        tensor.quantization.details = schema.BlockwiseQuantizationT()
+        tensor.quantization.details.blockSize = 32
+
+    path = rewritten(tmp_path / "blocks.tflite", in_blocks)
+    with pytest.raises(CompileError, match=r"QAT103.*in blocks(.|\n)*kernel(.|\n)*help:"):
+        readable_tflite(path, tmp_path / "new.tflite")
