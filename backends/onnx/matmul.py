@@ -7,12 +7,10 @@ dimensions are QGemm; two activations are QLinearMatMul; accumulators are MatMul
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.products import Product, is_uniform, multiply, product_of, weight_scales
+from qatc.backends.onnx.products import Product, is_uniform, multiply, product_of, to_real, weight_scales
 from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_multipliers, ort_weight_scales
@@ -60,7 +58,7 @@ def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, gr
             end.kernel,
         )
     else:
-        _pointwise(w, a, have, weight, replace(product, grid=inside), inside, rank, end.kernel)
+        _pointwise(w, a, have, weight, product, inside, rank, end.kernel)
     w.end(end)
 
 
@@ -152,7 +150,7 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
     if grid is not None:
         _requantize(w, acc, product, a_grid, grid, out)
     elif product.real:
-        _reals(w, acc, product, out)
+        to_real(w, acc, product, out)
 
 
 def _requantize(w: Writer, acc: str, product: Product, have: QuantParams, grid: QuantParams, out: str) -> None:
@@ -163,11 +161,3 @@ def _requantize(w: Writer, acc: str, product: Product, have: QuantParams, grid: 
     real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), weight_scales(w, factors)))
     unit = QuantParams.per_tensor(1.0, grid.zero_point[0], stored(grid))
     w.quantize(real, unit, out, product.lo, product.hi)
-
-
-def _reals(w: Writer, acc: str, product: Product, out: str) -> None:
-    last = out if product.bias is None else ""
-    scales = weight_scales(w, product.scale.astype(np.float32))
-    real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), scales), last)
-    if product.bias is not None:
-        w.node("Add", (real, w.array(np.asarray(product.bias, np.float32).reshape(-1), f"{w.label}_bias")), out)

@@ -181,8 +181,11 @@ def multiply(w: Writer, a: str, grid: QuantParams, weight: Weight, product: Prod
         return _multiply_to_real(w, [a, b, unit, _real_scale(w, product), w.zero(grid), zero], product, out)
     inputs = [a, b, w.zero(grid), zero]
     acc = w.node("MatMulInteger", inputs if zero else inputs[:3], "" if product.real else out)
-    if not product.real:
-        return acc
+    return to_real(w, acc, product, out) if product.real else acc
+
+
+def to_real(w: Writer, acc: str, product: Product, out: str) -> str:
+    """The real numbers of accumulators [..., N]."""
     last = out if product.bias is None else ""
     made = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), _real_scale(w, product)), last)
     return made if product.bias is None else _add_bias(w, made, product, out)
@@ -240,7 +243,7 @@ def _is_better_in_float(c: Convolution) -> bool:
 
     It is, in whatever order it sums, if every partial sum fits the 24 bits of a float32.
     """
-    if c.groups == 1 and c.weight.values.shape[1] >= _FEW_CHANNELS:
+    if _is_better_unrolled(c):
         return False
     values = c.weight.values
     sums = np.abs(values.astype(np.int32) - c.weight.zero).sum(axis=tuple(range(1, values.ndim)))

@@ -23,17 +23,20 @@ Rounder = Callable[[Array, slice], Array]
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of an element-wise operator, flattened to the output's elements: real = scale * (q - zero)."""
+    """One side of an element-wise operator, flattened to the output's elements, and its grid."""
 
     q: Integers
-    scale: float | Array
-    zero: int | Array
     params: QuantParams
 
     @property
-    def is_byte(self) -> bool:
-        """Whether this is an 8-bit tensor on one grid: what integer kernels take."""
-        return self.params.is_8bit and not self.params.is_per_channel
+    def scale(self) -> float:
+        """What a step is worth: real = scale * (q - zero)."""
+        return self.params.scale[0]
+
+    @property
+    def zero(self) -> int:
+        """The integer that stands for zero."""
+        return self.params.zero_point[0]
 
     def centered(self) -> Integers:
         """The integers less the zero point, int64."""
@@ -41,9 +44,7 @@ class Operand:
 
     def block(self, part: slice) -> Operand:
         """The operand restricted to some elements."""
-        scale = self.scale[part] if isinstance(self.scale, np.ndarray) else self.scale
-        zero = self.zero[part] if isinstance(self.zero, np.ndarray) else self.zero
-        return Operand(self.q[part], scale, zero, self.params)
+        return Operand(self.q[part], self.params)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Profile(ABC):
         lo: int,
         hi: int,
     ) -> Integers:
-        """clamp(round((r_a op r_b) / out.scale) + out.zero_point) with op one of `OPS`; numpy broadcasting."""
+        """clamp(round((r_a op r_b) / out.scale) + out.zero_point), op one of `OPS`, per-tensor grids; broadcasting."""
         if op not in OPS:
             raise ValueError(f"unknown element-wise operator {op}; known are {', '.join(OPS)}")
         target = Target.of(out, lo, hi)
@@ -148,13 +149,16 @@ class Profile(ABC):
         return result.reshape(shape)
 
     def rescale(self, q: Integers, params: QuantParams, out: QuantParams, lo: int, hi: int) -> Integers:
-        """clamp(round(r / out.scale) + out.zero_point) for r = params.scale * (q - params.zero_point), elementwise."""
+        """clamp(round(r / out.scale) + out.zero_point) for r = params.scale * (q - params.zero_point), elementwise.
+
+        Both grids are per tensor.
+        """
         target = Target.of(out, lo, hi)
-        params.check_shape(q.shape)
+        _check_one_grid(params)
         if params.same_grid(out) and params.dtype == out.dtype:
             clamped: Integers = q.clip(lo, hi).astype(out.container)
             return clamped
-        if q.size <= 256 or not params.is_8bit or params.is_per_channel:
+        if q.size <= 256 or not params.is_8bit:
             return self._rescale(q, params, target)
         every = np.arange(256, dtype=np.uint8).view(params.container)
         table = self._rescale(every, params, target)
@@ -267,20 +271,19 @@ class Profile(ABC):
         return self._rounder(np.asarray(params.scale, np.float64), target, None, count)
 
     def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:
-        centered = q.astype(np.int64) - params.zero_array(q.ndim)
-        axis = 0 if params.axis is None else params.axis
-        return self.requantize(centered, params.scale, target.params, target.lo, target.hi, axis)
+        centered = q.astype(np.int64) - params.zero_point[0]
+        return self.requantize(centered, params.scale, target.params, target.lo, target.hi, 0)
 
 
 def _operand(q: Integers, params: QuantParams, shape: tuple[int, ...]) -> Operand:
-    """`q` broadcast to `shape` and flattened (a copy of small integers at most), its grid likewise."""
-    params.check_shape(q.shape)
-    flat = np.broadcast_to(q, shape).reshape(-1)
-    if not params.is_per_channel:
-        return Operand(flat, params.scale[0], params.zero_point[0], params)
-    scale = np.broadcast_to(params.scale_array(q.ndim).astype(np.float64), shape).reshape(-1)
-    zero = np.broadcast_to(params.zero_array(q.ndim).astype(np.int64), shape).reshape(-1)
-    return Operand(flat, scale, zero, params)
+    """`q` broadcast to `shape` and flattened: a copy of small integers at most."""
+    _check_one_grid(params)
+    return Operand(np.broadcast_to(q, shape).reshape(-1), params)
+
+
+def _check_one_grid(params: QuantParams) -> None:
+    if params.is_per_channel:
+        raise ValueError(f"an element-wise operator reads one grid, not {params}")
 
 
 def _blocks(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice]]:

@@ -54,13 +54,13 @@ class FixedPoint(Profile):
         return self._scale(values, mantissa, shift)
 
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
-        a_scale, b_scale = left.params.scale[0], right.params.scale[0]
+        a_scale, b_scale = left.scale, right.scale
         for operand in (left, right):
-            if operand.params.is_per_channel or operand.params.container.itemsize not in _HEADROOM:
+            if operand.params.container.itemsize not in _HEADROOM:
                 raise fail(
                     "QAT302",
                     f"element-wise {op} of {operand.params} has no form in the arithmetic profile {self.name}",
-                    hint="it takes 8- and 16-bit tensors with one scale",
+                    hint="it takes 8- and 16-bit tensors",
                 )
         if op == "Mul":
             real = self._times(left.centered() * right.centered(), a_scale * b_scale / target.scale)

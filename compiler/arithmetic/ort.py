@@ -128,7 +128,7 @@ class Onnx(Profile):
         return super().elementwise(op, a, a_params, b, b_params, out, lo, hi)
 
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
-        if not (left.is_byte and right.is_byte and target.params.is_8bit):
+        if not (left.params.is_8bit and right.params.is_8bit and target.params.is_8bit):
             return _float_combine(op, left, right, target)
         if op == "Mul":
             ratio = _F32(left.scale) * _F32(right.scale) / _F32(target.scale)

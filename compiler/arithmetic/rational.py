@@ -9,7 +9,6 @@ farther than that from every half-integer, V lies on the same side of it, and bo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Final
 
@@ -116,8 +115,9 @@ class Rational(Profile):
 
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
         a, b = left.centered(), right.centered()
-        if op == "Mul":
-            return self._product(a * b, left, right, target)
+        if op == "Mul":  # a requantization whose scale is the product of both, exact in float64 (24 + 24 bits)
+            rounder = self._rounder(np.asarray([left.scale * right.scale]), target, None)
+            return rounder((a * b).reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
         if op == "Sub":
             b = -b
         for operand in (left, right):
@@ -129,43 +129,18 @@ class Rational(Profile):
         nearest = np.rint(real)
         doubtful = np.abs(real - nearest) >= 0.5 - _ERROR * (bound + 1)
         if doubtful.any():
-            self._resolve_sum(a, left.scale, b, right.scale, target, nearest, doubtful)
+            nearest[doubtful] = self._sums(a[doubtful], left.scale, b[doubtful], right.scale, target)
         return np.clip(nearest, target.low, target.high) + target.zero
 
-    def _product(self, product: Array, left: Operand, right: Operand, target: Target) -> Array:
-        """Multiplication is a requantization whose scale is the product of both, exact in float64 (24 + 24 bits)."""
-        scales = np.multiply(left.scale, right.scale)
-        if scales.ndim == 0:
-            rounder = self._rounder(scales.reshape(1), target, None)
-            return rounder(product.reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
-        result = np.empty(product.shape)
-        for scale in np.unique(scales):
-            where = scales == scale
-            rounder = self._rounder(scale.reshape(1), target, None)
-            result[where] = rounder(product[where].reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
-        return result
-
-    def _resolve_sum(
-        self,
-        a: Array,
-        a_scale: float | Array,
-        b: Array,
-        b_scale: float | Array,
-        target: Target,
-        nearest: Array,
-        doubtful: Array,
-    ) -> None:
-        """Overwrite the doubtful elements with the exact rounding of (a * a_scale + b * b_scale) / target.scale."""
-        for sa, sb, some in _by_scales(a_scale, b_scale, np.flatnonzero(doubtful)):
-            ra, rb = Fraction(sa) / Fraction(target.scale), Fraction(sb) / Fraction(target.scale)
-            common = math.lcm(ra.denominator, rb.denominator)
-            ka, kb = int(ra * common), int(rb * common)
-            left, right = a[some], b[some]
-            widest = int(np.abs(left).max()) * ka + int(np.abs(right).max()) * kb
-            if widest >= _SMALL or common >= _SMALL // 2:
-                left, right = left.astype(object), right.astype(object)
-            rounded = round_ratio(left * ka + right * kb, common, half_up=self.ties_up)
-            nearest[some] = rounded.astype(np.float64)
+    def _sums(self, a: Array, a_scale: float, b: Array, b_scale: float, target: Target) -> Array:
+        """(a * a_scale + b * b_scale) / target.scale, rounded exactly."""
+        ra, rb = Fraction(a_scale) / Fraction(target.scale), Fraction(b_scale) / Fraction(target.scale)
+        common = math.lcm(ra.denominator, rb.denominator)
+        ka, kb = int(ra * common), int(rb * common)
+        widest = int(np.abs(a).max()) * ka + int(np.abs(b).max()) * kb
+        if widest >= _SMALL or common >= _SMALL // 2:
+            a, b = a.astype(object), b.astype(object)
+        return round_ratio(a * ka + b * kb, common, half_up=self.ties_up).astype(np.float64)
 
     # -- power-of-two scales ----------------------------------------------------------------------------------------
     def _check_ratios(self, scales: Array, target: Target) -> None:
@@ -192,16 +167,3 @@ def _is_exact_quotient(quotient: Array, dividend: Array, divisor: float) -> Arra
     mantissa = np.frexp(quotient)[0] * 2.0**21
     is_exact: Array = (mantissa == np.rint(mantissa)) & (quotient * divisor == dividend)
     return is_exact
-
-
-def _by_scales(a_scale: float | Array, b_scale: float | Array, indices: Array) -> Iterator[tuple[float, float, Array]]:
-    """The indices grouped by the pair of scales that applies to them."""
-    if not isinstance(a_scale, np.ndarray) and not isinstance(b_scale, np.ndarray):
-        yield a_scale, b_scale, indices
-        return
-    pairs = np.empty((indices.size, 2))
-    pairs[:, 0] = a_scale[indices] if isinstance(a_scale, np.ndarray) else a_scale
-    pairs[:, 1] = b_scale[indices] if isinstance(b_scale, np.ndarray) else b_scale
-    unique, which = np.unique(pairs, axis=0, return_inverse=True)
-    for index, (sa, sb) in enumerate(unique.tolist()):
-        yield sa, sb, indices[which.reshape(-1) == index]

@@ -319,7 +319,7 @@ def scaled_weight(
     None where that cannot be said: channels along another axis, or a scale that leaves float32.
     """
     largest = float(np.finfo(np.float32).max)
-    uniform = bool(np.all(factor == factor[:1])) and factor.size > 0 and factor[0] > 0
+    uniform = factor.size > 0 and bool(np.all(factor == factor[0]))
     scales = np.asarray(params.scale) * (factor[0] if uniform else 1.0)
     if uniform and np.all((scales >= np.finfo(np.float32).tiny) & (scales <= largest)):
         return integers, replace(params, scale=tuple(scales.tolist()))

@@ -57,6 +57,7 @@ def weight_of(
         "one": (np.full(channels, 7), 120),
         "narrow": (dice.integers(-8, 9, channels), 110),
         "wide": (dice.integers(-100, 101, channels), 127),
+        "far": (np.full(channels, 60), 127),  # nine bits from the zero point, eight from another one
     }[case.zeros]
     q = dice.integers(-reach, reach + 1, shape)
     scale = dice.uniform(0.001, 0.01, channels)
@@ -164,7 +165,7 @@ def test_a_convolution_is_one_qlinearconv(case: Case) -> None:
         assert ops <= {"QLinearConv", "Clip", "DequantizeLinear", "QuantizeLinear"}
 
 
-@pytest.mark.parametrize("zeros", ["none", "one", "narrow", "wide"])
+@pytest.mark.parametrize("zeros", ["none", "one", "narrow", "wide", "far"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("end", ["quantized", "raw", "real"])
 @pytest.mark.parametrize("transposed", [False, True])
@@ -184,6 +185,7 @@ def test_zero_points_of_weights_are_exact(zeros: str, groups: int, end: str, tra
         Case(channels=20, spatial=1),
         Case(channels=20, spatial=3, size=5),
         Case(channels=20, zeros="wide"),
+        Case(channels=20, zeros="far"),
         Case(channels=20, transposed=True, stride=2),
     ],
     ids=str,
@@ -371,6 +373,9 @@ def test_a_constant_matrix(shape: tuple[int, ...], end: str, zeros: str, bias: b
         (Case(x="int8", y="int8"), {}),
         (Case(x="int8"), {}),
         (Case(weight="uint8"), {}),
+        (Case(zeros="far"), {}),
+        (Case(zeros="far", end="raw"), {}),
+        (Case(zeros="far", end="real"), {}),
         (Case(bounds=(10, 99)), {}),
     ],
     ids=str,

@@ -184,13 +184,11 @@ def test_exact_elementwise_is_rational(data, op, output):
 def test_exact_sum_with_a_raw_accumulator_is_rational(data, output):
     out, lo, hi = output
     acc = data.draw(hnp.arrays(np.int32, (2, 3, 2), elements=st.one_of(INT32, st.integers(-300, 300))))
-    raw = QuantParams.per_channel(
-        [data.draw(st.one_of(float32s, st.just(out.scale[0] / 2))) for _ in range(3)], 1, dtype="int32"
-    )
+    raw = QuantParams.per_tensor(data.draw(st.one_of(float32s, st.just(out.scale[0] / 2))), 0, "int32")
     b, b_params = data.draw(operands((2, 3, 2)))
     result = EXACT.elementwise("Add", acc, raw, b, b_params, out, lo, hi)
     for index in np.ndindex(acc.shape):
-        total = Fraction(raw.scale[index[1]]) * int(acc[index]) + real(b[index], b_params)
+        total = Fraction(raw.scale[0]) * int(acc[index]) + real(b[index], b_params)
         assert result[index] == clamped(total, out, lo, hi)
 
 
@@ -409,6 +407,10 @@ def test_shapes_and_bounds_are_checked():
         EXACT.requantize(acc, [0.1], out, 0, 256, 0)
     with pytest.raises(ValueError, match="one grid"):
         EXACT.requantize(acc, [0.1], QuantParams.per_channel([0.1], 0), 0, 1, 0)
+    with pytest.raises(ValueError, match="reads one grid"):
+        EXACT.elementwise("Add", acc, out, acc, QuantParams.per_channel([0.1, 0.2], 0, dtype="int32"), out, 0, 255)
+    with pytest.raises(ValueError, match="reads one grid"):
+        EXACT.rescale(acc, QuantParams.per_channel([0.1, 0.2], 0, dtype="int32"), out, 0, 255)
     with pytest.raises(ValueError, match="unknown element-wise"):
         EXACT.elementwise("Pow", acc, out, acc, out, out, 0, 255)
     with pytest.raises(ValueError, match="average over 0"):

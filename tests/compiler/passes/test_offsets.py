@@ -178,12 +178,59 @@ OFFSETS = "float c1 = {0.1718}, float c2 = {0.0551}, float c3 = {-0.0307}"
 def test_offsets_of_a_sum_become_one(body: str, want: list[str]) -> None:
     """What is left is one number behind the sum; a chain on one tensor is a table, and keeps the file's arithmetic."""
     text = net("(float[3,4] x, float[3,4] u) => (float[3,4] y)", "a = A(x)\n" + RESIDUAL + body, OFFSETS)
+    assert [n.op for n in meaning_the_same(text).nodes] == want
+
+
+def meaning_the_same(text: str) -> QuantGraph:
+    """The graph with its offsets moved, asserting that it computes what the file computes."""
     graph = stripped(text)
     move_offsets(graph)
     graph.verify()
-    assert [n.op for n in graph.nodes] == want
     rng = np.random.default_rng(0)
-    feeds = {name: rng.normal(0, 20, (3, 4)).astype(np.float32) for name in ("x", "u")}
-    (wanted,) = RunnableModel(onnx.parser.parse_model(text)).run(feeds).values()
-    (found,) = RunnableModel(to_qdq(graph, bias="float", portable=False).model).run(feeds).values()
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)  # far below a step
+    feeds = {t.name: rng.normal(0, 20, t.shape).astype(np.float32) for t in graph.inputs}
+    wanted = RunnableModel(onnx.parser.parse_model(text)).run(feeds)
+    found = RunnableModel(to_qdq(graph, bias="float", portable=False).model).run(feeds)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4)  # far below a step
+    return graph
+
+
+POOL = "y = AveragePool<kernel_shape = [3, 3], {}>(s)"
+
+
+@pytest.mark.parametrize(
+    ("body", "moves"),
+    [
+        ("c = ConvTranspose(s, w)\ny = A(c)", 0),
+        ('c = Conv<auto_pad = "VALID">(s, w)\ny = A(c)', 1),
+        ('c = Conv<auto_pad = "SAME_UPPER">(s, w)\ny = A(c)', 0),
+        (POOL.format("pads = [1, 1, 1, 1]"), 1),
+        (POOL.format("pads = [1, 1, 1, 1], count_include_pad = 1"), 0),
+        (POOL.format('auto_pad = "SAME_LOWER", count_include_pad = 1'), 0),
+        ("p = GlobalAveragePool(s)\nf = Flatten(p)\ny = Gemm<alpha = 0.5>(f, e)", 3),
+        ("f = Reshape(s, two)\ny = Gemm<transA = 1>(f, e)", 1),
+        ("d = Sub(k, a)\ny = MaxPool<kernel_shape = [2, 2]>(d)", 0),
+        ("d = Add(a, one)\ny = Transpose(d)", 0),  # the constant has more dimensions than the tensor
+        ("n = Neg(x)\nb = A(n)\nd = Add(b, k)\nq = Add(d, k)\ny = A(q)", 0),  # a table, in the file's arithmetic
+        ("c = Conv(a, w)\nr = Relu(c)\nd = Sub(r, k)\nq = B(d)\ny = Mul(q, r)", 0),  # the clamp has other readers
+        ("c = Conv(a, w)\nr = Relu(c)\ny = Sub(r, k)", 0),  # nobody rounds it
+    ],
+)
+def test_what_moves_means_the_same(body: str, moves: int) -> None:
+    constants = (
+        f"{WEIGHT}, int8[2,3] eq = {{1, 2, 3, -4, 5, 6}}, int64[2] two = {{2, -1}}, float[1,1,1,1,1] one = {{1}}"
+    )
+    lines = f"{BODY}e = DequantizeLinear(eq, sD, zD)\n{body}"
+    text = net("(float[1,2,6,6] x) => (float[] y)", lines, constants)
+    assert move_offsets(stripped(text)) == moves
+    meaning_the_same(text)
+
+
+def test_sizes_are_no_offsets() -> None:
+    """Integers that are added to integers stay integers."""
+    text = net(
+        "(float[2,3] x) => (float[m,n] y)",
+        "a = A(x)\ni = Shape(a)\nj = Add(i, i)\nk = Add(j, one)\nl = Add(k, one)\ne = Expand(zero, l)\ny = A(e)",
+        "int64[1] one = {1}, float[1,1] zero = {3}",
+    )
+    assert move_offsets(stripped(text)) == 0

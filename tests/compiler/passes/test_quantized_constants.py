@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
+import pytest
 
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.runtime import RunnableModel
 from tests.graphs import net, stripped
 
 WEIGHT = "int8[2,2] wq = {1, 2, 3, 4}"
@@ -36,3 +39,34 @@ def test_what_keeps_its_operands_grid_stays() -> None:
     graph = spread("w = DequantizeLinear(wq, sD, zD)\nr = Relu(w)\na = A(x)\ny = MatMul(a, r)", WEIGHT)
     assert [n.op for n in graph.nodes] == ["Relu", "MatMul"]
     assert str(graph.params["r"]) == "int8[0,127] scale 0.0625 zero 0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "shape"),
+    [
+        ("m = Gemm<transA = 1, beta = 0.5>(h, w, b)\nn = B(m)", (2, 2)),
+        ("m = Gemm<transB = 1>(h, w)\nn = A(m)", (3, 3)),
+        ("n = Gemm<alpha = 0.25, transB = 1>(h, w, c)", (3, 3)),  # a product needs no grid of its own
+        ("t = Transpose(w)\nn = MatMul(h, t)", (3, 3)),
+        ("m = Sub(h, w)\nn = A(m)", (3, 2)),
+    ],
+)
+def test_what_is_computed_is_what_onnx_runtime_computes(lines: str, shape: tuple[int, int]) -> None:
+    text = net(
+        f"(float[{shape[0]},{shape[1]}] x) => (float[{shape[0]},{shape[1]}] y)",
+        f"h = D(k)\nw = DequantizeLinear(wq, sD, zD)\n{lines}\na = A(x)\ny = Add(a, n)",
+        "int8[3,2] wq = {1, -2, 30, 40, 50, 127}, float[3,2] k = {1, 2, -3, 4, 5, 0.3}, float[2] b = {1, -1}, "
+        "float[3] c = {1, 2, 4}",
+    )
+    graph = stripped(text)
+    propagate(graph)
+    (add,) = graph.nodes
+    value = graph.real(next(t for t in add.inputs if t is not graph.inputs[0]))
+    want = RunnableModel(onnx.parser.parse_model(text)).run({"x": np.zeros(shape, np.float32)})["y"]
+    assert value is not None
+    np.testing.assert_array_equal(value, want)
+
+
+def test_what_is_no_number_is_not_rounded() -> None:
+    graph = spread("h = D(k)\nl = Log(h)\nn = B(l)\na = B(x)\ny = Add(a, n)", "float[2,2] k = {1.0, 2.0, -3.0, 4.0}")
+    assert [n.op for n in graph.nodes] == ["Log", "Add"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qatc.compiler.graph import QuantGraph
+from qatc.compiler.graph import QuantGraph, value_of
 from qatc.compiler.passes.strip import strip
 from tests.graphs import canonical, expect, net
 
@@ -78,6 +78,18 @@ def test_a_reader_of_the_unrounded_tensor_keeps_it() -> None:
         """,
     )
     assert graph.origin == {"a": "a"}
+
+
+def test_a_quantized_constant_is_clipped_to_a_narrower_range() -> None:
+    graph = after_strip(
+        "(float[1,3] x) => (float[1,1] y)",
+        "w = DequantizeLinear(wq, sD, zD)\nq = QuantizeLinear(w, sD, zD)\nc = Clip(q, low, high)\n"
+        "v = DequantizeLinear(c, sD, zD)\ny = MatMul(x, v)",
+        "int8[3,1] wq = {-100, 5, 50}, int8 low = {-20}, int8 high = {30}",
+    )
+    weight = value_of(graph.nodes[0].inputs[1])
+    assert weight is not None
+    assert weight.ravel().tolist() == [-20, 5, 30]
 
 
 @pytest.mark.parametrize(("op", "kept"), [("Shape", 0), ("Size", 0), ("other.Shape", 1), ("other.Size", 1)])
