@@ -301,6 +301,8 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
         problem = f"{before:g} bits cannot be truncated to {after:g} with a scale of 2^{lost:g}"
     elif np.any(cut != np.rint(cut)) or (zero.any() and not newer):
         problem = "the zero point does not survive truncation as an integer"
+    elif k and _ROUNDING[mode].values is np.rint and np.any(cut % 2):  # QONNX rounds the sum with the zero point
+        problem = f"rounding mode {mode} takes ties around an odd zero point, {cut.reshape(-1)[0]:g}, to odd numbers"
     elif _ROUNDING[mode].sided and not positive:
         problem = f"rounding mode {mode} of numbers of both signs is not a shift and a rounding to the nearest"
     if problem:

@@ -166,8 +166,66 @@ def test_trunc(mode: str, k: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "signed", "narrow", "zero", "k", "factor"),
+    [
+        ("FLOOR", 1, 0, 0, 2, 1),
+        ("CEIL", 1, 1, 0, 3, 1),
+        ("ROUND", 1, 0, 16, 3, 1),
+        ("FLOOR", 0, 0, 4, 2, 1),
+        ("ROUND", 0, 1, 0, 0, 1),
+        ("FLOOR", 1, 0, 0, 2, 1.25),  # not quite four times the steps: cut off first, then moved onto them
+    ],
+)
+def test_trunc_is_its_definition(mode: str, signed: int, narrow: int, zero: int, k: int, factor: float) -> None:
+    s = np.float32(0.125)
+    q = np.arange(60, dtype=np.float32).reshape(3, 4, 5) * 3 - (90 if signed else 0)
+    out = s * np.float32(2**k * factor)
+    operands = [s, np.float32(zero), np.float32(8 + k), out, np.float32(5)]
+    graph = one("Trunc", operands, rounding_mode=mode, signed=signed, narrow=narrow)
+    graph.diagnostics.check()
+    low, high = (-16 + narrow, 15) if signed else (0, 31 - narrow)
+    want = (np.clip(ROUNDING[mode](q / 2**k), low, high) - zero / 2**k) * out
+    assert np.allclose(values(graph, (q - zero) * s), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ops", "unsigned"),
+    [
+        (["Relu"], True),
+        (["Abs", "Mul 0.5"], True),
+        (["Relu", "Div 2", "GlobalAveragePool"], True),
+        (["Relu", "MaxPool", "Flatten"], True),
+        (["Relu", "Mul -1"], False),
+        (["Relu", "Neg"], False),
+        ([], False),
+    ],
+)
+def test_the_first_trunc_keeps_the_scale_and_the_sign_of_what_it_reads(ops: list[str], unsigned: bool) -> None:
+    """Cutting toward zero is a shift of what is never negative alone."""
+    b, x = Builder(opsets={"": 13, DOMAINS[0]: 1}), "input"
+    for i, (op, *factor) in enumerate(line.split() for line in ops):
+        attrs: dict[str, Any] = {"kernel_shape": [1]} if op == "MaxPool" else {}
+        x = b.node(op, [x, *(b.constant(f"c{i}", np.float32(f)) for f in factor)], f"t{i}", **attrs)
+    names = [b.constant(f"p{i}", np.float32(v)) for i, v in enumerate((0.5, 0, 6, 4))]
+    b.node("Trunc", [x, *names], "output", DOMAINS[0], rounding_mode="DOWN")
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 30]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert (not graph.diagnostics.errors) == unsigned
+    if ops == ["Relu"]:
+        codes = np.arange(-10, 50, dtype=np.float32).reshape(1, 2, 30)
+        want = np.clip(codes, 0, None) // 4 * np.float32(0.5)
+        assert np.array_equal(values(graph, codes * np.float32(0.5)), np.minimum(want, 7.5))
+
+
+@pytest.mark.parametrize(
     ("op", "operands", "attrs", "code"),
     [
+        ("Quant", [np.float32(1), np.float32(2), np.float32(1)], {"signed": 1}, "QAT103"),
+        ("Trunc", [np.float32(v) for v in (1, 3, 8, 4, 6)], {"signed": 1}, "QAT103"),  # a zero point of 3 / 4
+        ("Trunc", [np.float32(v) for v in (1, 4, 8, 4, 6)], {"signed": 1, "rounding_mode": "ROUND"}, "QAT103"),
+        ("Trunc", [np.float32(v) for v in (1, 0, 8, 4, 33)], {"signed": 1}, "QAT103"),
+        ("Trunc", [np.float32(v) for v in (1, 0, 8, 0.25, 8)], {"signed": 1}, "QAT103"),
+        ("Trunc", [np.float32(v) for v in (1, 4, 8, 6)], {}, "QAT103"),  # the first version has no zero point
         ("Quant", [np.float32(0), np.float32(0), np.float32(8)], {}, "QAT201"),
         ("Quant", [np.float32(-1), np.float32(0), np.float32(8)], {}, "QAT201"),
         ("Quant", [np.float32(1), np.float32(0), np.float32(33)], {}, "QAT103"),

@@ -117,10 +117,11 @@ def columns(
         ([1, 1], [1, 1], [0, 0, 0, 0], [1, 1], 0),
     ],
 )
+@pytest.mark.parametrize("filters", [5, 3])
 def test_lowered_convolution(
-    kernel: list[int], stride: list[int], pads: list[int], dilations: list[int], fill: int
+    kernel: list[int], stride: list[int], pads: list[int], dilations: list[int], fill: int, filters: int
 ) -> None:
-    w = integers(kernel[0] * kernel[1] * 3, 5)
+    w = integers(kernel[0] * kernel[1] * 3, filters)
     b = Builder(opsets={"": 13, GENERAL: 1})
     attrs = {"kernel_size": kernel, "stride": stride, "pad_amount": pads, "dilations": dilations, "pad_value": fill}
     b.node("Im2Col", ["input"], "cols", GENERAL, input_shape="(2,8,7,3)", depthwise=0, **attrs)
@@ -192,6 +193,9 @@ def test_markers_are_nothing() -> None:
         ("GenericPartition", {"model": "part.onnx"}, "another file"),
         ("XnorPopcountMatMul", {}, "constant matrix"),
         ("StreamingPass", {}, "is not supported"),
+        ("QuantAvgPool2d", {"kernel": 2, "stride": 2, "ibits": 33, "obits": 4}, "of up to 32 bits"),
+        ("QuantAvgPool2d", {"kernel": 2, "stride": 2, "ibits": 8, "obits": 0}, "of up to 32 bits"),
+        ("QuantAvgPool2d", {"kernel": 0, "stride": 1, "ibits": 8, "obits": 8}, "of up to 32 bits"),
     ],
 )
 def test_refused(op: str, attrs: dict[str, Any], words: str) -> None:
