@@ -131,7 +131,7 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
     else:
         counts = np.full((1,) * window.rank, math.prod(window.kernel))
     different = sorted(set(counts.reshape(-1).tolist()), reverse=True)
-    if different[-1] == 0 or (len(different) > _MOST_SIZES and not window.is_dilated):
+    if not different or different[-1] == 0 or (len(different) > _MOST_SIZES and not window.is_dilated):
         return False
     made = _mean(w, op, window, channels, different[0], out if len(different) == 1 else "")
     for index, count in enumerate(different[1:], 2):

@@ -147,3 +147,10 @@ def test_an_average_is_one_convolution() -> None:
 @pytest.mark.parametrize("fields", [{}, {"kernel": (2, 3), "strides": (2, 1)}, {"keepdims": False}], ids=str)
 def test_maxima_of_16_bits_go_through_floats(dtype: str, fields: dict[str, Any]) -> None:
     same(*pool("max", have=dtype, want=dtype, **fields))
+
+
+@pytest.mark.parametrize("mode", ["average", "max"])
+def test_windows_that_reach_too_far_leave_nothing(mode: str) -> None:
+    """Rounded up, and in padding that counts, their number is worked out for every window: there is none."""
+    fields = {"kernel": (10, 1), "strides": (1, 2), "ceil_mode": True, "count_include_pad": mode == "average"}
+    same(*pool(mode, (2, 3, 9, 8), **fields))
