@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from qatc.compiler.graph import Constant, Node, Tensor, value_of
+import numpy as np
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.quant import DTYPES, Array, dtype_name
+from qatc.frontends.params import linear_params
 
 WIDEST: Final = (-(2**63), 2**63 - 1)
 ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
@@ -50,6 +53,21 @@ def padding_of(node: Node) -> int | None:
         return None
     given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
     return 0 if given is None or not given.size else int(given.reshape(-1)[0])
+
+
+def fold_fills(graph: QuantGraph) -> None:
+    """Make what a Pad of integers fills with a constant of integers, where a QuantizeLinear makes it of a real one."""
+    for node in graph.nodes:
+        maker = graph.producer(node.inputs[2]) if node.op == "Pad" and len(node.inputs) > 2 else None
+        if maker is None or not is_q(maker) or not all(map(is_constant, maker.inputs)) or len(maker.inputs) < 3:
+            continue
+        real, scale = (value_of(t) for t in maker.inputs[:2])
+        if real is None or scale is None or real.size != 1 or scale.size != 1:
+            continue
+        params = linear_params(graph, maker)
+        if params is not None:
+            integers = params.quantize(real.astype(np.float32)).astype(params.container)
+            node.inputs[2] = graph.constant(node.inputs[2].name, integers)
 
 
 def clips_weight(node: Node) -> bool:

@@ -20,7 +20,7 @@ from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.frontends.integers import clips_weight, is_dq, is_q
+from qatc.frontends.integers import clips_weight, fold_fills, is_dq, is_q
 from qatc.frontends.lift import lift
 
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
@@ -63,6 +63,7 @@ def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> 
 def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
     """Fold constants, except for what a weight's quantization says (and what `keep` says)."""
     fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)))
+    fold_fills(graph)
 
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:

@@ -266,7 +266,7 @@ def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
     if error > _BIAS_LSB:
-        _refine(found)
+        _refine(found, out_scale)
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     room: Vector | float = _AMPLE
     if (np.abs(bias) > room * scale).any():
@@ -277,8 +277,11 @@ def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.
     return np.rint(bias / scale).astype(np.int32)
 
 
-def _refine(found: Operands) -> None:
-    """Make the accumulator's unit as fine as int8 weights allow; the weight's zero point, if any, is subtracted."""
+def _refine(found: Operands, out_scale: float) -> None:
+    """Make the accumulator's unit as fine as int8 weights allow; the weight's zero point, if any, is subtracted.
+
+    A channel without weight takes any scale (exporters write 1 there): one that holds its bias.
+    """
     if found.values is None:
         return
     centered = found.values.astype(np.int32) - found.weight_params.zero_array(found.values.ndim)
@@ -287,6 +290,12 @@ def _refine(found: Operands) -> None:
         own = found.weight_params
         found.values = (centered * gain).astype(np.int8)
         found.weight_params = QuantParams(tuple(s / gain for s in own.scale), (0,) * len(own.scale), "int8", own.axis)
+    if found.weight_params.axis == found.axis:
+        span = tuple(i for i in range(centered.ndim) if i != found.axis)
+        scale = np.asarray(found.weight_params.scale)
+        finest = np.clip(max(out_scale * _BIAS_LSB, SMALLEST) / np.asarray(found.unit), SMALLEST, scale)
+        scale = np.where(centered.any(axis=span), scale, finest)
+        found.weight_params = replace(found.weight_params, scale=tuple(scale.tolist()))
 
 
 def _bias_room(found: Operands) -> Vector:

@@ -113,6 +113,11 @@ def codes(text: str, options: FrontendOptions | None = None) -> list[str]:
             "Pad(q, p) y = DequantizeLinear(c, s, z)",
             ["q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)", "y = Pad(q_real, p:int64[4]{0,1,0,0}, -64)"],
         ),
+        (  # what fills it may be quantized as anything else
+            "p = Constant<value_ints=[0,1,0,0]>() f = Constant<value_float=3.3>() q = QuantizeLinear(x, s, z) "
+            "g = QuantizeLinear(f, s1, z) c = Pad(q, p, g) y = DequantizeLinear(c, s, z)",
+            ["q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)", "y = Pad(q_real, p:int64[4]{0,1,0,0}, 3.5)"],
+        ),
     ],
 )
 def test_activations(nodes: str, want: list[str]) -> None:

@@ -27,6 +27,20 @@ def test_few_bits_are_refined_for_an_exact_bias() -> None:
     assert graph.params("wq").scale == pytest.approx((0.5 / 15, 0.25 / 15))
 
 
+@pytest.mark.parametrize("weights", ["127, 0", "8, 0"])
+def test_a_channel_without_weight_takes_the_scale_of_its_bias(weights: str) -> None:
+    """Dead channels, with the scale 1 that exporters write there: their bias was rounded by as much as steps of 32."""
+    graph = lowered_net(
+        X2,
+        WEIGHT + "m = MatMul(a, w)\nn = Add(m, b)\ny = A(n)",
+        f"int8[1,2] wq = {{{weights}}}, float[2] ws = {{0.01, 64.0}}, int8[2] wz = {{0, 0}}, float[2] b = {{0.1, 9.7}}",
+    )
+    (product,) = [op for op in graph.ops if isinstance(op, MatMul)]
+    bias = graph.constants[product.inputs[2]] * np.asarray(product.acc_scale)
+    assert np.abs(bias - [0.1, 9.7]).max() <= 0.5 * 2**-8  # output steps of 0.5
+    assert graph.params("wq").scale[0] == pytest.approx(0.01 / (127 // int(weights.split(",")[0])))
+
+
 def test_a_bias_beyond_32_bits_is_said_with_its_cost() -> None:
     graph = stripped(
         net(
