@@ -38,6 +38,7 @@ _OTHER_FORMATS: Final = (  # where a file says what it is, how, what that is, wh
     (0, b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
     (0, b"<", "a web page or another text", "download the file itself"),
 )
+_STREAM: Final = "give the path of an .onnx file; standard input and pipes are not read"
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
@@ -86,11 +87,10 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
     try:
         info = path.stat()
     except OSError as error:
-        raise fail(
-            "QAT002", f"cannot read {path}: {error.strerror}", hint="check the path and its permissions"
-        ) from error
+        hint = _STREAM if str(path) == "-" else "check the path and its permissions"
+        raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint=hint) from error
     if not stat.S_ISREG(info.st_mode):
-        raise fail("QAT002", f"{path} is not a regular file", hint="give the path of an .onnx file")
+        raise fail("QAT002", f"{path} is not a regular file", hint=_STREAM)
     if info.st_size > _MAX_FILE:
         raise fail(
             "QAT001",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import fail, printable
-from qatc.compiler.package import MANIFEST, PackageWriter, dump_json
+from qatc.compiler.package import MANIFEST, PackageWriter, check_destination, dump_json
 from qatc.compiler.package.read import SIGNATURE, read_json, regular_file
 from qatc.compiler.report.evaluation import evaluation_document, with_evaluations
 from qatc.compiler.result import Evaluation
@@ -19,6 +19,19 @@ _CHUNK: Final = 1 << 22
 _JSON: Final = "report.json"
 _HTML: Final = "report.html"
 _AGAIN: Final = "compile the model again with this version of qatc"
+
+
+def check_package(folder: Path) -> None:
+    """Refuse a package whose report cannot take an evaluation in: before the data are run, which may take hours.
+
+    Raises:
+        CompileError: QAT501 for a package that is signed or cannot be written.
+    """
+    if (folder / SIGNATURE).exists():
+        hint = f"remove {SIGNATURE}, evaluate, and sign the package again"
+        message = f"{printable(str(folder))} is signed: the signature would not hold for a changed report"
+        raise fail("QAT501", message, hint=hint)
+    check_destination(folder)
 
 
 def embed(found: Evaluation) -> Evaluation:
@@ -30,9 +43,7 @@ def embed(found: Evaluation) -> Evaluation:
     """
     folder = found.package
     shown = printable(str(folder))
-    if (folder / SIGNATURE).exists():
-        hint = f"remove {SIGNATURE}, evaluate, and sign the package again"
-        raise fail("QAT501", f"{shown} is signed: the signature would not hold for a changed report", hint=hint)
+    check_package(folder)
     try:
         manifest: dict[str, Any] = read_json(folder, MANIFEST)
         files: dict[str, dict[str, Any]] = manifest.pop("files")

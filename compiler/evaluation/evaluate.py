@@ -150,6 +150,10 @@ class _Evaluation:
         """Open everything, walk over the data, judge."""
         self.progress("opening the package", 0.0)
         opened = open_package(self.package)
+        if self.options.report:
+            from qatc.compiler.evaluation.embed import check_package
+
+            check_package(self.package)
         ports = _ports(opened)
         output = self._output(ports)
         loader = self.catalog.loader(self.data, self.options.dataset)

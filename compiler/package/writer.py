@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,13 +267,19 @@ class PackageWriter:
 
 
 def check_destination(destination: Path) -> None:
-    """Refuse a destination that must not be replaced: what `PackageWriter` would refuse, without waiting for it.
+    """Refuse a destination that must not be replaced or cannot be written: what `PackageWriter` would refuse, early.
 
     Raises:
         CompileError: QAT501.
     """
     with writing(destination):
-        _check(place_of(destination).destination, destination)
+        path = place_of(destination).destination
+        _check(path, destination)
+        parent = path.parent
+        while not os.path.lexists(parent):
+            parent = parent.parent
+        with tempfile.TemporaryFile(dir=parent):  # without a name, where the system can
+            pass
 
 
 def _check(path: Path, destination: Path) -> None:

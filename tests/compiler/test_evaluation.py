@@ -347,10 +347,12 @@ def test_equal_evaluations_are_equal_bytes(package: Path, data: Path) -> None:
     assert {path.name: path.read_bytes() for path in package.glob("*.*")} == first
 
 
-def test_a_signed_package_is_left_alone(package: Path, data: Path) -> None:
+def test_a_signed_package_is_left_alone(package: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that is told before the data are run."""
     (package / "package.sig").write_bytes(b"signature")
     before = (package / "manifest.json").read_bytes()
-    with pytest.raises(CompileError, match="is signed"):
+    with monkeypatch.context() as patch, pytest.raises(CompileError, match="is signed"):
+        patch.setattr("qatc.compiler.evaluation.evaluate.walk", lambda *_: pytest.fail("the data are run"))
         evaluate_package(package, data, ["top1"], report=True, limit=2)
     assert (package / "manifest.json").read_bytes() == before
     assert evaluate_package(package, data, ["top1"], limit=2).passed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,18 @@ def test_a_destination_can_be_checked_early(tmp_path: Path) -> None:
     check_destination(tmp_path / "empty")
     build(tmp_path / "out")
     check_destination(tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_told_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **options: object) -> None:
+        assert options["dir"] == tmp_path
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(CompileError) as error:
+        check_destination(tmp_path / "missing" / "out")
+    (found,) = error.value.diagnostics
+    assert (found.code, found.hint) == ("QAT501", "the file system is read-only: name another place with --output")
 
 
 def test_desktop_litter_does_not_count_as_a_file_of_the_user(tmp_path: Path) -> None:
