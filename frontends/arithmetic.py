@@ -271,6 +271,10 @@ class _Range:
 
 def _integers_of(clamps: tuple[_Clamp, ...], end: _State) -> _Range:
     """The integers of a quantizer: counted as its clamp counts them, where that is on whole numbers."""
+    for clamp in end.clamps:  # of what is rounded already
+        ends = [(e - clamp.offset) / clamp.scale for e in (clamp.low, clamp.high) if np.isfinite(e)]
+        if not all(_is_whole(e) for e in ends):
+            raise NoMatch("what it rounded is clamped between two of its steps")
     shift = np.zeros(())
     for clamp in clamps:
         if np.all(clamp.scale == 1) and np.all(np.abs(clamp.offset - np.rint(clamp.offset)) <= _WHOLE):

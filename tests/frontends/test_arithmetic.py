@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from qatc import compile_model
 from qatc.compiler.frontend import FrontendOptions
 from qatc.frontends.pytorch import FRONTEND
-from tests.frontends.running import run, run_canonical
+from tests.frontends.running import run, run_canonical, values
 from tests.graphs import loaded
 
 CONSTANTS = (
@@ -286,10 +288,11 @@ def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path)
     [
         ("a = Div(x, v) c = Add(a, w) b = Round(c) d = Clip(b, n, p) e = Sub(d, w) y = Mul(e, v)", "whole number"),
         ("a = Div(x, s) b = Round(a) c = Max(b, lo) y = Mul(c, s)", "both sides"),
+        ("a = Div(x, s) b = Round(a) c = Clip(b, o, hi) y = Mul(c, s)", "between two of its steps"),
     ],
 )
 def test_what_looks_like_a_quantizer_and_is_none_is_said(nodes: str, why: str) -> None:
-    more = ", float n = {-1.1}, float p = {62.65}, float[2,1] v = {1, 2}, float[2,1] w = {0.5, 0.5}"
+    more = ", float n = {-1}, float p = {62}, float[2,1] v = {1, 2}, float[2,1] w = {0.5, 0.5}, float o = {-8.3}"
     graph = loaded(text_of(nodes, more))
     FRONTEND.normalise(graph, FrontendOptions())
     (note,) = graph.diagnostics
@@ -464,3 +467,67 @@ def test_ties_that_training_rounds_up_are_no_failure(tmp_path: Path) -> None:
     onnx.save_model(onnx.parser.parse_model(text), str(path))
     result = compile_model(path, output=tmp_path / "package")
     assert result.coverage.share == 1.0
+
+
+STEPS = {
+    "Div({}, {})": (0.25, 0.1, 1.0), "Mul({}, {})": (4.0, 10.0, -4.0), "Add({}, {})": (3.0, 2.4, -6.0),
+    "Sub({}, {})": (3.0, -1.1), "Sub({1}, {0})": (0.0, 5.0),
+}  # fmt: skip
+UNDOES = {"Div({}, {})": "Mul({}, {})", "Add({}, {})": "Sub({}, {})", "Sub({1}, {0})": "Sub({1}, {0})"}
+UNDOES |= {undone: step for step, undone in UNDOES.items()}
+CLAMPS = ("Clip({}, {}, {})", "Clip({}, {}, {})", "Clip({}, {}, {})", "Relu({})", "Max({}, {})", "Min({}, {})")
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> list[tuple[str, tuple[float, ...]]]:
+    """Operators around a Round that undo each other, or nearly, with clamps between them."""
+    before = draw(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=2))
+    steps = [(op, (draw(st.sampled_from(STEPS[op])),)) for op in before]
+    back = [(UNDOES[op], numbers) for op, numbers in reversed(steps)]
+    match draw(st.sampled_from(["exact", "exact", "exact", "dropped", "other number", "other operator"])):
+        case "dropped":
+            back.pop(draw(st.integers(0, len(back) - 1)))
+        case "other number":
+            at = draw(st.integers(0, len(back) - 1))
+            back[at] = (back[at][0], (draw(st.sampled_from([0.25, 0.5, 3.0, 2.0])),))
+        case "other operator":
+            at = draw(st.integers(0, len(back) - 1))
+            back[at] = (draw(st.sampled_from(sorted(STEPS))), back[at][1])
+        case _:
+            pass
+    chain = [*steps, ("Round({})", ()), *back]
+    for _ in range(draw(st.integers(0, 2))):
+        bounds = tuple(sorted(draw(st.lists(st.sampled_from([-128, -8.3, 0, 12, 255]), min_size=2, max_size=2))))
+        chain.insert(draw(st.integers(0, len(chain))), (draw(st.sampled_from(CLAMPS)), bounds))
+    return chain
+
+
+ROUND, BYTES = ("Round({})", ()), ("Clip({}, {}, {})", (-128.0, 12.0))
+
+
+@given(chains())
+@example([("Div({1}, {0})", (0.25,)), ROUND, BYTES, ("Mul({}, {})", (0.25,))])
+@example([("Sub({1}, {0})", (0.0,)), ROUND, BYTES, ("Sub({1}, {0})", (0.0,))])
+@example(
+    [("Div({}, {})", (0.25,)), BYTES, ("Add({}, {})", (3.0,)), ROUND, ("Sub({}, {})", (3.0,)), ("Mul({}, {})", (0.25,))]
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_recognized_means_the_same(chain: list[tuple[str, tuple[float, ...]]]) -> None:
+    """Everywhere but at the steps themselves, where a zero point inside the rounding moves ties."""
+    lines: list[str] = []
+    constants: list[str] = []
+    for i, (form, numbers) in enumerate(chain):
+        names = [f"k{i}_{j}" for j in range(form.count("{") - 1)]
+        constants += [f", float {name} = {{{number!r}}}" for name, number in zip(names, numbers, strict=False)]
+        source, result = ("x" if i == 0 else f"v{i}"), ("y" if i == len(chain) - 1 else f"v{i + 1}")
+        lines.append(f"{result} = {form.format(source, *names)}")
+    text = text_of(" ".join(lines), "".join(constants), x="float[1,801] x")
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assume(not graph.diagnostics.errors)
+    x = np.linspace(-40, 40, 801, dtype=np.float32)[None] + np.float32(0.0137)
+    model = onnx.parser.parse_model(text)
+    below, want, above = (run(model, x + np.float32(d))[0] for d in (-2e-3, 0, 2e-3))
+    found = values(graph, x)
+    steady = np.abs(above - below) < 1e-4 if any(n.op == "FakeQuant" for n in graph.nodes) else np.ones_like(x, bool)
+    np.testing.assert_allclose(found[steady], want[steady], rtol=1e-5, atol=1e-4)
