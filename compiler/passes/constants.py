@@ -27,6 +27,7 @@ from qatc.compiler.quant import Array
 _KEEP: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", FAKE_QUANT, REQUANTIZE, "Dropout", "Identity"}
 )
+_LOSES_GRID: Final = frozenset({"Erf", "Exp", "Gemm", "Log", "MatMul", "Pow", "Reciprocal", "Sigmoid", "Sqrt", "Tanh"})
 LIMIT: Final = 64 << 20
 _GROWTH: Final = 4  # times the limit: by how much all folded constants together may grow
 
@@ -64,16 +65,18 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
 def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
     """Compute what is made of quantized constants alone, in a stripped graph: the first step of an unrolled GRU, say.
 
-    The result is rounded onto the grid that the graph states for it; where it states none, only products are computed.
-    Operators that move elements stay.
+    The result is rounded onto the grid that the graph states for it; where it states none, products and curves are
+    computed, and what is made of their results. Operators that move elements stay.
     """
     gone = 0
     for node in graph.nodes:
         if node.domain or is_movement(node) or any(not isinstance(t, Constant) and t.name for t in node.inputs):
             continue
-        if len(node.outputs) != 1 or not any(t.name in graph.params for t in node.inputs):
+        quantized = [t.name in graph.params for t in node.inputs]
+        if len(node.outputs) != 1 or not (any(quantized) or (gone and _candidate(graph, node))):
             continue
-        if node.outputs[0].name not in graph.params and node.op not in ("Gemm", "MatMul"):
+        loses_grid = node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
+        if any(quantized) and node.outputs[0].name not in graph.params and not loses_grid:
             continue  # it may keep its operands' grid
         out = node.outputs[0]
         try:

@@ -49,6 +49,9 @@ def test_what_keeps_its_operands_grid_stays() -> None:
         ("n = Gemm<alpha = 0.25, transB = 1>(h, w, c)", (3, 3)),  # a product needs no grid of its own
         ("t = Transpose(w)\nn = MatMul(h, t)", (3, 3)),
         ("m = Sub(h, w)\nn = A(m)", (3, 2)),
+        ("p = Exp(w)\nm = Div(h, p)\nn = A(m)", (3, 2)),  # a curve keeps no grid, and what follows it has none
+        ("p = Add(w, w)\ne = B(p)\nr = Sqrt(e)\nm = Div(k, r)\nq = Mul(m, k)\nn = A(q)", (3, 2)),
+        ("p = Abs(h)\ne = B(p)\nn = Div(k, e)", (3, 2)),
     ],
 )
 def test_what_is_computed_is_what_onnx_runtime_computes(lines: str, shape: tuple[int, int]) -> None:
