@@ -41,7 +41,7 @@ CODES: Final[dict[str, str]] = {
     "QAT012": "the file cannot be converted to ONNX",
     "QAT013": "loading the file would run code",
     "QAT014": "the converted model is another network",
-    "QAT015": "standard output cannot be written",
+    "QAT015": "standard output or a temporary file cannot be written",
     "QAT101": "the model has no fake quantization",
     "QAT102": "unknown dialect",
     "QAT103": "the quantization is not affine integer quantization",

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from qatc.compiler.budget import limited
@@ -39,7 +38,7 @@ from qatc.compiler.recognize import Recognition, recognize
 from qatc.compiler.registry import backends, frontends
 from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
 from qatc.compiler.signing import sealer
-from qatc.compiler.storage import SPILL_AT
+from qatc.compiler.storage import SPILL_AT, scratch_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -349,9 +348,9 @@ class _Compilation:
 
     def reread(self, emission: Emission, target: Target) -> IntegerGraph:
         """The integer graph of the emitted file."""
-        with TemporaryDirectory(prefix="qatc-") as scratch:
-            path = Path(scratch) / "model.onnx"
-            emission.write(lambda name: (Path(scratch) / name).open("wb"), path.name)
+        with scratch_folder() as scratch:
+            path = scratch / "model.onnx"
+            emission.write(lambda name: (scratch / name).open("wb"), path.name)
             options = CompileOptions(
                 qat=True, io=self.options.io, shapes=self.options.shapes, target=self.options.target
             )

@@ -6,11 +6,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qatc.compiler.diagnostics import Diagnostic, fail, printable
 from qatc.compiler.frontend import Importer
 from qatc.compiler.registry import frontends
+from qatc.compiler.storage import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def as_onnx(path: Path) -> Generator[Imported]:
     if importer is None:
         yield Imported(path)
         return
-    with TemporaryDirectory(prefix="qatc-") as scratch:
-        converted = Path(scratch) / f"{path.absolute().name}.onnx"
+    with scratch_folder() as scratch:
+        converted = scratch / f"{path.absolute().name}.onnx"
         yield Imported(converted, importer.convert(path, converted))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model_io import node_proto
 from qatc.compiler.quant import Array
+from qatc.compiler.storage import scratch_folder
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -270,8 +270,8 @@ def open_session(
         options.add_external_initializers(apart, [ort.OrtValue.ortvalue_from_numpy(weights[n]) for n in apart])
     if content and len(content) <= _MAX_PROTO:
         return _session_of(content, options)
-    with tempfile.TemporaryDirectory(prefix="qatc-") as scratch:
-        path = Path(scratch) / "model.onnx"
+    with scratch_folder() as scratch:
+        path = scratch / "model.onnx"
         moved = onnx.ModelProto()
         moved.CopyFrom(model)  # saving takes the data out of the proto
         onnx.save(moved, path, save_as_external_data=True, location="model.bin")  # pyright: ignore[reportUnknownMemberType]

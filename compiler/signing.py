@@ -12,11 +12,11 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
 from qatc.compiler.package.read import LARGEST_JSON, SIGNATURE, regular_file
+from qatc.compiler.storage import scratch_folder
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -58,8 +58,8 @@ def sealer(key: Path | None, certificate: Path | None = None) -> Seal | None:
         _use_certificate(config, key, certificate)
 
     def seal(folder: Path) -> bytes:
-        with TemporaryDirectory(prefix="qatc-") as scratch:
-            path = Path(scratch) / SIGNATURE
+        with scratch_folder() as scratch:
+            path = scratch / SIGNATURE
             config.sign(folder, path)
             return path.read_bytes()
 
@@ -67,8 +67,8 @@ def sealer(key: Path | None, certificate: Path | None = None) -> Seal | None:
 
 
 def _use_certificate(config: Any, key: Path, certificate: Path) -> None:
-    with TemporaryDirectory(prefix="qatc-") as scratch:  # the library wants one file for the first and one for the rest
-        own, others = Path(scratch) / "own.pem", Path(scratch) / "others.pem"
+    with scratch_folder() as scratch:  # the library wants one file for the first and one for the rest
+        own, others = scratch / "own.pem", scratch / "others.pem"
         try:
             first, *rest = _certificates(certificate)
             own.write_bytes(first)
@@ -119,8 +119,8 @@ def check_signature(
             raise _usage(message, "give a PEM file of the roots that you trust") from error
         raise _wrong_key("public", key, error) from error
     data = _signature(folder)
-    with TemporaryDirectory(prefix="qatc-") as scratch:
-        path = Path(scratch) / SIGNATURE
+    with scratch_folder() as scratch:
+        path = scratch / SIGNATURE
         path.write_bytes(data)  # what is verified is what the identity is read from
         shown = printable(str(folder))
         try:

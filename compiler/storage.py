@@ -1,4 +1,4 @@
-"""Large arrays that need not stay in memory: temporary files for what is computed, pages given back once they are read.
+"""Temporary files: folders for libraries that want files, large arrays out of memory, pages given back once read.
 
 The weights of a model can exceed the memory of the machine that compiles it. They are read from a memory map, rounded
 in small blocks, and the integers are kept in a temporary file that has no name: the operating system writes it out and
@@ -7,21 +7,52 @@ drops its pages when they are needed elsewhere. `release` drops them at once, wh
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import mmap
 import os
 import tempfile
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from qatc.compiler.damaged import reason
+from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.quant import Array
 
 SPILL_AT: Final = 256 << 20  # bytes of constants above which what is computed from them goes to files
 _LARGE: Final = 1 << 16  # smaller arrays stay in memory: there is little to gain
 _SEGMENT: Final = 64 << 20
 _ALIGNMENT: Final = 64
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Generator[Path, None, None]:
+    """A folder for temporary files that only this user can open, gone with the context.
+
+    Raises:
+        CompileError: QAT015 where the system has no place for it, or the disk is full.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="qatc-")
+    except OSError as error:
+        raise _no_place(error) from error
+    with folder as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _no_place(error) from error
+            raise
+
+
+def _no_place(error: OSError) -> CompileError:
+    hint = "set TMPDIR to a folder that can be written and has space"
+    return fail("QAT015", f"cannot write temporary files: {reason(error)}", hint=hint)
 
 
 class Storage:

@@ -9,13 +9,13 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from qatc.compiler.backend import Finished
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
+from qatc.compiler.storage import scratch_folder
 
 _SCRIPT: Final = Path("tutorials") / "compile_onnx_model_quant.py"
 _METHODS: Final = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy", "mse": "MSE"}
@@ -54,8 +54,7 @@ def run_tools(finished: Finished, stripped: bytes) -> Iterator[tuple[str, bytes]
     options = finished.options
     if not (options["quantizer_dir"] or options["drp_compiler_dir"]):
         return
-    with tempfile.TemporaryDirectory(prefix="qatc-drpai-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         model = folder / "stripped_fp32.onnx"
         model.write_bytes(stripped)
         out = folder / "out"

@@ -113,7 +113,8 @@ def outcome(
 ) -> tuple[float, float | None, str | None]:
     outputs = Outputs()
     outputs.add("y", found, wanted, None)
-    ((check,), bad) = outputs.finish(limits or Limits(), {})
+    ((check,), bad, why) = outputs.finish(limits or Limits(), {})
+    assert bool(bad) == bool(why)
     return check.max_abs, check.argmax_agreement, bad
 
 

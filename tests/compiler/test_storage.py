@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.quant import QuantParams, blocks
-from qatc.compiler.storage import Storage, release
+from qatc.compiler.storage import Storage, release, scratch_folder
 
 SHAPES = [(7,), (300_000,), (3, 100_000), (1, 5, 70_000), (2, 3, 4, 30_000), (600, 500), (1, 1, 1)]
 
@@ -48,6 +50,25 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = Storage(spill=True).empty((1 << 20,), np.int8)
     assert isinstance(array.base, np.ndarray | mmap.mmap | memoryview)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_folder_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder() as folder:
+        (folder / "file").write_bytes(b"x")
+        assert folder.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_place_for_temporary_files_is_told(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if full else tmp_path / "missing"))
+    with pytest.raises(CompileError) as caught, scratch_folder():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    (found,) = caught.value.diagnostics
+    why = "No space left on device" if full else "No such file or directory"
+    assert (found.code, found.message) == ("QAT015", f"cannot write temporary files: {why}")
     assert list(tmp_path.iterdir()) == []
 
 
