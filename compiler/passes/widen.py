@@ -11,12 +11,14 @@ differ by what half precision loses.
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Variable
+from qatc.compiler.protos import subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import release
 
@@ -28,8 +30,8 @@ _TYPED: Final = ("to", "dtype")  # attributes that name the type of a result
 
 
 def widen(graph: QuantGraph) -> None:
-    """Rewrite a graph of half precision in place; one that holds bodies of half precision (If, Loop) stays as it is."""
-    if not _has_halves(graph) or any(_is_body(v) for n in graph.nodes for v in n.attrs.values()):
+    """Rewrite a graph of half precision in place, the bodies of its nodes (If, Loop, Scan) with it."""
+    if not _has_halves(graph):
         return
     given = [t for t in graph.inputs if t.dtype == _HALF]
     wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype == _HALF]
@@ -49,6 +51,8 @@ def widen(graph: QuantGraph) -> None:
                 node.attrs[key] = _SINGLE
             elif isinstance(value, np.ndarray) and str(cast("Array", value).dtype) in _NAMES:
                 node.attrs[key] = cast("Array", value).astype(np.float32)
+            elif isinstance(value, onnx.GraphProto):
+                node.attrs[key] = _widened_body(value)
     for tensor in given:
         _cast_input(graph, tensor)
     for tensor in wanted:
@@ -104,5 +108,37 @@ def _is_half(kind: object) -> bool:
     return kind in _HALVES
 
 
-def _is_body(value: Any) -> bool:
-    return isinstance(value, onnx.GraphProto)
+def _widened_body(body: onnx.GraphProto) -> onnx.GraphProto:
+    """The body with float32 in the place of half precision, and so the bodies in it."""
+    made = onnx.GraphProto()
+    made.CopyFrom(body)
+    waiting = [made]
+    while waiting:
+        graph = waiting.pop()
+        for port in (*graph.input, *graph.output, *graph.value_info):
+            if _is_half(port.type.tensor_type.elem_type):
+                port.type.tensor_type.elem_type = _SINGLE
+        attributes = [a for node in graph.node for a in node.attribute]
+        for attribute in attributes:
+            if attribute.name in _TYPED and _is_half(attribute.i):
+                attribute.i = _SINGLE
+        for tensor in (*graph.initializer, *(t for a in attributes for t in tensors_of(a))):
+            if _is_half(tensor.data_type):
+                single = np.asarray(onnx.numpy_helper.to_array(tensor), np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(single, tensor.name))
+        waiting += subgraphs(attributes)
+        _drop_casts(graph)
+    return made
+
+
+def _drop_casts(body: onnx.GraphProto) -> None:
+    """Casts of float32 to float32 do nothing, and ONNX Runtime takes them away from bodies inside that read them."""
+    ports = (*body.input, *body.value_info)
+    single = {p.name for p in ports if p.type.tensor_type.elem_type == _SINGLE}
+    single.update(t.name for t in body.initializer if t.data_type == _SINGLE)
+    for node in body.node:
+        if node.op_type == "Cast" and any(a.name == "to" and a.i == _SINGLE for a in node.attribute):
+            if node.input[0] in single:
+                node.op_type = "Identity"
+                del node.attribute[:]
+            single.update(node.output)

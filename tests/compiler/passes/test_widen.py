@@ -14,6 +14,7 @@ from qatc.compiler.graph import QuantGraph
 from qatc.compiler.passes.modernize import modernize
 from tests.frontends.running import run
 from tests.graphs import loaded
+from tests.pipeline import read
 
 
 def widened(nodes: str, kind: str = "float16") -> QuantGraph:
@@ -92,3 +93,68 @@ def test_a_half_precision_export_runs_in_integers(opset: int, tmp_path: Path) ->
     assert got.dtype == want.dtype == half
     steps = np.rint((got.astype(np.float32) - want.astype(np.float32)) / 0.05)
     assert np.abs(steps).max() <= 1  # half precision may fall to the next step
+
+
+def looped() -> onnx.ModelProto:
+    """A rounded sum that twice takes x if x[0] > 0, a quarter if not, and a constant and the number of the round."""
+    half = TensorProto.FLOAT16
+
+    def port(name: str, kind: int = half, shape: tuple[int, ...] | None = (3,)) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    def constant(name: str, value: float) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.float16([value]), name))
+
+    then = helper.make_graph([helper.make_node("Add", ["sum", "x"], ["a"])], "then", [], [port("a")])
+    other = helper.make_graph(
+        [constant("none", 0.25), helper.make_node("Add", ["sum", "none"], ["b"])], "other", [], [port("b")]
+    )
+    body = helper.make_graph(
+        [
+            helper.make_node("Cast", ["i"], ["count"], to=half),
+            helper.make_node("If", ["positive"], ["chosen"], then_branch=then, else_branch=other),
+            helper.make_node("Sum", ["chosen", "step", "count"], ["next"]),
+            helper.make_node("Identity", ["go"], ["go_on"]),
+        ],
+        "body",
+        [port("i", TensorProto.INT64, ()), port("go", TensorProto.BOOL, ()), port("sum")],
+        [port("go_on", TensorProto.BOOL, ()), port("next")],
+        [numpy_helper.from_array(np.float16([1, 2, 4]), "step")],
+    )
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["x0"]),
+        helper.make_node("Greater", ["x0", "nothing"], ["positive"]),
+        helper.make_node("Loop", ["twice", "", "start"], ["looped"], body=body),
+        helper.make_node("QuantizeLinear", ["looped", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    values = {
+        "first": np.int64(0), "nothing": np.float16(0), "twice": np.int64(2), "start": np.zeros(3, np.float16),
+        "s": np.float16(0.125), "z": np.uint8(100),
+    }  # fmt: skip
+    held = [numpy_helper.from_array(np.asarray(v), n) for n, v in values.items()]
+    graph = helper.make_graph(nodes, "half", [port("x")], [port("y")], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_bodies_are_widened_with_what_they_read(sign: int, tmp_path: Path) -> None:
+    """A body of half precision in a graph of single precision does not load (EmbeddingBag is a Loop)."""
+    onnx.save(looped(), tmp_path / "model.onnx")
+    np.save(tmp_path / "x.npy", x := np.float16([0.5 * sign, 1, -3]))
+    compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out", inputs={"x": tmp_path / "x.npy"})
+    got, want = (run(m, x)[0] for m in (tmp_path / "out" / "model.onnx", tmp_path / "model.onnx"))
+    assert got.dtype == np.float16
+    np.testing.assert_array_equal(got, want)
+
+
+def test_casts_that_do_nothing_in_a_body_are_gone() -> None:
+    """ONNX Runtime takes them out of the body, but not out of what bodies inside it read."""
+    model = looped()
+    body = next(a.g for n in model.graph.node for a in n.attribute if a.name == "body")
+    body.node[0].CopyFrom(helper.make_node("Cast", ["sum"], ["wide"], to=TensorProto.FLOAT))
+    body.node.insert(1, helper.make_node("Cast", ["wide"], ["count"], to=TensorProto.FLOAT16))
+    graph = read(model)
+    modernize(graph)
+    inner = next(n.attrs["body"] for n in graph.nodes if n.op == "Loop")
+    assert [n.op_type for n in inner.node] == ["Identity", "Identity", "If", "Sum", "Identity"]
