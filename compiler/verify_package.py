@@ -64,6 +64,9 @@ class SampleCheck:
 class PackageCheck:
     """What `verify_package` found. `samples` is empty where they were not replayed.
 
+    `files` counts the files that the manifest lists, `damaged` those of them that are not what it says, `size` is the
+    sum of the others in bytes.
+
     `tensors` has a check for each tensor that was compared with the reference executor; it is empty where that was not
     asked for or the package holds no integer graph. `judged` is False where the outputs alone were compared, since the
     model computes in floats.
@@ -76,6 +79,7 @@ class PackageCheck:
     diagnostics: tuple[Diagnostic, ...]
     tensors: tuple[TensorCheck, ...] = ()
     judged: bool = True
+    damaged: int = 0
 
     @property
     def passed(self) -> bool:
@@ -129,7 +133,7 @@ def verify_package(
     _check_schema(manifest, "manifest", MANIFEST, found)
     if found.errors:
         return PackageCheck(folder, 0, 0, (), tuple(found))
-    size = _check_files(folder, manifest["files"], found, progress)
+    size, damaged = _check_files(folder, manifest["files"], found, progress)
     for name in unlisted_files(folder, manifest)[:_MOST_FINDINGS]:
         found.warning("QAT502", f"{printable(name)} lies in the package but is no part of it")
     for name, schema_name in _SCHEMAS.items():
@@ -145,7 +149,8 @@ def verify_package(
     if checks and reference and not found.errors:
         referred = _refer(folder, manifest, found, progress)
     tensors, judged = (referred.tensors, referred.judged) if referred is not None else ((), True)
-    return PackageCheck(folder, len(manifest["files"]), size, tuple(checks), tuple(found), tensors, judged)
+    files = len(manifest["files"])
+    return PackageCheck(folder, files, size, tuple(checks), tuple(found), tensors, judged, damaged)
 
 
 # -- the manifest -------------------------------------------------------------------------------------------------
@@ -209,8 +214,8 @@ def _check_references(manifest: Mapping[str, Any], found: Diagnostics) -> None:
 # -- hashes -------------------------------------------------------------------------------------------------------
 def _check_files(
     folder: Path, files: Mapping[str, Mapping[str, Any]], found: Diagnostics, progress: Progress | None
-) -> int:
-    """Hash every listed file; returns the bytes read."""
+) -> tuple[int, int]:
+    """Hash every listed file; returns the bytes of those that are whole, and how many are not."""
     total, done, wrong = sum(entry["size"] for entry in files.values()), 0, 0
     for name, entry in files.items():
         problem = _file_problem(folder, name, entry)
@@ -224,7 +229,7 @@ def _check_files(
             progress("hashing", done, total)
     if wrong > _MOST_FINDINGS:
         found.error("QAT502", f"{wrong - _MOST_FINDINGS} more files are damaged", hint=_COPY_AGAIN)
-    return done
+    return done, wrong
 
 
 def _file_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,10 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
     console.print(mark + Text(one_line(str(found.path)), style="bold"), soft_wrap=True)
     facts = Facts(console)
     if found.files:
-        facts.row("files", f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest")
+        said = f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest"
+        if found.damaged:
+            said = f"{found.damaged:,} of {text.count(found.files, 'file')} are not what the manifest says"
+        facts.row("files", said, style="red" if found.damaged else "dim")
     bad = [check for check in found.samples if not check.passed]
     if found.samples:
         number = text.count(len({check.sample for check in found.samples}), "sample")
