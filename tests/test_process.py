@@ -115,6 +115,13 @@ def test_what_does_not_look_up_is_ended() -> None:
     assert found.returncode == 143
 
 
+def test_too_little_memory_to_say_so_is_said() -> None:
+    found = stopped("def show(*_):\n    raise MemoryError\nending._screen = show\nraise MemoryError")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("error[QAT011]: memory ran out")
+    assert "Traceback" not in found.stderr
+
+
 @posix
 def test_signals_that_are_ignored_stay_ignored() -> None:
     def ignore() -> None:

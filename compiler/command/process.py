@@ -55,6 +55,9 @@ def _status(command: click.Command) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except MemoryError:  # not even enough to say so as all else is said
+        click.echo("error[QAT011]: memory ran out; use a machine with more memory, or a higher limit", err=True)
+        return 1
     except OutputError as error:
         click.echo(str(error), err=True)
         return error.exit_code
