@@ -104,7 +104,10 @@ def test_missing_operands_are_no_function() -> None:
     assert evaluate(node_of("Clip", "", {}, []), [None]) is None
 
 
-@pytest.mark.parametrize(("entries", "places", "want"), [(3, [0, -1, 2], [0, 2, 2]), (3, [0, 3], None), (0, [0], None)])
+@pytest.mark.parametrize(
+    ("entries", "places", "want"),
+    [(3, [0, -1, 2, -3], [0, 2, 2, 0]), (3, [0, 3], None), (3, [0, -4], None), (0, [0], None)],
+)
 def test_a_list_is_read_from_both_ends_and_nowhere_else(
     entries: int, places: list[int], want: list[int] | None
 ) -> None:

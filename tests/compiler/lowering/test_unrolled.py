@@ -24,6 +24,9 @@ CONSTANTS += "float half = {0.5}, float minus = {-0.5}, int64[1] ax = {-1}"
 START = "a = A(x)\nm = ReduceMean<axes = [-1]>(a)\nd = Sub(a, m)\n"
 SQUARE = "s = Pow(d, p)\n"
 ROOT = "v = ReduceMean<axes = [-1]>(s)\nw = Add(v, e)\nr = Sqrt(w)\n"
+OTHER = "u = C(x)\nmu = ReduceMean<axes = [-1]>(u)\ndu = Sub(u, mu)\n"
+APART = "k = Div(g, r)\no = Mul(k, a)\nq = Mul({}, m)\nt = {}\nl = Add(t, o)\ny = A(l)"
+CONSTANTS += ", float zero = {0.0}, float[4] powers = {2.0, 3.0, 2.0, 2.0}"
 END = "n = Div(d, r)\nk = Mul(n, g)\nl = Add(k, b)\ny = A(l)"
 
 
@@ -82,6 +85,18 @@ def test_what_is_written_out_is_one_operator(body: str, constants: list[list[flo
         START + SQUARE + ROOT + "k = Div(g, r)\nf = Div(e, r)\no = Mul(k, a)\nq = Mul(f, m)\nt = Sub(b, q)\n"
         "l = Add(t, o)\ny = A(l)",
         START + SQUARE + ROOT + "n = Div(d, r)\nk = Div(n, g)\ny = A(k)",
+        OTHER + START.replace("Sub(a, m)", "Sub(a, mu)") + SQUARE + ROOT + END,
+        START.replace("Sub(a, m)", "Add(a, m)") + SQUARE + ROOT + END,
+        START + SQUARE + ROOT.replace("Add(v, e)", "Sub(v, e)") + END,
+        START + SQUARE + ROOT.replace("Add(v, e)", "Add(v, zero)") + END,
+        START + SQUARE + ROOT.replace("Add(v, e)", "Add(v, zero)") + APART.format("k", "Sub(b, q)"),
+        START + "s = Pow(d, powers)\n" + ROOT + END,
+        START + "s = Add(d, p)\n" + ROOT + END,
+        START + SQUARE + ROOT + APART.format("k", "Add(b, q)"),
+        START + SQUARE + ROOT + APART.format("k", "Sub(q, b)"),
+        START + SQUARE + ROOT + "w2 = Add(v, half)\nr2 = Sqrt(w2)\nk2 = Div(g, r2)\n" + APART.format("k2", "Sub(b, q)"),
+        START + OTHER + "s = Pow(du, p)\n" + ROOT + APART.format("k", "Sub(b, q)"),
+        OTHER + START + SQUARE + ROOT + APART.format("k", "Sub(b, q)").replace("Mul(k, m)", "Mul(k, mu)"),
     ],
     ids=[
         "another power",
@@ -93,6 +108,18 @@ def test_what_is_written_out_is_one_operator(body: str, constants: list[list[flo
         "no mean",
         "another factor",
         "divided by gamma",
+        "another's mean",
+        "plus the mean",
+        "less epsilon",
+        "no epsilon",
+        "apart: no epsilon",
+        "several powers",
+        "no power",
+        "apart: plus the mean",
+        "apart: minus beta",
+        "apart: two deviations",
+        "apart: another's deviation",
+        "apart: another's mean",
     ],
 )
 def test_what_is_none_stays_float(body: str) -> None:

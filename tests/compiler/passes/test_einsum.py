@@ -62,6 +62,7 @@ def test_products_of_matrices(equation: str) -> None:
     ("equation", "shapes"),
     [
         ("ii,ij->ij", [[3, 3], [3, 4]]),
+        ("bbi,ij->bj", [[2, 2, 3], [3, 4]]),
         ("ijk,ijk->k", [[2, 3, 4], [2, 3, 4]]),
         ("...ij,...jk->...ik", [[2, 3, 4], [2, 4, 5]]),
         ("ij,jk,kl->il", [[2, 3], [3, 4], [4, 5]]),

@@ -27,6 +27,7 @@ MOVES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Slice", [X, np.array([1, 0], I64), np.array([3, 99], I64), np.array([1, -1], I64), np.array([1, 2], I64)], {}, 1),
     ("Slice", [X, np.array([-1], I64), np.array([-(2**40)], I64), np.array([3], I64), np.array([-2], I64)], {}, 1),
     ("Slice", [X, np.array([1], I64), np.array([2], I64)], {}, 1),
+    ("Slice", [X, np.array([-99], I64), np.array([-999], I64), np.array([3], I64), np.array([-1], I64)], {}, 1),
     ("Gather", [X, np.array([[2, -1], [0, 0]], I64)], {"axis": 1}, 1),
     ("Gather", [X, np.array(1, I64)], {"axis": -1}, 1),
     ("GatherElements", [X, np.array([[[[3, -1, 0]]]], I64)], {"axis": -1}, 1),
