@@ -1,3 +1,3 @@
 """Benchmarks: every figure of docs/performance.md, as a ratio to peers in the same run. `python -m benchmarks`."""
 
-import qatc  # noqa: F401 - before ONNX Runtime is loaded, which it keeps from reporting what it loads
+from qatc import __version__ as __version__  # before ONNX Runtime is loaded: it then reports nothing

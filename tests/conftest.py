@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-import qatc  # noqa: F401 - before any test loads ONNX Runtime, which it keeps from reporting what it loads
+from qatc import __version__ as __version__  # before any test loads ONNX Runtime: it then reports nothing
 
 settings.register_profile("long", max_examples=20_000, deadline=None, print_blob=True)
 settings.register_profile(
