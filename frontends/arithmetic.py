@@ -46,6 +46,7 @@ from qatc.frontends.straight_through import drop_straight_through
 RULES: Final = Rules("arithmetic")
 LONGEST: Final = 8  # operators on one side of a Round
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
+_BYTE: Final = 255  # steps between the ends of an 8-bit range
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
 _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -208,11 +209,11 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     if isinstance(source, Constant):
         return _constant(graph, node, source, after)
     reason = "nothing around the rounding undoes its scale and offset"
-    for end in after:
+    for index, end in enumerate(after):
         for begin in _backward(graph, source):
             if _undo(begin, end):
                 try:
-                    return _fake_quant(graph, node, begin, end)
+                    return _fake_quant(graph, node, begin, _in_a_byte(begin, after[index:]))
                 except NoMatch as no:  # a longer stretch may reach the clamp
                     reason = no.reason
     raise NoMatch(reason)
@@ -224,6 +225,21 @@ def _undo(before: _State, after: _State) -> bool:
         product = before.scale * after.scale
         offset = before.offset + after.offset / after.scale
     return bool(np.all(np.abs(product - 1) <= _CLOSE) and np.all(np.abs(offset) <= _WHOLE) and np.all(after.scale > 0))
+
+
+def _in_a_byte(begin: _State, after: list[_State]) -> _State:
+    """The end of a quantizer: the first of `after`, or the clamp right behind it without which a byte is too small.
+
+    QKeras rounds tanh to -128..128 and clamps that to -128..127.
+    """
+    end = after[0]
+    for state in after if begin.clamps or end.clamps else ():
+        if state.scale is not end.scale or state.offset is not end.offset:
+            break
+        grid = _integers_of((*begin.clamps, *state.clamps), state)
+        if grid.high - grid.low <= _BYTE:
+            return state
+    return end
 
 
 def _fake_quant(graph: QuantGraph, node: Node, begin: _State, end: _State) -> bool:
@@ -319,7 +335,7 @@ def _dtype(low: int, high: int) -> str | None:
     for name, bottom, top in (("uint8", 0, 255), ("int8", -128, 127)):
         if bottom <= low and high <= top:
             return name
-    if high - low <= 255:
+    if high - low <= _BYTE:
         return None
     for name, bottom, top in (("uint16", 0, 65535), ("int16", -32768, 32767)):
         if bottom <= low and high <= top:

@@ -1,11 +1,12 @@
 """What changes no value, as arithmetic with straight-through gradients and offsets leaves it.
 
-    r -> Sub(., v) -> Add(., v)     r       likewise with Neg and Add
+    r -> Sub(., v) -> Add(., v)     r       likewise with Neg and Add, and where 1 * (r - v) is added
     v - (v - r)                     r
     y -> Add(0) or Sub(0)           y       (a range that begins at zero)
 
 All of it is gone before a quantizer of arithmetic is looked for. What is left must have the shape of the whole: a
-difference that v broadcasts stays.
+difference that v broadcasts stays. tf2onnx negates and transposes v wherever it likes, each time anew: what counts is
+the tensor behind that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 _RULES: Final = Rules("arithmetic")
+_LONGEST: Final = 8  # transpositions and negations that are looked through
 
 
 def drop_straight_through(graph: QuantGraph) -> None:
@@ -80,16 +82,60 @@ def nothing_changes(graph: QuantGraph, node: Node) -> bool:
 
 def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | None:
     """a, where `difference` is a - `taken`."""
-    maker = graph.producer(difference)
+    maker = graph.producer(_unscaled(graph, difference))
     if maker is None or maker.domain or len(maker.inputs) != 2:
         return None
     if maker.op == "Sub":
         return maker.inputs[0] if _equal(maker.inputs[1], taken) else None
-    for one, other in (maker.inputs, maker.inputs[::-1]) if maker.op == "Add" else ():
-        negative = graph.producer(one)
-        if negative is not None and negative.op == "Neg" and _equal(negative.inputs[0], taken):
+    if maker.op != "Add":
+        return None
+    root, order, negative = _seen(graph, taken)
+    for one, other in (maker.inputs, maker.inputs[::-1]):
+        found = _seen(graph, one)
+        if found[1:] == (order, not negative) and _equal(found[0], root):
             return other
     return None
+
+
+def _unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
+    """What is multiplied by one: the share of noise that QKeras trains with, at its end."""
+    maker = graph.producer(tensor)
+    if maker is None or maker.domain or maker.op != "Mul" or len(maker.inputs) != 2:
+        return tensor
+    for factor, data in (maker.inputs, maker.inputs[::-1]):
+        value = value_of(factor)
+        if value is not None and value.size == 1 and value.ndim <= (rank_of(data) or 0) and np.all(value == 1):
+            return data
+    return tensor
+
+
+def _seen(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | None, bool]:
+    """The tensor that is transposed and negated, where its axes lie (None: where they were), and whether it is negated.
+
+    The result's axis i is axis order[i] of the tensor.
+    """
+    order: tuple[int, ...] | None = None
+    negative = False
+    for _ in range(_LONGEST):
+        maker = graph.producer(tensor)
+        if maker is None or maker.domain or maker.op not in ("Neg", "Transpose"):
+            break
+        if maker.op == "Neg":
+            negative = not negative
+        else:
+            axes = _axes(maker)
+            if axes is None or (order is not None and len(order) != len(axes)):
+                break
+            order = axes if order is None else tuple(axes[i] for i in order)
+        tensor = maker.inputs[0]
+    return tensor, None if order == tuple(range(len(order or ()))) else order, negative
+
+
+def _axes(transpose: Node) -> tuple[int, ...] | None:
+    """Which axis of its input each axis of a Transpose's result is; None where the model does not say."""
+    rank = rank_of(transpose.inputs[0])
+    axes = tuple(transpose.attr("perm", list(range(rank))[::-1] if rank is not None else []))
+    return axes if sorted(axes) == list(range(len(axes))) and axes else None
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -205,6 +205,7 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
+        "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.17)",
         "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
         "ai-edge-quantizer 0.10 (.tflite; static int8, weights of 4 and 8 bits)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
@@ -213,6 +214,7 @@ FRONTEND: Final = Frontend(
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
         ".tflite files with weights in blocks, or of 2 bits",
+        "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
     ),
 )

@@ -24,7 +24,7 @@ from qatc.compiler.lowering.normalization import normalization, unasked, unoffer
 from qatc.compiler.lowering.reductions import is_noise, summed
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
-from qatc.compiler.passes.movement import MAXIMA, is_movement
+from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.passes.training import trains
@@ -155,37 +155,37 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
     found = _summed(state.graph, function.root, function.at)
     if found is None:
         return False
-    root, node, maxima = found
+    root, node, moves = found
     chain = _Chain(root, node, [], params.qmin, params.qmax)
     _scalar_and_bias(state, chain)
     product = chain.node or node
 
     def made(tensor: Tensor) -> str:
-        last = not maxima
-        return state.new_int(out) if last else state.build.quantised(f"{out.name}_pooled", params, shape_of(tensor))
+        last = not moves
+        return state.new_int(out) if last else state.build.quantised(f"{out.name}_moved", params, shape_of(tensor))
 
     if not sign_of(state, function, product, chain.bias, chain.alpha, out, lambda: made(root)):
         return False
     text = f"{function.text} is the sign of a sum, in integers, at {printable(label_of(product))}"
     state.graph.explain("lowering", text)
-    while maxima:
-        pooling, source = maxima.pop(), state.build.graph.ops[-1].output
-        operators.emit_move(state, pooling, (source,), (made(pooling.outputs[0]),), params)
+    while moves:
+        move, source = moves.pop(), state.build.graph.ops[-1].output
+        operators.emit_move(state, move, (source,), (made(move.outputs[0]),), params)
     return True
 
 
 def _summed(graph: QuantGraph, root: Tensor, at: float) -> tuple[Tensor, Node, list[Node]] | None:
-    """What a comparison with `at` compares, in front of clamps around that number and of pooling, which comes back.
+    """What a comparison with `at` compares, in front of clamps around that number and of moves, which come back.
 
     The largest of signs is the sign of the largest. None where somebody else reads the numbers, too.
     """
-    maxima: list[Node] = []
+    moves: list[Node] = []
     while (node := graph.producer(root)) is not None and graph.only_consumer(root) is not None:
         bounds = clamp_bounds(graph, node)
-        if node.op in MAXIMA and is_movement(node):
-            maxima.append(node)
+        if node.op in SIGN_KEEPERS and is_movement(node):
+            moves.append(node)
         elif bounds is None:
-            return root, node, maxima
+            return root, node, moves
         elif not bounds[0] < at < bounds[1]:
             return None
         root = node.inputs[0]

@@ -15,7 +15,7 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant,
 from qatc.compiler.lowering.functions import SIGNS, is_elementwise
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
-from qatc.compiler.passes.movement import MAXIMA, is_movement, joined
+from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
@@ -170,7 +170,7 @@ def _has_vector(node: Node) -> bool:
 def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
     """Whether all that is read of a product, with its bias, is its sign: that is exact without any rounding.
 
-    Clamps and pooling for the largest may lie between (`signs.py`).
+    Clamps, transpositions and pooling for the largest may lie between (`signs.py`).
     """
     reader = graph.only_consumer(tensor)
     for _ in range(_LONGEST_CHAIN):
@@ -185,7 +185,7 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
         maker = graph.producer(tensor)
         if maker is None or tensor.name in graph.params or maker.domain:
             return False
-        if maker.op not in ("Add", "Mul", "Div", *MAXIMA) and clamp_bounds(graph, maker) is None:
+        if maker.op not in ("Add", "Mul", "Div", *SIGN_KEEPERS) and clamp_bounds(graph, maker) is None:
             return False
         data = [t for t in maker.inputs if t.name and not is_constant(t)]
         if len(data) != 1:

@@ -20,6 +20,7 @@ _ALWAYS: Final = frozenset(
      "Expand", "Tile", "Split", "DepthToSpace", "SpaceToDepth", "Identity", "ReverseSequence", "ReduceMax", "ReduceMin"}
 )  # fmt: skip
 MAXIMA: Final = frozenset({"MaxPool", "GlobalMaxPool"})  # the largest of positions: rising functions commute with it
+SIGN_KEEPERS: Final = MAXIMA | {"Transpose"}  # what the sign of a sum may be taken before, with nothing brought in
 LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # every element stays, once
 
 

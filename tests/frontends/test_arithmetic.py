@@ -109,6 +109,33 @@ def text_of(nodes: str, more: str = "", x: str = "float[2,3] x") -> str:
             ", float l = {-8}, float k = {7}",
             "FakeQuant[params=int8[-8,7] scale 0.25 zero 0](x)",
         ),
+        # QKeras through tf2onnx: twice a difference that is negated, and transposed anew wherever it is read
+        (  # quantized_bits, with a share of noise of one
+            "a = Mul(x, r) b = Round(a) i = Neg(a) j = Add(i, b) k = Add(a, j) c = Min(k, u) d = Max(c, l)"
+            " e = Mul(d, s) n = Neg(x) o = Add(n, e) g = Mul(one, o) y = Add(x, g)",
+            ", float l = {-128}, float u = {127}, float one = {1}",
+            "FakeQuant[params=int8 scale 0.25 zero 0](x)",
+        ),
+        (  # quantized_relu: the gradient is that of a function of its own
+            "a = Mul(x, r) i = Neg(a) t = Transpose(a) b = Round(t) v = Transpose(b) j = Add(i, v) k = Add(a, j)"
+            " c = Mul(k, f) d = Min(c, u) e = Max(d, l) g = Mul(r, e)"
+            " w = Relu(x) n = Neg(w) o = Add(n, g) y = Add(w, o)",
+            ", float f = {0.0625}, float l = {0}, float u = {0.9375}",
+            "FakeQuant[params=uint8[0,15] scale 0.25 zero 0](x)",
+        ),
+        (
+            "q = Clip(x, l, u) a = Div(q, s) b = Round(a) e = Mul(b, s) w = Transpose(x) n = Neg(w)"
+            " p = Transpose(n) o = Add(p, e) z1 = Transpose(w) y = Add(z1, o)",
+            ", float l = {0}, float u = {3.75}",
+            "FakeQuant[params=uint8[0,15] scale 0.25 zero 0](",
+        ),
+        (  # quantized_tanh: rounded to one step more than it keeps
+            "p = Mul(x, f) q = Add(p, h) c = Clip(q, lo, one) g = Mul(k, c) i = Sub(g, n) a = Mul(i, r) b = Round(a)"
+            " e = Mul(b, s) d = Min(e, u) y = Max(d, l)",
+            ", float f = {0.015625}, float one = {1}, float k = {64}, float n = {32}, float u = {31.75}"
+            ", float l = {-32}",
+            "FakeQuant[params=int8 scale 0.25 zero 0](x)",
+        ),
     ],
 )
 def test_orders(nodes: str, more: str, want: str) -> None:
@@ -433,6 +460,24 @@ def test_straight_through_by_twice_the_difference() -> None:
     FRONTEND.normalise(graph, FrontendOptions())
     assert "FakeQuant[params=int8 scale 0.25 zero 0]" in graph.dump()
     assert not {"Sub", "Round"} & {n.op for n in graph.nodes}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "t = Transpose<perm = [0, 2, 1]>(x) n = Neg(t) o = Add(n, r) y = Add(x, o)",  # other elements
+        "t = Transpose<perm = [1, 0, 2]>(x) u = Transpose<perm = [0, 2, 1]>(x) n = Neg(t) o = Add(n, r) y = Add(u, o)",
+        "n = Neg(x) g = Neg(n) o = Add(g, r) y = Add(x, o)",  # 2 x
+        "n = Neg(x) o = Add(n, r) g = Mul(o, two) y = Add(x, g)",
+        "n = Neg(x) o = Add(n, r) g = Div(one, o) y = Add(x, g)",
+    ],
+)
+def test_what_is_not_taken_off_again_stays(nodes: str) -> None:
+    text = text_of(nodes, ", float two = {2}, float one = {1}", "float[3,3,3] x")
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    x = np.random.default_rng(0).integers(1, 8, (3, 3, 3)).astype(np.float32) + 4.5
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
 
 @pytest.mark.parametrize(

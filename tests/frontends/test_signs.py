@@ -40,6 +40,39 @@ def test_signs_meet_quantized_weights(frontend: Frontend, moved: str) -> None:
     np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
 
 
+@pytest.mark.parametrize("frontend", [pytorch.FRONTEND, tensorflow.FRONTEND], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "nodes",
+    [  # QKeras: binary, and ternary
+        "a = Sign(x) b = Abs(a) d = Sub(one, b) c = Add(a, d) y = Conv(c, w)",
+        "a = Sign(x) b = Abs(a) d = Sub(one, b) c = Add(d, a) y = Conv(c, w)",
+        "a = Abs(x) b = GreaterOrEqual(a, third) d = Cast<to = 1>(b) e = Sign(x) c = Mul(d, e) y = Conv(c, w)",
+        "a = Abs(x) b = Less(third, a) d = Cast<to = 1>(b) e = Sign(x) c = Mul(e, d) y = Conv(c, w)",
+    ],
+)
+def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
+    text = text_of(nodes, f"{QUANTIZED}, float one = {{1}}, float third = {{0.33}}")
+    graph = loaded(text)
+    frontend.normalise(graph, FrontendOptions(float_weights="keep"))
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert "FakeQuant[params=int8[-1,1] scale 1 zero 0](c)" in graph.dump()
+    np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
+
+
+def test_other_sums_and_products_of_signs_stay() -> None:
+    for nodes in (
+        "a = Sign(x) b = Abs(a) d = Sub(two, b) c = Add(a, d) y = Conv(c, w)",
+        "a = Sign(x) b = Abs(x) d = Sub(one, b) c = Add(a, d) y = Conv(c, w)",
+        "i = Cast<to = 6>(x) d = Cast<to = 1>(i) e = Sign(x) c = Mul(d, e) y = Conv(c, w)",
+    ):
+        text = text_of(nodes, f"{QUANTIZED}, float one = {{1}}, float two = {{2}}")
+        graph = loaded(text)
+        pytorch.FRONTEND.normalise(graph, FrontendOptions())
+        assert "(c)" not in "".join(line for line in graph.dump().splitlines() if "FakeQuant" in line)
+        np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
+
+
 @pytest.mark.parametrize(
     ("nodes", "weight"),
     [(f"{BINARIZED} y = Conv(c, w)", FLOAT), (f"{BINARIZED} d = Conv(x, w) y = Mul(c, d)", QUANTIZED)],

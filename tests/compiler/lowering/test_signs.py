@@ -204,7 +204,10 @@ POOLINGS: Final = {
     "windows": ["p = MaxPool(t)"],
     "all": ["p = GlobalMaxPool(t)"],
     "twice, and a clamp": ["q = MaxPool(t)", "c = Clip(q, minus, one)", "p = MaxPool(c)"],
+    "another layout": ["p = Transpose(t)"],
+    "windows, and another layout": ["q = MaxPool(t)", "p = Transpose(q)"],
 }
+KINDS: Final = {"MaxPool": "Pool", "GlobalMaxPool": "Pool", "Transpose": "Move"}
 
 
 def pooled_model(
@@ -216,6 +219,8 @@ def pooled_model(
         if node.op_type == "MaxPool":
             attributes = {"kernel_shape": [2, 2], "strides": [1, 2], "pads": [1, 0, 0, 1]}
             node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        elif node.op_type == "Transpose":
+            node.attribute.append(helper.make_attribute("perm", [0, 2, 3, 1]))
     return model
 
 
@@ -227,7 +232,8 @@ def test_the_largest_of_signs_is_the_sign_of_the_largest(pooling: str, seed: int
     model = pooled_model(rng, form, pooling, dyadic=True, op=op)
     graph, feeds = integer(model), sample(model, rng)
     assert not any(isinstance(o, Float) for o in graph.ops)
-    assert [o.kind for o in graph.ops[1:-1]] == ["Conv", *["Pool"] * len([p for p in POOLINGS[pooling] if "Max" in p])]
+    between = [KINDS[op] for line in POOLINGS[pooling] if (op := line.split("= ")[1].split("(")[0]) in KINDS]
+    assert [o.kind for o in graph.ops[1:-1]] == ["Conv", *between]
     wanted = RunnableModel(model).run(feeds)["out"]
     for name in PROFILES:
         np.testing.assert_array_equal(execute(graph, feeds, get_profile(name))["out"], wanted, err_msg=name)
@@ -236,7 +242,11 @@ def test_the_largest_of_signs_is_the_sign_of_the_largest(pooling: str, seed: int
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), form=st.sampled_from(sorted(SIGNS)), pooling=st.sampled_from(["windows", "all"]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    form=st.sampled_from(sorted(SIGNS)),
+    pooling=st.sampled_from(["windows", "all", "another layout"]),
+)
 def test_signs_behind_pooling_are_judged_and_pass(seed: int, form: str, pooling: str) -> None:
     rng = np.random.default_rng(seed)
     model = pooled_model(rng, form, pooling, dyadic=False, bias=bool(rng.integers(2)))
