@@ -30,6 +30,7 @@ BODY = "a = A(x)\nw = DequantizeLinear<axis = 1>(wq, ws, wz)\nm = MatMul(a, w)\n
         ("-128, 100, 7, -100", "127, 0", "int8", True),
         ("-255, 254, 7, -100", "0, 0", "int16", True),
         ("-256, 254, 7, -100", "0, 0", "int16", False),
+        ("-300, 200, 7, -100", "0, 0", "int16", False),
     ],
 )
 def test_distances_from_the_zero_point(values: str, zeros: str, dtype: str, *, integer: bool) -> None:

@@ -1,0 +1,56 @@
+"""Operator by operator against the simulation: what lies off its grid, and real numbers that are almost right."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.simulation import Simulation
+from qatc.compiler.verify import verify
+from qatc.compiler.verify.local import on_grid
+from qatc.compiler.verify.tally import Tally
+from tests.agreeing import lowered
+from tests.compiler.verify.cases import ONNX, emitted
+from tests.graphs import net
+
+GRIDS = [QuantParams.per_tensor(0.1, 3, "uint8"), QuantParams.per_channel([0.1, 0.25], 0, [0, 5], "int8")]
+
+
+@pytest.mark.parametrize("params", GRIDS, ids=str)
+def test_what_is_off_its_grid_is_found(params: QuantParams) -> None:
+    """Whatever float32 makes of scale * (q - zero) is on it; a hundredth of a step beside it is not."""
+    codes = np.stack([np.arange(params.qmin, params.qmax + 1)] * 2).astype(params.container)
+    for real in (
+        params.dequantize(codes),
+        codes.astype(np.float32) * params.scale_array(2) - params.zero_array(2) * params.scale_array(2),
+    ):
+        tally = Tally("t", "Conv", "simulation")
+        found = on_grid(real, params, tally)
+        assert not tally.problems
+        np.testing.assert_array_equal(found, codes)
+    for spoil, words in ((np.float32(0.01), "0.1 LSB off the tensor's grid"), (np.float32(np.nan), "computes NaN")):
+        tally = Tally("t", "Conv", "simulation")
+        real = params.dequantize(codes)
+        real[0, 7] += spoil
+        assert on_grid(real, params, tally) is None
+        assert words in tally.problems[0]
+
+
+@pytest.mark.parametrize(("steps", "passed"), [(0.0, True), (6.0, False)])
+def test_real_numbers_of_accumulators_are_right_but_for_float_error(steps: float, passed: bool) -> None:
+    """A few steps of the accumulator are less than what float islands may differ by, and are a bias that is wrong."""
+    weight = np.random.default_rng(0).integers(-127, 128, (64, 8))
+    text = net(
+        "(float[4,64] x) => (float[4,8] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\ny = Add(m, b)",
+        f"int8[64,8] wq = {{{', '.join(map(str, weight.ravel()))}}}, float[8] b = {{1, 2, 3, 4, 5, 6, 7, 8}}",
+    )
+    graph, model = lowered(text), onnx.parser.parse_model(text)
+    (bias,) = (name for name in graph.constants if name.endswith("bias"))
+    graph.constants[bias] = graph.constants[bias] + np.float32(steps * 0.5 * 0.0625)
+    feeds = {"x": np.random.default_rng(1).normal(0, 30, (4, 64)).astype(np.float32)}
+    found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
+    assert found.passed == passed
+    assert any("beyond float error" in check.message for check in found.local) != passed
