@@ -151,7 +151,7 @@ def _visit(state: State, node: Node) -> None:
 def _function(state: State, function: Function, out: Tensor, params: QuantParams) -> bool:
     """Make a quantized function of a quantized tensor a table, that of a sum's sign the sum itself, saturated."""
     if function.at is None:
-        return operators.table(state, function, out, params.qmin, params.qmax)
+        return operators.table(state, function, out)
     found = _summed(state.graph, function.root, function.at)
     if found is None:
         return False

@@ -110,13 +110,12 @@ def _function_of(state: State, tensor: Tensor, root: Tensor) -> Function:
     return found
 
 
-def table(state: State, function: Function, out: Tensor, lo: int, hi: int) -> bool:
+def table(state: State, function: Function, out: Tensor) -> bool:
     """Remember the table of a quantized function; it is made when something reads it."""
     params = state.usable(out)
     if params is None:
         return False
-    rounded = params.quantize(function.values.astype(np.float32))  # in float32, as the model rounds
-    integers = np.clip(rounded, lo, hi).astype(params.container)
+    integers = params.quantize(function.values.astype(np.float32))  # in float32, as the model rounds
     state.tables[id(out)] = (function, integers)
     real = params.dequantize(integers).astype(np.float64)
     state.functions[id(out)] = Function(function.root, real, function.text)

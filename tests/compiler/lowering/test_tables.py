@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qatc.compiler.quant import Floats, Integers, QuantParams
-from tests.agreeing import lowered_net, reasons
-from tests.graphs import expect
+from tests.agreeing import agrees, lowered_net, reasons
+from tests.graphs import expect, net
 
 
 def test_tables_round_as_float32_does() -> None:
@@ -62,6 +62,22 @@ def test_a_vector_that_differs_or_widens_the_result_is_no_number() -> None:
     assert kinds(shared, "b = B(k)\ns = Add(a, b)") == ["Elementwise"]
     assert kinds(shared, "b = B(n)\ns = Add(a, b)", "1,2,2,1") == ["Elementwise"]
     assert kinds(shared, "s = Add(a, n)", "1,2,2,1") == ["Add"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "constants"),
+    [
+        ("3", "s = Add(a, k)", "float[1,1] k = {0.3}"),  # the result has more dimensions
+        ("3", "s = Mul(a, k)", "float[1,1,1] k = {-0.3}"),
+        ("1", "s = Add(a, k)", "float[3] k = {0.3, 0.3, 0.3}"),  # and more elements
+        ("2,3", "t = Sigmoid(a)\nu = Add(t, k)\ns = Sub(u, a)", "float[1,1] k = {0.3}"),
+        ("2,3", "c = DequantizeLinear<axis = 0>(q, w, z)\ns = Add(a, c)",
+         "int8[3] q = {4, 4, 4}, float[3] w = {0.5, 0.25, 0.125}, int8[3] z = {0, 0, 0}"),  # on three grids
+        ("2,3", "s = Clip(a, , k)", "float k = {5.1}"),
+    ],
+)  # fmt: skip
+def test_constants_keep_the_shape_that_they_give_the_result(shape: str, body: str, constants: str) -> None:
+    agrees(net(f"(float[{shape}] x) => (float[] y)", f"a = A(x)\n{body}\ny = B(s)", constants))
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub"])
