@@ -6,7 +6,7 @@ whole output LSBs. Multiplying such integers by m (and dividing their scale by m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_accumulator
 from qatc.compiler.links import label_of
+from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.lowering.windows import sized_window
 from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
@@ -27,25 +28,6 @@ _BASE: Final = 255  # of a weight in two parts: each takes -127..127
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _MOST_DIMENSIONS: Final = 5  # of a convolution's weight: three of them in space
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
-
-
-@dataclass
-class Operands:
-    """A multiply-accumulate node that can run in integers: operand names, and what one unit of the accumulator is."""
-
-    node: Node
-    x: str
-    weight: Tensor
-    weight_params: QuantParams
-    values: npt.NDArray[Any] | None  # the weight's integers as `weight_params` stores them; None for an activation
-    unit: float | Vector  # accumulator unit = unit * weight scale; one for each output channel where inputs have theirs
-    axis: int  # output-channel axis of the weight
-    channels: int | None  # None for a matrix product of two activations
-
-    @property
-    def acc_scale(self) -> Vector:
-        """The real value of one unit of the accumulator: one entry, or one per output channel."""
-        return np.asarray(self.weight_params.scale) * self.unit
 
 
 def refusal(state: State, node: Node) -> Reason | None:
@@ -138,9 +120,11 @@ def _weight_refusal(state: State, node: Node) -> Reason | None:
     params = _weight_params(state, node)
     if params is None or not params.is_per_channel:
         return None
-    axis = _channel_axis(node, weight)
-    if node.op == "ConvTranspose" and node.attr("group", 1) != 1:
-        return Reason("its grouped transposed weight is quantized per channel", weight.name)
+    axis, groups = _channel_axis(node, weight), int(node.attr("group", 1))
+    if node.op == "ConvTranspose" and groups > 1:
+        if len(set(params.zero_point)) > 1:
+            return Reason("its grouped transposed weight has a zero point per channel", weight.name)
+        axis = 0 if params.axis == 0 and (shape_of(weight) or (None,))[0] == groups else axis
     if params.axis == axis:
         return None
     return Reason(f"its weight is quantized along axis {params.axis}, not its output channels", weight.name)
@@ -319,9 +303,10 @@ def reach_of(found: Operands, values: npt.NDArray[Any]) -> Vector:
 def _rescaled(found: Operands, scale: Vector) -> QuantParams:
     """The weight's parameters with other scales, over the whole range of their type."""
     own = found.weight_params
-    spread = scale.size > len(own.scale)
-    zeros = own.zero_point * scale.size if spread else own.zero_point
-    axis = found.axis if spread else own.axis
+    if scale.size == len(own.scale):
+        zeros, axis = own.zero_point, own.axis
+    else:  # one zero point for all
+        zeros, axis = own.zero_point[:1] * scale.size, found.axis if scale.size > 1 else None
     return QuantParams(tuple(float(s) for s in scale), zeros, own.dtype, axis)
 
 
@@ -329,10 +314,12 @@ def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.
     """Coarsen the unit of channels whose bias would not fit 32 bits; what that costs is said in output LSB."""
     if found.values is None:
         return unit
-    if found.channels != found.values.shape[found.axis]:  # groups of a transposed weight share one scale
-        unit = np.full(1, unit.max())
     shape = [-1 if i == found.axis else 1 for i in range(found.values.ndim)]
-    ratio = (np.broadcast_to(found.acc_scale, unit.shape) / unit).reshape(shape)
+    if found.is_grouped:  # groups share one scale
+        unit = np.full(1, unit.max())
+        ratio = found.weight_params.scale_array(found.values.ndim).astype(np.float64) * found.unit / unit
+    else:
+        ratio = (np.broadcast_to(found.acc_scale, unit.shape) / unit).reshape(shape)
     zero = found.weight_params.zero_array(found.values.ndim)
     exact = (found.values - zero) * ratio
     rounded = np.rint(exact)

@@ -28,6 +28,7 @@ from qatc.compiler.graph import Node, Tensor, rank_of
 from qatc.compiler.integer import Sign
 from qatc.compiler.lowering import mac
 from qatc.compiler.lowering.functions import SIGNS, evaluate
+from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import Function, State, is_float
 from qatc.compiler.passes.products import Vector
 from qatc.compiler.quant import QuantParams, dtype_range
@@ -104,7 +105,7 @@ def _odd(bias: Vector, reach: Vector, at_zero: int, factor: float) -> npt.NDArra
     return np.asarray(np.clip(twice, -most, most), np.int32)
 
 
-def _doubled(found: mac.Operands, stored: npt.NDArray[Any]) -> bool:
+def _doubled(found: Operands, stored: npt.NDArray[Any]) -> bool:
     """Double the weight, less its zero points, where some channel's sums must be odd; False where that is too large."""
     if found.values is None or (stored % 2 == 0).all():
         return found.values is not None

@@ -267,7 +267,7 @@ def product_sums(
         left, right, used = gather(here)
         left = left.astype(np.int64) - int(a_params.zero_point[0])
         zeros = np.asarray(b_params.zero_point, np.int64)
-        if zeros.size == 1:
+        if (zeros == zeros[0]).all():
             right = right.astype(np.int64) - zeros[0]
         elif b_axis_first and isinstance(op, Conv):
             right = right.astype(np.int64) - zeros[here[1]].reshape(-1, *([1] * (right.ndim - 1)))

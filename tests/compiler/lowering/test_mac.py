@@ -264,3 +264,39 @@ def test_what_is_no_positive_factor_of_a_product_is_none(line: str) -> None:
             "float[2] v = {0.125, 0.25}, float k = {64}, float g = {-0.125}",
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape", "axis", "scales", "want"),
+    [
+        (2, "4,2,1,2", 1, "0.5, 0.25", (0.25, 0.125) * 2),  # the channels of every group
+        (2, "2,2,1,2", 0, "0.5, 0.25", (0.25, 0.25, 0.125, 0.125)),  # the one input channel of each group
+        (2, "2,1,1,4", 0, "0.5, 0.25", (0.25, 0.125)),
+    ],
+)
+def test_scales_of_a_grouped_transposed_weight(
+    groups: int, shape: str, axis: int, scales: str, want: tuple[float, ...]
+) -> None:
+    sizes = [int(n) for n in shape.split(",")]
+    weight = ", ".join(str(7 * i % 31 - 15) for i in range(sizes[0] * sizes[1] * sizes[2] * sizes[3]))
+    graph = agrees(
+        net(
+            f"(float[1,{sizes[0]},3,3] x) => (float[] y)",
+            f"a = A(x)\nw = DequantizeLinear<axis = {axis}>(wq, ws, wz)\n"
+            f"c = ConvTranspose<group = {groups}, strides = [2, 1]>(a, w, b)\ny = B(c)",
+            f"int8[{shape}] wq = {{{weight}}}, float[2] ws = {{{scales}}}, int8[2] wz = {{0, 0}}, "
+            f"float[{sizes[1] * groups}] b = {{{', '.join(['0.5', '-3.0', '8.0', '1.25'][: sizes[1] * groups])}}}",
+        )
+    )
+    assert not reasons(graph)
+    assert [op.acc_scale for op in graph.ops if isinstance(op, Conv)] == [want]
+
+
+def test_scales_of_inputs_that_a_group_adds_stay_apart() -> None:
+    """Two input channels of one group have their own scales: no accumulator has both as its unit."""
+    graph = lowered_net(
+        "(float[1,4,3,3] x) => (float[] y)",
+        "a = A(x)\nw = DequantizeLinear<axis = 0>(wq, ws, wz)\nc = ConvTranspose<group = 2>(a, w)\ny = B(c)",
+        "int8[4,1,1,1] wq = {1, 2, 3, 4}, float[4] ws = {0.5, 0.25, 0.5, 1.0}, int8[4] wz = {0, 0, 0, 0}",
+    )
+    assert reasons(graph) == ["Add: the weight takes 16 bits: two products of 8 bits are added"]

@@ -1,0 +1,46 @@
+"""The operands of a multiply-accumulate operator that runs in integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.graph import Node, Tensor
+from qatc.compiler.passes.products import Vector
+from qatc.compiler.quant import QuantParams
+
+
+@dataclass
+class Operands:
+    """A multiply-accumulate node that can run in integers: operand names, and what one unit of the accumulator is."""
+
+    node: Node
+    x: str
+    weight: Tensor
+    weight_params: QuantParams
+    values: npt.NDArray[Any] | None  # the weight's integers as `weight_params` stores them; None for an activation
+    unit: float | Vector  # accumulator unit = unit * weight scale; one for each output channel where inputs have theirs
+    axis: int  # output-channel axis of the weight
+    channels: int | None  # None for a matrix product of two activations
+
+    @property
+    def acc_scale(self) -> Vector:
+        """The real value of one unit of the accumulator: one entry, or one per output channel."""
+        scale = np.asarray(self.weight_params.scale)
+        if self.is_grouped and scale.size > 1:  # of the channels of every group, or of the group's one input channel
+            per_group = (self.channels or 0) // self.groups
+            scale = np.tile(scale, self.groups) if self.weight_params.axis else np.repeat(scale, per_group)
+        return scale * self.unit
+
+    @property
+    def groups(self) -> int:
+        """The groups of a convolution, 1 where there is none."""
+        return int(self.node.attr("group", 1)) if self.node.op in ("Conv", "ConvTranspose") else 1
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups share what the weight says of its output channels."""
+        return self.node.op == "ConvTranspose" and self.groups > 1
