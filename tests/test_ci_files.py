@@ -252,10 +252,19 @@ def test_a_failed_verification_keeps_its_stages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--junit", "--sarif"])
 def test_a_file_that_cannot_be_written_is_said_once(option: str, tmp_path: Path) -> None:
+    (tmp_path / "no").touch()
     done = run("compile", str(MODEL), "-a", "-o", str(tmp_path / "p"), option, str(tmp_path / "no" / "file"))
     assert done.exit_code == 2
     assert done.stderr.count("error[QAT007]: cannot write ") == 1
     assert run("compile", "nowhere.onnx", option, str(tmp_path / "no" / "file")).exit_code == 1
+
+
+def test_folders_of_files_are_made(tmp_path: Path) -> None:
+    """As test runners do, also where the package, which makes folders on its way, is not written."""
+    xml, scan = tmp_path / "a" / "b" / "j.xml", tmp_path / "c" / "s.sarif"
+    assert run("compile", "nowhere.onnx", "--junit", str(xml), "--sarif", str(scan)).exit_code == 1
+    assert suite(xml.read_bytes())
+    assert log(scan.read_bytes())["results"]
 
 
 # -- the action and the hooks --------------------------------------------------------------------------------------

@@ -72,16 +72,17 @@ class Screen:
         sys.stdout.flush()
 
     def write_file(self, path: Path, data: bytes) -> None:
-        """Write a file that the user asked for beside the result.
+        """Write a file that the user asked for beside the result, in a folder that is made where it is missing.
 
         Raises:
             CompileError: QAT007 with exit code 2 where it cannot be written.
         """
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         except OSError as error:
             message = f"cannot write {printable(str(path))}: {error.strerror or error}"
-            found = Diagnostic("QAT007", message, hint="name a file in a folder that exists")
+            found = Diagnostic("QAT007", message, hint="name a file in a folder that can be written")
             raise CompileError([found], 2) from error
 
     def diagnostics(self, found: Iterable[Diagnostic]) -> None:
