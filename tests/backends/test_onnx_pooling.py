@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.diagnostics import CompileError
@@ -24,6 +24,7 @@ def pool(
     want: str = "uint8",
     *,
     symbolic: bool = False,
+    channels: bool = True,
     opset: int = 17,
     bounds: tuple[int, int] | None = None,
     seed: int = 0,
@@ -32,7 +33,7 @@ def pool(
     dice = np.random.default_rng(seed)
     net, own = Net(opset), grid(dice, have)
     out = own.as_dtype(want) if mode == "max" else grid(dice, want, own.scale[0] * float(dice.uniform(0.5, 1.5)))
-    known = ("N", shape[1], *(f"d{i}" for i in range(len(shape) - 2))) if symbolic else UNSET
+    known = ("N", shape[1] if channels else "C", *(f"d{i}" for i in range(len(shape) - 2))) if symbolic else UNSET
     x = net.input(integers(dice, own, shape), own, known)  # type: ignore[arg-type]
     lo, hi = bounds or (out.qmin, out.qmax)
     return net, net.add(Pool, [x], out, mode=mode, lo=lo, hi=hi, **fields)
@@ -102,6 +103,7 @@ def test_averages(drawn: dict[str, Any], include: bool, have: str, want: str, se
 
 
 @given(WINDOWS, st.booleans())
+@example({"kernel": [3, 3], "strides": [2, 2], "pads": [0] * 4, "ceil_mode": True}, True)  # overhanging
 @settings(max_examples=30)
 def test_averages_of_unknown_sizes(drawn: dict[str, Any], include: bool) -> None:
     """Where windows may differ in size, ONNX Runtime's own operator; where that is wrong, a diagnostic."""
@@ -112,6 +114,13 @@ def test_averages_of_unknown_sizes(drawn: dict[str, Any], include: bool) -> None
             same(*case)
         return
     check_average(*case)
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_averages_of_unknown_channels(include: bool) -> None:
+    fields: dict[str, Any] = {"kernel": (3, 3), "pads": (1, 1, 1, 1), "count_include_pad": include}
+    results = check_average(*pool("average", symbolic=True, channels=False, **fields))
+    assert "QLinearAveragePool" in results["auto"].ops
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 17), (1, 2, 6, 7, 8)], ids=str)
