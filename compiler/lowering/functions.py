@@ -72,9 +72,9 @@ def _is_infinite(node: Node, x: Values) -> Values:
 
 
 def _quotient(node: Node, one: Values, two: Values) -> Values:
-    """One divided by two; integers are cut off towards zero."""
-    kinds = [t.values.dtype.kind in "iu" if isinstance(t, Constant) else t.dtype in _INDICES for t in node.inputs]
-    return np.trunc(one / two) if any(kinds) else one / two
+    """One divided by two; integers are cut off towards zero. The integers of a quantized constant are real numbers."""
+    computed = [t.dtype for t in node.inputs if not isinstance(t, Constant)]
+    return np.trunc(one / two) if any(kind in _INDICES for kind in computed) else one / two
 
 
 def _clip(operands: Sequence[Values | None]) -> Values | None:

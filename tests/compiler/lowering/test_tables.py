@@ -139,3 +139,15 @@ def test_a_function_with_holes_stays_float() -> None:
 def test_a_constant_vector_is_no_table() -> None:
     graph = lowered_net("(float[2] x) => (float[2] y)", "a = A(x)\nm = Mul(a, k)\ny = B(m)", "float[2] k = {1.0, 2.0}")
     assert reasons(graph) == ["Mul: its constant operand is not quantized by the model"]
+
+
+def test_a_quantized_divisor_is_a_real_number() -> None:
+    """Its integers made the quotient one of integers, cut off towards zero (GELU's root of two in AIMET's exports)."""
+    graph = agrees(
+        net(
+            "(float[4,8] x) => (float[4,8] y)",
+            "a = A(x)\nr = D(k)\nd = Div(a, r)\ne = Tanh(d)\ny = C(e)",
+            "float k = {1.4375}",
+        )
+    )
+    assert [op.kind for op in graph.ops] == ["Quantize", "Lookup", "Dequantize"]
