@@ -39,6 +39,10 @@ from qatc.frontends.integers import (
 )
 from qatc.frontends.params import linear_params
 
+_LOWERED: Final = (
+    "integers may be moved, clipped and dequantized; of what a tool lowered to integer arithmetic of its own, give the"
+    " model from before that; for integer operators (QLinearConv, ConvInteger, ...) use -m qoperator"
+)
 _OF_ELEMENT: Final = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES}
 
 
@@ -274,7 +278,7 @@ class _Lifter:
                 f"{node.op} computes with the integers of {source}",
                 node=label_of(node),
                 tensor=tensor.name,
-                hint="integers may be moved, clipped and dequantized; for integer operators use -m qoperator",
+                hint=_LOWERED,
             )
 
     def _disagree(self, node: Node, stated: Iterable[QuantParams | None]) -> None:
@@ -313,7 +317,7 @@ class _Lifter:
                 f"this DequantizeLinear reads integers that {maker.op if maker else 'nothing known'} makes",
                 node=label_of(node),
                 tensor=x.name,
-                hint="for integer operators (QLinearConv, ConvInteger, ...) use -m qoperator",
+                hint=_LOWERED,
             )
 
     def _blamed(self, x: Tensor) -> bool:
