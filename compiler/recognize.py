@@ -56,7 +56,7 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         if wanted != "auto":
             message = f"nothing of the dialect {wanted} is in the file; it is read as {name}: {evidence}"
             return Recognition(name, evidence, note=_said(message, f"use -m {name}, or leave -m out"))
-        said = _said("the model is quantization-aware trained; it is compiled as such", "say so with -a")
+        said = _said("the model is quantization-aware trained; it is read as such", "say so with -a")
         return Recognition(name, evidence, note=None if options.qat else said)
     message, hint = f"{printable(path.name)} has no fake quantization that any dialect knows", _EXPORT
     others, inner = _unknown(graph), quantized_bodies(graph)
