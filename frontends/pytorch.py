@@ -156,9 +156,11 @@ FRONTEND: Final = Frontend(
     exporters=(
         "torch.onnx.export of FX, eager and PT2E models (torch 2.13, torchao 0.18; legacy and dynamo exporter)",
         "Renesas DRP-AI recipe (torch 2.13)",
+        "coremltools 9.0 LinearQuantizer (symmetric, affine; torch 2.13)",
         "hand-written LSQ, PACT and DoReFa (torch 2.13)",
         "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm; torchao 0.18)",
         "ONNX Runtime 1.31 and 1.32 quantize_static (QDQ; QNN configurations, 4 and 16 bits, overrides, contrib Q/DQ)",
+        "such files around onnxsim 0.8, onnxslim 0.1, onnxoptimizer 0.4, onnxscript 0.7 and float16 conversion",
         "torchao 0.18 quantize_ of weights alone (per channel; with --calibrate)",
         "neural-compressor 3.10 (PT2E)",
         "Optimum ONNX 0.1 ORTQuantizer (AVX2, AVX-512 VNNI, Arm64, PPC64LE and TensorRT presets)",
