@@ -6,7 +6,8 @@
 Graph inputs and outputs of float16 keep their type (those of bfloat16, which NumPy lacks, become float32). Casts
 between half and single precision in the graph do nothing any more and go (`modernize`). The quantized values are those
 of the float32 computation: training computed them in float32 as a rule (mixed precision), and where it did not they
-differ by what half precision loses.
+differ by what half precision loses. The integers of weights are the file's own: from opset 23 on QuantizeLinear divides
+in the precision of its scale, and to half precision one quotient in seventy falls on another side of a tie.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qatc.compiler.storage import release
 
 _SINGLE: Final = int(onnx.TensorProto.FLOAT)
 _HALF: Final = int(onnx.TensorProto.FLOAT16)
+_DIVIDES_IN_HALF: Final = 23  # the opset from which on QuantizeLinear has a precision, its scale's by default
 _HALVES: Final = frozenset({_HALF, int(onnx.TensorProto.BFLOAT16)})
 _NAMES: Final = frozenset({"float16", "bfloat16"})
 _TYPED: Final = ("to", "dtype")  # attributes that name the type of a result
@@ -33,6 +35,8 @@ def widen(graph: QuantGraph) -> None:
     """Rewrite a graph of half precision in place, the bodies of its nodes (If, Loop, Scan) with it."""
     if not _has_halves(graph):
         return
+    if graph.opset >= _DIVIDES_IN_HALF:
+        _round_weights(graph)
     given = [t for t in graph.inputs if t.dtype == _HALF]
     wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype == _HALF]
     for tensor in list(graph.tensors()):
@@ -63,6 +67,27 @@ def widen(graph: QuantGraph) -> None:
         "tensors of half precision are computed in float32",
         hint="inputs and outputs of float16 keep their type",
     )
+
+
+def _round_weights(graph: QuantGraph) -> None:
+    """Give each QuantizeLinear of a constant the numbers on the grid that it rounds to in half precision."""
+    for node in graph.nodes:
+        x, scale = (*node.inputs[:2], None, None)[:2]
+        if node.op != "QuantizeLinear" or node.domain or not (isinstance(x, Constant) and isinstance(scale, Constant)):
+            continue
+        kinds = {x.values.dtype.name, scale.values.dtype.name}
+        if kinds != {"float16"} or node.attr("precision", 0) not in (0, _HALF) or node.attr("block_size", 0):
+            continue
+        step = scale.values
+        if step.size > 1:
+            axis = int(node.attr("axis", 1)) % max(x.values.ndim, 1)
+            if step.ndim != 1 or x.values.shape[axis : axis + 1] != step.shape:
+                continue  # what is wrong with it is told where it is read
+            step = step.reshape([-1 if i == axis else 1 for i in range(x.values.ndim)])
+        with np.errstate(all="ignore"):
+            rounded = np.rint(np.asarray(x.values / step, np.float32)) * step.astype(np.float32)
+        if np.isfinite(rounded).all():
+            node.inputs[0] = graph.constant(f"{x.name}_rounded", rounded)
 
 
 def _cast_input(graph: QuantGraph, tensor: Variable) -> None:

@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc import compile_model
-from qatc.compiler.graph import QuantGraph
+from qatc.compiler.graph import FAKE_QUANT, Constant, QuantGraph
 from qatc.compiler.passes.modernize import modernize
 from tests.frontends.running import run
 from tests.graphs import loaded
-from tests.pipeline import read
+from tests.pipeline import canonical, read
 
 
 def widened(nodes: str, kind: str = "float16") -> QuantGraph:
@@ -158,3 +158,34 @@ def test_casts_that_do_nothing_in_a_body_are_gone() -> None:
     modernize(graph)
     inner = next(n.attrs["body"] for n in graph.nodes if n.op == "Loop")
     assert [n.op_type for n in inner.node] == ["Identity", "Identity", "If", "Sum", "Identity"]
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_weights_are_rounded_in_the_precision_that_the_file_states(axis: int | None, tmp_path: Path) -> None:
+    """Opset 23: quotients of half precision fall on ties that those of single precision miss."""
+    half, rng = np.float16, np.random.default_rng(5)
+    values = {
+        "s": np.asarray(0.05, half), "z": np.asarray(128, np.uint8), "w": rng.normal(0, 0.3, (4, 64)).astype(half),
+        "ws": np.asarray([0.01, 0.011, 0.012, 0.013] if axis is not None else 0.01, half),
+        "wz": np.zeros(() if axis is None else 4, np.int8),
+    }  # fmt: skip
+    more = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", "ws", "wz"], ["wq"], **more),
+        helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], **more),
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("Gemm", ["xd", "wd"], ["y"], transB=1),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, [1, k]) for n, k in (("x", 64), ("y", 4))]
+    held = [numpy_helper.from_array(v, n) for n, v in values.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "half", ports[:1], ports[1:], held), opset_imports=[helper.make_opsetid("", 23)]
+    )
+    (weight,) = [n for n in canonical(model).nodes if n.op == FAKE_QUANT and isinstance(n.inputs[0], Constant)]
+    found = weight.attrs["params"].quantize(weight.inputs[0].values)  # type: ignore[union-attr]
+    step = np.reshape(values["ws"], (-1, 1)) if axis is not None else values["ws"]
+    quotient, exact = (values["w"] / step).astype(np.float32), values["w"].astype(np.float32) / step.astype(np.float32)
+    want = np.clip(np.rint(quotient), -128, 127)
+    assert (want != np.clip(np.rint(exact), -128, 127)).any()  # the case is there
+    np.testing.assert_array_equal(found, want)
