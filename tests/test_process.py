@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ QATC = [sys.executable, "-m", "qatc"]
 QUIETLY = ("ORT_DISABLE_TELEMETRY", "CI", "ORT_RUNNING_UNIT_TESTS")  # each of which keeps ONNX Runtime quiet by itself
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX alone")
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Ctrl-C as in a shell, here and in what is started: a run in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def process(
@@ -176,7 +184,7 @@ def test_a_model_that_may_not_be_read_has_a_code(tmp_path: Path, monkeypatch: py
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / "m.onnx").touch()
-    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.setattr(Path, "stat", refuse)
     found = CliRunner().invoke(cli.cli, ["compile", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p"), "--json"])
     assert found.exit_code == 1

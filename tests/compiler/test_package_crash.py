@@ -13,7 +13,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,15 @@ def test_interrupted_at_every_call(tmp_path: Path, swapping: bool) -> None:
         pytest.fail("no run ever got through")
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C as in a shell: a run in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_a_signal_at_any_call_leaves_nothing_behind(tmp_path: Path, swapping: bool) -> None:
     """Also while the run begins, and while it removes what it replaced: those steps are not cut in two."""
 
