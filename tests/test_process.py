@@ -123,6 +123,16 @@ def test_what_does_not_look_up_is_ended() -> None:
     assert found.returncode == 143
 
 
+def test_another_thread_may_run_a_command() -> None:
+    body = "import threading\nfrom qatc.cli import cli\nfrom qatc.compiler.command.process import run\n"
+    body += (
+        "import sys\nsys.argv = ['qatc', 'explain']\nt = threading.Thread(target=run, args=(cli,))\nt.start()\nt.join()"
+    )
+    found = process([sys.executable, "-c", body])
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "QAT203" in found.stdout
+
+
 def test_too_little_memory_to_say_so_is_said() -> None:
     found = stopped("def show(*_):\n    raise MemoryError\nending._screen = show\nraise MemoryError")
     assert (found.returncode, found.stdout) == (1, "")

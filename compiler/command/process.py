@@ -30,13 +30,15 @@ class OutputError(CompileError):
 def run(command: click.Command) -> NoReturn:
     """Run `command` with the process's own arguments; its exit code is the process's."""
     _open_streams()
-    _heed_signals()
+    if _hears_signals():
+        _heed_signals()
     try:
         status = _status(command)
     except (click.Abort, KeyboardInterrupt) as error:  # before or after the command itself
         status = interrupted(error.__cause__ or error)
-    for number in ENDINGS:  # what the command found is settled: nothing may change it any more
-        signal.signal(number, signal.SIG_IGN)
+    if _hears_signals():
+        for number in ENDINGS:  # what the command found is settled: nothing may change it any more
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
 
@@ -122,6 +124,11 @@ def _open_streams() -> None:
 
 
 # -- signals -------------------------------------------------------------------------------------------------------
+def _hears_signals() -> bool:
+    """Whether this is the thread that signals come to."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def _heed_signals() -> None:
     """Let signals unwind the command, so that it leaves nothing behind; end the process where that takes too long."""
     heeded = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stay ignored
