@@ -41,7 +41,7 @@ from qatc.frontends.integers import is_q
 from qatc.frontends.params import make_params, on_whole_zero
 from qatc.frontends.qdq import to_fake_quant
 from qatc.frontends.sinking import sink
-from qatc.frontends.straight_through import drop_straight_through
+from qatc.frontends.straight_through import drop_straight_through, keeps_shape
 
 RULES: Final = Rules("arithmetic")
 LONGEST: Final = 8  # operators on one side of a Round
@@ -92,13 +92,18 @@ def _start(tensor: Tensor) -> _State:
 
 
 def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
-    """The constant operand of a binary operator beside `tensor`, and whether `tensor` comes first."""
+    """The constant operand of a binary operator beside `tensor`, and whether `tensor` comes first.
+
+    One number that is stated for each element is that number.
+    """
     if len(node.inputs) != 2:
         return None
     first = node.inputs[0] is tensor
     value = value_of(node.inputs[1 if first else 0])
     if value is None or value.dtype.kind not in "fiu" or not value.size:
         return None
+    if value.size > 1 and not is_constant(tensor) and keeps_shape(value, tensor) and np.all(value == value.flat[0]):
+        value = value.reshape(-1)[0]
     return value.astype(np.float64), first
 
 
@@ -201,7 +206,7 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
         half = graph.producer(source)
         affine = _affine(half, half.inputs[0]) if half is not None else None
         if half is None or affine is None or half.op != "Add" or not np.all(affine[1] == 0.5):
-            return False
+            raise NoMatch("it rounds down, with no half of a step added before")
         source = half.inputs[0]
     after = [s for s in _forward(graph, node.outputs[0]) if s.multiplied]
     if not after:
@@ -375,6 +380,19 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_Stat
 
 def _is_whole(values: Doubles) -> bool:
     return bool(np.all(np.abs(values - np.rint(values)) <= _WHOLE))
+
+
+@RULES.on("Mul")
+def times_one(graph: QuantGraph, node: Node) -> bool:
+    """What was quantized, multiplied by one: an element that is not quantized at all would be multiplied by zero."""
+    for constant, data in (node.inputs, node.inputs[::-1]):
+        value, maker = value_of(constant), graph.producer(data)
+        if value is None or maker is None or maker.op != FAKE_QUANT:
+            continue
+        if keeps_shape(value, data) and np.all(value == 1):
+            graph.replace(node.outputs[0], data)
+            return True
+    return False
 
 
 # -- dequantization -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Clamps written in other ways become Min, Max and Clip, so that whatever looks for quantizers sees one form.
 
+Cast(c) * a + Cast(Not(c)) * b              Where(c, a, b)   tf2onnx writes tf.where so, whatever is chosen
 Where(Less(x, c), c, x)                     Max(x, c)            likewise Greater, LessOrEqual, GreaterOrEqual
 Where(Greater(c, x), x, full_like(x, c))    Min(x, c)
 Where(Less(x, c), Relu(x), c)               Min(Relu(x), c)      c >= 0; likewise other clamps that let c through
@@ -11,20 +12,50 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 
 COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _RULES: Final = Rules("clamps")
+_BOOL: Final = onnx.TensorProto.BOOL
 _TERMS: Final = 3
 
 
 def rewrite(graph: QuantGraph) -> int:
     """Rewrite a modernized graph in place; returns how many clamps were found."""
     return sweep(graph, _RULES)
+
+
+@_RULES.on("Add")
+def chosen_by_product(graph: QuantGraph, node: Node) -> bool:
+    """A choice written as a sum of products with 1 and 0; what it is then may be a clamp."""
+    terms = [_chosen(graph, t) for t in node.inputs]
+    for then, other in (terms, terms[::-1]) if len(terms) == 2 else ():
+        inverse = graph.producer(other[0]) if then is not None and other is not None else None
+        if then is None or other is None or inverse is None or inverse.op != "Not" or inverse.domain:
+            continue
+        if inverse.inputs[0] is then[0]:
+            node.op, node.inputs = "Where", [then[0], then[1], other[1]]
+            chosen_by_comparison(graph, node)
+            return True
+    return False
+
+
+def _chosen(graph: QuantGraph, term: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(condition, value) of a product of a value and a condition in numbers."""
+    product = graph.producer(term)
+    if product is None or product.domain or product.op != "Mul":
+        return None
+    for factor, value in (product.inputs, product.inputs[::-1]):
+        cast = graph.producer(factor)
+        if cast is not None and cast.op == "Cast" and not cast.domain and element_type(cast.inputs[0]) == _BOOL:
+            return cast.inputs[0], value
+    return None
 
 
 @_RULES.on("Where")

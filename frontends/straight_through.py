@@ -3,6 +3,7 @@
     r -> Sub(., v) -> Add(., v)     r       likewise with Neg and Add, and where 1 * (r - v) is added
     v - (v - r)                     r
     y -> Add(0) or Sub(0)           y       (a range that begins at zero)
+    y + (v - v)                     y
 
 All of it is gone before a quantizer of arithmetic is looked for. What is left must have the shape of the whole: a
 difference that v broadcasts stays. tf2onnx negates and transposes v wherever it likes, each time anew: what counts is
@@ -17,6 +18,7 @@ import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.passes.modernize import infer_if_possible
+from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 _RULES: Final = Rules("arithmetic")
@@ -44,7 +46,7 @@ def straight_through(graph: QuantGraph, node: Node) -> bool:
 
 
 def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
-    """(a, b) where a node adds b to a - b or to -b + a, or subtracts b - a from b."""
+    """(a, b) where a node adds b to a - b or to -b + a, or subtracts b - a from b, or adds b - b to a."""
     if node.domain or len(node.inputs) != 2:
         return None
     if node.op == "Add":
@@ -52,6 +54,9 @@ def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
             value = _without(graph, one, other)
             if value is not None:
                 return value, other
+            maker = graph.producer(one)
+            if maker is not None and maker.op == "Sub" and not maker.domain and maker.inputs[0] is maker.inputs[1]:
+                return other, maker.inputs[0]
         return None
     maker = graph.producer(node.inputs[1])
     if maker is None or maker.domain or maker.op != "Sub" or not _equal(maker.inputs[0], node.inputs[0]):
@@ -71,10 +76,10 @@ def _broadcasts(kept: Tensor, other: Tensor) -> bool:
 def nothing_changes(graph: QuantGraph, node: Node) -> bool:
     """Add and Sub of zero: what arithmetic with offsets leaves of ranges like 0..a."""
     for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):
-        value, rank = value_of(constant), rank_of(data)
+        value = value_of(constant)
         if value is None or is_constant(data) or (index == 0 and node.op == "Sub"):
             continue
-        if value.size == 1 and value.ndim <= (rank or 0) and np.all(value == 0):
+        if keeps_shape(value, data) and np.all(value == 0):
             graph.replace(node.outputs[0], data)
             return True
     return False
@@ -97,6 +102,16 @@ def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | N
     return None
 
 
+def keeps_shape(value: Array, data: Tensor) -> bool:
+    """Whether arithmetic of `data` with a constant surely has the shape of `data`."""
+    shape, rank = shape_of(data), rank_of(data)
+    if value.size == 1:
+        return value.ndim <= (rank or 0)
+    if shape is None or value.ndim > len(shape):
+        return False
+    return all(v in (1, d) for v, d in zip(value.shape[::-1], shape[::-1], strict=False))
+
+
 def _unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
     """What is multiplied by one: the share of noise that QKeras trains with, at its end."""
     maker = graph.producer(tensor)
@@ -104,7 +119,7 @@ def _unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
         return tensor
     for factor, data in (maker.inputs, maker.inputs[::-1]):
         value = value_of(factor)
-        if value is not None and value.size == 1 and value.ndim <= (rank_of(data) or 0) and np.all(value == 1):
+        if value is not None and keeps_shape(value, data) and np.all(value == 1):
             return data
     return tensor
 

@@ -206,6 +206,7 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize and fake_quant_with_min_max_vars (TensorFlow 2.21)",
         "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.17)",
+        "HGQ 0.2 (fixed point that rounds half up and saturates, one width a tensor, through tf2onnx 1.17)",
         "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
         "ai-edge-quantizer 0.10 (.tflite; static int8, weights of 4 and 8 bits)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
@@ -215,6 +216,7 @@ FRONTEND: Final = Frontend(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
         ".tflite files with weights in blocks, or of 2 bits",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
+        "HGQ: activations whose elements have widths of their own, and rounding down",
         "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
     ),
 )

@@ -16,6 +16,11 @@ from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.tally import Tally
 
 _INTEGER_SUMS: Final = INTEGER_AVERAGES | {"ConvInteger", "MatMulInteger", "QGemm", "QLinearMatMul"}
+# Operators that make a whole step of the last bit of a float, and those that may hold such.
+_JUMPS: Final = frozenset(
+    {"ArgMax", "ArgMin", "Cast", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "If", "Less",
+     "LessOrEqual", "Loop", "Mod", "NonMaxSuppression", "Round", "Scan", "Shrink", "Sign", "ThresholdedRelu", "TopK"}
+)  # fmt: skip
 _INTEGER_PAIRS: Final = frozenset({"QLinearAdd", "QLinearMul"})
 
 
@@ -24,7 +29,7 @@ class Drift(IntEnum):
 
     NONE = 0  # integers all the way
     FLOATS = 1  # sums of floats in another order, other kernels of the same function
-    STEPS = 2  # such floats, rounded to a grid: whole steps, which add up
+    STEPS = 2  # such floats, rounded or compared: whole steps, which add up
 
 
 class OptimizedCheck:
@@ -49,7 +54,9 @@ class OptimizedCheck:
             return Drift.FLOATS
         if isinstance(op, Clamped) and (before or not _in_integers(op, kernel)):
             return Drift.STEPS
-        return Drift.FLOATS if isinstance(op, Float) else Drift.NONE
+        if isinstance(op, Float):
+            return Drift.STEPS if before and op.op_type in _JUMPS else Drift.FLOATS
+        return Drift.NONE
 
     def compare(self, name: str, plain: Array, optimized: Array) -> None:
         """Judge an output: its values without and with optimizations.

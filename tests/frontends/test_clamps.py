@@ -22,6 +22,13 @@ SPREAD = (
 )
 
 
+# tf.where as tf2onnx writes it
+PRODUCTS = (
+    "g = Less(b, lo) i = Cast<to = 1>(g) k = Not(g) l = Cast<to = 1>(k) m = Mul(lo, i) n = Mul(l, b) c = Add(m, n) "
+    "h = Greater(c, hi) o = Not(h) p = Cast<to = 1>(o) t = Mul(c, p) u = Cast<to = 1>(h) v = Mul(u, hi) d = Add(t, v)"
+)
+
+
 @pytest.mark.parametrize(
     "nodes",
     [
@@ -50,10 +57,40 @@ def test_quantizers_with_unusual_clamps(nodes: str) -> None:
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
 
 
+def test_a_choice_written_as_products_is_a_clamp() -> None:
+    nodes = f"q = Div(x, s) b = Round(q) {PRODUCTS} y = Mul(d, s)"
+    text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}'
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert "y = FakeQuant[params=uint8[0,15] scale 0.25 zero 0](x)" in graph.dump()
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 3.6, 90]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+def test_any_choice_written_as_products_is_a_where() -> None:
+    nodes = (
+        "g = Less(w, lo) i = Cast<to = 1>(g) k = Not(g) l = Cast<to = 1>(k) m = Mul(i, v) n = Mul(x, l) y = Add(n, m)"
+    )
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x, float[3] v, float[2,1] w) => (float[] y) '
+        f"<{CONSTANTS}> {{ {nodes} }}"
+    )
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(n.op, [t.name for t in n.inputs]) for n in graph.nodes if n.outputs[0].name == "y"] == [
+        ("Where", ["g", "v", "x"])
+    ]
+
+
 @pytest.mark.parametrize(
     "nodes",
     [
         "g = Less(x, lo) y = Where(g, hi, x)",  # another number
+        "g = Less(x, lo) i = Cast<to = 1>(g) k = Not(g) l = Cast<to = 1>(k) m = Mul(a, i) n = Mul(l, x) y = Add(m, n)",
+        "g = Less(x, lo) k = Less(x, a) i = Cast<to = 1>(g) l = Cast<to = 1>(k) m = Mul(lo, i) n = Mul(l, x)"
+        " y = Add(m, n)",  # two conditions
         "g = Less(x, lo) z = Neg(x) y = Where(g, lo, z)",  # another tensor
         "g = Less(x, minus) z = Relu(x) y = Where(g, z, minus)",  # Relu does not let the number through
         "z = Relu(x) g = Less(z, a) y = Where(g, x, a)",  # it is Relu(x) that is compared

@@ -29,8 +29,10 @@ from qatc.compiler.integer import (
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.result import Verification
+from qatc.compiler.runtime import OrtEvaluator
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import Limits, check, deployed, verify
+from qatc.compiler.verify.optimized import Drift, OptimizedCheck
 from tests.compiler.verify.cases import (
     ONNX,
     RESNET,
@@ -296,6 +298,29 @@ def test_a_package_too_deep_to_be_optimized_is_the_one_that_was_read(monkeypatch
     assert deep.outputs
     assert deep == shallow
     assert few == many - 1
+
+
+@pytest.mark.parametrize(
+    ("end", "drift"),
+    [
+        ("out = Mul(f, two)", Drift.FLOATS),
+        ("r = Floor(f) out = Mul(r, two)", Drift.STEPS),
+        ("r = Floor(d) out = Mul(r, two)", Drift.FLOATS),  # of integers: nothing has drifted before
+        ("b = Less(f, two) out = Cast<to = 1>(b)", Drift.STEPS),
+        ("out = Identity(d)", Drift.NONE),
+    ],
+)
+def test_how_far_optimizations_may_move_an_output(end: str, drift: Drift):
+    """The last bit of a float sum decides what is rounded or compared behind it."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1,4] x) => (float[1,4] out)'
+        " <float s = {0.1}, int8 z = {0}, float two = {2}, float[4,4] w = {0.3,0.1,0.7,0.2,0.5,0.9,0.4,0.8,"
+        "0.11,0.13,0.17,0.19,0.23,0.29,0.31,0.37}>"
+        f" {{ q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) f = MatMul(d, w) {end} }}"
+    )
+    graph = integer(model)
+    package = deployed.PackageCheck(graph, ONNX, emitted(graph), OrtEvaluator())
+    assert OptimizedCheck(graph, package, Limits()).drifts["out"] is drift
 
 
 def test_a_package_that_does_not_load_is_said():
