@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -195,11 +194,8 @@ class _Run:
 
     def advance(self, stage: Stage, simulation: Simulation, ends: _Ends) -> None:
         """Take the operators of `stage` through all comparisons."""
-        places = [name for op in stage.ops for name in self.package.places(op)]
-        with ThreadPoolExecutor(1) as beside:  # opening a session takes longer than running it, on one core
-            reading = beside.submit(self.package.read, self.deployed, places)
-            simulated = simulation.run(self.feeds, [name for op in stage.ops for name in self.local.places(op)])
-            found = reading.result()
+        simulated = simulation.run(self.feeds, [name for op in stage.ops for name in self.local.places(op)])
+        found = self.package.read(self.deployed, [name for op in stage.ops for name in self.package.places(op)])
         for op in stage.ops:
             self.local.step(op, self.sample, simulated)
             self.package.step(op, self.replay, found)
