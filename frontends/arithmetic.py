@@ -87,6 +87,15 @@ class _State:
     multiplied: bool = False
 
 
+def _fit(*arrays: Array) -> bool:
+    """Whether arrays broadcast; a file may hold constants that do not."""
+    try:
+        np.broadcast_shapes(*(a.shape for a in arrays))
+    except ValueError:
+        return False
+    return True
+
+
 def _start(tensor: Tensor) -> _State:
     return _State(tensor, np.ones(()), np.zeros(()))
 
@@ -155,7 +164,7 @@ def _forward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
         if node is None:
             return
         affine, bounds, out = _affine(node, state.tensor), _bounds(node, state.tensor), node.outputs[0]
-        if affine is not None:
+        if affine is not None and _fit(state.scale, *affine):
             a, b = affine
             multiplied = state.multiplied or node.op in ("Mul", "Div")
             state = _State(out, state.scale * a, state.offset * a + b, state.clamps, multiplied)
@@ -182,7 +191,7 @@ def _backward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
                 return
             data = [constant]
         affine, bounds = _affine(node, data[0]), _bounds(node, data[0])
-        if affine is not None:
+        if affine is not None and _fit(state.scale, *affine):
             a, b = affine
             state = _State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)
         elif bounds is not None:
@@ -226,6 +235,8 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
 
 def _undo(before: _State, after: _State) -> bool:
     """Whether `after` maps the rounded value back: a2 * a1 = 1 and b1 + b2 / a2 = 0."""
+    if not _fit(before.scale, before.offset, after.scale, after.offset):
+        return False
     with np.errstate(all="ignore"):
         product = before.scale * after.scale
         offset = before.offset + after.offset / after.scale
@@ -354,6 +365,9 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_Stat
     What follows may shift it off a whole zero point (DoReFa: 2 * Round(w * 15) / 15 - 1); half of one is one of a grid
     twice as fine.
     """
+    after = [e for e in after if _fit(source.values, e.scale, e.offset)]
+    if not after:
+        return False
     ends = [e for e in after if np.all(e.scale > 0)]
     end = next((e for e in reversed(ends) if _is_whole(2 * e.offset / e.scale)), after[0])
     rounded = np.rint(source.values.astype(np.float64))

@@ -86,9 +86,14 @@ def _fits_two_bytes(state: State, tensor: Constant) -> bool:
 
 
 def _misshapen(node: Node) -> Reason | None:
-    """A convolution whose attributes are not for a weight of this rank, or one along more than three axes."""
+    """A convolution whose attributes are not for a weight of this rank, or along more than three axes; a Gemm of other
+    than matrices.
+    """
     weight = node.inputs[1]
     rank = rank_of(weight)
+    if node.op == "Gemm":
+        ranks = [(t, rank_of(t)) for t in node.inputs[:2]]
+        return next((Reason(f"it multiplies {r} dimensions", t.name) for t, r in ranks if r not in (None, 2)), None)
     if node.op not in ("Conv", "ConvTranspose") or rank is None:
         return None
     if rank < 3:

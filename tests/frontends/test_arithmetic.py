@@ -493,6 +493,22 @@ def test_what_is_not_taken_off_again_stays(nodes: str) -> None:
 
 @pytest.mark.parametrize(
     "nodes",
+    [
+        "a = Mul(x, two) b = Round(a) c = Clip(b, lo, hi) y = Mul(c, five)",
+        "a = Mul(x, two) j = Mul(a, five) b = Round(j) c = Clip(b, lo, hi) y = Mul(c, s)",
+        "a = Mul(x, r) b = Round(a) i = Mul(b, two) c = Clip(i, lo, hi) y = Mul(c, five)",
+        "b = Round(five) c = Clip(b, lo, hi) y = Mul(c, two)",
+    ],
+)
+def test_constants_that_do_not_fit_are_no_quantizer(nodes: str) -> None:
+    """Fuzzing: the file contradicts itself, which ONNX Runtime says."""
+    graph = loaded(text_of(nodes, ", float[1,2] two = {4, 2}, float[1,5] five = {1, 2, 3, 4, 5}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant" not in graph.dump()
+
+
+@pytest.mark.parametrize(
+    "nodes",
     ["g = GlobalAveragePool(x) d = Sub(g, x) y = Add(d, x)", "g = GlobalAveragePool(x) d = Sub(x, g) y = Sub(x, d)"],
 )
 def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:

@@ -218,6 +218,16 @@ def test_scales_of_channels_that_stay_apart(zeros: str, scale: tuple[float, ...]
     assert [op.acc_scale for op in graph.ops if isinstance(op, Conv)] == ([scale] if scale else [])
 
 
+def test_a_gemm_of_more_than_matrices_stays_float() -> None:
+    """ONNX Runtime does not run it at all (found by a fuzzer: the channels of its result were on no axis)."""
+    graph = lowered_net(
+        "(float[1,2,2,2] x) => (float[1,2,2,2] y)",
+        "a = A(x)\nw = DequantizeLinear<axis = 1>(wq, ws, wz)\nc = Gemm(a, w)\ny = B(c)",
+        "int8[2,2] wq = {1, 2, 3, 4}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}",
+    )
+    assert [r for r in reasons(graph) if "dimensions" in r] == ["Gemm: it multiplies 4 dimensions"]
+
+
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
 def test_convolutions_along_four_axes_stay_float(op: str) -> None:
     """ONNX Runtime runs them in float; integer ones end at three axes (found by a fuzzer: the reference refused it)."""
