@@ -78,6 +78,8 @@ def _affine_of(state: State, node: Node) -> _Affine | None:
         rank, step = (None, None) if x is None else (rank_of(x), _step(state, current, x))
         if x is None or rank is None or step is None or not all(np.isfinite(v).all() for v in step):
             return None
+        if factor.size not in (1, step[0].size):  # the file contradicts itself
+            return None
         with np.errstate(over="ignore", invalid="ignore"):
             factor, offset = factor * step[0], factor * step[1] + offset
         normalizes = normalizes or current.op == "BatchNormalization"

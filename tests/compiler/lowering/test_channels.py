@@ -138,6 +138,17 @@ def test_batch_norm_of_vectors_is_one_position() -> None:
     assert np.array_equal(y, np.maximum((x - [1, 0]) * [1, -1] + [0.5, 0.25], 0))
 
 
+def test_numbers_of_channels_that_contradict_each_other_stay_float() -> None:
+    """Found by a fuzzer; ONNX Runtime does not run it."""
+    graph = lowered_net(
+        "(float[1,3,2,2] x) => (float[1,3,2,2] y)",
+        "a = A(x)\ns = Mul(a, c)\nn = BatchNormalization<epsilon = 0.0>(s, g, b, m, v)\ny = B(n)",
+        "float[3,1,1] c = {1.0, 2.0, 3.0}, "
+        "float[2] g = {2.0, -1.0}, float[2] b = {0.5, 0.25}, float[2] m = {1.0, 0.0}, float[2] v = {4.0, 1.0}",
+    )
+    assert not any(isinstance(op, Conv) for op in graph.ops)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("variance", ["0.0", "-1.0"])
 def test_batch_norm_alone_with_damaged_statistics_stays_in_float_without_a_warning(variance: str) -> None:
