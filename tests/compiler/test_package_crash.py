@@ -252,12 +252,10 @@ def test_the_system_refuses_every_call(tmp_path: Path, swapping: bool, code: int
         pytest.fail("no run ever got through")
 
 
-def test_interrupted_at_every_call(tmp_path: Path, swapping: bool) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
+def stopped(folder: Path, interrupt: Callable[[], None]) -> Iterator[Path]:
+    """Packages that are replaced, each build interrupted one call later than the one before, until one gets through."""
     for number in range(1, 200):
-        out = tmp_path / str(number) / "out"
+        out = folder / str(number) / "out"
         out.parent.mkdir()
         build(out, "old")
         with pytest.MonkeyPatch.context() as patch:
@@ -267,13 +265,21 @@ def test_interrupted_at_every_call(tmp_path: Path, swapping: bool) -> None:
             except KeyboardInterrupt:
                 assert content(out) in ("old", "new")
             else:
-                break
+                assert len(made) < number
+                return
+        assert len(made) >= number
+        yield out
+    pytest.fail("no run ever got through")
+
+
+def test_interrupted_at_every_call(tmp_path: Path, swapping: bool) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for out in stopped(tmp_path, interrupt):
         build(out, "next")
         assert content(out) == "next"
         assert names(out.parent) == ["out"]
-        assert len(made) >= number
-    else:
-        pytest.fail("no run ever got through")
 
 
 @pytest.fixture
@@ -287,26 +293,8 @@ def heeded() -> Iterator[None]:
 @pytest.mark.usefixtures("heeded")
 def test_a_signal_at_any_call_leaves_nothing_behind(tmp_path: Path, swapping: bool) -> None:
     """Also while the run begins, and while it removes what it replaced: those steps are not cut in two."""
-
-    def interrupt() -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    for number in range(1, 200):
-        out = tmp_path / str(number) / "out"
-        out.parent.mkdir()
-        build(out, "old")
-        with pytest.MonkeyPatch.context() as patch:
-            made = stop_at(patch, number, interrupt)
-            try:
-                build(out, "new")
-            except KeyboardInterrupt:
-                assert content(out) in ("old", "new")
-                assert names(out.parent) == ["out"]
-            else:
-                assert len(made) < number
-                break
-    else:
-        pytest.fail("no run ever got through")
+    for out in stopped(tmp_path, lambda: signal.raise_signal(signal.SIGINT)):
+        assert names(out.parent) == ["out"]
 
 
 def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
