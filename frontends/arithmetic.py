@@ -41,7 +41,7 @@ from qatc.frontends.integers import is_q
 from qatc.frontends.params import make_params, on_whole_zero
 from qatc.frontends.qdq import to_fake_quant
 from qatc.frontends.sinking import sink
-from qatc.frontends.straight_through import drop_straight_through, keeps_shape
+from qatc.frontends.straight_through import drop_straight_through, keeps_shape, unscaled
 
 RULES: Final = Rules("arithmetic")
 LONGEST: Final = 8  # operators on one side of a Round
@@ -399,14 +399,12 @@ def _is_whole(values: Doubles) -> bool:
 @RULES.on("Mul")
 def times_one(graph: QuantGraph, node: Node) -> bool:
     """What was quantized, multiplied by one: an element that is not quantized at all would be multiplied by zero."""
-    for constant, data in (node.inputs, node.inputs[::-1]):
-        value, maker = value_of(constant), graph.producer(data)
-        if value is None or maker is None or maker.op != FAKE_QUANT:
-            continue
-        if keeps_shape(value, data) and np.all(value == 1):
-            graph.replace(node.outputs[0], data)
-            return True
-    return False
+    data = unscaled(graph, node.outputs[0])
+    maker = graph.producer(data)
+    if maker is None or maker.op != FAKE_QUANT:
+        return False
+    graph.replace(node.outputs[0], data)
+    return True
 
 
 # -- dequantization -----------------------------------------------------------------------------------------------

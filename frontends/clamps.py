@@ -52,10 +52,18 @@ def _chosen(graph: QuantGraph, term: Tensor) -> tuple[Tensor, Tensor] | None:
     if product is None or product.domain or product.op != "Mul":
         return None
     for factor, value in (product.inputs, product.inputs[::-1]):
-        cast = graph.producer(factor)
-        if cast is not None and cast.op == "Cast" and not cast.domain and element_type(cast.inputs[0]) == _BOOL:
-            return cast.inputs[0], value
+        condition = condition_of(graph, factor)
+        if condition is not None:
+            return condition, value
     return None
+
+
+def condition_of(graph: QuantGraph, tensor: Tensor) -> Tensor | None:
+    """The condition that a tensor says in numbers, 1 where it holds and 0 elsewhere."""
+    cast = graph.producer(tensor)
+    if cast is None or cast.op != "Cast" or cast.domain or element_type(cast.inputs[0]) != _BOOL:
+        return None
+    return cast.inputs[0]
 
 
 @_RULES.on("Where")

@@ -12,22 +12,23 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
+from qatc.frontends.clamps import condition_of
 from qatc.frontends.external import fake_quantize
 
-_BOOL: Final = onnx.TensorProto.BOOL
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
 
 
 def quantize_signs(graph: QuantGraph) -> None:
     """Put signs onto their grid where a product with quantized weights reads them; no value changes."""
-    for node in [n for n in graph.nodes if n.op == "Add" and not n.domain]:
+    if not any(_is("Sign", n) for n in graph.nodes):
+        return
+    for node in [n for n in graph.nodes if _is("Add", n)]:
         _take_zero_for_positive(graph, node)
     found = [n for n in graph.nodes if _makes_signs(graph, n) and _meets_weights(graph, n.outputs[0])]
     for node in found:
@@ -38,13 +39,13 @@ def quantize_signs(graph: QuantGraph) -> None:
 def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
     """Make Sign(s + 0.5) of s + (1 - |s|), where s is a sign."""
     for signs, rest in (node.inputs, node.inputs[::-1]):
-        maker, difference = graph.producer(signs), graph.producer(rest)
-        if maker is None or maker.op != "Sign" or maker.domain or difference is None or difference.op != "Sub":
+        difference = graph.producer(rest)
+        if not _is("Sign", graph.producer(signs)) or difference is None or not _is("Sub", difference):
             continue
         one, absolute = value_of(difference.inputs[0]), graph.producer(difference.inputs[1])
         if one is None or one.size != 1 or one.reshape(-1)[0] != 1 or absolute is None:
             continue
-        if absolute.op == "Abs" and absolute.inputs[0] is signs:
+        if _is("Abs", absolute) and absolute.inputs[0] is signs:
             half = graph.constant(f"{node.outputs[0].name}_half", np.asarray(0.5, one.dtype))
             shifted = graph.variable(f"{node.outputs[0].name}_shifted", element_type(signs), shape_of(signs))
             graph.insert("Add", [signs, half], [shifted], hint=f"{node.name}_shifted")
@@ -54,16 +55,17 @@ def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
 
 def _makes_signs(graph: QuantGraph, node: Node) -> bool:
     """Whether all that a node can make is -1, 0 and 1: a sign, or one where a condition holds and 0 elsewhere."""
-    if node.domain:
-        return False
-    if node.op == "Mul" and len(node.inputs) == 2:
-        makers = [graph.producer(t) for t in node.inputs]
-        ops = [m.op if m is not None and not m.domain else "" for m in makers]
+    if _is("Mul", node):
         return any(
-            op == "Sign" and condition is not None and other == "Cast" and element_type(condition.inputs[0]) == _BOOL
-            for op, other, condition in zip(ops, ops[::-1], makers[::-1], strict=True)
+            _is("Sign", graph.producer(signs)) and condition_of(graph, factor) is not None
+            for signs, factor in (node.inputs, node.inputs[::-1])
         )
-    return node.op == "Sign"
+    return _is("Sign", node)
+
+
+def _is(op: str, node: Node | None) -> bool:
+    """Whether a node is the standard operator `op`."""
+    return node is not None and node.op == op and not node.domain
 
 
 def _meets_weights(graph: QuantGraph, signs: Tensor) -> bool:

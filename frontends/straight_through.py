@@ -18,6 +18,7 @@ import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.passes.modernize import infer_if_possible
+from qatc.compiler.passes.movement import order_of
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
@@ -87,7 +88,7 @@ def nothing_changes(graph: QuantGraph, node: Node) -> bool:
 
 def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | None:
     """a, where `difference` is a - `taken`."""
-    maker = graph.producer(_unscaled(graph, difference))
+    maker = graph.producer(unscaled(graph, difference))
     if maker is None or maker.domain or len(maker.inputs) != 2:
         return None
     if maker.op == "Sub":
@@ -112,8 +113,8 @@ def keeps_shape(value: Array, data: Tensor) -> bool:
     return all(v in (1, d) for v, d in zip(value.shape[::-1], shape[::-1], strict=False))
 
 
-def _unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
-    """What is multiplied by one: the share of noise that QKeras trains with, at its end."""
+def unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
+    """What is multiplied by one to make a tensor (QKeras's share of noise, at its end), or else the tensor itself."""
     maker = graph.producer(tensor)
     if maker is None or maker.domain or maker.op != "Mul" or len(maker.inputs) != 2:
         return tensor
@@ -138,19 +139,12 @@ def _seen(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | 
         if maker.op == "Neg":
             negative = not negative
         else:
-            axes = _axes(maker)
+            axes = order_of(maker)
             if axes is None or (order is not None and len(order) != len(axes)):
                 break
             order = axes if order is None else tuple(axes[i] for i in order)
         tensor = maker.inputs[0]
     return tensor, None if order == tuple(range(len(order or ()))) else order, negative
-
-
-def _axes(transpose: Node) -> tuple[int, ...] | None:
-    """Which axis of its input each axis of a Transpose's result is; None where the model does not say."""
-    rank = rank_of(transpose.inputs[0])
-    axes = tuple(transpose.attr("perm", list(range(rank))[::-1] if rank is not None else []))
-    return axes if sorted(axes) == list(range(len(axes))) and axes else None
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -43,14 +43,15 @@ def readable_tflite(source: Path, destination: Path) -> Path:
         raise fail("QAT012", f"{source.name} is not a TFLite file, or it is empty", hint=hint)
     model = schema.GetRootAsModel(data, 0)
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
-    kinds = {g.Tensors(i).Type() for g in graphs for i in range(g.TensorsLength())}
+    tensors = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
+    kinds = {tensor.Type() for tensor in tensors}
     for kind in sorted(kinds - {*known, _INT4}):
         what = _OTHER_TYPES.get(kind, f"number {kind}")
         hint = "give the Keras file or the SavedModel that it was made from: weights of any width come back from those"
         raise fail(
             "QAT012", f"{source.name} has tensors of TFLite's type {what}, which tf2onnx does not read", hint=hint
         )
-    _refuse_blocks(t for g in graphs for t in (g.Tensors(i) for i in range(g.TensorsLength())))
+    _refuse_blocks(tensors)
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     pairs = [(c.DeprecatedBuiltinCode(), c.BuiltinCode()) for c in codes]
     if _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs):

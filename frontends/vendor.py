@@ -12,7 +12,7 @@ import numpy as np
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.links import label_of
-from qatc.compiler.passes.movement import is_movement, params_through
+from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.frontends import qdq
@@ -161,21 +161,13 @@ def output_channel_axis(graph: QuantGraph, tensor: Tensor) -> int | None:
                 return back(axis)
             if node.op in _SAME_AXES and node.inputs[0] is current:
                 waiting.append((node.outputs[0], back))
-            elif node.op == "Transpose" and (perm := _perm(node)) is not None:
+            elif node.op == "Transpose" and (perm := order_of(node)) is not None:
                 waiting.append((node.outputs[0], _through(perm, back)))
     return None
 
 
 def _through(perm: Sequence[int], back: Callable[[int], int | None]) -> Callable[[int], int | None]:
     return lambda axis: back(perm[axis]) if axis < len(perm) else None
-
-
-def _perm(node: Node) -> list[int] | None:
-    perm = node.attr("perm")
-    if perm is not None:
-        return [int(p) for p in perm]
-    rank = rank_of(node.inputs[0])
-    return None if rank is None else list(reversed(range(rank)))
 
 
 def _operator_axis(node: Node, weight: Tensor) -> int | None:

@@ -394,8 +394,8 @@ def _where(evidence: Evidence, segment: Segment) -> str:
         return f"its shape is {list(value.shape)}, not {list(base.shape)}, and no order of the axes explains it"
     differs = value != base
     count = int(np.count_nonzero(differs))
-    at = [int(i) for i in np.unravel_index(int(np.argmax(differs)), base.shape)] if base.ndim else []
     first = int(np.argmax(differs))
+    at = [int(i) for i in np.unravel_index(first, base.shape)] if base.ndim else []
     exact = _exact(segment, base, first) if base.dtype.kind in "iu" else ""
     text = f"{count:,} of {base.size:,} elements differ, the first at {at}: {value.flat[first]}, not {base.flat[first]}"
     text += f" (exactly {exact})" if exact else ""

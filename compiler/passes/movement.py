@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Dim, Node, Tensor, value_of
+from qatc.compiler.graph import Dim, Node, Tensor, rank_of, value_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference.moves import MOVES, Call
 
@@ -95,6 +95,13 @@ def all_on_grid(values: Array, params: QuantParams) -> bool:
     q = whole + params.zero_point[0]
     inside = (q >= params.qmin) & (q <= params.qmax)
     return bool((inside & (np.abs(steps - whole) <= 1e-6 * np.maximum(1.0, np.abs(steps)))).all())
+
+
+def order_of(transpose: Node) -> tuple[int, ...] | None:
+    """Which axis of its input each axis of a Transpose's result is; None where the model does not say."""
+    rank = rank_of(transpose.inputs[0])
+    axes = transpose.attr("perm", list(range(rank))[::-1] if rank is not None else [])
+    return tuple(int(a) for a in axes) if axes and sorted(axes) == list(range(len(axes))) else None
 
 
 def axis_through(node: Node, axis: int, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> int | None:
