@@ -112,12 +112,20 @@ def report_others(graph: QuantGraph) -> None:
 
 def _scaled_by_extreme(graph: QuantGraph, node: Node) -> Node | None:
     """The reduction that the scale of a rounding comes from, where it is scaled on both sides by what data decide."""
-    found = _scaling(node)
-    if found is None or not _is_divided_by_data(node):
+    if not _is_divided_by_data(node):
         return None
-    product, values = found
-    makers = [graph.producer(t) for t in product.inputs if t is not values]
-    return next((e for m in makers if m is not None if (e := extreme_behind(graph, m)) is not None), None)
+    for _ in range(arithmetic.LONGEST):
+        found = _scaling(node)
+        if found is None:
+            return None
+        product, values = found
+        factors = [t for t in product.inputs if t is not values]
+        makers = [maker for t in factors if (maker := graph.producer(t)) is not None]
+        extreme = next((e for m in makers if (e := extreme_behind(graph, m)) is not None), None)
+        if extreme is not None or any(m.op != "Sign" for m in makers):
+            return extreme
+        node = product  # scaled by a number, or given its sign, before the scale proper
+    return None
 
 
 def _is_divided_by_data(node: Node) -> bool:

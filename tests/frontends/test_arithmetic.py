@@ -345,6 +345,9 @@ DYNAMIC = "t = ReduceMax<keepdims=0>(x) v = Div(t, hi) i = Reciprocal(v)"  # a s
     [
         f"{DYNAMIC} a = Div(x, v) b = Round(a) c = Add(b, z) d = Clip(c, lo, hi) e = Sub(d, z) y = Mul(e, v)",
         f"{DYNAMIC} a = Mul(x, i) b = Round(a) d = Clip(b, lo, hi) f = Cast<to=3>(d) e = Cast<to=1>(f) y = Mul(v, e)",
+        # QKeras: magnitudes, scaled by a number and given their sign before
+        "p = Abs(x) t = ReduceMax<keepdims=0>(p) v = Div(t, hi) a = Div(p, v) c = Add(a, h) b = Floor(c)"
+        " k = Less(b, hi) d = Where(k, b, hi) e = Mul(d, s) n = Sign(x) f = Mul(n, e) j = Mul(v, r) y = Mul(j, f)",
     ],
 )
 def test_a_scale_found_at_run_time_is_refused(nodes: str) -> None:
