@@ -1,4 +1,7 @@
-"""The dialects of the exporters, one small file each; see `compiler/frontend.py` for what a frontend is."""
+"""The dialects of the exporters, one file or folder each, and in `common` what several of them share.
+
+See `compiler/frontend.py` for what a frontend is. `tf` converts TensorFlow's own files; `torch_qat` and `tf_qat` train.
+"""
 
 from typing import Final
 

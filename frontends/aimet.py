@@ -19,9 +19,9 @@ from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import DTYPES, QuantParams, dtype_range
-from qatc.frontends import external
-from qatc.frontends.external import Entry
-from qatc.frontends.records import Record, listed, number, numbers, parsed, record, width
+from qatc.frontends.common import external
+from qatc.frontends.common.external import Entry
+from qatc.frontends.common.records import Record, listed, number, numbers, parsed, record, width
 
 _FLOATS: Final = ("float16", "float32", "bfloat16", "float")
 _SECTIONS: Final = ("activation_encodings", "param_encodings")

@@ -15,8 +15,8 @@ import numpy as np
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
-from qatc.frontends import qdq
-from qatc.frontends.vendor import count, data_name, finish
+from qatc.frontends.common import qdq
+from qatc.frontends.common.vendor import count, data_name, finish
 
 DOMAIN: Final = "horizon"
 _STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}

@@ -22,9 +22,9 @@ from qatc.compiler.graph import Node, QuantGraph
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends import qdq
-from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, data_name, finish, grid, number, refuse_formats
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input
+from qatc.frontends.common.vendor import count, data_name, finish, grid, number, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
 _THRESHOLDS: Final = ("POTQuantizer", "SymmetricQuantizer")

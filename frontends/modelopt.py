@@ -12,8 +12,8 @@ from typing import Final
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
-from qatc.frontends import qdq
-from qatc.frontends.vendor import count, finish, refuse_formats
+from qatc.frontends.common import qdq
+from qatc.frontends.common.vendor import count, finish, refuse_formats
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")

@@ -18,9 +18,9 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph
 from qatc.compiler.links import label_of
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends import qdq
-from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, finish, grid, implied_axis, number, refuse_formats
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input
+from qatc.frontends.common.vendor import count, finish, grid, implied_axis, number, refuse_formats
 
 DOMAINS: Final = ("", "mqbench")
 PER_TENSOR: Final = (

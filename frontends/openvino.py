@@ -20,9 +20,9 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends import qdq
-from qatc.frontends.params import constant_input
-from qatc.frontends.vendor import count, data_name, finish, grid, number, several, to_constant
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input
+from qatc.frontends.common.vendor import count, data_name, finish, grid, number, several, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")

@@ -1,8 +1,8 @@
 """PyTorch: FX and eager QAT, the dynamo exporter, PT2E, and whatever else writes standard Q/DQ or arithmetic.
 
-The node forms are in `frontends/lift.py` (Q/DQ) and `frontends/arithmetic.py`. What is PyTorch's own is what its
-exporters lose: `quantize_per_tensor` of the dynamo exporter ignores quant_min and quant_max, so that a model trained on
-0..127 (the default of the fbgemm and x86 qconfigs) is written as one on 0..255. The file cannot tell; the user can.
+The node forms are in `common/lift.py` (Q/DQ) and `common/arithmetic.py`. What is PyTorch's own is what its exporters
+lose: `quantize_per_tensor` of the dynamo exporter ignores quant_min and quant_max, so that a model trained on 0..127
+(the default of the fbgemm and x86 qconfigs) is written as one on 0..255. The file cannot tell; the user can.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
 from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
-from qatc.frontends import arithmetic, clamps, grid, lookalikes
-from qatc.frontends.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
-from qatc.frontends.signs import quantize_signs
+from qatc.frontends.common import arithmetic, clamps, grid, lookalikes
+from qatc.frontends.common.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
+from qatc.frontends.common.signs import quantize_signs
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing

@@ -21,9 +21,9 @@ from onnx.helper import np_dtype_to_tensor_dtype as tensor_type
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
-from qatc.frontends import qdq
-from qatc.frontends.params import quantized_dtype
-from qatc.frontends.vendor import count, finish, refuse_formats
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import quantized_dtype
+from qatc.frontends.common.vendor import count, finish, refuse_formats
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _CONTRIB: Final = "ai.onnx.contrib"  # where operators written in Python live, those of others too

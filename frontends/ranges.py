@@ -32,9 +32,10 @@ from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.tensor_io import TensorError, TensorReader
-from qatc.frontends import aimet, external, sophgo
-from qatc.frontends.external import Entry
-from qatc.frontends.records import Record, items, listed, number, numbers, parsed, record, width
+from qatc.frontends import aimet, sophgo
+from qatc.frontends.common import external
+from qatc.frontends.common.external import Entry
+from qatc.frontends.common.records import Record, items, listed, number, numbers, parsed, record, width
 
 _SOPHGO: Final = "sophgo biases"
 _CACHE_LINE: Final = re.compile(r"^(.+): *(?:0x)?([0-9a-fA-F]{1,8})$")

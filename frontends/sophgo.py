@@ -16,8 +16,9 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends import mqbench, qdq
-from qatc.frontends.vendor import count, finish, grid_behind
+from qatc.frontends import mqbench
+from qatc.frontends.common import qdq
+from qatc.frontends.common.vendor import count, finish, grid_behind
 
 DOMAINS: Final = ("Sophgo_custom", "tpu_custom")
 _DOMAINS: Final = (*DOMAINS, *mqbench.DOMAINS)

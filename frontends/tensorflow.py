@@ -1,8 +1,8 @@
 """TensorFlow through tf2onnx: tfmot, QuantizeAndDequantize, FakeQuantWithMinMaxVars left as a node, TFLite.
 
-    W (floats on a grid) -> Conv                         integers with their scale: `frontends/grid.py`
+    W (floats on a grid) -> Conv                         integers with their scale: `frontends/common/grid.py`
     x -> FakeQuantWithMinMaxVars[num_bits](min, max)     x -> FakeQuant, by TensorFlow's nudging
-    x -> Q -> Transpose | Reshape | Squeeze -> DQ        x -> FakeQuant -> Transpose | ...: `frontends/lift.py`
+    x -> Q -> Transpose | Reshape | Squeeze -> DQ        x -> FakeQuant -> Transpose | ...: `frontends/common/lift.py`
     x -> Erfc | TFL_GELU | TFL_RELU_N1_TO_1 ...          1 - Erf(x), Gelu, Clip ...: what tf2onnx has no rule for
 
 TensorFlow rounds half up from the nudged minimum and ONNX half to even: they differ on exact ties alone.
@@ -19,12 +19,12 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Constant, Node, QuantGraph, is_constant, shape_of
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array, QuantParams
-from qatc.frontends import grid
-from qatc.frontends.params import constant_input, make_params
+from qatc.frontends.common import grid
+from qatc.frontends.common.params import constant_input, make_params
+from qatc.frontends.common.qdq import apply_ranges, to_fake_quant
+from qatc.frontends.common.signs import quantize_signs
 from qatc.frontends.pytorch import evidence, standard
-from qatc.frontends.qdq import apply_ranges, to_fake_quant
-from qatc.frontends.signs import quantize_signs
-from qatc.frontends.tf_import import IMPORTER
+from qatc.frontends.tf.importer import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic
-from qatc.frontends.tf_convert import write_keras
-from qatc.frontends.tf_load import first_words, load_keras, needed
+from qatc.frontends.tf.convert import write_keras
+from qatc.frontends.tf.load import first_words, load_keras, needed
 
 _OPSETS: Final = (10, 18)  # QuantizeLinear came with the first; tf2onnx 1.17 ends at the second
 _DEFAULT_OPSET: Final = 13

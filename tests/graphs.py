@@ -15,7 +15,7 @@ from qatc.compiler.graph import QuantGraph, infer_shapes, value_of
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.model_io import load, node_proto, value_info
 from qatc.compiler.passes.strip import strip
-from qatc.frontends import qdq
+from qatc.frontends.common import qdq
 
 # Grids by letter, for `net`: scale, zero point, type.
 GRIDS = {

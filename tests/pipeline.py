@@ -20,7 +20,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime import RunnableModel
-from qatc.frontends import qdq
+from qatc.frontends.common import qdq
 
 Values = Mapping[str, np.ndarray]
 

@@ -139,7 +139,7 @@ def test_toml(tmp_path: Path, name: str, option: str) -> None:
 @pytest.mark.parametrize("option", ["target", "quant_range", "ranges"])
 def test_an_endless_file(tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read is bounded, not what the file system says of its size."""
-    monkeypatch.setattr("qatc.frontends.records.LARGEST", 1 << 20)
+    monkeypatch.setattr("qatc.frontends.common.records.LARGEST", 1 << 20)
     path = tmp_path / "endless.toml"
     path.symlink_to("/dev/zero")
     found = code_of(lambda: compile_model(plain(tmp_path), output=tmp_path / "o", **{option: str(path)}))

@@ -21,8 +21,8 @@ from qatc.compiler.graph import Constant, Node, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch
-from qatc.frontends import qdq
-from qatc.frontends.arithmetic import dequantization
+from qatc.frontends.common import qdq
+from qatc.frontends.common.arithmetic import dequantization
 from qatc.frontends.qoperator.reader import Grid, Meaning, Reader, element_of
 
 MEANINGS: Final[dict[str, Meaning]] = {}

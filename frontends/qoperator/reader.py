@@ -16,10 +16,10 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, val
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array
-from qatc.frontends import qdq
-from qatc.frontends.params import constant_input
-from qatc.frontends.rounded import STATIC, refuse_casts
-from qatc.frontends.vendor import data_name
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input
+from qatc.frontends.common.rounded import STATIC, refuse_casts
+from qatc.frontends.common.vendor import data_name
 
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT

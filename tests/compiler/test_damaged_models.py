@@ -19,7 +19,7 @@ from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
-from qatc.frontends import qdq
+from qatc.frontends.common import qdq
 from tests.mutations import damage
 from tests.random_models import Seeded, random_model
 

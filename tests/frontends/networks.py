@@ -24,7 +24,7 @@ from qatc.compiler.graph import QuantGraph, value_of
 from qatc.compiler.model_io import load
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import Array, QuantParams
-from qatc.frontends import qdq
+from qatc.frontends.common import qdq
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from qatc.compiler.quant import QuantParams
 from qatc.frontends.openvino import DOMAINS, FRONTEND
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Network
-from tests.frontends.test_qonnx import values
+from tests.frontends.qonnx.test_qonnx import values
 
 DOMAIN = DOMAINS[0]
 

@@ -20,7 +20,7 @@ from qatc.compiler.quant import QuantParams
 from qatc.frontends.qoperator import FRONTEND, MICROSOFT
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Layer, Network
-from tests.frontends.test_qonnx import values
+from tests.frontends.qonnx.test_qonnx import values
 
 _TYPE = {"uint8": np.uint8, "int8": np.int8}
 unsigned = st.builds(QuantParams.per_tensor, nets.scales, st.integers(0, 255))  # ORT wants one type throughout

@@ -21,7 +21,8 @@ from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
-from qatc.frontends import aimet, external, ranges
+from qatc.frontends import aimet, ranges
+from qatc.frontends.common import external
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Network
 

@@ -20,7 +20,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.frontends.tensorflow import FRONTEND, nudged
-from tests.frontends.test_lift import reloaded
+from tests.frontends.common.test_lift import reloaded
 
 
 def tensorflow_s(x: np.ndarray, low: float, high: float, bits: int, narrow: bool) -> np.ndarray:

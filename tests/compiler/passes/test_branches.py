@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from qatc.compiler.graph import QuantGraph
-from qatc.frontends import qdq
+from qatc.frontends.common import qdq
 from tests.frontends.running import run
 from tests.graphs import loaded, to_model
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qatc.compiler.diagnostics import fail
-from qatc.frontends import keras_file
+from qatc.frontends.tf import keras_file
 
 _LEGACY: Final = "TF_USE_LEGACY_KERAS"
 _LONGEST: Final = 400  # characters of a message of TensorFlow's

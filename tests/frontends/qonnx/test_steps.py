@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatc.frontends.steps import Steps, even_steps
+from qatc.frontends.qonnx.steps import Steps, even_steps
 
 
 def counts(thresholds: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.quant import Array
-from qatc.frontends.tf_load import needed
+from qatc.frontends.tf.load import needed
 
 _MAGIC: Final = b"TFL3"
 _INT8: Final = 9

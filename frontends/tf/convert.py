@@ -1,6 +1,6 @@
 """TensorFlow models as ONNX, through tf2onnx: Keras networks, SavedModels, TFLite.
 
-`main([MODEL, OUT.onnx, RESULT.json])` converts one file. `frontends/tf_import.py` runs that in a process of its own:
+`main([MODEL, OUT.onnx, RESULT.json])` converts one file. `frontends/tf/importer.py` runs that in a process of its own:
 TensorFlow writes to the terminal as it likes, wants variables of the environment before it is imported, and a damaged
 TFLite file ends it with a signal.
 """
@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
 from qatc.compiler.quant import Array
-from qatc.frontends.tf_load import first_words, load_keras, needed
-from qatc.frontends.tf_witness import Answer, NoWitnessError, compare
-from qatc.frontends.tflite_form import readable_tflite
+from qatc.frontends.tf.load import first_words, load_keras, needed
+from qatc.frontends.tf.tflite_form import readable_tflite
+from qatc.frontends.tf.witness import Answer, NoWitnessError, compare
 
 OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})

@@ -18,8 +18,8 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
-from qatc.frontends.clamps import condition_of
-from qatc.frontends.external import fake_quantize
+from qatc.frontends.common.clamps import condition_of
+from qatc.frontends.common.external import fake_quantize
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
 

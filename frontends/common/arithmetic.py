@@ -37,11 +37,11 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
-from qatc.frontends.integers import is_q
-from qatc.frontends.params import make_params, on_whole_zero
-from qatc.frontends.qdq import to_fake_quant
-from qatc.frontends.sinking import sink
-from qatc.frontends.straight_through import drop_straight_through, keeps_shape, unscaled
+from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.params import make_params, on_whole_zero
+from qatc.frontends.common.qdq import to_fake_quant
+from qatc.frontends.common.sinking import sink
+from qatc.frontends.common.straight_through import drop_straight_through, keeps_shape, unscaled
 
 RULES: Final = Rules("arithmetic")
 LONGEST: Final = 8  # operators on one side of a Round

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatc import CompileError
-from qatc.frontends.keras_file import check, findings
+from qatc.frontends.tf.keras_file import check, findings
 
 TFMOT = "tensorflow_model_optimization.python.core.quantization.keras"
 NETWORK: dict[str, Any] = {

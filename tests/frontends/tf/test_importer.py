@@ -22,10 +22,10 @@ from qatc.compiler.arithmetic import get_profile  # noqa: E402
 from qatc.compiler.reference import execute  # noqa: E402
 from qatc.compiler.runtime import OrtEvaluator  # noqa: E402
 from qatc.compiler.stored import read_graph  # noqa: E402
-from qatc.frontends.tf_convert import convert  # noqa: E402
-from qatc.frontends.tf_load import load_keras  # noqa: E402
+from qatc.frontends.tf.convert import convert  # noqa: E402
+from qatc.frontends.tf.load import load_keras  # noqa: E402
 
-CORPUS = Path(__file__).parent.parent / "corpus"
+CORPUS = Path(__file__).parents[2] / "corpus"
 FORMS = ["net.h5", "net.keras", "net.hdf5", "saved", "net.tflite"]
 BIT_EXACT = ["tfmot-op13__bn_negative_gamma", "tfmot-op13__mlp", "tfmot-op13__mobilenetv2", "tfmot-op13__smallcnn"]
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatc import CompileError
-from qatc.frontends.tflite_form import readable_tflite, unpacked
+from qatc.frontends.tf.tflite_form import readable_tflite, unpacked
 
-FILE = Path(__file__).parent.parent / "corpus" / "tfmot-op13__mobilenetv2" / "model.tflite"
+FILE = Path(__file__).parents[2] / "corpus" / "tfmot-op13__mobilenetv2" / "model.tflite"
 INT8, INT4 = 9, 17
 
 
@@ -73,7 +73,7 @@ def older_codes_alone(content: Any) -> None:
 
 def onnx_of(path: Path) -> onnx.GraphProto:
     pytest.importorskip("tf2onnx")
-    from qatc.frontends.tf_import import convert
+    from qatc.frontends.tf.importer import convert
 
     assert convert(path, path.with_suffix(".onnx")) == ()
     graph = onnx.ModelProto.FromString(path.with_suffix(".onnx").read_bytes()).graph

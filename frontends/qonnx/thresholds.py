@@ -19,11 +19,11 @@ from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constan
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.quant import Array, QuantParams, dtype_range
-from qatc.frontends import qdq
-from qatc.frontends.lattice import unit_of
-from qatc.frontends.params import constant_input, on_whole_zero
-from qatc.frontends.steps import Doubles, Steps, even_steps
-from qatc.frontends.vendor import data_name, grid, grid_behind
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input, on_whole_zero
+from qatc.frontends.common.vendor import data_name, grid, grid_behind
+from qatc.frontends.qonnx.lattice import unit_of
+from qatc.frontends.qonnx.steps import Doubles, Steps, even_steps
 
 _ONE: Final = 1e-6  # a factor this near 1 is 1 computed in float32
 _MOST: Final = 1 << 16

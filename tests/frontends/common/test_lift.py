@@ -13,7 +13,7 @@ from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.frontend import FrontendOptions, RangeOverride
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import QuantParams
-from qatc.frontends import qdq
+from qatc.frontends.common import qdq
 from tests.frontends.running import run, run_canonical
 from tests.graphs import canonical, loaded
 

@@ -20,8 +20,8 @@ from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.frontends.integers import clips_weight, fold_fills, is_dq, is_q
-from qatc.frontends.lift import lift
+from qatc.frontends.common.integers import clips_weight, fold_fills, is_dq, is_q
+from qatc.frontends.common.lift import lift
 
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
 

@@ -15,9 +15,9 @@ from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
-from qatc.frontends import qdq
-from qatc.frontends.grid import recover_weights
-from qatc.frontends.params import make_params
+from qatc.frontends.common import qdq
+from qatc.frontends.common.grid import recover_weights
+from qatc.frontends.common.params import make_params
 
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
 _SAME_AXES: Final = frozenset(

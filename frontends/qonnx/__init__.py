@@ -10,8 +10,8 @@ A constant is rounded here, as the operator defines it, so that every rounding m
 integers of a bipolar constant. Rounding an activation in another way than to the nearest is written out: the FakeQuant
 at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half
 to even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest
-into the rounding it asks for, with no tie left. QuantLSTMCell is written out step by step (qonnx_lstm.py), the layers
-of FINN's compiler become standard ones (qonnx_layers.py).
+into the rounding it asks for, with no tie left. QuantLSTMCell is written out step by step (lstm.py), the layers
+of FINN's compiler become standard ones (layers.py).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends import qdq
-from qatc.frontends.params import constant_input, on_whole_zero
-from qatc.frontends.qonnx_layers import CHANNELS_LAST, LAYERS, state_inputs
-from qatc.frontends.qonnx_lstm import unroll
-from qatc.frontends.thresholds import learn_shapes, multi_threshold
-from qatc.frontends.vendor import count, data_name, finish, grid, number, to_constant
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input, on_whole_zero
+from qatc.frontends.common.vendor import count, data_name, finish, grid, number, to_constant
+from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
+from qatc.frontends.qonnx.lstm import unroll
+from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
 
 DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 _QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant", "MultiThreshold"})

@@ -2,7 +2,7 @@
 
     model.h5 | model.keras | saved_model/ | model.tflite  --tf2onnx-->  model.onnx  --> the ordinary road
 
-TensorFlow is imported by that process alone (`frontends/tf_convert.py`): what it prints stays off the terminal, what it
+TensorFlow is imported by that process alone (`frontends/tf/convert.py`): what it prints stays off the terminal, what it
 crashes on ends as a diagnostic, and its memory is free again when the compile starts.
 """
 
@@ -24,7 +24,7 @@ _PACKAGES: Final = ("tensorflow", "tf2onnx")
 _KERAS_PACKAGES: Final = ("tf_keras", "tensorflow_model_optimization")
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from qatc.frontends.tf_convert import main; main(sys.argv[2:])"
+    "from qatc.frontends.tf.convert import main; main(sys.argv[2:])"
 )
 _ENVIRONMENT: Final = {
     "TF_USE_LEGACY_KERAS": "1",  # tfmot knows Keras 2 alone

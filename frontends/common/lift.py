@@ -27,7 +27,7 @@ from qatc.compiler.links import label_of, unlink
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.movement import is_movement, is_value_blind, joined
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
-from qatc.frontends.integers import (
+from qatc.frontends.common.integers import (
     WIDEST,
     clamp_of,
     clips_weight,
@@ -37,7 +37,7 @@ from qatc.frontends.integers import (
     is_q,
     padding_of,
 )
-from qatc.frontends.params import linear_params
+from qatc.frontends.common.params import linear_params
 
 _LOWERED: Final = (
     "integers may be moved, clipped and dequantized; of what a tool lowered to integer arithmetic of its own, give the"

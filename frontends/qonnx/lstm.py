@@ -19,7 +19,7 @@ import numpy as np
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, infer_shapes, shape_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import QuantParams
-from qatc.frontends.vendor import container, grid_behind
+from qatc.frontends.common.vendor import container, grid_behind
 
 Quantize = Callable[[QuantGraph, Node], bool]  # what turns a Quant node into a FakeQuant
 

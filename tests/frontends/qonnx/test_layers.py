@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
 from qatc.frontends.qonnx import FRONTEND
-from qatc.frontends.qonnx_layers import CHANNELS_LAST, annotated
+from qatc.frontends.qonnx.layers import CHANNELS_LAST, annotated
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder
 from tests.frontends.running import run, run_canonical, values

@@ -20,7 +20,7 @@ from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, s
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules
-from qatc.frontends.vendor import container, data_name
+from qatc.frontends.common.vendor import container, data_name
 
 CHANNELS_LAST: Final = "qonnx.custom_op.channels_last"
 GENERAL: Final = ("qonnx.custom_op.general", "finn.custom_op.general")

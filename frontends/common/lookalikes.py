@@ -1,6 +1,6 @@
 """Roundings that look like the heads of quantizers: which to keep from being folded, and what to say of the rest.
 
-    w (constant) -> Round -> Clip -> Mul(s)                            kept until `frontends/arithmetic.py` has seen it
+    w (constant) -> Round -> Clip -> Mul(s)                            kept until `arithmetic.py` has seen it
     x -> ReduceMax -> Div -> s     x -> Div(s) -> Round -> Clip -> Mul(s)           QAT205: a scale found at run time
 
 A look goes a few operators far, whatever the constants are.
@@ -17,10 +17,10 @@ from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.rewrite import NoMatch
-from qatc.frontends import arithmetic
-from qatc.frontends.clamps import COMPARISONS
-from qatc.frontends.params import quantized_dtype
-from qatc.frontends.rounded import STATIC, extreme_behind
+from qatc.frontends.common import arithmetic
+from qatc.frontends.common.clamps import COMPARISONS
+from qatc.frontends.common.params import quantized_dtype
+from qatc.frontends.common.rounded import STATIC, extreme_behind
 
 _BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
 _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"})

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc.compiler.diagnostics import Severity
-from qatc.frontends.tf_witness import NoWitnessError, compare
+from qatc.frontends.tf.witness import NoWitnessError, compare
 
 WEIGHT = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.quant import QuantParams
-from qatc.frontends.grid import Grid, find_grid, quantize_after_training, recover_weights, weight_axis
+from qatc.frontends.common.grid import Grid, find_grid, quantize_after_training, recover_weights, weight_axis
 from tests.graphs import canonical
 
 

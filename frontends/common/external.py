@@ -21,8 +21,8 @@ from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, shape_of
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
-from qatc.frontends import qdq
-from qatc.frontends.vendor import container, finish, output_channel_axis
+from qatc.frontends.common import qdq
+from qatc.frontends.common.vendor import container, finish, output_channel_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
 _STEERED: Final = frozenset(

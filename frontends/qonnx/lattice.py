@@ -12,7 +12,7 @@ import numpy as np
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement, pad_value
 from qatc.compiler.quant import Array, QuantParams
-from qatc.frontends.grid import find_grid
+from qatc.frontends.common.grid import find_grid
 
 _FAR: Final = 64  # operators that are looked back over
 _PARTS: Final = range(1, 17)  # of a unit, that constants are whole numbers of

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
-from qatc.frontends.lattice import unit_of
 from qatc.frontends.qonnx import DOMAINS, FRONTEND
+from qatc.frontends.qonnx.lattice import unit_of
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder
 from tests.frontends.running import values
