@@ -1,8 +1,8 @@
 """QuantGraph: a plain float ONNX graph plus {tensor name: QuantParams}.
 
-This module and `compiler/links.py` are the only ones that know onnx-graphsurgeon: its Node, Variable and Constant are
-the links between producers and consumers; loading, sorting and writing are ours (`compiler/model_io.py`), since
-graphsurgeon's recurse on deep graphs and copy every weight.
+onnx-graphsurgeon's Node, Variable and Constant are the links between producers and consumers (`compiler/links.py`);
+loading, sorting and writing are ours (`compiler/model_io.py`), since graphsurgeon's recurse on deep graphs and copy
+every weight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from qatc.compiler.diagnostics import Diagnostics, fail
 from qatc.compiler.links import Constant as Constant
@@ -77,8 +76,11 @@ class QuantGraph:
         opset: int = 17,
         domains: Mapping[str, int] | None = None,
     ) -> None:
-        self.graph = gs.Graph(inputs=list(inputs), outputs=list(outputs), name=name, opset=opset)
-        self.nodes = list(nodes)
+        self.name = name
+        self.nodes = list(nodes)  # after `sort()` in topological order
+        self.inputs = list(inputs)
+        self._outputs = list(outputs)
+        self._places = {id(tensor): place for place, tensor in enumerate(self._outputs)}
         self.opset = self.body_opset = opset
         self.domains: dict[str, int] = dict(domains or {})
         self.params: dict[str, QuantParams] = {}
@@ -98,28 +100,9 @@ class QuantGraph:
 
     # -- reading --------------------------------------------------------------------------------------------------
     @property
-    def name(self) -> str:
-        """The graph's name."""
-        return self.graph.name
-
-    @property
-    def nodes(self) -> list[Node]:
-        """The nodes; after `sort()` in topological order."""
-        return self.graph.nodes  # type: ignore[return-value]
-
-    @nodes.setter
-    def nodes(self, nodes: list[Node]) -> None:
-        self.graph.nodes = nodes  # type: ignore[assignment]
-
-    @property
-    def inputs(self) -> list[Variable]:
-        """The graph's inputs."""
-        return self.graph.inputs  # type: ignore[return-value]
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        """The graph's outputs."""
-        return self.graph.outputs
+    def outputs(self) -> Sequence[Tensor]:
+        """The graph's outputs; `replace` puts others in their place."""
+        return self._outputs
 
     def producer(self, tensor: Tensor) -> Node | None:
         """The node that makes `tensor`, None for graph inputs and constants."""
@@ -131,7 +114,7 @@ class QuantGraph:
 
     def is_output(self, tensor: Tensor) -> bool:
         """Whether `tensor` is a graph output."""
-        return id(tensor) in map(id, self.outputs)
+        return id(tensor) in self._places
 
     def only_consumer(self, tensor: Tensor) -> Node | None:
         """The one node that reads `tensor`, or None where several do, none does or it is a graph output."""
@@ -161,7 +144,7 @@ class QuantGraph:
         for node in self.nodes:
             every += node.inputs
             every += node.outputs
-        return every + self.outputs
+        return every + self._outputs
 
     def explain(self, step: str, text: str) -> None:
         """Keep a line of what a step did, or why it did not, where the user wants to know (`--explain`)."""
@@ -224,7 +207,8 @@ class QuantGraph:
         name = old.name
         self.rename(old, self.fresh(f"{name}_raw"))
         self.rename(new, name)
-        self.graph.outputs[:] = [new if o is old else o for o in self.outputs]
+        place = self._places[id(new)] = self._places.pop(id(old))
+        self._outputs[place] = new
 
     def rename(self, tensor: Tensor, name: str) -> None:
         """Give a tensor another name; its parameters and origin go with it."""

@@ -123,6 +123,14 @@ def test_replace_an_output_keeps_its_name() -> None:
     )
 
 
+def test_a_replaced_output_leaves_its_place_to_the_other() -> None:
+    graph = graph_of("a = Neg(x)\ny = Abs(a)\nz = Exp(x)", "(float[2] x) => (float[2] y, float[2] z)")
+    old, (a,) = graph.outputs[0], graph.nodes[0].outputs
+    graph.replace(old, a)
+    assert (graph.is_output(a), graph.is_output(old)) == (True, False)
+    assert [t.name for t in graph.outputs] == ["y", "z"]
+
+
 def test_replace_an_output_by_an_input_copies_it() -> None:
     graph = graph_of("y = Abs(x)")
     graph.params["x"] = GRID
