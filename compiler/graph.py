@@ -210,6 +210,13 @@ class QuantGraph:
         place = self._places[id(new)] = self._places.pop(id(old))
         self._outputs[place] = new
 
+    def fix(self, tensor: Tensor, value: Array) -> None:
+        """Let readers of a tensor read a constant of its name and grid; a graph output stays, and copies one."""
+        if self.is_output(tensor):
+            self.replace(tensor, self.constant(f"{tensor.name}_value", value, self.quant(tensor)))
+        else:
+            self.replace(tensor, Constant(tensor.name, value))
+
     def rename(self, tensor: Tensor, name: str) -> None:
         """Give a tensor another name; its parameters and origin go with it."""
         for table in (self.params, self.origin, self.shifted):

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.budget import active
-from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array
@@ -54,7 +54,7 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
             continue
         for tensor, value in zip(list(node.outputs), held, strict=False):
             if tensor.name:
-                _settle(graph, tensor, value)
+                graph.fix(tensor, value)
         gone += 1
     if gone:
         graph.sort()
@@ -119,7 +119,7 @@ def _candidate(graph: QuantGraph, node: Node) -> bool:
     inputs = node.inputs
     if is_value_blind(node) and not isinstance(inputs[0], Constant):
         dims = shape_of(inputs[0])
-        return dims is not None and all(isinstance(d, int) for d in _sliced(node, dims))
+        return dims is not None and all(isinstance(d, int) for d in dims_read(node, dims))
     if not inputs or any(not isinstance(t, Constant) and t.name for t in inputs):
         return False
     if any(t.name in graph.params for t in inputs):
@@ -127,7 +127,8 @@ def _candidate(graph: QuantGraph, node: Node) -> bool:
     return not any(isinstance(a, onnx.GraphProto) for a in node.attrs.values())
 
 
-def _sliced(node: Node, dims: tuple[object, ...]) -> tuple[object, ...]:
+def dims_read(node: Node, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The dimensions that a Shape or Size reads of a tensor that has `dims`."""
     return dims if node.op == "Size" else dims[node.attr("start", 0) : node.attr("end")]
 
 
@@ -141,17 +142,9 @@ def _held(graph: QuantGraph, tensor: Tensor, value: Array) -> Array:
     return params.quantize(value)
 
 
-def _settle(graph: QuantGraph, old: Tensor, value: Array) -> None:
-    """Let readers of a folded tensor read a constant of the same name (or of a new one, at a graph output)."""
-    if graph.is_output(old):
-        graph.replace(old, graph.constant(f"{old.name}_value", value, graph.quant(old)))
-    else:
-        graph.replace(old, Constant(old.name, value))
-
-
 def _fold(node: Node, limit: int) -> list[Array]:
     if is_value_blind(node):
-        dims = [int(d) for d in _sliced(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
+        dims = [int(d) for d in dims_read(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
         return [np.asarray(math.prod(dims) if node.op == "Size" else dims, np.int64)]
     values = [value_of(t) for t in node.inputs]
     have = sum({id(v): v.nbytes for v in values if v is not None}.values())  # a Concat of one tensor with itself grows

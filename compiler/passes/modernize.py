@@ -35,7 +35,7 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
-from qatc.compiler.links import label_of
+from qatc.compiler.links import label_of, relink
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults
@@ -161,11 +161,7 @@ def constants_from_nodes(graph: QuantGraph) -> None:
             graph.diagnostics.error("QAT302", "a Constant node holds no dense tensor of numbers", node=label_of(node))
             continue
         gone.append(node)
-        old = node.outputs[0]
-        if graph.is_output(old):
-            graph.replace(old, graph.constant(f"{old.name}_value", value))
-        else:
-            graph.replace(old, Constant(old.name, value))
+        graph.fix(node.outputs[0], value)
     graph.remove(gone)
     if gone:
         graph.sort()
@@ -193,10 +189,7 @@ def _bypass(graph: QuantGraph, node: Node) -> bool:
     if graph.is_output(result) and fixed:
         if not graph.consumers(result):
             return False
-        for reader in dict.fromkeys(graph.consumers(result)):
-            for index, tensor in enumerate(reader.inputs):
-                if tensor is result:
-                    reader.inputs[index] = source
+        relink(result, source)
         return True
     graph.bypass(node)
     return True

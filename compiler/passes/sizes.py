@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, infer_shapes, shape_of, value_of
-from qatc.compiler.passes.constants import fold_constants
+from qatc.compiler.graph import Node, QuantGraph, infer_shapes, shape_of, value_of
+from qatc.compiler.passes.constants import dims_read, fold_constants
 from qatc.compiler.quant import Array
 
 _ROUNDS: Final = 64  # each infers shapes once more; networks nest a dozen
@@ -31,11 +31,7 @@ def fold_sizes(graph: QuantGraph) -> None:
         if not found:
             return
         for node, value in found:
-            out = node.outputs[0]
-            if graph.is_output(out):
-                graph.replace(out, graph.constant(f"{out.name}_value", value))
-            else:
-                graph.replace(out, Constant(out.name, value))
+            graph.fix(node.outputs[0], value)
             graph.explain("sizes", f"{node.op} {node.name} takes sizes that are known: {value.tolist()}")
         graph.clean()
         fold_constants(graph)
@@ -52,7 +48,7 @@ def _taken(graph: QuantGraph, node: Node) -> Array | None:
     shape = shape_of(maker.inputs[0])
     if shape is None:
         return None
-    sizes = shape[maker.attr("start", 0) : maker.attr("end")]
+    sizes = dims_read(maker, shape)
     wanted = [int(i) for i in index.reshape(-1)]
     if not all(-len(sizes) <= i < len(sizes) and isinstance(sizes[i], int) for i in wanted):
         return None

@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Variable
+from qatc.compiler.graph import Constant, QuantGraph, Variable
+from qatc.compiler.links import relink
 from qatc.compiler.protos import subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import release
@@ -93,8 +94,7 @@ def _round_weights(graph: QuantGraph) -> None:
 def _cast_input(graph: QuantGraph, tensor: Variable) -> None:
     """The input keeps its type; what reads it reads a cast."""
     single = graph.variable(f"{tensor.name}_single", _SINGLE, tensor.shape)
-    for reader in dict.fromkeys(graph.consumers(tensor)):
-        _reread(reader, tensor, single)
+    relink(tensor, single)
     tensor.dtype = _HALF
     graph.insert("Cast", [tensor], [single], attrs={"to": _SINGLE})
 
@@ -102,20 +102,13 @@ def _cast_input(graph: QuantGraph, tensor: Variable) -> None:
 def _cast_output(graph: QuantGraph, tensor: Variable) -> None:
     """The output keeps its type and name; what made it makes its value in float32."""
     single = graph.variable(f"{tensor.name}_single", _SINGLE, tensor.shape)
-    readers, maker = list(dict.fromkeys(graph.consumers(tensor))), graph.producer(tensor)
+    maker = graph.producer(tensor)
     if maker is None:
         return
     maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = single
-    for reader in readers:
-        _reread(reader, tensor, single)
+    relink(tensor, single)
     tensor.dtype = _HALF
     graph.insert("Cast", [single], [tensor], attrs={"to": _HALF})
-
-
-def _reread(reader: Node, old: Variable, new: Variable) -> None:
-    for index, tensor in enumerate(reader.inputs):
-        if tensor is old:
-            reader.inputs[index] = new
 
 
 def _has_halves(graph: QuantGraph) -> bool:

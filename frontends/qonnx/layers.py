@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.links import label_of, relink
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules
 from qatc.frontends.common.vendor import container, data_name
@@ -244,7 +244,6 @@ def state_inputs(graph: QuantGraph) -> None:
         if params is None or tensor.dtype not in (None, _FLOAT) or any(r.op == FAKE_QUANT for r in readers):
             continue
         y = graph.variable(f"{tensor.name}_{params.dtype}", _FLOAT, tensor.shape)
-        for reader in readers:
-            reader.inputs = [y if t is tensor else t for t in reader.inputs]
+        relink(tensor, y)
         graph.nodes.insert(0, graph.insert(FAKE_QUANT, [tensor], [y], attrs={"params": params}))
         graph.nodes.pop()
