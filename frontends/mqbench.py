@@ -66,7 +66,7 @@ def affine(graph: QuantGraph, node: Node) -> bool:
             return False
         axis = int(written)
     elif channels > 1:
-        axis = implied_axis(graph, node, channels)
+        axis = implied_axis(graph, node.inputs[0], channels, node.outputs[0])
         if axis is None:
             message = f"nothing tells which axis the {channels} scales belong to"
             graph.diagnostics.error("QAT204", message, node=label_of(node), tensor=node.inputs[0].name)

@@ -18,11 +18,11 @@ from typing import Final
 
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, shape_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.common import qdq
-from qatc.frontends.common.vendor import container, finish, output_channel_axis
+from qatc.frontends.common.vendor import container, finish, has_channels, implied_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
 _STEERED: Final = frozenset(
@@ -175,12 +175,16 @@ def _params(graph: QuantGraph, tensor: Tensor, entry: Entry) -> QuantParams | No
     axis: int | None = None
     if len(entry.scale) > 1:
         axis = _axis(graph, tensor, entry)
+        if axis is None:
+            message = f"nothing tells which axis the {len(entry.scale)} scales belong to"
+            graph.diagnostics.error("QAT204", message, tensor=tensor.name, hint=_MISFIT)
+            return None
     try:
         if dtype is None:
             raise ValueError(f"no integer type holds {entry.qmin}..{entry.qmax} and the zero points")
         params = QuantParams(entry.scale, zeros, dtype, axis, entry.qmin, entry.qmax)
         shape = shape_of(tensor)
-        if shape is not None and axis is not None and (axis >= len(shape) or shape[axis] not in (len(zeros), None)):
+        if shape is not None and axis is not None and not has_channels(shape, axis, len(zeros)):
             raise ValueError(f"{len(zeros)} channels along axis {axis} do not fit the shape {list(shape)}")
     except ValueError as error:
         code = "QAT201" if "scale" in str(error) else "QAT202" if "zero" in str(error) else "QAT204"
@@ -190,16 +194,10 @@ def _params(graph: QuantGraph, tensor: Tensor, entry: Entry) -> QuantParams | No
     return params
 
 
-def _axis(graph: QuantGraph, tensor: Tensor, entry: Entry) -> int:
-    shape = shape_of(tensor)
-    if entry.axis is not None:
-        return entry.axis + (len(shape) if shape is not None and entry.axis < 0 else 0)
-    axis = output_channel_axis(graph, tensor)
-    if axis is None:
-        axis = 0 if isinstance(tensor, Constant) else 1
-    if shape is not None and (axis >= len(shape) or shape[axis] != len(entry.scale)):
-        axis = next((i for i, size in enumerate(shape) if size == len(entry.scale)), axis)
-    return axis
+def _axis(graph: QuantGraph, tensor: Tensor, entry: Entry) -> int | None:
+    if entry.axis is None:
+        return implied_axis(graph, tensor, len(entry.scale))
+    return entry.axis + ((rank_of(tensor) or 0) if entry.axis < 0 else 0)
 
 
 # -- into the graph -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import is_product, output_axis
@@ -178,18 +178,22 @@ def _operator_axis(node: Node, weight: Tensor) -> int | None:
     return output_axis(node, rank_of(weight), place)
 
 
-def implied_axis(graph: QuantGraph, node: Node, channels: int) -> int | None:
-    """The channel axis of a per-channel node that does not write it.
+def has_channels(shape: Sequence[Dim], axis: int, channels: int) -> bool:
+    """Whether a tensor has so many channels along an axis, as far as its size there is known."""
+    return axis < len(shape) and (shape[axis] == channels or not isinstance(shape[axis], int))
 
-    A weight's axis follows from the operator that reads it; an activation's channels are axis 1. Where `channels` does
-    not fit there, the only axis of that length is taken.
+
+def implied_axis(graph: QuantGraph, x: Tensor, channels: int, rounded: Tensor | None = None) -> int | None:
+    """The channel axis of a tensor whose scales come without one; None where nothing tells.
+
+    A weight's axis follows from the operator that reads it (or `rounded`, what a quantizer makes of it); an
+    activation's channels are axis 1. Where `channels` does not fit there, the only axis of that length is taken.
     """
-    x = node.inputs[0]
     shape = shape_of(x)
-    likely = output_channel_axis(graph, node.outputs[0])
+    likely = output_channel_axis(graph, x if rounded is None else rounded)
     if likely is None:
         likely = 0 if isinstance(x, Constant) else 1
-    if shape is None or (likely < len(shape) and shape[likely] in (channels, None)):
+    if shape is None or has_channels(shape, likely, channels):
         return likely
     fitting = [i for i, size in enumerate(shape) if size == channels]
     return fitting[0] if len(fitting) == 1 else None

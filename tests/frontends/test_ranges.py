@@ -314,6 +314,28 @@ def test_per_channel_axis_of_transposed_convolutions(tmp_path: Path) -> None:
     assert ranges.read(path, nets.graph_of(nets.model_of(b, [1, 3, 2, 2])))["w"].axis == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "scales", "axis"),
+    [
+        ([1, 3, 4, 4], 4, None),  # either of two axes: none is guessed
+        ([1, 3, 4, 5], 4, 2),
+        (["N", "C"], 2, 1),  # a size that has a name may be any
+        ([2, "C"], 2, 1),
+    ],
+)
+def test_scales_of_an_activation_that_state_no_axis(
+    tmp_path: Path, shape: list[int | str], scales: int, axis: int | None
+) -> None:
+    b = Builder()
+    b.node("Relu", ["input"], "output")
+    encodings = [{"bitwidth": 8, "is_symmetric": "True", "scale": 1.0 + s, "offset": -128} for s in range(scales)]
+    path, graph = tmp_path / "e.json", nets.graph_of(nets.model_of(b, shape))
+    path.write_text(json.dumps({"activation_encodings": {"input": encodings}}))
+    found = ranges.read(path, graph)
+    assert (found["input"].axis if found else None) == axis
+    assert [d.code for d in graph.diagnostics.errors] == ([] if found else ["QAT204"])
+
+
 def test_scales_of_blocks_that_no_marker_tells(tmp_path: Path) -> None:
     """AIMET 0.6.1 lists the blocks of a weight as if they were channels."""
     b = Builder()
