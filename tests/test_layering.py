@@ -42,6 +42,7 @@ LEVELS = {
     "qatc.compiler.integer": 2,
     "qatc.compiler.layout": 2,
     "qatc.compiler.rewrite": 2,
+    "qatc.compiler.windows": 2,
     "qatc.compiler.backend": 3,
     "qatc.compiler.coverage": 3,
     "qatc.compiler.frontend": 3,

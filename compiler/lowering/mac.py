@@ -17,9 +17,9 @@ from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_ac
 from qatc.compiler.links import label_of
 from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import Reason, State
-from qatc.compiler.lowering.windows import sized_window
 from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
+from qatc.compiler.windows import sized_window
 
 _LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
 _INT32: Final = dtype_range("int32")
@@ -371,7 +371,7 @@ def add(
         return
     if len(acc) == 1:
         acc = acc * (found.channels or 1)
-    window = sized_window(state, node, _kernel_of(found.weight))
+    window = sized_window(state.graph, node, _kernel_of(found.weight))
     state.build.add(
         Conv(
             name,

@@ -16,10 +16,10 @@ from qatc.compiler.links import label_of
 from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
-from qatc.compiler.lowering.windows import sized_window, window
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.windows import sized_window, window
 
 _FAR: Final = 256  # steps
 
@@ -371,7 +371,7 @@ def emit_move(state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[
     if node.op == "GlobalMaxPool":
         state.build.add(Pool(name, inputs, outputs, lo=lo, hi=hi, mode="max", source=label))
         return
-    moving = sized_window(state, node, tuple(node.attr("kernel_shape")))
+    moving = sized_window(state.graph, node, tuple(node.attr("kernel_shape")))
     state.build.add(
         Pool(
             name,

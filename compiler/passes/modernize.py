@@ -11,7 +11,7 @@
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
-to the type its input has. SAME padding of a Conv with stride 1 becomes numbers: runtimes refuse it with dilations.
+to the type its input has. SAME padding becomes numbers where the sizes are known: runtimes refuse it with dilations.
 Graph inputs and outputs keep their names.
 """
 
@@ -44,6 +44,7 @@ from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
+from qatc.compiler.windows import window
 
 OPSET: Final = 13  # what the rules below write
 
@@ -87,7 +88,7 @@ def modernize(graph: QuantGraph) -> None:
                 hint="export with fixed sizes, so that Split and Concat take its place",
             )
     widen(graph)
-    if any(_has_no_type(n) for n in graph.nodes):
+    if any(_has_no_type(n) or (_is_same(n) and n.attr("dilations")) for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, INERT)
     if any(n.op == "Attention" and not n.domain for n in graph.nodes):
@@ -232,21 +233,33 @@ def cast_to_a_known_type(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-@INERT.on("Conv")
-def same_padding(graph: QuantGraph, node: Node) -> bool:
-    """SAME_UPPER and SAME_LOWER: with stride 1 the padding does not depend on the input's size."""
-    mode, weight = node.attr("auto_pad", "NOTSET"), shape_of(node.inputs[1])
-    kernel: Sequence[Any] | None = node.attr("kernel_shape") or (None if weight is None else weight[2:])
-    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+@INERT.on("Conv", "MaxPool")
+def same_padding(_: QuantGraph, node: Node) -> bool:
+    """SAME_UPPER and SAME_LOWER become numbers; with stride 1 they do not depend on the input's size."""
+    if not _is_same(node):
         return False
-    if kernel is None or any(s != 1 for s in node.attr("strides") or ()):
-        raise NoMatch("the padding depends on the size of its input")
-    dilations = node.attr("dilations") or [1] * len(kernel)
-    total = [d * (int(k) - 1) for k, d in zip(kernel, dilations, strict=True)]
-    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-    node.attrs["pads"] = [*large, *small] if mode == "SAME_LOWER" else [*small, *large]
+    kernel = _kernel_of(node)
+    moving = None if kernel is None else window(node, kernel)
+    if moving is None:
+        raise NoMatch("the padding depends on sizes that are not known")
+    node.attrs["pads"] = list(moving.pads)
     node.attrs["auto_pad"] = "NOTSET"
     return True
+
+
+def _is_same(node: Node) -> bool:
+    return node.op in ("Conv", "MaxPool") and node.attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+
+
+def _kernel_of(node: Node) -> tuple[int, ...] | None:
+    """The kernel, stated or that of weights [M, C, taps...]; None where it, or what belongs to it, does not fit."""
+    weight = shape_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    stated: Sequence[Any] = node.attr("kernel_shape") or (weight or ())[2:]
+    sizes = tuple(k for k in stated if isinstance(k, int))
+    lengths = [len(node.attr(name) or sizes) for name in ("strides", "dilations")]
+    if not sizes or {len(stated), *lengths, (rank_of(node.inputs[0]) or len(sizes) + 2) - 2} != {len(sizes)}:
+        return None
+    return sizes
 
 
 # -- attributes that became inputs --------------------------------------------------------------------------------

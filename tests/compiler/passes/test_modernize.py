@@ -144,9 +144,49 @@ def test_same_padding_of_stride_one_becomes_numbers(mode: str) -> None:
     modernize(dilated)
     pads = "2,2,1,2" if mode == "SAME_LOWER" else "1,2,2,2"
     assert f"auto_pad=NOTSET dilations=[3,2] kernel_shape=[2,3] pads=[{pads}]" in dilated.dump()
-    strided = loaded(model(17, f'{shape} {weights} y = Conv<auto_pad="{mode}", strides=[2, 2]>(x, w)'))
-    modernize(strided)
-    assert f"auto_pad={mode}" in strided.dump()
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        'Conv<auto_pad="MODE", kernel_shape=[4, 3], strides=[2, 3]>(x, w)',
+        'MaxPool<auto_pad="MODE", kernel_shape=[2, 3], strides=[3, 2]>(x)',
+    ],
+)
+def test_same_padding_of_known_sizes_becomes_numbers(mode: str, call: str) -> None:
+    weights = "s = Constant<value = int64[4] {2, 3, 4, 3}>() w = ConstantOfShape<value = float[1] {0.5}>(s)"
+    text = model(17, f"{weights} y = {call.replace('MODE', mode)}")
+    graph = loaded(text)
+    modernize(graph)
+    assert "auto_pad=NOTSET" in graph.dump()
+    np.testing.assert_allclose(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "sizes"),
+    [("strides=[2, 2]", "1,3,H,W"), ("strides=[2]", "1,3,8,8"), ("kernel_shape=[3, 3, 3]", "1,3,8,8")],
+)
+def test_same_padding_of_unknown_sizes_stays(call: str, sizes: str) -> None:
+    inits = "float[2,3,3,3] w"
+    graph = loaded(
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[{sizes}] x, {inits}) => (float[a,b,c,d] y)'
+        f' {{ y = Conv<auto_pad="SAME_UPPER", {call}>(x, w) }}'
+    )
+    modernize(graph)
+    assert "auto_pad=SAME_UPPER" in graph.dump()
+
+
+def test_same_padding_finds_its_kernel_behind_a_quantizer() -> None:
+    text = model(
+        17,
+        "s = Constant<value = int64[4] {2, 3, 2, 3}>() w = ConstantOfShape<value = float[1] {0.5}>(s)"
+        " c = Constant<value = float {0.1}>() z = Constant<value = int8 {0}>() q = QuantizeLinear(w, c, z)"
+        ' d = DequantizeLinear(q, c, z) y = Conv<auto_pad="SAME_UPPER", dilations=[1, 2]>(x, d)',
+    )
+    graph = loaded(text)
+    modernize(graph)
+    assert "auto_pad=NOTSET dilations=[1,2] pads=[0,2,1,2]" in graph.dump()
 
 
 def test_dead_operators_are_no_readers() -> None:

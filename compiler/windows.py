@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qatc.compiler.graph import Node, shape_of
+from qatc.compiler.graph import Node, QuantGraph, shape_of
 from qatc.compiler.links import label_of
-from qatc.compiler.lowering.state import State
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ def window(node: Node, kernel: tuple[int, ...]) -> Window | None:
     return _same(node, mode, found)
 
 
-def sized_window(state: State, node: Node, kernel: tuple[int, ...]) -> Window:
+def sized_window(graph: QuantGraph, node: Node, kernel: tuple[int, ...]) -> Window:
     """The same, where the operator cannot be lowered without it: QAT009 where a size is not known."""
     found = window(node, kernel)
     if found is not None:
         return found
-    state.graph.diagnostics.error(
+    graph.diagnostics.error(
         "QAT009",
         f"{node.attr('auto_pad', 'NOTSET')} padding needs the input's spatial size",
         node=label_of(node),
