@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_accumulator
 from qatc.compiler.links import label_of
-from qatc.compiler.lowering.operands import Operands
+from qatc.compiler.lowering.operands import Operands, sixteen_bits
 from qatc.compiler.lowering.state import Reason, State
 from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
@@ -24,7 +24,6 @@ from qatc.compiler.windows import sized_window
 _LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
-_BASE: Final = 255  # of a weight in two parts: each takes -127..127
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _MOST_DIMENSIONS: Final = 5  # of a convolution's weight: three of them in space
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
@@ -438,8 +437,9 @@ def _accumulated(state: State, found: Operands, out: Tensor) -> str:
 def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) -> bool:
     """Two products of eight bits, x * H + x * L, where W has no eight-bit form with a scale per output channel.
 
-    Weights of 16 bits are such, and weights quantized along their input channels: written with a scale per output
-    channel they take 16 bits, W = S * (255 * H + L), which is off by less than 2**-16 of the channel's largest weight.
+    Weights of 16 bits are such, W = S * (256 * H + L) with L in 0..255 and their own scale S. So are weights quantized
+    along their input channels: written with a scale per output channel they take 16 bits, which is off by at most
+    2**-16 of the channel's largest weight.
     """
     parts = _parts(state, node)
     if not parts:
@@ -469,26 +469,22 @@ def _parts(state: State, node: Node) -> list[Operands]:
     data, own = state.usable(x), state.graph.quant(weight)
     real = state.graph.real(weight)
     alpha = float(node.attr("alpha", 1.0)) if node.op == "Gemm" else 1.0
-    if data is None or own is None or real is None or isinstance(x, Constant):
+    if data is None or own is None or real is None or isinstance(x, Constant) or not isinstance(weight, Constant):
         return []
     if real.ndim < 2 or not real.size or alpha <= 0:
         return []
     axis, unit = _channel_axis(node, weight), data.scale[0] * alpha
     grouped = node.op == "ConvTranspose" and int(node.attr("group", 1)) != 1  # its groups share one scale
-    others = None if grouped else tuple(i for i in range(real.ndim) if i != axis)
-    peak = np.abs(real.astype(np.float64)).max(axis=others, keepdims=True)
-    step = np.where(peak > 0, peak, 1.0) / (_BASE * 127 + 127)
-    if not (step.min() * unit >= SMALLEST and step.max() * _BASE * unit <= LARGEST):
+    whole, step = sixteen_bits(weight.values, real, own, None if grouped else axis)
+    if not (step.min() * unit >= SMALLEST and step.max() * 256 * unit <= LARGEST):
         return []
-    whole = np.rint(real / step)
-    high = np.rint(whole / _BASE)
     name = state.int_name(x)
     if node.op == "Gemm" and node.attr("transA", 0):
         name = state.transposed(x, name, (1, 0))
     found: list[Operands] = []
-    for values, scale in ((high, step * _BASE), (whole - _BASE * high, step)):
-        flat = scale.reshape(-1)
-        params = QuantParams.per_tensor(float(flat[0]), 0, "int8") if grouped else QuantParams.per_channel(flat, axis)
-        integers = values.astype(np.int8)
-        found.append(Operands(node, name, weight, params, integers, unit, axis, channels_of(node)))
+    for values, scale, dtype in ((whole >> 8, step * 256, "int8"), (whole & 255, step, "uint8")):
+        params = QuantParams.per_channel(scale, axis, dtype=dtype)
+        if len(scale) == 1:
+            params = QuantParams.per_tensor(float(scale[0]), 0, dtype)
+        found.append(Operands(node, name, weight, params, values.astype(dtype), unit, axis, channels_of(node)))
     return found

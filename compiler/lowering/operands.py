@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Node, Tensor
 from qatc.compiler.passes.products import Vector
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import Array, QuantParams
 
 
 @dataclass
@@ -44,3 +44,26 @@ class Operands:
     def is_grouped(self) -> bool:
         """Whether groups share what the weight says of its output channels."""
         return self.node.op == "ConvTranspose" and self.groups > 1
+
+
+def sixteen_bits(
+    values: Array, real: Array, own: QuantParams, axis: int | None
+) -> tuple[npt.NDArray[np.int32], Vector]:
+    """A weight as integers of 16 bits, and what one of them is: along `axis`, or one number where that is None.
+
+    Its own integers and scales where it has them so, else the nearest ones, with the largest weights at 32767.
+
+    Args:
+        values: the weight's integers as `own` stores them.
+        real: the same as real numbers.
+        own: the weight's parameters.
+        axis: its output channels.
+    """
+    if own.axis in (None, axis):
+        whole = values.astype(np.int32) - own.zero_array(values.ndim)
+        if np.iinfo(np.int16).min <= int(whole.min()) and int(whole.max()) <= np.iinfo(np.int16).max:
+            return whole, np.asarray(own.scale)
+    others = None if axis is None else tuple(i for i in range(real.ndim) if i != axis)
+    peak = np.abs(real.astype(np.float64)).max(axis=others, keepdims=True)
+    step = np.where(peak > 0, peak, 1.0) / np.iinfo(np.int16).max
+    return np.rint(real / step).astype(np.int32), step.reshape(-1)

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import helper, numpy_helper
 
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.integer import Float
+from qatc.compiler.lowering.operands import sixteen_bits
+from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from tests import pipeline
 from tests.agreeing import agrees, kinds, lowered_net, reasons
@@ -76,6 +81,59 @@ def test_two_products_are_the_product(
     want = simulate(pipeline.folded(model), {"x": x})["y"]
     terms = real.size / min(real.shape)
     np.testing.assert_allclose(got, want, rtol=0, atol=terms * np.abs(real).max() * 2.0**-15)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "axis", "attrs"),
+    [
+        ("Conv", (4, 3, 3, 3), 0, {}),
+        ("ConvTranspose", (3, 4, 3, 3), 1, {"strides": [2, 2]}),
+        ("Gemm", (5, 3), 0, {"transB": 1, "alpha": 0.5}),
+        ("MatMul", (3, 5), 1, {}),
+    ],
+    ids=str,
+)
+def test_a_weight_of_sixteen_bits_keeps_its_integers(
+    op: str, shape: tuple[int, ...], axis: int, attrs: dict[str, Any]
+) -> None:
+    """With a scale per output channel nothing is rounded: float32's last bits are all that differs."""
+    rng = np.random.default_rng(5)
+    weight = rng.integers(-32768, 32768, shape).astype(np.int16)
+    weight.flat[:6] = [-32768, 32767, 32640, -32640, 127, -128]
+    scale = (rng.uniform(0.1, 1, shape[axis]) / 32767).astype(np.float32)
+    x = np.float32([[1, 0, 0], [0, 1, 0.2]]) if len(shape) == 2 else rng.uniform(0, 1, (1, 3, 6, 6)).astype(np.float32)
+    model = product(op, x, weight, scale, axis, attrs)
+    graph = pipeline.integer(model)
+    assert reasons(graph) == ["Add: the weight takes 16 bits: two products of 8 bits are added"]
+    got = execute(graph, {"x": x}, get_profile("onnx"))["y"]
+    want = simulate(pipeline.folded(model), {"x": x})["y"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-21 * float(np.abs(want).max()))
+
+
+@given(
+    hnp.arrays(np.uint16, (3, 4), elements=st.integers(0, 65535)),
+    st.sampled_from([0, 1, 255, 32768, 40000, 65535]),
+    st.sampled_from([None, 0, 1]),
+)
+def test_sixteen_bits_of_any_weight(values: np.ndarray, zero: int, axis: int | None) -> None:
+    """Its own integers wherever they fit, else no further off than half a step of the finest grid that holds it."""
+    count = 1 if axis is None else values.shape[axis]
+    scale = np.linspace(0.25, 1, count).tolist()
+    params = (
+        QuantParams.per_tensor(0.25, zero, "uint16")
+        if axis is None
+        else QuantParams.per_channel(scale, axis, zero, "uint16")
+    )
+    real = params.dequantize(values)
+    whole, step = sixteen_bits(values, real, params, axis)
+    assert int(whole.min()) >= -32768
+    assert int(whole.max()) <= 32767
+    spread = step if axis is None else step.reshape([-1 if i == axis else 1 for i in range(2)])
+    own = values.astype(np.int64) - zero
+    if own.min() >= -32768 and own.max() <= 32767:
+        np.testing.assert_array_equal(whole, own)
+        assert tuple(step) == params.scale
+    assert np.all(np.abs(whole * spread - real) <= spread * 0.5000001)
 
 
 def test_equal_scales_are_one_scale() -> None:
