@@ -77,7 +77,7 @@ class QuantGraph:
         domains: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
-        self.nodes = list(nodes)  # after `sort()` in topological order
+        self.nodes: list[Node] = list(nodes)  # after `sort()` in topological order
         self.inputs = list(inputs)
         self._outputs = list(outputs)
         self._places = {id(tensor): place for place, tensor in enumerate(self._outputs)}
