@@ -10,6 +10,8 @@ import zlib
 from typing import Final
 from zipfile import BadZipFile
 
+from qatc.compiler.diagnostics import printable
+
 #: Of files and archives: they may be cut, encrypted, or compressed in a way that nobody knows.
 ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
 #: Of npy headers, which numpy reads as Python source.
@@ -27,8 +29,9 @@ _NUMPY: Final = {
 
 
 def reason(error: BaseException) -> str:
-    """What an error of reading says: without the number and the path that the system adds, and numpy's advice."""
+    """What an error says, printable: without the number and the path that the system adds, and numpy's advice."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)
-    return next((said for start, said in _NUMPY.items() if text.startswith(start)), text or type(error).__name__)
+    said = next((said for start, said in _NUMPY.items() if text.startswith(start)), text)
+    return printable(said or type(error).__name__)

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
 from qatc.compiler.budget import active
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.inlining import inline
@@ -88,7 +89,7 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
         info = path.stat()
     except OSError as error:
         hint = _STREAM if str(path) == "-" else "check the path and its permissions"
-        raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint=hint) from error
+        raise fail("QAT002", f"cannot read {path}: {reason(error)}", hint=hint) from error
     if not stat.S_ISREG(info.st_mode):
         raise fail("QAT002", f"{path} is not a regular file", hint=_STREAM)
     if info.st_size > _MAX_FILE:
@@ -105,7 +106,7 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, int]:
             content = stream.read(info.st_size)
         model.ParseFromString(content)
     except OSError as error:
-        raise fail("QAT002", f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
+        raise fail("QAT002", f"cannot read {path}: {reason(error)}", hint="check its permissions") from error
     except (DecodeError, ValueError) as error:
         raise _no_model(
             path,

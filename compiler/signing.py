@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
 from qatc.compiler.package.read import LARGEST_JSON, SIGNATURE, regular_file
 from qatc.compiler.storage import scratch_folder
@@ -77,7 +78,7 @@ def _use_certificate(config: Any, key: Path, certificate: Path) -> None:
                 private_key=key, signing_certificate=own, certificate_chain=[others] if rest else []
             )
         except _UNREADABLE as error:
-            message = f"{printable(str(certificate))} holds no certificate of this key: {_reason(error)}"
+            message = f"{printable(str(certificate))} holds no certificate of this key: {reason(error)}"
             raise _usage(message, "give a PEM file, the certificate of the key that --sign names first") from error
 
 
@@ -115,7 +116,7 @@ def check_signature(
             config.use_certificate_verifier(certificate_chain=[roots])
     except _UNREADABLE as error:
         if key is None:
-            message = f"{printable(str(roots))} holds no certificates: {_reason(error)}"
+            message = f"{printable(str(roots))} holds no certificates: {reason(error)}"
             raise _usage(message, "give a PEM file of the roots that you trust") from error
         raise _wrong_key("public", key, error) from error
     data = _signature(folder)
@@ -127,7 +128,7 @@ def check_signature(
             config.verify(folder, path)
             names = _identities(data) if identity is not None else []
         except Exception as error:  # the library lets through whatever its parsers raise at a damaged signature
-            raise _refused(f"the signature of {shown} does not hold: {_reason(error)}") from error
+            raise _refused(f"the signature of {shown} does not hold: {reason(error)}") from error
     if identity is not None and identity not in names:
         known = ", ".join(map(printable, names)) or "nobody"
         raise _refused(f"{shown} was signed by {known}, not by {printable(identity)}")
@@ -158,7 +159,7 @@ def _signature(folder: Path) -> bytes:
     except FileNotFoundError as error:
         raise _refused(f"{shown} is not signed", "compile it with --sign KEY.pem") from error
     except (OSError, ValueError) as error:
-        raise _refused(f"the signature of {shown} cannot be read: {_reason(error)}") from error
+        raise _refused(f"the signature of {shown} cannot be read: {reason(error)}") from error
 
 
 def _identities(bundle: bytes) -> list[str]:
@@ -191,17 +192,12 @@ def _library(name: str) -> ModuleType:
         raise CompileError([Diagnostic("QAT010", message, hint=_INSTALL)], 2) from error
 
 
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(text or type(error).__name__)
-
-
 def _usage(message: str, hint: str) -> CompileError:
     return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
 
 
 def _wrong_key(kind: str, key: Path, error: Exception) -> CompileError:
-    return _usage(f"{printable(str(key))} holds no {kind} key for signatures: {_reason(error)}", _MAKE)
+    return _usage(f"{printable(str(key))} holds no {kind} key for signatures: {reason(error)}", _MAKE)
 
 
 def _refused(

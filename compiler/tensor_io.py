@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto
 
 from qatc.compiler.budget import active
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.quant import Array
 
@@ -186,7 +187,7 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
     except (OSError, ValueError) as error:
         raise TensorError(
             "QAT003",
-            f"external data file {printable(location)} cannot be read: {_reason(error)}",
+            f"external data file {printable(location)} cannot be read: {reason(error)}",
             "copy the data file that was exported with the model beside it",
         ) from error
     try:
@@ -195,7 +196,7 @@ def open_external(folder: Path, location: str) -> np.memmap[Any, Any]:
             return np.memmap(file, np.uint8, "r")
     except (OSError, ValueError, OverflowError) as error:
         raise TensorError(
-            "QAT003", f"external data file {printable(location)} cannot be mapped: {_reason(error)}"
+            "QAT003", f"external data file {printable(location)} cannot be mapped: {reason(error)}"
         ) from error
     finally:
         os.close(handle)
@@ -245,11 +246,6 @@ def _check_regular(info: os.stat_result, location: str) -> None:
         raise TensorError("QAT003", f"external data {location} is a hard link with {info.st_nlink} names", hint)
     if not info.st_size:
         raise TensorError("QAT003", f"external data file {location} is empty")
-
-
-def _reason(error: Exception) -> str:
-    """What the system says, without the file's name, which may be as long as it likes."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else printable(str(error))
 
 
 def few(dims: Sequence[int | str | None]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, fail, printable
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
@@ -164,14 +165,14 @@ def _read_manifest(folder: Path) -> Any:
         hint = f"give the folder that qatc compile wrote; {_COPY_AGAIN}"
         raise fail("QAT502", f"{shown} has no {MANIFEST}", hint=hint) from error
     except (OSError, ValueError) as error:
-        raise fail("QAT502", f"{shown}: {MANIFEST} cannot be read: {_reason(error)}", hint=_COPY_AGAIN) from error
+        raise fail("QAT502", f"{shown}: {MANIFEST} cannot be read: {reason(error)}", hint=_COPY_AGAIN) from error
 
 
 def _parse(folder: Path, name: str, found: Diagnostics) -> Any:
     try:
         return read_json(folder, name)
     except (OSError, ValueError) as error:
-        found.error("QAT502", f"{name} cannot be read: {_reason(error)}", hint=_COPY_AGAIN)
+        found.error("QAT502", f"{name} cannot be read: {reason(error)}", hint=_COPY_AGAIN)
         return None
 
 
@@ -246,13 +247,8 @@ def _file_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | No
     except FileNotFoundError:
         return "it is missing"
     except (OSError, ValueError) as error:
-        return _reason(error)
+        return reason(error)
     return None if digest.hexdigest() == entry["sha256"] else "its sha256 is not that of the manifest"
-
-
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(text)
 
 
 # -- samples ------------------------------------------------------------------------------------------------------
@@ -316,7 +312,7 @@ def _check_external_data(folder: Path, name: str, files: Mapping[str, Any]) -> N
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as error:
-        raise fail("QAT502", f"{name} is not an ONNX model: {_reason(error)}", hint=_COPY_AGAIN) from error
+        raise fail("QAT502", f"{name} is not an ONNX model: {reason(error)}", hint=_COPY_AGAIN) from error
     folders = name.split("/")[:-1]
     for location in _locations(model):
         if "/".join([*folders, location]) not in files:
@@ -383,7 +379,7 @@ def _refer(
         profile = get_profile(manifest["arithmetic"])
         checked = check_packaged(stored.graph, stored.names, folder / manifest["model"], profile, samples, progress)
     except TROUBLE as error:
-        found.error("QAT502", f"the package contradicts itself: {_reason(error)}", hint=_COMPILE_AGAIN)
+        found.error("QAT502", f"the package contradicts itself: {reason(error)}", hint=_COMPILE_AGAIN)
         return None
     except CompileError as error:
         for diagnostic in error.diagnostics:
@@ -403,7 +399,7 @@ def _load(folder: Path, name: str) -> Array:
             raise ValueError("it is larger than 4 GiB")
         return read_npy(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise fail("QAT502", f"{printable(name)}: {_reason(error)}", hint=_COPY_AGAIN) from error
+        raise fail("QAT502", f"{printable(name)}: {reason(error)}", hint=_COPY_AGAIN) from error
 
 
 def compare(sample: int, output: str, expected: Array, found: Array, tolerance: Tolerance) -> SampleCheck:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.damaged import ARCHIVE
+from qatc.compiler.damaged import ARCHIVE, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 
 NPY: Final = ".npy"
@@ -60,7 +60,7 @@ def list_dump(path: Path, found: Diagnostics) -> list[Entry]:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise _nothing(f"there is no dump at {shown}: {_reason(error)}") from error
+        raise _nothing(f"there is no dump at {shown}: {reason(error)}") from error
     if stat.S_ISDIR(mode):
         entries = list(_in_folder(path, found))
     elif stat.S_ISREG(mode) and path.suffix.lower() == _ARCHIVE:
@@ -73,11 +73,6 @@ def list_dump(path: Path, found: Diagnostics) -> list[Entry]:
 def _nothing(message: str) -> CompileError:
     hint = "give a folder of .npy or .bin files, or an .npz file"
     return CompileError([Diagnostic("QAT406", message, hint=hint)], 2)
-
-
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(text or type(error).__name__)
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
@@ -121,7 +116,7 @@ def _not_plain(path: Path) -> str | None:
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        return f"cannot be read: {_reason(error)}"
+        return f"cannot be read: {reason(error)}"
     if stat.S_ISLNK(mode):
         return "is a symbolic link, which is not followed"
     return None if stat.S_ISREG(mode) else "is no plain file"
@@ -150,7 +145,7 @@ def _in_archive(path: Path, where: str, sample: int | None, found: Diagnostics) 
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except ARCHIVE as error:
-        found.error("QAT406", f"{printable(where)} is no npz file: {_reason(error)}", hint="write it with numpy.savez")
+        found.error("QAT406", f"{printable(where)} is no npz file: {reason(error)}", hint="write it with numpy.savez")
         return
     if len(members) > _MOST_ENTRIES:
         raise fail("QAT406", f"{printable(where)} has more than {_MOST_ENTRIES:,} arrays")

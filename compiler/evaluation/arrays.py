@@ -96,7 +96,7 @@ def _stored(where: str, open_: Callable[[], contextlib.AbstractContextManager[IO
 
 
 def _unreadable(where: str, error: BaseException) -> CompileError:
-    message = f"cannot read {printable(where)}: {printable(reason(error))}"
+    message = f"cannot read {printable(where)}: {reason(error)}"
     return fail("QAT008", message, hint="save it with numpy.save or numpy.savez")
 
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import fail, file_name
 from qatc.compiler.package.encoding import SCHEMA_VERSION, dump_json
 from qatc.compiler.package.read import FORMAT
@@ -68,7 +69,7 @@ def _hashed(path: Path) -> SourceFile:
                 digest.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise fail("QAT002", f"cannot read {path}: {error.strerror or error}") from error
+        raise fail("QAT002", f"cannot read {path}: {reason(error)}") from error
     return SourceFile(file_name(path), size, digest.hexdigest())
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, fail, printable
 from qatc.compiler.package.read import MANIFEST, read_manifest
 
@@ -89,9 +90,8 @@ def writing(path: Path) -> Generator[None, None, None]:
 
 def cannot_write(path: Path, error: OSError) -> CompileError:
     """QAT501 for an operating system's error."""
-    reason = error.strerror or str(error)
     return fail(
-        "QAT501", f"cannot write {printable(str(path))}: {reason}", hint=_HINTS.get(error.errno or 0, _ELSEWHERE)
+        "QAT501", f"cannot write {printable(str(path))}: {reason(error)}", hint=_HINTS.get(error.errno or 0, _ELSEWHERE)
     )
 
 

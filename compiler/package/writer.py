@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import Diagnostic, Severity, fail, printable
 from qatc.compiler.interruption import held
 from qatc.compiler.package.encoding import dump_json
@@ -261,7 +262,7 @@ class PackageWriter:
             settle(self._place)
         except OSError as error:
             where = printable(str(self._place.new))
-            message = f"the replaced package could not be removed from {where}: {error.strerror or error}"
+            message = f"the replaced package could not be removed from {where}: {reason(error)}"
             return (Diagnostic("QAT501", message, Severity.WARNING, hint="the next compile tries again"),)
         return ()
 
