@@ -63,7 +63,6 @@ CODES: Final[dict[str, str]] = {
     "QAT208": "a range is missing",
     "QAT209": "a value that should be on its quantization grid is not",
     "QAT210": "batch-norm scale is zero",
-    "QAT301": "an operator stays in float",
     "QAT302": "an operator is not supported",
     "QAT303": "a bias does not fit 32 bits",
     "QAT304": "an accumulator may overflow",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _GROUPS: Final = 6  # reasons for islands that are shown before "and more"
 _ALL: Final = 1_000_000  # how many are few enough with -v
-_TOLD: Final = {"QAT207": "filled", "QAT301": "islands"}  # codes whose findings have a row of their own
 _EXPLAINED: Final = re.compile(r"(?P<what>.+? at )(?P<place>.+?)(?P<why>: .*)?", re.DOTALL)  # of `explanation`
 _STYLES: Final = {Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
@@ -45,8 +44,7 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
     if verbose and result.timings:
         slowest = sorted(result.timings.items(), key=lambda item: -item[1])
         facts.row("time", ", ".join(f"{text.prose(step)} {seconds:.2f} s" for step, seconds in slowest))
-    told = {code for code, section in _TOLD.items() if getattr(result, section)}
-    notes((found for found in result.diagnostics if found.code not in told), facts, verbose=verbose)
+    notes(result.diagnostics, facts, verbose=verbose)
     explanation(result.explanation, facts, verbose=verbose)
     if result.package is not None:
         facts.row("package", Text(one_line(str(result.package)), style="bold"), wrap=False)

@@ -88,7 +88,7 @@ RESULT = CompileResult(
     islands=tuple(Island(name, "Erf", "no integer form", 10) for name in NAMES),
     filled=(FilledRange("x", ACTIVATION, "minmax"),),
     tensors=tuple(TENSORS),
-    diagnostics=(Diagnostic("QAT301", "stays float", Severity.NOTE, node="n"),),
+    diagnostics=(Diagnostic("QAT109", "stays float", Severity.NOTE, node="n"),),
     verification=Verification(
         samples=1,
         simulation="the input file",

@@ -92,14 +92,6 @@ def test_summary_groups_notes_and_puts_warnings_first() -> None:
     assert "help: quantize the weights with 7 bits" in said
 
 
-def test_summary_tells_nothing_twice() -> None:
-    """What has a row of its own is no note as well."""
-    found = Diagnostic("QAT301", "Softmax stays in float", Severity.NOTE, "/blocks.0/attn/Softmax")
-    assert "QAT301" not in shown(summary, fake.busy_result(), width=160)
-    assert "QAT301" not in shown(summary, replace(fake.busy_result(), diagnostics=(found,)), width=160)
-    assert "QAT301" in shown(summary, fake.result(diagnostics=(found,)), width=160)
-
-
 def test_summary_of_a_failed_verification_names_the_tensor() -> None:
     bad = replace(fake.check(3, "/conv3", 7), passed=False, message="7 of 8192 elements differ by up to 2 LSB")
     found = fake.verification(package=(bad,), passed=False, first_bad="/conv3")
