@@ -19,7 +19,7 @@ from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
 from qatc.frontends.common import arithmetic, clamps, grid, lookalikes
 from qatc.frontends.common.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
-from qatc.frontends.common.signs import quantize_signs
+from qatc.frontends.common.signs import quantize_signs, reaches_product
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
@@ -43,6 +43,8 @@ def evidence(graph: QuantGraph) -> str:
             counts["fake quantization written as arithmetic"] += 1
         elif lookalikes.holds_weight(node):
             counts["Cast of integer weights"] += 1
+        elif reaches_product(node):
+            counts[f"{node.op} that a product reads"] += 1
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
 
 

@@ -7,11 +7,11 @@ MaxPool, ReduceMax and ReduceMin belong here since rounding is monotone, and Res
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, TypeGuard
 
 import numpy as np
 
-from qatc.compiler.graph import Dim, Node, Tensor, rank_of, value_of
+from qatc.compiler.graph import Dim, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference.moves import MOVES, Call
 
@@ -77,8 +77,34 @@ def params_through(node: Node, params: QuantParams) -> QuantParams | None:
         return params
     if node.op not in LAYOUT:
         return None
-    axis = axis_through(node, params.axis or 0, node.inputs[0].shape, node.outputs[0].shape)  # type: ignore[arg-type]
-    return None if axis is None else params.with_axis(axis)
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    axis = axis_through(node, params.axis or 0, before, after)
+    return _split(params, before, after) if axis is None else params.with_axis(axis)
+
+
+def _split(params: QuantParams, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> QuantParams | None:
+    """Parameters of a tensor whose channels each become several: groups of a weight's rows, as [groups, elements].
+
+    Each new channel has its old one's parameters. None where the new channels are none of one old channel each.
+    """
+    axis = params.axis or 0
+    if before is None or after is None or not _are_known(before) or not _are_known(after):
+        return None
+    inner, channels = math.prod(before[axis + 1 :]), len(params.scale)
+    for place, size in enumerate(after):
+        within = math.prod(after[place + 1 :])
+        if math.prod(after[:place]) != math.prod(before[:axis]) or not within or inner % within:
+            continue
+        times = inner // within
+        if size == channels * times:
+            scale = tuple(s for s in params.scale for _ in range(times))
+            zero = tuple(z for z in params.zero_point for _ in range(times))
+            return QuantParams(scale, zero, params.dtype, place, params.qmin, params.qmax)
+    return None
+
+
+def _are_known(shape: tuple[Dim, ...]) -> TypeGuard[tuple[int, ...]]:
+    return all(isinstance(d, int) for d in shape)
 
 
 def on_grid(value: float, params: QuantParams) -> bool:

@@ -8,19 +8,17 @@
 (what changes no value, as in straight-through gradients, is gone before: see `straight_through`)
 
 What counts is the mathematics, not the order. Every operator with one constant operand around a Round is affine,
-v = a * x + b, or a clamp. Walking out from the Round in both directions, the first stretch in which what follows undoes
-what precedes (a2 * a1 = 1, a2 * b1 + b2 = 0) is a quantizer: its scale is a2, and the clamps on the way, carried to the
-integers, are its range. Rounding is monotone, so a clamp before it is one after it.
+v = a * x + b, or a clamp. A stretch around the Round in which what follows undoes what precedes (a2 * a1 = 1,
+a2 * b1 + b2 = 0) is a quantizer: its scale is a2, and the clamps on the way, carried to the integers, are its range.
+Rounding is monotone, so a clamp before it is one after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from qatc.compiler.graph import (
@@ -37,23 +35,20 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
+from qatc.frontends.common.chains import Clamp, Doubles, State, affine_of, backward, bounds_of, fit, forward, narrowed
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.params import make_params, on_whole_zero
 from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.common.sinking import sink
-from qatc.frontends.common.straight_through import drop_straight_through, keeps_shape, unscaled
+from qatc.frontends.common.straight_through import drop_straight_through, unscaled
 
 RULES: Final = Rules("arithmetic")
-LONGEST: Final = 8  # operators on one side of a Round
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
 _BYTE: Final = 255  # steps between the ends of an 8-bit range
+_HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
-CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
-_AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 _FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 _BYTES: Final[dict[int, str]] = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "uint8"}
-
-Doubles = npt.NDArray[np.float64]
 
 
 def rewrite(graph: QuantGraph) -> int:
@@ -61,146 +56,6 @@ def rewrite(graph: QuantGraph) -> int:
     drop_straight_through(graph)
     sink(graph)
     return sweep(graph, RULES)
-
-
-# -- chains of affine operators and clamps ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Clamp:
-    """low <= scale * v + offset <= high, where v is the value that is rounded (or the rounded one)."""
-
-    scale: Doubles
-    offset: Doubles
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class _State:
-    """How far a walk came: before the Round v = scale * tensor + offset, after it tensor = scale * v + offset."""
-
-    tensor: Tensor
-    scale: Doubles
-    offset: Doubles
-    clamps: tuple[_Clamp, ...] = field(default=())
-    multiplied: bool = False
-
-
-def _fit(*arrays: Array) -> bool:
-    """Whether arrays broadcast; a file may hold constants that do not."""
-    try:
-        np.broadcast_shapes(*(a.shape for a in arrays))
-    except ValueError:
-        return False
-    return True
-
-
-def _start(tensor: Tensor) -> _State:
-    return _State(tensor, np.ones(()), np.zeros(()))
-
-
-def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
-    """The constant operand of a binary operator beside `tensor`, and whether `tensor` comes first.
-
-    One number that is stated for each element is that number.
-    """
-    if len(node.inputs) != 2:
-        return None
-    first = node.inputs[0] is tensor
-    value = value_of(node.inputs[1 if first else 0])
-    if value is None or value.dtype.kind not in "fiu" or not value.size:
-        return None
-    if value.size > 1 and not is_constant(tensor) and keeps_shape(value, tensor) and np.all(value == value.flat[0]):
-        value = value.reshape(-1)[0]
-    return value.astype(np.float64), first
-
-
-def _affine(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
-    """(a, b) with node(tensor) = a * tensor + b, for Add, Sub, Mul, Div with a constant."""
-    found = _operand(node, tensor)
-    if node.op not in _AFFINE or node.domain or found is None:
-        return None
-    c, first = found
-    one, zero = np.ones(()), np.zeros(())
-    match node.op:
-        case "Add":
-            return one, c
-        case "Sub":
-            return (one, -c) if first else (-one, c)
-        case "Mul":
-            return c, zero
-        case _:
-            return (1 / c, zero) if first and np.all(c != 0) else None
-
-
-def _bounds(node: Node, tensor: Tensor) -> tuple[float, float] | None:
-    """(low, high) where the node clamps `tensor` between constants."""
-    if node.op not in CLAMPS or node.domain:
-        return None
-    if node.op == "Relu":
-        return 0.0, np.inf
-    if node.op == "Clip":
-        ends = [-np.inf, np.inf]
-        for index, bound in enumerate(node.inputs[1:3]):
-            value = value_of(bound) if bound.name else None
-            if value is not None and value.size == 1:
-                ends[index] = float(value.reshape(-1)[0])
-            elif bound.name:
-                return None
-        return (ends[0], ends[1]) if node.inputs[0] is tensor else None
-    found = _operand(node, tensor)
-    if found is None or found[0].size != 1:
-        return None
-    bound_value = float(found[0].reshape(-1)[0])
-    return (-np.inf, bound_value) if node.op == "Min" else (bound_value, np.inf)
-
-
-def _forward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
-    """The states after each operator that alone reads the one before."""
-    state = _start(tensor)
-    for _ in range(LONGEST):
-        node = graph.only_consumer(state.tensor)
-        if node is None:
-            return
-        affine, bounds, out = _affine(node, state.tensor), _bounds(node, state.tensor), node.outputs[0]
-        if affine is not None and _fit(state.scale, *affine):
-            a, b = affine
-            multiplied = state.multiplied or node.op in ("Mul", "Div")
-            state = _State(out, state.scale * a, state.offset * a + b, state.clamps, multiplied)
-        elif bounds is not None:
-            clamp = _Clamp(state.scale, state.offset, *bounds)
-            state = _State(out, state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
-        elif node.op == "Cast" and not node.domain:
-            state = _State(out, state.scale, state.offset, state.clamps, state.multiplied)
-        else:
-            return
-        yield state
-
-
-def _backward(graph: QuantGraph, tensor: Tensor) -> Iterator[_State]:
-    """The states before each operator, from the rounded value's input upwards."""
-    state = _start(tensor)
-    yield state
-    for _ in range(LONGEST):
-        node = graph.producer(state.tensor)
-        data = [t for t in node.inputs if t.name and not is_constant(t)] if node is not None else []
-        if node is None or node.op == FAKE_QUANT or not data:
-            constant = next((t for t in node.inputs if is_constant(t)), None) if node is not None else None
-            if node is None or constant is None or node.op not in _AFFINE:
-                return
-            data = [constant]
-        affine, bounds = _affine(node, data[0]), _bounds(node, data[0])
-        if affine is not None and _fit(state.scale, *affine):
-            a, b = affine
-            state = _State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)
-        elif bounds is not None:
-            # the clamped value u is carried on to v = scale * u + offset
-            clamp = _Clamp(1 / state.scale, -state.offset / state.scale, *bounds)
-            state = _State(data[0], state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
-        else:
-            return
-        yield state
 
 
 # -- quantizers ---------------------------------------------------------------------------------------------------
@@ -213,37 +68,66 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     source = node.inputs[0]
     if node.op == "Floor":
         half = graph.producer(source)
-        affine = _affine(half, half.inputs[0]) if half is not None else None
+        affine = affine_of(half, half.inputs[0]) if half is not None else None
         if half is None or affine is None or half.op != "Add" or not np.all(affine[1] == 0.5):
             raise NoMatch("it rounds down, with no half of a step added before")
         source = half.inputs[0]
-    after = [s for s in _forward(graph, node.outputs[0]) if s.multiplied]
+    after = [s for s in forward(graph, node.outputs[0]) if s.multiplied]
     if not after:
         return False
     if isinstance(source, Constant):
         return _constant(graph, node, source, after)
     reason = "nothing around the rounding undoes its scale and offset"
-    for index, end in enumerate(after):
-        for begin in _backward(graph, source):
-            if _undo(begin, end):
-                try:
-                    return _fake_quant(graph, node, begin, _in_a_byte(begin, after[index:]))
-                except NoMatch as no:  # a longer stretch may reach the clamp
-                    reason = no.reason
+    for begin, ends in _stretches(graph, source, after):
+        try:
+            return _fake_quant(graph, node, begin, _in_a_byte(begin, ends))
+        except NoMatch as no:  # another stretch may reach the clamp
+            reason = no.reason
     raise NoMatch(reason)
 
 
-def _undo(before: _State, after: _State) -> bool:
-    """Whether `after` maps the rounded value back: a2 * a1 = 1 and b1 + b2 / a2 = 0."""
-    if not _fit(before.scale, before.offset, after.scale, after.offset):
+def _stretches(graph: QuantGraph, source: Tensor, after: list[State]) -> list[tuple[State, list[State]]]:
+    """Where what follows a rounding undoes what precedes it: the state before, and the states from the one after on.
+
+    Of single numbers the longest stretch comes first: what it leaves outside stays arithmetic of floats. Channels that
+    are scaled apart come last, the shortest stretch first: no integer product knows such steps of its data. Where
+    there is none of these, the offsets may miss each other by part of a step (see `_moved`).
+    """
+    single: list[list[tuple[State, list[State]]]] = []
+    apart: list[tuple[State, list[State]]] = []
+    for index, end in enumerate(after):
+        found = [(begin, after[index:]) for begin in backward(graph, source) if _undo(begin, end)]
+        if end.scale.size > 1 or end.offset.size > 1:
+            apart += found
+        elif index and single and end.scale is after[index - 1].scale and end.offset is after[index - 1].offset:
+            single[-1] += found  # only clamped further
+        else:
+            single.append(found)
+    found = [stretch for longest in reversed(single) for stretch in longest] + apart
+    return found or [
+        (begin, after[index:])
+        for index, end in enumerate(after)
+        for begin in backward(graph, source)
+        if begin.offset.size == end.offset.size == 1 and _undo(begin, end, within=_HALF_A_STEP)
+    ]
+
+
+def _undo(before: State, after: State, *, within: float = _WHOLE) -> bool:
+    """Whether `after` maps the rounded value back: a2 * a1 = 1 and b1 + b2 / a2 = 0, but for so much of a step."""
+    if not fit(before.scale, before.offset, after.scale, after.offset):
         return False
     with np.errstate(all="ignore"):
         product = before.scale * after.scale
-        offset = before.offset + after.offset / after.scale
-    return bool(np.all(np.abs(product - 1) <= _CLOSE) and np.all(np.abs(offset) <= _WHOLE) and np.all(after.scale > 0))
+        offset = _shift_of(before, after)
+    return bool(np.all(np.abs(product - 1) <= _CLOSE) and np.all(np.abs(offset) <= within) and np.all(after.scale > 0))
 
 
-def _in_a_byte(begin: _State, after: list[_State]) -> _State:
+def _shift_of(before: State, after: State) -> Doubles:
+    """By how many steps a quantizer moves what it rounds."""
+    return before.offset + after.offset / after.scale
+
+
+def _in_a_byte(begin: State, after: list[State]) -> State:
     """The end of a quantizer: the first of `after`, or the clamp right behind it without which a byte is too small.
 
     QKeras rounds tanh to -128..128 and clamps that to -128..127.
@@ -258,13 +142,13 @@ def _in_a_byte(begin: _State, after: list[_State]) -> _State:
     return end
 
 
-def _fake_quant(graph: QuantGraph, node: Node, begin: _State, end: _State) -> bool:
+def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
     clamps = (*begin.clamps, *end.clamps)
     if not clamps:  # the clamp may stand before the division
         above = graph.producer(begin.tensor)
-        bounds = _bounds(above, above.inputs[0]) if above is not None else None
+        bounds = bounds_of(above, above.inputs[0]) if above is not None else None
         if bounds is not None and above is not None:
-            clamps = (_Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
+            clamps = (Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
     grid = _integers_of(clamps, end)
     grid, offset = _with_whole_zero(grid, end.scale) if not is_constant(begin.tensor) else (grid, 0.0)
     params = _params(graph, node, grid, end.scale, shape_of(begin.tensor), begin.tensor.name)
@@ -273,9 +157,23 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: _State, end: _State) -> bo
     maker = graph.producer(end.tensor)
     if maker is None:
         return False
-    maker.inputs = [begin.tensor]
+    maker.inputs = [_moved(graph, begin, end)]
     to_fake_quant(graph, maker, params, offset)
     return True
+
+
+def _moved(graph: QuantGraph, begin: State, end: State) -> Tensor:
+    """What a quantizer rounds: its tensor, moved by a part of a step where it adds an offset that it then rounds.
+
+    round((x - low) / s) + round(low / s) is round((x + d) / s) for a d of up to half a step.
+    """
+    shift = _shift_of(begin, end)
+    if np.all(np.abs(shift) <= _WHOLE):
+        return begin.tensor
+    name, value = f"{begin.tensor.name}_moved", np.asarray(shift * end.scale, np.float32).reshape(())
+    moved = graph.variable(name, element_type(begin.tensor), shape_of(begin.tensor))
+    graph.insert("Add", [begin.tensor, graph.constant(f"{name}_by", value)], [moved], hint=name)
+    return moved
 
 
 def _with_whole_zero(grid: _Range, scale: Doubles) -> tuple[_Range, float]:
@@ -301,7 +199,7 @@ class _Range:
     high: int
 
 
-def _integers_of(clamps: tuple[_Clamp, ...], end: _State) -> _Range:
+def _integers_of(clamps: tuple[Clamp, ...], end: State) -> _Range:
     """The integers of a quantizer: counted as its clamp counts them, where that is on whole numbers."""
     for clamp in end.clamps:  # of what is rounded already
         ends = [(e - clamp.offset) / clamp.scale for e in (clamp.low, clamp.high) if np.isfinite(e)]
@@ -359,13 +257,13 @@ def _dtype(low: int, high: int) -> str | None:
     return None
 
 
-def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_State]) -> bool:
+def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State]) -> bool:
     """A weight that the exporter divided already: its integers are there, once rounded and clamped.
 
     What follows may shift it off a whole zero point (DoReFa: 2 * Round(w * 15) / 15 - 1); half of one is one of a grid
     twice as fine.
     """
-    after = [e for e in after if _fit(source.values, e.scale, e.offset)]
+    after = [_narrow(e) for e in after if _fits_in(source.values.shape, e.scale, e.offset)]
     if not after:
         return False
     ends = [e for e in after if np.all(e.scale > 0)]
@@ -373,12 +271,12 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_Stat
     rounded = np.rint(source.values.astype(np.float64))
     if not _is_whole(end.offset / end.scale):
         rounded *= 2
-        finer = tuple(_Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
-        end = _State(end.tensor, end.scale / 2, end.offset, finer, end.multiplied)
+        finer = tuple(Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
+        end = State(end.tensor, end.scale / 2, end.offset, finer, end.multiplied)
     if source.values.size < 2 and not end.clamps:
         return False
     low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
-    clamps = end.clamps or (_Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0)),)
+    clamps = end.clamps or (Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0)),)
     grid = _integers_of(clamps, end)
     params = _params(graph, node, grid, end.scale, source.values.shape, source.name)
     if params is None:
@@ -390,6 +288,20 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[_Stat
     graph.origin[constant.name] = result.name
     graph.replace(result, constant)
     return True
+
+
+def _fits_in(shape: tuple[int, ...], *arrays: Doubles) -> bool:
+    """Whether arrays broadcast to a shape, and do not widen it."""
+    try:
+        return np.broadcast_shapes(shape, *(a.shape for a in arrays)) == shape
+    except ValueError:
+        return False
+
+
+def _narrow(end: State) -> State:
+    """A state whose scale is stated for each element of a channel, with one for each channel."""
+    clamps = tuple(Clamp(narrowed(c.scale), narrowed(c.offset), c.low, c.high) for c in end.clamps)
+    return replace(end, scale=narrowed(end.scale), offset=narrowed(end.offset), clamps=clamps)
 
 
 def _is_whole(values: Doubles) -> bool:
@@ -415,7 +327,7 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
 
     Raises `NoMatch` where they are scaled, but not onto a grid; None where they are not scaled at all.
     """
-    end = next((s for s in _forward(graph, integers) if s.multiplied and not s.clamps), None)
+    end = next((s for s in forward(graph, integers) if s.multiplied and not s.clamps), None)
     if end is None:
         return None
     zero = -end.offset / end.scale

@@ -9,15 +9,17 @@ A look goes a few operators far, whatever the constants are.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Final
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends.common import arithmetic
+from qatc.frontends.common.chains import CLAMPS, LONGEST
 from qatc.frontends.common.clamps import COMPARISONS
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.rounded import STATIC, extreme_behind
@@ -28,12 +30,30 @@ _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"
 
 def heads_quantizer(node: Node) -> bool:
     """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
-    return node.op in ("Round", "Floor") and not node.domain and _scaling(node) is not None
+    if node.op not in ("Round", "Floor") or node.domain:
+        return False
+    found = _scaling(node)
+    return found is not None and not _is_offset(node, found[0].outputs[0])
+
+
+def _is_offset(node: Node, scaled: Tensor) -> bool:
+    """Whether rounded constants are added to more elements than they are themselves: a zero point, in real numbers.
+
+    s = (max - min) / 256 and z = Round(min / s) * s; what is rounded then is w - z.
+    """
+    value, readers = value_of(node.inputs[0]), _few(scaled.outputs)
+    if value is None or not readers:
+        return False
+    if not all(n.op in ("Add", "Sub") and not n.domain for n in readers):
+        return False
+    shapes = [shape_of(t) for n in readers for t in n.inputs if t is not scaled]
+    sizes = [math.prod(d if isinstance(d, int) else 1 for d in shape) for shape in shapes if shape is not None]
+    return bool(sizes) and min(sizes) > value.size
 
 
 def _scaling(node: Node) -> tuple[Node, Tensor] | None:
     """The Mul or Div that gives rounded values their scale, and the tensor of those values that it reads."""
-    for _ in range(arithmetic.LONGEST):
+    for _ in range(LONGEST):
         values = node.outputs[0]
         readers = [n for n in _few(values.outputs) if _reads_values(n, values)]
         if len(readers) != 1:
@@ -41,7 +61,7 @@ def _scaling(node: Node) -> tuple[Node, Tensor] | None:
         node = readers[0]
         if node.op in ("Mul", "Div"):
             return node, values
-        if node.op not in arithmetic.CLAMPS and node.op not in _BEFORE_THE_SCALE:
+        if node.op not in CLAMPS and node.op not in _BEFORE_THE_SCALE:
             return None
     return None
 
@@ -58,7 +78,7 @@ def looks_like_quantizer(node: Node) -> bool:
     if not node.inputs or not heads_quantizer(node):
         return False
     after, before = [node], [node]
-    for _ in range(arithmetic.LONGEST):
+    for _ in range(LONGEST):
         after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
         before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
         if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") for n in (*after, *before)):
@@ -73,7 +93,7 @@ def holds_weight(node: Node) -> bool:
     value = value_of(node.inputs[0])
     if value is None or value.ndim < 2 or quantized_dtype(value.dtype) in (None, "int32"):
         return False
-    for _ in range(arithmetic.LONGEST):
+    for _ in range(LONGEST):
         readers = _few(node.outputs[0].outputs)
         if any(map(is_product, readers)):
             return True
@@ -114,7 +134,7 @@ def _scaled_by_extreme(graph: QuantGraph, node: Node) -> Node | None:
     """The reduction that the scale of a rounding comes from, where it is scaled on both sides by what data decide."""
     if not _is_divided_by_data(node):
         return None
-    for _ in range(arithmetic.LONGEST):
+    for _ in range(LONGEST):
         found = _scaling(node)
         if found is None:
             return None
@@ -131,7 +151,7 @@ def _scaled_by_extreme(graph: QuantGraph, node: Node) -> Node | None:
 def _is_divided_by_data(node: Node) -> bool:
     """Whether something near before a Round multiplies or divides by what is no constant."""
     before = [node]
-    for _ in range(arithmetic.LONGEST):
+    for _ in range(LONGEST):
         before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
         if any(n.op in ("Mul", "Div") and not any(map(is_constant, n.inputs)) for n in before):
             return True
@@ -145,4 +165,4 @@ def _neighbors(nodes: Iterable[object]) -> list[Node]:
 
 
 def _few(nodes: Iterable[object]) -> list[Node]:
-    return [n for n in itertools.islice(nodes, arithmetic.LONGEST) if isinstance(n, Node)]
+    return [n for n in itertools.islice(nodes, LONGEST) if isinstance(n, Node)]

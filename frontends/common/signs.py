@@ -1,14 +1,17 @@
-"""Signs: whatever Sign is given, its result lies on the grid -1, 0, 1 with a step of one; a product may read integers.
+"""Whole numbers by arithmetic: signs, steps and roundings lie on a grid of step one, which a product reads as integers.
 
     x -> Sign -> Add(0.1) -> Sign -> Conv(w)       x -> Sign -> Add(0.1) -> Sign -> FakeQuant[-1, 1] -> Conv(w)
+    x -> Greater(0) -> Where(1, -1) -> Conv(w)     x -> Greater(0) -> Where(1, -1) -> FakeQuant[-1, 1] -> Conv(w)
+    x -> Clip(0, 3) -> Round -> Conv(w)            x -> Clip(0, 3) -> FakeQuant[0, 3] -> Conv(w)
 
-larq writes so what it binarizes, without a zero. QKeras writes s + (1 - |s|) of a sign s, which becomes larq's form,
-and its ternary activations as Cast(|x| >= t) * Sign(x). The sign of a product's sum becomes that product's own result
-(the lowering's `signs.py`); any other is taken in float.
+larq writes so what it binarizes, without a zero. QKeras writes s + (1 - |s|) of a sign s, and PyTorch takes 1 where s
+is zero; both become larq's form. QKeras's ternary activations are Cast(|x| >= t) * Sign(x). The sign of a product's sum
+becomes that product's own result (the lowering's `signs.py`); any other is taken in float.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 import numpy as np
@@ -17,23 +20,107 @@ from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, 
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
-from qatc.compiler.quant import QuantParams
-from qatc.frontends.common.clamps import condition_of
+from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.frontends.common.clamps import COMPARISONS, condition_of
 from qatc.frontends.common.external import fake_quantize
+from qatc.frontends.common.qdq import to_fake_quant
+from qatc.frontends.common.straight_through import keeps_shape
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
+_BYTES: Final = ("uint8", "int8")
+_CLIPPED: Final = 3  # inputs of a Clip with both ends
+_LONGEST: Final = 8  # operators between what makes whole numbers and the product that reads them
+_BETWEEN: Final = frozenset({"Sign", "Where", "Add", "Sub", "Mul", "Div", "Cast", "Pad", "Identity"})
+
+
+def reaches_product(node: Node) -> bool:
+    """Whether a node makes signs or other whole numbers that soon meet a product, as far as a look can tell."""
+    if _whole_range(node) is None and not _is("Sign", node) and not _is_step(node):
+        return False
+    near = [node]
+    for _ in range(_LONGEST):
+        readers = [n for m in near for n in itertools.islice(m.outputs[0].outputs, _LONGEST) if isinstance(n, Node)]
+        if any(map(is_product, readers)):
+            return True
+        near = [n for n in readers if not n.domain and (n.op in _BETWEEN or is_movement(n))][:_LONGEST]
+    return False
 
 
 def quantize_signs(graph: QuantGraph) -> None:
-    """Put signs onto their grid where a product with quantized weights reads them; no value changes."""
-    if not any(_is("Sign", n) for n in graph.nodes):
-        return
+    """Put signs, steps and rounded clamps onto their grid where a product with quantized weights reads them.
+
+    No value changes.
+    """
     for node in [n for n in graph.nodes if _is("Add", n)]:
         _take_zero_for_positive(graph, node)
-    found = [n for n in graph.nodes if _makes_signs(graph, n) and _meets_weights(graph, n.outputs[0])]
-    for node in found:
-        fake_quantize(graph, node.outputs[0], _SIGNS)
+    for node in [n for n in graph.nodes if _is("Where", n)]:
+        _choose_one_for_zero(graph, node)
+    for node in list(graph.nodes):
+        bounds = _whole_range(node)
+        if bounds is None and not _makes_signs(graph, node):
+            continue
+        if not _meets_weights(graph, node.outputs[0]):
+            continue
+        if bounds is None:
+            fake_quantize(graph, node.outputs[0], _SIGNS)
+        else:
+            dtype = next(d for d in _BYTES if _holds(d, bounds))
+            to_fake_quant(graph, node, QuantParams.per_tensor(1.0, 0, dtype, *bounds))
     graph.sort()
+
+
+def _whole_range(node: Node) -> tuple[int, int] | None:
+    """The ends of what a Round makes of a Clip to whole numbers right before it, where they fit a byte."""
+    clip = node.inputs[0].inputs[0] if _is("Round", node) and node.inputs[0].inputs else None
+    if not isinstance(clip, Node) or not _is("Clip", clip) or len(clip.inputs) != _CLIPPED:
+        return None
+    ends = [value_of(t) for t in clip.inputs[1:]]
+    numbers = [float(e.reshape(-1)[0]) for e in ends if e is not None and e.size == 1]
+    if len(numbers) != len(ends) or not all(n.is_integer() for n in numbers):
+        return None
+    bounds = int(numbers[0]), int(numbers[1])
+    return bounds if bounds[0] <= 0 <= bounds[1] and any(_holds(d, bounds) for d in _BYTES) else None
+
+
+def _holds(dtype: str, bounds: tuple[int, int]) -> bool:
+    low, high = dtype_range(dtype)
+    return low <= bounds[0] <= bounds[1] <= high
+
+
+def _is_step(node: Node) -> bool:
+    """Whether a Where chooses by comparison between two of -1, 0 and 1."""
+    condition = node.inputs[0].inputs[0] if _is("Where", node) and node.inputs[0].inputs else None
+    if not isinstance(condition, Node) or condition.op not in COMPARISONS or condition.domain:
+        return False
+    sides = [value_of(t) for t in node.inputs[1:]]
+    return all(v is not None and v.size and np.isin(v, (-1.0, 0.0, 1.0)).all() for v in sides)
+
+
+def _choose_one_for_zero(graph: QuantGraph, node: Node) -> None:
+    """Make Sign(s + 0.5) of 1 where a sign s is zero, and s elsewhere; likewise of -1."""
+    condition, chosen, signs = graph.producer(node.inputs[0]), _number(node.inputs[1], node.inputs[2]), node.inputs[2]
+    if condition is None or not _is("Equal", condition) or not _is("Sign", graph.producer(signs)):
+        return
+    compared = [t for t in condition.inputs if t is not signs]
+    if len(compared) == 1 and _number(compared[0], signs) == 0 and chosen is not None and abs(chosen) == 1:
+        _sign_of_sum(graph, node, signs, chosen / 2)
+
+
+def _number(tensor: Tensor, data: Tensor) -> float | None:
+    """The one number that a constant holds, which arithmetic with `data` spreads over it."""
+    value = value_of(tensor)
+    if value is None or value.dtype.kind not in "fiu" or not value.size or not keeps_shape(value, data):
+        return None
+    first = value.reshape(-1)[0]
+    return float(first) if np.all(value == first) else None
+
+
+def _sign_of_sum(graph: QuantGraph, node: Node, signs: Tensor, number: float) -> None:
+    name = node.outputs[0].name
+    half = graph.constant(f"{name}_half", np.asarray(number, np.float32))
+    shifted = graph.variable(f"{name}_shifted", element_type(signs), shape_of(signs))
+    graph.insert("Add", [signs, half], [shifted], hint=f"{node.name}_shifted")
+    node.op, node.inputs = "Sign", [shifted]
 
 
 def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
@@ -46,10 +133,7 @@ def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
         if one is None or one.size != 1 or one.reshape(-1)[0] != 1 or absolute is None:
             continue
         if _is("Abs", absolute) and absolute.inputs[0] is signs:
-            half = graph.constant(f"{node.outputs[0].name}_half", np.asarray(0.5, one.dtype))
-            shifted = graph.variable(f"{node.outputs[0].name}_shifted", element_type(signs), shape_of(signs))
-            graph.insert("Add", [signs, half], [shifted], hint=f"{node.name}_shifted")
-            node.op, node.inputs = "Sign", [shifted]
+            _sign_of_sum(graph, node, signs, 0.5)
             return
 
 
@@ -60,7 +144,7 @@ def _makes_signs(graph: QuantGraph, node: Node) -> bool:
             _is("Sign", graph.producer(signs)) and condition_of(graph, factor) is not None
             for signs, factor in (node.inputs, node.inputs[::-1])
         )
-    return _is("Sign", node)
+    return _is("Sign", node) or _is_step(node)
 
 
 def _is(op: str, node: Node | None) -> bool:

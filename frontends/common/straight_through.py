@@ -3,6 +3,7 @@
     r -> Sub(., v) -> Add(., v)     r       likewise with Neg and Add, and where 1 * (r - v) is added
     v - (v - r)                     r
     y -> Add(0) or Sub(0)           y       (a range that begins at zero)
+    y -> Div(1)                     y       (an equalization that was not asked for)
     y + (v - v)                     y
 
 All of it is gone before a quantizer of arithmetic is looked for. What is left must have the shape of the whole: a
@@ -73,14 +74,15 @@ def _broadcasts(kept: Tensor, other: Tensor) -> bool:
     return len(wide) > len(shape) or any(a == 1 != b for a, b in zip(shape[::-1], wide[::-1], strict=False))
 
 
-@_RULES.on("Add", "Sub")
+@_RULES.on("Add", "Sub", "Div")
 def nothing_changes(graph: QuantGraph, node: Node) -> bool:
-    """Add and Sub of zero: what arithmetic with offsets leaves of ranges like 0..a."""
+    """Add and Sub of zero, what arithmetic with offsets leaves of ranges like 0..a; and division by one."""
+    neutral = 1 if node.op == "Div" else 0
     for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):
         value = value_of(constant)
-        if value is None or is_constant(data) or (index == 0 and node.op == "Sub"):
+        if value is None or is_constant(data) or (index == 0 and node.op != "Add"):
             continue
-        if keeps_shape(value, data) and np.all(value == 0):
+        if keeps_shape(value, data) and np.all(value == neutral):
             graph.replace(node.outputs[0], data)
             return True
     return False

@@ -143,6 +143,27 @@ def test_axis_through_reshape(shape: tuple[int, ...], data: st.DataObject) -> No
         assert found is not None
 
 
+@given(SHAPES, st.data())
+def test_channels_that_a_reshape_splits_keep_their_parameters(shape: tuple[int, ...], data: st.DataObject) -> None:
+    """Groups of a weight's rows, quantized as [groups, elements]: each element keeps its scale and its zero point."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    assume(shape[axis] > 1)
+    size = math.prod(shape)
+    first = data.draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0]))
+    node = node_of("Reshape", shape, ints(first, size // first))
+    node.outputs[0].shape = [first, size // first]
+    channels = shape[axis]
+    params = QuantParams(tuple(0.5 + i for i in range(channels)), tuple(range(channels)), "uint8", axis)
+    moved = params_through(node, params)
+    for written in ("scale_array", "zero_array"):
+        before = np.broadcast_to(getattr(params, written)(len(shape)), shape).reshape(first, size // first)
+        rows = bool((before == before[:, :1]).all())
+        if moved is not None:
+            np.testing.assert_array_equal(np.broadcast_to(getattr(moved, written)(2), before.shape), before)
+        elif axis == 0:
+            assert not rows or first < channels
+
+
 @pytest.mark.parametrize(
     ("before", "after", "axis", "want"),
     [

@@ -143,6 +143,28 @@ def text_of(nodes: str, more: str = "", x: str = "float[2,3] x") -> str:
             ", float l = {-32}",
             "FakeQuant[params=int8 scale 0.25 zero 0](x)",
         ),
+        (  # around the middle of a range: to 0..1, to 254 steps, and back
+            "a = Mul(x, inv) c = Clip(a, n1, one) d = Mul(c, h) e = Add(d, h) f = Mul(e, k) g = Round(f) i = Div(g, k)"
+            " j = Mul(i, two) m2 = Sub(j, one) y = Mul(m2, top)",
+            ", float inv = {0.031496063}, float n1 = {-1}, float one = {1}, float k = {254}, float two = {2}"
+            ", float top = {31.75}",
+            "FakeQuant[params=uint8[0,254] scale 0.25 zero 127](x)",
+        ),
+        (  # an offset around a quantizer that is one without it
+            "b = Sub(x, o) a = Div(b, s) d = Clip(a, l, u) e = Round(d) f = Mul(e, s) y = Add(f, o)",
+            ", float o = {0.75}, float l = {-128}, float u = {127}",
+            "FakeQuant[params=int8 scale 0.25 zero -3](x)",
+        ),
+        (  # equalized by nothing
+            "o = Div(x, ones) a = Div(o, s) b = Round(a) c = Add(b, z) d = Clip(c, lo, hi) e = Sub(d, z) y = Mul(e, s)",
+            ", float[1] ones = {1}",
+            U8,
+        ),
+        (  # the offset is rounded behind alone: what is rounded moves by 0.4 of a step
+            "c = Clip(x, l, u) b = Sub(c, l) a = Div(b, s) e = Round(a) f = Add(e, w) y = Mul(f, s)",
+            ", float l = {-1.1}, float u = {2.65}, float w = {-4}",
+            "FakeQuant[params=uint8[0,15] scale 0.25 zero 4](",
+        ),
     ],
 )
 def test_orders(nodes: str, more: str, want: str) -> None:
@@ -260,6 +282,46 @@ def test_exports_that_nothing_optimized(style: str) -> None:
     assert "y = FakeQuant[params=int8[-8,7] scale 0.25 zero 0](x)" in graph.dump()
     x = np.asarray([[-70, -1.3, 0.2], [1.1, 1.7, 90]], np.float32)
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "want"),
+    [
+        (  # LSQ of nni: a channel's scale is stated for each of its elements
+            "b = Round(w) d = Clip(b, l, u) v = Mul(d, full)",
+            "int8[-8,7] scale 0.25..0.5 zero 0 axis 0 x2",
+        ),
+        (  # DeepSpeed: the zero point is rounded in real numbers, and added in them
+            "n = Round(low) zp = Mul(n, c) b = Sub(w, zp) a = Div(b, c) q = Round(a) d = Clip(q, lo, hi) e = Mul(d, c)"
+            " v = Add(e, zp)",
+            "uint8 scale 0.25 zero 6",
+        ),
+    ],
+)
+def test_weights_of_tools(nodes: str, want: str) -> None:
+    more = (
+        ", float[2,3] w = {-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}, float[2,3] full = {0.5, 0.5, 0.5, 0.25, 0.25, 0.25}"
+        ", float[1,1] c = {0.25}, float[1,1] low = {-5.8}, float l = {-8}, float u = {7}"
+    )
+    text = text_of(f"{nodes} t = Transpose(v) y = MatMul(x, t)", more)
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    x = np.eye(3, dtype=np.float32)[:2]
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+    assert want in graph.dump()
+
+
+def test_offsets_that_a_weight_keeps_are_no_zero_points() -> None:
+    """What is added to a rounded weight, one number or as many as it has, makes no offset of the weight itself."""
+    more = ", float[2,3] w = {-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}, float l = {-8}, float u = {7}, float o = {0.1}"
+    text = text_of("b = Round(w) v = Mul(b, s) p = Add(v, o) t = Transpose(p) y = MatMul(x, t)", more)
+    graph = loaded(text)
+    FRONTEND.normalise(graph, FrontendOptions())
+    x = np.eye(3, dtype=np.float32)[:2]
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+    assert "int8" in graph.dump()
 
 
 def test_a_rounded_scale_is_no_quantizer() -> None:

@@ -60,6 +60,48 @@ def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
     np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
 
 
+@pytest.mark.parametrize("frontend", [pytorch.FRONTEND, tensorflow.FRONTEND], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    ("nodes", "want"),
+    [  # PyTorch: one (or minus one) for zero, steps, and roundings of a clamp
+        ("a = Sign(x) b = Equal(a, zero) c = Where(b, one, a) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
+        ("a = Sign(x) b = Equal(zero, a) c = Where(b, less, a) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
+        ("a = Greater(x, zero) c = Where(a, one, zero) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
+        ("a = GreaterOrEqual(x, third) c = Where(a, one, less) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
+        ("a = Clip(x, zero, one) c = Round(a) y = Conv(c, w)", "uint8[0,1] scale 1 zero 0](a)"),
+        ("a = Clip(x, less, three) c = Round(a) y = Conv(c, w)", "int8[-1,3] scale 1 zero 0](a)"),
+    ],
+)
+def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
+    numbers = ", float one = {1}, float zero = {0}, float less = {-1}, float third = {0.33}, float three = {3}"
+    text = text_of(nodes, QUANTIZED + numbers)
+    graph = loaded(text)
+    assert pytorch.recognise(graph, "pytorch")
+    frontend.normalise(graph, FrontendOptions(float_weights="keep"))
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert f"FakeQuant[params={want}" in graph.dump()
+    np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Clip(x, zero, half) c = Round(a) y = Conv(c, w)",  # between two whole numbers
+        "c = Round(x) y = Conv(c, w)",
+        "a = Sign(x) b = Equal(a, zero) c = Where(b, two, a) y = Conv(c, w)",
+        "a = Greater(x, zero) c = Where(a, two, zero) y = Conv(c, w)",
+        "a = Relu(x) y = Conv(a, w)",
+    ],
+)
+def test_what_is_no_sign_stays(nodes: str) -> None:
+    text = text_of(nodes, f"{QUANTIZED}, float zero = {{0}}, float half = {{0.5}}, float two = {{2}}")
+    graph = loaded(text)
+    pytorch.FRONTEND.normalise(graph, FrontendOptions(float_weights="keep"))
+    assert "(c)" not in "".join(line for line in graph.dump().splitlines() if "FakeQuant" in line)
+    np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
+
+
 def test_other_sums_and_products_of_signs_stay() -> None:
     for nodes in (
         "a = Sign(x) b = Abs(a) d = Sub(two, b) c = Add(a, d) y = Conv(c, w)",

@@ -1,0 +1,171 @@
+"""Chains of affine operators and clamps around a rounding, one constant operand each.
+
+v = Clip(x * a + b)        walked up from the rounded value:    v = scale * tensor + offset, clamps on v
+y = (r + c) * d            walked down from the rounding:       tensor = scale * r + offset
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.quant import Array
+from qatc.frontends.common.straight_through import keeps_shape
+
+LONGEST: Final = 8  # operators on one side of a Round
+CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
+_AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
+
+Doubles = npt.NDArray[np.float64]
+_Number = TypeVar("_Number", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """low <= scale * v + offset <= high, where v is the value that is rounded (or the rounded one)."""
+
+    scale: Doubles
+    offset: Doubles
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a walk came: before the Round v = scale * tensor + offset, after it tensor = scale * v + offset."""
+
+    tensor: Tensor
+    scale: Doubles
+    offset: Doubles
+    clamps: tuple[Clamp, ...] = field(default=())
+    multiplied: bool = False
+
+
+def fit(*arrays: Array) -> bool:
+    """Whether arrays broadcast; a file may hold constants that do not."""
+    try:
+        np.broadcast_shapes(*(a.shape for a in arrays))
+    except ValueError:
+        return False
+    return True
+
+
+def _start(tensor: Tensor) -> State:
+    return State(tensor, np.ones(()), np.zeros(()))
+
+
+def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
+    """The constant operand of a binary operator beside `tensor`, and whether `tensor` comes first.
+
+    One number that is stated for each element, or for each of a channel, is that number.
+    """
+    if len(node.inputs) != 2:
+        return None
+    first = node.inputs[0] is tensor
+    value = value_of(node.inputs[1 if first else 0])
+    if value is None or value.dtype.kind not in "fiu" or not value.size:
+        return None
+    if value.size > 1 and not is_constant(tensor) and keeps_shape(value, tensor):
+        value = narrowed(value)
+    return value.astype(np.float64), first
+
+
+def narrowed(value: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """An array without what it repeats along its axes: [] where it is one number, else as many axes as before."""
+    for axis, size in enumerate(value.shape):
+        start = value.take([0], axis)
+        if size > 1 and np.all(value == start):
+            value = start
+    return value.reshape(()) if value.size == 1 else value
+
+
+def affine_of(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
+    """(a, b) with node(tensor) = a * tensor + b, for Add, Sub, Mul, Div with a constant."""
+    found = _operand(node, tensor)
+    if node.op not in _AFFINE or node.domain or found is None:
+        return None
+    c, first = found
+    one, zero = np.ones(()), np.zeros(())
+    match node.op:
+        case "Add":
+            return one, c
+        case "Sub":
+            return (one, -c) if first else (-one, c)
+        case "Mul":
+            return c, zero
+        case _:
+            return (1 / c, zero) if first and np.all(c != 0) else None
+
+
+def bounds_of(node: Node, tensor: Tensor) -> tuple[float, float] | None:
+    """(low, high) where the node clamps `tensor` between constants."""
+    if node.op not in CLAMPS or node.domain:
+        return None
+    if node.op == "Relu":
+        return 0.0, np.inf
+    if node.op == "Clip":
+        ends = [-np.inf, np.inf]
+        for index, bound in enumerate(node.inputs[1:3]):
+            value = value_of(bound) if bound.name else None
+            if value is not None and value.size == 1:
+                ends[index] = float(value.reshape(-1)[0])
+            elif bound.name:
+                return None
+        return (ends[0], ends[1]) if node.inputs[0] is tensor else None
+    found = _operand(node, tensor)
+    if found is None or found[0].size != 1:
+        return None
+    bound_value = float(found[0].reshape(-1)[0])
+    return (-np.inf, bound_value) if node.op == "Min" else (bound_value, np.inf)
+
+
+def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
+    """The states after each operator that alone reads the one before."""
+    state = _start(tensor)
+    for _ in range(LONGEST):
+        node = graph.only_consumer(state.tensor)
+        if node is None:
+            return
+        affine, bounds, out = affine_of(node, state.tensor), bounds_of(node, state.tensor), node.outputs[0]
+        if affine is not None and fit(state.scale, *affine):
+            a, b = affine
+            multiplied = state.multiplied or node.op in ("Mul", "Div")
+            state = State(out, state.scale * a, state.offset * a + b, state.clamps, multiplied)
+        elif bounds is not None:
+            clamp = Clamp(state.scale, state.offset, *bounds)
+            state = State(out, state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
+        elif node.op == "Cast" and not node.domain:
+            state = State(out, state.scale, state.offset, state.clamps, state.multiplied)
+        else:
+            return
+        yield state
+
+
+def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
+    """The states before each operator, from the rounded value's input upwards."""
+    state = _start(tensor)
+    yield state
+    for _ in range(LONGEST):
+        node = graph.producer(state.tensor)
+        data = [t for t in node.inputs if t.name and not is_constant(t)] if node is not None else []
+        if node is None or node.op == FAKE_QUANT or not data:
+            constant = next((t for t in node.inputs if is_constant(t)), None) if node is not None else None
+            if node is None or constant is None or node.op not in _AFFINE:
+                return
+            data = [constant]
+        affine, bounds = affine_of(node, data[0]), bounds_of(node, data[0])
+        if affine is not None and fit(state.scale, *affine):
+            a, b = affine
+            state = State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)
+        elif bounds is not None:
+            # the clamped value u is carried on to v = scale * u + offset
+            clamp = Clamp(1 / state.scale, -state.offset / state.scale, *bounds)
+            state = State(data[0], state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
+        else:
+            return
+        yield state
