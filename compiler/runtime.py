@@ -1,7 +1,7 @@
 """ONNX Runtime as qatc uses it: sessions of a model held in memory, any tensor of it readable, and single operators.
 
 The model's file is never rewritten: what ONNX Runtime needs changed is changed on a copy of the proto, external data
-stay where they are and are mapped by ONNX Runtime itself.
+stay where they are and are mapped (`tensor_io`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,8 +21,10 @@ from google.protobuf.message import EncodeError
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model_io import node_proto
+from qatc.compiler.protos import subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import scratch_folder
+from qatc.compiler.tensor_io import TensorError, TensorReader
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -41,7 +43,6 @@ _PLAIN: Final = {
     int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))): np.dtype(kind)
     for kind in ("float32", "float64", "float16", "int8", "uint8", "int16", "uint16", "int32", "int64", "bool")
 }
-_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
 class ForRuntime(os.PathLike[bytes]):
@@ -140,7 +141,7 @@ def run_session(
         clock.cancel()
 
 
-def _options(*, optimize: bool, folder: Path | None) -> SessionOptions:
+def _options(*, optimize: bool) -> SessionOptions:
     import onnxruntime as ort
 
     ort.set_default_logger_severity(4)  # kernels warn about deprecated attributes through the logger of the process
@@ -148,8 +149,6 @@ def _options(*, optimize: bool, folder: Path | None) -> SessionOptions:
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    if folder is not None:
-        options.add_session_config_entry(_DATA_FOLDER, os.fsencode(folder.resolve()))
     return options
 
 
@@ -164,6 +163,9 @@ class RunnableModel:
         folder: where the external data are.
         optimize: whether ONNX Runtime may rewrite the graph; it does not rewrite very deep ones (see `open_file`).
         weights: data of initializers that the model declares as external, by name; they are not copied.
+
+    Raises:
+        CompileError: QAT003 to QAT005 where external data are not what the model says.
     """
 
     def __init__(
@@ -174,9 +176,10 @@ class RunnableModel:
         optimize: bool = False,
         weights: Iterable[tuple[str, Array]] = (),
     ) -> None:
-        self.model, inside = tidy(model)
-        self.folder = folder
-        self.weights = {**inside, **dict(weights)}
+        self.model, lifted = tidy(model)
+        self.weights = {**lifted, **dict(weights)}
+        if folder is not None:
+            self.weights.update(_external(self.model, folder, self.weights))
         self.optimize = optimize and _depth(self.model) <= _DEEP
         self.constants: frozenset[str] = frozenset(i.name for i in self.model.graph.initializer)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self.model.graph.input if i.name not in self.constants)
@@ -217,7 +220,7 @@ class RunnableModel:
             while len(self._sessions) >= _SESSIONS:
                 self._sessions.popitem(last=False)
             model = self.model if names == self.outputs else with_outputs(self.model, names)
-            session = open_session(model, folder=self.folder, optimize=self.optimize, weights=self.weights)
+            session = open_session(model, optimize=self.optimize, weights=self.weights)
         self._sessions[names] = session
         return session
 
@@ -236,7 +239,7 @@ def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = 
     Raises:
         CompileError: QAT401 where ONNX Runtime does not take the model that we made.
     """
-    options = _options(optimize=optimize and nodes <= _DEEP, folder=None)
+    options = _options(optimize=optimize and nodes <= _DEEP)
     options.intra_op_num_threads = 1
     if weights > _HEAVY:
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -247,11 +250,7 @@ def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = 
 
 
 def open_session(
-    model: onnx.ModelProto,
-    *,
-    folder: Path | None = None,
-    optimize: bool = False,
-    weights: Mapping[str, Array] | None = None,
+    model: onnx.ModelProto, *, optimize: bool = False, weights: Mapping[str, Array] | None = None
 ) -> InferenceSession:
     """A CPU session of a model in memory (of more than 2 GiB through a temporary file); see `RunnableModel`.
 
@@ -264,7 +263,7 @@ def open_session(
         content = model.SerializeToString()
     except (EncodeError, ValueError):  # beyond what protobuf can write
         content = b""
-    options = _options(optimize=optimize, folder=folder)
+    options = _options(optimize=optimize)
     if weights:
         apart = [i.name for i in model.graph.initializer if i.name in weights]
         options.add_external_initializers(apart, [ort.OrtValue.ortvalue_from_numpy(weights[n]) for n in apart])
@@ -275,7 +274,7 @@ def open_session(
         moved = onnx.ModelProto()
         moved.CopyFrom(model)  # saving takes the data out of the proto
         onnx.save(moved, path, save_as_external_data=True, location="model.bin")  # pyright: ignore[reportUnknownMemberType]
-        return _session_of(ForRuntime(path), _options(optimize=optimize, folder=None))
+        return _session_of(ForRuntime(path), _options(optimize=optimize))
 
 
 def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
@@ -331,6 +330,36 @@ def _lift(tensors: Iterable[onnx.TensorProto], graph: onnx.GraphProto) -> dict[s
         for key, text in (("location", "memory"), ("offset", "0"), ("length", str(size))):
             declared.external_data.add(key=key, value=text)
     return lifted
+
+
+def _external(model: onnx.ModelProto, folder: Path, given: Container[str]) -> dict[str, Array]:
+    """The data of constants that lie in files of `folder`, but for those `given`; operators get theirs put into them.
+
+    ONNX Runtime before 1.21 does not find them by itself where the model is in memory.
+    """
+    reader, found = TensorReader(folder), dict[str, Array]()
+    for tensor, is_constant in _external_tensors(model.graph):
+        if is_constant and tensor.name in given:
+            continue
+        try:
+            if is_constant and tensor.data_type in _PLAIN:
+                found[tensor.name] = reader.array(tensor)
+            else:
+                reader.inside(tensor)
+        except TensorError as bad:
+            raise fail(bad.code, bad.message, tensor=tensor.name, hint=bad.hint) from bad
+    return found
+
+
+def _external_tensors(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto, bool]]:
+    """Every tensor that has its data in a file, and whether it is a constant of `graph` itself."""
+    outside = onnx.TensorProto.EXTERNAL
+    yield from ((t, True) for t in graph.initializer if t.data_location == outside)
+    for node in _every_node(graph):
+        for attribute in node.attribute:
+            bodies = subgraphs([attribute])
+            held = tensors_of(attribute) + [t for body in bodies for t in body.initializer]
+            yield from ((t, False) for t in held if t.data_location == outside)
 
 
 def _tidy_imports(model: onnx.ModelProto) -> None:

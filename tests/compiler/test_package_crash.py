@@ -108,10 +108,11 @@ def stop_at(patch: pytest.MonkeyPatch, number: int, stop: Interrupt) -> list[str
         return call
 
     for name in CALLS:
-        replacement = watched(name, getattr(os, name))
+        real = getattr(os, name)
+        replacement = watched(name, real)
         patch.setattr(os, name, replacement)
         accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10: pathlib keeps its own references
-        if hasattr(accessor, name):
+        if getattr(accessor, name, None) is real:  # its `open` is that of io
             patch.setattr(accessor, name, staticmethod(replacement))
     patch.setattr(swap_module, "exchange", watched("exchange", swap_module.exchange))
     return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -95,6 +97,52 @@ def test_large_constants_are_shared_not_copied(optimize):
     np.testing.assert_allclose(found["y"], feeds["x"] @ weights["w"] + 2, rtol=1e-5)
     np.testing.assert_array_equal(found["w"], weights["w"])
     assert found["small"] == 2
+
+
+def outside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """The tensor with its data in a file of the folder."""
+    data = numpy_helper.to_array(tensor).tobytes()
+    (folder / f"{tensor.name}.bin").write_bytes(data)
+    moved = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    moved.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": f"{tensor.name}.bin", "offset": "0", "length": str(len(data))}.items():
+        moved.external_data.add(key=key, value=value)
+    return moved
+
+
+def test_external_data_of_constants_operators_and_bodies(tmp_path):
+    """ONNX Runtime is given them: it has no folder of its own to look in."""
+    one, two, half = (numpy_helper.from_array(np.full((2, 64), v, np.float32), f"c{v}") for v in (1, 2, 0.5))
+    body = helper.make_graph(
+        [helper.make_node("Add", ["y0", "c2"], ["t"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, [2, 64])],
+        [outside(two, tmp_path)],
+    )
+    nodes = [
+        helper.make_node("Constant", [], ["half"], value=outside(half, tmp_path)),
+        helper.make_node("Add", ["x", "c1"], ["x1"]),
+        helper.make_node("Mul", ["x1", "half"], ["y0"]),
+        helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=body),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 64])],
+        [outside(one, tmp_path), numpy_helper.from_array(np.asarray(True), "yes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"x": np.full((2, 64), 3, np.float32)}
+    found = RunnableModel(model, tmp_path).run(feeds, ["y", "c1"])
+    np.testing.assert_array_equal(found["y"], np.full((2, 64), 4, np.float32))
+    np.testing.assert_array_equal(found["c1"], numpy_helper.to_array(one))
+    assert model.graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL  # the model itself stays as it is
+    (tmp_path / "c0.5.bin").write_bytes(b"short")
+    with pytest.raises(CompileError) as caught:
+        RunnableModel(model, tmp_path)
+    assert [(d.code, d.tensor) for d in caught.value.diagnostics] == [("QAT003", "c0.5")]
 
 
 def test_only_what_is_needed_runs():
