@@ -43,7 +43,7 @@ def evidence(graph: QuantGraph) -> str:
             counts["fake quantization written as arithmetic"] += 1
         elif lookalikes.holds_weight(node):
             counts["Cast of integer weights"] += 1
-        elif reaches_product(node):
+        elif reaches_product(graph, node):
             counts[f"{node.op} that a product reads"] += 1
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
 
@@ -174,9 +174,16 @@ FRONTEND: Final = Frontend(
         "onnx-neural-compressor 1.0 (QDQ)",
         "nvidia-modelopt 0.47, its quantization of ONNX files (max, entropy)",
         "PaddlePaddle 2.6 quantization-aware training through Paddle2ONNX 1.2",
+        "fms-model-optimizer 0.8.7 (PACT, SAWB, LSQ+, Qmax, min-max, BRECQ; 2, 4 and 8 bits)",
+        "nni 3.0 (QAT, LSQ, LSQ+, DoReFa and BNN quantizers)",
+        "DeepSpeed 0.17 compression (symmetric, asymmetric, groups of rows, ternary, binary)",
+        "compressed-tensors 0.20 (W8A8 and W4A8, weights compressed before the export)",
+        "bitorch 0.4 (signs, steps, DoReFa)",
+        "in their documented form: pytorch-quantization 2 (both of its exports), ai8x-training",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",
         "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
+        "roundings down (the averages of ai8x-training, NEMO) and weights with an offset of part of a step stay float",
     ),
 )

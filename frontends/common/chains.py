@@ -55,7 +55,8 @@ def fit(*arrays: Array) -> bool:
     return True
 
 
-def _start(tensor: Tensor) -> State:
+def start(tensor: Tensor) -> State:
+    """A walk's first state."""
     return State(tensor, np.ones(()), np.zeros(()))
 
 
@@ -126,7 +127,7 @@ def bounds_of(node: Node, tensor: Tensor) -> tuple[float, float] | None:
 
 def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
     """The states after each operator that alone reads the one before."""
-    state = _start(tensor)
+    state = start(tensor)
     for _ in range(LONGEST):
         node = graph.only_consumer(state.tensor)
         if node is None:
@@ -148,7 +149,7 @@ def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
 
 def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
     """The states before each operator, from the rounded value's input upwards."""
-    state = _start(tensor)
+    state = start(tensor)
     yield state
     for _ in range(LONGEST):
         node = graph.producer(state.tensor)

@@ -2,7 +2,8 @@
 
     x -> Sign -> Add(0.1) -> Sign -> Conv(w)       x -> Sign -> Add(0.1) -> Sign -> FakeQuant[-1, 1] -> Conv(w)
     x -> Greater(0) -> Where(1, -1) -> Conv(w)     x -> Greater(0) -> Where(1, -1) -> FakeQuant[-1, 1] -> Conv(w)
-    x -> Clip(0, 3) -> Round -> Conv(w)            x -> Clip(0, 3) -> FakeQuant[0, 3] -> Conv(w)
+    x -> Clip(0, 3) -> Round -> Conv(w)            x -> FakeQuant[0, 3] -> Conv(w)
+    x -> Mul(20) -> Round -> Clip -> Conv(w)       x -> Mul(20) -> FakeQuant -> Conv(w)
 
 larq writes so what it binarizes, without a zero. QKeras writes s + (1 - |s|) of a sign s, and PyTorch takes 1 where s
 is zero; both become larq's form. QKeras's ternary activations are Cast(|x| >= t) * Sign(x). The sign of a product's sum
@@ -12,15 +13,19 @@ becomes that product's own result (the lowering's `signs.py`); any other is take
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.frontends.common.chains import State, backward, forward, start
 from qatc.frontends.common.clamps import COMPARISONS, condition_of
 from qatc.frontends.common.external import fake_quantize
 from qatc.frontends.common.qdq import to_fake_quant
@@ -28,14 +33,14 @@ from qatc.frontends.common.straight_through import keeps_shape
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
 _BYTES: Final = ("uint8", "int8")
-_CLIPPED: Final = 3  # inputs of a Clip with both ends
+_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _LONGEST: Final = 8  # operators between what makes whole numbers and the product that reads them
-_BETWEEN: Final = frozenset({"Sign", "Where", "Add", "Sub", "Mul", "Div", "Cast", "Pad", "Identity"})
+_BETWEEN: Final = frozenset({"Sign", "Where", "Add", "Sub", "Mul", "Div", "Cast", "Clip", "Pad", "Identity"})
 
 
-def reaches_product(node: Node) -> bool:
+def reaches_product(graph: QuantGraph, node: Node) -> bool:
     """Whether a node makes signs or other whole numbers that soon meet a product, as far as a look can tell."""
-    if _whole_range(node) is None and not _is("Sign", node) and not _is_step(node):
+    if _whole(graph, node) is None and not _is("Sign", node) and not _is_step(node):
         return False
     near = [node]
     for _ in range(_LONGEST):
@@ -56,30 +61,67 @@ def quantize_signs(graph: QuantGraph) -> None:
     for node in [n for n in graph.nodes if _is("Where", n)]:
         _choose_one_for_zero(graph, node)
     for node in list(graph.nodes):
-        bounds = _whole_range(node)
-        if bounds is None and not _makes_signs(graph, node):
-            continue
-        if not _meets_weights(graph, node.outputs[0]):
-            continue
-        if bounds is None:
+        whole = _whole(graph, node)
+        if whole is not None and _meets_weights(graph, whole.result):
+            _quantize_to_ones(graph, whole)
+        elif whole is None and _makes_signs(graph, node) and _meets_weights(graph, node.outputs[0]):
             fake_quantize(graph, node.outputs[0], _SIGNS)
-        else:
-            dtype = next(d for d in _BYTES if _holds(d, bounds))
-            to_fake_quant(graph, node, QuantParams.per_tensor(1.0, 0, dtype, *bounds))
     graph.sort()
 
 
-def _whole_range(node: Node) -> tuple[int, int] | None:
-    """The ends of what a Round makes of a Clip to whole numbers right before it, where they fit a byte."""
-    clip = node.inputs[0].inputs[0] if _is("Round", node) and node.inputs[0].inputs else None
-    if not isinstance(clip, Node) or not _is("Clip", clip) or len(clip.inputs) != _CLIPPED:
+def _quantize_to_ones(graph: QuantGraph, whole: _Whole) -> None:
+    maker = graph.producer(whole.result)
+    if maker is None:
+        raise ValueError(f"nothing makes {whole.result.name}")
+    dtype = next(d for d in _BYTES if _holds(d, (whole.low, whole.high)))
+    maker.inputs = [whole.source]
+    to_fake_quant(graph, maker, QuantParams.per_tensor(1.0, 0, dtype, whole.low, whole.high))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A rounding to whole numbers between two of them: what it reads, its last tensor, and its ends."""
+
+    source: Tensor
+    result: Tensor
+    low: int
+    high: int
+
+
+def _whole(graph: QuantGraph, node: Node) -> _Whole | None:
+    """What a Round makes, with the clamps around it, and with a zero point that is added and taken off again.
+
+    None where nothing bounds it on both sides, or where a byte does not hold it.
+    """
+    if not _is("Round", node):
         return None
-    ends = [value_of(t) for t in clip.inputs[1:]]
-    numbers = [float(e.reshape(-1)[0]) for e in ends if e is not None and e.size == 1]
-    if len(numbers) != len(ends) or not all(n.is_integer() for n in numbers):
+    found: _Whole | None = None
+    for end in itertools.chain([start(node.outputs[0])], forward(graph, node.outputs[0])):
+        if not _counts_ones(end):
+            break
+        for begin in backward(graph, node.inputs[0]):
+            if not _counts_ones(begin):
+                break
+            if float(begin.offset + end.offset) == 0 and (ends := _ends(begin, end)) is not None:
+                found = _Whole(begin.tensor, end.tensor, *ends)
+    return found
+
+
+def _counts_ones(state: State) -> bool:
+    """Whether a state is the rounded value, moved by a whole number."""
+    if state.scale.size > 1 or state.offset.size > 1 or element_type(state.tensor) not in (None, 0, *_FLOATS):
+        return False
+    return float(state.scale) == 1 and float(state.offset).is_integer()
+
+
+def _ends(begin: State, end: State) -> tuple[int, int] | None:
+    low, high = -math.inf, math.inf
+    for clamp in (*begin.clamps, *end.clamps):
+        low, high = max(low, clamp.low - float(clamp.offset)), min(high, clamp.high - float(clamp.offset))
+    low, high = low + float(end.offset), high + float(end.offset)
+    if not (low.is_integer() and high.is_integer() and low <= 0 <= high):
         return None
-    bounds = int(numbers[0]), int(numbers[1])
-    return bounds if bounds[0] <= 0 <= bounds[1] and any(_holds(d, bounds) for d in _BYTES) else None
+    return (int(low), int(high)) if any(_holds(d, (int(low), int(high))) for d in _BYTES) else None
 
 
 def _holds(dtype: str, bounds: tuple[int, int]) -> bool:

@@ -68,8 +68,14 @@ def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
         ("a = Sign(x) b = Equal(zero, a) c = Where(b, less, a) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
         ("a = Greater(x, zero) c = Where(a, one, zero) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
         ("a = GreaterOrEqual(x, third) c = Where(a, one, less) y = Conv(c, w)", "int8[-1,1] scale 1 zero 0](c)"),
-        ("a = Clip(x, zero, one) c = Round(a) y = Conv(c, w)", "uint8[0,1] scale 1 zero 0](a)"),
-        ("a = Clip(x, less, three) c = Round(a) y = Conv(c, w)", "int8[-1,3] scale 1 zero 0](a)"),
+        ("a = Clip(x, zero, one) c = Round(a) y = Conv(c, w)", "uint8[0,1] scale 1 zero 0](x)"),
+        ("a = Clip(x, less, three) c = Round(a) y = Conv(c, w)", "int8[-1,3] scale 1 zero 0](x)"),
+        ("a = Round(x) c = Clip(a, less, three) y = Conv(c, w)", "int8[-1,3] scale 1 zero 0](x)"),
+        (  # with a zero point, and with its scale behind the product
+            "s = Mul(x, three) a = Round(s) p = Add(a, one) e = Clip(p, zero, three) c = Sub(e, one) v = Conv(c, w)"
+            " y = Mul(v, third)",
+            "int8[-1,2] scale 1 zero 0](s)",
+        ),
     ],
 )
 def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
@@ -89,6 +95,7 @@ def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
     [
         "a = Clip(x, zero, half) c = Round(a) y = Conv(c, w)",  # between two whole numbers
         "c = Round(x) y = Conv(c, w)",
+        "a = Round(x) b = Relu(a) c = Add(b, two) y = Conv(c, w)",
         "a = Sign(x) b = Equal(a, zero) c = Where(b, two, a) y = Conv(c, w)",
         "a = Greater(x, zero) c = Where(a, two, zero) y = Conv(c, w)",
         "a = Relu(x) y = Conv(a, w)",
