@@ -1,9 +1,10 @@
 """Simulation: the input file itself in ONNX Runtime, unoptimized, with any of its tensors readable.
 
 With its optimizations on, ONNX Runtime fuses fake quantization into integer kernels and re-quantizes weights: it then
-is no reference for what was trained. Where it cannot run the file at all (vendor nodes), where the processor saturates
-the file's own integer products, and where ranges were filled from calibration data (the file does not have them), the
-simulation is a graph of ours with its Q/DQ written back (`compiler/qdq.py`).
+is no reference for what was trained. A Cast of rounded floats to bytes saturates, as frameworks have it: ONNX leaves
+open what becomes of larger ones, and ONNX Runtime cuts off their high bits. Where it cannot run the file at all (vendor
+nodes), where the processor saturates the file's own integer products, and where ranges were filled from calibration
+data (the file does not have them), the simulation is a graph of ours with its Q/DQ written back (`compiler/qdq.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from qatc.compiler.integer import Tensor
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.processor import may_saturate
 from qatc.compiler.qdq import QdqModel, to_qdq
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, dtype_range
 from qatc.compiler.runtime import RunnableModel, errors, version
 
 # Between a rounding and the tensor that carries the rounded value: operators that do not change the shape.
@@ -32,6 +33,14 @@ _AFTER_ROUNDING: Final = frozenset(
 )
 _FINAL: Final = ("QAT005", "QAT011")  # time and memory: the graph takes as much as the file
 _INTEGERS: Final = "_quantized"
+_ROUNDINGS: Final = frozenset({"Round", "Floor", "Ceil"})
+_BYTES: Final[dict[int, str]] = {
+    onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.UINT4: "uint4",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "uint8",
+}
+_CLIP_WITH_INPUTS: Final = 11  # opset
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class Simulation:
     def of_file(cls, path: Path) -> Simulation:
         """The simulation of a model file (CompileError as `model_io.read_proto` where it cannot be read)."""
         model, _ = read_proto(path)
+        _saturate_casts(model)
         return cls(model, f"{printable(file_name(path))} in ONNX Runtime {version()}, unoptimized", folder=path.parent)
 
     @classmethod
@@ -185,6 +195,28 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
     except CompileError as error:
         raise CompileError([*refused, *error.diagnostics]) from error
     return fallback
+
+
+def _saturate_casts(model: onnx.ModelProto) -> None:
+    """Put a Clip between every rounding and the Cast that makes bytes of it, in place."""
+    version_of = {imported.domain: imported.version for imported in model.opset_import}
+    rounded = {n.output[0] for n in model.graph.node if n.op_type in _ROUNDINGS and not n.domain}
+    if version_of.get("", 0) < _CLIP_WITH_INPUTS:
+        return
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        kind = next((int(a.i) for a in node.attribute if a.name == "to"), 0)
+        if node.op_type == "Cast" and kind in _BYTES and node.input[0] in rounded:
+            name, (low, high) = f"{node.output[0]}_saturated", dtype_range(_BYTES[kind])
+            bounds = {f"{name}_low": low, f"{name}_high": high}
+            for bound, value in bounds.items():
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, np.float32), bound))
+            nodes.append(onnx.helper.make_node("Clip", [node.input[0], *bounds], [name], name=name))
+            node.input[0] = name
+        nodes.append(node)
+    if len(nodes) > len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
 
 
 def _reason(error: CompileError) -> str:

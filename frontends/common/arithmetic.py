@@ -3,6 +3,8 @@
     x -> Div(s) -> Round -> Add(z) -> Clip(qmin, qmax) -> Sub(z) -> Mul(s) -> y          x -> FakeQuant -> y
     x -> Mul(1/s) -> Add(z) -> Clip -> Round -> Sub(z) -> Mul(s) -> y                    x -> FakeQuant -> y
     x -> Clip(0, a) -> Div(s) -> Round -> Mul(s) -> y                                    x -> FakeQuant -> y
+    x -> Div(s) -> Round -> Cast(int8) -> Cast(float) -> Mul(s) -> y                     x -> FakeQuant -> y
+    x -> Mul(a) -> Round -> Clip -> Mul(s) -> y                        x -> Mul(a * s) -> FakeQuant -> y
     int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y                                       t -> DequantizeLinear -> y
 
 (what changes no value, as in straight-through gradients, is gone before: see `straight_through`)
@@ -78,7 +80,10 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     if isinstance(source, Constant):
         return _constant(graph, node, source, after)
     reason = "nothing around the rounding undoes its scale and offset"
-    for begin, ends in _stretches(graph, source, after):
+    found = _stretches(graph, source, after)
+    if not found and _behind_a_factor(graph, node, source, after):
+        return True
+    for begin, ends in found:
         try:
             return _fake_quant(graph, node, begin, _in_a_byte(begin, ends))
         except NoMatch as no:  # another stretch may reach the clamp
@@ -125,6 +130,30 @@ def _undo(before: State, after: State, *, within: float = _WHOLE) -> bool:
 def _shift_of(before: State, after: State) -> Doubles:
     """By how many steps a quantizer moves what it rounds."""
     return before.offset + after.offset / after.scale
+
+
+def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[State]) -> bool:
+    """A quantizer whose division was merged into what is multiplied before it: v = a * x is rounded to s * q.
+
+    It quantizes s * v, whose step is s. The factor goes where every constant factor goes: into the operator before.
+    """
+    begin, end = [s for s in backward(graph, source) if not s.multiplied][-1], after[0]
+    if is_constant(begin.tensor) or end.scale.size != 1 or end.offset.size != 1 or not np.all(end.scale > 0):
+        return False
+    name, kind, shape = f"{begin.tensor.name}_scaled", element_type(begin.tensor), shape_of(begin.tensor)
+    scaled = product = graph.variable(name, kind, shape)
+    scale, offset = begin.scale * end.scale, begin.offset * end.scale + end.offset
+    moved = replace(begin, tensor=scaled, scale=1 / end.scale, offset=-end.offset / end.scale)
+    if not _fake_quant(graph, node, moved, _in_a_byte(moved, after)):
+        return False
+    if np.any(offset != 0):
+        product = graph.variable(f"{name}_product", kind, shape)
+        by = graph.constant(f"{name}_offset", np.asarray(offset, np.float32).reshape(()))
+        graph.insert("Add", [product, by], [scaled], hint=f"{node.name}_offset")
+    factor = graph.constant(f"{name}_factor", np.asarray(scale, np.float32).reshape(()))
+    graph.insert("Mul", [begin.tensor, factor], [product], hint=f"{node.name}_factor")
+    graph.sort()
+    return True
 
 
 def _in_a_byte(begin: State, after: list[State]) -> State:

@@ -12,14 +12,26 @@ from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, value_of
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, dtype_range
 from qatc.frontends.common.straight_through import keeps_shape
 
 LONGEST: Final = 8  # operators on one side of a Round
 CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
 _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
+_FLOATS: Final = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+)
+_INTEGERS: Final[dict[int, str]] = {
+    onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.UINT4: "uint4",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.INT16: "int16",
+    onnx.TensorProto.UINT16: "uint16",
+}
 
 Doubles = npt.NDArray[np.float64]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -141,10 +153,27 @@ def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
             clamp = Clamp(state.scale, state.offset, *bounds)
             state = State(out, state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
         elif node.op == "Cast" and not node.domain:
-            state = State(out, state.scale, state.offset, state.clamps, state.multiplied)
+            clamps = _clamps_of_cast(node, state)
+            if clamps is None:
+                return
+            state = State(out, state.scale, state.offset, (*state.clamps, *clamps), state.multiplied)
         else:
             return
         yield state
+
+
+def _clamps_of_cast(node: Node, state: State) -> tuple[Clamp, ...] | None:
+    """What a Cast does to rounded values: one to integers saturates, as in every framework that trains so.
+
+    None where it would cut off fractions.
+    """
+    kind = int(node.attr("to", 0))
+    if kind in _FLOATS:
+        return ()
+    if not (np.all(state.scale == 1) and np.all(state.offset == np.rint(state.offset))):
+        return None
+    dtype = _INTEGERS.get(kind)
+    return () if dtype is None else (Clamp(state.scale, state.offset, *map(float, dtype_range(dtype))),)
 
 
 def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:

@@ -141,8 +141,9 @@ def _scaled_by_extreme(graph: QuantGraph, node: Node) -> Node | None:
         product, values = found
         factors = [t for t in product.inputs if t is not values]
         makers = [maker for t in factors if (maker := graph.producer(t)) is not None]
-        extreme = next((e for m in makers if (e := extreme_behind(graph, m)) is not None), None)
-        if extreme is not None or any(m.op != "Sign" for m in makers):
+        scales = [m for m in makers if m.op != "Sign"]
+        extreme = next((e for m in scales if (e := extreme_behind(graph, m)) is not None), None)
+        if extreme is not None or scales:
             return extreme
         node = product  # scaled by a number, or given its sign, before the scale proper
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.passes.modernize import element_type
 
 _ROUNDINGS: Final = frozenset({"Round", "Floor"})
@@ -65,17 +65,17 @@ def _is_transpose(node: Node) -> bool:
 
 
 def _is_elementwise(node: Node, data: Tensor) -> bool:
-    """Whether a node does the same to every element of `data`: a rounding, or arithmetic with single numbers."""
-    if node.domain or node.op not in (_ROUNDINGS | _SCALAR):
+    """Whether a node does the same to all elements of `data`: a rounding, a Cast, arithmetic with single numbers."""
+    if node.domain or node.op not in (_ROUNDINGS | _SCALAR | {"Cast"}):
         return False
     others = [value_of(t) for t in node.inputs if t.name and t is not data]
-    return all(v is not None and v.size == 1 and v.ndim <= 1 for v in others)
+    return all(v is not None and v.size == 1 and v.ndim <= max(1, rank_of(data) or 0) for v in others)
 
 
 def _swap(graph: QuantGraph, transpose: Node, reader: Node) -> None:
     """`reader` computes what it did before the Transpose, which makes what `reader` made."""
     x, y = transpose.inputs[0], reader.outputs[0]
     index = next(i for i, t in enumerate(reader.inputs) if t is transpose.outputs[0])
-    early = graph.variable(f"{y.name}_early", element_type(x), shape_of(x))
+    early = graph.variable(f"{y.name}_early", element_type(y), shape_of(x))
     reader.inputs[index], reader.outputs[0] = x, early
     transpose.inputs[0], transpose.outputs[0] = early, y

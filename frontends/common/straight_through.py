@@ -5,6 +5,7 @@
     y -> Add(0) or Sub(0)           y       (a range that begins at zero)
     y -> Div(1)                     y       (an equalization that was not asked for)
     y + (v - v)                     y
+    Sign(n) * Floor(Sign(n) * n)    n       (jax2tf casts a rounded n to integers so; also Floor, Ceil and Round of it)
 
 All of it is gone before a quantizer of arithmetic is looked for. What is left must have the shape of the whole: a
 difference that v broadcasts stays. tf2onnx negates and transposes v wherever it likes, each time anew: what counts is
@@ -85,6 +86,54 @@ def nothing_changes(graph: QuantGraph, node: Node) -> bool:
         if keeps_shape(value, data) and np.all(value == neutral):
             graph.replace(node.outputs[0], data)
             return True
+    return False
+
+
+@_RULES.on("Mul")
+def truncated(graph: QuantGraph, node: Node) -> bool:
+    """Whole numbers whose fractions are cut off: the sign is taken off, given back, and nothing was there to cut."""
+    for factor, part in (node.inputs, node.inputs[::-1]):
+        signs, floor = graph.producer(factor), graph.producer(part)
+        if signs is None or floor is None or (signs.op, floor.op) != ("Sign", "Floor") or signs.domain or floor.domain:
+            continue
+        size = graph.producer(floor.inputs[0])
+        values = signs.inputs[0]
+        if size is None or size.domain or not _is_whole(graph, values):
+            continue
+        pair = [id(t) for t in size.inputs]
+        if size.op == "Abs" and size.inputs[0] is values:
+            pass
+        elif size.op != "Mul" or sorted(pair) != sorted((id(factor), id(values))):
+            continue
+        graph.replace(node.outputs[0], values)
+        return True
+    return False
+
+
+@_RULES.on("Round", "Floor", "Ceil")
+def rounded_again(graph: QuantGraph, node: Node) -> bool:
+    """A rounding of whole numbers."""
+    if not _is_whole(graph, node.inputs[0]):
+        return False
+    graph.replace(node.outputs[0], node.inputs[0])
+    return True
+
+
+def _is_whole(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor holds nothing but whole numbers: rounded, and clamped since to whole numbers at most."""
+    for _ in range(_LONGEST):
+        maker = graph.producer(tensor)
+        if maker is None or maker.domain:
+            return False
+        if maker.op in ("Round", "Floor", "Ceil"):
+            return True
+        if maker.op not in ("Clip", "Min", "Max", "Relu", "Transpose"):
+            return False
+        data = [t for t in maker.inputs if t.name and not is_constant(t)]
+        bounds = [v for t in maker.inputs if t.name and (v := value_of(t)) is not None]
+        if len(data) != 1 or not all(np.all(np.isinf(v) | (v == np.rint(v))) for v in bounds):
+            return False
+        tensor = data[0]
     return False
 
 

@@ -127,3 +127,25 @@ def test_files_of_the_corpus_and_their_graphs_written_back_agree():
             )
         assert canonical(model).origin  # what ties both to the integer graph
         assert folded(model).params
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("INT8", (-128, 127)), ("UINT8", (0, 255))])
+def test_a_cast_of_rounded_values_to_bytes_saturates(kind: str, ends: tuple[int, int], tmp_path: Path) -> None:
+    """ONNX leaves it open, ONNX Runtime keeps the low byte: 128 became -128, where JAX has 127."""
+    to = TensorProto.DataType.Value(kind)
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y, float[4] z)
+        {{ r = Round(x) c = Cast<to={to}>(r) y = Cast<to=1>(c) k = Cast<to=7>(r) z = Cast<to=1>(k) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    found = Simulation.of_file(tmp_path / "model.onnx").run(
+        {"x": np.asarray([-300, -1.4, 128, 999], np.float32)}, ["y", "z"]
+    )
+    np.testing.assert_array_equal(found["y"], np.clip([-300, -1, 128, 999], *ends))
+    np.testing.assert_array_equal(found["z"], [-300, -1, 128, 999])  # other types are as they were
+
+
+def test_a_cast_of_rounded_half_precision_is_left_to_the_graph(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float16[4] x) => (float16[4] y)
+        { r = Round(x) c = Cast<to=3>(r) y = Cast<to=10>(c) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    with pytest.raises(CompileError, match="QAT403"):
+        Simulation.of_file(tmp_path / "model.onnx").run({"x": np.zeros(4, np.float16)}, ["y"])
