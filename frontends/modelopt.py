@@ -13,6 +13,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
 from qatc.frontends.common import qdq
+from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.vendor import count, finish, refuse_formats
 
 DOMAIN: Final = "trt"
@@ -61,7 +62,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
     seen = count(graph, lambda node: node.domain == DOMAIN)
     if seen is not None:
         return seen
-    scoped = count(graph, lambda node: qdq.is_q(node) and any(scope in node.name for scope in _SCOPES))
+    scoped = count(graph, lambda node: is_q(node) and any(scope in node.name for scope in _SCOPES))
     return None if scoped is None else f"{scoped} in scopes input_quantizer and weight_quantizer"
 
 

@@ -7,19 +7,16 @@ lose: `quantize_per_tensor` of the dynamo exporter ignores quant_min and quant_m
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
-from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.quant import Array, QuantParams, blocks
-from qatc.frontends.common import arithmetic, clamps, grid, lookalikes
-from qatc.frontends.common.qdq import apply_ranges, fake_quants, fold, is_dq, is_q, lift, settle
-from qatc.frontends.common.signs import quantize_signs, reaches_product
+from qatc.frontends.common import standard
+from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.qdq import fake_quants
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
@@ -29,51 +26,16 @@ _ENOUGH: Final = 3
 
 def recognise(graph: QuantGraph, producer: str) -> str | None:
     """Standard Q/DQ of any exporter, or fake quantization written as arithmetic."""
-    found = evidence(graph)
+    found = standard.evidence(graph)
     return f"{found}, producer {producer or 'unknown'}" if found else None
-
-
-def evidence(graph: QuantGraph) -> str:
-    """What of standard Q/DQ and of quantizers in arithmetic is in a graph; "" where there is nothing."""
-    counts: Counter[str] = Counter()
-    for node in graph.nodes:
-        if is_q(node) or is_dq(node):
-            counts[node.op] += 1
-        elif lookalikes.looks_like_quantizer(node):
-            counts["fake quantization written as arithmetic"] += 1
-        elif lookalikes.holds_weight(node):
-            counts["Cast of integer weights"] += 1
-        elif reaches_product(graph, node):
-            counts[f"{node.op} that a product reads"] += 1
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
 
 
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     converted = _is_converted(graph)
-    standard(graph)
-    grid.recover_weights(graph, quantize_others=options.float_weights == "quantize")
-    quantize_signs(graph)
-    apply_ranges(graph, options)
+    standard.normalise(graph, options, quantize_weights=options.float_weights == "quantize")
     if not graph.diagnostics.errors:
         _suggest_ranges(graph, options, converted=converted)
-
-
-def standard(graph: QuantGraph, nodes: Callable[[QuantGraph], None] | None = None) -> None:
-    """The common road: modern operators, quantizers in arithmetic, folded constants, Q/DQ lifted.
-
-    `nodes` turns a dialect's own nodes into FakeQuant, once constants are folded.
-    """
-    modernize(graph)
-    clamps.rewrite(graph)  # before constants are folded: it shows which roundings head quantizers
-    settle(graph, keep=lookalikes.heads_quantizer)
-    if nodes is not None:
-        nodes(graph)
-    arithmetic.rewrite(graph)
-    fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
-    arithmetic.rewrite(graph)
-    lookalikes.report_others(graph)
-    lift(graph)
 
 
 # -- ranges that the exporter lost --------------------------------------------------------------------------------

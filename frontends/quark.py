@@ -22,6 +22,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
 from qatc.frontends.common import qdq
+from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.vendor import count, finish, refuse_formats
 
@@ -111,7 +112,7 @@ def _type_of(node: Node) -> np.dtype[np.generic] | None:
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
     seen = count(graph, _is_ours)
     if seen is None and any(d in graph.domains for d in DOMAINS):
-        seen = count(graph, lambda node: qdq.is_q(node) or qdq.is_dq(node))
+        seen = count(graph, lambda node: is_q(node) or is_dq(node))
         seen = None if seen is None else f"{seen}, imports {', '.join(d for d in DOMAINS if d in graph.domains)}"
     return seen
 

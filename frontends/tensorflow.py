@@ -19,11 +19,9 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Constant, Node, QuantGraph, is_constant, shape_of
 from qatc.compiler.links import label_of
 from qatc.compiler.quant import Array, QuantParams
-from qatc.frontends.common import grid
+from qatc.frontends.common import grid, standard
 from qatc.frontends.common.params import constant_input, make_params
-from qatc.frontends.common.qdq import apply_ranges, to_fake_quant
-from qatc.frontends.common.signs import quantize_signs
-from qatc.frontends.pytorch import evidence, standard
+from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.tf.importer import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
@@ -37,7 +35,8 @@ def recognise(graph: QuantGraph, producer: str) -> str | None:
     if not nodes and not by_tf2onnx:
         return None
     found = [f"{nodes} FakeQuantWithMinMaxVars"] if nodes else []
-    found += [evidence(graph)] if evidence(graph) else []
+    seen = standard.evidence(graph)
+    found += [seen] if seen else []
     if not found and _has_grid(graph):
         found = ["weights on a quantization grid"]
     return f"{', '.join(found)}, producer {producer or 'unknown'}" if found else None
@@ -58,10 +57,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     _narrow_biases(graph)
     _left_behind(graph)
-    standard(graph, _tf_fake_quants)
-    grid.recover_weights(graph, quantize_others=options.float_weights != "keep")
-    quantize_signs(graph)
-    apply_ranges(graph, options)
+    standard.normalise(graph, options, quantize_weights=options.float_weights != "keep", nodes=_tf_fake_quants)
 
 
 def _narrow_biases(graph: QuantGraph) -> None:

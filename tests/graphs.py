@@ -16,6 +16,7 @@ from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.model_io import load, node_proto, value_info
 from qatc.compiler.passes.strip import strip
 from qatc.frontends.common import qdq
+from qatc.frontends.common.lift import lift
 
 # Grids by letter, for `net`: scale, zero point, type.
 GRIDS = {
@@ -67,10 +68,17 @@ def loaded(text: str) -> QuantGraph:
         return load(path)[0]
 
 
+def normalise(graph: QuantGraph, options: FrontendOptions | None = None) -> None:
+    """Bring a graph of standard Q/DQ, and of nothing else, to the canonical form."""
+    qdq.prepare(graph)
+    lift(graph)
+    qdq.apply_ranges(graph, options or FrontendOptions())
+
+
 def canonical(text: str) -> QuantGraph:
     """A graph of standard Q/DQ in canonical form: FakeQuant nodes and quantized constants."""
     graph = loaded(text)
-    qdq.normalise(graph, FrontendOptions())
+    normalise(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 
-from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph, infer_shapes
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
@@ -20,7 +19,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime import RunnableModel
-from qatc.frontends.common import qdq
+from tests.graphs import normalise
 
 Values = Mapping[str, np.ndarray]
 
@@ -36,7 +35,7 @@ def read(model: onnx.ModelProto) -> QuantGraph:
 def canonical(model: onnx.ModelProto) -> QuantGraph:
     """A model of standard Q/DQ in canonical form."""
     graph = read(model)
-    qdq.normalise(graph, FrontendOptions())
+    normalise(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph

@@ -22,6 +22,7 @@ from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, Variable, 
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.common import qdq
+from qatc.frontends.common.integers import is_dq
 from qatc.frontends.common.vendor import container, finish, has_channels, implied_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
@@ -238,7 +239,7 @@ def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator
 
 
 def _is_quantized(node: Node | None) -> bool:
-    return node is not None and (node.op == FAKE_QUANT or qdq.is_dq(node))
+    return node is not None and (node.op == FAKE_QUANT or is_dq(node))
 
 
 def fake_quantize(graph: QuantGraph, tensor: Tensor, params: QuantParams) -> None:

@@ -1,7 +1,7 @@
-"""What every dialect shares: preparing a graph, standard Q/DQ, turning vendor nodes into FakeQuant, stated ranges.
+"""What every dialect shares: preparing a graph, turning vendor nodes into FakeQuant, stated ranges.
 
 A dialect's `normalise` is `prepare`, its own rewriting into FakeQuant (`to_fake_quant`) or into standard Q/DQ, then
-`lift` and `apply_ranges`. For standard Q/DQ alone that is `normalise` here.
+`vendor.finish`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,9 @@ from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.frontends.common.integers import clips_weight, fold_fills, is_dq, is_q
-from qatc.frontends.common.lift import lift
+from qatc.frontends.common.integers import clips_weight, fold_fills
 
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
-
-__all__ = [
-    "apply_ranges",
-    "fake_quants",
-    "fold",
-    "is_dq",
-    "is_q",
-    "lift",
-    "normalise",
-    "prepare",
-    "settle",
-    "to_fake_quant",
-]
 
 
 def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
@@ -64,13 +50,6 @@ def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> No
     """Fold constants, except for what a weight's quantization says (and what `keep` says)."""
     fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)))
     fold_fills(graph)
-
-
-def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    """Bring a graph of standard Q/DQ to the canonical form (findings go to `graph.diagnostics`)."""
-    prepare(graph)
-    lift(graph)
-    apply_ranges(graph, options)
 
 
 def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: float = 0.0) -> None:

@@ -17,6 +17,7 @@ from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.frontends.common import qdq
 from qatc.frontends.common.grid import recover_weights
+from qatc.frontends.common.lift import lift
 from qatc.frontends.common.params import make_params
 
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
@@ -252,7 +253,7 @@ def finish(graph: QuantGraph, options: FrontendOptions, domains: Iterable[str] =
     are quantized after training, with a warning, unless the options say otherwise.
     """
     drop_domains(graph, domains)
-    qdq.lift(graph)
+    lift(graph)
     lost = not any(_is_quantized_weight(graph, n) for n in graph.nodes) and options.float_weights != "keep"
     recover_weights(graph, quantize_others=lost or options.float_weights == "quantize")
     qdq.apply_ranges(graph, options)

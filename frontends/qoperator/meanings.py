@@ -21,8 +21,8 @@ from qatc.compiler.graph import Constant, Node, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch
-from qatc.frontends.common import qdq
 from qatc.frontends.common.arithmetic import dequantization
+from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.qoperator.reader import Grid, Meaning, Reader, element_of
 
 MEANINGS: Final[dict[str, Meaning]] = {}
@@ -136,7 +136,7 @@ def shift(reader: Reader, node: Node) -> bool:
     if maker is None or len(node.inputs) < 3 or not node.inputs[2].name:
         return False
     q, target = maker.inputs[0], reader.grid(node, 1).numbers()
-    if qdq.is_dq(maker):
+    if is_dq(maker):
         source = reader.grid(maker, 1).numbers()
     elif maker.op == "Cast" and not maker.domain and maker.attr("to") in _FLOATS:
         source = (1.0, 0)
@@ -161,7 +161,7 @@ def shift(reader: Reader, node: Node) -> bool:
 def other_step(reader: Reader, node: Node) -> bool:
     """A DequantizeLinear on a grid that is not the integers', if not for a QuantizeLinear to shift them."""
     readers = reader.graph.consumers(node.outputs[0])
-    if len(node.inputs) < 2 or (readers and all(qdq.is_q(n) for n in readers)):
+    if len(node.inputs) < 2 or (readers and all(is_q(n) for n in readers)):
         return False
     real = reader.on_other_grid(node.inputs[0], reader.grid(node, 1))
     if real is None:
@@ -211,7 +211,7 @@ def as_floats(reader: Reader, node: Node) -> bool:
     """Integers cast to float (not for a QuantizeLinear): shifted and scaled to what they stand for, or as they are."""
     readers = reader.graph.consumers(node.outputs[0])
     have = reader.grids.get(id(node.inputs[0]))
-    if node.attr("to") not in _FLOATS or have is None or (readers and all(qdq.is_q(n) for n in readers)):
+    if node.attr("to") not in _FLOATS or have is None or (readers and all(is_q(n) for n in readers)):
         return False
     try:
         found = dequantization(reader.graph, node.outputs[0])

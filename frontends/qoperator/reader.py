@@ -16,7 +16,7 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, val
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array
-from qatc.frontends.common import qdq
+from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.params import constant_input
 from qatc.frontends.common.rounded import STATIC, refuse_casts
 from qatc.frontends.common.vendor import data_name
@@ -194,7 +194,7 @@ class Reader:
                 self.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs only", "the file is damaged")
             elif rule is not None:
                 rule(self, node)
-            elif domain == MICROSOFT and not qdq.is_q(node) and not qdq.is_dq(node) and self.reads_integers(node):
+            elif domain == MICROSOFT and not is_q(node) and not is_dq(node) and self.reads_integers(node):
                 self.refuse(node, "QAT302", f"{node.op} of {MICROSOFT} is not supported", None)
             else:
                 self.follow(node)
@@ -213,10 +213,10 @@ class Reader:
 
     def follow(self, node: Node) -> None:
         """Standard operators: where integers come from, where they go, and where they are read as numbers."""
-        rule = self.meanings.get(node.op) if not node.domain or qdq.is_q(node) or qdq.is_dq(node) else None
-        if len(node.inputs) < 1 + qdq.is_q(node) or (rule is not None and rule(self, node)) or qdq.is_dq(node):
+        rule = self.meanings.get(node.op) if not node.domain or is_q(node) or is_dq(node) else None
+        if len(node.inputs) < 1 + is_q(node) or (rule is not None and rule(self, node)) or is_dq(node):
             return
-        if qdq.is_q(node):
+        if is_q(node):
             self.requantize(node)
         elif is_movement(node) or node.op in _ON_INTEGERS:
             known = self.grids.get(id(node.inputs[0]))
@@ -277,7 +277,7 @@ class Reader:
             for node in dict.fromkeys(self.graph.consumers(tensor)):
                 if node.op == "Cast" and node.attr("to") == _FLOAT:
                     self.graph.bypass(node)
-                elif qdq.is_dq(node) and self.scaled(node, tensor):
+                elif is_dq(node) and self.scaled(node, tensor):
                     continue
                 elif is_movement(node):
                     waiting.extend(node.outputs)

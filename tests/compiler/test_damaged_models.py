@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import infer_shapes
 from qatc.compiler.lowering import lower
 from qatc.compiler.lowering.missing import missing_ranges
@@ -19,7 +18,7 @@ from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
-from qatc.frontends.common import qdq
+from tests.graphs import normalise
 from tests.mutations import damage
 from tests.random_models import Seeded, random_model
 
@@ -27,7 +26,7 @@ from tests.random_models import Seeded, random_model
 def compile_middle(path: Path) -> None:
     """The road from the file to the integer graph; every stage leaves a sound graph behind."""
     graph, _ = load(path)
-    qdq.normalise(graph, FrontendOptions())
+    normalise(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     strip(graph)

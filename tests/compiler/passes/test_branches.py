@@ -8,6 +8,7 @@ import pytest
 
 from qatc.compiler.graph import QuantGraph
 from qatc.frontends.common import qdq
+from qatc.frontends.common.lift import lift
 from tests.frontends.running import run
 from tests.graphs import loaded, to_model
 
@@ -69,7 +70,7 @@ def test_quantizers_in_a_branch_are_read() -> None:
     )
     source, graph = prepared(text)
     same(source, graph, np.linspace(-5, 5, 6, dtype=np.float32).reshape(2, 1, 3))
-    qdq.lift(graph)
+    lift(graph)
     assert [n.op for n in graph.nodes] == ["FakeQuant"]
 
 
