@@ -201,6 +201,11 @@ class QuantParams:
             0 if self.dtype.startswith("u") == dtype.startswith("u") else self._offset() * (1 if self.is_signed else -1)
         )
 
+    def moved(self, q: Integers, dtype: str) -> Integers:
+        """Integers of this grid as those of `as_dtype(dtype)`, for the same real numbers."""
+        shift = self.shift_to(dtype)
+        return (q.astype(np.int32) + shift).astype(self.as_dtype(dtype).container) if shift else q
+
     def _offset(self) -> int:
         return 1 << (self.container.itemsize * 8 - 1)
 

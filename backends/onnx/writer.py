@@ -300,8 +300,7 @@ class Writer:
         byte, moved = in_bytes(params, have), in_bytes(params, dtype)
         constant = self.graph.constants.get(name)
         if constant is not None:
-            shifted = (constant.astype(np.int16) + byte.shift_to(dtype)).astype(dtype)
-            return self.array(shifted, f"{name}_{dtype}"), moved
+            return self.array(byte.moved(constant, dtype), f"{name}_{dtype}"), moved
         return self.shift(self.read(name), have, dtype), moved
 
     def shift(self, x: str, have: str, want: str, out: str = "") -> str:

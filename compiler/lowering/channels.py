@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
 from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
 from qatc.compiler.passes.affine import Place, affine_of
-from qatc.compiler.passes.products import per_channel
+from qatc.compiler.passes.products import Vector, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
-Vector = npt.NDArray[np.float64]
 _PEAK: Final = 64  # a power of two keeps a factor's own digits
 _STEPS: Final = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
 _MANY: Final = 16  # channels that processors take at a time
@@ -130,8 +128,8 @@ def _depthwise(
     node: Node,
     out: Tensor,
     ends: tuple[str, str],
-    factor: npt.NDArray[np.float64],
-    offset: npt.NDArray[np.float64] | None,
+    factor: Vector,
+    offset: Vector | None,
     bounds: tuple[int, int],
     rank: int,
 ) -> None:

@@ -202,14 +202,18 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
     if not (min(units) >= SMALLEST and max(units) <= LARGEST):  # nor where the factor is negative, or not a number
         return None
-    name = state.int_name(x)
-    if node.op == "Gemm" and node.attr("transA", 0):
-        name = state.transposed(x, name, (1, 0))
+    name = _left(state, node)
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, channels_of(node))
-    shift = state.graph.params[weight.name].shift_to(w_params.dtype)
-    values = (weight.values.astype(np.int32) + shift).astype(w_params.container) if shift else weight.values
+    values = state.graph.params[weight.name].moved(weight.values, w_params.dtype)
     return Operands(node, name, weight, w_params, values, unit, _channel_axis(node, weight), channels_of(node))
+
+
+def _left(state: State, node: Node) -> str:
+    """The integers of the first operand, as the product reads them."""
+    x = node.inputs[0]
+    name = state.int_name(x)
+    return state.transposed(x, name, (1, 0)) if node.op == "Gemm" and node.attr("transA", 0) else name
 
 
 def own_bias(state: State, node: Node) -> Vector | None:
@@ -478,9 +482,7 @@ def _parts(state: State, node: Node) -> list[Operands]:
     whole, step = sixteen_bits(weight.values, real, own, None if grouped else axis)
     if not (step.min() * unit >= SMALLEST and step.max() * 256 * unit <= LARGEST):
         return []
-    name = state.int_name(x)
-    if node.op == "Gemm" and node.attr("transA", 0):
-        name = state.transposed(x, name, (1, 0))
+    name = _left(state, node)
     found: list[Operands] = []
     for values, scale, dtype in ((whole >> 8, step * 256, "int8"), (whole & 255, step, "uint8")):
         params = QuantParams.per_channel(scale, axis, dtype=dtype)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.lowering.functions import SIGNS, is_elementwise
+from qatc.compiler.lowering.normalization import KINDS
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
@@ -37,7 +38,6 @@ _INTEGER = frozenset(
 )
 
 _MASKED = -100.0  # Softmax makes nothing of it: exp(-100) added to one is one in float32
-_OPTIONAL = {"Softmax": "Softmax", "LayerNormalization": "LayerNorm", "RMSNormalization": "LayerNorm"}
 
 
 def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[Tensor]:
@@ -47,7 +47,7 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
         graph: a stripped and folded graph.
         operators: the integer operators that are wanted beside those that every target has ("Softmax", "LayerNorm").
     """
-    integer = _INTEGER | {node for node, kind in _OPTIONAL.items() if kind in operators}
+    integer = _INTEGER | {node for node, kind in KINDS.items() if kind in operators}
     found: dict[int, Tensor] = {}
     waiting: deque[Tensor] = deque()
 

@@ -15,7 +15,7 @@ from qatc.compiler.lowering.unrolled import Unrolled, unrolled
 from qatc.compiler.quant import Array
 from qatc.compiler.target import OPTIONAL_OPERATORS
 
-_KINDS = {  # ONNX operator -> the integer one
+KINDS = {  # ONNX operator -> the integer one
     "Softmax": "Softmax",
     "LayerNormalization": "LayerNorm",
     "RMSNormalization": "LayerNorm",
@@ -24,7 +24,7 @@ _KINDS = {  # ONNX operator -> the integer one
 
 def unasked(state: State, node: Node) -> str | None:
     """The option that would make a node an integer operator of this target, where that is all that is missing."""
-    kind = None if node.domain else _KINDS.get(node.op)
+    kind = None if node.domain else KINDS.get(node.op)
     if kind is None or kind in state.options.operators or kind not in state.options.offered:
         return None
     if state.usable(node.outputs[0]) is None or not _fits(state, node):
@@ -34,7 +34,7 @@ def unasked(state: State, node: Node) -> str | None:
 
 def unoffered(state: State, node: Node) -> bool:
     """Whether a node would need an operator that this target does not have: then no range makes it one of integers."""
-    kind = None if node.domain else _KINDS.get(node.op)
+    kind = None if node.domain else KINDS.get(node.op)
     return kind is not None and kind not in state.options.offered | state.options.operators
 
 
@@ -67,7 +67,7 @@ def normalization(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bo
 
 def _layer_norm(state: State, node: Node) -> Unrolled | None:
     """The layer normalization that a node ends, as one operator or written out, where it fits."""
-    if _KINDS.get(node.op) != "LayerNorm":
+    if KINDS.get(node.op) != "LayerNorm":
         found = unrolled(state.graph, node)
         return found if found is not None and state.usable(found.x) is not None else None
     if not _fits(state, node):

@@ -17,7 +17,7 @@ from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, i
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.passes.modernize import axes_of
-from qatc.compiler.passes.movement import is_movement, on_grid, pad_value
+from qatc.compiler.passes.movement import MAXIMA, is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.windows import sized_window, window
 
@@ -335,8 +335,7 @@ def movement(state: State, node: Node) -> bool:
 def _moves_onto(node: Node, params: QuantParams, wanted: QuantParams) -> bool:
     """Whether moved integers are those of the result as they are: the same grid, and no range that cuts some off."""
     contained = wanted.qmin <= params.qmin and params.qmax <= wanted.qmax
-    clamps = node.op in ("MaxPool", "GlobalMaxPool")  # these clamp by themselves
-    return wanted.same_grid(params) and wanted.dtype == params.dtype and (contained or clamps)
+    return wanted.same_grid(params) and wanted.dtype == params.dtype and (contained or node.op in MAXIMA)  # these clamp
 
 
 def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ...] | None:
@@ -360,7 +359,7 @@ def emit_move(state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[
     """The node on the integers `inputs`, with the operands that say how it moves them."""
     label = label_of(node)
     name = state.build.fresh(label)
-    if node.op not in ("MaxPool", "GlobalMaxPool"):
+    if node.op not in MAXIMA:
         attrs: dict[str, Any] = dict(node.attrs)
         state.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=label))
         return

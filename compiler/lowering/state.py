@@ -175,8 +175,7 @@ class State:
     def _int_constant(self, tensor: Constant) -> str:
         own = self.graph.params[tensor.name]
         params = self.stored(own)  # not a weight here: it meets activations, in their type
-        shift = own.shift_to(params.dtype)
-        value = (tensor.values.astype(np.int32) + shift).astype(params.container) if shift else tensor.values
+        value = own.moved(tensor.values, params.dtype)
         name = self.ints[id(tensor)] = self.build.constant(tensor.name, value, params)
         return name
 
