@@ -321,6 +321,11 @@ def blocks(shape: tuple[int, ...], size: int = _CHUNK) -> Iterator[tuple[slice, 
         yield (slice(start, start + step),)
 
 
+def number_of(value: Array | None) -> float | None:
+    """The number in an array of one, whatever its shape; None for others, and for what is no number."""
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 and value.dtype.kind in "biuf" else None
+
+
 def text_of(value: Array) -> str:
     """A short stable text of an array's elements, for dumps: the elements of a small one, else a digest."""
     if value.size <= _SHOWN:

@@ -17,7 +17,7 @@ import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.passes.modernize import axes_of
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, number_of
 
 _FACTORS: Final = 6  # of one product
 
@@ -207,13 +207,14 @@ def _mean_square(graph: QuantGraph, root: Node) -> tuple[Tensor | None, int, flo
     if total is None or total.op != "Add":
         return nothing
     mean, epsilon = _behind_constant(graph, total)
-    if mean is None or epsilon is None or epsilon.values.size != 1:
+    number = number_of(value_of(epsilon))
+    if mean is None or number is None:
         return nothing
     square = _maker(graph, mean.inputs[0]) if mean.op == "ReduceMean" else None
     axes = None if square is None else _mean_axes(graph, mean.outputs[0], square.outputs[0])
     if square is None or axes is None or not _is_square(square):
         return nothing
-    return square.inputs[0], axes, float(np.float32(epsilon.values.reshape(-1)[0]))
+    return square.inputs[0], axes, float(np.float32(number))
 
 
 def _is_square(node: Node) -> bool:
@@ -222,5 +223,4 @@ def _is_square(node: Node) -> bool:
 
 def _power(node: Node) -> float | None:
     """The exponent of a Pow, None where it is no one number."""
-    power = value_of(node.inputs[1])
-    return float(power.reshape(-1)[0]) if power is not None and power.size == 1 else None
+    return number_of(value_of(node.inputs[1]))

@@ -17,6 +17,7 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
 from qatc.compiler.model_io import captures_of, dims_of
 from qatc.compiler.passes.modernize import OPSET, UPGRADE
 from qatc.compiler.protos import captured_names
+from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import sweep
 
 _BRANCHES: Final = ("else_branch", "then_branch")
@@ -46,8 +47,8 @@ def _condition(node: Node) -> bool | None:
     """The constant condition of an If, None where it has none."""
     if node.op != "If" or node.domain or not node.inputs:
         return None
-    value = value_of(node.inputs[0])
-    return bool(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+    number = number_of(value_of(node.inputs[0]))
+    return None if number is None else bool(number)
 
 
 def _inline(graph: QuantGraph, node: Node) -> list[Node]:

@@ -12,7 +12,7 @@ from typing import Final, TypeGuard
 import numpy as np
 
 from qatc.compiler.graph import Dim, Node, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, number_of
 from qatc.compiler.reference.moves import MOVES, Call
 
 _ALWAYS: Final = frozenset(
@@ -60,8 +60,7 @@ def pad_value(node: Node) -> float | None:
     """The constant a Pad fills with; None where it is computed at run time."""
     if len(node.inputs) < 3 or not node.inputs[2].name:
         return float(node.attr("value", 0.0))
-    value = value_of(node.inputs[2])
-    return None if value is None or value.size != 1 else float(value.reshape(-1)[0])
+    return number_of(value_of(node.inputs[2]))
 
 
 def params_through(node: Node, params: QuantParams) -> QuantParams | None:

@@ -24,7 +24,7 @@ from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import Mac, Vector, mac_of
 from qatc.compiler.passes.propagate import clamp_bounds
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, number_of
 
 _FLOAT: Final = onnx.TensorProto.FLOAT
 _AVERAGES: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
@@ -55,9 +55,9 @@ def _sum(graph: QuantGraph, node: Node | None) -> tuple[Tensor, float] | None:
     if isinstance(x, Constant) and node.op == "Add":
         x, constant = constant, x
     value = graph.real(constant) if isinstance(constant, Constant) else None
-    if value is None or value.size != 1 or value.dtype != np.float32 or isinstance(x, Constant):
+    number = number_of(value)
+    if value is None or number is None or value.dtype != np.float32 or isinstance(x, Constant):
         return None
-    number = float(value.reshape(-1)[0])
     return (x, number if node.op == "Add" else -number) if value.ndim <= (rank_of(x) or 0) else None
 
 

@@ -30,7 +30,7 @@ from qatc.compiler.passes.movement import (
     on_grid,
     params_through,
 )
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import QuantParams, number_of
 
 
 def propagate(graph: QuantGraph) -> None:
@@ -148,10 +148,10 @@ def clamp_bounds(graph: QuantGraph, node: Node) -> tuple[float, float] | None:
     for index, tensor in enumerate(node.inputs[1:3]):
         if not tensor.name:
             continue
-        value = graph.real(tensor)
-        if value is None or value.size != 1:
+        number = number_of(graph.real(tensor))
+        if number is None:
             return None
-        bounds[index] = float(value.reshape(-1)[0])
+        bounds[index] = number
     return (bounds[0], bounds[1]) if bounds[0] <= bounds[1] else None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Variable, shape_of, value_of
+from qatc.compiler.quant import number_of
 
 
 def split_sequences(graph: QuantGraph) -> None:
@@ -30,11 +31,10 @@ def _taken_apart(graph: QuantGraph, node: Node) -> list[Node]:
         return []
     places: list[int] = []
     for reader in readers:
-        value = value_of(reader.inputs[1]) if reader.op == "SequenceAt" and not reader.domain else None
-        place = None if value is None or value.size != 1 else int(value.reshape(-1)[0])
+        place = number_of(value_of(reader.inputs[1])) if reader.op == "SequenceAt" and not reader.domain else None
         if place is None or not -len(sizes) <= place < len(sizes):
             return []
-        places.append(place % len(sizes))
+        places.append(int(place) % len(sizes))
     kind = node.inputs[0].dtype
     parts = [
         graph.variable(f"{node.outputs[0].name}_{i}", kind if isinstance(kind, int) else None)

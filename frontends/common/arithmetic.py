@@ -175,7 +175,7 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool
     clamps = (*begin.clamps, *end.clamps)
     if not clamps:  # the clamp may stand before the division
         above = graph.producer(begin.tensor)
-        bounds = bounds_of(above, above.inputs[0]) if above is not None else None
+        bounds = bounds_of(graph, above, above.inputs[0]) if above is not None else None
         if bounds is not None and above is not None:
             clamps = (Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
     grid = _integers_of(clamps, end)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, value_of
-from qatc.compiler.quant import Array, dtype_range
+from qatc.compiler.passes.propagate import clamp_bounds
+from qatc.compiler.quant import Array, dtype_range, number_of
 from qatc.frontends.common.straight_through import keeps_shape
 
 LONGEST: Final = 8  # operators on one side of a Round
@@ -115,26 +116,15 @@ def affine_of(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
             return (1 / c, zero) if first and np.all(c != 0) else None
 
 
-def bounds_of(node: Node, tensor: Tensor) -> tuple[float, float] | None:
+def bounds_of(graph: QuantGraph, node: Node, tensor: Tensor) -> tuple[float, float] | None:
     """(low, high) where the node clamps `tensor` between constants."""
-    if node.op not in CLAMPS or node.domain:
+    if node.op in ("Relu", "Clip"):
+        return clamp_bounds(graph, node) if node.inputs[0] is tensor else None
+    found = _operand(node, tensor) if node.op in ("Min", "Max") and not node.domain else None
+    bound = None if found is None else number_of(found[0])
+    if bound is None:
         return None
-    if node.op == "Relu":
-        return 0.0, np.inf
-    if node.op == "Clip":
-        ends = [-np.inf, np.inf]
-        for index, bound in enumerate(node.inputs[1:3]):
-            value = value_of(bound) if bound.name else None
-            if value is not None and value.size == 1:
-                ends[index] = float(value.reshape(-1)[0])
-            elif bound.name:
-                return None
-        return (ends[0], ends[1]) if node.inputs[0] is tensor else None
-    found = _operand(node, tensor)
-    if found is None or found[0].size != 1:
-        return None
-    bound_value = float(found[0].reshape(-1)[0])
-    return (-np.inf, bound_value) if node.op == "Min" else (bound_value, np.inf)
+    return (-np.inf, bound) if node.op == "Min" else (bound, np.inf)
 
 
 def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
@@ -144,7 +134,7 @@ def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
         node = graph.only_consumer(state.tensor)
         if node is None:
             return
-        affine, bounds, out = affine_of(node, state.tensor), bounds_of(node, state.tensor), node.outputs[0]
+        affine, bounds, out = affine_of(node, state.tensor), bounds_of(graph, node, state.tensor), node.outputs[0]
         if affine is not None and fit(state.scale, *affine):
             a, b = affine
             multiplied = state.multiplied or node.op in ("Mul", "Div")
@@ -188,7 +178,7 @@ def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
             if node is None or constant is None or node.op not in _AFFINE:
                 return
             data = [constant]
-        affine, bounds = affine_of(node, data[0]), bounds_of(node, data[0])
+        affine, bounds = affine_of(node, data[0]), bounds_of(graph, node, data[0])
         if affine is not None and fit(state.scale, *affine):
             a, b = affine
             state = State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)

@@ -24,7 +24,7 @@ from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, 
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
-from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.quant import QuantParams, dtype_range, number_of
 from qatc.frontends.common.chains import State, backward, forward, start
 from qatc.frontends.common.clamps import COMPARISONS, condition_of
 from qatc.frontends.common.external import fake_quantize
@@ -172,7 +172,7 @@ def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
         if not _is("Sign", graph.producer(signs)) or difference is None or not _is("Sub", difference):
             continue
         one, absolute = value_of(difference.inputs[0]), graph.producer(difference.inputs[1])
-        if one is None or one.size != 1 or one.reshape(-1)[0] != 1 or absolute is None:
+        if one is None or number_of(one) != 1 or absolute is None:
             continue
         if _is("Abs", absolute) and absolute.inputs[0] is signs:
             _sign_of_sum(graph, node, signs, 0.5)

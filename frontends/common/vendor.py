@@ -14,7 +14,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Ten
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import is_product, output_axis
-from qatc.compiler.quant import Array, QuantParams, dtype_range
+from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.grid import recover_weights
 from qatc.frontends.common.lift import lift
@@ -57,12 +57,9 @@ def data_name(node: Node) -> str | None:
 def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
     """A finite scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
     written = node.attr(name)
-    value = value_of(node.inputs[index]) if index < len(node.inputs) else None
-    if isinstance(written, (int, float)):
-        found = float(written)
-    else:
-        found = float(value.reshape(-1)[0]) if value is not None and value.size == 1 else math.nan
-    if not math.isfinite(found):
+    given = value_of(node.inputs[index]) if index < len(node.inputs) else None
+    found = float(written) if isinstance(written, (int, float)) else number_of(given)
+    if found is None or not math.isfinite(found):
         graph.diagnostics.error("QAT104", f"{node.op} has no constant scalar {name}", node=label_of(node))
         return None
     return found

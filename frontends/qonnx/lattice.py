@@ -11,7 +11,7 @@ import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement, pad_value
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, number_of
 from qatc.frontends.common.grid import find_grid
 
 _FAR: Final = 64  # operators that are looked back over
@@ -78,7 +78,8 @@ def _behind(graph: QuantGraph, node: Node) -> tuple[Tensor, float, Array | None]
                 continue
             if node.op in _SUMS:
                 return x, 1.0, value
-            return (x, abs(float(value.reshape(-1)[0])), None) if value.size == 1 else None
+            factor = number_of(value)
+            return None if factor is None else (x, abs(factor), None)
     return None
 
 

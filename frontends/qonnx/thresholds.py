@@ -18,7 +18,7 @@ import numpy as np
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.modernize import infer_if_possible
-from qatc.compiler.quant import Array, QuantParams, dtype_range
+from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.params import constant_input, on_whole_zero
 from qatc.frontends.common.vendor import data_name, grid, grid_behind
@@ -110,9 +110,9 @@ def _with_followers(graph: QuantGraph, node: Node, scale: float, bias: float) ->
             value = value_of(reader.inputs[0])
         elif not first:
             break
-        if reader.domain or value is None or value.size != 1 or not _keeps_rank(value, node.outputs[0]):
+        by = number_of(value)
+        if reader.domain or value is None or by is None or not _keeps_rank(value, node.outputs[0]):
             break
-        by = float(value.reshape(-1)[0])
         match reader.op:
             case "Mul" if by > 0:
                 scale, bias = scale * by, bias * by

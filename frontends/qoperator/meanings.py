@@ -19,7 +19,7 @@ import onnx
 
 from qatc.compiler.graph import Constant, Node, Tensor, value_of
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range
+from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range, number_of
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends.common.arithmetic import dequantization
 from qatc.frontends.common.integers import is_dq, is_q
@@ -102,8 +102,7 @@ def _grids_at(reader: Reader, node: Node, tensor: Tensor) -> Iterator[Grid]:
 
 
 def _is_unit(grid: Grid) -> bool:
-    scale = value_of(grid.scale)
-    return scale is not None and scale.size == 1 and float(scale.reshape(-1)[0]) == 1
+    return number_of(value_of(grid.scale)) == 1
 
 
 def _with_zero(reader: Reader, grid: Grid, zero: int, dtype: np.dtype[np.generic], name: str) -> Grid | None:
@@ -172,11 +171,11 @@ def other_step(reader: Reader, node: Node) -> bool:
 
 def mirror(reader: Reader, node: Node) -> bool:
     """A QLinearMul of integers by minus one, on a grid that is not theirs."""
-    factor = value_of(node.inputs[3])
+    factor = number_of(value_of(node.inputs[3]))
     a, b, y = (reader.grid(node, index).numbers() for index in (1, 4, 6))
-    if node.op != "QLinearMul" or factor is None or factor.size != 1 or a is None or b is None or y is None:
+    if node.op != "QLinearMul" or factor is None or a is None or b is None or y is None:
         return False
-    if b[0] * (int(factor.reshape(-1)[0]) - b[1]) * a[0] != -y[0]:
+    if b[0] * (factor - b[1]) * a[0] != -y[0]:
         return False
     q, out = node.inputs[0], node.outputs[0]
     total = a[1] + y[1]

@@ -15,7 +15,7 @@ import onnx
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.params import constant_input
 from qatc.frontends.common.rounded import STATIC, refuse_casts
@@ -64,10 +64,9 @@ class Grid:
 
     def numbers(self) -> tuple[float, int] | None:
         """Scale and zero point of one grid for the whole tensor, None where there are more, or none that make sense."""
-        scale, zero = value_of(self.scale), zero_of(self)
-        if scale is None or zero is None or scale.size != 1 or zero.size != 1 or zero.dtype.kind not in "iu":
+        step, zero = number_of(value_of(self.scale)), zero_of(self)
+        if step is None or zero is None or zero.size != 1 or zero.dtype.kind not in "iu":
             return None
-        step = float(scale.reshape(-1)[0])
         return (step, int(zero.reshape(-1)[0])) if 0 < step < np.inf else None
 
     def same(self, other: Grid) -> bool:
