@@ -11,7 +11,7 @@ import onnx
 
 from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import fail, printable
-from qatc.compiler.protos import all_nodes
+from qatc.compiler.protos import all_nodes, domain_of
 
 _MAX_NODES: Final = 1_000_000  # after all calls are replaced
 _MAX_BYTES: Final = 2**31 - 1  # likewise: what protobuf can hold
@@ -40,7 +40,7 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     bodies: dict[_Name, Counter[_Name]] = {}
     own: dict[_Name, _Size] = {}
     for function in model.functions:
-        name = (_domain(function.domain), function.name, function.overload)
+        name = (domain_of(function.domain), function.name, function.overload)
         if name in bodies:
             raise fail("QAT004", f"two functions of the model are called {_shown(name)}", hint=_HINT)
         calls = Counter(map(_called, all_nodes(function.node)))
@@ -89,11 +89,7 @@ def _sum(calls: Mapping[_Name, int], sizes: Mapping[_Name, _Size]) -> _Size:
 
 
 def _called(node: onnx.NodeProto) -> _Name:
-    return _domain(node.domain), node.op_type, node.overload
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+    return domain_of(node.domain), node.op_type, node.overload
 
 
 def _shown(name: _Name) -> str:

@@ -25,7 +25,7 @@ from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variabl
 from qatc.compiler.inlining import inline
 from qatc.compiler.links import label_of
 from qatc.compiler.node_check import NodeChecker, NodeRecord
-from qatc.compiler.protos import captured_names, damaged_text, subgraphs, tensors_of
+from qatc.compiler.protos import captured_names, damaged_text, opsets_of, subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.tensor_io import MAX_RANK, TensorError, TensorReader, few
 
@@ -127,10 +127,7 @@ def _no_model(path: Path, content: bytes, message: str, hint: str) -> CompileErr
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for entry in model.opset_import:  # MQBench lists the default domain two or three times
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        found[domain] = max(entry.version, found.get(domain, 0))
+    found = opsets_of(model)
     found.setdefault("", 1)
     if not _OLDEST_OPSET <= found[""] <= _NEWEST_OPSET:
         raise fail(

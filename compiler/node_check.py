@@ -15,7 +15,7 @@ import onnx.defs
 from onnx import AttributeProto
 
 from qatc.compiler.links import Node
-from qatc.compiler.protos import BODIES
+from qatc.compiler.protos import BODIES, domain_of
 
 _SPARSE: Final = ("Loop", "Scan")  # their states may be absent
 _PYTHON: Final[dict[int, type | tuple[type, ...]]] = {
@@ -59,8 +59,7 @@ class NodeRecord(NamedTuple):
     @classmethod
     def of(cls, proto: onnx.NodeProto) -> NodeRecord:
         """Everything but the name, which only messages need."""
-        domain = proto.domain
-        domain = "" if domain == "ai.onnx" else domain
+        domain = domain_of(proto.domain)
         attributes = list(proto.attribute)
         has_bodies = not BODIES.isdisjoint([a.type for a in attributes])
         return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), attributes, has_bodies)

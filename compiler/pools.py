@@ -16,12 +16,14 @@ from typing import Final
 
 import onnx
 
+from qatc.compiler.protos import domain_of
+
 _POOLS: Final = frozenset({"AveragePool", "LpPool", "MaxPool"})
 
 
 def rounded_down(node: onnx.NodeProto) -> onnx.NodeProto:
     """A pool with as many windows, counted by rounding down; any other node as it is. Only shapes are equal."""
-    if node.op_type not in _POOLS or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in _POOLS or domain_of(node.domain):
         return node
     attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
     kernel = attrs.get("kernel_shape")

@@ -15,6 +15,20 @@ _HOLDS_TENSORS: Final = frozenset(
 )
 
 
+def domain_of(domain: str) -> str:
+    """A domain as graphs have it: ONNX's own, which files call "" or "ai.onnx", is ""."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def opsets_of(model: onnx.ModelProto) -> dict[str, int]:
+    """The versions of the domains that a model imports; exporters may list one several times."""
+    found: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = domain_of(entry.domain)
+        found[domain] = max(entry.version, found.get(domain, 0))
+    return found
+
+
 def damaged_text(model: onnx.ModelProto) -> object:
     """A name in the file that is not UTF-8, None where all are: protobuf hands such a text out as bytes."""
     texts: list[object] = [model.producer_name, model.producer_version, *(o.domain for o in model.opset_import)]

@@ -21,7 +21,7 @@ from google.protobuf.message import EncodeError
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model_io import node_proto
-from qatc.compiler.protos import subgraphs, tensors_of
+from qatc.compiler.protos import opsets_of, subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import scratch_folder
 from qatc.compiler.tensor_io import TensorError, TensorReader
@@ -364,10 +364,7 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto
 
 def _tidy_imports(model: onnx.ModelProto) -> None:
     used = {n.domain for n in _every_node(model.graph)} | {""}
-    versions: dict[str, int] = {}
-    for entry in model.opset_import:
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        versions[domain] = max(entry.version, versions.get(domain, 0))
+    versions = opsets_of(model)
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in versions.items() if d in used)
 

@@ -19,7 +19,7 @@ import onnx.defs
 from qatc.compiler.graph import Node, QuantGraph
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.modernize import OPSET
-from qatc.compiler.protos import all_nodes
+from qatc.compiler.protos import all_nodes, domain_of
 
 _QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
@@ -46,7 +46,7 @@ def quantized_bodies(graph: QuantGraph) -> list[tuple[Node, Counter[str]]]:
 
 def _is_old(node: onnx.NodeProto, opset: int) -> bool:
     """Whether an operator of an older opset has no form in 13, or another meaning."""
-    if node.domain not in ("", "ai.onnx"):
+    if domain_of(node.domain):
         return False
     if node.op_type in _SPANNING:
         return next((a.i for a in node.attribute if a.name == "axis"), 1) != -1

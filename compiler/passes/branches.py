@@ -16,7 +16,7 @@ import onnx
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
 from qatc.compiler.model_io import captures_of, dims_of
 from qatc.compiler.passes.modernize import OPSET, UPGRADE
-from qatc.compiler.protos import captured_names
+from qatc.compiler.protos import captured_names, domain_of
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import sweep
 
@@ -81,10 +81,9 @@ def _node(graph: QuantGraph, proto: onnx.NodeProto, tensors: dict[str, Tensor]) 
     if outer:
         attrs[_CAPTURES] = outer
     inputs = [tensors[n] if n else Variable("") for n in [*proto.input, *outer]]
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
     hint = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
     outputs = [tensors[n] for n in proto.output]
-    return graph.insert(proto.op_type, inputs, outputs, hint=hint, domain=domain, attrs=attrs)
+    return graph.insert(proto.op_type, inputs, outputs, hint=hint, domain=domain_of(proto.domain), attrs=attrs)
 
 
 def _value(attribute: onnx.AttributeProto) -> Any:

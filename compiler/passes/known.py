@@ -11,6 +11,7 @@ from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
 from qatc.compiler.links import label_of
 from qatc.compiler.node_check import NodeChecker
 from qatc.compiler.passes.bodies import inner_nodes
+from qatc.compiler.protos import domain_of
 
 _DOMAINS: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _OWN: Final = frozenset({FAKE_QUANT, REQUANTIZE})
@@ -34,7 +35,7 @@ def unknown(graph: QuantGraph) -> list[Node]:
 
 
 def _is_defined(graph: QuantGraph, domain: str, op: str) -> bool:
-    if domain and domain != "ai.onnx":
+    if domain_of(domain):
         return domain in _DOMAINS
     return graph.opset > onnx.defs.onnx_opset_version() or op in _OWN or onnx.defs.has(op)
 

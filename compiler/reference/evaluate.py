@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import numpy as np
 
 from qatc.compiler.diagnostics import fail
+from qatc.compiler.protos import domain_of
 from qatc.compiler.quant import Array
 from qatc.compiler.reference.moves import MOVES, Call
 from qatc.compiler.reference.resize import resize_nearest
@@ -54,7 +55,7 @@ def evaluate_onnx(
     Raises:
         CompileError: QAT302 when neither numpy nor onnx.reference can run the operator.
     """
-    fast = _FAST.get(op_type) if domain in ("", "ai.onnx") else None
+    fast = None if domain_of(domain) else _FAST.get(op_type)
     if fast is not None:
         results = fast(Call(list(inputs), attrs, n_outputs, opset))
         if results is not None:
