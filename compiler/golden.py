@@ -43,6 +43,7 @@ from qatc.compiler.package import PackageWriter, dump_json
 from qatc.compiler.package.content import params_document
 from qatc.compiler.package.encoding import SCHEMA_VERSION
 from qatc.compiler.package.samples import npy_bytes
+from qatc.compiler.passes.movement import channels_to_end
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.result import Json
@@ -179,7 +180,7 @@ def _axes(rank: int, is_map: bool, layout: str) -> tuple[tuple[int, ...], str | 
         return tuple(range(rank)), None
     if layout == "channels_first":
         return tuple(range(rank)), letters
-    axes = (0, *range(2, rank), 1)
+    axes = tuple(channels_to_end(rank))
     return axes, "".join(letters[axis] for axis in axes)
 
 

@@ -16,6 +16,7 @@ from qatc.backends.onnx.writer import Writer, tensor_type
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.integer import Float, Move
 from qatc.compiler.model_io import node_proto
+from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 
 _WIDE: Final = frozenset({"int16", "uint16"})
 # operator -> element types that have no kernel (ONNX Runtime 1.31, CPU)
@@ -78,9 +79,9 @@ def _as_transpose(w: Writer, op: Move, x: str) -> bool:
     if rank < _CONV_RANK or rank != len(after) or not all(isinstance(d, int) for d in before[1:]):
         return False
     if before[-1] == 1 and after[1:] == (1, *before[1:-1]):
-        perm = [0, rank - 1, *range(1, rank - 1)]
+        perm = channels_to_second(rank)
     elif before[1] == 1 and after[1:] == (*before[2:], 1):
-        perm = [0, *range(2, rank), 1]
+        perm = channels_to_end(rank)
     else:
         return False
     w.node("Transpose", [x], op.output, perm=perm)

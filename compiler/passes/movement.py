@@ -122,6 +122,16 @@ def all_on_grid(values: Array, params: QuantParams) -> bool:
     return bool((inside & (np.abs(steps - whole) <= 1e-6 * np.maximum(1.0, np.abs(steps)))).all())
 
 
+def channels_to_second(rank: int) -> list[int]:
+    """The order of a Transpose that brings the channels from the last axis to the second."""
+    return [0, rank - 1, *range(1, rank - 1)]
+
+
+def channels_to_end(rank: int) -> list[int]:
+    """The order of a Transpose that brings the channels from the second axis to the last."""
+    return [0, *range(2, rank), 1]
+
+
 def order_of(transpose: Node) -> tuple[int, ...] | None:
     """Which axis of its input each axis of a Transpose's result is; None where the model does not say."""
     rank = rank_of(transpose.inputs[0])

@@ -43,6 +43,7 @@ from qatc.frontends.common.params import make_params, on_whole_zero
 from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.common.sinking import sink
 from qatc.frontends.common.straight_through import drop_straight_through, unscaled
+from qatc.frontends.common.vendor import container
 
 RULES: Final = Rules("arithmetic")
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
@@ -275,15 +276,9 @@ def _params(
 
 def _dtype(low: int, high: int) -> str | None:
     """The narrowest type for a range; None where a shift would save a byte."""
-    for name, bottom, top in (("uint8", 0, 255), ("int8", -128, 127)):
-        if bottom <= low and high <= top:
-            return name
-    if high - low <= _BYTE:
-        return None
-    for name, bottom, top in (("uint16", 0, 65535), ("int16", -32768, 32767)):
-        if bottom <= low and high <= top:
-            return name
-    return None
+    name = container(low, high)
+    is_wide = name not in ("uint8", "int8")
+    return None if name == "int32" or (is_wide and high - low <= _BYTE) else name
 
 
 def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State]) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.links import label_of, relink
+from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules
 from qatc.frontends.common.vendor import container, data_name
@@ -58,15 +59,6 @@ def _number(graph: QuantGraph, hint: str, value: float) -> Tensor:
     return graph.constant(hint, np.asarray(value, np.float32))
 
 
-def _first(rank: int) -> list[int]:
-    """The permutation that brings the last axis to the second place."""
-    return [0, rank - 1, *range(1, rank - 1)]
-
-
-def _last(rank: int) -> list[int]:
-    return [0, *range(2, rank), 1]
-
-
 # -- channels last --------------------------------------------------------------------------------------------------
 
 
@@ -88,9 +80,9 @@ def _between_transposes(graph: QuantGraph, node: Node, op: str) -> bool:
         return False
     inputs = list(node.inputs)
     for index in range(2 if weighted else 1):
-        inputs[index] = _apply(graph, "Transpose", [inputs[index]], {"perm": _first(rank)})
+        inputs[index] = _apply(graph, "Transpose", [inputs[index]], {"perm": channels_to_second(rank)})
     _replaced(node, op, inputs, dict(node.attrs))
-    _after(graph, node, "Transpose", [], {"perm": _last(rank)})
+    _after(graph, node, "Transpose", [], {"perm": channels_to_end(rank)})
     return True
 
 
@@ -114,7 +106,7 @@ def _lowered(graph: QuantGraph, node: Node) -> bool:
     if any(s is None or s[0] % size for s in shapes):
         raise NoMatch("the weights of a product behind it have no known shape")
     x = _padded(graph, node)
-    x = _apply(graph, "Transpose", [x], {"perm": _first(4)})
+    x = _apply(graph, "Transpose", [x], {"perm": channels_to_second(4)})
     attrs: dict[str, object] = {
         "kernel_shape": kernel,
         "strides": [int(s) for s in node.attr("stride", [1, 1])],
@@ -124,7 +116,7 @@ def _lowered(graph: QuantGraph, node: Node) -> bool:
         if shape is not None:
             weight, group = _kernel(graph, product.inputs[1], (*kernel, shape[0] // size, shape[1]))
             _replaced(product, "Conv", [x, weight], {**attrs, "group": group})
-            _after(graph, product, "Transpose", [], {"perm": _last(4)})
+            _after(graph, product, "Transpose", [], {"perm": channels_to_end(4)})
     return True
 
 
@@ -192,14 +184,14 @@ def _average(graph: QuantGraph, node: Node) -> bool:
         raise NoMatch("no integer type holds its results")
     last = node.attr("data_layout", "NCHW") == "NHWC"
     x = node.inputs[0]
-    x = _apply(graph, "Transpose", [x], {"perm": _first(4)}) if last else x
+    x = _apply(graph, "Transpose", [x], {"perm": channels_to_second(4)}) if last else x
     x = _apply(graph, "AveragePool", [x], {"kernel_shape": [kernel] * 2, "strides": [stride] * 2})
     x = _apply(graph, "Mul", [x, _number(graph, "pool_size", kernel * kernel / 2.0**shift)])
     cut = (2.0**shift - 1) / 2 ** (shift + 1)
     x = _apply(graph, "Add", [x, _number(graph, "pool_cut", -cut)]) if cut else x
     _replaced(node, FAKE_QUANT, [x], {"params": QuantParams.per_tensor(1.0, 0, dtype).with_range(*bounds)})
     if last:
-        _after(graph, node, "Transpose", [], {"perm": _last(4)})
+        _after(graph, node, "Transpose", [], {"perm": channels_to_end(4)})
     return True
 
 

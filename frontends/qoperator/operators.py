@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from qatc.compiler.graph import Node, Tensor, rank_of
+from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.frontends.qoperator import meanings
 from qatc.frontends.qoperator.reader import MICROSOFT, Grid, Reader, Rule
 
@@ -72,14 +73,14 @@ def _first(reader: Reader, node: Node, x: Tensor, rank: int | None) -> Tensor:
     """The operand [N, spatial..., C] as [N, C, spatial...]; as it is where the operator's channels come second."""
     if rank is None or not node.attr("channels_last", 0):
         return x
-    return reader.insert("Transpose", [x], f"{x.name}_nchw", {"perm": [0, rank - 1, *range(1, rank - 1)]})
+    return reader.insert("Transpose", [x], f"{x.name}_nchw", {"perm": channels_to_second(rank)})
 
 
 def _last(reader: Reader, node: Node, y: Tensor, rank: int | None) -> Tensor:
     """The result [N, C, spatial...] in the layout that the operator gives it."""
     if rank is None or not node.attr("channels_last", 0):
         return y
-    return reader.insert("Transpose", [y], f"{y.name}_nhwc", {"perm": [0, *range(2, rank), 1]})
+    return reader.insert("Transpose", [y], f"{y.name}_nhwc", {"perm": channels_to_end(rank)})
 
 
 @_on("NhwcMaxPool")
@@ -92,9 +93,9 @@ def _max_pool(reader: Reader, node: Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     node.op, node.domain = "MaxPool", None
     first, made = reader.integers(f"{x.name}_nchw", x), reader.integers(f"{y.name}_nchw", x)
-    reader.graph.insert("Transpose", [x], [first], attrs={"perm": [0, rank - 1, *range(1, rank - 1)]})
+    reader.graph.insert("Transpose", [x], [first], attrs={"perm": channels_to_second(rank)})
     node.inputs, node.outputs = [first], [made]
-    reader.graph.insert("Transpose", [made], [y], attrs={"perm": [0, *range(2, rank), 1]})
+    reader.graph.insert("Transpose", [made], [y], attrs={"perm": channels_to_end(rank)})
     known = reader.grids.get(id(x))
     if known is not None:
         reader.grids.update((id(t), known) for t in (first, made, y))
