@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qatc.compiler.diagnostics import printable
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import LAYOUT, MAXIMA, axis_through, is_value_blind
 from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
@@ -259,7 +259,7 @@ def _through_layout(node: Node, place: Place) -> Place | None:
     rank, out_rank = rank_of(place.tensor), rank_of(out)
     if rank is None or out_rank is None or node.op not in LAYOUT or node.inputs[0] is not place.tensor:
         return None
-    moved = axis_through(node, rank + place.axis, shape_of(place.tensor), shape_of(out))
+    moved = axis_through(node, rank + place.axis)
     return None if moved is None else Place(out, moved - out_rank, out_rank)
 
 

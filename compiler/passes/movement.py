@@ -76,17 +76,16 @@ def params_through(node: Node, params: QuantParams) -> QuantParams | None:
         return params
     if node.op not in LAYOUT:
         return None
-    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    axis = axis_through(node, params.axis or 0, before, after)
-    return _split(params, before, after) if axis is None else params.with_axis(axis)
+    axis = axis_through(node, params.axis or 0)
+    return _split(node, params) if axis is None else params.with_axis(axis)
 
 
-def _split(params: QuantParams, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> QuantParams | None:
+def _split(node: Node, params: QuantParams) -> QuantParams | None:
     """Parameters of a tensor whose channels each become several: groups of a weight's rows, as [groups, elements].
 
     Each new channel has its old one's parameters. None where the new channels are none of one old channel each.
     """
-    axis = params.axis or 0
+    axis, before, after = params.axis or 0, shape_of(node.inputs[0]), shape_of(node.outputs[0])
     if before is None or after is None or not _are_known(before) or not _are_known(after):
         return None
     inner, channels = math.prod(before[axis + 1 :]), len(params.scale)
@@ -139,13 +138,12 @@ def order_of(transpose: Node) -> tuple[int, ...] | None:
     return tuple(int(a) for a in axes) if axes and sorted(axes) == list(range(len(axes))) else None
 
 
-def axis_through(node: Node, axis: int, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> int | None:
+def axis_through(node: Node, axis: int) -> int | None:
     """Where dimension `axis` of the input lies in the output of a layout operator, if it stays whole; else None."""
     if node.op == "Transpose":
-        order = node.attr("perm")
-        if order is None:
-            return None if before is None else len(before) - 1 - axis
-        return list(order).index(axis) if axis in order else None
+        order = order_of(node) or ()
+        return order.index(axis) if axis in order else None
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
     if before is None or after is None:
         return None
     size = before[axis]
