@@ -26,6 +26,7 @@ from qatc.compiler.links import rank_of as rank_of
 from qatc.compiler.links import relink, unlink
 from qatc.compiler.links import shape_of as shape_of
 from qatc.compiler.links import value_of as value_of
+from qatc.compiler.names import Names
 from qatc.compiler.pools import rounded_down
 from qatc.compiler.protos import BODIES
 from qatc.compiler.quant import Array, QuantParams, text_of
@@ -94,9 +95,8 @@ class QuantGraph:
         self.explanation: list[str] = []
         self.evidence: dict[str, Any] = {}
         self.sample_shapes: dict[str, tuple[int, ...]] = {}  # tensor name -> shape for one sample (see infer_shapes)
-        self._names: set[str] = {t.name for t in self._appearances()}
-        self._counts: dict[str, int] = {}
-        self.known: frozenset[str] = frozenset(self._names)  # what the source file's viewer shows
+        self.known = frozenset(t.name for t in self._appearances())  # what the source file's viewer shows
+        self._names = Names(self.known)
 
     # -- reading --------------------------------------------------------------------------------------------------
     @property
@@ -154,12 +154,7 @@ class QuantGraph:
     # -- changing -------------------------------------------------------------------------------------------------
     def fresh(self, hint: str) -> str:
         """An unused tensor or node name that starts with `hint`."""
-        name, count = hint, self._counts.get(hint, 1)
-        while name in self._names:
-            name, count = f"{hint}_{count}", count + 1
-        self._counts[hint] = count  # the next search starts here, or many names of one hint would take quadratic time
-        self._names.add(name)
-        return name
+        return self._names.fresh(hint)
 
     def constant(self, hint: str, value: Array, params: QuantParams | None = None) -> Constant:
         """A new constant; with `params` the value is its integers."""

@@ -33,6 +33,7 @@ from qatc.compiler.graph import (
     value_of,
 )
 from qatc.compiler.model_io import node_proto, value_info
+from qatc.compiler.names import Names
 from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 
@@ -102,18 +103,6 @@ def to_qdq(
 
 
 @dataclass
-class _Names:
-    taken: set[str]
-
-    def fresh(self, hint: str) -> str:
-        name, count = hint, 1
-        while name in self.taken:
-            name, count = f"{hint}_{count}", count + 1
-        self.taken.add(name)
-        return name
-
-
-@dataclass
 class _Writer:
     graph: QuantGraph
     bias: BiasForm
@@ -133,8 +122,7 @@ class _Writer:
     named: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
-        names = {t.name for t in self.graph.tensors()} | {n.name for n in self.graph.nodes}
-        self.names = _Names(names)
+        self.names = Names({t.name for t in self.graph.tensors()} | {n.name for n in self.graph.nodes})
         self.outputs = {t.name for t in self.graph.outputs}
         wide = any(p.container.itemsize == 2 for p in self.graph.params.values())
         self.opset = self.graph.opset

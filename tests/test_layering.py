@@ -23,6 +23,7 @@ LEVELS = {
     "qatc.compiler.damaged": 0,
     "qatc.compiler.diagnostics": 0,
     "qatc.compiler.interruption": 0,
+    "qatc.compiler.names": 0,
     "qatc.compiler.budget": 1,
     "qatc.compiler.quant": 0,
     "qatc.compiler.arithmetic": 1,

@@ -19,6 +19,7 @@ from qatc.backends.onnx.saturation import signed_bytes, wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.model_io import attribute_proto
+from qatc.compiler.names import Names
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import SPILL_AT
 
@@ -71,9 +72,8 @@ class Writer:
         self._constants: list[tuple[str, Array]] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._scalars: dict[tuple[float | np.generic, str], str] = {}
-        self._tensor_names: set[str] = set(graph.tensors) | set(graph.constants) | set(graph.inputs)
-        self._node_names: set[str] = set()
-        self._counts: dict[str, int] = {}
+        self._tensor_names = Names([*graph.tensors, *graph.constants, *graph.inputs])
+        self._node_names = Names(counts=self._tensor_names.counts)
         self._written: set[str] = set()
         self._derived: dict[str, str] = {}  # constant of the integer graph -> what the model has in its place
         self._reals: dict[str, str] = {}
@@ -92,19 +92,11 @@ class Writer:
 
     def fresh(self, hint: str) -> str:
         """A tensor name that nothing has yet, `hint` itself where it is free."""
-        return self._free(hint, self._tensor_names)
+        return self._tensor_names.fresh(hint)
 
     def node_name(self, hint: str) -> str:
         """A node name that nothing has yet, `hint` itself where it is free."""
-        return self._free(hint, self._node_names)
-
-    def _free(self, hint: str, used: set[str]) -> str:
-        name = hint
-        while name in used:
-            count = self._counts[hint] = self._counts.get(hint, 0) + 1
-            name = f"{hint}_{count}"
-        used.add(name)
-        return name
+        return self._node_names.fresh(hint)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
     def node(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from qatc.compiler.integer import IntegerGraph, Op, Shape, Tensor, integer_tensor
+from qatc.compiler.names import Names
 from qatc.compiler.quant import Array, QuantParams, dtype_name
 
 
@@ -13,18 +14,12 @@ class Builder:
 
     def __init__(self, name: str, opset: int, domains: dict[str, int], reserved: Collection[str]) -> None:
         self.graph = IntegerGraph(name, [], [], [], {}, {}, opset, domains)
-        self._used: set[str] = set(reserved)
-        self._counts: dict[str, int] = {}
+        self._names = Names(reserved)
         self._shared: dict[tuple[object, ...], str] = {}
 
     def fresh(self, hint: str) -> str:
         """A name that nothing has yet, `hint` itself where it is free."""
-        name, count = hint, self._counts.get(hint, 1)
-        while name in self._used:
-            name, count = f"{hint}_{count}", count + 1
-        self._counts[hint] = count  # the next search starts here, or many names of one hint would take quadratic time
-        self._used.add(name)
-        return name
+        return self._names.fresh(hint)
 
     def quantised(
         self,

@@ -220,7 +220,7 @@ def test_equal_graphs_give_equal_bytes() -> None:
 def test_emission_grows_linearly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of the writer, not seconds: twice the graph, twice the calls."""
     calls: Counter[str] = Counter()
-    for name in ("array", "nodes", "fresh", "_free"):
+    for name in ("array", "nodes", "fresh", "node_name"):
         plain = getattr(Writer, name)
 
         def counted(self: Writer, *args: Any, _name: str = name, _plain: Any = plain, **more: Any) -> Any:
