@@ -29,7 +29,7 @@ from qatc.compiler.processor import is_exact
 from qatc.compiler.profiles import profile_differences
 from qatc.compiler.quant import Array
 from qatc.compiler.report import report_html
-from qatc.compiler.result import CompileResult, Port, ProfileDifference
+from qatc.compiler.result import CompileResult, ProfileDifference
 from qatc.compiler.runtime import OrtEvaluator, errors, open_file, run_session, version
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def assemble(
         writer.write("quantization.json", quantization_json(result.tensors))
         if proof.golden or proof.header or not _is_large(proof, result):
             sampled.result()  # the reference runs next, and takes no model that is inconsistent: this tells it
-        given = [{p.name: as_port(p, feed[p.name]) for p in result.inputs} for feed in feeds]
+        given = [{p.name: p.rounded(np.asarray(feed[p.name])) for p in result.inputs} for feed in feeds]
         evaluate = OrtEvaluator()
         written = dataclasses.replace(
             result, package=destination, package_bytes=size, profiles=differences(proof, result, given, evaluate)
@@ -128,7 +128,7 @@ def run_samples(
     outputs = [p.name for p in result.outputs]
     samples: list[Sample] = []
     for feed in feeds:
-        given = {p.name: as_port(p, feed[p.name]) for p in result.inputs}
+        given = {p.name: p.rounded(np.asarray(feed[p.name])) for p in result.inputs}
         try:
             results = run_session(session, outputs, given)
         except errors() as error:
@@ -137,11 +137,3 @@ def run_samples(
             raise fail("QAT403", message, hint=hint) from error
         samples.append(Sample(tuple(given.values()), tuple(np.asarray(r) for r in results)))
     return samples
-
-
-def as_port(port: Port, value: Array) -> Array:
-    """A sample as the deployed graph reads it: rounded onto the grid of an integer input."""
-    value = np.asarray(value)
-    if port.params is not None and port.dtype == port.params.container.name and value.dtype.kind == "f":
-        return port.params.quantize(value)
-    return value

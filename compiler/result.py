@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from qatc.compiler.diagnostics import Diagnostic, Severity
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import Array, QuantParams
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
@@ -117,6 +117,12 @@ class Port:
     dtype: str
     shape: tuple[int | str | None, ...] | None
     params: QuantParams | None = None
+
+    def rounded(self, value: Array) -> Array:
+        """A sample as the deployed graph reads it: rounded onto the grid of an integer input."""
+        if self.params is not None and self.dtype == self.params.container.name and value.dtype.kind == "f":
+            return self.params.quantize(value)
+        return value
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def by_reference(
             dead[index].append(name)
 
     def run(feed: Mapping[str, Array]) -> Outputs:
-        values: dict[str, Array] = {**graph.constants, **{p.name: _integers(p, feed[p.name]) for p in inputs}}
+        values: dict[str, Array] = {**graph.constants, **{p.name: p.rounded(feed[p.name]) for p in inputs}}
         for op, gone in zip(graph.ops, dead, strict=True):
             results = execute_op(graph, op, values, profile, evaluate)
             values.update((name, value) for name, value in zip(op.outputs, results, strict=True) if name)
@@ -110,20 +110,13 @@ def by_reference(
     return run
 
 
-def _integers(port: Port, value: Array) -> Array:
-    """What the deployed graph reads: rounded onto the grid of an integer input."""
-    if port.params is not None and port.dtype == port.params.container.name and value.dtype.kind == "f":
-        return port.params.quantize(value)
-    return value
-
-
 def by_package(
     session: Callable[[list[str], dict[str, Array]], list[Array]], inputs: tuple[Port, ...], outputs: tuple[Port, ...]
 ) -> Callable[..., Outputs]:
     """The package's model; `session` is what runs it."""
 
     def run(feed: Mapping[str, Array]) -> Outputs:
-        given = {p.name: _integers(p, feed[p.name]) for p in inputs}
+        given = {p.name: p.rounded(feed[p.name]) for p in inputs}
         found = session([p.name for p in outputs], given)
         return {p.name: real(p, np.asarray(value)) for p, value in zip(outputs, found, strict=True)}
 

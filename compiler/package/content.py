@@ -22,6 +22,7 @@ from qatc.compiler.package.samples import Tolerance
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import (
     CompileResult,
+    Coverage,
     Island,
     Json,
     OutputCheck,
@@ -168,7 +169,6 @@ def quantization_json(tensors: Sequence[TensorRecord]) -> bytes:
 
 def report_document(result: CompileResult) -> dict[str, Json]:
     """report.json as data: what the compile did and what it could not do. No timings and no paths."""
-    coverage = result.coverage
     return {
         "schema_version": SCHEMA_VERSION,
         "source": file_name(result.source),
@@ -178,14 +178,7 @@ def report_document(result: CompileResult) -> dict[str, Json]:
         "arithmetic": result.profile,
         "size": {"source": result.source_bytes, "package": result.package_bytes},
         "operators": {"source": _counts(result.source_ops), "package": _counts(result.package_ops)},
-        "coverage": {
-            "integer_share": coverage.share,
-            "integer_macs": coverage.integer_macs,
-            "float_macs": coverage.float_macs,
-            "integer_ops": coverage.integer_ops,
-            "float_ops": coverage.float_ops,
-            "moved_ops": coverage.moved_ops,
-        },
+        "coverage": coverage_document(result.coverage),
         "inputs": [port_document(port) for port in result.inputs],
         "outputs": [port_document(port) for port in result.outputs],
         "islands": [_island(island) for island in result.islands],
@@ -197,6 +190,18 @@ def report_document(result: CompileResult) -> dict[str, Json]:
         "profiles": [_profile(difference) for difference in result.profiles],
         "explanation": list(result.explanation),
         "evaluations": [],
+    }
+
+
+def coverage_document(coverage: Coverage) -> dict[str, Json]:
+    """How much runs in integers, as JSON."""
+    return {
+        "integer_share": coverage.share,
+        "integer_macs": coverage.integer_macs,
+        "float_macs": coverage.float_macs,
+        "integer_ops": coverage.integer_ops,
+        "float_ops": coverage.float_ops,
+        "moved_ops": coverage.moved_ops,
     }
 
 

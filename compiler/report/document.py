@@ -13,7 +13,7 @@ from dataclasses import asdict
 from qatc._version import __version__
 from qatc.compiler.diagnostics import Diagnostic
 from qatc.compiler.package import port_document, report_document
-from qatc.compiler.package.content import params_document
+from qatc.compiler.package.content import coverage_document, params_document
 from qatc.compiler.result import CompileResult, Inspection, Json
 
 SCHEMA_VERSION = 1
@@ -32,7 +32,6 @@ def result_json(result: CompileResult) -> dict[str, Json]:
 
 def inspection_json(found: Inspection) -> dict[str, Json]:
     """An inspection as JSON data."""
-    coverage = found.coverage
     return {
         "source": found.source.name,
         "size": found.source_bytes,
@@ -41,14 +40,7 @@ def inspection_json(found: Inspection) -> dict[str, Json]:
         "target": found.target,
         "inputs": [port_document(port) for port in found.inputs],
         "outputs": [port_document(port) for port in found.outputs],
-        "coverage": {
-            "integer_share": coverage.share,
-            "integer_macs": coverage.integer_macs,
-            "float_macs": coverage.float_macs,
-            "integer_ops": coverage.integer_ops,
-            "float_ops": coverage.float_ops,
-            "moved_ops": coverage.moved_ops,
-        },
+        "coverage": coverage_document(found.coverage),
         "operators": [
             {
                 "node": op.node,
