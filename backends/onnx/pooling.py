@@ -8,9 +8,7 @@ The transposes around a channels-last operator are cancelled by ONNX Runtime aga
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, Final
 
 import numpy as np
@@ -20,14 +18,16 @@ from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored, tensor_
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import QuantParams
+from qatc.compiler.reference.pooling import Windows, covers
 
 _MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
 
 
 def pool(w: Writer, op: Pool) -> None:
     """`Pool` in the forms above; dropped dimensions by Flatten."""
-    whole = not op.kernel or _covers(w, op)
+    shape = w.graph.tensors[op.inputs[0]].shape
+    whole = not op.kernel or (shape is not None and covers(op, shape[2:]))
     if whole:
         w.pooled.add(op.output)
     dtype = stored(w.graph.params(op.inputs[0]))
@@ -43,12 +43,6 @@ def pool(w: Writer, op: Pool) -> None:
     w.end(end)
     if not op.keepdims:
         w.node("Flatten", [out], op.output, axis=1)
-
-
-def _covers(w: Writer, op: Pool) -> bool:
-    """Whether the kernel is the whole input without padding."""
-    shape = w.graph.tensors[op.inputs[0]].shape
-    return shape is not None and op.kernel == tuple(shape[2:]) and not any(op.pads)
 
 
 # -- maxima -----------------------------------------------------------------------------------------------------------
@@ -123,11 +117,12 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
         return False
     window = _Window.of(op)
     if window.rounds_up or (any(window.pads) and not op.count_include_pad):
-        sizes = [d for d in (shape or ())[2:] if isinstance(d, int)]
-        if len(sizes) != window.rank:
+        try:
+            windows = Windows(op, tuple(d for d in (shape or ())[2:] if isinstance(d, int)))
+        except ValueError:  # a size is not known, or no window fits
             return False
-        counts = window.counts(sizes, include_pad=op.count_include_pad)
-        window = window.stretched(sizes)
+        counts = windows.counts(op.count_include_pad)
+        window = replace(window, pads=[*windows.before, *windows.touched()])
     else:
         counts = np.full((1,) * window.rank, math.prod(window.kernel))
     different = sorted(set(counts.reshape(-1).tolist()), reverse=True)
@@ -211,33 +206,3 @@ class _Window:
     def attributes(self) -> dict[str, Any]:
         """As ONNX attributes."""
         return {"kernel_shape": self.kernel, "strides": self.strides, "pads": self.pads, "dilations": self.dilations}
-
-    def stretched(self, sizes: Sequence[int]) -> _Window:
-        """The window with as much padding behind as its last position reads, for a size that was rounded up."""
-        ends: list[int] = []
-        for axis, size in enumerate(sizes):
-            last = (self._positions(axis, size) - 1) * self.strides[axis] + self._reach(axis)
-            ends.append(last - size - self.pads[axis])
-        return replace(self, pads=[*self.pads[: self.rank], *(max(end, 0) for end in ends)])
-
-    def counts(self, sizes: Sequence[int], *, include_pad: bool) -> Array:
-        """How many elements each window's mean divides by: [output...]. What a last window overhangs never counts."""
-        per_axis: list[Array] = []
-        for axis, size in enumerate(sizes):
-            before, after = self.pads[axis], self.pads[axis + self.rank]
-            starts = np.arange(self._positions(axis, size)) * self.strides[axis] - before
-            at = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
-            low, high = (-before, size + after) if include_pad else (0, size)
-            per_axis.append(((at >= low) & (at < high)).sum(axis=1))
-        return reduce(np.multiply.outer, per_axis)
-
-    def _reach(self, axis: int) -> int:
-        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
-
-    def _positions(self, axis: int, size: int) -> int:
-        """Windows along an axis; rounding up adds none that would begin in the padding behind."""
-        room = size + self.pads[axis] + self.pads[axis + self.rank] - self._reach(axis)
-        if not self.rounds_up:
-            return room // self.strides[axis] + 1
-        count = -(-room // self.strides[axis]) + 1
-        return count - 1 if (count - 1) * self.strides[axis] >= size + self.pads[axis] else count

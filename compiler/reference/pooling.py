@@ -18,7 +18,7 @@ def pool(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: 
     """The result of `op` on `x` [N, C, spatial...]. ValueError when the shapes do not fit."""
     if x.ndim < 3:
         raise ValueError(f"Pool {op.name}: needs [N, C, spatial...], found {list(x.shape)}")
-    if not op.kernel or _covers(op, x.shape[2:]):
+    if not op.kernel or covers(op, x.shape[2:]):
         result = _global(op, x, params, out, profile)
     elif op.mode == "max":
         result = np.clip(_max(op, x), op.lo, op.hi).astype(out.container)
@@ -27,7 +27,7 @@ def pool(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: 
     return result if op.keepdims else result.reshape(result.shape[:2])
 
 
-def _covers(op: Pool, spatial: tuple[int, ...]) -> bool:
+def covers(op: Pool, spatial: tuple[int | str | None, ...]) -> bool:
     """Whether the kernel is the whole input without padding: targets then take their global operator."""
     return op.kernel == spatial and not any(op.pads)
 
@@ -42,8 +42,8 @@ def _global(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profil
     return profile.average(total, count, params, out, op.lo, op.hi)
 
 
-class _Windows:
-    """Where the windows of one pooling lie, per spatial axis."""
+class Windows:
+    """Where the windows of one pooling lie, per spatial axis. ValueError where the kernel does not fit the sizes."""
 
     def __init__(self, op: Pool, spatial: tuple[int, ...]) -> None:
         rank = len(spatial)
@@ -73,12 +73,16 @@ class _Windows:
     def _reach(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilations[axis] + 1
 
+    def touched(self) -> tuple[int, ...]:
+        """How much padding behind the input the windows touch, per axis."""
+        return tuple(
+            max(0, (self.outer[a] - 1) * self.strides[a] + self._reach(a) - n - self.before[a])
+            for a, n in enumerate(self.spatial)
+        )
+
     def padded(self, x: Array, value: int | float) -> Array:
         """`x` inside as much padding as the windows touch."""
-        widths = [
-            (self.before[a], max(0, (self.outer[a] - 1) * self.strides[a] + self._reach(a) - n - self.before[a]))
-            for a, n in enumerate(self.spatial)
-        ]
+        widths = list(zip(self.before, self.touched(), strict=True))
         size = math.prod(n + before + after for n, (before, after) in zip(x.shape[2:], widths, strict=True))
         active().ask(math.prod(x.shape[:2]) * size * x.itemsize, "padding a pooling", "compile with --no-verify")
         return np.pad(x, [(0, 0), (0, 0), *widths], constant_values=value)
@@ -112,7 +116,7 @@ class _Windows:
 
 
 def _max(op: Pool, x: Integers) -> Integers:
-    windows = _Windows(op, x.shape[2:])
+    windows = Windows(op, x.shape[2:])
     if 0 in windows.outer:
         return np.zeros((*x.shape[:2], *windows.outer), x.dtype)
     views = windows.views(windows.padded(x, int(np.iinfo(x.dtype).min)))
@@ -123,7 +127,7 @@ def _max(op: Pool, x: Integers) -> Integers:
 
 
 def _average(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
-    windows = _Windows(op, x.shape[2:])
+    windows = Windows(op, x.shape[2:])
     if 0 in windows.outer:
         return np.zeros((*x.shape[:2], *windows.outer), out.container)
     dtype = np.int32 if x.dtype.itemsize <= 2 else np.int64
