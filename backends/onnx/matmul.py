@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.products import Product, is_uniform, multiply, product_of, to_real, weight_scales
 from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
@@ -115,9 +116,9 @@ def _pointwise(
         inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
     last = "" if flat else out
     if w.standard:
-        inputs[0] = w.node("Transpose", [a], perm=[0, spatial + 1, *range(1, spatial + 1)])
+        inputs[0] = to_first(w, a, spatial)
         made = w.node("QLinearConv", inputs, kernel_shape=[1] * spatial)
-        made = w.node("Transpose", [made], last, perm=[0, *range(2, spatial + 2), 1])
+        made = to_last(w, made, spatial, last)
     else:
         made = w.node("QLinearConv", inputs, last, domain=CONTRIB, kernel_shape=[1] * spatial, channels_last=1)
     if flat:

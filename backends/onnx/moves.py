@@ -38,6 +38,16 @@ _MATRIX: Final = 2
 _PAD_VALUE: Final = 2  # the input of Pad that has the elements' type too
 
 
+def to_last(w: Writer, x: str, spatial: int, out: str = "") -> str:
+    """[N, C, spatial...] -> [N, spatial..., C]."""
+    return w.node("Transpose", [x], out, perm=channels_to_end(spatial + 2))
+
+
+def to_first(w: Writer, x: str, spatial: int, out: str = "") -> str:
+    """[N, spatial..., C] -> [N, C, spatial...]."""
+    return w.node("Transpose", [x], out, perm=channels_to_second(spatial + 2))
+
+
 def move(w: Writer, op: Move) -> None:
     """`Move`, through a float type where there is no kernel for the elements."""
     inputs = [w.read(name) if name else "" for name in op.inputs]
@@ -79,12 +89,11 @@ def _as_transpose(w: Writer, op: Move, x: str) -> bool:
     if rank < _CONV_RANK or rank != len(after) or not all(isinstance(d, int) for d in before[1:]):
         return False
     if before[-1] == 1 and after[1:] == (1, *before[1:-1]):
-        perm = channels_to_second(rank)
+        to_first(w, x, rank - 2, op.output)
     elif before[1] == 1 and after[1:] == (*before[2:], 1):
-        perm = channels_to_end(rank)
+        to_last(w, x, rank - 2, op.output)
     else:
         return False
-    w.node("Transpose", [x], op.output, perm=perm)
     return True
 
 
@@ -96,7 +105,7 @@ def _flattens_pooled(w: Writer, op: Move, x: str) -> bool:
     pooled = op.inputs[0] in w.pooled and all(d == 1 for d in before[2:])
     if not pooled or before[1] != after[1] or not isinstance(after[1], int):
         return False
-    last = w.node("Transpose", [x], perm=[0, *range(2, len(before)), 1])
+    last = to_last(w, x, len(before) - 2)
     w.node("Flatten", [last], op.output, axis=1)
     return True
 

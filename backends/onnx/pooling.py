@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto
 
+from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored, tensor_type
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
@@ -76,16 +77,6 @@ def _reduce(w: Writer, kind: str, x: str, rank: int | None, out: str) -> None:
         w.node(kind, (x, w.ints(axes)), out, keepdims=1)
     else:
         w.node(kind, [x], out, axes=axes, keepdims=1)
-
-
-def to_last(w: Writer, x: str, spatial: int, out: str = "") -> str:
-    """[N, C, spatial...] -> [N, spatial..., C]."""
-    return w.node("Transpose", [x], out, perm=[0, *range(2, spatial + 2), 1])
-
-
-def to_first(w: Writer, x: str, spatial: int, out: str = "") -> str:
-    """[N, spatial..., C] -> [N, C, spatial...]."""
-    return w.node("Transpose", [x], out, perm=[0, spatial + 1, *range(1, spatial + 1)])
 
 
 # -- averages ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qatc.backends.onnx.convolution import Convolution
-from qatc.backends.onnx.pooling import to_first, to_last
+from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.stem import widened
 from qatc.backends.onnx.weights import Weight
 from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, in_bytes, stored

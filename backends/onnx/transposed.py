@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qatc.backends.onnx.convolution import Convolution
-from qatc.backends.onnx.pooling import to_first, to_last
+from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.products import Product, write
 from qatc.backends.onnx.weights import Weight
 from qatc.backends.onnx.writer import INT64_MAX, Writer
