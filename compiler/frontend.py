@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from qatc.compiler.diagnostics import Diagnostic
 from qatc.compiler.graph import QuantGraph
@@ -29,15 +28,10 @@ class RangeOverride:
 
 @dataclass(frozen=True)
 class FrontendOptions:
-    """What a normalizer may be told: stated ranges, external parameters of tensors (ranges, encodings) by name.
-
-    `float_weights` says what becomes of weights that training left unquantized beside quantized data: "quantize" them
-    now (with a warning), "keep" them as a float island, or leave the choice to the dialect ("auto").
-    """
+    """What a normalizer may be told: stated ranges, external parameters of tensors (ranges, encodings) by name."""
 
     ranges: RangeOverride = field(default_factory=RangeOverride)
     external: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
-    float_weights: Literal["auto", "quantize", "keep"] = "auto"
 
 
 @dataclass(frozen=True)

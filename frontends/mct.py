@@ -12,7 +12,6 @@ FAKELY_QUANT of the same toolkit is plain Q/DQ with weights that are floats on a
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
 import numpy as np
@@ -111,9 +110,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     _refuse_tables(graph)
     sweep(graph, _RULES)
-    if options.float_weights == "auto":  # weights without a node of their own were not quantized
-        options = dataclasses.replace(options, float_weights="keep")
-    finish(graph, options, (DOMAIN,))
+    finish(graph, options, (DOMAIN,), loses_weights=False)
 
 
 FRONTEND = Frontend(

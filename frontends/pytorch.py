@@ -33,7 +33,7 @@ def recognise(graph: QuantGraph, producer: str) -> str | None:
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     converted = _is_converted(graph)
-    standard.normalise(graph, options, quantize_weights=options.float_weights == "quantize")
+    standard.normalise(graph, options, quantize_weights=False)
     if not graph.diagnostics.errors:
         _suggest_ranges(graph, options, converted=converted)
 

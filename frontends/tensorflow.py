@@ -57,7 +57,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     _narrow_biases(graph)
     _left_behind(graph)
-    standard.normalise(graph, options, quantize_weights=options.float_weights != "keep", nodes=_tf_fake_quants)
+    standard.normalise(graph, options, quantize_weights=True, nodes=_tf_fake_quants)
 
 
 def _narrow_biases(graph: QuantGraph) -> None:

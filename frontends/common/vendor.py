@@ -243,16 +243,18 @@ def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantPar
     return True
 
 
-def finish(graph: QuantGraph, options: FrontendOptions, domains: Iterable[str] = ()) -> None:
+def finish(
+    graph: QuantGraph, options: FrontendOptions, domains: Iterable[str] = (), *, loses_weights: bool = True
+) -> None:
     """What follows a vendor's own nodes: standard Q/DQ, weights that are floats on a grid, stated ranges.
 
     Where no weight at all is quantized although their data are, the exporter lost the weights' quantizers: then they
-    are quantized after training, with a warning, unless the options say otherwise.
+    are quantized after training, with a warning, unless it never does (`loses_weights`).
     """
     drop_domains(graph, domains)
     lift(graph)
-    lost = not any(_is_quantized_weight(graph, n) for n in graph.nodes) and options.float_weights != "keep"
-    recover_weights(graph, quantize_others=lost or options.float_weights == "quantize")
+    lost = loses_weights and not any(_is_quantized_weight(graph, n) for n in graph.nodes)
+    recover_weights(graph, quantize_others=lost)
     qdq.apply_ranges(graph, options)
 
 

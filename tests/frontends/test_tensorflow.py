@@ -155,8 +155,7 @@ def test_weights_on_a_grid_are_enough_to_be_recognized() -> None:
     np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, integers)
 
 
-@pytest.mark.parametrize(("policy", "quantized"), [("auto", True), ("quantize", True), ("keep", False)])
-def test_what_becomes_of_float_weights_is_an_option(policy: str, quantized: bool) -> None:
+def test_weights_on_no_grid_are_quantized_after_training() -> None:
     w = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
     ends = {"lo": np.asarray(-1, np.float32), "hi": np.asarray(5, np.float32), "w": w}
     nodes = [
@@ -164,9 +163,9 @@ def test_what_becomes_of_float_weights_is_an_option(policy: str, quantized: bool
         helper.make_node("MatMul", ["d", "w"], ["y"]),
     ]
     graph = model(nodes, ends)
-    FRONTEND.normalise(graph, FrontendOptions(float_weights=policy))  # type: ignore[arg-type]
+    FRONTEND.normalise(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics] == ["QAT206"]
-    assert ("w" in graph.params) == quantized
+    assert "w" in graph.params
 
 
 @pytest.mark.parametrize(("bias", "fits"), [([7, -9], True), ([7, 1 << 40], False)])

@@ -32,7 +32,7 @@ def text_of(nodes: str, weight: str) -> str:
 def test_signs_meet_quantized_weights(frontend: Frontend, moved: str) -> None:
     text = text_of(f"{BINARIZED} {moved}", QUANTIZED)
     graph = loaded(text)
-    frontend.normalise(graph, FrontendOptions(float_weights="keep"))
+    frontend.normalise(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     (line,) = [line for line in graph.dump().splitlines() if "FakeQuant" in line]
@@ -53,7 +53,7 @@ def test_signs_meet_quantized_weights(frontend: Frontend, moved: str) -> None:
 def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
     text = text_of(nodes, f"{QUANTIZED}, float one = {{1}}, float third = {{0.33}}")
     graph = loaded(text)
-    frontend.normalise(graph, FrontendOptions(float_weights="keep"))
+    frontend.normalise(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert "FakeQuant[params=int8[-1,1] scale 1 zero 0](c)" in graph.dump()
@@ -83,7 +83,7 @@ def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
     text = text_of(nodes, QUANTIZED + numbers)
     graph = loaded(text)
     assert pytorch.recognise(graph, "pytorch")
-    frontend.normalise(graph, FrontendOptions(float_weights="keep"))
+    frontend.normalise(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert f"FakeQuant[params={want}" in graph.dump()
@@ -104,7 +104,7 @@ def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
 def test_what_is_no_sign_stays(nodes: str) -> None:
     text = text_of(nodes, f"{QUANTIZED}, float zero = {{0}}, float half = {{0.5}}, float two = {{2}}")
     graph = loaded(text)
-    pytorch.FRONTEND.normalise(graph, FrontendOptions(float_weights="keep"))
+    pytorch.FRONTEND.normalise(graph, FrontendOptions())
     assert "(c)" not in "".join(line for line in graph.dump().splitlines() if "FakeQuant" in line)
     np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
 
