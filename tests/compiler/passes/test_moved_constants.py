@@ -76,17 +76,17 @@ def test_channels_of_a_constant_that_do_not_stay_whole_end_there() -> None:
     graph = after_propagate(
         "(float[1] x) => (float[6] y)",
         """
-        w = DequantizeLinear<axis = 0>(wq, s, z)
+        w = DequantizeLinear<axis = 1>(wq, s, z)
         r = Reshape(w, i)
         y = Mul(x, r)
         """,
-        "int8[3,2] wq = {1, 2, 3, 4, 5, 6}, float[3] s = {0.5, 0.25, 1.0}, int8[3] z = {0, 0, 0}, int64[1] i = {6}",
+        "int8[3,2] wq = {1, 2, 3, 4, 5, 6}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}, int64[1] i = {6}",
     )
     expect(
         graph,
         """
         input x
-        r = Reshape(wq<int8 scale 0.25..1 zero 0 axis 0 x3>:int8[3, 2]{1,2,3,4,5,6}, 6)
+        r = Reshape(wq<int8 scale 0.25..0.5 zero 0 axis 1 x2>:int8[3, 2]{1,2,3,4,5,6}, 6)
         y = Mul(x, r)
         output y
         """,
