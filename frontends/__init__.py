@@ -14,6 +14,7 @@ BUILTIN: Final[dict[str, str]] = {
     "sophgo": "qatc.frontends.sophgo:FRONTEND",
     "mct": "qatc.frontends.mct:FRONTEND",
     "horizon": "qatc.frontends.horizon:FRONTEND",
+    "ascend": "qatc.frontends.ascend:FRONTEND",
     "openvino": "qatc.frontends.openvino:FRONTEND",
     "modelopt": "qatc.frontends.modelopt:FRONTEND",
     "quark": "qatc.frontends.quark:FRONTEND",

@@ -59,9 +59,11 @@ def expect(graph: QuantGraph | IntegerGraph, text: str) -> None:
     assert graph.dump().split("\n", 1)[1].strip() == wanted
 
 
-def loaded(text: str) -> QuantGraph:
-    """A graph in ONNX text as the loader gives it."""
-    model = onnx.parser.parse_model(text if text.lstrip().startswith("<") else HEADER + text)
+def loaded(text: str | onnx.ModelProto) -> QuantGraph:
+    """A model, or a graph in ONNX text, as the loader gives it."""
+    model = text
+    if isinstance(model, str):
+        model = onnx.parser.parse_model(model if model.lstrip().startswith("<") else HEADER + model)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)

@@ -1,0 +1,220 @@
+"""Huawei Ascend: the integer models of AMCT and msModelSlim, whose nodes stand in the default domain.
+
+    x -> AscendQuant(1/s, z) -> Conv(W int8, B int32) -> AscendDequant(d) -> y
+
+    x -> FakeQuant(s, z) -> Conv(d/s * W, d * B) -> y
+
+The operators between are standard ones that compute with integers: what is padded is the zero point, and the offset z
+is taken off inside (Ascend's compiler folds it into the bias). A scale d is a float32 in the lower half of a uint64;
+what AMCT puts above it, a shift or a zero point of the weights, is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, is_constant, shape_of, value_of
+from qatc.compiler.links import label_of
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.products import is_product, output_axis
+from qatc.compiler.quant import Array, QuantParams, dtype_name
+from qatc.frontends.common import qdq
+from qatc.frontends.common.params import constant_input, make_params
+from qatc.frontends.common.vendor import count, data_name, finish, grid, grid_behind, number
+
+_QUANT: Final = "AscendQuant"
+_DEQUANT: Final = "AscendDequant"
+_BACK: Final = "AscendAntiQuant"
+_NAMES: Final = frozenset({_QUANT, _DEQUANT, _BACK, "AscendWeightQuant"})
+_FLOAT: Final = onnx.TensorProto.FLOAT
+_UPPER: Final = np.uint64(32)
+_CLOSE: Final = 1e-6
+_HINT: Final = "AMCT's fake-quantized model (fake_quant_model.onnx) has the same values in standard operators"
+
+
+def _is_ours(node: Node) -> bool:
+    return node.op in _NAMES and not node.domain
+
+
+def _quantize(graph: QuantGraph, node: Node) -> None:
+    """AscendQuant, saturate(round(x * scale) + offset), becomes a FakeQuant; what only moves it reads real numbers."""
+    bits, factor = _bits(node), number(graph, node, "scale", 1)
+    offset = number(graph, node, "offset", 2) if node.attr("offset") is not None or len(node.inputs) > 2 else 0.0
+    if factor is None or offset is None:
+        return
+    factor = factor * factor if node.attr("sqrt_mode", 0) else factor
+    if bits is None or factor <= 0:
+        what = f"{node.attr('dst_type')} numbers" if bits is None else f"a factor of {factor:.6g}"
+        graph.diagnostics.error("QAT103", f"AscendQuant makes {what}", node=label_of(node), tensor=data_name(node))
+        return
+    ends = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    params = grid(graph, node, np.asarray(1 / factor), np.asarray(offset), ends)
+    if params is None:
+        return
+    qdq.to_fake_quant(graph, node, params)
+    waiting: list[Tensor] = [node.outputs[0]]
+    for tensor in waiting:  # the file may state that these hold integers
+        if isinstance(tensor, Variable):
+            tensor.dtype = _FLOAT
+        waiting += [t for n in graph.consumers(tensor) if is_movement(n) for t in n.outputs]
+
+
+def _bits(node: Node) -> int | None:
+    """How wide the integers are: of AMCT's dst_type, or msModelSlim's quant_bit; None for other formats."""
+    kind = node.attr("dst_type", "INT8")
+    text = kind.decode() if isinstance(kind, bytes) else str(kind)
+    stated = node.attr("quant_bit", node.attr("quant_bits", {"INT4": 4, "INT8": 8, "INT16": 16}.get(text)))
+    return int(stated) if stated in (4, 8, 16) else None
+
+
+def _dequantize(graph: QuantGraph, node: Node) -> None:
+    """AscendDequant: its scale goes into the weight that the product before reads, and into its bias."""
+    scale = _scale(graph, node)
+    product, bias = _product(graph, node)
+    if scale is None:
+        return
+    params = None if product is None else grid_behind(graph, product.inputs[0])
+    if product is None or params is None or params.is_per_channel or not _has_integer_weight(product):
+        maker = product or graph.producer(node.inputs[0])
+        message = (
+            f"this AscendDequant scales what {maker.op if maker else 'a graph input'} makes, not a product of integers"
+        )
+        graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+        return
+    if not _scale_weight(graph, node, product, scale / params.scale[0]):
+        return
+    for reader, index in bias:
+        value = value_of(reader.inputs[index])
+        if value is not None:
+            real = (value.astype(np.float64) * scale).astype(np.float32)
+            reader.inputs[index] = graph.constant(f"{reader.inputs[index].name}_real", real)
+    _float(product.outputs[0])
+    _float(node.inputs[0])
+    if node.attr("relu_flag", 0):
+        node.op, node.inputs = "Relu", [node.inputs[0]]
+        node.attrs.clear()
+    else:
+        graph.replace(node.outputs[0], node.inputs[0])
+
+
+def _scale(graph: QuantGraph, node: Node) -> Array | None:
+    """The scales of an AscendDequant, float64 [C] or [1]; None with the finding recorded."""
+    stored = constant_input(graph, node, 1, "scale")
+    if stored is None:
+        return None
+    if stored.dtype != np.uint64:
+        scale = stored.reshape(-1).astype(np.float64)
+    elif np.any(stored >> _UPPER):
+        message = "the scales of this AscendDequant hold a shift, or a zero point of the weights"
+        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+        return None
+    else:
+        scale = stored.reshape(-1).astype(np.uint32).view(np.float32).astype(np.float64)
+    return scale * scale if node.attr("sqrt_mode", 0) else scale
+
+
+def _product(graph: QuantGraph, node: Node) -> tuple[Node | None, list[tuple[Node, int]]]:
+    """The product that an AscendDequant scales, and where its bias is read: as its third input, or by an Add behind."""
+    biases: list[tuple[Node, int]] = []
+    maker = graph.producer(node.inputs[0])
+    if maker is not None and maker.op == "Add" and not maker.domain:
+        index = next((i for i, t in enumerate(maker.inputs) if is_constant(t)), None)
+        if index is not None:
+            biases.append((maker, index))
+            maker = graph.producer(maker.inputs[1 - index])
+    if maker is None or not is_product(maker):
+        return None, biases
+    if len(maker.inputs) > 2 and maker.inputs[2].name:
+        biases.append((maker, 2))
+    return maker, biases
+
+
+def _has_integer_weight(product: Node) -> bool:
+    value = value_of(product.inputs[1])
+    return value is not None and dtype_name(value.dtype) in ("int8", "int4", "int16")
+
+
+def _scale_weight(graph: QuantGraph, node: Node, product: Node, scale: Array) -> bool:
+    """Let a product read its integer weight with the scales that it has; False with the finding recorded."""
+    weight = product.inputs[1]
+    value = value_of(weight)
+    if value is None:
+        return False
+    dtype = dtype_name(value.dtype)
+    axis = output_axis(product, value.ndim)
+    params: QuantParams | None = make_params(
+        graph, node, scale, None, dtype, axis=axis, shape=shape_of(weight), tensor=weight.name
+    )
+    if params is None:
+        return False
+    stored: Constant = graph.constant(f"{weight.name}_{dtype}", value, params)
+    graph.origin[stored.name] = weight.name
+    product.inputs[1] = stored
+    return True
+
+
+def _float(tensor: Tensor) -> None:
+    if isinstance(tensor, Variable):
+        tensor.dtype = _FLOAT
+
+
+def _back(graph: QuantGraph, node: Node) -> None:
+    """AscendAntiQuant, (q + offset) * scale, makes real numbers again of what an AscendQuant made: those are there."""
+    scale, offset = number(graph, node, "scale", 1), number(graph, node, "offset", 2)
+    params = grid_behind(graph, node.inputs[0])
+    if scale is None or offset is None:
+        return
+    scale = scale * scale if node.attr("sqrt_mode", 0) else scale
+    same = params is not None and not params.is_per_channel and params.zero_point[0] == -offset
+    if params is None or not same or abs(scale / params.scale[0] - 1) > _CLOSE:
+        message = f"this AscendAntiQuant states a scale of {scale:.6g} and an offset of {offset:.6g}, its data {params}"
+        graph.diagnostics.error("QAT203", message, node=label_of(node), tensor=data_name(node))
+        return
+    graph.replace(node.outputs[0], node.inputs[0])
+
+
+def _weight(graph: QuantGraph, node: Node) -> None:
+    """AscendWeightQuant, w - offset: without an offset the weight itself."""
+    offset = constant_input(graph, node, 1, "offset")
+    if offset is None:
+        return
+    if np.any(offset):
+        message = "this AscendWeightQuant takes an offset off its weights"
+        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+        return
+    graph.replace(node.outputs[0], node.inputs[0])
+
+
+def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+    qdq.prepare(graph, keep=_is_ours)
+    graph.sort()
+    rules = {_QUANT: _quantize, _DEQUANT: _dequantize, _BACK: _back, "AscendWeightQuant": _weight}
+    for op in ("AscendWeightQuant", _QUANT, _DEQUANT, _BACK):
+        for node in [n for n in graph.nodes if n.op == op and not n.domain]:
+            rules[op](graph, node)
+    if graph.diagnostics.errors:
+        return
+    graph.clean()
+    finish(graph, options)
+
+
+def _recognise(graph: QuantGraph, producer: str) -> str | None:
+    return count(graph, _is_ours)
+
+
+FRONTEND = Frontend(
+    name="ascend",
+    description="the integer models of Huawei's AMCT and msModelSlim (AscendQuant, AscendDequant)",
+    recognise=_recognise,
+    normalise=_normalise,
+    confidence=80,
+    exporters=("in their documented form: AMCT (deployed models; PyTorch and ONNX), msModelSlim (ONNX)",),
+    limits=(
+        "zero points of weights, and shifts beside the scales",
+        "quantized AveragePool and recurrent layers, weights that are expanded for sparsity",
+    ),
+)
