@@ -61,9 +61,10 @@ def expect(graph: QuantGraph | IntegerGraph, text: str) -> None:
 
 def loaded(text: str | onnx.ModelProto) -> QuantGraph:
     """A model, or a graph in ONNX text, as the loader gives it."""
-    model = text
-    if isinstance(model, str):
-        model = onnx.parser.parse_model(model if model.lstrip().startswith("<") else HEADER + model)
+    if isinstance(text, str):
+        model = onnx.parser.parse_model(text if text.lstrip().startswith("<") else HEADER + text)
+    else:
+        model = text
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)

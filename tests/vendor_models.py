@@ -17,7 +17,7 @@ _CONSTANTS = (
     ", float s = {0.0625}, float u = {0.125}, float z = {0}, float b = {8}, float four = {4}, float one = {1}"
     ", float lo = {-4}, float hi = {3.96875}, float wl = {-0.5625}, float wh = {0.5625}"
     ", float[2] sc = {0.0625, 0.03125}, float[2] zc = {0, 0}, int64 axis = {0}, int64 low = {-128}, int64 high = {127}"
-    ", uint8 zu = {128}, int8 zi = {0}, int16 zs = {0}"
+    ", uint64[2] deq = {998244352, 998244352}, uint8 zu = {128}, int8 zi = {0}, int16 zs = {0}"
 )
 
 _NODES: dict[str, str] = {
@@ -47,6 +47,8 @@ _NODES: dict[str, str] = {
     "horizon": "aq = horizon.HzQuantize<bits=8>(x, s, zi) a = horizon.HzDequantize(aq, s, zi)"
     f" v = horizon.HzDequantize(wq, s, zi) c = {_CONV}(a, v)"
     " yq = horizon.HzQuantize<bits=16>(c, s, zs) y = horizon.HzDequantize(yq, s, zs)",
+    "ascend": 'aq = AscendQuant<scale = 8.0, offset = 0.0, dst_type = "INT8">(x)'
+    f" c = {_CONV}(aq, wq, bq) y = AscendDequant(c, deq)",
     "microsoft": "aq = com.microsoft.QuantizeLinear(x, s, zu) a = com.microsoft.DequantizeLinear(aq, s, zu)"
     f" v = com.microsoft.DequantizeLinear<axis=0>(wq, sc, zi) c = {_CONV}(a, v)"
     " yq = com.microsoft.QuantizeLinear(c, u, zu) y = com.microsoft.DequantizeLinear(yq, u, zu)",

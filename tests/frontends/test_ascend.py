@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -26,17 +28,17 @@ def deq(scales: np.ndarray, upper: int = 0) -> np.ndarray:
     return scales.view(np.uint32).astype(np.uint64) | np.uint64(upper << 32)
 
 
-def model_of(nodes: str, **constants: np.ndarray) -> onnx.ModelProto:
+def model_of(nodes: str, **constants: Any) -> onnx.ModelProto:
     text = f'<ir_version: 8, opset_import: ["" : 17]>\ng ({ENDS} {{ {nodes} }}'
     model = onnx.parser.parse_model(text)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in constants.items())
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items())
     return model
 
 
-def graph_of(nodes: str, **constants: np.ndarray) -> QuantGraph:
+def graph_of(nodes: str, **constants: Any) -> QuantGraph:
     graph = loaded(model_of(nodes, **constants))
     assert ascend.FRONTEND.recognise(graph, "")
-    ascend.FRONTEND.normalise(graph, FrontendOptions(float_weights="keep"))
+    ascend.FRONTEND.normalise(graph, FrontendOptions())
     return graph
 
 
