@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from qatc._version import __version__
-from qatc.compiler.diagnostics import Severity, escaped, file_name, printable
+from qatc.compiler.diagnostics import Severity, file_name, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
@@ -46,12 +46,11 @@ class _Tile:
     mood: str = ""
 
 
-def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
+def report_html(result: CompileResult) -> bytes:
     """The report of a compile as one self-contained HTML file (UTF-8).
 
     Args:
         result: the compile; its paths and timings are left out, since equal compiles give equal reports.
-        graph_dump: the text of the integer graph (`IntegerGraph.dump`), shown folded where it is given.
     """
     found = result.verification
     context: dict[str, Any] = {
@@ -77,7 +76,6 @@ def report_html(result: CompileResult, graph_dump: str | None = None) -> bytes:
         "graph_style": Markup(STYLE),
         "place_begin": Markup(EVALUATION_BEGIN),
         "place_end": Markup(EVALUATION_END),
-        "dump": None if graph_dump is None else Markup(escape(escaped(graph_dump))),
     }
     return template("page.html").render(context).encode("utf-8", "backslashreplace")
 
