@@ -16,7 +16,8 @@ from qatc.compiler.arithmetic import PROFILES, Profile
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Clamped, Conv, IntegerGraph, Lookup, MatMul, Op, Pool, Quantize
 from qatc.compiler.quant import Array, Integers
-from qatc.compiler.reference import OnnxEvaluator, accumulate, evaluate_onnx, execute_op
+from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
+from qatc.compiler.reference.accumulate import accumulators, bias_of
 from qatc.compiler.result import ProfileDifference
 
 
@@ -81,15 +82,9 @@ class _Runs:
 
     def __init__(self, graph: IntegerGraph, op: Op, values: Mapping[str, Array], evaluate: OnnxEvaluator) -> None:
         self.graph, self.op, self.values, self.evaluate = graph, op, values, evaluate
-        self.acc = self._accumulators(op) if isinstance(op, (Conv, MatMul)) else None
-
-    def _accumulators(self, op: Conv | MatMul) -> Integers:
-        a, b = op.inputs[:2]
-        bias = self.values[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
-        left, right = (self.values[a], self.graph.params(a)), (self.values[b], self.graph.params(b))
-        if isinstance(op, Conv):
-            return accumulate.conv(op, *left, *right, bias).values
-        return accumulate.matmul(*left, *right, bias).values
+        self.acc: Integers | None = None
+        if isinstance(op, (Conv, MatMul)):
+            self.acc = accumulators(graph, op, values, bias_of(op, values))
 
     def under(self, profile: Profile) -> Integers:
         """The operator's result."""

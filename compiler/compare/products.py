@@ -16,7 +16,7 @@ from qatc.compiler.compare.setting import Setting, operand_guesses, pad_values, 
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Conv, MatMul
 from qatc.compiler.quant import Array, QuantParams
-from qatc.compiler.reference import accumulate
+from qatc.compiler.reference.accumulate import accumulators, bias_of
 
 _SAMPLED: Final = 256  # elements of a channel that its scale is looked for with
 _MOST_CHANNELS: Final = 512  # channels whose scale is looked for
@@ -61,19 +61,8 @@ class _Product:
 
 
 def _product(setting: Setting, op: Conv | MatMul) -> _Product:
-    bias = setting.values[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
-    acc = _accumulate(setting, op, bias)
-    return _Product(setting, op, acc, bias)
-
-
-def _accumulate(setting: Setting, op: Conv | MatMul, bias: Array | None) -> Array:
-    (a, b), graph = op.inputs[:2], setting.graph
-    left, right = setting.values[a], setting.values[b]
-    if isinstance(op, Conv):
-        found = accumulate.conv(op, left, graph.params(a), right, graph.params(b), bias)
-    else:
-        found = accumulate.matmul(left, graph.params(a), right, graph.params(b), bias)
-    return found.values.astype(np.int64)
+    bias = bias_of(op, setting.values)
+    return _Product(setting, op, accumulators(setting.graph, op, setting.values, bias).astype(np.int64), bias)
 
 
 def product_guesses(setting: Setting, found: Array | None, *, close: bool) -> Iterator[Guess]:

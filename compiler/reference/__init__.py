@@ -7,7 +7,7 @@ docstring in `integer.py`; how results are rounded is the profile's (`arithmetic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -34,7 +34,7 @@ from qatc.compiler.integer import (
     Softmax,
 )
 from qatc.compiler.quant import Array, Integers, QuantParams
-from qatc.compiler.reference import accumulate
+from qatc.compiler.reference.accumulate import accumulators, bias_of
 from qatc.compiler.reference.evaluate import OnnxEvaluator, evaluate_onnx
 from qatc.compiler.reference.pooling import pool
 
@@ -44,15 +44,7 @@ _MADE_NAN: Final = (
     "give typical data with --input, or add an epsilon that is a step of the grid at least"
 )
 
-__all__ = ["OnnxEvaluator", "Overflow", "evaluate_onnx", "execute", "execute_op"]
-
-
-@dataclass(frozen=True)
-class Overflow:
-    """An operator whose int32 accumulator wrapped: hardware would do the same, the model's author would not like it."""
-
-    op: str
-    elements: int
+__all__ = ["OnnxEvaluator", "evaluate_onnx", "execute", "execute_op"]
 
 
 def execute(
@@ -62,7 +54,6 @@ def execute(
     *,
     evaluate: OnnxEvaluator = evaluate_onnx,
     forced: Mapping[str, Array] | None = None,
-    overflows: list[Overflow] | None = None,
 ) -> dict[str, Array]:
     """Run `graph` and return every tensor by name: the inputs, and what each operator computed.
 
@@ -73,7 +64,6 @@ def execute(
         evaluate: runs Move and Float operators.
         forced: tensors that consumers read instead of the computed ones. The result still holds what was computed, so
             that each operator can be compared on inputs that are not of its own making.
-        overflows: a list that gets one entry per operator whose 32-bit accumulator wrapped.
 
     Raises:
         CompileError: QAT008 for inputs that are missing, of another dtype, or hold NaN where they are quantized; QAT302
@@ -86,7 +76,7 @@ def execute(
         results[name] = _fed(graph, feeds, name)
         values[name] = forced.get(name, results[name])
     for op in graph.ops:
-        for name, value in zip(op.outputs, execute_op(graph, op, values, profile, evaluate, overflows), strict=True):
+        for name, value in zip(op.outputs, execute_op(graph, op, values, profile, evaluate), strict=True):
             if name:
                 results[name] = value
                 values[name] = forced.get(name, value)
@@ -99,7 +89,6 @@ def execute_op(
     values: Mapping[str, Array],
     profile: Profile,
     evaluate: OnnxEvaluator = evaluate_onnx,
-    overflows: list[Overflow] | None = None,
 ) -> tuple[Array, ...]:
     """The outputs of one operator, given all its inputs (constants included) in `values`. Errors as for `execute`."""
     if isinstance(op, (Move, Float)):
@@ -110,7 +99,7 @@ def execute_op(
         case Dequantize():
             return (_dequantize(graph.params(op.inputs[0]), x, inputs[1] if len(inputs) > 1 else None),)
         case Conv() | MatMul():
-            return (_product(graph, op, values, profile, overflows),)
+            return (_product(graph, op, values, profile),)
         case Lookup():
             table = values[op.inputs[1]]
             return (table[x.astype(np.int16) - np.iinfo(x.dtype).min],)
@@ -162,27 +151,15 @@ def _operand(graph: IntegerGraph, values: Mapping[str, Array], op: Op, index: in
     return values[name], graph.params(name)
 
 
-def _product(
-    graph: IntegerGraph,
-    op: Conv | MatMul,
-    values: Mapping[str, Array],
-    profile: Profile,
-    overflows: list[Overflow] | None,
-) -> Integers:
-    (a, a_params), (b, b_params) = _operand(graph, values, op, 0), _operand(graph, values, op, 1)
-    bias = values[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
+def _product(graph: IntegerGraph, op: Conv | MatMul, values: Mapping[str, Array], profile: Profile) -> Integers:
+    a, b = values[op.inputs[0]], values[op.inputs[1]]
     active().ask(8 * (a.size + b.size), "an exact product", "compile with --no-verify", node=op.name)
-    if isinstance(op, Conv):
-        acc = accumulate.conv(op, a, a_params, b, b_params, bias)
-    else:
-        acc = accumulate.matmul(a, a_params, b, b_params, bias)
-    if acc.overflows and overflows is not None:
-        overflows.append(Overflow(op.name, acc.overflows))
+    acc = accumulators(graph, op, values, bias_of(op, values))
     out = graph.params(op.output)
     if out.dtype == "int32":
-        return acc.values
-    axis = 1 if isinstance(op, Conv) else acc.values.ndim - 1
-    return profile.requantize(acc.values, op.acc_scale, out, op.lo, op.hi, axis, in_scale=a_params.scale[0])
+        return acc
+    axis = 1 if isinstance(op, Conv) else acc.ndim - 1
+    return profile.requantize(acc, op.acc_scale, out, op.lo, op.hi, axis, in_scale=graph.params(op.inputs[0]).scale[0])
 
 
 def _quantize(graph: IntegerGraph, op: Quantize, x: Array) -> Integers:

@@ -9,7 +9,7 @@ does, and say how many did.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qatc.compiler.budget import active
-from qatc.compiler.integer import Conv
+from qatc.compiler.integer import Conv, IntegerGraph, MatMul
 from qatc.compiler.quant import Array, Integers, QuantParams
 
 Int32s = npt.NDArray[np.int32]
@@ -26,14 +26,6 @@ Int32s = npt.NDArray[np.int32]
 _PATCHES: Final = 1 << 24  # elements of unrolled input held at a time (64 MB of float32)
 _CACHE: Final = 1 << 17  # elements of a depthwise output worked on at a time
 _INT32: Final = 1 << 31
-
-
-@dataclass(frozen=True)
-class Accumulated:
-    """Accumulators after wrapping to 32 bits, and how many elements wrapped."""
-
-    values: Int32s
-    overflows: int
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,21 @@ class _Geometry:
         return product(*(range(k) for k in self.kernel))
 
 
+def bias_of(op: Conv | MatMul, values: Mapping[str, Array]) -> Array | None:
+    """The bias of a product, None where it has none."""
+    return values[op.inputs[2]] if len(op.inputs) > 2 and op.inputs[2] else None
+
+
+def accumulators(graph: IntegerGraph, op: Conv | MatMul, values: Mapping[str, Array], bias: Array | None) -> Int32s:
+    """The accumulators of a product, given its operands in `values`."""
+    a, b = op.inputs[:2]
+    operands = values[a], graph.params(a), values[b], graph.params(b), bias
+    return conv(op, *operands) if isinstance(op, Conv) else matmul(*operands)
+
+
 def conv(
     op: Conv, x: Integers, x_params: QuantParams, w: Integers, w_params: QuantParams, bias: Array | None
-) -> Accumulated:
+) -> Int32s:
     """The accumulators of `op`: [N, M, spatial...], see `Conv`. ValueError when shapes do not fit."""
     geometry = _Geometry.of(op, w.shape[2:])
     weight = _centered(w, w_params)
@@ -88,7 +92,7 @@ def conv(
     return _finish(acc, bound, None if bias is None else bias.reshape((-1,) + (1,) * (acc.ndim - 2)))
 
 
-def matmul(a: Integers, a_params: QuantParams, b: Integers, b_params: QuantParams, bias: Array | None) -> Accumulated:
+def matmul(a: Integers, a_params: QuantParams, b: Integers, b_params: QuantParams, bias: Array | None) -> Int32s:
     """The accumulators of `MatMul`, numpy.matmul broadcasting; `bias` along the last axis."""
     right = _centered(b, b_params)
     bound = _bound(right, -2 if right.ndim > 1 else 0, a, a_params)
@@ -136,7 +140,7 @@ def _padded(x: Integers, params: QuantParams, geometry: _Geometry, dtype: npt.DT
     return padded
 
 
-def _finish(acc: Array, bound: float, bias: Array | None) -> Accumulated:
+def _finish(acc: Array, bound: float, bias: Array | None) -> Int32s:
     """Add the bias and wrap to int32."""
     if bias is not None and bias.size:
         bound += float(np.abs(bias.astype(np.float64)).max())
@@ -144,12 +148,11 @@ def _finish(acc: Array, bound: float, bias: Array | None) -> Accumulated:
         values = acc.astype(np.int32)
         if bias is not None:
             values += bias.astype(np.int32)
-        return Accumulated(values, 0)
+        return values
     wide = acc.astype(np.int64)
     if bias is not None:
         wide += bias.astype(np.int64)
-    wrapped = wide.astype(np.int32)
-    return Accumulated(wrapped, int(np.count_nonzero(wrapped != wide)))
+    return wide.astype(np.int32)
 
 
 # -- convolutions ---------------------------------------------------------------------------------------------------

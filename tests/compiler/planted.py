@@ -34,12 +34,12 @@ def accumulators(opened: OpenPackage, op: Op, values: Values, *, bias: bool = Tr
     px, pw = graph.params(op.inputs[0]), graph.params(op.inputs[1])
     b = values[op.inputs[2]] if bias and len(op.inputs) > 2 and op.inputs[2] else None
     if isinstance(op, MatMul):
-        return accumulate.matmul(x, px, w, pw, b).values.astype(np.int64)
+        return accumulate.matmul(x, px, w, pw, b).astype(np.int64)
     if padding is not None:
         rank = x.ndim - 2
         x = np.pad(x, [(0, 0), (0, 0), *zip(op.pads[:rank], op.pads[rank:], strict=True)], constant_values=padding)
         op = dataclasses.replace(op, pads=(0,) * (2 * rank))
-    return accumulate.conv(op, x, px, w, pw, b).values.astype(np.int64)
+    return accumulate.conv(op, x, px, w, pw, b).astype(np.int64)
 
 
 def finished(opened: OpenPackage, op: Op, acc: np.ndarray, scales=None, *, clamp: bool = True) -> np.ndarray:

@@ -17,7 +17,6 @@ from qatc.compiler.integer import (
     raw_accumulator,
 )
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.reference import Overflow
 from tests.compiler.reference.nets import EXACT, MS, Net, conv_op, integers, random_params, related
 
 # -- convolutions -----------------------------------------------------------------------------------------------------
@@ -198,11 +197,8 @@ def test_extreme_sums_are_exact_and_wrap_as_hardware_does(x_dtype, x_value, w_dt
     net.add(conv_op("c", names, 2, {}, acc_scale=acc_scale, lo=-(2**31), hi=2**31 - 1))
     true = naive_conv(x, w)
     wrapped = (true + 2**31) % 2**32 - 2**31
-    overflows: list[Overflow] = []
-    np.testing.assert_array_equal(net.run(overflows=overflows)["y"][0], wrapped.astype(np.int64))
-    count = int((true != wrapped).sum())
-    assert overflows == ([Overflow("c", count)] if count else [])
-    assert (count > 0) == (w_value == -32768)
+    np.testing.assert_array_equal(net.run()["y"][0], wrapped.astype(np.int64))
+    assert bool((true != wrapped).any()) == (w_value == -32768)
 
 
 def test_a_bias_can_overflow_too():
@@ -215,9 +211,7 @@ def test_a_bias_can_overflow_too():
     )
     net.out("y", QuantParams.per_tensor(1.0, 0, "int8"))
     net.add(conv_op("c", names, 2, {}, acc_scale=(0.01,), lo=-128, hi=127))
-    overflows: list[Overflow] = []
-    assert net.run(overflows=overflows)["y"].tolist() == [[[[-128, -128]]]]
-    assert overflows == [Overflow("c", 2)]
+    assert net.run()["y"].tolist() == [[[[-128, -128]]]]
 
 
 def test_weight_zero_points_per_channel():
