@@ -20,7 +20,7 @@ from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
 from qatc.compiler.passes.products import is_product
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_dq
 from qatc.frontends.common.vendor import container, finish, has_channels, implied_axis
@@ -171,28 +171,27 @@ def _closest(missed: list[str], known: Mapping[str, Tensor]) -> str | None:
 
 
 def _params(graph: QuantGraph, tensor: Tensor, entry: Entry) -> QuantParams | None:
-    zeros = entry.zero_point * (len(entry.scale) if len(entry.zero_point) == 1 else 1)
+    count = len(entry.scale)
+    zeros = entry.zero_point * (count if len(entry.zero_point) == 1 else 1)
     dtype = container(entry.qmin, entry.qmax, zeros)
-    axis: int | None = None
-    if len(entry.scale) > 1:
-        axis = _axis(graph, tensor, entry)
-        if axis is None:
-            message = f"nothing tells which axis the {len(entry.scale)} scales belong to"
-            graph.diagnostics.error("QAT204", message, tensor=tensor.name, hint=_MISFIT)
-            return None
-    try:
-        if dtype is None:
-            raise ValueError(f"no integer type holds {entry.qmin}..{entry.qmax} and the zero points")
-        params = QuantParams(entry.scale, zeros, dtype, axis, entry.qmin, entry.qmax)
-        shape = shape_of(tensor)
-        if shape is not None and axis is not None and not has_channels(shape, axis, len(zeros)):
-            raise ValueError(f"{len(zeros)} channels along axis {axis} do not fit the shape {list(shape)}")
-    except ValueError as error:
-        code = "QAT201" if "scale" in str(error) else "QAT202" if "zero" in str(error) else "QAT204"
-        hint = _MISFIT if code == "QAT204" else None
-        graph.diagnostics.error(code, f"the entry of this tensor is illegal: {error}", tensor=tensor.name, hint=hint)
-        return None
-    return params
+    axis = _axis(graph, tensor, entry) if count > 1 else None
+    if dtype is None:
+        code, why = "QAT202", f"no integer type holds {entry.qmin}..{entry.qmax} and the zero points"
+    elif count > 1 and axis is None:
+        code, why = "QAT204", f"nothing tells which axis the {count} scales belong to"
+    elif len(zeros) != count:
+        code, why = "QAT204", f"{count} scales but {len(zeros)} zero points"
+    elif axis is not None and not has_channels(shape_of(tensor), axis, count):
+        code, why = "QAT204", f"{count} channels along axis {axis} do not fit the shape {list(shape_of(tensor) or ())}"
+    else:
+        try:
+            return QuantParams(entry.scale, zeros, dtype, axis, entry.qmin, entry.qmax)
+        except ValueError as error:  # a scale that is none, an empty range, an axis from the end of an unknown rank
+            legal = all(SMALLEST <= scale <= LARGEST for scale in entry.scale)
+            code, why = "QAT204" if legal else "QAT201", str(error)
+    hint = _MISFIT if code == "QAT204" else None
+    graph.diagnostics.error(code, f"the entry of this tensor is illegal: {why}", tensor=tensor.name, hint=hint)
+    return None
 
 
 def _axis(graph: QuantGraph, tensor: Tensor, entry: Entry) -> int | None:

@@ -176,8 +176,10 @@ def _operator_axis(node: Node, weight: Tensor) -> int | None:
     return output_axis(node, rank_of(weight), place)
 
 
-def has_channels(shape: Sequence[Dim], axis: int, channels: int) -> bool:
+def has_channels(shape: Sequence[Dim] | None, axis: int, channels: int) -> bool:
     """Whether a tensor has so many channels along an axis, as far as its size there is known."""
+    if shape is None:
+        return True
     return axis < len(shape) and (shape[axis] == channels or not isinstance(shape[axis], int))
 
 

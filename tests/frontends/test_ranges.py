@@ -446,6 +446,24 @@ def test_absurd_numbers_are_findings(text: str, tmp_path: Path) -> None:
         grid_of(text, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entry", "code"),
+    [
+        ({"scale": [0.5, 0.25, 1.0], "zero_point": [0, 1]}, "QAT204"),  # no scale is wrong
+        ({"scale": [0.5, 0.0, 1.0], "zero_point": [0]}, "QAT201"),
+        ({"scale": [0.5], "zero_point": [0], "qmin": 7, "qmax": -8}, "QAT204"),
+        ({"scale": [0.5], "zero_point": [2**40]}, "QAT202"),
+    ],
+)
+def test_the_code_of_an_illegal_entry_says_what_is_illegal(entry: dict[str, Any], code: str, tmp_path: Path) -> None:
+    b = Builder()
+    b.node("Relu", ["input"], "output")
+    graph, path = nets.graph_of(nets.model_of(b, [1, 3])), tmp_path / "ranges.json"
+    path.write_text(json.dumps({"input": entry}))
+    assert ranges.read(path, graph) == {}
+    assert [d.code for d in graph.diagnostics.errors] == [code]
+
+
 def test_what_is_wrong_with_a_file_is_said_once(tmp_path: Path) -> None:
     """Several dialects read files of ranges, and each has its say; and illegal entries are no missing ones."""
     b = Builder()
