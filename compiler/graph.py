@@ -38,6 +38,7 @@ DOMAIN = "qatc"
 _KEEP_SHAPE = frozenset(  # operators of ONNX Runtime that ONNX's inference stops at: shape and type are their input's
     {"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
+_MOST_SIZES = 1024  # elements of a constant that shape inference is given
 _LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
 
 
@@ -369,7 +370,7 @@ def elements(shape: Sequence[Dim] | None) -> int | None:
     return math.prod(d for d in shape if isinstance(d, int))
 
 
-def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.ModelProto:
+def model_skeleton(graph: QuantGraph) -> onnx.ModelProto:
     """The graph as a ModelProto without its large constants (they become inputs), for ONNX's shape inference."""
     from qatc.compiler.model_io import node_proto, value_info
 
@@ -379,7 +380,7 @@ def model_skeleton(graph: QuantGraph, largest_constant: int = 1024) -> onnx.Mode
         value = value_of(tensor)
         if value is None:
             continue
-        if value.size <= largest_constant and tensor.name not in graph.params:
+        if value.size <= _MOST_SIZES and tensor.name not in graph.params:
             small.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
         else:
             kind = (

@@ -44,7 +44,7 @@ _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
 _NEWEST_OPSET: Final = 26
-_CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
+CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class _Reader:
         outputs = [self._tensor(n) for n in record.outputs]
         attrs = {a.name: self._attribute(a, record.proto) for a in record.attributes}
         if captures:
-            attrs[_CAPTURES] = captures
+            attrs[CAPTURES] = captures
         return Node(record.op, record.proto.name, attrs, inputs, outputs, record.domain or None)
 
     def _attribute(self, proto: AttributeProto, node: onnx.NodeProto) -> Any:
@@ -363,7 +363,7 @@ def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
 def node_proto(node: Node) -> onnx.NodeProto:
     """The NodeProto of a node; names that its subgraphs capture are renamed with the tensors."""
     inputs = [t.name for t in node.inputs]
-    captures: list[str] = node.attrs.get(_CAPTURES, [])
+    captures = captures_of(node.attrs)
     outer = [inputs.pop() for _ in captures][::-1]
     proto = onnx.NodeProto(
         op_type=node.op, name=node.name, input=inputs, output=[t.name for t in node.outputs], domain=node.domain or ""
@@ -406,6 +406,6 @@ def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
                 graph.node.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))
 
 
-def captures_of(node: Node) -> int:
-    """How many of the node's last inputs are only read by its subgraphs."""
-    return len(node.attrs.get(_CAPTURES, []))
+def captures_of(attrs: Mapping[str, Any]) -> list[str]:
+    """The names that the subgraphs of a node with these attributes read from outside; its last inputs are these."""
+    return cast("list[str]", attrs.get(CAPTURES, []))

@@ -6,8 +6,7 @@ take the way over a float type that holds them exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 from onnx import TensorProto
@@ -15,7 +14,7 @@ from onnx import TensorProto
 from qatc.backends.onnx.writer import Writer, tensor_type
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.integer import Float, Move
-from qatc.compiler.model_io import node_proto
+from qatc.compiler.model_io import captures_of, node_proto
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 
 _WIDE: Final = frozenset({"int16", "uint16"})
@@ -113,8 +112,7 @@ def _flattens_pooled(w: Writer, op: Move, x: str) -> bool:
 def float_op(w: Writer, op: Float) -> None:
     """`Float`: the ONNX operator itself; the names that its subgraphs capture follow its tensors."""
     inputs = [w.read(name) if name else "" for name in op.inputs]
-    captures = cast("Sequence[str]", op.attrs.get("_captures", ()))
-    if not captures:
+    if not captures_of(op.attrs):
         w.nodes(op.op_type, inputs, op.outputs, domain=op.domain, attrs=op.attrs)
         return
     node = Node(

@@ -20,7 +20,6 @@ from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Res
 from qatc.compiler.links import label_of
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.functions import Values
-from qatc.compiler.model_io import captures_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import QuantParams, dtype_range
 
@@ -289,9 +288,6 @@ class State:
         between = node.op == "Cast" and not node.domain and is_float(node.inputs[0])  # types of real numbers
         computes = any(is_float(t) for t in node.outputs if t.name) and not between
         reason = self.why(self, node) if computes else Reason("")
-        count = captures_of(node)
-        if count:
-            attrs["_captures"] = node.attrs["_captures"]
         self.build.add(
             Float(
                 name,

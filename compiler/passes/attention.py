@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
 from qatc.compiler.rewrite import NoMatch
 
 _RANK: Final = 4
-_BOOL: Final = 9  # TensorProto.BOOL
+_BOOL: Final = onnx.TensorProto.BOOL
 
 
 def attention_to_products(graph: QuantGraph, node: Node) -> bool:

@@ -14,14 +14,13 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.model_io import captures_of, dims_of
+from qatc.compiler.model_io import CAPTURES, captures_of, dims_of
 from qatc.compiler.passes.modernize import OPSET, UPGRADE
 from qatc.compiler.protos import captured_names, domain_of
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import sweep
 
 _BRANCHES: Final = ("else_branch", "then_branch")
-_CAPTURES: Final = "_captures"
 
 
 def inline_branches(graph: QuantGraph) -> int:
@@ -53,9 +52,8 @@ def _condition(node: Node) -> bool | None:
 
 def _inline(graph: QuantGraph, node: Node) -> list[Node]:
     body: onnx.GraphProto = node.attrs[_BRANCHES[bool(_condition(node))]]
-    count = captures_of(node)
-    captured: list[str] = node.attrs.get(_CAPTURES, [])
-    tensors: dict[str, Tensor] = dict(zip(captured, node.inputs[len(node.inputs) - count :], strict=True))
+    captured = captures_of(node.attrs)
+    tensors: dict[str, Tensor] = dict(zip(captured, node.inputs[len(node.inputs) - len(captured) :], strict=True))
     for initializer in body.initializer:
         tensors[initializer.name] = graph.constant(initializer.name, onnx.numpy_helper.to_array(initializer))
     kinds = {v.name: v.type.tensor_type for v in [*body.value_info, *body.output]}
@@ -79,7 +77,7 @@ def _node(graph: QuantGraph, proto: onnx.NodeProto, tensors: dict[str, Tensor]) 
     outer = captured_names(proto.attribute)
     attrs: dict[str, Any] = {a.name: _value(a) for a in proto.attribute}
     if outer:
-        attrs[_CAPTURES] = outer
+        attrs[CAPTURES] = outer
     inputs = [tensors[n] if n else Variable("") for n in [*proto.input, *outer]]
     hint = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
     outputs = [tensors[n] for n in proto.output]

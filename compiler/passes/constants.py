@@ -62,7 +62,7 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
     return gone
 
 
-def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
+def compute_quantized(graph: QuantGraph) -> None:
     """Compute what is made of quantized constants alone, in a stripped graph: the first step of an unrolled GRU, say.
 
     The result is rounded onto the grid that the graph states for it; where it states none, products and curves are
@@ -80,7 +80,7 @@ def compute_quantized(graph: QuantGraph, limit: int = LIMIT) -> None:
             continue  # it may keep its operands' grid
         out = node.outputs[0]
         try:
-            value = _held(graph, out, _of_quantized(graph, node, limit))
+            value = _held(graph, out, _of_quantized(graph, node, LIMIT))
         except Refused as refused:
             graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
             continue
