@@ -44,6 +44,10 @@ _MICROSOFT: Final = "com.microsoft"
 _WIDE_OPSET: Final = 21  # QuantizeLinear knows 16 bits from here on
 _STORED: Final = {"int2": "int8", "uint2": "uint8", "int4": "int8", "uint4": "uint8"}
 _LARGE: Final = 1 << 12  # bytes from which a constant may go to a data file
+_HINT_WIDE: Final = (
+    "PPQ writes the zero points of 16 bits as int32, which loses the range: quantize activations to 8 bits, or export"
+    " zero points of int16 (opset 21)"
+)
 _FLOAT: Final = int(TensorProto.FLOAT)
 # Operators through which the grid of a bias's result is looked for: they do not change what one LSB is worth.
 _KEEP_SCALE: Final = frozenset({"Relu", "Clip", "LeakyRelu", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
@@ -279,7 +283,8 @@ class _Writer:
     def _pair(self, tensor: Tensor, params: QuantParams, source: str) -> None:
         """Q [-> Clip] -> DQ from `source`."""
         if params.container.itemsize > 2:
-            raise fail("QAT302", f"QDQ has no {params.dtype} activations", tensor=tensor.name)
+            message = f"this tensor is quantized to {params.dtype}: QuantizeLinear makes integers of 16 bits at most"
+            raise fail("QAT302", message, tensor=tensor.name, hint=_HINT_WIDE)
         integer_output = tensor.name in self.outputs and self._is_integer_port(tensor)
         if integer_output:
             params = self._port_params(tensor)

@@ -141,6 +141,8 @@ FRONTEND: Final = Frontend(
         "DeepSpeed 0.17 compression (symmetric, asymmetric, groups of rows, ternary, binary)",
         "compressed-tensors 0.20 (W8A8 and W4A8, weights compressed before the export)",
         "bitorch 0.4 (signs, steps, DoReFa)",
+        "esp-ppq 1.3 (ONNX with Q/DQ for ESP-DL, TensorRT, OpenVINO, RKNN and NXP; 8 bits)",
+        "tico 0.3 (wrapq, legacy exporter)",
         "in their documented form: pytorch-quantization 2 (both of its exports), ai8x-training",
     ),
     limits=(

@@ -219,7 +219,10 @@ def test_wide_activations_are_refused():
     graph.params["y"] = QuantParams.per_tensor(1.0, 0, "int32")
     with pytest.raises(CompileError) as caught:
         to_qdq(graph)
-    assert caught.value.diagnostics[0].code == "QAT302"
+    (found,) = caught.value.diagnostics
+    assert found.code == "QAT302"
+    assert "16 bits at most" in found.message
+    assert "int16" in (found.hint or "")
 
 
 def test_constants_may_lie_in_a_file_of_their_own():
