@@ -143,11 +143,14 @@ FRONTEND: Final = Frontend(
         "bitorch 0.4 (signs, steps, DoReFa)",
         "esp-ppq 1.3 (ONNX with Q/DQ for ESP-DL, TensorRT, OpenVINO, RKNN and NXP; 8 bits)",
         "tico 0.3 (wrapq, legacy exporter)",
+        "hand-written LSQ and straight-through quantizers in JAX 0.12 (jax2onnx 0.17)",
+        "qwix 0.1 (OdmlQatProvider; 8 and 4 bits, through jax2onnx 0.17)",
         "in their documented form: pytorch-quantization 2 (both of its exports), ai8x-training",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",
         "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
+        "qwix: weights with scales along two axes (attention), QtProvider and PtqProvider (products of bytes)",
         "roundings down (the averages of ai8x-training, NEMO) and weights with an offset of part of a step stay float",
     ),
 )

@@ -82,6 +82,7 @@ FRONTEND: Final = Frontend(
     limits=(
         "dynamic quantization (scales found at run time), as Keras 3 writes it (model.quantize)",
         "weights in blocks (MatMulNBits)",
+        "Aidge 0.10 after quantize_network: Gemm of int8 and QuantizeLinear to float32, which ONNX does not have",
         "QAttention and other fused operators of com.microsoft",
     ),
 )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
+from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import Array
 from qatc.frontends.tf.load import first_words, load_keras, needed
 from qatc.frontends.tf.tflite_form import readable_tflite
@@ -65,7 +66,8 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
         _in_order()
         if source.is_dir():
             _by_program(["--saved-model", str(source), *_signature(source)], destination)
-            return ()
+            witness = signed(source, destination)
+            return () if witness is None else compare(destination, witness)
         if source.suffix.lower() in _KERAS:
             model = load_keras(source)
             write_keras(model, destination)
@@ -89,6 +91,34 @@ def _asked(model: Any) -> Answer:
         return [found] if len(model.outputs) == 1 else list(found)
 
     return answer
+
+
+def signed(folder: Path, destination: Path) -> Answer | None:
+    """A SavedModel's default signature as a function of arrays; None without one, or with names that tf2onnx lost."""
+    network = needed("tensorflow").saved_model.load(str(folder)).signatures.get(_DEFAULT_SIGNATURE)
+    graph = read_proto(destination)[0].graph
+    inputs, outputs = ([port.name.split(":")[0] for port in ports] for ports in (graph.input, graph.output))
+    if network is None:
+        return None
+    named = _matched(inputs, network.structured_input_signature[1]), _matched(outputs, network.structured_outputs)
+    if any(names is None for names in named):
+        return None
+    takes, gives = (names or [] for names in named)
+
+    def answer(arrays: Sequence[Array]) -> Sequence[Any]:
+        tensor: Any = needed("tensorflow").constant
+        found: Any = network(**{name: tensor(array) for name, array in zip(takes, arrays, strict=True)})
+        return [found[name] for name in gives]
+
+    return answer
+
+
+def _matched(names: Sequence[str], known: Iterable[str]) -> list[str] | None:
+    """The names as a signature has them; a lone one needs no name. None where they are others."""
+    found = list(known)
+    if len(names) == len(found) == 1:
+        return found
+    return list(names) if sorted(names) == sorted(found) else None
 
 
 def _interpreter(path: Path) -> Answer:

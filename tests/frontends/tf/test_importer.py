@@ -233,3 +233,21 @@ def test_nothing_of_tensorflow_reaches_the_streams(
     compile_model(saved / "net.tflite", qat=True, output=tmp_path / "out")
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_tf2onnx_loses_of_a_saved_model_is_told(bits: int, tmp_path: Path) -> None:
+    """tf2onnx writes quantize_and_dequantize of any width as one of 8 bits, and says nothing."""
+    weight = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+    class Network(tensorflow.Module):  # type: ignore[misc]
+        @tensorflow.function(input_signature=[tensorflow.TensorSpec([None, 6], tensorflow.float32)])
+        def serve(self, x: Any) -> Any:
+            quantize = tensorflow.quantization.quantize_and_dequantize_v2
+            data = quantize(x, -3.1, 3.1, num_bits=bits, range_given=True)
+            return data @ quantize(tensorflow.constant(weight), -2.3, 2.3, num_bits=bits, range_given=True)
+
+    network = Network()
+    tensorflow.saved_model.save(network, str(tmp_path / "saved"), signatures=network.serve)
+    found = convert(tmp_path / "saved", tmp_path / "model.onnx")
+    assert [d.code for d in found] == ([] if bits == 8 else ["QAT014"])

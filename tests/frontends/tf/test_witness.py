@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc.compiler.diagnostics import Severity
+from qatc.frontends.tf import convert
 from qatc.frontends.tf.witness import NoWitnessError, compare
 
 WEIGHT = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -65,3 +68,47 @@ def test_what_cannot_be_compared_is_left_alone(tmp_path: Path) -> None:
 
     assert compare(converted(tmp_path, ["batch", "width"]), asked) == ()
     assert compare(converted(tmp_path, [4, 6], op="FakeQuantWithMinMaxVars"), asked) == ()
+
+
+class Signature:
+    """A signature of a SavedModel, as TensorFlow loads it."""
+
+    def __init__(self, answer: Callable[[np.ndarray], np.ndarray], *outputs: str) -> None:
+        self.answer = answer
+        self.structured_input_signature = ((), {"data": None})
+        self.structured_outputs = dict.fromkeys(outputs)
+
+    def __call__(self, *, data: np.ndarray) -> dict[str, np.ndarray]:
+        return dict.fromkeys(self.structured_outputs, self.answer(data))
+
+
+def saved(monkeypatch: pytest.MonkeyPatch, signatures: dict[str, Signature]) -> None:
+    loaded = SimpleNamespace(signatures=signatures)
+    fake = SimpleNamespace(saved_model=SimpleNamespace(load=lambda _: loaded), constant=lambda array: array)
+
+    def needed(name: str) -> Any:
+        return fake
+
+    monkeypatch.setattr(convert, "needed", needed)
+
+
+@pytest.mark.parametrize(("factor", "codes"), [(1, []), (1.5, ["QAT014"])])
+def test_saved_models_are_asked_by_name(
+    factor: float, codes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = converted(tmp_path, [4, 6])
+    saved(monkeypatch, {"serving_default": Signature(lambda x: exact([x])[0] * np.float32(factor), "anything")})
+    answer = convert.signed(tmp_path, path)
+    assert answer is not None
+    assert [d.code for d in compare(path, answer)] == codes
+
+
+@pytest.mark.parametrize(
+    "signatures",
+    [{}, {"other": Signature(lambda x: x, "y")}, {"serving_default": Signature(lambda x: x, "y", "z")}],
+)
+def test_saved_models_with_other_names_are_not_compared(
+    signatures: dict[str, Signature], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(monkeypatch, signatures)
+    assert convert.signed(tmp_path, converted(tmp_path, [4, 6])) is None
