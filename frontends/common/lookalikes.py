@@ -90,7 +90,7 @@ def holds_weight(node: Node) -> bool:
     """Whether a Cast makes floats of a weight that is stored in integers: a constant on its way into a product."""
     if node.op not in ("Cast", "CastLike") or node.domain or not node.inputs:
         return False
-    value = value_of(node.inputs[0])
+    value = value_of(_unmoved(node.inputs[0]))
     if value is None or value.ndim < 2 or quantized_dtype(value.dtype) in (None, "int32"):
         return False
     for _ in range(LONGEST):
@@ -101,6 +101,16 @@ def holds_weight(node: Node) -> bool:
             return False
         node = readers[0]
     return False
+
+
+def _unmoved(tensor: Tensor) -> Tensor:
+    """What a tensor was before it was moved, a few operators up (torchao transposes its weights before the Cast)."""
+    for _ in range(LONGEST):
+        maker = next((n for n in tensor.inputs if isinstance(n, Node)), None)
+        if maker is None or not is_movement(maker):
+            break
+        tensor = maker.inputs[0]
+    return tensor
 
 
 def report_others(graph: QuantGraph) -> None:

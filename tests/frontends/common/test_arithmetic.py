@@ -517,6 +517,7 @@ WEIGHT = ", int8[3,2] w = {1, -2, 127, 3, -127, 5}, float[1,2] c = {0.5, 0.25}, 
     [
         "a = Cast<to=1>(w) b = Mul(a, c) y = MatMul(x, b)",
         "a = Cast<to=1>(w) b = MatMul(x, a) y = Mul(b, t)",  # its scale behind the product, as torchao writes it
+        "v = Transpose(w) i = Transpose(v) a = Cast<to=1>(i) b = MatMul(x, a) y = Mul(b, t)",  # moved before the Cast
     ],
 )
 def test_weights_stored_in_integers_are_recognized_and_keep_them(nodes: str, tmp_path: Path) -> None:
