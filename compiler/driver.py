@@ -32,7 +32,7 @@ from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.passes.training import report_training
-from qatc.compiler.ports import port_of, ports_of_integer, tensor_records
+from qatc.compiler.ports import integer_ports, port_of, ports_of_integer, tensor_records
 from qatc.compiler.proving import Proving
 from qatc.compiler.recognize import Recognition, recognize
 from qatc.compiler.registry import backends, frontends
@@ -179,6 +179,7 @@ class _Compilation:
         self.fold(graph)
         with self.step("lower"):
             integer = self.lowered(graph, target)
+            graph.integer_ports |= integer_ports(integer)
         with self.step("emit"):
             emission = backend.emit(graph if backend.level == "float" else integer, options)
         from qatc.compiler.assemble import assemble  # package and report: only a real compile needs them

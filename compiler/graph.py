@@ -61,7 +61,7 @@ class QuantGraph:
         shifted: tensor name -> a tensor of the source file, and by how much its values are larger after rounding: a
             grid without a whole zero point is one with, and an addition.
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
-            there in integers.
+            there in integers; once lowered, the deployed graph.
         annotations: tensor name -> what the file's quantization annotations say of it, by key.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others. `body_opset` that of the file, in
             which the bodies of If, Loop and Scan stay.

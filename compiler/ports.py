@@ -6,6 +6,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
+import numpy as np
 import onnx
 
 from qatc.compiler.graph import QuantGraph, Tensor, shape_of
@@ -42,6 +43,12 @@ def ports_of_integer(graph: IntegerGraph, names: Iterable[str]) -> tuple[Port, .
         return Port(name, tensor.dtype, tensor.shape, params)
 
     return tuple(map(port, names))
+
+
+def integer_ports(graph: IntegerGraph) -> dict[str, int]:
+    """The inputs and outputs that the deployed graph has in integers, with their element types (TensorProto)."""
+    ports = (graph.tensors[name] for name in (*graph.inputs, *graph.outputs))
+    return {t.name: onnx.helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)) for t in ports if t.params is not None}
 
 
 def tensor_records(graph: IntegerGraph, names: Mapping[str, str], known: Container[str]) -> tuple[TensorRecord, ...]:

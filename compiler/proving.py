@@ -154,7 +154,7 @@ class Proving:
         from qatc.compiler.verify.written import compare_outputs, compare_reread
 
         checks = compare_reread(integer, reread(), get_profile(target.arithmetic), self.feeds, OrtEvaluator())
-        outputs = compare_outputs(emission.complete(), self.simulation, self.feeds)
+        outputs = compare_outputs(emission.complete(), integer, self.simulation, self.feeds)
         bad = next((c.tensor for c in checks if not c.passed), None)
         found = dataclasses.replace(found, package=checks, outputs=outputs, passed=bad is None, first_bad=bad)
         check(found)

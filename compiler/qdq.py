@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -38,7 +38,7 @@ from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 
 BiasForm = Literal["int32", "float"]
-IoForm = Literal["source", "float", "integer"]
+IoForm = Literal["source", "float"]
 
 _MICROSOFT: Final = "com.microsoft"
 _WIDE_OPSET: Final = 21  # QuantizeLinear knows 16 bits from here on
@@ -93,8 +93,7 @@ def to_qdq(
         bias: "int32" stores the float biases of convolutions and matrix products with quantized operands as integers of
             scale s_x * s_w behind a DequantizeLinear, as integer kernels want them; "float" leaves them alone.
         max_bias_error: a bias that this rounding would move by more than so many LSB of the result stays float.
-        io: "float" has float inputs and outputs, "integer" integer ones wherever the tensor is quantized, "source"
-            those of the input file.
+        io: "float" has float inputs and outputs, "source" those that `graph.integer_ports` states.
         portable: whether only ai.onnx operators may be used; else ONNX Runtime's own QuantizeLinear stands in where
             ai.onnx has none (16-bit tensors below opset 21).
         data_file: whether large constants go to a file of their own also where the model file could hold them.
@@ -181,17 +180,13 @@ class _Writer:
 
     # -- the interface --------------------------------------------------------------------------------------------
     def _is_integer_port(self, tensor: Tensor) -> bool:
-        if tensor.name not in self.graph.params or self.io == "float":
-            return False
-        return self.io == "integer" or tensor.name in self.graph.integer_ports
+        ports = () if self.io == "float" else self.graph.integer_ports
+        return tensor.name in self.graph.params and tensor.name in ports
 
     def _port_params(self, tensor: Tensor) -> QuantParams:
-        """The grid in the element type that the port has in the source file."""
+        """The grid in the element type that the port of integers has."""
         params = self.graph.params[tensor.name]
-        kind = self.graph.integer_ports.get(tensor.name)
-        if kind is None or self.io != "source":
-            return params
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(self.graph.integer_ports[tensor.name]).name
         return params if dtype == params.dtype else params.as_dtype(dtype)
 
     def _port(self, tensor: Tensor) -> onnx.ValueInfoProto:
@@ -289,18 +284,34 @@ class _Writer:
         if integer_output:
             params = self._port_params(tensor)
         source = self._cast(tensor, source, _FLOAT)
-        scale, zero = self._grid(tensor.name, params)
         clipped = (params.qmin, params.qmax) != dtype_range(_STORED.get(params.dtype, params.dtype))
+        scale, zero = self._grid(tensor.name, params)
         last = tensor.name if integer_output else self.names.fresh(f"{tensor.name}_QuantizeLinear_Output")
         first = self.names.fresh(f"{tensor.name}_QuantizeLinear_Unclipped") if clipped else last
         self._add("QuantizeLinear", f"{tensor.name}_QuantizeLinear", [source, scale, zero], first, params)
         if clipped:
-            low = self._bound(params, params.qmin)
-            high = self._bound(params, params.qmax)
-            clip = self.names.fresh(f"{tensor.name}_QuantizeLinear_Clip")
-            self.nodes.append(onnx.helper.make_node("Clip", [first, low, high], [last], clip))
+            self._clip(f"{tensor.name}_QuantizeLinear", params, first, last)
         self.integers[tensor.name] = last
-        self._dequantize(tensor, params, last, keep_name=tensor.name in self.outputs and not integer_output)
+        if not integer_output:
+            self._dequantize(tensor, params, last, keep_name=tensor.name in self.outputs)
+        elif self.graph.consumers(tensor):
+            self._dequantize(tensor, params, last)
+
+    def _clip(self, name: str, params: QuantParams, integers: str, out: str) -> None:
+        """Integers within their range; ONNX Runtime has no Clip of 16 bits, so that those become 32 in between."""
+        held, first, last = params.container, integers, out
+        if held.itemsize == 2:
+            held = np.dtype(np.int32)
+            first, last = (self.names.fresh(f"{name}_Int32") for _ in range(2))
+            self._retype(integers, first, held)
+        bounds = [self._bound(held, params.qmin), self._bound(held, params.qmax)]
+        self.nodes.append(onnx.helper.make_node("Clip", [first, *bounds], [last], self.names.fresh(f"{name}_Clip")))
+        if held != params.container:
+            self._retype(last, out, params.container)
+
+    def _retype(self, integers: str, out: str, dtype: np.dtype[Any]) -> None:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        self.nodes.append(onnx.helper.make_node("Cast", [integers], [out], self.names.fresh(f"{out}_Cast"), to=kind))
 
     def _dequantize(self, tensor: Tensor, params: QuantParams, source: str, *, keep_name: bool = False) -> str:
         kind = tensor.dtype if isinstance(tensor.dtype, int) and isinstance(tensor, Variable) else None
@@ -344,11 +355,11 @@ class _Writer:
             )
         return self.grids[key]
 
-    def _bound(self, params: QuantParams, value: int) -> str:
-        key = (params.container.name, value)
+    def _bound(self, dtype: np.dtype[Any], value: int) -> str:
+        key = (dtype.name, value)
         if key not in self.bounds:
             name = self.names.fresh(f"{key[0]}_{'minus_' if value < 0 else ''}{abs(value)}")
-            self.bounds[key] = self.store(name, np.asarray(value, params.container))
+            self.bounds[key] = self.store(name, np.asarray(value, dtype))
         return self.bounds[key]
 
     # -- biases ---------------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ class Writer:
         self._written: set[str] = set()
         self._derived: dict[str, str] = {}  # constant of the integer graph -> what the model has in its place
         self._reals: dict[str, str] = {}
+        self._dequantized: dict[str, str] = {}  # what DequantizeLinear makes -> the element type of its integers
         self.label = ""
         self.consumers = graph.consumers()
         self.producers = graph.producers()
@@ -229,6 +230,8 @@ class Writer:
             return self._quantize_wide(x, params, lo, hi, out)
         out = out or self.fresh(f"{x}_quantized")
         made = out if (lo, hi) == (lowest, highest) else self.fresh(f"{out}_unclamped")
+        if self._dequantized.get(x) == dtype:  # ONNX Runtime would make one pair of Q/DQ of two, on a third grid
+            x = self.node("Sum", [x])
         self.node("QuantizeLinear", self._grid(x, params), made, axis=params.axis)
         return self.clip(made, lo, hi, dtype, out)
 
@@ -256,6 +259,7 @@ class Writer:
             return self.node("Mul", (centered, self.scale(params)), out)
         if params.container.itemsize == 4 and not params.is_per_channel:
             return self.real_sums(q, self.scale(params), out)
+        self._dequantized[out] = stored(params)
         return self.node("DequantizeLinear", self._grid(q, params), out, axis=params.axis)
 
     def real_sums(self, sums: str, scale: str, out: str = "") -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import OutputCheck
 from qatc.compiler.verify.limits import Limits
@@ -86,3 +88,19 @@ def _broken(entry: _Output, worst: int, limits: Limits) -> str:
 def looks_like_scores(output: Array) -> bool:
     """Whether an arg-max makes sense: floats [N, C] with at least two classes."""
     return output.ndim == 2 and output.shape[0] > 0 and output.shape[1] > 1 and output.dtype.kind == "f"
+
+
+def deployed_inputs(graph: IntegerGraph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The integer graph's inputs from the file's: quantized where the deployed graph reads integers (--io integer).
+
+    Raises:
+        CompileError: QAT008 where the sample has no value for an input.
+    """
+    missing = next((name for name in graph.inputs if name not in feeds), None)
+    if missing is not None:
+        raise fail("QAT008", "the sample has no value for the graph input", tensor=missing)
+    return {name: _as_input(graph.tensors[name].params, np.asarray(feeds[name])) for name in graph.inputs}
+
+
+def _as_input(params: QuantParams | None, value: Array) -> Array:
+    return value if params is None or value.dtype.kind != "f" else params.quantize(value)

@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-
 from qatc.compiler.arithmetic import Profile, get_profile
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity
 from qatc.compiler.integer import Dequantize, IntegerGraph, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.result import OutputCheck, TensorCheck, Verification
 from qatc.compiler.runtime import OrtEvaluator
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.deployed import Emitted, PackageCheck, Replay
-from qatc.compiler.verify.ends import Outputs
+from qatc.compiler.verify.ends import Outputs, deployed_inputs
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
 from qatc.compiler.verify.optimized import OptimizedCheck
@@ -186,7 +184,7 @@ class _Run:
         self, feeds: Mapping[str, Array], graph: IntegerGraph, local: LocalCheck, package: PackageCheck
     ) -> None:
         self.feeds, self.local, self.package = feeds, local, package
-        self.inputs = {name: _as_input(graph, name, feeds) for name in graph.inputs}
+        self.inputs = deployed_inputs(graph, feeds)
         self.deployed = package.feeds(self.inputs)
         self.sample: Sample = local.start(feeds, self.inputs)
         self.replay: Replay = package.start(self.inputs)
@@ -206,16 +204,6 @@ class _Run:
         for name in stage.dead:
             self.sample.values.pop(name, None)
             self.replay.values.pop(name, None)
-
-
-def _as_input(graph: IntegerGraph, name: str, feeds: Mapping[str, Array]) -> Array:
-    """The integer graph's input from the file's: quantized where the deployed graph reads integers (--io integer)."""
-    if name not in feeds:
-        raise fail("QAT008", "the sample has no value for the graph input", tensor=name)
-    value, tensor = np.asarray(feeds[name]), graph.tensors[name]
-    if value.dtype.kind == "f" and tensor.params is not None:
-        return tensor.params.quantize(value)
-    return value
 
 
 # -- end to end ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from qatc.compiler.reference import OnnxEvaluator, execute, execute_op
 from qatc.compiler.result import OutputCheck, TensorCheck
 from qatc.compiler.runtime import RunnableModel, errors, version
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.ends import looks_like_scores
+from qatc.compiler.verify.ends import deployed_inputs, looks_like_scores
 from qatc.compiler.verify.tally import Tally
 
 _EQUAL_SHARE: Final = 0.99  # to_qdq keeps the error of a stored bias below 0.01 LSB
@@ -65,7 +65,7 @@ def _compare(
     evaluate: OnnxEvaluator,
     tallies: dict[str, Tally],
 ) -> None:
-    expected = execute(graph, {n: feeds[n] for n in graph.inputs}, profile, evaluate=evaluate)
+    expected = execute(graph, deployed_inputs(graph, feeds), profile, evaluate=evaluate)
     values: dict[str, Array] = {**again.constants}
     values.update({there: expected[here] for here, there in zip(graph.inputs, again.inputs, strict=True)})
     for op, other in zip(graph.ops, again.ops, strict=True):
@@ -104,27 +104,30 @@ def _judge(tally: Tally, value: Array, expected: Array, where: Array) -> None:
 
 
 def compare_outputs(
-    model: onnx.ModelProto, simulation: Simulation, samples: Sequence[Mapping[str, Array]]
+    model: onnx.ModelProto, graph: IntegerGraph, simulation: Simulation, samples: Sequence[Mapping[str, Array]]
 ) -> tuple[OutputCheck, ...]:
-    """The written model's float outputs in ONNX Runtime against the simulation's.
+    """The written model's outputs in ONNX Runtime, as real numbers, against the simulation's.
 
-    It is optimized as users run it, but where the integer products that ONNX Runtime then makes saturate.
+    The inputs and outputs of `graph` are the model's. It is optimized as users run it, but where the integer products
+    that ONNX Runtime then makes saturate.
     """
     runnable = RunnableModel(model, optimize=is_exact())
     worst: dict[str, tuple[float, float, int, int]] = {}
     for feeds in samples:
         expected = simulation.run(feeds, simulation.outputs)
         try:
-            found = runnable.run(feeds)
+            found = runnable.run(deployed_inputs(graph, feeds))
         except errors() as error:
             raise fail("QAT401", f"ONNX Runtime {version()} cannot run the written model: {error}") from error
         for name, wanted in expected.items():
             if name not in found or wanted.dtype.kind != "f" or not wanted.size:
                 continue
-            absolute = float(np.abs(found[name].astype(np.float64) - wanted).max())
+            params = graph.tensors[name].params
+            real = found[name] if params is None else params.dequantize(found[name])
+            absolute = float(np.abs(real.astype(np.float64) - wanted).max())
             largest = float(np.abs(wanted).max())
             votes = wanted.shape[0] if looks_like_scores(wanted) else 0
-            agreed = int((found[name].argmax(-1) == wanted.argmax(-1)).sum()) if votes else 0
+            agreed = int((real.argmax(-1) == wanted.argmax(-1)).sum()) if votes else 0
             before = worst.get(name, (0.0, 0.0, 0, 0))
             relative = absolute / largest if largest else 0.0
             worst[name] = (max(before[0], absolute), max(before[1], relative), before[2] + agreed, before[3] + votes)

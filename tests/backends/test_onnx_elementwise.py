@@ -298,3 +298,20 @@ def test_to_integers_and_back(dtype: str, bounds: tuple[int, int] | None, opset:
     same(net, net.add(Dequantize, [q]), domains)
     bias = net.constant(dice.normal(0, 1, 4 if per_channel else 1).astype(np.float32))
     same(net, net.add(Dequantize, [q, bias]), domains)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+@pytest.mark.parametrize("via", [Dequantize, None])
+def test_two_grids_of_sixteen_bits_in_a_row(dtype: str, via: type[Dequantize] | None) -> None:
+    """ONNX Runtime's optimizations would make one pair of Q/DQ of two, on a third grid."""
+    net = Net(opset=21)
+    values = np.random.default_rng(2).normal(size=(4, 64)).astype(np.float32)
+    first = QuantParams.per_tensor(4 / 65535, 1000, dtype)
+    second = QuantParams.per_tensor(3 / 65535, 100, dtype)
+    rounded = net.add(Quantize, [net.input(values)], first, values.shape)
+    if via is None:
+        again = net.add(Rescale, [rounded], second, values.shape)
+    else:
+        again = net.add(Quantize, [net.add(Dequantize, [rounded], None, values.shape)], second, values.shape)
+    out = net.add(Dequantize, [again], None, values.shape)
+    same(net, out, ("auto", "standard"))

@@ -1,0 +1,48 @@
+"""The backend qdq, the whole road: the file is read again, and ONNX Runtime runs it as users do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from qatc import compile_model
+from tests.graphs import net
+
+CLAMPED = "a = W(x)\nr = Clip(a, low, high)\ny = W(r)"
+
+
+def compiled(tmp_path: Path, body: str, constants: str = "", *, opset: int = 17, io: str = "float") -> Path:
+    text = net("(float[2,8] x) => (float[2,8] y)", body, constants, opset=opset)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = compile_model(tmp_path / "m.onnx", qat=True, target="qdq", io=io, output=tmp_path / "out")  # type: ignore[arg-type]
+    assert result.verification is not None
+    assert result.verification.passed
+    assert result.package is not None
+    return result.package
+
+
+@pytest.mark.parametrize(("grid", "dtype"), [("A", np.uint8), ("D", np.int8), ("W", np.int16)])
+def test_integer_inputs_and_outputs(tmp_path: Path, grid: str, dtype: type[np.generic]) -> None:
+    package = compiled(tmp_path, f"a = {grid}(x)\nr = Neg(a)\ny = {grid}(r)", opset=21, io="integer")
+    graph = onnx.load(package / "model.onnx").graph
+    kinds = [p.type.tensor_type.elem_type for p in (*graph.input, *graph.output)]
+    assert kinds == [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))] * 2
+    assert [n.op_type for n in graph.node] == ["DequantizeLinear", "Neg", "QuantizeLinear"]
+    assert np.load(package / "samples" / "0" / "input_0.npy").dtype == dtype
+    assert np.load(package / "samples" / "0" / "output_0.npy").dtype == dtype
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("io", ["float", "integer"])
+def test_ranges_of_sixteen_bits(tmp_path: Path, opset: int, io: str) -> None:
+    """ONNX Runtime has no Clip of 16 bits."""
+    package = compiled(tmp_path, CLAMPED, "float low = {-0.5}, float high = {1.0}", opset=opset, io=io)
+    found = np.load(package / "samples" / "0" / "output_0.npy")
+    assert found.dtype == (np.float32 if io == "float" else np.int16)
+    if io == "float":
+        assert found.min() >= -0.5
+        assert found.max() <= 1.0
