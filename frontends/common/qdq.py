@@ -20,7 +20,7 @@ from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.frontends.common.integers import clips_weight, fold_fills
+from qatc.frontends.common.integers import clips_weight, fold_fills, gather_known_parts
 
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
 
@@ -39,7 +39,7 @@ def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> 
         while inline_branches(graph):  # what a branch holds may decide another
             modernize(graph)
             fold(graph, keep=keep)
-        if inferred or not any(n.op == "If" and not n.domain for n in graph.nodes):
+        if inferred or not any(n.op in ("If", "Compress") and not n.domain for n in graph.nodes):
             return
         infer_if_possible(graph)  # so may sizes that the file does not state
         fold(graph, keep=keep)
@@ -50,6 +50,7 @@ def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> No
     """Fold constants, except for what a weight's quantization says (and what `keep` says)."""
     fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)))
     fold_fills(graph)
+    gather_known_parts(graph)
 
 
 def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: float = 0.0) -> None:

@@ -478,3 +478,33 @@ def test_a_mask_that_float32_does_not_hold(nodes: str, scale: str) -> None:
     """The most negative float32 times a step that was rounded up is -inf, and zero times that is no number."""
     text = body(nodes, more=f", float n = {{{scale}}}, int8 k = {{-127}}, float f = {{-3.4028235e38}}")
     assert codes(text) == (["QAT201"] if float(scale) * 127 > 3.4028235e38 else [])
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_parts_that_a_condition_of_known_size_chooses_are_gathered(sized: bool) -> None:
+    """tf2onnx's symmetric Pad mirrors twice and drops the middle by a condition that is as long as the axis."""
+    condition = "r = Relu(x) h = Shape(r) n = Slice(h, one, two) o = ConstantOfShape<value=tensor_of>(n)"
+    condition += " c = ScatterElements<axis=0>(o, at, no)" if sized else " c = Identity(known)"
+    more = (
+        ", int64[1] one = {1}, int64[1] two = {2}, int64[1] at = {1}, bool[1] no = {0}, bool[3] known = {1, 0, 1}"
+        ", bool[1] yes = {1}"
+    )
+    condition = condition.replace("o = ConstantOfShape<value=tensor_of>(n)", "o = Expand(yes, n)")
+    text = body(
+        f"{condition} q = QuantizeLinear(x, s, z) p = Compress<axis=1>(q, c) y = DequantizeLinear(p, s, z)", more=more
+    )
+    graph = loaded(text)
+    normalise(graph, None)
+    graph.diagnostics.check()
+    assert "y = Gather[axis=1](q_real, " in graph.dump()
+    x = np.asarray([[-1.3, 0.2, 7], [1.1, 3.6, 90]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+def test_parts_that_the_data_choose_are_none() -> None:
+    """Which parts there are is known at run time alone."""
+    text = body(
+        "m = ReduceMax<axes=[0], keepdims=0>(x) c = Greater(m, s) q = QuantizeLinear(x, s, z)"
+        " p = Compress<axis=1>(q, c) y = DequantizeLinear(p, s, z)"
+    )
+    assert codes(text) == ["QAT104"]
