@@ -13,10 +13,13 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+import numpy as np
+
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
+from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends.common import arithmetic
 from qatc.frontends.common.chains import CLAMPS, LONGEST
@@ -25,6 +28,8 @@ from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.rounded import STATIC, extreme_behind
 
 _BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
+_PROBED: Final = 64  # elements that are looked at before all are
+_FEWEST, _BYTE = 3.0, 255.0  # the largest whole number of a weight that was quantized
 _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"})
 
 
@@ -101,6 +106,35 @@ def holds_weight(node: Node) -> bool:
             return False
         node = readers[0]
     return False
+
+
+def multiplies_whole_numbers(node: Node) -> bool:
+    """Whether a product's weight is whole numbers in floats and its result is scaled: integers that were folded."""
+    value = _stored(node.inputs[1]) if is_product(node) else None
+    if value is None or value.ndim < 2 or value.dtype.kind != "f" or not value.size:
+        return False
+    for part in (value.reshape(-1)[:_PROBED], value):
+        if not np.all(part == np.rint(part)):
+            return False
+    if not _FEWEST <= float(np.abs(value).max()) <= _BYTE:
+        return False
+    for _ in range(LONGEST):
+        readers = _few(node.outputs[0].outputs)
+        if len(readers) != 1 or not (readers[0].op in _SCALING or is_movement(readers[0])):
+            return False
+        node = readers[0]
+        if node.op in ("Mul", "Div"):
+            return any(_stored(t) is not None for t in node.inputs)
+    return False
+
+
+def _stored(tensor: Tensor) -> Array | None:
+    """The value of a constant, also of one that a Constant node makes (nothing is folded yet)."""
+    maker = next((n for n in tensor.inputs if isinstance(n, Node)), None)
+    if maker is None or maker.op != "Constant" or maker.domain:
+        return value_of(tensor)
+    value = maker.attr("value")
+    return value if isinstance(value, np.ndarray) else None
 
 
 def _unmoved(tensor: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ def evidence(graph: QuantGraph) -> str:
             counts["fake quantization written as arithmetic"] += 1
         elif lookalikes.holds_weight(node):
             counts["Cast of integer weights"] += 1
+        elif lookalikes.multiplies_whole_numbers(node):
+            counts["product of whole weights"] += 1
         elif reaches_product(graph, node):
             counts[f"{node.op} that a product reads"] += 1
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))

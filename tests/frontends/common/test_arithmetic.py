@@ -532,6 +532,29 @@ def test_weights_stored_in_integers_are_recognized_and_keep_them(nodes: str, tmp
     assert (held.scale, held.zero_point, held.axis) == ((0.5, 0.25), (0, 0), 1)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "weight", "found"),
+    [
+        ("b = MatMul(x, w) y = Mul(b, t)", "{1, -2, 127, 3, -127, 5}", "1 product of whole weights"),
+        ("b = MatMul(x, w) k = Squeeze(b) y = Mul(t, k)", "{1, -2, 127, 3, -127, 5}", "1 product of whole weights"),
+        (
+            "v = Constant<value = float[3,1] {3, -4, 5}>() b = MatMul(x, v)"
+            " k = Constant<value = float[1] {0.5}>() y = Mul(b, k)",
+            "{1, -2, 127, 3, -127, 5}",
+            "1 product of whole weights",
+        ),
+        ("b = MatMul(x, w) y = Mul(b, t)", "{1, -2, 127, 3.5, -127, 5}", None),
+        ("b = MatMul(x, w) y = Mul(b, t)", "{1, -1, 0, 1, 1, 0}", None),  # nothing that tells of a quantizer
+        ("b = MatMul(x, w) y = Add(b, t)", "{1, -2, 127, 3, -127, 5}", None),
+        ("b = MatMul(x, w) y = Mul(b, b)", "{1, -2, 127, 3, -127, 5}", None),
+    ],
+)
+def test_whole_weights_whose_scale_is_behind_the_product(nodes: str, weight: str, found: str | None) -> None:
+    graph = loaded(text_of(nodes, f", float[3,2] w = {weight}, float[2] t = {{0.5, 0.25}}"))
+    evidence = FRONTEND.recognise(graph, "")
+    assert (evidence or "").startswith(found) if found else evidence is None
+
+
 def test_integers_that_no_product_reads_are_no_weights() -> None:
     graph = loaded(text_of("a = Cast<to=1>(w) b = ReduceSum(a) y = Add(x, b)", WEIGHT))
     assert FRONTEND.recognise(graph, "") is None
