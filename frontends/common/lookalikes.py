@@ -133,8 +133,8 @@ def _stored(tensor: Tensor) -> Array | None:
     maker = next((n for n in tensor.inputs if isinstance(n, Node)), None)
     if maker is None or maker.op != "Constant" or maker.domain:
         return value_of(tensor)
-    value = maker.attr("value")
-    return value if isinstance(value, np.ndarray) else None
+    value: Array | None = maker.attr("value")  # None where it is written as value_float and the like
+    return value
 
 
 def _unmoved(tensor: Tensor) -> Tensor:
