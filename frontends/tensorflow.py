@@ -202,6 +202,7 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
+        "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits)",
         "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.17)",
         "HGQ 0.2 (fixed point that rounds half up and saturates, one width a tensor, through tf2onnx 1.17)",
         "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
@@ -211,7 +212,7 @@ FRONTEND: Final = Frontend(
     ),
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
-        ".tflite files with weights in blocks, or of 2 bits",
+        ".tflite files with weights in blocks, or of 2 bits; LSTM layers in them, which tf2onnx does not read",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "HGQ: activations whose elements have widths of their own, and rounding down",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",
