@@ -102,7 +102,7 @@ def _whole(graph: QuantGraph, node: Node) -> _Whole | None:
         for begin in backward(graph, node.inputs[0]):
             if not _counts_ones(begin):
                 break
-            if float(begin.offset + end.offset) == 0 and (ends := _ends(begin, end)) is not None:
+            if (begin.offset + end.offset).item() == 0 and (ends := _ends(begin, end)) is not None:
                 found = _Whole(begin.tensor, end.tensor, *ends)
     return found
 
@@ -111,14 +111,14 @@ def _counts_ones(state: State) -> bool:
     """Whether a state is the rounded value, moved by a whole number."""
     if state.scale.size > 1 or state.offset.size > 1 or element_type(state.tensor) not in (None, 0, *_FLOATS):
         return False
-    return float(state.scale) == 1 and float(state.offset).is_integer()
+    return state.scale.item() == 1 and state.offset.item().is_integer()
 
 
 def _ends(begin: State, end: State) -> tuple[int, int] | None:
     low, high = -math.inf, math.inf
     for clamp in (*begin.clamps, *end.clamps):
-        low, high = max(low, clamp.low - float(clamp.offset)), min(high, clamp.high - float(clamp.offset))
-    low, high = low + float(end.offset), high + float(end.offset)
+        low, high = max(low, clamp.low - clamp.offset.item()), min(high, clamp.high - clamp.offset.item())
+    low, high = low + end.offset.item(), high + end.offset.item()
     if not (low.is_integer() and high.is_integer() and low <= 0 <= high):
         return None
     return (int(low), int(high)) if any(_holds(d, (int(low), int(high))) for d in _BYTES) else None

@@ -71,6 +71,14 @@ def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
         ("a = Clip(x, zero, one) c = Round(a) y = Conv(c, w)", "uint8[0,1] scale 1 zero 0](x)"),
         ("a = Clip(x, less, three) c = Round(a) y = Conv(c, w)", "int8[-1,3] scale 1 zero 0](x)"),
         ("a = Round(x) c = Clip(a, less, three) y = Conv(c, w)", "int8[-1,3] scale 1 zero 0](x)"),
+        (  # a bound in one dimension
+            "a = Min(x, ends) r = Round(a) c = Clip(r, less, three) y = Conv(c, w)",
+            "int8[-1,1] scale 1 zero 0](x)",
+        ),
+        (  # numbers in one dimension
+            "p = Add(x, ends) a = Round(p) e = Clip(a, zero, three) c = Sub(e, ends) y = Conv(c, w)",
+            "int8[-1,2] scale 1 zero 0](x)",
+        ),
         (  # with a zero point, and with its scale behind the product
             "s = Mul(x, three) a = Round(s) p = Add(a, one) e = Clip(p, zero, three) c = Sub(e, one) v = Conv(c, w)"
             " y = Mul(v, third)",
@@ -80,6 +88,7 @@ def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
 )
 def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
     numbers = ", float one = {1}, float zero = {0}, float less = {-1}, float third = {0.33}, float three = {3}"
+    numbers += ", float[1] ends = {1}"
     text = text_of(nodes, QUANTIZED + numbers)
     graph = loaded(text)
     assert pytorch.recognise(graph, "pytorch")
