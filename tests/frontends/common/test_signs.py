@@ -139,3 +139,14 @@ def test_signs_that_meet_no_quantized_weight_stay(nodes: str, weight: str) -> No
     graph = loaded(text_of(nodes, weight))
     pytorch.FRONTEND.normalise(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
+
+
+def test_a_rounding_scaled_per_channel_is_no_count_of_ones() -> None:
+    """Weights of qwix: a scale for each channel stands before the rounding, and no number."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,3] x) => (float[] y)
+        <float[3,2] w = {-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}, float[1,2] c = {0.5, 0.25}>
+        { a = Div(w, c) b = Round(a) d = Cast<to=3>(b) e = Cast<to=1>(d) m = MatMul(x, e) y = Mul(m, c) }"""
+    graph = loaded(text)
+    pytorch.FRONTEND.recognise(graph, "")
+    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
