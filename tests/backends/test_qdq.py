@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from qatc import compile_model
+from qatc import compile_model, verify_package
 from tests.graphs import net
 
 CLAMPED = "a = W(x)\nr = Clip(a, low, high)\ny = W(r)"
@@ -22,6 +22,7 @@ def compiled(tmp_path: Path, body: str, constants: str = "", *, opset: int = 17,
     assert result.verification is not None
     assert result.verification.passed
     assert result.package is not None
+    assert verify_package(result.package).passed
     return result.package
 
 
