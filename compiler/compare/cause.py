@@ -37,7 +37,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Segment:
-    """The operators that make a tensor of what the dump has: in execution order, the last one makes the tensor.
+    """The operators that make a tensor of what the dump has: in execution order, the last one makes the tensor. An
+    input of the graph has none.
 
     `values` hold what each of them reads and made; `name` is the tensor.
     """
@@ -58,6 +59,9 @@ def form_of(evidence: Evidence) -> tuple[Cause, Guess] | None:
 
 def find_cause(evidence: Evidence, segment: Segment) -> Cause | None:
     """The likely cause of a local error, or None where nothing explains it."""
+    if not segment.ops:  # an input: nothing makes it
+        form = _best(_forms(evidence), evidence)
+        return None if form is None else _cause(*form)
     best: tuple[Guess, Score, str | None] | None = None
     for op in reversed(segment.ops[-_LONGEST:]):
         own = op.output == segment.name

@@ -372,10 +372,10 @@ def _exact(segment: Segment, base: Array, place: int) -> str:
     """The last operator's result at a flat index before it is rounded and clamped, in steps of its grid: how near to
     the boundary between two integers it was. Nothing where that is not to be had.
     """
-    op, params = segment.ops[-1], segment.graph.tensors[segment.name].params
-    if op.output != segment.name or params is None or params.is_per_channel:
+    params = segment.graph.tensors[segment.name].params
+    if not segment.ops or segment.ops[-1].output != segment.name or params is None or params.is_per_channel:
         return ""
-    found = exact_at(segment.graph, op, {**segment.values, segment.name: base}, np.array([place]))
+    found = exact_at(segment.graph, segment.ops[-1], {**segment.values, segment.name: base}, np.array([place]))
     return f"{float(found.value[0]):.6f}" if isinstance(found, Exact) else ""
 
 

@@ -207,6 +207,29 @@ def test_one_code_is_told_with_what_it_should_be(unet: Device, tmp_path: Path) -
 
 
 # -- what a device team can produce -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("io", ["float", "integer"])
+def test_inputs_that_differ(tmp_path: Path, io: str) -> None:
+    """Nothing makes an input: its form may still be the cause, and noise has none."""
+    source = CORPUS / "fx-u8pc__unet" / "model.onnx"
+    package = compile_model(source, qat=True, output=tmp_path / "p", verify=False, io=io).package  # type: ignore[arg-type]
+    assert package is not None
+    opened = open_package(package)
+    ((name, value),) = opened.samples[0].items()
+    dumps = {
+        "layout": np.ascontiguousarray(value.swapaxes(2, 3)).reshape(value.shape),
+        "unknown": np.random.default_rng(0).permutation(value.reshape(-1)).reshape(value.shape),
+    }
+    for kind, held in dumps.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        np.save(folder / "input_0.npy", held)
+        first = compare_package(package, folder).first
+        assert first is not None
+        assert (first.tensor, first.op, first.error) == (opened.names.get(name, name), "Input", "local")
+        assert first.cause is not None
+        assert first.cause.kind == kind
+
+
 def test_a_right_dump_is_equal(devices: dict[str, Device], tmp_path: Path) -> None:
     for name, on in devices.items():
         for raw in (False, True):
