@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.verify.tally import decibels
 
 FLOAT_TOLERANCE: Final = 1e-5  # of the largest magnitude, for tensors that are not quantized
 _HALF_TOLERANCE: Final = 2e-3  # the same for dumps in float16
@@ -71,12 +72,8 @@ def _share(same: Array) -> float:
 
 
 def _sqnr(signal: Array, noise: Array) -> float:
-    power, error = float(np.vdot(signal, signal)), float(np.vdot(noise, noise))
-    if error == 0:
-        return math.inf
-    if math.isnan(error) or math.isnan(power) or power == 0 or error == math.inf:
-        return -math.inf
-    return 10 * math.log10(power / error)
+    value = decibels(float(np.vdot(signal, signal)), float(np.vdot(noise, noise)))
+    return -math.inf if math.isnan(value) else value
 
 
 def _cosine(a: Array, b: Array) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from qatc.compiler.evaluation.values import Metric
 from qatc.compiler.quant import Array
+from qatc.compiler.verify.tally import decibels
 
 _VOID: Final = 255  # by convention no class, in images of labels
 
@@ -215,11 +216,7 @@ class _Sqnr:
         self.count += y.size
 
     def value(self) -> float:
-        if not self.count:
-            return math.nan
-        if not self.noise:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return decibels(self.signal, self.noise) if self.count else math.nan
 
 
 @dataclass

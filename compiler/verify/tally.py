@@ -12,6 +12,14 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import TensorCheck
 
 
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two energies in dB: infinite without noise, minus infinity where there is nothing beside it."""
+    if not noise:
+        return math.inf
+    ratio = signal / noise  # 0 where the noise is infinite
+    return 10 * math.log10(ratio) if ratio else -math.inf
+
+
 @dataclass
 class Tally:
     """The running comparison of one tensor; `tensor` as the simulation or, failing that, the integer graph calls it."""
@@ -99,9 +107,6 @@ class Tally:
 
     def check(self) -> TensorCheck:
         """The result."""
-        sqnr = math.inf
-        if self.noise:
-            sqnr = 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
         return TensorCheck(
             self.tensor,
             self.op,
@@ -109,7 +114,7 @@ class Tally:
             self.elements,
             dict(sorted((lsb, count) for lsb, count in self.histogram.items() if count or not lsb)),
             self.excused,
-            sqnr,
+            decibels(self.signal, self.noise),
             not self.problems,
             "; ".join([*self.problems, *self.remarks]),
         )

@@ -186,6 +186,7 @@ def test_nothing_counted_is_no_number() -> None:
 def test_a_broken_output_shows() -> None:
     assert math.isnan(measured("mse", [[math.nan, 1.0]], [[0.0, 1.0]]))
     assert measured("max-error", [[math.inf, 1.0]], [[0.0, 1.0]]) == math.inf
+    assert measured("sqnr", [[math.inf, 1.0]], [[0.0, 1.0]]) == -math.inf
     assert math.isnan(measured("max-error", [[math.nan], [1.0]], [[0.0], [0.0]], (1,)))
 
 

@@ -222,3 +222,9 @@ def test_floats_are_compared_relative_to_their_largest():
     assert nan.check().passed
     nan.floats(np.array([np.nan, 1.0]), np.array([1.0, 1.0]), 1e-5)
     assert not nan.check().passed
+
+
+def test_an_infinity_where_none_should_be_fails_the_check():
+    tally = Tally("t", "Float", "local")
+    tally.floats(np.array([np.inf, 1.0]), np.array([1.0, 1.0]), 1e-5)
+    assert (tally.check().passed, tally.check().sqnr_db) == (False, -np.inf)
