@@ -19,7 +19,6 @@ from qatc.compiler.samples import as_port, check_fits, describe
 
 _BATCH: Final = 16
 _BATCH_BYTES: Final = 1 << 22  # of inputs; activations take a multiple of it
-_OUTSIDE: Final = 0.05  # share of input elements beyond the input's grid from which the preparation is doubted
 
 
 # -- batches --------------------------------------------------------------------------------------------------------

@@ -142,7 +142,6 @@ class _Evaluation:
         self.asked = [self._asked(name) for name in dict.fromkeys(metrics)]
         if not self.asked:
             raise _usage("no metric is named", f"known are {', '.join(self.catalog.metrics.names())}")
-        self._check_bounds()
         self.found = Diagnostics()
         self.absent: dict[str, str] = {}
 
@@ -160,6 +159,7 @@ class _Evaluation:
         dataset = self._dataset(loader, ports)
         contestants = self._contestants(opened, ports)
         names = [contestant.name for contestant in contestants]
+        self._check_bounds(names)
         board = Scoreboard(self.asked, names, ports, output, self.absent)
         total = min(len(dataset), self.options.limit or len(dataset))
         batches = Batches(ports.inputs, self.options.batch).of(islice(iter(dataset), total))
@@ -193,11 +193,13 @@ class _Evaluation:
     def _compares(self, name: str) -> bool:
         return getattr(self.catalog.metrics.get(name), "against", "") == "outputs"
 
-    def _check_bounds(self) -> None:
-        asked = {each.metric.name for each in self.asked}
+    def _check_bounds(self, runs: Sequence[str]) -> None:
+        """Refuse limits that would hold for nothing, since the package is not measured so."""
+        judged = {each.metric.name for each in self.asked if each.against != PACKAGE and PACKAGE in runs}
         for name in (*self.options.require, *self.options.max_loss):
-            if name not in asked:
-                raise _usage(f"a limit is given for {printable(name)}, which is not measured", f"add --metric {name}")
+            if name not in judged:
+                hint = f"add --metric {name}" if PACKAGE in runs else self.absent.get(PACKAGE, "add package to --runs")
+                raise _usage(f"a limit is given for {printable(name)}, which is not measured of the package", hint)
 
     def _output(self, ports: Ports) -> str:
         names = [port.name for port in ports.outputs]
