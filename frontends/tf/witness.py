@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from qatc.compiler.diagnostics import Diagnostic, Severity
+from qatc.compiler.diagnostics import Diagnostic, Severity, printable
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import Array
 from qatc.compiler.runtime import RunnableModel, errors
@@ -35,28 +35,30 @@ def compare(path: Path, answer: Answer) -> tuple[Diagnostic, ...]:
         path: the converted file.
         answer: TensorFlow's outputs for arrays in the order of the file's inputs.
 
-    Nothing is compared where the file leaves more than the batch open, or where ONNX Runtime does not run it because
-    TensorFlow's own nodes were left in it. Where `answer` raises NoWitnessError, a note says so.
+    A note says why nothing is compared: the file leaves more than the batch open, ONNX Runtime does not run it (where
+    TensorFlow's own nodes were left in it, for one), or `answer` raises NoWitnessError.
     """
     model, _ = read_proto(path)
     runnable = RunnableModel(model, path.parent)
     feeds = _random_inputs(model, runnable.inputs)
     if feeds is None:
-        return ()
+        return _not_compared("its inputs leave more sizes open than the batch")
     try:
         found = runnable.run(feeds)
-    except errors():
-        return ()
+    except errors() as error:
+        return _not_compared(f"ONNX Runtime cannot run it: {printable(str(error))}")
     try:
         wanted = [np.asarray(array) for array in answer([feeds[name] for name in runnable.inputs])]
     except NoWitnessError as error:
-        message = (
-            f"the ONNX file that tf2onnx made was not compared with TensorFlow, which cannot run the model: {error}"
-        )
-        hint = "compare a few answers with those of the program that does run it"
-        return (Diagnostic("QAT014", message, Severity.NOTE, hint=hint),)
+        return _not_compared(f"it cannot run the model: {error}")
     pairs = zip(runnable.outputs, wanted, strict=True)
     return tuple(d for name, want in pairs for d in _compared(name, found[name], want))
+
+
+def _not_compared(why: str) -> tuple[Diagnostic, ...]:
+    message = f"the ONNX file that tf2onnx made was not compared with TensorFlow: {why}"
+    hint = "compare a few answers with those of the program that does run it"
+    return (Diagnostic("QAT014", message, Severity.NOTE, hint=hint),)
 
 
 def _compared(name: str, found: Array, want: Array) -> Sequence[Diagnostic]:

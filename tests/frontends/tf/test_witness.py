@@ -62,12 +62,20 @@ def test_a_model_that_tensorflow_cannot_run_is_told(tmp_path: Path) -> None:
     assert "no kernel for TRANSPOSE_CONV" in found.message
 
 
-def test_what_cannot_be_compared_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "op", "why"),
+    [
+        (["batch", "width"], "Neg", "leave more sizes open"),
+        ([4, 6], "FakeQuantWithMinMaxVars", "ONNX Runtime cannot run"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(tmp_path: Path, shape: list[int | str], op: str, why: str) -> None:
     def asked(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         raise AssertionError
 
-    assert compare(converted(tmp_path, ["batch", "width"]), asked) == ()
-    assert compare(converted(tmp_path, [4, 6], op="FakeQuantWithMinMaxVars"), asked) == ()
+    (found,) = compare(converted(tmp_path, shape, op=op), asked)
+    assert (found.code, found.severity) == ("QAT014", Severity.NOTE)
+    assert why in found.message
 
 
 class Signature:
