@@ -94,8 +94,11 @@ class _Translation:
             return
         model = next((a for a in self.out if a.lower().endswith(".onnx")), None)
         if model is None:
-            raise ArgumentError("no model is given")
-        name, shape = first_input(Path(model)) if Path(model).is_file() else ("", [])
+            raise ArgumentError("no .onnx file is given, whose first input -s and --images are for")
+        found = first_input(Path(model))
+        if found is None:
+            return
+        name, shape = found
         pinned = [int(d) for d in self.shape.split(",")] if self.shape else shape
         if self.shape:
             name = self.name or name

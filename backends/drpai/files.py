@@ -10,6 +10,7 @@ import numpy as np
 from qatc.backends.drpai import models, vendor
 from qatc.backends.drpai.frames import statistics
 from qatc.compiler.backend import Finished, Stream
+from qatc.compiler.diagnostics import fail
 from qatc.compiler.package import dump_json
 from qatc.compiler.package.content import params_document, quantization_document
 from qatc.compiler.quant import Array, QuantParams
@@ -27,8 +28,11 @@ def write_files(open_file: Write, finished: Finished) -> None:
     """Write everything, and run the vendor's tools where they were given.
 
     Raises:
-        CompileError: QAT302 where the model has no form in opset 13, QAT501 where a tool of the vendor's fails.
+        CompileError: QAT302 where the model has no input or no form in opset 13, QAT501 where a vendor's tool fails.
     """
+    if not finished.result.inputs:
+        hint = "give the model an input, or compile it for the target onnx"
+        raise fail("QAT302", "a DRP-AI deployment has an input, which the model has not", hint=hint)
     stripped = models.stripped(finished.graph).SerializeToString(deterministic=True)
     _write(open_file, "drpai/stripped_fp32.onnx", stripped)
     qdq = models.quantized(finished.graph).SerializeToString(deterministic=True)

@@ -28,24 +28,23 @@ def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return (float(np.asarray(_MEAN, np.float32).mean()),), (float(np.asarray(_STD, np.float32).mean()),)
 
 
-def first_input(model: Path) -> tuple[str, list[int]]:
+def first_input(model: Path) -> tuple[str, list[int]] | None:
     """Name and shape of a model's first input; symbolic dimensions are 1.
 
-    Raises:
-        CompileError: QAT001 where the file is no ONNX model.
+    None where it has none or cannot be read: whoever compiles it says so.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
         graph = onnx.ModelProto.FromString(model.read_bytes()).graph
-    except DecodeError as error:
-        raise CompileError([Diagnostic("QAT001", f"{model.name} is not an ONNX model")]) from error
+    except (OSError, DecodeError):
+        return None
     constants = {tensor.name for tensor in graph.initializer}
     for port in graph.input:
         if port.name not in constants:
             return port.name, [d.dim_value or 1 for d in port.type.tensor_type.shape.dim]
-    return "", []
+    return None
 
 
 def has_arrays(folder: Path) -> bool:

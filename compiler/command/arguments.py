@@ -143,7 +143,8 @@ def in_our_words(args: list[str]) -> tuple[list[str], list[str]]:
             if backend.translate is not None:
                 return _translated(args, backend.name, backend.translate)
     except CompileError as error:
-        raise click.UsageError("\n".join(f"{d.code} {d.message}: {d.hint}" for d in error.diagnostics)) from error
+        told = [f"{d.code} {': '.join(filter(None, (d.message, d.hint)))}" for d in error.diagnostics]
+        raise click.UsageError("\n".join(told)) from error
     return args, []
 
 

@@ -18,6 +18,7 @@ from qatc.backends.drpai.frames import statistics
 from qatc.backends.drpai.models import in_opset
 from qatc.backends.drpai.vendor import quantizer_command
 from qatc.compiler.command.arguments import in_our_words
+from tests.graphs import net
 
 MODEL = Path(__file__).resolve().parents[2] / "samples" / "models" / "resnet8_qat.onnx"
 SHAPE = (1, 1, 16, 16)
@@ -147,6 +148,23 @@ def test_quantizer_options_reach_the_tool_and_calibration() -> None:
 def test_a_bare_shape_is_that_of_the_first_input() -> None:
     found, _ = translate(["-s", "1,1,16,16", str(MODEL)])
     assert found == [str(MODEL), "-s", "input=1,1,16,16"]
+
+
+def test_a_model_that_cannot_be_read_is_told_by_the_compile(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    for name, code in (("text.onnx", "QAT001"), ("missing.onnx", "QAT002")):
+        line = ["compile", "-t", "drpai", "-s", "1,1,16,16", "--images", str(tmp_path), str(tmp_path / name)]
+        done = CliRunner().invoke(cli.cli, line)
+        assert (done.exit_code, f"error[{code}]" in done.output) == (1, True), done.output
+
+
+def test_a_model_without_inputs_is_refused(tmp_path: Path) -> None:
+    text = net("() => (float[1,8] y)", "a = A(c)\ny = Neg(a)", "float[1,8] c = {1,2,3,4,5,6,7,8}", opset=13)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    line = ["compile", "-t", "drpai", "-s", "1,8", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.cli, line)
+    assert (done.exit_code, "error[QAT302]" in done.output) == (1, True), done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_targets_keep_their_options() -> None:
