@@ -82,9 +82,9 @@ def interpret(entry: Entry, place: Place, expected: Array) -> Dumped:
     if len(data) > most:
         raise NotATensorError(f"it has more than the {most:,} bytes that the tensor can need")
     if entry.is_raw:
-        return _finish(*_raw(data, place, expected), place)
+        return _finish(*_raw(data, place, expected), place, expected)
     array = read_array(data)
-    return _finish(*_shaped(array, place, expected), place)
+    return _finish(*_shaped(array, place, expected), place, expected)
 
 
 def read_array(data: bytes) -> Array:
@@ -148,22 +148,22 @@ def _shaped(array: Array, place: Place, expected: Array) -> tuple[Array, str]:
     return array, f"its shape is {list(array.shape)}, not {list(shape)}"
 
 
-def _finish(stored: Array, message: str, place: Place) -> Dumped:
+def _finish(stored: Array, message: str, place: Place, expected: Array) -> Dumped:
     """Integers of a quantized tensor as int64 (floats are put on the grid), others as they are."""
     shaped = stored.ndim == len(place.axes) and not message.startswith("its shape")
     if place.params is None:
         if stored.dtype.kind != place.dtype.kind and {stored.dtype.kind, place.dtype.kind} & {"f"}:
             raise NotATensorError(f"its elements are {stored.dtype}, not {place.dtype}")
     elif stored.dtype.kind == "f":
-        stored, message = _on_grid(stored, place, shaped=shaped, message=message)
+        stored, message = _on_grid(stored, place, expected, shaped=shaped, message=message)
     else:
         stored = stored.astype(np.int64)
     value = place.restored(stored) if shaped else stored
     return Dumped(value, stored, message)
 
 
-def _on_grid(stored: Array, place: Place, *, shaped: bool, message: str) -> tuple[Array, str]:
-    """Dequantized values, or integers that were saved as floats, as integers."""
+def _on_grid(stored: Array, place: Place, expected: Array, *, shaped: bool, message: str) -> tuple[Array, str]:
+    """Dequantized values, or integers that were saved as floats, as integers: what is nearer to the expected ones."""
     params = place.params
     if params is None or not np.isfinite(stored).all():
         raise NotATensorError("it holds NaN or infinity where there should be integers")
@@ -175,11 +175,15 @@ def _on_grid(stored: Array, place: Place, *, shaped: bool, message: str) -> tupl
             raise NotATensorError(message, is_shape=True)
         params = params.with_axis(place.axes.index(axis))
     real = stored.astype(np.float64)
-    scaled = real / params.scale_array(stored.ndim) + params.zero_array(stored.ndim)
-    whole = np.rint(real)
-    if np.array_equal(whole, real) and not np.allclose(scaled, np.rint(scaled), atol=1e-2):
-        return whole.astype(np.int64), _joined(message, "integers saved as floats")
-    return np.rint(scaled).clip(-(2**62), 2**62).astype(np.int64), _joined(message, "real values, put on the grid")
+    scaled = np.rint(real / params.scale_array(stored.ndim) + params.zero_array(stored.ndim)).clip(-(2**62), 2**62)
+    if np.array_equal(np.rint(real), real) and _apart(real, expected) < _apart(scaled, expected):
+        return real.astype(np.int64), _joined(message, "integers saved as floats")
+    return scaled.astype(np.int64), _joined(message, "real values, put on the grid")
+
+
+def _apart(values: Array, expected: Array) -> float:
+    """How far the values of two tensors of one size are apart, in whatever order they lie."""
+    return float(np.abs(np.sort(values, axis=None) - np.sort(expected, axis=None)).sum())
 
 
 def _joined(first: str, second: str) -> str:

@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 from qatc import CompileError, compare_package, compile_model
+from qatc.compiler.compare.dump import Entry
+from qatc.compiler.compare.interpret import Place, interpret
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.golden import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Op
+from qatc.compiler.package.samples import npy_bytes
+from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from tests.compiler.planted import EVALUATE, PLANTERS
 
@@ -316,6 +320,22 @@ def test_words_and_real_values(unet: Device, tmp_path: Path) -> None:
     assert compare_package(unet.package, unet.dump(tmp_path / "words", words, raw=True)).passed
     real = {g.name: g.params.dequantize(unet.values[g.name]) for g in unet.golden}
     assert compare_package(unet.package, unet.dump(tmp_path / "real", real)).passed
+
+
+@pytest.mark.parametrize("zero", [0, 100])
+@pytest.mark.parametrize("scale", [2.0, 0.5, 2.0**-5, 0.1, 0.0062])
+def test_floats_are_integers_or_real_values(scale: float, zero: int) -> None:
+    """Also where real values are whole numbers, or whole numbers lie on the grid; and where elements are wrong."""
+    params = QuantParams.per_tensor(scale, zero, "uint8")
+    expected = np.random.default_rng(0).integers(0, 256, (2, 3, 8), np.uint8)
+    wrong = expected.astype(np.int64)
+    wrong[0, 0, :4] = [255, 0, 128, 1]
+    for held in (expected.astype(np.int64), wrong):
+        for dumped in (held.astype(np.float32), params.dequantize(held)):
+            data = npy_bytes(dumped)
+            entry = Entry("t.npy", "t", 0, "t", False, len(data), lambda _, data=data: data)
+            found = interpret(entry, Place.of(None, expected, params), expected)
+            np.testing.assert_array_equal(found.value, held)
 
 
 def test_shapes(unet: Device, tmp_path: Path) -> None:
