@@ -5,6 +5,7 @@ The form is that of TensorFlow's `compiler/mlir/lite/schema/schema.fbs`.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +18,11 @@ from qatc.compiler.quant import Array
 from qatc.frontends.tf.load import needed
 
 _MAGIC: Final = b"TFL3"
+_INT32: Final = 2
 _INT8: Final = 9
 _INT4: Final = 17
 _OTHER_TYPES: Final = {18: "bfloat16", 19: "int2", 20: "uint4"}
+_FULLY_CONNECTED: Final = 9  # its operator code
 _BLOCKWISE: Final = 2  # of the ways in which a tensor may be quantized
 _NEWER_CODE: Final = 127  # stands in an operator's older code, a byte, where its newer code alone tells
 
@@ -29,7 +32,8 @@ def readable_tflite(source: Path, destination: Path) -> Path:
 
     An operator has an older and a newer code, and TFLite takes the larger one. tf2onnx takes the older, which
     ai-edge-quantizer leaves at 0, which is Add. Tensors of int4, two to a byte, become tensors of int8 with the same
-    integers.
+    integers. A fully connected operator that flattens its input gets a Reshape in front: where tf2onnx (1.17) puts one
+    there itself, it loses the bias.
 
     Raises:
         CompileError: QAT012 for what is no TFLite file, and for types of tensors that have no counterpart; QAT103 for
@@ -54,15 +58,62 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     _refuse_blocks(tensors)
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     pairs = [(c.DeprecatedBuiltinCode(), c.BuiltinCode()) for c in codes]
-    if _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs):
+    is_old = _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs)
+    if is_old and not any(max(pair) == _FULLY_CONNECTED for pair in pairs):
         return source
     files = needed("tensorflow.lite.tools.flatbuffer_utils")
     content = files.read_model_from_bytearray(bytearray(data))
+    if not _flatten_inputs(content) and is_old:
+        return source
     for code in content.operatorCodes:
         code.deprecatedBuiltinCode = _older(code.deprecatedBuiltinCode, code.builtinCode)
     _widen(content.buffers, (t for graph in content.subgraphs for t in graph.tensors if t.type == _INT4))
     destination.write_bytes(files.convert_object_to_bytearray(content))
     return destination
+
+
+def _flatten_inputs(content: Any) -> bool:
+    """Put a Reshape in front of every fully connected operator that flattens what it reads; whether there is one."""
+    schema: Any = needed("tensorflow.lite.python.schema_py_generated")
+    codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    reshape = schema.OperatorCodeT()
+    reshape.builtinCode = reshape.deprecatedBuiltinCode = schema.BuiltinOperator.RESHAPE
+    found = False
+    for graph in content.subgraphs:
+        connected = [op for op in graph.operators if codes[op.opcodeIndex] == _FULLY_CONNECTED]
+        before = {id(op): [_rows(schema, content, graph, op)] for op in connected if _flattens(graph, op)}
+        graph.operators = [each for op in graph.operators for each in (*before.get(id(op), ()), op)]
+        found = found or bool(before)
+    if found:
+        content.operatorCodes.append(reshape)
+    return found
+
+
+def _flattens(graph: Any, op: Any) -> bool:
+    """Whether a fully connected operator with a bias reads a tensor of another rank as a matrix."""
+    has_bias = len(op.inputs) > 2 and op.inputs[2] >= 0
+    keeps = op.builtinOptions is not None and op.builtinOptions.keepNumDims
+    return has_bias and not keeps and len(graph.tensors[op.inputs[0]].shape) != 2
+
+
+def _rows(schema: Any, content: Any, graph: Any, op: Any) -> Any:
+    """The Reshape to [-1, columns of the weight] of what `op` reads, and `op` reads its result."""
+    columns = int(graph.tensors[op.inputs[1]].shape[1])
+    rows, sizes, buffer = copy.copy(graph.tensors[op.inputs[0]]), schema.TensorT(), schema.BufferT()
+    rows.name, rows.shapeSignature = rows.name + b"_rows", None
+    rows.shape = np.asarray([math.prod(int(d) for d in rows.shape) // columns, columns], np.int32)
+    sizes.name, sizes.type, sizes.shape = rows.name + b"_shape", _INT32, np.asarray([2], np.int32)
+    sizes.buffer = len(content.buffers)
+    buffer.data = np.asarray([-1, columns], "<i4").view(np.uint8)
+    content.buffers.append(buffer)
+    reshape = schema.OperatorT()
+    reshape.opcodeIndex = len(content.operatorCodes)  # behind those that are there
+    first = len(graph.tensors)
+    graph.tensors += [rows, sizes]
+    reshape.inputs = np.asarray([op.inputs[0], first + 1], np.int32)
+    reshape.outputs = np.asarray([first], np.int32)
+    op.inputs = np.asarray([first, *op.inputs[1:]], np.int32)
+    return reshape
 
 
 def _refuse_blocks(tensors: Iterable[Any]) -> None:

@@ -17,6 +17,7 @@ from qatc.frontends.tf.tflite_form import readable_tflite, unpacked
 
 FILE = Path(__file__).parents[2] / "corpus" / "tfmot-op13__mobilenetv2" / "model.tflite"
 INT8, INT4 = 9, 17
+FULLY_CONNECTED = 9
 
 
 def packed(values: np.ndarray) -> np.ndarray:
@@ -116,3 +117,24 @@ def test_weights_in_blocks_are_refused(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "blocks.tflite", in_blocks)
     with pytest.raises(CompileError, match=r"QAT103.*in blocks(.|\n)*kernel(.|\n)*help:"):
         readable_tflite(path, tmp_path / "new.tflite")
+
+
+def flattening(content: Any) -> None:
+    """The mean in front of the last product keeps its dimensions, and its bias is far from zero."""
+    graph = content.subgraphs[0]
+    codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in content.operatorCodes]
+    connected = next(op for op in graph.operators if codes[op.opcodeIndex] == FULLY_CONNECTED)
+    mean = next(op for op in graph.operators if op.outputs[0] == connected.inputs[0])
+    mean.builtinOptions.keepDims = True
+    graph.tensors[mean.outputs[0]].shape = np.asarray([1, 1, 1, 64], np.int32)
+    graph.tensors[mean.outputs[0]].shapeSignature = None
+    bias = graph.tensors[connected.inputs[2]]
+    content.buffers[bias.buffer].data = np.arange(-4000, 6000, 1000, np.int32).view(np.uint8)
+
+
+def test_a_fully_connected_operator_that_flattens_keeps_its_bias(tmp_path: Path) -> None:
+    """tf2onnx 1.17 drops it; `onnx_of` compares the file's answer with TensorFlow's."""
+    found = onnx_of(rewritten(tmp_path / "net.tflite", flattening))
+    (product,) = (n for n in found.node if n.op_type == "MatMul")
+    (reader,) = (n for n in found.node if product.output[0] in n.input)
+    assert reader.op_type == "Add"
