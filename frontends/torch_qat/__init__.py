@@ -63,8 +63,8 @@ def prepare_qat(
         bits: widths of weights, or (weights, activations), by module name ("" for all); 8 where left out.
 
     Raises:
-        CompileError: QAT007 (exit code 2) for unknown names and widths, and where torch.fx cannot trace the model;
-            QAT305 for an unknown target.
+        CompileError: QAT007 (exit code 2) for unknown names and widths, batch norm without statistics, and where
+            torch.fx cannot trace the model; QAT305 for an unknown target.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     described = load_target(target)
@@ -72,6 +72,10 @@ def prepare_qat(
     widths = dict(bits or {})
     known = {name for name, _ in model.named_modules()}
     wrong = [Diagnostic("QAT007", f"the model has no module {n!r}") for n in (*exclude, *widths) if n not in known]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is None:
+            hint = "make it with track_running_stats=True, its default"
+            wrong.append(Diagnostic("QAT007", f"the batch norm {name!r} keeps no statistics to deploy", hint=hint))
     if wrong:
         raise CompileError(wrong, 2)
     traced = trace(copy.deepcopy(model), inputs, exclude)

@@ -177,6 +177,8 @@ def _round_bias(layer: nn.Module, given: nn.Module) -> None:
     if grid.high - grid.low < _FINE:
         return
     step = given.scale * grid.scale
+    if step.ndim:  # the channels of transposed convolutions are those of each group
+        step = step.repeat(layer.bias.numel() // step.numel())
     layer.bias.data = torch.round(layer.bias.data / step) * step
 
 

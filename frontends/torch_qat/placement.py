@@ -243,12 +243,15 @@ class Placement:
             name = str(source.target)
             layer, norm = modules[name], modules[str(node.target)]
             kinds = _WITH_BN.get((type(layer), type(norm)))
-            if kinds is None or self._called_often(source) or self._called_often(node):
+            if kinds is None or not norm.affine or self._called_often(source) or self._called_often(node):
                 continue
             pair = kinds[0](layer, norm)
             pair.qconfig = self.recipe.qconfig(_widths(self.bits, name))
             pair.train(layer.training)
-            _set_module(self.model, name, kinds[1].from_float(pair))
+            fused = kinds[1].from_float(pair)
+            fused.padding = layer.padding  # torch.ao takes the word "same" for four numbers
+            fused._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
+            _set_module(self.model, name, fused)
             node.replace_all_uses_with(source)
             self.model.graph.erase_node(node)
             _set_module(self.model, str(node.target), nn.Identity())
@@ -276,7 +279,10 @@ class Placement:
 
 
 def _is_quantized(layer: nn.Module) -> bool:
-    return hasattr(layer, "weight_fake_quant") or nn.utils.parametrize.is_parametrized(layer, "weight")
+    if hasattr(layer, "weight_fake_quant"):
+        return True
+    given = layer.parametrizations.weight if nn.utils.parametrize.is_parametrized(layer, "weight") else ()
+    return any(hasattr(each, "fake_quant_enabled") for each in given)  # weight_norm is one as well
 
 
 def weights_left_float(model: fx.GraphModule, exclude: Sequence[str]) -> list[str]:

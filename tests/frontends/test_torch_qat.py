@@ -295,6 +295,39 @@ def test_power_of_two_is_deployed_bit_for_bit(tmp_path: Path) -> None:
     assert np.array_equal(found, torch_qat.stateless_copy(model)(x).detach().numpy())
 
 
+LAYERS = {
+    "norm without factors": lambda: [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU()],
+    "padding same": lambda: [nn.Conv2d(1, 4, (3, 4), padding="same"), nn.ReLU()],
+    "padding same, norm": lambda: [nn.Conv2d(1, 4, (3, 4), padding="same"), nn.BatchNorm2d(4), nn.ReLU()],
+    "mirrored": lambda: [nn.Conv2d(1, 4, 4, padding="same", padding_mode="reflect"), nn.ReLU()],
+    "mirrored, norm": lambda: [nn.Conv2d(1, 4, 4, padding="same", padding_mode="reflect"), nn.BatchNorm2d(4)],
+    "transposed in groups": lambda: [nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 6, 2, groups=2)],
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_of_every_make(kind: str, tmp_path: Path) -> None:
+    layers = [*LAYERS[kind](), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10)]
+    model = nn.Sequential(*layers)
+    model(torch.randn(INPUT))
+    exported(trained(torch_qat.prepare_qat(model, torch.randn(INPUT))), tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert result.verification is not None
+    assert (result.coverage.share, result.verification.passed) == (1.0, True)
+
+
+def test_weights_under_another_parametrization_are_said_to_stay_float() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(16, 4))
+    with pytest.warns(UserWarning, match="these stay float: 0"):
+        torch_qat.prepare_qat(nn.Sequential(layer), torch.randn(INPUT))
+
+
+def test_batch_norm_without_statistics_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(CompileError, match="the batch norm '1' keeps no statistics"):
+        torch_qat.prepare_qat(model, torch.randn(INPUT))
+
+
 def test_biases_lie_on_the_grid_of_the_accumulator() -> None:
     model = trained(torch_qat.prepare_qat(network(), torch.randn(INPUT), bits={"second": 4}))
     stateless = torch_qat.stateless_copy(model)
