@@ -151,7 +151,7 @@ def _item(named: Sequence[tuple[str, str, _Stored]], values: Sequence[Array]) ->
 
 
 def _assigned(where: str, arrays: Mapping[str, _Stored], ports: Ports) -> _Shard:
-    """Sort arrays by their names; QAT008 for names that say nothing, missing inputs and unequal lengths."""
+    """Sort arrays by their names; QAT008 for names that say nothing or the same, missing inputs and unequal lengths."""
     inputs: dict[str, _Stored] = {}
     targets: dict[str, _Stored] = {}
     labels: _Stored | None = None
@@ -167,8 +167,11 @@ def _assigned(where: str, arrays: Mapping[str, _Stored], ports: Ports) -> _Shard
         else:
             odd.append(name)
     missing = [port.name for port in ports.inputs if port.name not in inputs]
+    have = ", ".join(map(printable, arrays)) or "(none)"
+    if len(inputs) + len(targets) + (labels is not None) + len(odd) < len(arrays):
+        message = f"two of the arrays of {printable(where)} are the same input, output or labels: {have}"
+        raise fail("QAT008", message, hint="leave one of them out")
     if missing or odd:
-        have = ", ".join(map(printable, arrays)) or "(none)"
         want = ", ".join(printable(port.name) for port in ports.inputs)
         message = f"{printable(where)} holds the arrays {have}; the model's inputs are {want}"
         raise fail("QAT008", message, hint=f"name the arrays by the inputs, and {_LABELS[0]} for classes")

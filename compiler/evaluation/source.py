@@ -40,7 +40,8 @@ def find_source(opened: OpenPackage, given: Path | None, absent: dict[str, str])
         return None
     for folder in dict.fromkeys((opened.folder.resolve().parent, Path.cwd())):
         path = folder / name
-        if path.is_file() and path.stat().st_size == entry["size"] and source_file(path).sha256 == sha256:
+        alike = path.is_dir() or (path.is_file() and path.stat().st_size == entry["size"])  # a SavedModel is a folder
+        if alike and source_file(path).sha256 == sha256:
             return path
     absent[SIMULATION] = f"{printable(name)}, which was compiled, is not beside the package; name it with --model"
     return None

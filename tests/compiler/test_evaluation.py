@@ -17,7 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qatc import CompileError, cli, compile_model, evaluate_package, verify_package
-from qatc.compiler.package import schema
+from qatc.compiler.compare.package import open_package
+from qatc.compiler.evaluation.source import find_source
+from qatc.compiler.package import schema, source_file
 from qatc.compiler.report.evaluation import evaluation_document, with_evaluations
 from qatc.compiler.report.page import EVALUATION_BEGIN, EVALUATION_END
 from qatc.compiler.result import Evaluation, EvaluationRun, Score
@@ -146,6 +148,21 @@ def test_without_its_source_the_simulation_is_absent(package: Path, data: Path) 
     assert "mse@reference" in str(caught.value)
     found = evaluate_package(package, data, ["mse"], model=SOURCE, limit=5)
     assert "simulation" in {s.against for s in found.scores}
+
+
+def test_a_source_that_is_a_folder_is_found(package: Path) -> None:
+    saved = package.parent / "saved"
+    saved.mkdir()
+    (saved / "saved_model.pb").write_bytes(b"weights")
+    source = source_file(saved)
+    opened = open_package(package)
+    entry = {"file": source.name, "size": source.size, "sha256": source.sha256, "external_data": []}
+    opened = replace(opened, manifest={**opened.manifest, "source": entry})
+    assert find_source(opened, None, {}) == saved.resolve()
+    (saved / "saved_model.pb").write_bytes(b"others")
+    absent: dict[str, str] = {}
+    assert find_source(opened, None, absent) is None
+    assert "is not beside the package" in absent["simulation"]
 
 
 def test_another_model_is_refused(package: Path, data: Path, tmp_path: Path) -> None:

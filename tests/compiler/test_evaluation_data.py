@@ -101,6 +101,8 @@ def test_labels_that_are_floats_are_targets(tmp_path: Path) -> None:
     ("arrays", "said"),
     [
         ({"input": X, "weights": LABELS}, "holds the arrays input, weights; the model's inputs are input"),
+        ({"input": X, "x": 2 * X}, "are the same input, output or labels: input, x"),
+        ({"input": X, "labels": LABELS, "y": LABELS}, "are the same input, output or labels: input, labels, y"),
         ({"labels": LABELS}, "the model's inputs are input"),
         ({"input": X, "labels": LABELS[:3]}, "differ in length (input: 5, labels: 3)"),
         ({"input": np.asfortranarray(X)}, "Fortran order"),
