@@ -16,6 +16,7 @@ from qatc.compiler.golden import GoldenTensor
 from qatc.compiler.quant import Array, QuantParams
 
 _WORD: Final = 4  # bytes: devices like to dump one element a word
+_LEAST_REAL: Final = 2.0**-60  # magnitude of raw floats; their bits are integers beyond half a billion
 _HEADER: Final = 1 << 16  # room for an npy header
 _LONGEST_HEADER: Final = 1 << 14
 
@@ -129,6 +130,10 @@ def _raw(data: bytes, place: Place, expected: Array) -> tuple[Array, str]:
         return np.frombuffer(data, little).astype(place.dtype, copy=False).reshape(shape), ""
     if len(data) == expected.size * _WORD and place.params is not None:
         words = np.frombuffer(data, np.dtype("<i4")).reshape(shape)
+        reals = words.view("<f4")
+        sizes = np.abs(reals[reals != 0])  # of small integers, the bits are those of NaN or of far smaller numbers
+        if sizes.size and sizes.min() > _LEAST_REAL and sizes.max() < 1 / _LEAST_REAL:
+            return reals, "one 32-bit float an element"
         return words, "one 32-bit word an element"
     sizes = f"{len(data):,} bytes, not {expected.size * place.dtype.itemsize:,}"
     raise NotATensorError(f"it has {sizes} ({place.dtype} {list(shape)})", is_shape=True)

@@ -320,6 +320,8 @@ def test_words_and_real_values(unet: Device, tmp_path: Path) -> None:
     assert compare_package(unet.package, unet.dump(tmp_path / "words", words, raw=True)).passed
     real = {g.name: g.params.dequantize(unet.values[g.name]) for g in unet.golden}
     assert compare_package(unet.package, unet.dump(tmp_path / "real", real)).passed
+    bytes_ = {n: v for n, v in real.items() if unet.values[n].dtype.itemsize == 1}
+    assert compare_package(unet.package, unet.dump(tmp_path / "raw", bytes_, raw=True)).passed
 
 
 @pytest.mark.parametrize("zero", [0, 100])
