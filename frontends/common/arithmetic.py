@@ -95,25 +95,29 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
 def _stretches(graph: QuantGraph, source: Tensor, after: list[State]) -> list[tuple[State, list[State]]]:
     """Where what follows a rounding undoes what precedes it: the state before, and the states from the one after on.
 
-    Of single numbers the longest stretch comes first: what it leaves outside stays arithmetic of floats. Channels that
-    are scaled apart come last, the shortest stretch first: no integer product knows such steps of its data. Where
-    there is none of these, the offsets may miss each other by part of a step (see `_moved`).
+    Of single numbers the stretch that begins first comes first: what it leaves outside stays arithmetic of floats.
+    (One that begins later and ends later holds the next quantizer's division.) Channels that are scaled apart come
+    last, the shortest stretch first: no integer product knows such steps of its data. Where there is none of these, the
+    offsets may miss each other by part of a step (see `_moved`).
     """
-    single: list[list[tuple[State, list[State]]]] = []
+    before = list(backward(graph, source))
+    single: list[tuple[int, list[tuple[State, list[State]]]]] = []  # where each begins, and with its later clamps
     apart: list[tuple[State, list[State]]] = []
     for index, end in enumerate(after):
-        found = [(begin, after[index:]) for begin in backward(graph, source) if _undo(begin, end)]
+        begins = [i for i, begin in enumerate(before) if _undo(begin, end)]
+        found = [(before[i], after[index:]) for i in begins]
         if end.scale.size > 1 or end.offset.size > 1:
             apart += found
         elif index and single and end.scale is after[index - 1].scale and end.offset is after[index - 1].offset:
-            single[-1] += found  # only clamped further
+            single[-1][1].extend(found)  # only clamped further
         else:
-            single.append(found)
-    found = [stretch for longest in reversed(single) for stretch in longest] + apart
+            single.append((max(begins, default=-1), found))
+    single.sort(key=lambda stretch: stretch[0], reverse=True)
+    found = [stretch for _, stretches in single for stretch in stretches] + apart
     return found or [
         (begin, after[index:])
         for index, end in enumerate(after)
-        for begin in backward(graph, source)
+        for begin in before
         if begin.offset.size == end.offset.size == 1 and _undo(begin, end, within=_HALF_A_STEP)
     ]
 

@@ -180,7 +180,7 @@ def has_channels(shape: Sequence[Dim] | None, axis: int, channels: int) -> bool:
     """Whether a tensor has so many channels along an axis, as far as its size there is known."""
     if shape is None:
         return True
-    return axis < len(shape) and (shape[axis] == channels or not isinstance(shape[axis], int))
+    return -len(shape) <= axis < len(shape) and (shape[axis] == channels or not isinstance(shape[axis], int))
 
 
 def implied_axis(graph: QuantGraph, x: Tensor, channels: int, rounded: Tensor | None = None) -> int | None:

@@ -296,7 +296,8 @@ def test_options_of_the_backend():
     )
     floating = BACKEND.emit(graph, BACKEND.checked({"bias": "float"}))
     assert len([n for n in floating.model.graph.node if n.op_type == "DequantizeLinear"]) == 3
-    assert floating.names["x"] == "x_DequantizeLinear_Output"
+    assert floating.names["x"] == "x"  # as it is fed
+    assert floating.names["x_quantized"] == "x_QuantizeLinear_Output"
     with pytest.raises(CompileError) as caught:
         BACKEND.checked({"biass": "float"})
     assert "did you mean bias" in (caught.value.diagnostics[0].hint or "")

@@ -225,17 +225,17 @@ def test_channels_that_do_not_stay_whole_end_there() -> None:
     graph = after_propagate(
         "(float[1,2,3,4] x) => (float[24] y)",
         """
-        q = QuantizeLinear<axis = 1>(x, s, z)
-        a = DequantizeLinear<axis = 1>(q, s, z)
+        q = QuantizeLinear<axis = 2>(x, s, z)
+        a = DequantizeLinear<axis = 2>(q, s, z)
         b = Reshape(a, i)
         y = Sigmoid(b)
         """,
-        "float[2] s = {0.5, 0.25}, uint8[2] z = {0, 128}, int64[1] i = {24}",
+        "float[3] s = {0.5, 0.25, 1.0}, uint8[3] z = {0, 128, 3}, int64[1] i = {24}",
     )
     expect(
         graph,
         """
-        input x<uint8 scale 0.25..0.5 zero 0..128 axis 1 x2>
+        input x<uint8 scale 0.25..1 zero 0..128 axis 2 x3>
         b = Reshape(x, 24)
         y = Sigmoid(b)
         output y

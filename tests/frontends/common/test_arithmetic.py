@@ -692,6 +692,16 @@ def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
 
+def test_two_quantizers_around_a_clamp_stay_two() -> None:
+    """From the first one's rounding to the second one's division nothing is scaled, on the whole."""
+    first = "a = Div(x, s) b = Round(a) c = Clip(b, lo, hi) e = Mul(c, s)"
+    second = "n = Relu(e) f = Div(n, s) g = Round(f) i = Clip(g, lo, hi) y = Mul(i, s)"
+    graph = loaded(text_of(f"{first} {second}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    kept = "FakeQuant[params=uint8 scale 0.25 zero 0]"
+    assert graph.dump().split("\n")[2:-2] == [f"e = {kept}(x)", "n = Relu(e)", f"y = {kept}(n)"]
+
+
 def test_a_scale_of_one_is_a_scale() -> None:
     """Images of 0..255."""
     graph = loaded(text_of("a = Div(x, one) b = Round(a) c = Clip(b, lo, hi) y = Mul(c, one)", ", float one = {1}"))
