@@ -39,7 +39,8 @@ def emit(graph: QuantGraph, options: Mapping[str, str]) -> Emission:
     written = to_qdq(graph, bias=cast(BiasForm, options["bias"]), data_file=options["data"] == "file")
     graph.explanation.extend(f"qdq: {note}" for note in written.notes)
     names = {t.name: written.rounded.get(t.name, t.name) for t in graph.tensors()}
-    names.update({t.name: t.name for t in graph.inputs})  # the integer graph has them as they are fed
+    # the integer graph has ports as they are fed and read
+    names.update({t.name: t.name for t in (*graph.inputs, *graph.outputs)})
     # the integer graph, which lists the quantized tensors for quantization.json, calls the integers of x "x_quantized"
     names.update({f"{name}_quantized": place for name, place in written.integers.items()})
     return Emission(written.model, names, written.external, written.data_file)

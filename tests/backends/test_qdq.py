@@ -37,6 +37,17 @@ def test_integer_inputs_and_outputs(tmp_path: Path, grid: str, dtype: type[np.ge
     assert np.load(package / "samples" / "0" / "output_0.npy").dtype == dtype
 
 
+def test_an_integer_output_that_others_read(tmp_path: Path) -> None:
+    weights = "float[8,8] w = {" + ",".join(str(i % 5 / 4 - 0.5) for i in range(64)) + "}"
+    body = "a = D(x)\nb = D(w)\nm = MatMul(a, b)\ny = D(m)\nz = ArgMax(y)"
+    text = net("(float[2,8] x) => (float[2,8] y, int64[1,8] z)", body, weights, opset=17)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = compile_model(tmp_path / "m.onnx", qat=True, target="qdq", io="integer", output=tmp_path / "out")
+    assert result.package is not None
+    checked = verify_package(result.package)
+    assert checked.passed, checked.diagnostics
+
+
 @pytest.mark.parametrize("opset", [17, 21])
 @pytest.mark.parametrize("io", ["float", "integer"])
 def test_ranges_of_sixteen_bits(tmp_path: Path, opset: int, io: str) -> None:
