@@ -40,12 +40,14 @@ class Batch:
         if self.whole:
             return {name: value[None] for name, value in found.items()}
         size = len(self.items) + self.padding
+        if size == 1:
+            found = {name: value if value.ndim else value[None] for name, value in found.items()}
         odd = next((name for name, value in found.items() if value.ndim == 0 or value.shape[0] != size), None)
         if odd is not None:
             message = (
                 f"the first axis of the output {list(found[odd].shape)} does not count the {size} samples of a batch"
             )
-            raise fail("QAT008", message, tensor=odd, hint="evaluate with --batch 1, or a model whose batch is 1")
+            raise fail("QAT008", message, tensor=odd, hint="evaluate scalars with --batch 1")
         return {name: value[: len(self.items)] for name, value in found.items()}
 
 

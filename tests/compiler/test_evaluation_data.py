@@ -235,6 +235,10 @@ def test_an_output_that_counts_something_else() -> None:
     batch = next(Batches((Port("input", "float32", ("n", 2, 3)),)).of(iter(items(X))))
     with pytest.raises(CompileError, match=r"the output \[3, 4\] does not count the 5 samples"):
         batch.outputs({"boxes": np.zeros((3, 4))})
+    with pytest.raises(CompileError, match=r"the output \[\] does not count the 5 samples"):
+        batch.outputs({"total": np.asarray(1.0)})
+    alone = next(Batches((Port("input", "float32", ("n", 2, 3)),), 1).of(iter(items(X))))
+    assert alone.outputs({"total": np.asarray(1.0)})["total"].tolist() == [1.0]
 
 
 def test_samples_of_different_sizes() -> None:
