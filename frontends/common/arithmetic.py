@@ -328,8 +328,13 @@ def _fits_in(shape: tuple[int, ...], *arrays: Doubles) -> bool:
 
 def _narrow(end: State) -> State:
     """A state whose scale is stated for each element of a channel, with one for each channel."""
-    clamps = tuple(Clamp(narrowed(c.scale), narrowed(c.offset), c.low, c.high) for c in end.clamps)
-    return replace(end, scale=narrowed(end.scale), offset=narrowed(end.offset), clamps=clamps)
+    clamps = tuple(Clamp(_per_channel(c.scale), _per_channel(c.offset), c.low, c.high) for c in end.clamps)
+    return replace(end, scale=_per_channel(end.scale), offset=_per_channel(end.offset), clamps=clamps)
+
+
+def _per_channel(value: Doubles) -> Doubles:
+    """Numbers along several axes without what they repeat; channels that have the same number stay channels."""
+    return narrowed(value) if sum(size > 1 for size in value.shape) > 1 else value
 
 
 def _is_whole(values: Doubles) -> bool:
