@@ -139,6 +139,10 @@ def _tf_fake_quant(graph: QuantGraph, node: Node) -> None:
     ends = _NODES[node.op](graph, node)
     if ends is None:
         return
+    if len({e.size for e in ends} - {1}) > 1:
+        message = f"its minima and maxima have the shapes {list(ends[0].shape)} and {list(ends[1].shape)}"
+        graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=node.inputs[0].name)
+        return
     low, high = int(narrow), (1 << bits) - 1
     x = node.inputs[0]
     scale, zero = nudged(*ends, low, high)

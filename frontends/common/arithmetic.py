@@ -145,6 +145,8 @@ def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[
     begin, end = [s for s in backward(graph, source) if not s.multiplied][-1], after[0]
     if is_constant(begin.tensor) or end.scale.size != 1 or end.offset.size != 1 or not np.all(end.scale > 0):
         return False
+    if not all(np.isfinite(v).all() for v in (begin.scale, begin.offset, end.scale, end.offset)):
+        return False
     name, kind, shape = f"{begin.tensor.name}_scaled", element_type(begin.tensor), shape_of(begin.tensor)
     scaled = product = graph.variable(name, kind, shape)
     scale, offset = begin.scale * end.scale, begin.offset * end.scale + end.offset

@@ -138,7 +138,8 @@ def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
         if affine is not None and fit(state.scale, *affine):
             a, b = affine
             multiplied = state.multiplied or node.op in ("Mul", "Div")
-            state = State(out, state.scale * a, state.offset * a + b, state.clamps, multiplied)
+            with np.errstate(all="ignore"):  # constants may be infinite; what they lead to is checked
+                state = State(out, state.scale * a, state.offset * a + b, state.clamps, multiplied)
         elif bounds is not None:
             clamp = Clamp(state.scale, state.offset, *bounds)
             state = State(out, state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
@@ -181,7 +182,8 @@ def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
         affine, bounds = affine_of(node, data[0]), bounds_of(graph, node, data[0])
         if affine is not None and fit(state.scale, *affine):
             a, b = affine
-            state = State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)
+            with np.errstate(all="ignore"):
+                state = State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)
         elif bounds is not None:
             # the clamped value u is carried on to v = scale * u + offset
             clamp = Clamp(1 / state.scale, -state.offset / state.scale, *bounds)

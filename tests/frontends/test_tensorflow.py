@@ -110,6 +110,17 @@ def test_asymmetric_weights_keep_their_zero_point_in_signed_bytes() -> None:
     assert "int8 scale 0.0235294122 zero -43" in graph.dump()
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_ends_that_do_not_fit_each_other(count: int) -> None:
+    constants = {"w": W, "lo": np.zeros(3, np.float32), "hi": np.ones(count, np.float32)}
+    nodes = [helper.make_node("FakeQuantWithMinMaxVarsPerChannel", ["w", "lo", "hi"], ["y"])]
+    graph = model(nodes, constants)
+    FRONTEND.normalise(graph, FrontendOptions())
+    (found,) = graph.diagnostics.errors
+    assert (found.code, found.tensor) == ("QAT104", "w")
+    assert f"the shapes [3] and [{count}]" in found.message
+
+
 @pytest.mark.parametrize(
     ("attrs", "ends", "code"),
     [

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qatc import compile_model
 from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.graph import Constant
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical, values
 from tests.graphs import loaded
@@ -690,6 +691,18 @@ def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:
     FRONTEND.normalise(graph, FrontendOptions())
     x = np.random.default_rng(0).integers(-8, 8, (1, 2, 3, 3)).astype(np.float32)
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_a_step_that_is_no_number_is_no_quantizer(number: str) -> None:
+    graph = loaded(
+        text_of("a = Mul(x, r) b = Round(a) c = Clip(b, lo, hi) d = Mul(c, t) y = Add(d, t)", ", float t = {0.1}")
+    )
+    constant = next(t for t in graph.tensors() if t.name == "t")
+    assert isinstance(constant, Constant)
+    constant.values = np.asarray(float(number), np.float32)
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert "FakeQuant" not in graph.dump()
 
 
 def test_two_quantizers_around_a_clamp_stay_two() -> None:
