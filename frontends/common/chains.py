@@ -135,7 +135,7 @@ def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
         if node is None:
             return
         affine, bounds, out = affine_of(node, state.tensor), bounds_of(graph, node, state.tensor), node.outputs[0]
-        if affine is not None and fit(state.scale, *affine):
+        if affine is not None and fit(state.scale, state.offset, *affine):
             a, b = affine
             multiplied = state.multiplied or node.op in ("Mul", "Div")
             with np.errstate(all="ignore"):  # constants may be infinite; what they lead to is checked
@@ -180,7 +180,7 @@ def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
                 return
             data = [constant]
         affine, bounds = affine_of(node, data[0]), bounds_of(graph, node, data[0])
-        if affine is not None and fit(state.scale, *affine):
+        if affine is not None and fit(state.scale, state.offset, *affine):
             a, b = affine
             with np.errstate(all="ignore"):
                 state = State(data[0], state.scale * a, state.scale * b + state.offset, state.clamps, True)

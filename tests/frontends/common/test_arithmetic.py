@@ -664,6 +664,14 @@ def test_what_is_not_taken_off_again_stays(nodes: str) -> None:
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
 
+def test_an_offset_that_does_not_fit_ends_the_quantizer() -> None:
+    """Fuzzing: walked up from the rounding, the file contradicts itself at the first operator."""
+    nodes = "i = Mul(x, five) j = Add(i, two) k = Mul(j, r) b = Round(k) c = Clip(b, lo, hi) y = Mul(c, s)"
+    graph = loaded(text_of(nodes, ", float[1,2] two = {4, 2}, float[1,5] five = {1, 2, 3, 4, 5}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [n.op for n in graph.nodes] == ["Mul", "Add", "FakeQuant"]
+
+
 @pytest.mark.parametrize(
     "nodes",
     [
@@ -671,6 +679,7 @@ def test_what_is_not_taken_off_again_stays(nodes: str) -> None:
         "a = Mul(x, two) j = Mul(a, five) b = Round(j) c = Clip(b, lo, hi) y = Mul(c, two)",
         "a = Mul(x, r) b = Round(a) i = Mul(b, two) c = Clip(i, lo, hi) y = Mul(c, five)",
         "b = Round(five) c = Clip(b, lo, hi) y = Mul(c, two)",
+        "a = Mul(x, r) b = Round(a) c = Clip(b, lo, hi) d = Add(c, two) e = Mul(d, s) y = Mul(e, five)",
     ],
 )
 def test_constants_that_do_not_fit_are_no_quantizer(nodes: str) -> None:
