@@ -21,7 +21,7 @@ from google.protobuf.message import EncodeError
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model_io import node_proto
-from qatc.compiler.protos import opsets_of, subgraphs, tensors_of
+from qatc.compiler.protos import all_nodes, opsets_of, subgraphs, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import scratch_folder
 from qatc.compiler.tensor_io import TensorError, TensorReader
@@ -301,7 +301,7 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
     copy.graph.sparse_initializer.extend(graph.sparse_initializer)
     weights = _lift(graph.initializer, copy.graph)
     seen: set[str] = set()
-    for node in _every_node(copy.graph):
+    for node in all_nodes(copy.graph.node):
         if node.name in seen:
             node.ClearField("name")
         seen.add(node.name)
@@ -355,7 +355,7 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto
     """Every tensor that has its data in a file, and whether it is a constant of `graph` itself."""
     outside = onnx.TensorProto.EXTERNAL
     yield from ((t, True) for t in graph.initializer if t.data_location == outside)
-    for node in _every_node(graph):
+    for node in all_nodes(graph.node):
         for attribute in node.attribute:
             bodies = subgraphs([attribute])
             held = tensors_of(attribute) + [t for body in bodies for t in body.initializer]
@@ -363,20 +363,10 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto
 
 
 def _tidy_imports(model: onnx.ModelProto) -> None:
-    used = {n.domain for n in _every_node(model.graph)} | {""}
+    used = {n.domain for n in all_nodes(model.graph.node)} | {""}
     versions = opsets_of(model)
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in versions.items() if d in used)
-
-
-def _every_node(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    waiting = [graph]
-    while waiting:
-        for node in waiting.pop().node:
-            yield node
-            for attribute in node.attribute:
-                waiting.extend([attribute.g] if attribute.HasField("g") else [])
-                waiting.extend(attribute.graphs)
 
 
 def _depth(model: onnx.ModelProto) -> int:
@@ -414,7 +404,7 @@ def _reads(node: onnx.NodeProto) -> Iterable[str]:
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
             yield from (o.name for o in graph.output)
-            for inner in _every_node(graph):
+            for inner in all_nodes(graph.node):
                 yield from inner.input
 
 

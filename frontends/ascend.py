@@ -29,7 +29,8 @@ from qatc.frontends.common.vendor import count, data_name, finish, grid, grid_be
 _QUANT: Final = "AscendQuant"
 _DEQUANT: Final = "AscendDequant"
 _BACK: Final = "AscendAntiQuant"
-_NAMES: Final = frozenset({_QUANT, _DEQUANT, _BACK, "AscendWeightQuant"})
+_WEIGHT: Final = "AscendWeightQuant"
+_NAMES: Final = frozenset({_QUANT, _DEQUANT, _BACK, _WEIGHT})
 _FLOAT: Final = onnx.TensorProto.FLOAT
 _UPPER: Final = np.uint64(32)
 _CLOSE: Final = 1e-6
@@ -58,8 +59,7 @@ def _quantize(graph: QuantGraph, node: Node) -> None:
     qdq.to_fake_quant(graph, node, params)
     waiting: list[Tensor] = [node.outputs[0]]
     for tensor in waiting:  # the file may state that these hold integers
-        if isinstance(tensor, Variable):
-            tensor.dtype = _FLOAT
+        _float(tensor)
         waiting += [t for n in graph.consumers(tensor) if is_movement(n) for t in n.outputs]
 
 
@@ -192,10 +192,10 @@ def _weight(graph: QuantGraph, node: Node) -> None:
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     graph.sort()
-    rules = {_QUANT: _quantize, _DEQUANT: _dequantize, _BACK: _back, "AscendWeightQuant": _weight}
-    for op in ("AscendWeightQuant", _QUANT, _DEQUANT, _BACK):
+    rules = {_WEIGHT: _weight, _QUANT: _quantize, _DEQUANT: _dequantize, _BACK: _back}
+    for op, rule in rules.items():  # each reads what those before it made
         for node in [n for n in graph.nodes if n.op == op and not n.domain]:
-            rules[op](graph, node)
+            rule(graph, node)
     if graph.diagnostics.errors:
         return
     graph.clean()

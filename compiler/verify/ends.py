@@ -11,7 +11,7 @@ import numpy as np
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.quant import Array, QuantParams
-from qatc.compiler.result import OutputCheck
+from qatc.compiler.result import OutputCheck, Port
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.tally import Tally
 
@@ -99,8 +99,5 @@ def deployed_inputs(graph: IntegerGraph, feeds: Mapping[str, Array]) -> dict[str
     missing = next((name for name in graph.inputs if name not in feeds), None)
     if missing is not None:
         raise fail("QAT008", "the sample has no value for the graph input", tensor=missing)
-    return {name: _as_input(graph.tensors[name].params, np.asarray(feeds[name])) for name in graph.inputs}
-
-
-def _as_input(params: QuantParams | None, value: Array) -> Array:
-    return value if params is None or value.dtype.kind != "f" else params.quantize(value)
+    ports = (Port(n, graph.tensors[n].dtype, graph.tensors[n].shape, graph.tensors[n].params) for n in graph.inputs)
+    return {port.name: port.rounded(np.asarray(feeds[port.name])) for port in ports}
