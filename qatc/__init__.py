@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qatc._version import __version__ as __version__
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
     from qatc.compiler.verify_package import PackageCheck as PackageCheck
     from qatc.compiler.verify_package import verify_package as verify_package
 
-_ROOT = Path(__file__).resolve().parent
-if not (_ROOT / "compiler").is_dir():  # a checkout without symbolic links: look beside qatc/ too
-    __path__.insert(0, str(_ROOT.parent))
+_ROOT = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib takes longer to load than all of this
+if not os.path.isdir(os.path.join(_ROOT, "compiler")):  # noqa: PTH112, PTH118
+    __path__.insert(0, os.path.dirname(_ROOT))  # noqa: PTH120 - a checkout without symbolic links: beside qatc/ too
 
 # ONNX Runtime (from 1.29 on) reports names and hashes of the models that it loads to its vendor, and stores an
 # identifier of the machine, unless this is set before it is imported. Whoever wants that sets it to 0.

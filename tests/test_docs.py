@@ -85,7 +85,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     commands.mkdir()
     bodies = {
         "qatc": "-m qatc",
-        "compile": "-c 'from qatc.cli import compile_main; compile_main()'",
+        "compile": "-c 'from qatc.__main__ import compile_main; compile_main()'",
         "python": "",
         "python3": "",
     }

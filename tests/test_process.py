@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,6 +99,18 @@ def test_signals_unwind_the_command(number: str, status: int, said: str) -> None
     body = f"try:\n    os.kill(os.getpid(), signal.{number})\n    time.sleep(60)\nfinally:\n    print('tidy')"
     found = stopped(body)
     assert (found.returncode, found.stdout, found.stderr) == (status, "tidy\n", f"{said}\n")
+
+
+@posix
+@pytest.mark.parametrize("start", [QATC[1:], ["-c", "from qatc.__main__ import compile_main as main; main()"]])
+def test_a_signal_ends_a_command_that_is_still_loading_without_a_word(start: list[str], tmp_path: Path) -> None:
+    body = "import os, signal, sys, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\nprint('goes on')\n"
+    (tmp_path / "click.py").write_text(f"{body}sys.exit(5)\n")
+    env = {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
+    found = process([sys.executable, *start], env=env, cwd=tmp_path)
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
+    ignored = process(["sh", "-c", f"trap '' INT; exec {shlex.join([sys.executable, *start])}"], env=env, cwd=tmp_path)
+    assert (ignored.returncode, ignored.stdout, ignored.stderr) == (5, "goes on\n", "")
 
 
 @posix

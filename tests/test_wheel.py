@@ -69,7 +69,10 @@ def test_commands(wheel: Path, names: set[str]) -> None:
     parser = configparser.ConfigParser()
     with ZipFile(wheel) as archive:
         parser.read_string(archive.read(entry_points).decode())
-    assert dict(parser["console_scripts"]) == {"qatc": "qatc.cli:main", "compile": "qatc.cli:compile_main"}
+    assert dict(parser["console_scripts"]) == {
+        "qatc": "qatc.__main__:main",
+        "compile": "qatc.__main__:compile_main",
+    }
 
 
 def test_imports_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
