@@ -25,7 +25,7 @@ from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variabl
 from qatc.compiler.inlining import inline
 from qatc.compiler.links import label_of
 from qatc.compiler.node_check import NodeChecker, NodeRecord
-from qatc.compiler.protos import captured_names, damaged_text, opsets_of, subgraphs, tensors_of
+from qatc.compiler.protos import all_bodies, captured_names, damaged_text, opsets_of, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.tensor_io import MAX_RANK, TensorError, TensorReader, few
 
@@ -139,7 +139,7 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _captures(record: NodeRecord) -> list[str]:
-    return captured_names(record.attributes) if record.has_bodies else []
+    return captured_names(record.proto) if record.has_bodies else []
 
 
 class _Reader:
@@ -167,7 +167,7 @@ class _Reader:
         self.found.check()
         checker = NodeChecker(self.opsets)
         self.records = [NodeRecord.of(n) for n in graph.node]
-        self._checksubgraphs()
+        self._check_bodies()
         for record in self.records:
             for message in checker.findings(record):
                 self._broken(message, record, record.outputs[0] if record.outputs else "")
@@ -197,16 +197,11 @@ class _Reader:
             if first.setdefault(proto.name, proto) != proto:
                 self.found.error("QAT004", "two initializers of this name have different values", tensor=proto.name)
 
-    def _checksubgraphs(self) -> None:
+    def _check_bodies(self) -> None:
         """The tensors in subgraphs, which ONNX Runtime reads by itself, hold what they say and nothing from outside."""
-        waiting = deque(g for record in self.records if record.has_bodies for g in subgraphs(record.attributes))
-        while waiting:
-            graph = waiting.popleft()
-            held = list(graph.initializer)
-            for node in graph.node:
-                held += [t for a in node.attribute for t in tensors_of(a)]
-                waiting.extend(subgraphs(node.attribute))
-            for proto in held:
+        for graph in all_bodies(record.proto for record in self.records if record.has_bodies):
+            held = [t for node in graph.node for a in node.attribute for t in tensors_of(a)]
+            for proto in (*graph.initializer, *held):
                 try:
                     self.values.inside(proto)
                 except TensorError as bad:
@@ -395,12 +390,9 @@ def attribute_proto(key: str, value: Any) -> AttributeProto:
 
 
 def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
-    waiting = deque(subgraphs(node.attribute))
-    while waiting:
-        graph = waiting.popleft()
+    for graph in all_bodies([node]):
         for inner in graph.node:
             inner.input[:] = [renamed.get(n, n) for n in inner.input]
-            waiting.extend(subgraphs(inner.attribute))
         for output in graph.output:
             if output.name in renamed:
                 graph.node.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))

@@ -67,12 +67,18 @@ def _texts_of(tensors: Iterable[TensorProto]) -> Iterator[object]:
 
 def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """The nodes, and those of their subgraphs."""
-    waiting = deque(nodes)
+    yield from nodes
+    for body in all_bodies(nodes):
+        yield from body.node
+
+
+def all_bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """The subgraphs of the nodes, and those of the nodes in them: what lies inside comes later."""
+    waiting = deque(graph for node in nodes for graph in subgraphs(node.attribute))
     while waiting:
-        node = waiting.popleft()
-        yield node
-        for graph in subgraphs(node.attribute):
-            waiting.extend(graph.node)
+        graph = waiting.popleft()
+        yield graph
+        waiting.extend(inner for node in graph.node for inner in subgraphs(node.attribute))
 
 
 def subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
@@ -96,20 +102,15 @@ def tensors_of(attribute: AttributeProto) -> list[TensorProto]:
     return [part for s in attribute.sparse_tensors for part in (s.values, s.indices)]
 
 
-def captured_names(attributes: Iterable[AttributeProto]) -> list[str]:
-    """Names that a node's subgraphs read from the graph around them, in a stable order."""
+def captured_names(node: onnx.NodeProto) -> list[str]:
+    """Names that the node's subgraphs read from the graph around them, in a stable order."""
     made: set[str] = set()
     read: dict[str, None] = {}
-    waiting = deque(subgraphs(attributes))
-    if not waiting:
-        return []
-    while waiting:
-        graph = waiting.popleft()
+    for graph in all_bodies([node]):
         made.update(i.name for i in graph.initializer)
         made.update(i.name for i in graph.input)
         for inner in graph.node:
             read.update(dict.fromkeys(n for n in inner.input if n))
             made.update(inner.output)
-            waiting.extend(subgraphs(inner.attribute))
         read.update(dict.fromkeys(o.name for o in graph.output))
     return [n for n in read if n not in made]

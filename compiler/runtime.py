@@ -21,7 +21,7 @@ from google.protobuf.message import EncodeError
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model_io import node_proto
-from qatc.compiler.protos import all_nodes, opsets_of, subgraphs, tensors_of
+from qatc.compiler.protos import all_bodies, all_nodes, opsets_of, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import scratch_folder
 from qatc.compiler.tensor_io import TensorError, TensorReader
@@ -355,11 +355,9 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto
     """Every tensor that has its data in a file, and whether it is a constant of `graph` itself."""
     outside = onnx.TensorProto.EXTERNAL
     yield from ((t, True) for t in graph.initializer if t.data_location == outside)
-    for node in all_nodes(graph.node):
-        for attribute in node.attribute:
-            bodies = subgraphs([attribute])
-            held = tensors_of(attribute) + [t for body in bodies for t in body.initializer]
-            yield from ((t, False) for t in held if t.data_location == outside)
+    held = [t for node in all_nodes(graph.node) for a in node.attribute for t in tensors_of(a)]
+    held += [t for body in all_bodies(graph.node) for t in body.initializer]
+    yield from ((t, False) for t in held if t.data_location == outside)
 
 
 def _tidy_imports(model: onnx.ModelProto) -> None:
@@ -370,9 +368,8 @@ def _tidy_imports(model: onnx.ModelProto) -> None:
 
 
 def _depth(model: onnx.ModelProto) -> int:
-    """How many nodes the largest graph has: the model's own, or a branch of it."""
-    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
-    return max(len(graph.node) for graph in (model.graph, *bodies))
+    """How many nodes the largest graph has: the model's own, or one of its bodies."""
+    return max(len(graph.node) for graph in (model.graph, *all_bodies(model.graph.node)))
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -401,11 +398,10 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 def _reads(node: onnx.NodeProto) -> Iterable[str]:
     """What the node or its subgraphs read (names of the subgraphs' own tensors among them do no harm)."""
     yield from node.input
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            yield from (o.name for o in graph.output)
-            for inner in all_nodes(graph.node):
-                yield from inner.input
+    for graph in all_bodies([node]):
+        yield from (o.name for o in graph.output)
+        for inner in graph.node:
+            yield from inner.input
 
 
 # -- one operator -------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def _parse(text: str, where: str) -> Target:
     if unknown:
         raise _wrong(f"{where} has the unknown key {unknown[0]!r}", f"known are {', '.join(known)}")
     for key in ("name", "backend"):
-        if key not in data:
+        if not data.get(key):
             raise _wrong(f"{where} does not say its {key}", f'add {key} = "..."')
     for key, value in data.items():
         kind, text = _TYPES.get(key, (str, "a string"))
@@ -137,6 +137,9 @@ def _parse(text: str, where: str) -> Target:
             raise _wrong(f"{where}: {key} must be {text}", "see docs/targets.md")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise _wrong(f"{where}: {key} is {value!r}", f"one of {', '.join(_CHOICES[key])}")
+    for name, value in data.get("options", {}).items():
+        if not isinstance(value, str):
+            raise _wrong(f"{where}: the option {name} must be a string", f'write {name} = "{value}" under [options]')
     for name in data.get("operators", ()):
         if name not in OPTIONAL_OPERATORS.values():
             raise _wrong(f"{where}: operators lists {name!r}", f"one of {', '.join(OPTIONAL_OPERATORS.values())}")

@@ -24,6 +24,7 @@ from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.samples import read_npy
 from qatc.compiler.processor import is_exact
+from qatc.compiler.protos import all_bodies, all_nodes, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
 from qatc.compiler.runtime import ForRuntime, run_session
@@ -158,7 +159,8 @@ def verify_package(
 def _read_manifest(folder: Path) -> Any:
     shown = printable(str(folder))
     if not folder.is_dir():
-        raise fail("QAT502", f"{shown} is not a folder", hint="give the folder that qatc compile wrote")
+        wrong = "is not a folder" if folder.exists() else "does not exist"
+        raise fail("QAT502", f"{shown} {wrong}", hint="give the folder that qatc compile wrote")
     try:
         return read_json(folder, MANIFEST)
     except FileNotFoundError as error:
@@ -321,22 +323,12 @@ def _check_external_data(folder: Path, name: str, files: Mapping[str, Any]) -> N
 
 
 def _locations(model: onnx.ModelProto) -> Iterator[str]:
-    """The external files of a model, without recursion on its depth."""
-    attributes = [a for function in model.functions for node in function.node for a in node.attribute]
-    graphs = [model.graph]
-    tensors: list[onnx.TensorProto] = []
-    while graphs or attributes:
-        if graphs:
-            graph = graphs.pop()
-            tensors += graph.initializer
-            tensors += [part for s in graph.sparse_initializer for part in (s.values, s.indices)]
-            attributes += [a for node in graph.node for a in node.attribute]
-        while attributes:
-            attribute = attributes.pop()
-            tensors += [attribute.t, *attribute.tensors]
-            sparse = [attribute.sparse_tensor, *attribute.sparse_tensors]
-            tensors += [part for s in sparse for part in (s.values, s.indices)]
-            graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    """The external files of a model."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    tensors = [t for node in all_nodes(nodes) for a in node.attribute for t in tensors_of(a)]
+    for graph in (model.graph, *all_bodies(nodes)):
+        tensors += graph.initializer
+        tensors += [part for s in graph.sparse_initializer for part in (s.values, s.indices)]
     for tensor in tensors:
         yield from (entry.value for entry in tensor.external_data if entry.key == "location")
 

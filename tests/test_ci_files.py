@@ -22,6 +22,7 @@ from qatc.compiler.diagnostics import CODES, Diagnostic, Severity
 from qatc.compiler.report.junit import Case, compile_cases, junit
 from qatc.compiler.report.sarif import sarif
 from tests import fake_results as fake
+from tests import tiny_package
 from tests.fake_results import HOSTILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,6 +249,16 @@ def test_a_failed_verification_keeps_its_stages(tmp_path: Path) -> None:
     assert cases["verification: package = reference"] is None
     assert "exactly" in (cases["verification: reference = simulation"] or "")
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("place", "given"), [("p", "."), ("p/samples", ".."), ("", "p")])
+def test_a_package_has_its_name_from_inside_too(
+    place: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_package.build(tmp_path / "p")
+    monkeypatch.chdir(tmp_path / place)
+    assert run("verify", given, "--junit", str(tmp_path / "j.xml")).exit_code == 0
+    assert suite((tmp_path / "j.xml").read_bytes()).get("name") == "p"
 
 
 @pytest.mark.parametrize("option", ["--junit", "--sarif"])

@@ -304,10 +304,14 @@ def test_explain_tells_about_every_code() -> None:
     assert run("explain", "QAT999").exit_code == 2
 
 
-def test_verify_without_a_package(tmp_path: Path) -> None:
-    found = run("verify", str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "said"), [(".", "has no manifest.json"), ("nix", "does not exist"), ("m.onnx", "is not a folder")]
+)
+def test_verify_without_a_package(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    found = run("verify", str(tmp_path / name))
     assert found.exit_code == 1
-    assert "error[QAT502]" in found.stderr
+    assert f"error[QAT502]: {tmp_path / name} {said}\n" in found.stderr
 
 
 # -- in a process of its own ---------------------------------------------------------------------------------------
@@ -475,6 +479,11 @@ def test_unknown_names_exit_2_and_say_what_is_near(arguments: list[str], code: s
     assert meant in found.stderr
     assert not (tmp_path / "out").exists()
     assert run("compile", "nowhere.onnx", *arguments).stderr == found.stderr  # told before any file is read
+
+
+def test_a_file_of_ranges_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
+    found = run("compile", str(MODEL), "-o", str(tmp_path / "out"), "--ranges", "missing.json").stderr
+    assert "error[QAT007]: cannot read missing.json: No such file or directory\n  help  name a file of ranges" in found
 
 
 def test_a_target_brings_options_of_its_backend(tmp_path: Path) -> None:

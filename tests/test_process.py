@@ -58,11 +58,13 @@ def test_a_reader_that_has_gone_away_changes_no_exit_code(arguments: list[str], 
         (damaged / "model.onnx").write_bytes(b"")
         failed = process([*QATC, "verify", str(damaged)], stdout=writing)
         gone = process([*QATC, "compile", "nothing.onnx"], stderr=writing)
+        misused = process([*QATC, "compile", "--json"], stdout=writing)
     finally:
         os.close(writing)
     assert (found.returncode, found.stderr) == (0, "")
     assert failed.returncode == 3
     assert gone.returncode == 1
+    assert misused.returncode == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is needed")

@@ -118,7 +118,7 @@ class Command(click.Command):
             raise click.exceptions.Exit(interrupted(error)) from None
         except MemoryError:
             found, status = [Diagnostic("QAT011", "memory ran out", hint="use a machine with more memory")], 1
-        except Exception as error:  # a bug of ours, whatever it is: say so, and how to report it
+        except (Exception, SystemExit) as error:  # a bug of ours, whatever it is: say so, and how to report it
             found, status = [_internal(error, verbose=bool(ctx.params.get("verbose")))], BUG
             if isinstance(error, FileNotFoundError) and _is_nowhere():
                 message = "the working directory does not exist any more"
@@ -180,7 +180,8 @@ def _screen(params: Mapping[str, Any]) -> Screen:
 def _write_failure(command: str, found: Sequence[Diagnostic], status: int) -> None:
     from qatc.compiler.report import envelope
 
-    _screen({"json": True}).write_json(envelope(command, exit_code=status, diagnostics=found))
+    with printing():
+        _screen({"json": True}).write_json(envelope(command, exit_code=status, diagnostics=found))
 
 
 def _write_for_ci(
@@ -198,12 +199,22 @@ def _write_for_ci(
         from qatc.compiler.report.sarif import sarif
 
         place = subject / "manifest.json" if package else subject  # SARIF wants a file
-        data = junit(subject.name, cases(), found, status) if option == "junit" else sarif(place, found, status)
+        data = junit(_called(subject), cases(), found, status) if option == "junit" else sarif(place, found, status)
         try:
             _screen(ctx.params).write_file(file, data)
         except CompileError as error:
             wrong += [d for d in error.diagnostics if d not in found]
     return wrong
+
+
+def _called(subject: Path) -> str:
+    """The name of a file or folder, also where its path does not end in it: `.` and `..` are where they lead."""
+    if subject.name not in ("", ".."):
+        return subject.name
+    try:
+        return subject.resolve().name or str(subject)
+    except OSError:  # nowhere any more
+        return str(subject)
 
 
 def _stages(error: CompileError) -> Sequence[Case]:
@@ -222,7 +233,7 @@ def _is_nowhere() -> bool:
     return False
 
 
-def _internal(error: Exception, *, verbose: bool) -> Diagnostic:
+def _internal(error: BaseException, *, verbose: bool) -> Diagnostic:
     import traceback
 
     where = "".join(traceback.format_exception(error)) if verbose else ""

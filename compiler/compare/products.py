@@ -157,8 +157,7 @@ def _scales(product: _Product, found: Array) -> Iterator[Guess]:
     """Each channel with the scale of another one, or all with a scale that is not theirs."""
     scales = np.asarray(product.op.acc_scale, np.float64)
     count = scales.size
-    if count > 1:
-        order = _scale_order(product, found, scales)
+    for order in _scale_orders(product, found, scales) if count > 1 else ():
         moved = int(np.count_nonzero(order != np.arange(count)))
         if moved:
             yield Guess("scale", _scale_text(order, moved), product.finish(product.acc, scales=scales[order]))
@@ -180,11 +179,15 @@ def _scale_text(order: Array, moved: int) -> str:
     return f"{moved} of {count} channels use the scale of another (channel {first} that of {int(order[first])})"
 
 
-def _scale_order(product: _Product, found: Array, scales: Array) -> Array:
-    """For each channel, the channel whose scale explains it best: its own unless another one is better."""
+def _scale_orders(product: _Product, found: Array, scales: Array) -> Iterator[Array]:
+    """For each channel, whose scale it may have: one for all, one as far on for all, or the best for each.
+
+    The best is its own unless another one explains more.
+    """
     out, op = product.out, product.op
     have, want, acc = (product.by_channel(a) for a in (found, product.setting.base, product.acc))
-    order = np.arange(scales.size)
+    own = np.arange(scales.size)
+    order = own.copy()
     wrong = np.flatnonzero((have != want).any(axis=1))[:_MOST_CHANNELS]
     for channel in wrong.tolist():
         some = np.flatnonzero(have[channel] != want[channel])[:_SAMPLED]
@@ -193,14 +196,10 @@ def _scale_order(product: _Product, found: Array, scales: Array) -> Array:
         best = int(np.argmax(right))
         if right[best] > right[channel]:
             order[channel] = best
-    if wrong.size == _MOST_CHANNELS or _is_constant(order, wrong):
-        order[:] = order[wrong[0]]
-    return order
-
-
-def _is_constant(order: Array, wrong: Array) -> bool:
-    """Whether all channels that differ use one scale: then those that do not differ may use it as well."""
-    return wrong.size > 1 and np.unique(order[wrong]).size == 1
+    if wrong.size > 1:  # the others may not differ by chance, or be more than are looked at
+        yield np.full_like(own, np.bincount(order[wrong]).argmax())
+        yield (own + np.bincount((order - own)[wrong] % own.size).argmax()) % own.size
+    yield order
 
 
 def _fitted(product: _Product, found: Array, scales: Array) -> tuple[float, Array] | None:

@@ -102,7 +102,7 @@ class Catalog:
             if loader.accepts(path):
                 return loader
         if not path.exists():
-            raise fail("QAT008", f"there is no {shown}", hint="give an .npz file, or a folder of arrays or images")
+            raise fail("QAT008", f"{shown} does not exist", hint="give an .npz file, or a folder of arrays or images")
         known = "; ".join(f"{each.name}: {each.summary}" for each in [*own, *rest])
         raise fail("QAT008", f"nobody reads {shown}", hint=f"known are {known}; --plugin FILE.py adds one of your own")
 
@@ -123,7 +123,9 @@ class Catalog:
             elif isinstance(value, Loader):
                 self.loaders.add(value, shown)
             else:
-                message = f"{shown} brings a {type(value).__name__}, which is neither a metric nor a loader"
+                message = (
+                    f"{shown} brings a value of type {type(value).__name__}, which is neither a metric nor a loader"
+                )
                 hint = "make it with Metric, TaskMetric, mean_metric or Loader of qatc.compiler.evaluation"
                 raise CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
 
@@ -138,7 +140,7 @@ def _module(path: Path) -> Any:
     sys.modules[spec.name] = module  # where dataclasses look their types up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is somebody else's code, and may raise anything
+    except (Exception, SystemExit) as error:  # it is somebody else's code, and may raise anything, or end us
         del sys.modules[spec.name]
         message = f"{shown} cannot be loaded: {type(error).__name__}: {printable(str(error))}"
         raise CompileError([Diagnostic("QAT007", message, hint="run it with python to see where")], 2) from error

@@ -215,7 +215,9 @@ class _Evaluation:
         unknown = [name for name in self.options.data_options if name not in loader.options]
         if unknown:
             known = "; ".join(f"{name}: {text}" for name, text in loader.options.items()) or "none"
-            raise _usage(f"the data set {loader.name} has no option {printable(unknown[0])}", f"known are {known}")
+            raise _usage(
+                f"the data set {loader.name} has no option {printable(unknown[0])}", f"its options are {known}"
+            )
         return loader.open(self.data, ports, self.options.data_options)
 
     def _contestants(self, opened: OpenPackage, ports: Ports) -> list[Contestant]:

@@ -74,7 +74,7 @@ def _inline(graph: QuantGraph, node: Node) -> list[Node]:
 
 def _node(graph: QuantGraph, proto: onnx.NodeProto, tensors: dict[str, Tensor]) -> Node:
     """A node of the body as one of the graph."""
-    outer = captured_names(proto.attribute)
+    outer = captured_names(proto)
     attrs: dict[str, Any] = {a.name: _value(a) for a in proto.attribute}
     if outer:
         attrs[CAPTURES] = outer

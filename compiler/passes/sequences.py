@@ -51,7 +51,7 @@ def _sizes(node: Node) -> list[int] | None:
     """The sizes of the parts: as they are listed, or of one size but for the last; None where they are not known."""
     value, shape = value_of(node.inputs[1]), shape_of(node.inputs[0])
     axis = int(node.attr("axis", 0))
-    if value is None or value.dtype.kind not in "iu":
+    if value is None or value.dtype.kind not in "iu" or value.ndim > 1:
         return None
     if value.ndim:
         return [int(v) for v in value]

@@ -20,7 +20,7 @@ import onnx.numpy_helper
 
 from qatc.compiler.graph import Constant, QuantGraph, Variable
 from qatc.compiler.links import relink
-from qatc.compiler.protos import subgraphs, tensors_of
+from qatc.compiler.protos import all_bodies, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import release
 
@@ -130,9 +130,7 @@ def _widened_body(body: onnx.GraphProto) -> onnx.GraphProto:
     """The body with float32 in the place of half precision, and so the bodies in it."""
     made = onnx.GraphProto()
     made.CopyFrom(body)
-    waiting = [made]
-    while waiting:
-        graph = waiting.pop()
+    for graph in (made, *all_bodies(made.node)):
         for port in (*graph.input, *graph.output, *graph.value_info):
             if _is_half(port.type.tensor_type.elem_type):
                 port.type.tensor_type.elem_type = _SINGLE
@@ -144,7 +142,6 @@ def _widened_body(body: onnx.GraphProto) -> onnx.GraphProto:
             if _is_half(tensor.data_type):
                 single = np.asarray(onnx.numpy_helper.to_array(tensor), np.float32)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(single, tensor.name))
-        waiting += subgraphs(attributes)
         _drop_casts(graph)
     return made
 

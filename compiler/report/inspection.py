@@ -74,7 +74,7 @@ def _numbers(op: InspectedOp) -> Iterator[str]:
         if op.weights.dead:
             yield f"{op.weights.dead} of {op.weights.channels} channels zero"
     if op.sums is not None:
-        yield f"sums of {bits(op.sums.largest)} bits"
+        yield f"sums of {text.count(bits(op.sums.largest), 'bit')}"
         if op.sums.saturating:
             yield f"pairs up to {op.sums.largest_pair:,} in {op.sums.saturating} of {op.sums.channels} channels"
 
@@ -131,7 +131,7 @@ def _print_sums(found: Inspection, facts: Facts) -> None:
         return
     largest, op = max(sums, key=lambda pair: pair[0].largest)
     over = sum(1 for bounds, _ in sums if bounds.overflowing)
-    said = f"at most {bits(largest.largest)} bits, in {printable(op.node)}"
+    said = f"at most {text.count(bits(largest.largest), 'bit')}, in {printable(op.node)}"
     facts.row("sums", f"{said}: {text.count(over, 'operator')} may overflow 32" if over else said,
               style="yellow" if over else "dim")  # fmt: skip
     pairs = [(bounds, op) for bounds, op in sums if bounds.saturating]

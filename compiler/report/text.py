@@ -34,9 +34,11 @@ def scaled(number: float, unit: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    """`share` (0..1) as a percentage that never claims all or nothing where it is not: `100%` is exact, so is `0%`."""
+    """`share` as a percentage that never claims all or nothing where it is not: `100%` is exact, so is `0%`."""
     if share in (0.0, 1.0) or not math.isfinite(share):
         return f"{share:.0%}" if math.isfinite(share) else "?"
+    if share > 1:  # a difference may be larger than what it is a share of
+        return f"{share:,.0%}" if share >= 2 else f"{share:.1%}"
     for decimals in range(1 if 0.1 <= share < 0.999 else 2, _NINES + 1):
         text = f"{share * 100:.{decimals}f}"
         if 0 < float(text) < 100:

@@ -31,7 +31,8 @@ def parsed(path: Path) -> Any:
             raise fail("QAT005", f"{path.name} is larger than {LARGEST >> 20} MiB")
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise fail("QAT007", f"cannot read {path.name}: {reason(error)}") from error
+        hint = "name a file of ranges or encodings, which are text, with --ranges"
+        raise fail("QAT007", f"cannot read {path.name}: {reason(error)}", hint=hint) from error
     active().ask(_PARSED * len(text), f"parsing {printable(path.name)}")
     try:
         return json.loads(text)

@@ -311,9 +311,10 @@ def test_a_file_brings_metrics_and_data(package: Path, tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("METRICS = []", "has none of METRIC, METRICS, LOADER, LOADERS"),
-        ("METRIC = 3", "brings a int, which is neither a metric nor a loader"),
+        ("METRIC = 3", "brings a value of type int, which is neither a metric nor a loader"),
         ("1 / 0", "cannot be loaded: ZeroDivisionError: division by zero"),
         ("def", "cannot be loaded: SyntaxError"),
+        ("raise SystemExit(0)", "cannot be loaded: SystemExit: 0"),
         (
             "from qatc.compiler.evaluation.metrics import MSE\nMETRIC = MSE",
             "qatc and .*mine.py both bring a metric",

@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from onnx import TensorProto, helper
 
 from qatc import CompileError, compile_model
+from qatc.compiler.protos import all_bodies, all_nodes, captured_names
 from tests.hostile_models import FLOAT, const, outside, sound
 
 _DEPTH = 9  # messages in messages: graph, node, attribute, graph, node, attribute, tensor, entry
@@ -91,3 +92,16 @@ def test_bytes_that_are_no_text(tmp_path: Path, part: int) -> None:
             assert str(refusal).replace("\n", "").isprintable()
         count += 8
     assert count > 100
+
+
+def test_bodies_are_found_at_any_depth_and_nodes_with_them() -> None:
+    """Two branches, one with a loop in it; what lies further in comes later."""
+    port = helper.make_tensor_value_info("t", FLOAT, [1])
+    step = helper.make_graph([helper.make_node("Neg", ["x"], ["n"], "step")], "step", [], [port])
+    loop = helper.make_node("Loop", ["m", "", "t"], ["l"], "loop", body=step)
+    branches = [helper.make_graph(n, name, [], [port]) for n, name in (([loop], "then"), ([], "else"))]
+    choice = helper.make_node("If", ["c"], ["u"], "choice", then_branch=branches[0], else_branch=branches[1])
+    several = helper.make_node("Custom", [], ["v"], "several", domain="d", graphs=branches[::-1])
+    assert [g.name for g in all_bodies([choice, several])] == ["else", "then", "else", "then", "step", "step"]
+    assert [n.name for n in all_nodes([choice])] == ["choice", "loop", "step"]
+    assert captured_names(choice) == ["t", "m", "x"]

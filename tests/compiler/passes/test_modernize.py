@@ -218,11 +218,12 @@ def test_a_sequence_that_is_taken_apart_is_a_split(split: str) -> None:
         "s = SplitToSequence(x) y = SequenceAt(s, i)",  # without the axis
         "s = SplitToSequence(x, n) y = SequenceAt(s, k)",  # which part is found at run time
         "s = SplitToSequence(x, k) y = SequenceAt(s, i)",
+        "s = SplitToSequence(x, m) y = SequenceAt(s, i)",  # ONNX has no table of sizes
         "s = SplitToSequence(x, n) t = SequenceInsert(s, x) y = SequenceAt(t, i)",
     ],
 )
 def test_sequences_are_refused(body: str) -> None:
-    constants = "<int64 i = {0}, int64[2] n = {1, 1}>"
+    constants = "<int64 i = {0}, int64[2] n = {1, 1}, int64[1,2] m = {1, 1}>"
     text = f"(float[2] x, int64 k) => (float[1] y) {constants} {{ {body} }}"
     graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng {text}')
     modernize(graph)
