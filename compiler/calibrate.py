@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from qatc.compiler.budget import active
-from qatc.compiler.damaged import ARRAY, reason
+from qatc.compiler.damaged import ARRAY, looking, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.histogram import METHODS, Histogram, Range, grid_of
 from qatc.compiler.quant import Array, QuantParams
@@ -225,7 +225,13 @@ def read_data(path: Path, ports: Sequence[Port], shapes: Mapping[str, Sequence[i
         CompileError: QAT008 where there is no such file or nothing in the folder. What does not fit the model is QAT008
             too, raised while the data are read.
     """
-    expected = "; ".join(f"{printable(p.name)}: {describe(p)}" for p in ports)
+    with looking("QAT008", path, "check the path and its permissions"):
+        files = _files(path, "; ".join(f"{printable(p.name)}: {describe(p)}" for p in ports))
+    return CalibrationData(files, tuple(ports), dict(shapes or {}))
+
+
+def _files(path: Path, expected: str) -> tuple[Path, ...]:
+    """The files with data at `path`; `expected` says what arrays of the inputs look like."""
     if path.is_dir():
         files = tuple(sorted(f for f in path.iterdir() if f.suffix in _SUFFIXES and f.is_file()))
         if not files:
@@ -234,16 +240,15 @@ def read_data(path: Path, ports: Sequence[Port], shapes: Mapping[str, Sequence[i
                 f"the folder {path} has no .npy or .npz file",
                 hint=f"save arrays for the inputs {expected}",
             )
-    elif path.is_file():
-        files = (path,)
+        return files
+    if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise fail(
                 "QAT008",
                 f"{path} is neither an .npy nor an .npz file",
                 hint=f"save arrays for the inputs {expected}",
             )
-    else:
-        raise fail(
-            "QAT008", f"there is no {path}", hint=f"give an .npy, an .npz or a folder of them; inputs: {expected}"
-        )
-    return CalibrationData(files, tuple(ports), dict(shapes or {}))
+        return (path,)
+    raise fail(
+        "QAT008", f"{path} does not exist", hint=f"give an .npy, an .npz or a folder of them; inputs: {expected}"
+    )

@@ -1,16 +1,19 @@
-"""What reading an array of somebody else's raises where the file is damaged, or hostile: one list for every reader.
+"""What reading somebody else's files raises where they are damaged, hostile or out of reach: one list for every reader.
 
 MemoryError is in neither: whether it means a header without end or a machine without memory, the reader has to know.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tokenize
 import zlib
+from collections.abc import Generator
+from pathlib import Path
 from typing import Final
 from zipfile import BadZipFile
 
-from qatc.compiler.diagnostics import printable
+from qatc.compiler.diagnostics import fail, printable
 
 #: Of files and archives: they may be cut, encrypted, or compressed in a way that nobody knows.
 ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
@@ -35,3 +38,15 @@ def reason(error: BaseException) -> str:
     text = str(error)
     said = next((said for start, said in _NUMPY.items() if text.startswith(start)), text)
     return printable(said or type(error).__name__)
+
+
+@contextlib.contextmanager
+def looking(code: str, path: Path, hint: str) -> Generator[None]:
+    """Turn what the system says of a path that it does not let us look at into an error with `code`.
+
+    `Path.exists` and its like raise where a folder on the way may not be entered or a name is too long.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise fail(code, f"cannot read {printable(str(path))}: {reason(error)}", hint=hint) from error

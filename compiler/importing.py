@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qatc.compiler.damaged import looking
 from qatc.compiler.diagnostics import Diagnostic, fail, printable
 from qatc.compiler.frontend import Importer
 from qatc.compiler.registry import frontends
@@ -39,8 +40,13 @@ def as_onnx(path: Path) -> Generator[Imported]:
 
 def importer_of(path: Path) -> Importer | None:
     """Who converts `path`; None where it is read as ONNX (or cannot be read at all, which reading it then says)."""
-    if path.suffix.lower() == ".onnx" or not path.exists():
+    if path.suffix.lower() == ".onnx":
         return None
+    with looking("QAT002", path, "check the path and its permissions"):
+        return _importer_of(path) if path.exists() else None
+
+
+def _importer_of(path: Path) -> Importer | None:
     registry = frontends()
     importers = [i for name in registry.names() if (i := registry.get(name).importer) is not None]
     found = next((i for i in importers if i.reads(path)), None)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from qatc.compiler.damaged import reason
+from qatc.compiler.damaged import looking, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, fail, printable
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
@@ -136,7 +136,9 @@ def verify_package(
     if found.errors:
         return PackageCheck(folder, 0, 0, (), tuple(found))
     size, damaged = _check_files(folder, manifest["files"], found, progress)
-    for name in unlisted_files(folder, manifest)[:_MOST_FINDINGS]:
+    with looking("QAT502", folder, "check the permissions of the folders in it"):
+        strangers = unlisted_files(folder, manifest)
+    for name in strangers[:_MOST_FINDINGS]:
         found.warning("QAT502", f"{printable(name)} lies in the package but is no part of it")
     for name, schema_name in _SCHEMAS.items():
         if name in manifest["files"] and not found.errors:
@@ -158,14 +160,15 @@ def verify_package(
 # -- the manifest -------------------------------------------------------------------------------------------------
 def _read_manifest(folder: Path) -> Any:
     shown = printable(str(folder))
-    if not folder.is_dir():
-        wrong = "is not a folder" if folder.exists() else "does not exist"
-        raise fail("QAT502", f"{shown} {wrong}", hint="give the folder that qatc compile wrote")
+    hint = "give the folder that qatc compile wrote"
     try:
         return read_json(folder, MANIFEST)
+    except NotADirectoryError as error:
+        raise fail("QAT502", f"{shown} is not a folder", hint=hint) from error
     except FileNotFoundError as error:
-        hint = f"give the folder that qatc compile wrote; {_COPY_AGAIN}"
-        raise fail("QAT502", f"{shown} has no {MANIFEST}", hint=hint) from error
+        if not folder.exists():
+            raise fail("QAT502", f"{shown} does not exist", hint=hint) from error
+        raise fail("QAT502", f"{shown} has no {MANIFEST}", hint=f"{hint}; {_COPY_AGAIN}") from error
     except (OSError, ValueError) as error:
         raise fail("QAT502", f"{shown}: {MANIFEST} cannot be read: {reason(error)}", hint=_COPY_AGAIN) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -479,6 +481,48 @@ def test_unknown_names_exit_2_and_say_what_is_near(arguments: list[str], code: s
     assert meant in found.stderr
     assert not (tmp_path / "out").exists()
     assert run("compile", "nowhere.onnx", *arguments).stderr == found.stderr  # told before any file is read
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of 255 bytes")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("compile LONG -o OUT", "QAT002"),
+        ("compile LONG.onnx -o OUT", "QAT002"),
+        ("inspect LONG.h5", "QAT002"),
+        ("compile MODEL -o LONG", "QAT501"),
+        ("compile MODEL -o OUT --calibrate LONG", "QAT008"),
+        ("compile MODEL -o OUT --input input=LONG", "QAT008"),
+        ("compile MODEL -o OUT --ranges LONG", "QAT007"),
+        ("compile MODEL -t LONG.toml", "QAT305"),
+        ("verify LONG", "QAT502"),
+        ("compare LONG MODEL", "QAT502"),
+        ("compare PACKAGE LONG", "QAT406"),
+        ("evaluate LONG --data MODEL --metric top1", "QAT502"),
+        ("evaluate PACKAGE --data LONG --metric top1", "QAT008"),
+        ("evaluate PACKAGE --data DATA --metric top1 --model LONG", "QAT002"),
+        ("evaluate PACKAGE --data DATA --metric top1 --float-model LONG", "QAT002"),
+        ("evaluate PACKAGE --data DATA --metric top1 --plugin LONG.py", "QAT007"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_no_bug(
+    arguments: str, code: str, package: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """As where a folder on the way may not be entered, which tests that run as root cannot show."""
+    data = tmp_path / "d.npz"
+    np.savez(data, input=np.zeros((2, 1, 8, 8), np.float32), labels=np.zeros(2, np.int64))
+    words = {
+        "LONG": "n" * 300,
+        "MODEL": str(MODEL),
+        "OUT": str(tmp_path / "o"),
+        "PACKAGE": str(package[0]),
+        "DATA": str(data),
+    }
+    line = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in arguments.split()]
+    found = run(*line)
+    assert f"error[{code}]" in found.stderr
+    assert "File name too long" in found.stderr or "is no Python file" in found.stderr
+    assert found.exit_code in (1, 2)
 
 
 def test_a_file_of_ranges_that_is_not_there_is_asked_for(tmp_path: Path) -> None:

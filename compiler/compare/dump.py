@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from qatc.compiler.damaged import ARCHIVE, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
@@ -75,10 +75,14 @@ def _nothing(message: str) -> CompileError:
     return CompileError([Diagnostic("QAT406", message, hint=hint)], 2)
 
 
+def _unreadable(error: OSError) -> NoReturn:
+    raise _nothing(f"cannot read {printable(str(error.filename))}: {reason(error)}") from error
+
+
 # -- folders --------------------------------------------------------------------------------------------------------
 def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
     count, ignored, refused = 0, list[str](), 0
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders.sort()
         links = [name for name in folders if (Path(root) / name).is_symlink()]
         for name in sorted([*names, *links]):

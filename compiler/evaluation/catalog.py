@@ -7,11 +7,13 @@ whoever names it on the command line trusts it.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
 
+from qatc.compiler.damaged import looking
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
 from qatc.compiler.evaluation.values import Loader, Metric, TaskMetric
 from qatc.compiler.registry import Registry
@@ -98,10 +100,12 @@ class Catalog:
             return self.loaders.get(name)
         own = self.loaders.own()
         rest = [self.loaders.get(known) for known in self.loaders.names()]
-        for loader in [*own, *(each for each in rest if each not in own)]:
-            if loader.accepts(path):
-                return loader
-        if not path.exists():
+        with looking("QAT008", path, "check the path and its permissions"):
+            for loader in [*own, *(each for each in rest if each not in own)]:
+                if loader.accepts(path):
+                    return loader
+            exists = path.exists()
+        if not exists:
             raise fail("QAT008", f"{shown} does not exist", hint="give an .npz file, or a folder of arrays or images")
         known = "; ".join(f"{each.name}: {each.summary}" for each in [*own, *rest])
         raise fail("QAT008", f"nobody reads {shown}", hint=f"known are {known}; --plugin FILE.py adds one of your own")
@@ -134,7 +138,7 @@ def _module(path: Path) -> Any:
     """Run a file as a module that nothing else finds."""
     shown = printable(str(path))
     spec = importlib.util.spec_from_file_location(f"qatc_plugin_{abs(hash(path.resolve())):x}", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None or not os.path.isfile(path):  # noqa: PTH113 - where it cannot be looked at, neither
         raise CompileError([Diagnostic("QAT007", f"{shown} is no Python file", hint="name a file that ends in .py")], 2)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their types up

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qatc.compiler.compare.package import OpenPackage, open_package
+from qatc.compiler.damaged import looking
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.evaluation.catalog import Catalog
 from qatc.compiler.evaluation.engine import Asked, Batch, Batches, Scoreboard, beyond, walk
@@ -218,7 +219,8 @@ class _Evaluation:
             raise _usage(
                 f"the data set {loader.name} has no option {printable(unknown[0])}", f"its options are {known}"
             )
-        return loader.open(self.data, ports, self.options.data_options)
+        with looking("QAT008", self.data, "check the path and its permissions"):
+            return loader.open(self.data, ports, self.options.data_options)
 
     def _contestants(self, opened: OpenPackage, ports: Ports) -> list[Contestant]:
         """Whatever was asked for and can run; why something cannot goes to `absent`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.compare.package import OpenPackage
+from qatc.compiler.damaged import looking
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
 from qatc.compiler.evaluation.runs import SIMULATION, as_read
 from qatc.compiler.package import source_file
@@ -40,7 +41,9 @@ def find_source(opened: OpenPackage, given: Path | None, absent: dict[str, str])
         return None
     for folder in dict.fromkeys((opened.folder.resolve().parent, Path.cwd())):
         path = folder / name
-        alike = path.is_dir() or (path.is_file() and path.stat().st_size == entry["size"])  # a SavedModel is a folder
+        with looking("QAT002", path, "name it with --model"):
+            # a SavedModel is a folder
+            alike = path.is_dir() or (path.is_file() and path.stat().st_size == entry["size"])
         if alike and source_file(path).sha256 == sha256:
             return path
     absent[SIMULATION] = f"{printable(name)}, which was compiled, is not beside the package; name it with --model"

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.damaged import reason
+from qatc.compiler.damaged import looking, reason
 from qatc.compiler.diagnostics import fail, file_name
 from qatc.compiler.package.encoding import SCHEMA_VERSION, dump_json
 from qatc.compiler.package.read import FORMAT
@@ -54,8 +54,9 @@ def source_file(path: Path) -> SourceFile:
     Raises:
         CompileError: QAT002 where it cannot be read.
     """
-    if not path.is_dir():
-        return _hashed(path)
+    with looking("QAT002", path, "check the path and its permissions"):
+        if not path.is_dir():
+            return _hashed(path)
     files = {f"./{p.relative_to(path).as_posix()}": _hashed(p) for p in path.rglob("*") if p.is_file()}
     lines = [f"{files[name].sha256}  {name}\n" for name in sorted(files, key=os.fsencode)]
     listing = hashlib.sha256(b"".join(map(os.fsencode, lines)))

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path, PureWindowsPath
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 FORMAT: Final = "qatc-package"
 MANIFEST: Final = "manifest.json"
@@ -82,14 +82,22 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def unlisted_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """What lies in the package but is no part of it, sorted; what desktops and Python leave behind does not count."""
+    """What lies in the package but is no part of it, sorted; what desktops and Python leave behind does not count.
+
+    Raises:
+        OSError: where a folder in it cannot be read.
+    """
     files: Any = manifest.get("files")
     listed: set[str] = {MANIFEST, SIGNATURE, *(files if isinstance(files, dict) else ())}
     found: list[str] = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if name != "__pycache__"]
         links = [name for name in folders if (Path(root) / name).is_symlink()]
         found += [
             (Path(root) / name).relative_to(folder).as_posix() for name in (*names, *links) if name not in _LITTER
         ]
     return sorted(set(found) - listed)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

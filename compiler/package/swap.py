@@ -99,7 +99,10 @@ def sync_directory(path: Path) -> None:
     """Make the names in a directory durable, where the system can."""
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder that may be written but not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

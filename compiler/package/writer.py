@@ -274,9 +274,11 @@ def check_destination(destination: Path) -> None:
         CompileError: QAT501.
     """
     with writing(destination):
-        path = place_of(destination).destination
-        _check(path, destination)
-        parent = path.parent
+        place = place_of(destination)
+        _check(place.destination, destination)
+        with contextlib.suppress(FileNotFoundError):
+            place.lock.lstat()  # names that hold the destination's may be too long where that is not
+        parent = place.destination.parent
         while not os.path.lexists(parent):
             parent = parent.parent
         with tempfile.TemporaryFile(dir=parent):  # without a name, where the system can
@@ -290,10 +292,10 @@ def _check(path: Path, destination: Path) -> None:
         return
     if not path.is_dir():
         raise fail("QAT501", f"{shown} exists and is not a folder", hint="name another place with --output")
-    if os.path.ismount(path) or path == Path.cwd():
+    if os.path.ismount(path) or Path.cwd().is_relative_to(path):
         raise fail(
             "QAT501",
-            f"{shown} cannot be replaced: it is the working directory or a mount point",
+            f"{shown} cannot be replaced: the working directory is in it, or it is a mount point",
             hint=f"name a folder inside it, such as --output {printable(str(destination / 'model.qatc'))}",
         )
     if not any(path.iterdir()):
@@ -307,9 +309,10 @@ def _check(path: Path, destination: Path) -> None:
         )
     strangers = unlisted_files(path, manifest)
     if strangers:
+        number = "a file" if len(strangers) == 1 else f"{len(strangers):,} files"
         names = ", ".join(printable(name) for name in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise fail(
             "QAT501",
-            f"{shown} holds {len(strangers)} file(s) that qatc did not write and replacing it would lose: {names}",
+            f"{shown} holds {number} that qatc did not write and replacing it would lose: {names}",
             hint="move them elsewhere, or name another place with --output",
         )

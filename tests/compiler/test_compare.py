@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -446,6 +448,22 @@ def test_links_and_pipes_are_not_followed(unet: Device, tmp_path: Path) -> None:
     said = str([str(d) for d in found.diagnostics])
     assert "symbolic link" in said
     assert "no plain file" in said
+
+
+def test_folders_that_cannot_be_read_are_told(unet: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = unet.dump(tmp_path / "dump")
+    (dump / "closed").mkdir()
+    real = os.scandir
+
+    def guarded(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(CompileError, match=r"cannot read .*closed: Permission denied") as error:
+        compare_package(unet.package, dump)
+    assert [d.code for d in error.value.diagnostics] == ["QAT406"]
 
 
 def test_hostile_archives(unet: Device, tmp_path: Path) -> None:

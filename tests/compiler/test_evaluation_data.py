@@ -124,7 +124,7 @@ def test_pickles_are_not_loaded(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert "there is no" in str(refused(tmp_path / "d.npz"))
+    assert "d.npz does not exist" in str(refused(tmp_path / "d.npz"))
     (tmp_path / "d.csv").write_text("1,2")
     message = str(refused(tmp_path / "d.csv"))
     assert "nobody reads" in message

@@ -16,6 +16,8 @@ import pytest
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.package import PackageWriter, WrittenPackage, check_destination, swap, unsafe_path
 from qatc.compiler.result import Json
+from qatc.compiler.verify_package import verify_package
+from tests import tiny_package
 
 MANIFEST: dict[str, Json] = {"format": "qatc-package", "schema_version": 1}
 
@@ -216,6 +218,11 @@ def test_the_working_directory_and_mount_points_are_refused(tmp_path: Path, monk
     with pytest.raises(CompileError, match="working directory") as error:
         build(Path())
     assert "model.qatc" in (error.value.diagnostics[0].hint or "")
+    outer = build(tmp_path / "outer").path
+    monkeypatch.chdir(outer / "samples")
+    for attempt in (build, check_destination):
+        with pytest.raises(CompileError, match="the working directory is in it"):
+            attempt(outer)
     for root in ("/", "/proc"):
         with pytest.raises(CompileError) as error:
             build(Path(root))
@@ -223,11 +230,54 @@ def test_the_working_directory_and_mount_points_are_refused(tmp_path: Path, monk
 
 
 def test_a_name_that_is_too_long_is_a_diagnostic(tmp_path: Path) -> None:
-    with pytest.raises(CompileError) as error:
-        build(tmp_path / ("x" * 300))
+    for length in (300, 250):  # the lock's name is longer
+        for attempt in (build, check_destination):
+            with pytest.raises(CompileError) as error:
+                attempt(tmp_path / ("x" * length))
+            assert codes(error) == ["QAT501"]
+            assert "shorter" in (error.value.diagnostics[0].hint or "")
+            assert names(tmp_path) == []
+
+
+def test_a_folder_that_may_be_written_but_not_read_takes_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names cannot be synced; what is in place is there all the same."""
+    real = os.open
+
+    def guarded(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", guarded)
+    build(tmp_path / "out", b"old")
+    assert build(tmp_path / "out", b"new").diagnostics == ()
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_folders_of_a_package_that_cannot_be_read_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in them is not known, so nothing is replaced."""
+    build(tmp_path / "out", b"old")
+    (tmp_path / "out" / "mine").mkdir()
+    real = os.scandir
+
+    def guarded(path: str) -> Any:
+        if Path(path).name == "mine":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(CompileError, match="Permission denied") as error:
+        build(tmp_path / "out", b"new")
     assert codes(error) == ["QAT501"]
-    assert "shorter" in (error.value.diagnostics[0].hint or "")
-    assert names(tmp_path) == []
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"old"
+    tiny = tiny_package.build(tmp_path / "tiny")
+    (tiny / "mine").mkdir()
+    with pytest.raises(CompileError, match="Permission denied") as error:
+        verify_package(tiny)
+    assert codes(error) == ["QAT502"]
 
 
 UNSAFE = ["", "/etc/passwd", "../out", "a/../../b", "a//b", "./a", "a/", "a\\b", "C:/x", "c:x", "a\0b", "a\nb", "."]
