@@ -6,6 +6,7 @@
     Softmax[axis=1](x: NxCxHxW)             Flatten -> Softmax -> Reshape: before 13 it spans all axes from `axis` on
     BatchNormalization -> y, mean, var      BatchNormalization -> y
     Max(Min(x, [[6.]]), 0.)                 Clip(Clip(x, _, 6), 0, _)   in every opset
+    Resize(x, [], [], sizes)                Resize(x, _, _, sizes)
     CastLike(x, y: float)                   Cast[to=float](x)
     SequenceAt(SplitToSequence(x, s), 1)    the second output of Split(x, s): see `sequences`
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
@@ -339,6 +340,20 @@ def _one_real(tensor: Tensor) -> Array | None:
 def _is_shaped_number(tensor: Tensor) -> bool:
     number = _one_real(tensor)
     return number is not None and number.ndim > 0
+
+
+@ALIKE.on("Resize")
+def absent_is_not_empty(graph: QuantGraph, node: Node) -> bool:
+    """Opset 11 leaves an input out by an empty tensor; since 18 both scales and sizes are refused."""
+    del graph
+    empty = [
+        index
+        for index, tensor in enumerate(node.inputs)
+        if index and isinstance(tensor, Constant) and not tensor.values.size
+    ]
+    for index in empty:
+        node.inputs[index] = Variable("")
+    return bool(empty)
 
 
 # -- operators that changed ---------------------------------------------------------------------------------------

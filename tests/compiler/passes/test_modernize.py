@@ -75,6 +75,19 @@ def test_same_values_in_the_new_form(opset: int, body: str) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+def test_an_empty_tensor_leaves_an_input_of_resize_out() -> None:
+    """As opset 11 does; since 18 ONNX Runtime refuses a Resize that names both scales and sizes."""
+    text = model(
+        11,
+        "e = Constant<value = float[0] {}>() s = Constant<value = int64[4] {2, 3, 6, 8}>()"
+        ' y = Resize<mode="linear", coordinate_transformation_mode="asymmetric">(x, e, e, s)',
+    )
+    graph = loaded(text)
+    modernize(graph)
+    graph.opset = 18
+    np.testing.assert_allclose(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0], rtol=1e-6)
+
+
 def test_constants_and_what_does_nothing_go() -> None:
     graph = loaded(
         model(17, "c = Constant<value = float {2.0}>() i = Identity(c) m = Mul(x, i) d = Dropout(m) y = Cast<to=1>(d)")
