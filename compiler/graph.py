@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.diagnostics import Diagnostics, fail
+from qatc.compiler.foreign import shape_twins
 from qatc.compiler.links import Constant as Constant
 from qatc.compiler.links import Dim as Dim
 from qatc.compiler.links import Node as Node
@@ -35,9 +36,6 @@ from qatc.compiler.storage import Storage
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
 DOMAIN = "qatc"
-_KEEP_SHAPE = frozenset(  # operators of ONNX Runtime that ONNX's inference stops at: shape and type are their input's
-    {"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
-)
 _MOST_SIZES = 1024  # elements of a constant that shape inference is given
 _LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
 
@@ -394,11 +392,10 @@ def model_skeleton(graph: QuantGraph) -> onnx.ModelProto:
             extra.append(declared)
     nodes: list[onnx.NodeProto] = []
     for n in graph.nodes:
-        if n.op in (REQUANTIZE, FAKE_QUANT) or (n.domain == "com.microsoft" and n.op in _KEEP_SHAPE):
-            kept = [t.name for t in (*n.outputs[:1], *n.outputs[3:4]) if t.name]  # of a fused sum, the sum as well
-            nodes += [onnx.helper.make_node("Identity", [n.inputs[0].name], [name]) for name in kept]
+        if n.op in (REQUANTIZE, FAKE_QUANT):
+            nodes.append(onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name]))
         else:
-            nodes.append(rounded_down(node_proto(n)))
+            nodes += shape_twins(rounded_down(node_proto(n)))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in {"": graph.opset, **graph.domains}.items()]
     model = onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=imports)  # the helpers copy all of it twice
     model.graph.name = graph.name or "graph"

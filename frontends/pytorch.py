@@ -72,7 +72,7 @@ def _suggest_weights(graph: QuantGraph, weights: list[tuple[Node, QuantParams]])
         used.append(_steps(value, params))
         if used[-1] > _FEW_STEPS:
             return
-    if not used:
+    if not any(used):  # zeros alone tell nothing
         return
     end = 1 << (max(used) - 1).bit_length() if max(used) > 1 else 1
     graph.diagnostics.note(

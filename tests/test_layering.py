@@ -33,6 +33,7 @@ LEVELS = {
     "qatc.compiler.links": 1,
     "qatc.compiler.model_io": 1,
     "qatc.compiler.node_check": 1,
+    "qatc.compiler.foreign": 1,
     "qatc.compiler.pools": 1,
     "qatc.compiler.protos": 1,
     "qatc.compiler.result": 1,

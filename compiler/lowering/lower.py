@@ -350,7 +350,8 @@ def _raw(state: State, node: Node) -> bool:
 def _why(state: State, node: Node) -> Reason:
     """Why a node stays in float, in words for the user."""
     if is_product(node):
-        return mac.refusal(state, node) or Reason("its result cannot be made in integers")
+        unranked = mac.axis_refusal(state, node, node.outputs[0])
+        return mac.refusal(state, node) or unranked or Reason("its result cannot be made in integers")
     if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
         return Reason(f"{node.op} runs graphs of its own")
     if trains(node):

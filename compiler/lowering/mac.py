@@ -396,6 +396,8 @@ def add(
 
 def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bool:
     """Lower a node whose unrounded result is read: int32 accumulators on their own exact grid, then real numbers."""
+    if axis_refusal(state, node, out) is not None:
+        return False
     found = operands(state, node)
     if found is None:
         return _in_two_parts(state, node, out, bias)
@@ -411,6 +413,21 @@ def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bo
     return True
 
 
+def axis_refusal(state: State, node: Node, out: Tensor) -> Reason | None:
+    """Why a product has no raw result: nothing tells which axis its output channels, with scales of their own, are."""
+    params = _weight_params(state, node)
+    if params is None or not params.is_per_channel or node.op != "MatMul" or _result_rank(node, out) is not None:
+        return None
+    return Reason("how many dimensions its result has is not known", out.name)
+
+
+def _result_rank(node: Node, out: Tensor) -> int | None:
+    """The rank of a MatMul's or Gemm's result, from its operands where inference stopped before it."""
+    ranks = [2, 2] if node.op == "Gemm" else [rank_of(t) for t in node.inputs[:2]]
+    known = [r for r in ranks if r is not None]
+    return rank_of(out) or (max(known) if len(known) == len(ranks) and min(known) > 1 else None)
+
+
 def _bias_constant(state: State, found: Operands, out: Tensor, bias: Vector | None) -> tuple[str, ...]:
     """The bias of a raw result as a constant of real numbers; nothing where there is none."""
     total = sum_of(own_bias(state, found.node), bias)
@@ -422,12 +439,11 @@ def _bias_constant(state: State, found: Operands, out: Tensor, bias: Vector | No
 def _accumulated(state: State, found: Operands, out: Tensor) -> str:
     """The int32 accumulators of a node, as a tensor on their own grid; its name."""
     shape: Shape | None = shape_of(out)
-    rank = rank_of(out) or rank_of(found.weight) or 2
     scale = found.acc_scale
     is_conv = found.node.op in ("Conv", "ConvTranspose")
     if is_conv and scale.size == 1:
         scale = np.full(found.channels or 1, scale[0])
-    params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else rank - 1)
+    params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else (_result_rank(found.node, out) or 1) - 1)
     name = state.build.quantised(
         f"{out.name}_accumulator", params, shape, sample_shape=state.graph.sample_shapes.get(out.name)
     )

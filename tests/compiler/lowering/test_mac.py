@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qatc.compiler.integer import Conv
+from qatc.compiler.integer import Conv, MatMul
 from tests.agreeing import agrees, lowered_net, reasons
 from tests.graphs import expect, net
 
@@ -310,3 +310,17 @@ def test_scales_of_inputs_that_a_group_adds_stay_apart() -> None:
         "int8[4,1,1,1] wq = {1, 2, 3, 4}, float[4] ws = {0.5, 0.25, 0.5, 1.0}, int8[4] wz = {0, 0, 0, 0}",
     )
     assert reasons(graph) == ["Add: the weight takes 16 bits: two products of 8 bits are added"]
+
+
+@pytest.mark.parametrize("shape", ["float[1,3] x, int64[2] s", "float[1,3] x, int64[r] s"])
+def test_channels_of_an_unrounded_product_need_its_rank(shape: str) -> None:
+    """Scales per output channel lie along the last axis, and a reshape to computed sizes does not tell which it is."""
+    graph = lowered_net(
+        f"({shape}) => (float[] y)",
+        "r = Reshape(x, s)\n" + WEIGHT.format(axis=1).replace("A(x)", "A(r)") + "y = MatMul(a, w)",
+        DENSE,
+    )
+    known = "[2]" in shape
+    wanted = [] if known else ["MatMul: how many dimensions its result has is not known"]
+    assert [r for r in reasons(graph) if r.startswith("MatMul")] == wanted
+    assert any(isinstance(op, MatMul) for op in graph.ops) == known

@@ -74,6 +74,13 @@ def test_only_a_file_that_may_have_lost_a_range_is_said_to(converted: bool) -> N
     assert [d.code for d in graph.diagnostics] == ([] if converted else ["QAT107"])
 
 
+@pytest.mark.parametrize(("reach", "suggested"), [(127, 0), (60, 1), (0, 0)])
+def test_weights_of_few_steps_may_have_lost_their_range(reach: int, suggested: int) -> None:
+    """Zeros (a padding's value that ONNX Runtime quantized) say nothing of how many bits were trained."""
+    graph = normalized(RangeOverride(None, None), reach=reach)
+    assert len([d for d in graph.diagnostics if d.code == "QAT107"]) == suggested
+
+
 @pytest.mark.parametrize(("reach", "warned"), [(100, True), (8, False)])
 def test_weights_beyond_a_stated_range(reach: int, warned: bool) -> None:
     graph = normalized(RangeOverride(None, (-8, 7)), reach=reach)
