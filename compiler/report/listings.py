@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -178,17 +179,32 @@ def codes(titles: Mapping[str, str], console: Console) -> None:
 
 
 def page(content: str, console: Console) -> None:
-    """Print a page of Markdown: headings bold and code set off on a terminal, as it is elsewhere."""
+    """Print a page of Markdown; on a terminal it is wrapped to its width, headings are bold and code is set off."""
+    safe = escaped(content.rstrip("\n"))
     if not console.is_terminal:
-        console.print(escaped(content.rstrip("\n")), soft_wrap=True)
+        console.print(safe, soft_wrap=True)
         return
-    in_code = False
-    for line in escaped(content).rstrip("\n").split("\n"):
-        if line.startswith("```"):
-            in_code = not in_code
-        elif in_code:
-            console.print(f"  {line}", style="cyan", soft_wrap=True)
-        elif line.startswith("#"):
-            console.print(line.lstrip("# "), style="bold", soft_wrap=True)
+    for number, part in enumerate(safe.split("```")):
+        if number % 2:
+            _, *code, _ = part.split("\n")  # the first line names the language
+            console.print("\n".join(["", *(f"  {line}" for line in code), ""]), style="cyan", soft_wrap=True)
+            continue
+        for line in _whole_lines(part.strip("\n")):
+            hanging = "  " if line.startswith("- ") else ""
+            wrapped = textwrap.wrap(
+                line.lstrip("# "), console.width, subsequent_indent=hanging, break_long_words=False,
+                break_on_hyphens=False,
+            )  # fmt: skip
+            console.print("\n".join(wrapped), style="bold" if line.startswith("#") else None, soft_wrap=True)
+
+
+def _whole_lines(content: str) -> list[str]:
+    """Markdown with a line for each paragraph and each item of a list, which its source breaks at some width."""
+    lines: list[str] = []
+    for line in content.split("\n"):
+        begins = not line or line.startswith(("#", "- ")) or not lines or not lines[-1] or lines[-1].startswith("#")
+        if begins:
+            lines.append(line)
         else:
-            console.print(line)
+            lines[-1] += f" {line.strip()}"
+    return lines

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qatc.compiler.diagnostics import Diagnostic, Severity
+from qatc.compiler.diagnostics import CODES, Diagnostic, Severity
+from qatc.compiler.explain import explanation
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import envelope, inspection_json, report_html, result_json, summary, text
 from qatc.compiler.report.facts import Column, listing
 from qatc.compiler.report.inspection import inspection
+from qatc.compiler.report.listings import page
 from qatc.compiler.report.screen import Screen, console
 from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, OutputCheck, SumBounds
 from tests import fake_results as fake
@@ -198,6 +201,26 @@ def test_inspection_of_a_deep_network_lists_the_floats() -> None:
     assert "/conv7" not in said
     assert "/softmax" in said
     assert "and 500 more operators in integers (-v lists them)" in said
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_page_is_wrapped_to_the_terminal(width: int) -> None:
+    """Its source breaks at some width: broken again at another one, lines would be ragged."""
+    for code in CODES:
+        stream = io.StringIO()
+        plain = Console(file=stream, width=width, force_terminal=True, color_system=None, markup=False, highlight=False)
+        page(explanation(code), plain)
+        said = stream.getvalue()
+        source = re.sub("^#+ |^```.*$", "", explanation(code), flags=re.MULTILINE)
+        assert said.split() == source.split()
+        for part in said.strip("\n").split("\n\n"):  # full lines, as many words as fit; code stays as it is
+            if part.startswith("  "):
+                continue
+            for line, following in pairwise(part.split("\n")):
+                assert line == line.rstrip()
+                assert following.startswith("- ") or len(line) + 1 + len(following.split()[0]) > width - 2, (code, line)
+            long = [line for line in part.split("\n") if len(line) > width and " " in line.strip("- ")]
+            assert not long, code
 
 
 def test_inspection_json_fits_the_schema() -> None:
