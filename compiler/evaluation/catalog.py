@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
@@ -86,6 +87,7 @@ class Catalog:
         """A catalog with the files `plugins`; CompileError QAT007 for what is wrong with them."""
         self.metrics: Shelf[AnyMetric] = Shelf("metric", Registry("metric", "qatc.metrics", _METRICS, "QAT007"))
         self.loaders: Shelf[Loader] = Shelf("data set", Registry("data set", "qatc.datasets", _LOADERS, "QAT007"))
+        self._plugins: dict[str, str] = {}  # the names of the modules that the files became, with the files
         for path in plugins:
             self._load(path)
 
@@ -110,9 +112,18 @@ class Catalog:
         known = "; ".join(f"{each.name}: {each.summary}" for each in [*own, *rest])
         raise fail("QAT008", f"nobody reads {shown}", hint=f"known are {known}; --plugin FILE.py adds one of your own")
 
+    def fault(self, error: BaseException) -> CompileError | None:
+        """QAT007 where the code of a plug-in raised `error`, as it is no bug of ours; None where other code did."""
+        modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        last = next((m for m in reversed(modules) if m in self._plugins or m.partition(".")[0] == "qatc"), "")
+        if last not in self._plugins:
+            return None
+        return _failed(f"{self._plugins[last]} failed", error, "repair it, or leave it out")
+
     def _load(self, path: Path) -> None:
         shown = printable(str(path))
         module = _module(path)
+        self._plugins[module.__name__] = shown
         found: list[Any] = []
         for name in _NAMES:
             value: Any = getattr(module, name, None)
@@ -146,6 +157,10 @@ def _module(path: Path) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # it is somebody else's code, and may raise anything, or end us
         del sys.modules[spec.name]
-        message = f"{shown} cannot be loaded: {type(error).__name__}: {printable(str(error))}"
-        raise CompileError([Diagnostic("QAT007", message, hint="run it with python to see where")], 2) from error
+        raise _failed(f"{shown} cannot be loaded", error, "run it with python to see where") from error
     return module
+
+
+def _failed(what: str, error: BaseException, hint: str) -> CompileError:
+    message = f"{what}: {type(error).__name__}: {printable(str(error))}"
+    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)

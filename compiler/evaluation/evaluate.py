@@ -89,7 +89,8 @@ def evaluate_package(
 
     Raises:
         CompileError: QAT502 for a package that is damaged, QAT008 for data that do not fit, QAT007 with exit code 2 for
-            unknown metrics and wrong options, QAT010 where a library is missing, QAT403 where a model cannot be run.
+            unknown metrics, wrong options and plug-ins that fail, QAT010 where a library is missing, QAT403 where a
+            model cannot be run.
 
     >>> from qatc import compile_model, evaluate_package
     >>> source = "samples/models/resnet8_qat.onnx"
@@ -99,7 +100,16 @@ def evaluate_package(
     [('agreement', 'simulation', 1.0)]
     """
     chosen = _chosen(options, model, float_model, plugins)
-    return _Evaluation(Path(package), Path(data), list(metrics), chosen, progress or _silent).run()
+    evaluation = _Evaluation(Path(package), Path(data), list(metrics), chosen, progress or _silent)
+    try:
+        return evaluation.run()
+    except CompileError:
+        raise
+    except (Exception, SystemExit) as error:
+        theirs = evaluation.catalog.fault(error)
+        if theirs is None:
+            raise
+        raise theirs from error
 
 
 def _chosen(

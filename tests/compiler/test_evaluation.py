@@ -328,6 +328,17 @@ def test_files_that_bring_nothing(package: Path, data: Path, tmp_path: Path, con
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("failure", ["raise SystemExit(0)", "1 / 0", "y['x']", "t.nothing"])
+def test_a_plug_in_that_fails_is_no_bug_of_ours(package: Path, data: Path, tmp_path: Path, failure: str) -> None:
+    text = f"from qatc.compiler.evaluation import mean_metric\ndef spread(y, t):\n    {failure}\n"
+    (tmp_path / "mine.py").write_text(f"{text}METRIC = mean_metric('spread', 'it fails', spread)\n")
+    with pytest.raises(CompileError, match=r"mine\.py failed: ") as caught:
+        evaluate_package(
+            package, data, ["spread@reference"], plugins=[tmp_path / "mine.py"], runs=["reference", "package"]
+        )
+    assert [(d.code, caught.value.exit_code) for d in caught.value.diagnostics] == [("QAT007", 2)]
+
+
 def test_installed_packages_bring_them_too(package: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(
         name="accuracy", value="qatc.compiler.evaluation.metrics:TOP1", dist=SimpleNamespace(name="p")

@@ -476,6 +476,21 @@ def test_page_is_self_contained_and_inert() -> None:
     assert "unsafe" not in policy
 
 
+def test_the_page_can_be_used_without_a_mouse_and_without_eyes() -> None:
+    """What scrolls can be scrolled with keys, drawings and inputs have names, headings have no gaps, ids are unique."""
+    for result in (fake.result(), fake.busy_result(), fake.hostile_result()):
+        found = Page(report_html(result)).tags
+        assert ("html", {"lang": "en"}) in found
+        assert all(a.get("tabindex") == "0" for _, a in found if "scroll" in str(a.get("class", "")).split())
+        assert all(a.get("aria-label") for tag, a in found if tag in ("svg", "input"))
+        assert all(a.get("aria-live") for _, a in found if str(a.get("id", "")).endswith("-said"))
+        levels = [int(tag[1]) for tag, _ in found if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1
+        assert all(lower <= upper + 1 for upper, lower in pairwise(levels))
+        ids = [a["id"] for _, a in found if "id" in a]
+        assert len(set(ids)) == len(ids)
+
+
 def test_hostile_names_show_as_text_in_the_page() -> None:
     page = Page(report_html(fake.hostile_result()))
     for name in (
