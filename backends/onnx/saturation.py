@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qatc.backends.onnx.writer import Writer
 
 _INT16: Final = (-32768, 32767)
+_ANY: Final = np.asarray([-128, 127], np.int8)  # what an operand of run time may hold
 _CHUNK: Final = 1 << 20  # weights looked at together
 Range = tuple[int, int]
 
@@ -127,16 +128,16 @@ def _may_saturate(
     kind = weight if weight is not None else zero
     if kind is not None and kind.dtype != np.int8:
         return False
-    if weight is None:
-        return kind is not None
-    if node.op_type == "QLinearConv" and _is_depthwise(node, weight):
+    if weight is None and kind is None:
+        return False
+    if weight is not None and node.op_type == "QLinearConv" and _is_depthwise(node, weight):
         return False
     signed = constants[node.input[kernel.a_zero]].dtype == np.int8
     low, high = ranges.get(node.input[kernel.a], (-128, 127) if signed else (0, 255))
     largest = max(high + 128, -(low + 128)) if signed else high  # signed ones are made unsigned on the way in
     return any(
         2 * largest * int(part.max()) > _INT16[1] or 2 * largest * int(part.min()) < _INT16[0]
-        for part in _parts(weight)
+        for part in (_parts(weight) if weight is not None else [_ANY])
     )
 
 

@@ -20,6 +20,7 @@ from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, 
 from qatc.compiler.links import label_of
 from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
+from qatc.compiler.lowering.forms import from_zero
 from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
 from qatc.compiler.lowering.reductions import is_noise, summed
 from qatc.compiler.lowering.signs import sign_of
@@ -36,7 +37,10 @@ def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerG
     outputs = {t.name for t in graph.outputs}
     reserved = {t.name for t in graph.tensors() if not is_constant(t)} | outputs  # constants keep their names
     build = Builder(graph.name or "graph", graph.opset, dict(graph.domains), reserved)
-    state = State(graph, options or LoweringOptions(), build, raw=_raw, why=_why)
+    options = options or LoweringOptions()
+    state = State(graph, options, build, raw=_raw, why=_why)
+    if options.activations == "uint8":
+        state.forms.update(from_zero(graph))
     for tensor in graph.inputs:
         _input(state, tensor)
     for node in graph.nodes:

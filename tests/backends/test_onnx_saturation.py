@@ -144,6 +144,19 @@ def test_depthwise_convolutions_cannot() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(("high", "chooses"), [(128, False), (129, True)])
+def test_a_matrix_of_run_time_may_hold_any_byte(high: int, chooses: bool) -> None:
+    """Shares of attention of 0 to 128 cannot saturate with any values."""
+    dice = np.random.default_rng(0)
+    shares, values = QuantParams.per_tensor(1 / 127, 0, "uint8"), QuantParams.per_tensor(0.1, 0, "int8")
+    net = Net()
+    left = _clamped(net, net.input(integers(dice, shares, (3, 6)), shares), shares, 0, high)
+    right = net.input(integers(dice, values, (6, 4)), values)
+    out = QuantParams.per_tensor(0.1, 128, "uint8")
+    net.graph.outputs = [net.add(MatMul, (left, right), out, (3, 4), acc_scale=(0.1 / 127,))]
+    assert _chooses(net) is chooses
+
+
 @settings(max_examples=60)
 @given(
     low=st.integers(-128, 127), span=st.integers(0, 255), at=st.integers(0, 255), reach=st.integers(0, 255),
