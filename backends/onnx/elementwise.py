@@ -113,8 +113,8 @@ def concat(w: Writer, op: Concat) -> None:
     dtype = stored(out)
     made = w.target(op.lo, op.hi, dtype, op.output)
     if all(p.same_grid(out) and p.container == out.container for p in grids):
-        if all(op.lo <= p.qmin and p.qmax <= op.hi for p in grids):
-            made = op.output  # nothing lies outside the bounds
+        if all(w.holds_within(name, op.lo, op.hi) for name in op.inputs):
+            made = op.output
         w.node("Concat", [w.read(name) for name in op.inputs], made, axis=op.axis)
         w.clip(made, op.lo, op.hi, dtype, op.output)
         return

@@ -19,7 +19,7 @@ from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored, tensor_
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.pooling import Windows, covers
 
 _MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
@@ -34,7 +34,7 @@ def pool(w: Writer, op: Pool) -> None:
     dtype = stored(w.graph.params(op.inputs[0]))
     want = stored(w.graph.params(op.output))
     out = op.output if op.keepdims else w.fresh(f"{op.output}_kept")
-    end = w.ending(dtype, want, op.lo, op.hi, out)
+    end = w.ending(dtype, want, *_bounds(w, op), out)
     if op.mode == "max":
         _max(w, op, end.kernel, whole=whole)
     elif whole:
@@ -44,6 +44,14 @@ def pool(w: Writer, op: Pool) -> None:
     w.end(end)
     if not op.keepdims:
         w.node("Flatten", [out], op.output, axis=1)
+
+
+def _bounds(w: Writer, op: Pool) -> tuple[int, int]:
+    """[lo, hi], but all of the type where none of the integers that a maximum is taken of lies outside."""
+    x = op.inputs[0]
+    have, want = stored(w.graph.params(x)), stored(w.graph.params(op.output))
+    inside = op.mode == "max" and have == want and w.holds_within(x, op.lo, op.hi)
+    return dtype_range(want) if inside else (op.lo, op.hi)
 
 
 # -- maxima -----------------------------------------------------------------------------------------------------------

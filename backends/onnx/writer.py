@@ -189,6 +189,12 @@ class Writer:
             return self.array(np.asarray(params.zero_point, params.container), f"{self.label}_zero_point")
         return self.scalar(params.zero_point[0], stored(params))
 
+    def holds_within(self, name: str, lo: int, hi: int) -> bool:
+        """Whether no integer of the tensor lies outside [lo, hi]; whoever feeds an input may feed any."""
+        params = self.graph.params(name)
+        low, high = _span(stored(params)) if name in self.graph.inputs else (params.qmin, params.qmax)
+        return lo <= low and high <= hi
+
     # -- rounding -------------------------------------------------------------------------------------------------
     def target(self, op_lo: int, op_hi: int, dtype: str, out: str) -> str:
         """Where an operator that saturates to `dtype` writes: `out`, or a tensor that `clip` will bound."""

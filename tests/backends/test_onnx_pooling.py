@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.integer import Pool
+from qatc.compiler.integer import Pool, Rescale
+from qatc.compiler.quant import QuantParams
 from tests.backends.emitting import UNSET, Net, Result, grid, integers, same
 
 pytestmark = pytest.mark.usefixtures("exact_runtime")
@@ -37,6 +38,22 @@ def pool(
     x = net.input(integers(dice, own, shape), own, known)  # type: ignore[arg-type]
     lo, hi = bounds or (out.qmin, out.qmax)
     return net, net.add(Pool, [x], out, mode=mode, lo=lo, hi=hi, **fields)
+
+
+@pytest.mark.parametrize(("ends", "clips"), [((0, 127), 1), ((0, 90), 2)])
+def test_maxima_of_what_lies_within_the_bounds_need_no_clip(ends: tuple[int, int], clips: int) -> None:
+    """The first Clip bounds the tensor itself; what comes in as an input may be anything, whatever its range says."""
+    byte, narrow = QuantParams.per_tensor(0.1, 0), QuantParams.per_tensor(0.1, 0, "uint8", 0, 127)
+    dice, shape, counts = np.random.default_rng(0), (1, 2, 5, 5), list[int]()
+    for bounded in (True, False):
+        net = Net()
+        x = net.input(integers(dice, byte, shape), byte if bounded else narrow)
+        if bounded:
+            x = net.add(Rescale, [x], narrow, shape, lo=0, hi=127)
+        net.add(Pool, [x], narrow, mode="max", kernel=(2, 2), strides=(1, 1), pads=(0,) * 4, dilations=(1, 1),
+                lo=ends[0], hi=ends[1])  # fmt: skip
+        counts.append(same(net, net.graph.ops[-1].output)["auto"].ops["Clip"])
+    assert counts == [clips, 1]
 
 
 @pytest.mark.parametrize("mode", ["max", "average"])
