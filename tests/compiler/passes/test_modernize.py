@@ -226,6 +226,47 @@ def test_a_sequence_that_is_taken_apart_is_a_split(split: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("split", "axis", "place", "size"),
+    [
+        ("int64[3] {1, 1, 2}", " axis=2", -3, 1),
+        ("int64[3] {1, 1, 2}", " axis=2", 2, 2),
+        ("int64[3] {1, 1, 2}", " axis=-2", 1, 1),
+        ("int64 {3}", " axis=-4", 0, 2),  # one part, smaller than asked for
+        ("int64 {1}", "", 1, 1),  # along the first axis
+    ],
+)
+def test_the_ends_of_a_sequence_are_within_it(split: str, axis: str, place: int, size: int) -> None:
+    attribute = f"<{axis.strip()}>" if axis else ""
+    text = model(
+        18,
+        f"n = Constant<value = {split}>() i = Constant<value = int64 {{{place}}}>()"
+        f" s = SplitToSequence{attribute}(x, n) y = SequenceAt(s, i)",
+    )
+    graph = loaded(text)
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == ["Split"]
+    (found,) = run(to_model(graph))
+    np.testing.assert_array_equal(found, run(onnx.parser.parse_model(text))[0])
+    assert size in found.shape
+
+
+@pytest.mark.parametrize(
+    ("place", "split", "axis"),
+    [(2, "int64[2] {1, 3}", 2), (-3, "int64[2] {1, 3}", 2), (0, "int64 {2}", 4), (0, "int64 {2}", -5)],
+)
+def test_places_beyond_a_sequence_are_not_taken(place: int, split: str, axis: int) -> None:
+    graph = loaded(
+        model(
+            18,
+            f"n = Constant<value = {split}>() i = Constant<value = int64 {{{place}}}>()"
+            f" s = SplitToSequence<axis={axis}>(x, n) y = SequenceAt(s, i)",
+        )
+    )
+    modernize(graph)
+    assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT302", "error")]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "s = SplitToSequence(x) y = SequenceAt(s, i)",  # without the axis
@@ -233,6 +274,7 @@ def test_a_sequence_that_is_taken_apart_is_a_split(split: str) -> None:
         "s = SplitToSequence(x, k) y = SequenceAt(s, i)",
         "s = SplitToSequence(x, m) y = SequenceAt(s, i)",  # ONNX has no table of sizes
         "s = SplitToSequence(x, n) t = SequenceInsert(s, x) y = SequenceAt(t, i)",
+        "s = SplitToSequence(x, n) t = SequenceErase(s, i) y = SequenceAt(t, i)",
     ],
 )
 def test_sequences_are_refused(body: str) -> None:
