@@ -107,6 +107,13 @@ def printable(name: str) -> str:
     return f"{text[:half]}...{text[-half:]} ({len(name)} characters)"
 
 
+def counted(number: int, noun: str, verb: str = "", *, plural: str = "") -> str:
+    """`1 file`, `12,345 files`; with a verb the start of a sentence: `1 entry names`, `3 entries name`."""
+    one = number == 1
+    said = f"{number:,} {noun if one else plural or noun + 's'}"
+    return f"{said} {verb}{'s' if one else ''}" if verb else said
+
+
 def file_name(path: PurePath) -> str:
     """A file's name as packages hold it: its bytes on the disk, as UTF-8 whatever the locale; what is none escaped."""
     return os.fsencode(path.name).decode("utf-8", "backslashreplace")

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, printable
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import Source
 from qatc.compiler.options import CompileOptions
@@ -105,7 +105,9 @@ def _beside(graph: QuantGraph, path: Path, wanted: str) -> Recognition:
         except CompileError as error:
             refused.append((registry.get(name).confidence, tuple(error.diagnostics)))
             continue
-        return Recognition(name, f"{len(external)} tensors with parameters in {printable(path.name)}", external)
+        return Recognition(
+            name, f"{counted(len(external), 'tensor')} with parameters in {printable(path.name)}", external
+        )
     hint = "leave -m out, or use -m ranges or -m aimet"
     if refused:  # what the reader of most formats says; the others say only that the file is none of theirs
         raise CompileError(max(refused, key=lambda item: item[0])[1])

@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from qatc.compiler.damaged import looking, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, counted, fail, printable
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.samples import read_npy
@@ -234,7 +234,7 @@ def _check_files(
         if progress:
             progress("hashing", done, total)
     if wrong > _MOST_FINDINGS:
-        found.error("QAT502", f"{wrong - _MOST_FINDINGS} more files are damaged", hint=_COPY_AGAIN)
+        found.error("QAT502", f"and {counted(wrong - _MOST_FINDINGS, 'more damaged file')}", hint=_COPY_AGAIN)
     return done, wrong
 
 

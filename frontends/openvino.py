@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from qatc.compiler.diagnostics import counted
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.links import label_of
@@ -22,7 +23,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.params import constant_input
-from qatc.frontends.common.vendor import count, data_name, finish, grid, number, several, to_constant
+from qatc.frontends.common.vendor import count, data_name, finish, grid, number, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -178,7 +179,7 @@ def _refuse_floats(graph: QuantGraph) -> None:
     for node in nodes[:1]:
         graph.diagnostics.error(
             "QAT103",
-            f"{several(nodes, 'FakeConvert node', 'round')} to FP8, not to an affine integer grid",
+            f"{counted(len(nodes), 'FakeConvert node', 'round')} to FP8, not to an affine integer grid",
             node=label_of(node),
             tensor=data_name(node),
             hint="quantize to INT8 (nncf.quantize without a mode)",

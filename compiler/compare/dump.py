@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qatc.compiler.damaged import ARCHIVE, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable
 
 NPY: Final = ".npy"
 RAW: Final = (".bin", ".raw", ".dat")
@@ -110,10 +110,13 @@ def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
                     relative, plain, sample, inner, suffix != NPY, path.lstat().st_size, partial(_read_file, path)
                 )
     if refused > _MOST_FINDINGS:
-        found.error("QAT406", f"{refused - _MOST_FINDINGS} more files of the dump are no plain files")
+        found.error(
+            "QAT406", f"and {counted(refused - _MOST_FINDINGS, 'more file')} of the dump that cannot be read so"
+        )
     if ignored:
         some = ", ".join(printable(name) for name in ignored[:3]) + (", ..." if len(ignored) > 3 else "")
-        found.note("QAT407", f"{len(ignored)} files of the dump are neither npy, npz nor raw and were left out: {some}")
+        number = counted(len(ignored), "file")
+        found.note("QAT407", f"left out of the dump: {number} neither npy, npz nor raw: {some}")
 
 
 def _not_plain(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from qatc.compiler.compare.match import Names
 from qatc.compiler.compare.measure import Measure, measure
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable
 from qatc.compiler.golden import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
@@ -87,7 +87,8 @@ def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0
 def _check_samples(by_sample: Mapping[int, Sequence[Entry]], count: int, found: Diagnostics) -> None:
     for index in sorted(by_sample):
         if index >= count:
-            message = f"the dump has {len(by_sample[index])} arrays of sample {index}, the package {count} samples"
+            arrays = counted(len(by_sample[index]), "array")
+            message = f"the dump has {arrays} of sample {index}, the package {counted(count, 'sample')}"
             found.error("QAT407", message, hint="samples are counted from 0; compile with --samples for more")
     absent = [str(i) for i in range(count) if i not in by_sample]
     if absent and by_sample:
@@ -168,7 +169,7 @@ class _Run:
                 self.found[name] = held
         if strangers:
             some = ", ".join(printable(w) for w in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
-            message = f"{len(strangers)} arrays of the dump are no tensor of the package and were left out: {some}"
+            message = f"left out of the dump: {counted(len(strangers), 'array')}, no tensor of the package: {some}"
             self.findings.warning("QAT407", message, hint="golden/index.json and integer.json list the names")
 
     def _chosen(self, entry: Entry, candidates: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.damaged import reason
-from qatc.compiler.diagnostics import Diagnostic, Severity, fail, printable
+from qatc.compiler.diagnostics import Diagnostic, Severity, counted, fail, printable
 from qatc.compiler.interruption import held
 from qatc.compiler.package.encoding import dump_json
 from qatc.compiler.package.read import MANIFEST, SIGNATURE, read_manifest, unlisted_files, unsafe_path
@@ -309,7 +309,7 @@ def _check(path: Path, destination: Path) -> None:
         )
     strangers = unlisted_files(path, manifest)
     if strangers:
-        number = "a file" if len(strangers) == 1 else f"{len(strangers):,} files"
+        number = counted(len(strangers), "file")
         names = ", ".join(printable(name) for name in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise fail(
             "QAT501",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup
 
 from qatc._version import __version__
-from qatc.compiler.diagnostics import Severity, file_name, printable
+from qatc.compiler.diagnostics import Severity, escaped, file_name, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
@@ -71,7 +71,7 @@ def report_html(result: CompileResult) -> bytes:
         "parameters": [_parameter_row(t.source, t.name, t.role, t.params) for t in result.tensors[:_ROWS]],
         "explanation": result.explanation,
         "source": file_name(result.source),
-        "command": shlex.join(["qatc", "compile", file_name(result.source), *text.option_flags(result.options)]),
+        "command": Markup.escape(escaped(_command(result))),  # whole, however long: it is to be copied
         "graph": None if result.view is None else graph_drawing(result.view, file_name(result.source)),
         "graph_style": Markup(STYLE),
         "place_begin": Markup(EVALUATION_BEGIN),
@@ -91,6 +91,11 @@ def template(name: str) -> Template:
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["percent"] = text.percent
     return environment.from_string((files("qatc.compiler") / "report" / name).read_text(encoding="utf-8"))
+
+
+def _command(result: CompileResult) -> str:
+    """The command line that compiles the same again."""
+    return shlex.join(["qatc", "compile", file_name(result.source), *text.option_flags(result.options)])
 
 
 def _shown(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.diagnostics import escaped, printable
+from qatc.compiler.diagnostics import counted, escaped, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import Island, Json, Port, TensorCheck
 
@@ -19,7 +19,7 @@ _NINES: Final = 6  # decimals tried before a share just below one is shown as "m
 
 def count(number: int, noun: str, plural: str = "") -> str:
     """`1 operator`, `12,345 operators`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    return counted(number, noun, plural=plural)
 
 
 def scaled(number: float, unit: str = "") -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.arithmetic import Profile
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import counted, fail
 from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, LayerNorm, Op, Pool, Softmax
 from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
@@ -152,8 +152,8 @@ class PackageCheck:
         if wrong.size:
             at = [int(i) for i in np.unravel_index(int(where[wrong[0]]), actual.shape)]
             tally.problem(
-                f"{wrong.size:,} elements differ from the reference, by up to {int(difference[wrong].max())} LSB,"
-                f" first at {at}{f' ({kernel})' if kernel else ''}"
+                f"{counted(wrong.size, 'element', 'differ')} from the reference, by up to"
+                f" {int(difference[wrong].max())} LSB, first at {at}{f' ({kernel})' if kernel else ''}"
             )
 
     def kernel(self, name: str) -> str:

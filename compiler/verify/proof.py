@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qatc.compiler.arithmetic import Profile, get_profile
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted
 from qatc.compiler.integer import Dequantize, IntegerGraph, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.result import OutputCheck, TensorCheck, Verification
@@ -116,7 +116,7 @@ def _diagnostics(code: str, checks: Sequence[TensorCheck], hint: str) -> list[Di
     bad = [c for c in checks if not c.passed]
     shown = [Diagnostic(code, f"{c.op}: {c.message}", Severity.ERROR, tensor=c.tensor, hint=hint) for c in bad[:5]]
     if len(bad) > len(shown):
-        more = f"{len(bad) - len(shown)} more tensors differ, all behind the first"
+        more = f"{counted(len(bad) - len(shown), 'more tensor', 'differ')}, all behind the first"
         shown.append(Diagnostic(code, more, Severity.ERROR, tensor=bad[len(shown)].tensor))
     return shown
 

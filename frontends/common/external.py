@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import fail, printable
+from qatc.compiler.diagnostics import counted, fail, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
 from qatc.compiler.passes.products import is_product
@@ -151,7 +151,7 @@ def resolve(graph: QuantGraph, entries: Iterable[Entry], path: Path) -> dict[str
         shown = ", ".join(printable(n) for n in missed[:_SHOWN]) + (", ..." if len(missed) > _SHOWN else "")
         graph.diagnostics.warning(
             "QAT208",
-            f"{len(missed)} entries of {path.name} name no tensor of the model: {shown}",
+            f"{counted(len(missed), 'entry', plural='entries')} of {path.name} without a tensor of the model: {shown}",
             hint=_closest(missed, known),
         )
     return params

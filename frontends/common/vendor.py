@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from qatc.compiler.diagnostics import counted
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.links import label_of
@@ -42,11 +43,6 @@ _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "Redu
 
 
 # -- operands -----------------------------------------------------------------------------------------------------
-
-
-def several(found: Sequence[object], noun: str, verb: str) -> str:
-    """The start of a sentence about nodes: "1 operator quantizes", "3 operators quantize"."""
-    return f"{len(found)} {noun}s {verb}" if len(found) != 1 else f"1 {noun} {verb}s"
 
 
 def data_name(node: Node) -> str | None:
@@ -209,7 +205,7 @@ def refuse_formats(graph: QuantGraph, format_of: Callable[[Node], str | None], h
     for name, nodes in found.items():
         graph.diagnostics.error(
             "QAT103",
-            f"{several(nodes, 'operator', 'quantize')} to {name}, not to an affine integer grid",
+            f"{counted(len(nodes), 'operator', 'quantize')} to {name}, not to an affine integer grid",
             node=label_of(nodes[0]),
             tensor=data_name(nodes[0]),
             hint=hint,

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from qatc.compiler.diagnostics import counted
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.links import label_of
 from qatc.compiler.passes.modernize import infer_if_possible
@@ -96,7 +97,7 @@ def _fits(graph: QuantGraph, node: Node, rows: Doubles, axis: int) -> bool:
     if len(rows) == 1 or (shape is not None and axis < len(shape) and shape[axis] in (len(rows), None)):
         return True
     size = "unknown shape" if shape is None else f"shape {list(shape)}"
-    message = f"{len(rows)} rows of thresholds along axis {axis} of a tensor of {size}"
+    message = f"{counted(len(rows), 'row')} of thresholds along axis {axis} of a tensor of {size}"
     graph.diagnostics.error("QAT204", message, node=label_of(node), tensor=data_name(node))
     return False
 

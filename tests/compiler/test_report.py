@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qatc.compiler.diagnostics import CODES, Diagnostic, Severity
+from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, counted
 from qatc.compiler.explain import explanation
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import envelope, inspection_json, report_html, result_json, summary, text
@@ -24,7 +24,7 @@ from qatc.compiler.report.facts import Column, listing
 from qatc.compiler.report.inspection import inspection
 from qatc.compiler.report.listings import page
 from qatc.compiler.report.screen import Screen, console
-from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, OutputCheck, SumBounds
+from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, Json, OutputCheck, SumBounds
 from tests import fake_results as fake
 from tests.fake_results import validate
 
@@ -250,6 +250,11 @@ def test_percent_never_rounds_to_all_or_nothing(share: float, said: str) -> None
     assert text.percent(share) == said
 
 
+def test_numbers_agree_with_their_nouns() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2, 12345)] == ["0 files", "1 file", "2 files", "12,345 files"]
+    assert [counted(n, "entry", "name", plural="entries") for n in (1, 2)] == ["1 entry names", "2 entries name"]
+
+
 @given(st.floats(0, 1e6))
 def test_percent_says_all_only_where_it_is_all(share: float) -> None:
     assert (text.percent(share) == "100%") == (share == 1)
@@ -460,6 +465,14 @@ def test_page_tells_the_whole_story() -> None:
         "float32[batch,3,32,32]",
     ):
         assert part in page.words
+
+
+def test_a_long_command_is_not_cut() -> None:
+    """It is there to be copied."""
+    inputs: list[Json] = [[f"images_{i}", f"camera <{i}>.npy"] for i in range(100)]
+    page = Page(report_html(replace(fake.result(), options={"qat": True, "inputs": inputs})))
+    assert " --input 'images_99=camera <99>.npy'" in page.words
+    assert all(f"'images_{i}=camera <{i}>.npy'" in page.words for i in range(100))
 
 
 def test_page_is_self_contained_and_inert() -> None:
