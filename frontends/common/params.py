@@ -184,7 +184,9 @@ class _Reader:
         value = None if reader is None else value_of(reader.inputs[0])
         if value is None or (params.is_per_channel and value.ndim <= (params.axis or 0)):
             return True
-        real = params.dequantize(value if value.dtype.kind in "iu" else params.quantize(value))
+        is_whole = value.dtype.kind in "iu"
+        whole = value.astype(np.int64).clip(params.qmin, params.qmax) if is_whole else params.quantize(value)
+        real = params.dequantize(whole)
         if np.isfinite(real).all():
             return True
         self._error(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatc.compiler.report.drawing import KINDS, LIMIT, graph_drawing, graph_file
-from qatc.compiler.report.layout import layout
+from qatc.compiler.report.layout import _apart, layout
 from qatc.compiler.result import GraphView, ViewNode
 from tests.fake_results import HOSTILE
 
@@ -44,6 +44,41 @@ def test_a_chain_is_a_straight_line() -> None:
     found = layout(30, [(i, i + 1) for i in range(29)])
     assert {x for x, _ in found.places} == {0.5}
     assert [layer for _, layer in found.places] == list(range(30))
+
+
+def test_a_box_lies_in_the_middle_of_what_it_reads_and_of_what_reads_it() -> None:
+    joined = [x for x, _ in layout(3, [(0, 2), (1, 2)]).places]
+    assert joined[2] == pytest.approx((joined[0] + joined[1]) / 2)
+    parted = [x for x, _ in layout(3, [(0, 1), (0, 2)]).places]
+    assert parted[0] == pytest.approx((parted[1] + parted[2]) / 2)
+
+
+@pytest.mark.parametrize("edges", [[(0, 3), (1, 2)], [(0, 5), (1, 4), (2, 3)], [(0, 4), (1, 3), (0, 5)]])
+def test_edges_that_need_not_cross_do_not(edges: list[tuple[int, int]]) -> None:
+    x = [at for at, _ in layout(1 + max(max(edge) for edge in edges), edges).places]
+    for one, other in combinations(edges, 2):
+        assert (x[one[0]] - x[other[0]]) * (x[one[1]] - x[other[1]]) >= 0
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 4), st.floats(0.1, 1)), min_size=1, max_size=12))
+def test_positions_are_the_nearest_that_keep_apart(rows: list[tuple[float, float, float]]) -> None:
+    """Optimality: what pulls to the right adds up from the left to no less than zero, and to zero at every gap."""
+    wanted, weights, sizes = map(list, zip(*rows, strict=True))
+    found = _apart(wanted, weights, sizes)
+    pull = 0.0
+    for index, (x, want, weight) in enumerate(zip(found, wanted, weights, strict=True)):
+        pull += weight * (want - x)
+        assert pull >= -1e-6
+        if index + 1 == len(found):
+            assert abs(pull) < 1e-6
+        else:
+            gap = found[index + 1] - x - (sizes[index] + sizes[index + 1]) / 2
+            assert gap >= -1e-9
+            assert gap < 1e-6 or abs(pull) < 1e-6
+
+
+def test_what_reads_nothing_lies_just_above_its_first_reader() -> None:
+    assert [layer for _, layer in layout(4, [(0, 1), (1, 3), (2, 3)]).places] == [0, 1, 1, 2]
 
 
 def test_the_same_graph_is_drawn_the_same() -> None:
