@@ -8,7 +8,6 @@ keep their distance: isotonic regression, which the pool-adjacent-violators algo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -137,6 +136,4 @@ def _apart(wanted: Sequence[float], weights: Sequence[float], size: Sequence[flo
             total, members = total + other_total, members + count
         blocks.append((mean, total, members))
     flat = [mean for mean, _, members in blocks for _ in range(members)]
-    if not all(math.isfinite(value) for value in flat):
-        raise ValueError("positions must be finite")
     return [mean + shift for mean, shift in zip(flat, offset, strict=True)]
