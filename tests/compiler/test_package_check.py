@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import unittest
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx.backend.base import Backend, BackendRep
@@ -19,8 +22,9 @@ from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
 from qatc import compile_model
+from qatc.compiler import processor
 from qatc.compiler.compare.package import open_package
-from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.diagnostics import CompileError, Severity
 from qatc.compiler.package import Tolerance, check_script
 from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.processor import flattened
@@ -132,6 +136,44 @@ def test_a_difference_is_found(tmp_path: Path, change: Callable[[list[Array]], N
     assert f"FAIL {found.diagnostics[0].tensor!r}" in out
     assert expected in out
     assert "samples differ" in err
+
+
+def test_check_script_knows_saturating_processors() -> None:
+    """The same model tells qatc and check.py, which has to do without onnx."""
+    namespace: dict[str, Any] = {"__file__": "check.py"}
+    exec(compile(check_script(), "check.py", "exec"), namespace)
+    probe = onnx.load_from_string(zlib.decompress(base64.b64decode(namespace["PROBE"])))
+    assert probe == processor.probe()
+    assert namespace["saturates"]() is not processor.is_exact()
+
+
+_LARGE_SUMS = """<ir_version: 8, opset_import: ["" : 17]>
+large (float[1,16] x) => (float[1,16] y)
+<float s = {0.1}, uint8 z = {128}, int8 wz = {0}, float large = {100.0}, float[16,16] w = {WEIGHT}> {
+  xq = QuantizeLinear(x, s, z)
+  xd = DequantizeLinear(xq, s, z)
+  wq = QuantizeLinear(w, s, wz)
+  wd = DequantizeLinear(wq, s, wz)
+  p = MatMul(xd, wd)
+  q = QuantizeLinear(p, large, z)
+  y = DequantizeLinear(q, large, z)
+}"""
+
+
+@pytest.mark.skipif(processor.is_exact(), reason="no product saturates on this processor")
+def test_what_saturates_only_when_it_is_optimized_passes(tmp_path: Path) -> None:
+    package, model = tmp_path / "out", tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(_LARGE_SUMS.replace("WEIGHT", ", ".join(["12.7"] * 256))), model)
+    compile_model(model, qat=True, target="qdq", output=package)
+    found = verify_package(package)
+    assert found.passed
+    assert [(d.code, d.severity) for d in found.diagnostics] == [("QAT404", Severity.WARNING)]
+    assert all(check.passed for check in found.samples)
+    status, out, err = run_check(package)
+    assert (status, err) == (0, "")
+    assert "FAIL" in out
+    assert "note: this processor saturates" in out
+    assert out.endswith("ok: 1 of 1 samples match without optimizations\n")
 
 
 def test_a_float_within_its_tolerance_passes(tmp_path: Path) -> None:
