@@ -525,6 +525,13 @@ def test_a_path_that_cannot_be_looked_at_is_no_bug(
     assert found.exit_code in (1, 2)
 
 
+@pytest.mark.parametrize(("option", "given"), [("--require", "nan"), ("--require", "much"), ("--max-loss", "nan")])
+def test_limits_of_scores_are_numbers(option: str, given: str) -> None:
+    found = run("evaluate", "p", "--data", "d", "--metric", "top1", option, f"top1={given}")
+    assert found.exit_code == 2
+    assert f"'top1={given}': a " in found.stderr
+
+
 def test_a_file_of_ranges_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
     found = run("compile", str(MODEL), "-o", str(tmp_path / "out"), "--ranges", "missing.json").stderr
     assert "error[QAT007]: cannot read missing.json: No such file or directory\n  help  name a file of ranges" in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -92,9 +93,12 @@ def limit(content: str) -> float:
 def score(content: str) -> float:
     """Any number. ValueError for anything else."""
     try:
-        return float(content)
+        value = float(content)
     except ValueError:
-        raise ValueError("a score is a number") from None
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError("a score is a number")
+    return value
 
 
 def listed(ctx: click.Context, param: click.Parameter, value: str | Sequence[str] | None) -> list[str] | None:

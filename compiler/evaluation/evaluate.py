@@ -155,6 +155,7 @@ class _Evaluation:
             raise _usage("no metric is named", f"known are {', '.join(self.catalog.metrics.names())}")
         self.found = Diagnostics()
         self.absent: dict[str, str] = {}
+        self.require, self.max_loss = self._limits(options.require), self._limits(options.max_loss)
 
     def run(self) -> Evaluation:
         """Open everything, walk over the data, judge."""
@@ -195,10 +196,12 @@ class _Evaluation:
         name, sign, against = text.partition("@")
         metric = self.catalog.metrics.get(name.strip())
         known = (TARGETS, *RUNS)
-        if sign and (against not in known or getattr(metric, "against", "") != "outputs"):
+        if sign and not self._compares(name.strip()):
             can = [n for n in self.catalog.metrics.names() if self._compares(n)]
-            message = f"{printable(text)} is no metric and what it compares with"
-            raise _usage(message, f"after @ is one of {', '.join(known)}, for one of {', '.join(can)}")
+            message = f"{metric.name} compares with nothing that could be chosen by {printable(sign + against)}"
+            raise _usage(message, f"leave that out; those that do compare so are {', '.join(can)}")
+        if sign and against not in known:
+            raise _usage(f"there is no {printable(against)!r} to compare with", f"after @ goes {', '.join(known)}")
         return Asked(metric, against or None)
 
     def _compares(self, name: str) -> bool:
@@ -207,7 +210,7 @@ class _Evaluation:
     def _check_bounds(self, runs: Sequence[str]) -> None:
         """Refuse limits that would hold for nothing, since the package is not measured so."""
         judged = {each.metric.name for each in self.asked if each.against != PACKAGE and PACKAGE in runs}
-        for name in (*self.options.require, *self.options.max_loss):
+        for name in (*self.require, *self.max_loss):
             if name not in judged:
                 hint = f"add --metric {name}" if PACKAGE in runs else self.absent.get(PACKAGE, "add package to --runs")
                 raise _usage(f"a limit is given for {printable(name)}, which is not measured of the package", hint)
@@ -220,6 +223,16 @@ class _Evaluation:
         if wanted not in names:
             raise _usage(f"the package has no output {printable(wanted)}", f"it has {', '.join(map(printable, names))}")
         return wanted
+
+    def _limits(self, given: Mapping[str, float]) -> dict[str, float]:
+        """Limits by the metrics' own names; as elsewhere, any letter case will do."""
+        found: dict[str, float] = {}
+        for name, value in given.items():
+            own = self.catalog.metrics.get(name).name
+            if own in found:
+                raise _usage(f"two limits are given for {own}", "give one")
+            found[own] = value
+        return found
 
     # -- opening --------------------------------------------------------------------------------------------------
     def _dataset(self, loader: Loader, ports: Ports) -> Dataset:
@@ -307,12 +320,12 @@ class _Evaluation:
             if value is None:
                 continue
             where = score.output or None
-            bound = self.options.require.get(score.metric)
+            bound = self.require.get(score.metric)
             if bound is not None and not (value >= bound if score.better == "higher" else value <= bound):
                 side = "at least" if score.better == "higher" else "at most"
                 message = f"{score.metric} of the package is {value:.6g}, required is {side} {bound:.6g}"
                 self.found.error("QAT408", message, tensor=where, hint="compare with the simulation's score")
-            limit = self.options.max_loss.get(score.metric)
+            limit = self.max_loss.get(score.metric)
             if limit is not None:
                 self._judge_loss(score, limit)
 

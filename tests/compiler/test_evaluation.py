@@ -204,8 +204,11 @@ def test_a_source_that_onnx_runtime_does_not_run(tmp_path: Path) -> None:
     [
         (["top2"], {}, "unknown metric 'top2'"),
         ([], {}, "no metric is named"),
-        (["top1@simulation"], {}, "top1@simulation is no metric and what it compares with"),
-        (["mse@moon"], {}, "mse@moon is no metric"),
+        (["top1@simulation"], {}, "top1 compares with nothing that could be chosen by @simulation"),
+        (["mse@moon"], {}, "there is no 'moon' to compare with"),
+        (["mse@"], {}, "there is no '' to compare with"),
+        (["top1"], {"require": {"top2": 0.1}}, "unknown metric 'top2'"),
+        (["top1"], {"require": {"top1": 0.1, "TOP1": 0.2}}, "two limits are given for top1"),
         (["top1"], {"runs": ["device"]}, "there is no run device"),
         (["top1"], {"runs": ["float"]}, "the run float needs a model"),
         (["top1"], {"output": "logits"}, "the package has no output logits"),
@@ -246,6 +249,8 @@ def test_limits(package: Path, data: Path) -> None:
     assert [d.code for d in broken.diagnostics if d.severity.value == "error"] == ["QAT408", "QAT408"]
     assert "required is at most 1e-12" in str(broken.diagnostics)
     assert not broken.passed
+    assert not evaluate_package(package, data, ["TOP1"], require={"Top1": 1.01}, limit=9).passed  # any letter case
+    assert not evaluate_package(package, data, ["top1"], max_loss={"TOP1": -1.0}, limit=9).passed
     absent = evaluate_package(package, data, ["mse"], max_loss={"mse": 1.0}, limit=9)
     assert "the simulation has no mse to lose against: mse is compared with the simulation" in str(absent.diagnostics)
 
