@@ -21,6 +21,7 @@ from onnx import AttributeProto, TensorProto
 from qatc.compiler.budget import active
 from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
+from qatc.compiler.fallbacks import refuse_fallbacks
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.inlining import inline
 from qatc.compiler.links import label_of
@@ -63,7 +64,8 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
     """Read an ONNX file.
 
     Raises:
-        CompileError: QAT001 to QAT006 for whatever is wrong with the file, all that was found at once.
+        CompileError: QAT001 to QAT006 for whatever is wrong with the file, all that was found at once; QAT106 for
+            operators of PyTorch itself.
     """
     model, size = read_proto(path)
     damaged = damaged_text(model)
@@ -72,6 +74,7 @@ def load(path: Path) -> tuple[QuantGraph, Source]:
         raise fail("QAT004", message, hint="the file is damaged; copy it again")
     if model.functions:
         model = inline(model)
+    refuse_fallbacks(model)
     opsets = _opsets(model)
     reader = _Reader(model, path.parent, opsets)
     graph = reader.read()

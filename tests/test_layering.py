@@ -28,6 +28,7 @@ LEVELS = {
     "qatc.compiler.quant": 0,
     "qatc.compiler.arithmetic": 1,
     "qatc.compiler.explain": 1,
+    "qatc.compiler.fallbacks": 1,
     "qatc.compiler.graph": 1,
     "qatc.compiler.inlining": 1,
     "qatc.compiler.links": 1,
