@@ -264,7 +264,8 @@ class _Compilation:
             self.diagnostics += [seen.note] if seen.note else []
             ranges = parse_ranges(self.options.quant_range)
             has_vendors = any(n.domain for n in graph.nodes)
-            frontends().get(seen.dialect).normalise(graph, FrontendOptions(ranges=ranges, external=seen.external))
+            told = FrontendOptions(ranges, seen.external, source.producer)
+            frontends().get(seen.dialect).normalise(graph, told)
             self.collect(graph)
             report_unknown(graph)
             if has_vendors:

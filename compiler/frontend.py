@@ -28,10 +28,14 @@ class RangeOverride:
 
 @dataclass(frozen=True)
 class FrontendOptions:
-    """What a normalizer may be told: stated ranges, external parameters of tensors (ranges, encodings) by name."""
+    """What a normalizer may be told: stated ranges, external parameters of tensors (ranges, encodings) by name.
+
+    `producer` is what the file says that wrote it ("pytorch 2.13.0").
+    """
 
     ranges: RangeOverride = field(default_factory=RangeOverride)
     external: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
+    producer: str = ""
 
 
 @dataclass(frozen=True)

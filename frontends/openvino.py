@@ -160,7 +160,8 @@ def _misses_zero(graph: QuantGraph, node: Node, low: float, high: float) -> bool
         f"zero is not one of the levels between {low:g} and {high:g}",
         node=label_of(node),
         tensor=node.inputs[0].name,
-        hint="integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantizers do)",
+        hint="integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantizers do, but"
+        " for weights with overflow_fix: make those symmetric, or set overflow_fix to disable)",
     )
     return False
 

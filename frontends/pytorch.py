@@ -22,6 +22,7 @@ _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
 _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the like: they tell nothing
 _CENTER_OF_7_BITS: Final = 80  # tensors around zero have zero points of 64 or so on 0..127, of 128 or so on 0..255
 _ENOUGH: Final = 3
+_FIRST_DYNAMO: Final = (2, 1)  # the first PyTorch with an exporter that loses ranges
 
 
 def recognise(graph: QuantGraph, producer: str) -> str | None:
@@ -58,8 +59,22 @@ def _suggest_ranges(graph: QuantGraph, options: FrontendOptions, *, converted: b
         (weights if is_constant(node.inputs[0]) else others).append((node, node.attrs["params"]))
     if options.ranges.weights is None:
         _suggest_weights(graph, weights)
-    if options.ranges.activations is None and not converted:
+    if options.ranges.activations is None and not converted and not _is_before_dynamo(options.producer):
         _suggest_activations(graph, others)
+
+
+def _is_before_dynamo(producer: str) -> bool:
+    """Whether a PyTorch without the dynamo exporter wrote the file: what it states is what was trained.
+
+    Up to 1.9, reduce_range narrows the scale alone and fake quantization clamps at 0..255 all the same; later ones
+    write 0..127 as a Clip.
+    """
+    name, _, version = producer.partition(" ")
+    match version.split(".")[:2]:
+        case [major, minor] if name == "pytorch" and major.isdecimal() and minor.isdecimal():
+            return (int(major), int(minor)) < _FIRST_DYNAMO
+        case _:
+            return False
 
 
 def _suggest_weights(graph: QuantGraph, weights: list[tuple[Node, QuantParams]]) -> None:

@@ -128,6 +128,12 @@ def test_refused(ends: tuple[float, ...], levels: int, code: str) -> None:
     assert [d.code for d in one(ends, levels).diagnostics.errors] == [code]
 
 
+def test_what_of_nncf_misses_zero_is_told() -> None:
+    """Its overflow_fix writes 256 levels where it has aligned zero with 128, for asymmetric weights."""
+    (found,) = one((-1.0, 1.005, -1.0, 1.005), 256).diagnostics.errors
+    assert "set overflow_fix to disable" in (found.hint or "")
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("low", [-0.4, -0.03, 0.3])  # in steps
 def test_a_range_that_ends_beside_zero_is_moved_there(sign: int, low: float) -> None:

@@ -58,9 +58,8 @@ def test_a_misspelt_tensor_gets_a_suggestion() -> None:
     assert found == {"dat": "did you mean data?", "zzz": "qatc inspect MODEL lists the quantized tensors"}
 
 
-@pytest.mark.parametrize("converted", [False, True])
-def test_only_a_file_that_may_have_lost_a_range_is_said_to(converted: bool) -> None:
-    """Zero points near 64 betray 0..127, which the dynamo exporter drops; `convert_fx` has no range to drop."""
+def around_64(*, converted: bool = False) -> QuantGraph:
+    """Zero points as trainings on 0..127 leave them; `converted`: with the Cast of a model of integer operators."""
     b = Builder()
     x = "input"
     for index, zero in enumerate((58, 64, 70)):
@@ -69,7 +68,13 @@ def test_only_a_file_that_may_have_lost_a_range_is_said_to(converted: bool) -> N
         if converted:
             q = b.node("Cast", [q], f"c{index}", to=2)
         x = b.node("DequantizeLinear", [q, *grid], "output" if index == 2 else f"x{index}")
-    graph = nets.graph_of(nets.model_of(b, [1, 1, 5, 5]))
+    return nets.graph_of(nets.model_of(b, [1, 1, 5, 5]))
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_only_a_file_that_may_have_lost_a_range_is_said_to(converted: bool) -> None:
+    """Zero points near 64 betray 0..127, which the dynamo exporter drops; `convert_fx` has no range to drop."""
+    graph = around_64(converted=converted)
     pytorch.FRONTEND.normalise(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics] == ([] if converted else ["QAT107"])
 
@@ -79,6 +84,26 @@ def test_weights_of_few_steps_may_have_lost_their_range(reach: int, suggested: i
     """Zeros (a padding's value that ONNX Runtime quantized) say nothing of how many bits were trained."""
     graph = normalized(RangeOverride(None, None), reach=reach)
     assert len([d for d in graph.diagnostics if d.code == "QAT107"]) == suggested
+
+
+@pytest.mark.parametrize(
+    ("producer", "said"),
+    [
+        ("pytorch 1.9", False),
+        ("pytorch 1.13.1", False),
+        ("pytorch 2.0.1", False),
+        ("pytorch 2.1.0", True),
+        ("pytorch 2.13.0+cpu", True),
+        ("pytorch", True),
+        ("pytorch CI", True),
+        ("onnx.quantize 0.1.0", True),
+    ],
+)
+def test_a_pytorch_without_the_dynamo_exporter_has_lost_none(producer: str, said: bool) -> None:
+    """PyTorch 1.9 trains fbgemm's reduce_range with zero points near 64 and clamps at 0..255: the file is right."""
+    graph = around_64()
+    pytorch.FRONTEND.normalise(graph, FrontendOptions(producer=producer))
+    assert [d.code for d in graph.diagnostics] == (["QAT107"] if said else [])
 
 
 @pytest.mark.parametrize(("reach", "warned"), [(100, True), (8, False)])
