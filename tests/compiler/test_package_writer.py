@@ -257,6 +257,41 @@ def test_a_folder_that_may_be_written_but_not_read_takes_a_package(
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed there")
+def test_a_lock_that_goes_while_it_is_taken_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder ended and removed it: a third run would make another, and two would write at once."""
+    place = swap.place_of(tmp_path / "out")
+    real, left = swap._lock, [2]
+
+    def removed(descriptor: int) -> None:
+        real(descriptor)
+        if left[0]:
+            left[0] -= 1
+            place.lock.unlink()
+
+    monkeypatch.setattr(swap, "_lock", removed)
+    with swap.locked(place):
+        assert place.lock.exists()
+    assert left == [0]
+    assert names(tmp_path) == []
+
+
+def test_opening_a_package_that_is_there_locks_and_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages are read from places that cannot be written, and while another run makes the next one."""
+    build(tmp_path / "out")
+    (tmp_path / ".out.new").mkdir()
+
+    def refuse(place: swap.Place) -> None:
+        raise AssertionError(place)
+
+    monkeypatch.setattr(swap, "locked", refuse)
+    swap.recover(tmp_path / "out")
+    swap.recover(tmp_path / "nothing")
+    assert names(tmp_path) == [".out.new", "out"]
+
+
 def test_folders_of_a_package_that_cannot_be_read_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in them is not known, so nothing is replaced."""
     build(tmp_path / "out", b"old")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qatc.compiler.compare.products import product_guesses
+from qatc.compiler.compare.products import product_guesses, raw_guesses
 from qatc.compiler.compare.setting import Setting
 from qatc.compiler.integer import Conv, MatMul
 from qatc.compiler.quant import QuantParams
@@ -87,14 +87,14 @@ def test_two_channels_that_changed_places() -> None:
 
 
 # -- biases and accumulators -----------------------------------------------------------------------------------------
-def biased(bias: list[int], weight: int = 1, scale: float = 0.001) -> Setting:
+def biased(bias: list[int], weight: int = 1, scale: float = 0.001, zero: int = 0) -> Setting:
     """`y[64,C] = x @ weight + bias` of one scale."""
     net = Net()
     rng = np.random.default_rng(1)
     x = net.feed("x", rng.integers(-128, 128, (64, 4)).astype(np.int8), QuantParams.per_tensor(1.0, 0, "int8"))
     w = net.constant("w", np.full((4, len(bias)), weight, np.int8), QuantParams.per_tensor(1.0, 0, "int8"))
     b = net.constant("b", np.asarray(bias, np.int32), QuantParams.per_tensor(1.0, 0, "int32"))
-    y = net.out("y", QuantParams.per_tensor(1.0, 0, "int8"))
+    y = net.out("y", QuantParams.per_tensor(1.0, zero, "int8"))
     op = MatMul(name="product", inputs=(x, w, b), outputs=(y,), lo=-128, hi=127, acc_scale=(scale,))
     net.add(op)
     base = net.run(EXACT)["y"].astype(np.int64)
@@ -148,15 +148,51 @@ def test_accumulators_of_16_bits(before: bool, wraps: bool) -> None:
     assert f"the accumulator {way} at 16 bits" + (" before the bias is added" if before else "") in told(setting, found)
 
 
+@pytest.mark.parametrize("zero", [0, 9])
 @pytest.mark.parametrize("ratio", [0.5, 1.25, 2.0])
-def test_a_scale_that_is_off(ratio: float) -> None:
-    setting = biased([0, 0], weight=100, scale=0.001)
+def test_a_scale_that_is_off(ratio: float, zero: int) -> None:
+    setting = biased([0, 0], weight=100, scale=0.001, zero=zero)
     sums = 100 * setting.values["x"].astype(np.int64).sum(1, keepdims=True) + np.zeros(2, np.int64)
-    found = finished(sums * ratio, 0.001)
+    found = np.clip(np.rint(sums * ratio * float(np.float32(0.001))) + zero, -128, 127).astype(np.int64)
     guesses = [g for g in product_guesses(setting, found, close=False) if g.detail.startswith("the scale is ")]
     assert len(guesses) == 1
     assert float(guesses[0].detail.split()[3]) == pytest.approx(ratio, rel=0.01)
     assert np.mean(guesses[0].value == found) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda acc: acc >> 1, "the accumulators are halved"),
+        (lambda acc: np.clip(acc, -(1 << 15), (1 << 15) - 1), "the accumulator saturates at 16 bits"),
+        (lambda acc: acc.astype(np.int16).astype(np.int64), "the accumulator wraps around at 16 bits"),
+    ],
+)
+def test_accumulators_that_are_the_result(wrong: Callable[[np.ndarray], np.ndarray], said: str) -> None:
+    net = Net()
+    values = np.random.default_rng(3).integers(-128, 128, (64, 4)).astype(np.int8)
+    x = net.feed("x", values, QuantParams.per_tensor(1.0, 0, "int8"))
+    w = net.constant("w", np.full((4, 2), 100, np.int8), QuantParams.per_tensor(1.0, 0, "int8"))
+    y = net.out("y", QuantParams.per_tensor(1.0, 0, "int32"))
+    op = MatMul(name="raw", inputs=(x, w), outputs=(y,), lo=-(1 << 31), hi=(1 << 31) - 1, acc_scale=(1.0,))
+    net.add(op)
+    base = net.run(EXACT)["y"].astype(np.int64)
+    np.testing.assert_array_equal(base, values.astype(np.int64) @ np.full((4, 2), 100))
+    setting = Setting(net.graph, op, {**net.feeds, **net.graph.constants}, EXACT, OrtEvaluator(), base)
+    found = wrong(base)
+    assert said in [g.detail for g in raw_guesses(setting, found) if np.array_equal(g.value, found)]
+    assert "the accumulators are halved" not in [g.detail for g in raw_guesses(setting, None)]
+
+
+def test_rounding_is_looked_at_where_all_is_close() -> None:
+    setting = biased([9000, -21000, 33000])
+    sums = setting.values["x"].astype(np.int64).sum(1, keepdims=True) + np.asarray([9000, -21000, 33000])
+    found = np.clip(np.floor(sums * float(np.float32(0.001))), -128, 127).astype(np.int64)
+    near = [g for g in product_guesses(setting, found, close=True) if g.kind == "rounding"]
+    assert [g.detail for g in near if np.array_equal(g.value, found)] == [
+        "it rounds toward negative infinity, a bare right shift, not as the arithmetic profile exact does"
+    ]
+    assert not [g for g in product_guesses(setting, found, close=False) if g.kind == "rounding"]
 
 
 # -- padding ---------------------------------------------------------------------------------------------------------
