@@ -13,6 +13,7 @@ from qatc.compiler.backend import Finished, Stream
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.package import dump_json
 from qatc.compiler.package.content import params_document, quantization_document
+from qatc.compiler.passes.later import bring_down
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.result import Json, Port
@@ -33,9 +34,11 @@ def write_files(open_file: Write, finished: Finished) -> None:
     if not finished.result.inputs:
         hint = "give the model an input, or compile it for the target onnx"
         raise fail("QAT302", "a DRP-AI deployment has an input, which the model has not", hint=hint)
-    stripped = models.stripped(finished.graph).SerializeToString(deterministic=True)
+    graph = finished.graph
+    bring_down(graph, models.OPSET)
+    stripped = models.stripped(graph).SerializeToString(deterministic=True)
     _write(open_file, "drpai/stripped_fp32.onnx", stripped)
-    qdq = models.quantized(finished.graph).SerializeToString(deterministic=True)
+    qdq = models.quantized(graph).SerializeToString(deterministic=True)
     _write(open_file, "drpai/quantized_qdq.onnx", qdq)
     _write(open_file, "drpai/parameters.json", dump_json(parameters(finished)))
     _write(open_file, "drpai/preprocess.json", dump_json(preprocessing(finished)))

@@ -4,12 +4,14 @@
     Mish(x)                      x * Tanh(Softplus(x))                       before opset 18
     Gelu(x)                      x * (1 + Erf(x / sqrt(2))) / 2              before opset 20, likewise with Tanh
     HardSwish(x)                 x * HardSigmoid(x)                          before opset 14
+    LayerNormalization(x, g, b)  Sub, Mul, ReduceMean, Sqrt, Div, Mul, Add  before opset 17, and RMS before 23
+    ReduceMean(x, axes)          ReduceMean[axes](x)                         before opset 18, likewise its relatives
     Reshape[allowzero=0](x, s)   Reshape(x, s)                               what it means where it is left out
     Split[num_outputs=2](x)      Split(x, [3, 2])                            before opset 18
     InsertZeros[stride=2](x)     Unsqueeze -> Pad -> Reshape -> Slice        OpenPPL's half of a ConvTranspose
 
 tf2onnx writes such operators, OpenPPL's exporters stamp opset 13 on whatever they have, and converting a file to an
-older opset leaves some.
+older opset leaves some. `bring_down` is for targets that read no newer opset.
 """
 
 from __future__ import annotations
@@ -21,11 +23,22 @@ import onnx
 import onnx.defs
 import onnx.helper
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
-from qatc.compiler.rewrite import NoMatch, Rules
+from qatc.compiler.graph import Node, QuantGraph, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 LATER: Final = Rules("modernize")
-_SINCE: Final = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Split": 18, "Swish": 24}
+_SINCE: Final = {
+    "Gelu": 20, "HardSwish": 14, "LayerNormalization": 17, "Mish": 18, "RMSNormalization": 23, "Split": 18, "Swish": 24,
+}  # fmt: skip
+_AXES_SINCE: Final = 18  # axes are an operand of reductions from here on
+
+
+def bring_down(graph: QuantGraph, opset: int) -> None:
+    """Write the graph in an older opset, in place, as far as the rules here go: ONNX's checker finds what is left."""
+    if graph.opset > opset:
+        graph.opset = opset
+        drop_later_defaults(graph)
+        sweep(graph, LATER)
 
 
 def drop_later_defaults(graph: QuantGraph) -> None:
@@ -95,6 +108,48 @@ def _times(graph: QuantGraph, x: Tensor, factor: float, name: str) -> Tensor:
 
 def _plus(graph: QuantGraph, x: Tensor, term: float, name: str) -> Tensor:
     return _applied(graph, "Add", [x, graph.constant(f"{name}_by", np.asarray(term, np.float32))], name)
+
+
+@LATER.on("LayerNormalization", "RMSNormalization")
+def normalization(graph: QuantGraph, node: Node) -> bool:
+    """Write it as d / sqrt(mean(d * d) + epsilon) * factor + bias, d being x less its mean, or x itself (RMS)."""
+    if graph.opset >= _SINCE[node.op]:
+        return False
+    x, name, axis, rank = node.inputs[0], node.outputs[0].name, int(node.attr("axis", -1)), rank_of(node.inputs[0])
+    if any(t.name for t in node.outputs[1:]):
+        raise NoMatch("its mean or deviation is read, too")
+    if axis >= 0 and rank is None:
+        raise NoMatch("how many dimensions it normalizes is not known")
+    axes = list(range(axis, 0 if axis < 0 else rank or 0))
+
+    def mean(of: Tensor, what: str) -> Tensor:
+        return _applied(graph, "ReduceMean", [of], f"{name}_{what}", axes=axes, keepdims=1)
+
+    if node.op == "LayerNormalization":
+        x = _applied(graph, "Sub", [x, mean(x, "mean")], f"{name}_centered")
+    variance = mean(_applied(graph, "Mul", [x, x], f"{name}_squared"), "variance")
+    raised = _plus(graph, variance, float(node.attr("epsilon", 1e-5)), f"{name}_raised")
+    scaled = _applied(graph, "Div", [x, _applied(graph, "Sqrt", [raised], f"{name}_deviation")], f"{name}_scaled")
+    factor, *bias = [t for t in node.inputs[1:] if t.name]
+    if bias:
+        scaled = _applied(graph, "Mul", [scaled, factor], f"{name}_unbiased")
+    node.op, node.inputs, node.outputs = "Add" if bias else "Mul", [scaled, *(bias or [factor])], node.outputs[:1]
+    node.attrs.clear()
+    return True
+
+
+@LATER.on(
+    "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceSumSquare",
+)  # fmt: skip
+def axes_as_attribute(graph: QuantGraph, node: Node) -> bool:
+    """Constant axes as the attribute that they were."""
+    axes = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if graph.opset >= _AXES_SINCE or axes is None or not axes.size:
+        return False
+    node.inputs = node.inputs[:1]
+    node.attrs["axes"] = [int(a) for a in axes.reshape(-1)]
+    return True
 
 
 @LATER.on("Split")

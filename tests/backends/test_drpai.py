@@ -15,10 +15,12 @@ from click.testing import CliRunner
 from qatc import CompileError, cli, compile_model
 from qatc.backends.drpai.arguments import ArgumentError, translate
 from qatc.backends.drpai.frames import statistics
-from qatc.backends.drpai.models import in_opset
+from qatc.backends.drpai.models import stripped
 from qatc.backends.drpai.vendor import quantizer_command
 from qatc.compiler.command.arguments import in_our_words
-from tests.graphs import net
+from qatc.compiler.passes.later import bring_down
+from qatc.compiler.passes.modernize import modernize
+from tests.graphs import loaded, net
 
 MODEL = Path(__file__).resolve().parents[2] / "samples" / "models" / "resnet8_qat.onnx"
 SHAPE = (1, 1, 16, 16)
@@ -88,23 +90,47 @@ def test_gray_images_are_described_as_they_are_prepared(package: Path) -> None:
     assert mean[0] == pytest.approx(np.mean([0.485, 0.456, 0.406]))
 
 
-SPLIT = "q, r, s = Split<axis = 1, num_outputs = 3>(x) a = Concat<axis = 1>(r, s, q) y = Identity(a)"
+SPLIT = "q, r, s = Split<axis = 1, num_outputs = 3>(x) y = Concat<axis = 1>(r, s, q)"
 RESIZE = 'y = Resize<mode = "nearest", antialias = 0, keep_aspect_ratio_policy = "stretch">(x, , k)'
+GATES = "h = HardSwish(x) g = Gelu(h) y = Mish(g)"
+NORMALIZED = "y = LayerNormalization<axis = 2, epsilon = 0.1>(x, f, b)"
 
 
-@pytest.mark.parametrize(("nodes", "size"), [(SPLIT, 5), (SPLIT, 6), (RESIZE, 5)])
+@pytest.mark.parametrize(
+    ("nodes", "size"),
+    [(SPLIT, 5), (SPLIT, 6), (RESIZE, 5), (GATES, 5), (NORMALIZED, 5), ("y = ReduceMean(x, axes)", 5)],
+)
 def test_operators_of_later_opsets_in_opset_13(nodes: str, size: int) -> None:
     """Five channels are split into 2, 2 and 1."""
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 18]> g (float[1,{size},2] x) => (float[1,M,N] y)'
-        f" <float[3] k = {{1.0, 1.0, 2.0}}> {{ {nodes} }}"
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 20]> g (float[1,{size},2] x) => (float[L,M,N] y)'
+        " <float[3] k = {1.0, 1.0, 2.0}, int64[2] axes = {-1, 0}, float[2] f = {2.0, 3.0}, float[2] b = {0.5, 1.0}>"
+        f" {{ {nodes} }}"
     )
     x = np.random.default_rng(0).normal(size=(1, size, 2)).astype(np.float32)
-    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
-    lowered = in_opset(model)
-    assert lowered.opset_import[0].version == 13
-    (found,) = ort.InferenceSession(lowered.SerializeToString()).run(None, {"x": x})
-    np.testing.assert_array_equal(found, wanted)
+    (wanted,) = ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString()).run(None, {"x": x})
+    graph = loaded(text)
+    modernize(graph)
+    bring_down(graph, 13)
+    found = stripped(graph)
+    assert [(entry.domain, entry.version) for entry in found.opset_import] == [("", 13)]
+    (result,) = ort.InferenceSession(found.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("a = W(x)\ny = Relu(a)", "opset 13 cannot quantize to 16 bits"),
+        ("a = A(x)\ny = Trilu(a)", "no form in opset 13"),
+    ],
+)
+def test_what_has_no_form_in_opset_13_is_refused(body: str, message: str, tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(net("(float[2,2] x) => (float[2,2] y)", body, opset=21)), tmp_path / "m.onnx")
+    with pytest.raises(CompileError, match=message) as caught:
+        compile_model(tmp_path / "m.onnx", target="drpai", output=tmp_path / "out")
+    assert caught.value.diagnostics[-1].code == "QAT302"
+    assert not (tmp_path / "out").exists()
 
 
 def test_half_precision_results(tmp_path: Path) -> None:

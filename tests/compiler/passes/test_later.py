@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qatc.compiler.graph import QuantGraph, value_of
+from qatc.compiler.passes.later import bring_down
 from qatc.compiler.passes.modernize import modernize
 from qatc.compiler.reference import evaluate_onnx
 from tests.graphs import loaded
@@ -58,6 +59,55 @@ def test_functions_in_a_file_too_old_for_them(
     newer = loaded(model(since, f"y = {call}"))
     modernize(newer)
     assert len(newer.nodes) == 1
+
+
+CONSTANTS = "f = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>() b = Constant<value_floats = [0.0, 1.0, 0.0, -1.0]>()"
+ROWS = np.arange(24, dtype=np.float32).reshape(2, 3, 4) ** 2 / 50
+FACTOR, BIAS = np.array([1, 2, 3, 4], np.float32), np.array([0, 1, 0, -1], np.float32)
+
+
+def normalized(x: np.ndarray, axes: tuple[int, ...], epsilon: float, centered: bool) -> np.ndarray:
+    d = x - x.mean(axes, keepdims=True) if centered else x
+    return d / np.sqrt((d * d).mean(axes, keepdims=True) + epsilon)
+
+
+@pytest.mark.parametrize(
+    ("call", "meaning"),
+    [
+        ("LayerNormalization(x, f)", lambda x: normalized(x, (2,), 1e-5, True) * FACTOR),
+        ("LayerNormalization(x, f, b)", lambda x: normalized(x, (2,), 1e-5, True) * FACTOR + BIAS),
+        ("LayerNormalization<epsilon = 0.5>(x, f, )", lambda x: normalized(x, (2,), 0.5, True) * FACTOR),
+        ("LayerNormalization<axis = -2>(x, f)", lambda x: normalized(x, (1, 2), 1e-5, True) * FACTOR),
+        ("LayerNormalization<axis = 1>(x, f)", lambda x: normalized(x, (1, 2), 1e-5, True) * FACTOR),
+        ("RMSNormalization(x, f)", lambda x: normalized(x, (2,), 1e-5, False) * FACTOR),
+    ],
+)
+def test_normalization_in_a_file_too_old_for_it(call: str, meaning: Callable[[np.ndarray], np.ndarray]) -> None:
+    graph = loaded(model(13, f"{CONSTANTS} y = {call}"))
+    modernize(graph)
+    assert "Normalization" not in " ".join(n.op for n in graph.nodes)
+    assert np.allclose(result(graph, ROWS), meaning(ROWS), atol=1e-5)
+
+
+def test_statistics_that_are_read_leave_a_normalization_as_it_is() -> None:
+    graph = loaded(model(13, f"{CONSTANTS} u, m = LayerNormalization(x, f) y = Add(u, m)"))
+    modernize(graph)
+    assert graph.nodes[0].op == "LayerNormalization"
+
+
+def test_axes_of_a_reduction_become_the_attribute_that_they_were() -> None:
+    graph = loaded(model(18, "a = Constant<value_ints = [-1, 0]>() y = ReduceMax(x, a)"))
+    modernize(graph)
+    assert len(graph.nodes[0].inputs) == 2
+    bring_down(graph, 17)
+    (node,) = graph.nodes
+    assert (node.attrs["axes"], len(node.inputs)) == ([-1, 0], 1)
+
+
+def test_a_graph_is_never_brought_up() -> None:
+    graph = loaded(model(13, "y = Relu(x)"))
+    bring_down(graph, 17)
+    assert graph.opset == 13
 
 
 @pytest.mark.parametrize(("allowzero", "kept"), [(0, False), (1, True)])
