@@ -203,6 +203,8 @@ FRONTEND: Final = Frontend(
     importer=IMPORTER,
     exporters=(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
+        "tf2onnx 1.8 and 1.15 of tfmot 0.5 and 0.7 (TensorFlow 2.4 and 2.12, opset 11 to 17)",
+        "tf2onnx 1.8 of TensorFlow 1.15's tf.contrib.quantize (frozen, SavedModel; opset 9 to 13; 8 and 4 bits)",
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
@@ -213,10 +215,12 @@ FRONTEND: Final = Frontend(
         "ai-edge-quantizer 0.10 (.tflite; static int8, weights of 4 and 8 bits)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
         ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
+        "such files of TensorFlow 1.15 (SavedModel; uint8 .tflite of TOCO) and 2.4 (tfmot 0.5; .tflite)",
     ),
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
         ".tflite files with weights in blocks, or of 2 bits; LSTM layers in them, which tf2onnx does not read",
+        "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image: give the .tflite itself",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "HGQ: activations whose elements have widths of their own, and rounding down",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",

@@ -73,7 +73,8 @@ FRONTEND: Final = Frontend(
     normalise=_normalise,
     confidence=75,
     exporters=(
-        "ONNX Runtime 1.31 quantize_static (QuantFormat.QOperator)",
+        "ONNX Runtime 1.5, 1.8, 1.10, 1.12, 1.14, 1.16, 1.20 and 1.31 quantize_static (QuantFormat.QOperator)",
+        "neural-compressor 2.3 (QOperator)",
         "MQBench 0.0.7 (ONNX_QNN deployment)",
         "onnx-neural-compressor 1.0 (QOperator)",
         "onnx-quantize 0.2 (static)",
