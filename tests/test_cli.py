@@ -387,7 +387,7 @@ def test_the_samples_package_verifies_until_it_is_damaged(package: tuple[Path, R
     (path / "quantization.json").write_bytes(original)
     assert damaged.exit_code == 3
     assert "error[QAT502]: quantization.json: " in damaged.stderr
-    assert re.search(r"files +1 of \d+ files are not what the manifest says", damaged.stdout)
+    assert re.search(r"files +1 of \d+ files is not what the manifest says", damaged.stdout)
     assert "match the manifest" not in damaged.stdout
 
 

@@ -48,9 +48,10 @@ def _counts(found: Comparison) -> str:
     parts = [f"{len(found.tensors) - len(bad)} of {len(found.tensors)} {limit}"]
     local = sum(t.error == "local" for t in bad)
     if bad:
-        parts.append(f"{local} with an error of their own")
+        parts.append(f"{local} with an error of {'its' if local == 1 else 'their'} own")
     if len(bad) > local:
-        parts.append(f"{len(bad) - local} that follow from those")
+        follow = len(bad) - local
+        parts.append(f"{follow} that {'follows' if follow == 1 else 'follow'} from {'that' if local == 1 else 'those'}")
     if samples > 1:
         parts.append(f"in {samples} samples")
     return ", ".join(parts)

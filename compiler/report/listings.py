@@ -31,7 +31,8 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
     if found.files:
         said = f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest"
         if found.damaged:
-            said = f"{found.damaged:,} of {text.count(found.files, 'file')} are not what the manifest says"
+            verb = "is" if found.damaged == 1 else "are"
+            said = f"{found.damaged:,} of {text.count(found.files, 'file')} {verb} not what the manifest says"
         facts.row("files", said, style="red" if found.damaged else "dim")
     bad = [check for check in found.samples if not check.passed]
     if found.samples:

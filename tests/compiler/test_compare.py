@@ -523,7 +523,15 @@ def test_command(unet: Device, tmp_path: Path) -> None:
     (dump / f"{unet.golden[-1].stem}.npy").unlink()
     found = CliRunner().invoke(cli, ["compare", str(unet.package), str(dump)])
     assert found.exit_code == 3
-    for text in ("differs", unet.shown(name), "a zero-point shift", "every value is +5", "not dumped"):
+    told = (
+        "differs",
+        unet.shown(name),
+        "a zero-point shift",
+        "every value is +5",
+        "not dumped",
+        "1 with an error of its own",
+    )
+    for text in told:
         assert text in found.stdout
     golden = CliRunner().invoke(cli, ["compare", str(unet.package), str(unet.package / "golden"), "--json"])
     assert golden.exit_code == 0

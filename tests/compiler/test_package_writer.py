@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,27 @@ def test_opening_a_package_that_is_there_locks_and_removes_nothing(
     swap.recover(tmp_path / "out")
     swap.recover(tmp_path / "nothing")
     assert names(tmp_path) == [".out.new", "out"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not synced there")
+@pytest.mark.parametrize(("code", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, passes: bool) -> None:
+    """Some file systems cannot; a disk that fails is an error."""
+    real = os.fsync
+
+    def guarded(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", guarded)
+    if passes:
+        assert build(tmp_path / "out").diagnostics == ()
+        return
+    with pytest.raises(CompileError) as error:
+        build(tmp_path / "out")
+    assert codes(error) == ["QAT501"]
+    assert names(tmp_path) == []
 
 
 def test_folders_of_a_package_that_cannot_be_read_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ def test_channels_that_a_shift_does_not_change_move_with_the_others() -> None:
     assert "each channel uses the scale of the channel 1 further on" in told(right, found)
 
 
+def test_where_nothing_differs_no_channel_has_another_scale() -> None:
+    setting = product(6)
+    assert not [g for g in product_guesses(setting, setting.base, close=False) if "channel" in g.detail]
+
+
 def test_two_channels_that_changed_places() -> None:
     setting = product(6)
     said = told(setting, rescaled(setting, np.asarray([0, 2, 1, 3, 4, 5])))
