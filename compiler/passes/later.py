@@ -6,7 +6,9 @@
     HardSwish(x)                 x * HardSigmoid(x)                          before opset 14
     LayerNormalization(x, g, b)  Sub, Mul, ReduceMean, Sqrt, Div, Mul, Add  before opset 17, and RMS before 23
     ReduceMean(x, axes)          ReduceMean[axes](x)                         before opset 18, likewise its relatives
-    Reshape[allowzero=0](x, s)   Reshape(x, s)                               what it means where it is left out
+    Reshape[allowzero=0](x, s)   Reshape(x, s)                               what it means where it is left out;
+                                                                             or 1, where s has no zero
+    Shape[start=1](x)            Slice(Shape(x), [1], [END])                 before opset 15
     Split[num_outputs=2](x)      Split(x, [3, 2])                            before opset 18
     InsertZeros[stride=2](x)     Unsqueeze -> Pad -> Reshape -> Slice        OpenPPL's half of a ConvTranspose
 
@@ -28,8 +30,11 @@ from qatc.compiler.rewrite import NoMatch, Rules, sweep
 
 LATER: Final = Rules("modernize")
 _SINCE: Final = {
-    "Gelu": 20, "HardSwish": 14, "LayerNormalization": 17, "Mish": 18, "RMSNormalization": 23, "Split": 18, "Swish": 24,
+    "Gelu": 20, "HardSwish": 14, "LayerNormalization": 17, "Mish": 18, "RMSNormalization": 23, "Reshape": 14,
+    "Shape": 15,
+    "Split": 18, "Swish": 24,
 }  # fmt: skip
+_LAST: Final = 2**63 - 1  # an end beyond every dimension
 _AXES_SINCE: Final = 18  # axes are an operand of reductions from here on
 
 
@@ -149,6 +154,29 @@ def axes_as_attribute(graph: QuantGraph, node: Node) -> bool:
         return False
     node.inputs = node.inputs[:1]
     node.attrs["axes"] = [int(a) for a in axes.reshape(-1)]
+    node.attrs.pop("noop_with_empty_axes", None)  # they are not empty
+    return True
+
+
+@LATER.on("Reshape")
+def without_zeros(graph: QuantGraph, node: Node) -> bool:
+    """What a size of zero means need not be said where there is none; computed ones are those of empty tensors."""
+    shape = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if graph.opset >= _SINCE["Reshape"] or (shape is not None and not shape.all()):
+        return False
+    return node.attrs.pop("allowzero", None) is not None
+
+
+@LATER.on("Shape")
+def part_of_shape(graph: QuantGraph, node: Node) -> bool:
+    """Some of the dimensions, cut out of all of them."""
+    if graph.opset >= _SINCE["Shape"] or not node.attrs:
+        return False
+    name = node.outputs[0].name
+    whole = _applied(graph, "Shape", node.inputs, f"{name}_whole", onnx.TensorProto.INT64)
+    ends = (int(node.attr("start", 0)), int(node.attr("end", _LAST)))
+    node.op, node.inputs = "Slice", [whole, *(graph.constant(f"{name}_end", np.asarray([e], np.int64)) for e in ends)]
+    node.attrs.clear()
     return True
 
 
@@ -207,8 +235,10 @@ def _each(node: Node, name: str, default: int, count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-def _applied(graph: QuantGraph, op: str, inputs: list[Tensor], name: str, **attrs: object) -> Tensor:
+def _applied(
+    graph: QuantGraph, op: str, inputs: list[Tensor], name: str, dtype: int = onnx.TensorProto.FLOAT, **attrs: object
+) -> Tensor:
     """The result of a new node."""
-    y = graph.variable(name, onnx.TensorProto.FLOAT)
+    y = graph.variable(name, dtype)
     graph.insert(op, inputs, [y], hint=name, attrs=attrs)
     return y

@@ -110,9 +110,10 @@ def test_a_graph_is_never_brought_up() -> None:
     assert graph.opset == 13
 
 
-@pytest.mark.parametrize(("allowzero", "kept"), [(0, False), (1, True)])
-def test_an_attribute_goes_that_says_what_is_meant_without_it(allowzero: int, kept: bool) -> None:
-    body = f"s = Constant<value_ints = [6, 4]>() y = Reshape<allowzero = {allowzero}>(x, s)"
+@pytest.mark.parametrize(("allowzero", "shape", "kept"), [(0, [6, 4], False), (1, [6, 4], False), (1, [0, 4], True)])
+def test_an_attribute_goes_that_says_what_is_meant_without_it(allowzero: int, shape: list[int], kept: bool) -> None:
+    """Allowzero says what a zero means: nothing where there is none."""
+    body = f"s = Constant<value_ints = {shape}>() y = Reshape<allowzero = {allowzero}>(x, s)"
     graph = loaded(model(13, body))
     modernize(graph)
     (reshape,) = graph.nodes
@@ -120,6 +121,14 @@ def test_an_attribute_goes_that_says_what_is_meant_without_it(allowzero: int, ke
     newer = loaded(model(14, body))
     modernize(newer)
     assert "allowzero" in newer.nodes[0].attrs
+
+
+def test_a_part_of_a_shape_is_cut_out_of_the_whole() -> None:
+    for attrs, wanted in (("start = 1", [3, 4]), ("end = -1", [2, 3]), ("start = -2, end = 2", [3])):
+        graph = loaded(model(15, f"s = Shape<{attrs}>(x) y = Cast<to = 1>(s)"))
+        bring_down(graph, 13)
+        assert [n.op for n in graph.nodes] == ["Shape", "Slice", "Cast"]
+        assert result(graph, ROWS).tolist() == wanted
 
 
 def test_a_default_that_is_a_word_goes_too() -> None:
