@@ -189,9 +189,8 @@ def cells(draw: st.DrawFn) -> Cell:
     )
 
 
-@settings(max_examples=40)
-@given(cells())
-def test_unrolled_it_is_what_brevitas_computes(cell: Cell) -> None:
+def check(cell: Cell) -> None:
+    """Unrolled, a cell computes what its definition says."""
     x = cell.values()["x"].astype(np.float32)
     graph = read(outputs(cell), list(x.shape))
     graph.diagnostics.check()
@@ -201,6 +200,12 @@ def test_unrolled_it_is_what_brevitas_computes(cell: Cell) -> None:
     axis = 1 if cell.batch_first else 0
     want = np.concatenate([all_outputs, *(np.expand_dims(s, axis) for s in (hidden, state))], axis)
     np.testing.assert_array_equal(found, want)
+
+
+@settings(max_examples=40)
+@given(cells())
+def test_unrolled_it_is_what_brevitas_computes(cell: Cell) -> None:
+    check(cell)
 
 
 ACCUMULATORS = {f"{gate}_acc": Grid(4) for gate in GATES}
@@ -217,6 +222,14 @@ PLAIN = {
     "recurrent": Grid(6, narrow=True),
     "bias": Grid(12, bits=24),
 }
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_coupled_gates_reach_both_ends(signed: bool) -> None:
+    """On steps of a half the input gate is often closed: then all is kept, and 1 - i is the last of its integers."""
+    half = Grid(1, bits=3, signed=signed)
+    cell = Cell({**PLAIN, "input_sigmoid": half}, (6, 2, 4, 4), coupled=True, states="given")
+    check(cell)
 
 
 def test_gates_of_one_grid_are_one_product_each() -> None:
