@@ -79,6 +79,6 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=60,
-    exporters=("nvidia-modelopt 0.47 (torch.onnx.export and get_onnx_bytes; INT8 and SmoothQuant)",),
+    exporters=("nvidia-modelopt 0.11, 0.15 and 0.47 (torch.onnx.export and get_onnx_bytes; INT8 and SmoothQuant)",),
     limits=("FP8, MXFP8, NVFP4, block-wise INT4", "additions and pooling have no range of their own (--calibrate)"),
 )

@@ -200,7 +200,10 @@ FRONTEND = Frontend(
     recognise=_recognise,
     normalise=_normalise,
     confidence=80,
-    exporters=("NNCF 3.4 (PyTorch, unstripped or stripped)", "in its documented form: MQBench (OpenVINO deployment)"),
+    exporters=(
+        "NNCF 2.9 and 3.4 (PyTorch, unstripped or stripped)",
+        "in its documented form: MQBench (OpenVINO deployment)",
+    ),
     limits=(
         "ranges whose grid has no zero, but for those that end within half a step of it",
         "more than 65536 levels",

@@ -134,6 +134,7 @@ FRONTEND: Final = Frontend(
     confidence=10,
     exporters=(
         "torch.onnx.export of FX, eager and PT2E models (torch 2.13, torchao 0.18; legacy and dynamo exporter)",
+        "torch 1.9, 1.12, 2.2 and 2.6: FX and eager QAT at opset 10 to 17, and converted models from 1.12 on",
         "Renesas DRP-AI recipe (torch 2.13)",
         "coremltools 9.0 LinearQuantizer (symmetric, affine; torch 2.13)",
         "hand-written LSQ, PACT and DoReFa (torch 2.13)",
@@ -145,7 +146,7 @@ FRONTEND: Final = Frontend(
         "neural-compressor 1.14 and 2.3 (ONNX Runtime's QDQ, SmoothQuant), 3.10 (PT2E)",
         "Optimum ONNX 0.1 ORTQuantizer (AVX2, AVX-512 VNNI, Arm64, PPC64LE and TensorRT presets)",
         "Olive 0.13 static quantization",
-        "Brevitas 0.13 QCDQ",
+        "Brevitas 0.9 to 0.13 QCDQ",
         "NNCF 3.4 strip",
         "AIMET 2.42 (PyTorch and ONNX, Q/DQ in the graph)",
         "model-compression-toolkit 2.6 (FAKELY_QUANT)",
@@ -161,7 +162,9 @@ FRONTEND: Final = Frontend(
         "tico 0.3 (wrapq, legacy exporter)",
         "hand-written LSQ and straight-through quantizers in JAX 0.12 (jax2onnx 0.17)",
         "qwix 0.1 (OdmlQatProvider; 8 and 4 bits, through jax2onnx 0.17)",
-        "in their documented form: pytorch-quantization 2 (both of its exports), ai8x-training",
+        "pytorch-quantization 2.1 (use_fb_fake_quant; torch 1.12)",
+        "PPQ 0.6 (ONNXRUNTIME and OPENVINO_INT8)",
+        "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",

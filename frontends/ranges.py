@@ -370,7 +370,7 @@ FRONTEND = Frontend(
     normalise=_normalise,
     confidence=1,
     exporters=(
-        "PPQ (main branch)",
+        "PPQ 0.6 (PPL, TensorRT, RKNN and Tengine) and its main branch",
         "MQBench 0.0.7 (clip ranges)",
         "sophgo-mq and tpu-mlir (calibration table)",
         "TensorRT (calibration cache; Paddle2ONNX 1.2 writes one, too)",

@@ -425,7 +425,7 @@ FRONTEND = Frontend(
     normalise=_normalise,
     confidence=80,
     exporters=(
-        "Brevitas 0.13",
+        "Brevitas 0.7 to 0.13 (QONNX, onnx.brevitas), and 0.5 to 0.8 (FINN)",
         "QKeras 0.9 through qonnx 0.4 and 1.0",
         "QONNX model zoo (opset 9 to 14)",
         "qonnx 1.0 (channels last, lowered convolutions, counted bits)",

@@ -76,6 +76,7 @@ FRONTEND: Final = Frontend(
         "ONNX Runtime 1.5, 1.8, 1.10, 1.12, 1.14, 1.16, 1.20 and 1.31 quantize_static (QuantFormat.QOperator)",
         "neural-compressor 2.3 (QOperator)",
         "MQBench 0.0.7 (ONNX_QNN deployment)",
+        "Brevitas 0.5, 0.7 and 0.10 (QLinear operators; biases of 32 bits)",
         "onnx-neural-compressor 1.0 (QOperator)",
         "onnx-quantize 0.2 (static)",
         "qatc (every package of the targets onnx and drpai)",
