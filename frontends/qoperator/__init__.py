@@ -77,6 +77,7 @@ FRONTEND: Final = Frontend(
         "neural-compressor 2.3 (QOperator)",
         "MQBench 0.0.7 (ONNX_QNN deployment)",
         "Brevitas 0.5, 0.7 and 0.10 (QLinear operators; biases of 32 bits)",
+        "SparseML 1.5 (quantize_torch_qat_export of PyTorch 1.9 and 1.12)",
         "onnx-neural-compressor 1.0 (QOperator)",
         "onnx-quantize 0.2 (static)",
         "qatc (every package of the targets onnx and drpai)",
