@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from onnx import TensorProto, helper
 
 from qatc import CompileError, compile_model
-from qatc.compiler.protos import all_bodies, all_nodes, captured_names
+from qatc.compiler.protos import all_bodies, all_nodes, captured_names, tensors_of
 from tests.hostile_models import FLOAT, const, outside, sound
 
 _DEPTH = 9  # messages in messages: graph, node, attribute, graph, node, attribute, tensor, entry
@@ -105,3 +105,17 @@ def test_bodies_are_found_at_any_depth_and_nodes_with_them() -> None:
     assert [g.name for g in all_bodies([choice, several])] == ["else", "then", "else", "then", "step", "step"]
     assert [n.name for n in all_nodes([choice])] == ["choice", "loop", "step"]
     assert captured_names(choice) == ["t", "m", "x"]
+
+
+def test_attributes_of_every_kind_show_their_tensors() -> None:
+    held = [TensorProto(name=name) for name in "ab"]
+    sparse = [onnx.SparseTensorProto(values=t, indices=TensorProto(name=f"{t.name}_at")) for t in held]
+    kinds = onnx.AttributeProto
+    for attribute, names in (
+        (kinds(type=kinds.TENSOR, t=held[0]), ["a"]),
+        (kinds(type=kinds.TENSORS, tensors=held), ["a", "b"]),
+        (kinds(type=kinds.SPARSE_TENSOR, sparse_tensor=sparse[0]), ["a", "a_at"]),
+        (kinds(type=kinds.SPARSE_TENSORS, sparse_tensors=sparse), ["a", "a_at", "b", "b_at"]),
+        (kinds(type=kinds.FLOAT, t=held[0]), []),  # the type decides, as in ONNX Runtime
+    ):
+        assert [t.name for t in tensors_of(attribute)] == names
