@@ -133,7 +133,7 @@ FRONTEND = Frontend(
     normalise=_normalise,
     confidence=70,
     exporters=(
-        "amd-quark 0.13 (ONNX and PyTorch flows)",
+        "amd-quark 0.9 (ONNX flow; XINT8, A8W8, A16W8, S8S8, U8S8) and 0.13 (ONNX and PyTorch flows)",
         "in their documented form: vai_q_onnx (FixNeuron) and vai_q_pytorch (VaiQuantize)",
     ),
     limits=("BF16, BFP16 and microscaling formats",),

@@ -22,6 +22,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.frontends.common import grid, standard
 from qatc.frontends.common.params import constant_input, make_params
 from qatc.frontends.common.qdq import to_fake_quant
+from qatc.frontends.tf.gemms import sums_from_gemms
 from qatc.frontends.tf.importer import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
@@ -57,6 +58,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     _narrow_biases(graph)
     _left_behind(graph)
+    sums_from_gemms(graph)
     standard.normalise(graph, options, quantize_weights=True, nodes=_tf_fake_quants)
 
 
@@ -203,15 +205,15 @@ FRONTEND: Final = Frontend(
     importer=IMPORTER,
     exporters=(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
-        "tf2onnx 1.8 and 1.15 of tfmot 0.5 and 0.7 (TensorFlow 2.4 and 2.12, opset 11 to 17)",
+        "tf2onnx 1.8, 1.13 and 1.15 of tfmot 0.5 and 0.7 (TensorFlow 2.4, 2.8 and 2.12, opset 10 to 17)",
         "tf2onnx 1.8 of TensorFlow 1.15's tf.contrib.quantize (frozen, SavedModel; opset 9 to 13; 8 and 4 bits)",
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
         "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits)",
-        "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.17)",
+        "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.13 and 1.17)",
         "HGQ 0.2 (fixed point that rounds half up and saturates, one width a tensor, through tf2onnx 1.17)",
-        "larq 0.14 (signs, ternary and DoReFa, through tf2onnx 1.17)",
+        "larq 0.12 and 0.14 (signs, ternary and DoReFa, through tf2onnx 1.13 and 1.17)",
         "ai-edge-quantizer 0.10 (.tflite; static int8, weights of 4 and 8 bits)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
         ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
