@@ -24,18 +24,17 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
-from numpy.lib import format as npy
 
 from qatc.compiler.damaged import ARRAY, reason
 from qatc.compiler.diagnostics import CompileError, fail, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
+from qatc.compiler.package.samples import npy_header
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
 
 _DATA: Final = ("x", "inputs", "data", "images", "arr_0")
 _LABELS: Final = ("labels", "label", "y", "arr_1")
 _TARGETS: Final = ("targets", "target")
-_LONGEST_HEADER: Final = 10_000
 _TROUBLE: Final = (*ARRAY, MemoryError)  # a member is read a sample at a time: no memory is a header without end
 
 
@@ -68,13 +67,7 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an npy stream, which then stands at the data; ValueError for what cannot be read in order."""
-    version = npy.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_LONGEST_HEADER)
-    elif version == (2, 0):
-        shape, fortran, dtype = npy.read_array_header_2_0(stream, max_header_size=_LONGEST_HEADER)
-    else:
-        raise ValueError(f"npy version {version} is not 1.0 or 2.0")
+    shape, fortran, dtype = npy_header(stream, newest=2)
     if dtype.hasobject or dtype.names is not None:
         raise ValueError(f"its elements are no numbers but {dtype}")
     if fortran and len(shape) > 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.lib import format as npy
@@ -100,6 +101,26 @@ def npy_bytes(array: Array) -> bytes:
     return stream.getvalue()
 
 
+def npy_header(stream: IO[bytes], newest: int = 1) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and type of an npy stream, up to version `newest`.0, which then stands at the data.
+
+    Raises:
+        ValueError: where the header is wrong or longer than headers of plain arrays are.
+    """
+    version = npy.read_magic(stream)
+    if version[1] or version[0] not in range(1, newest + 1):
+        raise ValueError(f"npy version {version} is not {' or '.join(f'{v}.0' for v in range(1, newest + 1))}")
+    read = npy.read_array_header_1_0 if version[0] == 1 else npy.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Python 2 wrote it is no matter
+        try:
+            return read(stream, max_header_size=_LONGEST_HEADER)
+        except ValueError:
+            raise
+        except (*HEADER, MemoryError) as error:  # numpy reads the header as Python source
+            raise ValueError(f"the npy header is malformed: {error}") from error
+
+
 def read_npy(data: bytes) -> Array:
     """An array from the bytes of an untrusted npy file; the header is checked before memory is taken.
 
@@ -107,15 +128,7 @@ def read_npy(data: bytes) -> Array:
         ValueError: where the header is wrong or does not fit the length of the data.
     """
     stream = io.BytesIO(data)
-    version = npy.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"npy version {version} is not 1.0")
-    try:
-        shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_LONGEST_HEADER)
-    except ValueError:
-        raise
-    except (*HEADER, MemoryError) as error:  # numpy reads the header as Python source
-        raise ValueError(f"the npy header is malformed: {error}") from error
+    shape, fortran, dtype = npy_header(stream)
     if fortran or dtype.hasobject or dtype.names is not None or any(extent < 0 for extent in shape):
         raise ValueError("the npy header is not that of a plain array in C order")
     count = 1

@@ -133,6 +133,14 @@ def test_nothing_there(tmp_path: Path) -> None:
         opened(tmp_path, ONE, "cvs")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_header_of_python_2_is_as_good(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    np.save(plain, X)
+    (tmp_path / "d.npy").write_bytes(plain.getvalue().replace(b"(5, ", b"(5L, ", 1).replace(b" \n", b"\n", 1))
+    assert len(list(opened(tmp_path / "d.npy"))) == len(X)
+
+
 @settings(max_examples=150)
 @given(st.data())
 def test_damaged_files_end_in_diagnostics(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
