@@ -28,6 +28,7 @@ from qatc.compiler.links import relink, unlink
 from qatc.compiler.links import shape_of as shape_of
 from qatc.compiler.links import value_of as value_of
 from qatc.compiler.names import Names
+from qatc.compiler.negative_sizes import up_to_negative_slice
 from qatc.compiler.pools import rounded_down
 from qatc.compiler.protos import BODIES
 from qatc.compiler.quant import Array, QuantParams, text_of
@@ -427,7 +428,7 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
             tensor.shape = list(shapes[tensor.name])
     _pin(skeleton, pinned or {})
     if not _is_static(graph):
-        shapes = _shapes(_inferred(skeleton))
+        shapes = _shapes(_inferred(skeleton, trial=True))
     inputs = {i.name: i.type.tensor_type for i in skeleton.graph.input}
     for name, dims in (shapes | _shapes(inputs)).items():
         sizes = tuple(d for d in dims if isinstance(d, int))
@@ -458,10 +459,13 @@ def _pin(model: onnx.ModelProto, pinned: Mapping[str, Sequence[int]]) -> None:
         output.type.tensor_type.ClearField("shape")
 
 
-def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+def _inferred(model: onnx.ModelProto, *, trial: bool = False) -> dict[str, onnx.TypeProto.Tensor]:
+    """What inference knows; sizes that are only tried out may turn out to be too small for the model."""
     try:
+        model = up_to_negative_slice(model, data_prop=False, trial=trial)
         found = onnx.shape_inference.infer_shapes(model).graph
         if _computes_sizes(found) and not any(map(_is_long, (*found.input, *found.value_info, *found.output))):
+            model = up_to_negative_slice(model, data_prop=True, trial=trial)
             found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         message = f"the shapes or types of the model contradict each other: {error}"

@@ -36,6 +36,7 @@ LEVELS = {
     "qatc.compiler.node_check": 1,
     "qatc.compiler.foreign": 1,
     "qatc.compiler.pools": 1,
+    "qatc.compiler.negative_sizes": 1,
     "qatc.compiler.protos": 1,
     "qatc.compiler.result": 1,
     "qatc.compiler.storage": 1,

@@ -70,7 +70,7 @@ def size_of_result(node: Node, values: Values) -> int | None:
     """
     try:
         return int(SIZED[node.op](node, values)) if node.op in SIZED else _inferred(node, values)
-    except (ValueError, TypeError, LookupError, OverflowError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RuntimeError) as error:
         raise Refused(f"its inputs do not fit it: {error}") from error
 
 

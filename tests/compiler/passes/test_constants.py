@@ -113,6 +113,7 @@ def test_exponentials_are_rounded_once(x: np.ndarray) -> None:
 
 BOMBS = [
     ("Expand", [np.zeros((1, 1), np.float32), np.asarray([1 << 20, 1 << 20])], {}),
+    ("Expand", [np.zeros((1, 1), np.float32), np.ones(64, np.int64)], {}),  # more dimensions than numpy has in a loop
     ("Tile", [np.zeros(2, np.float32), np.asarray([1 << 40])], {}),
     ("ConstantOfShape", [np.asarray([1 << 30, 1 << 30])], {}),
     ("ConstantOfShape", [np.asarray([-1])], {}),

@@ -1,0 +1,78 @@
+"""Sizes below zero, at which ONNX's shape inference ends the process.
+
+    Conv[kernel_shape=5](x: Nx1x1x1) -> y: Nx8x-3x-3      Slice(y, ...) along such an axis: an assertion in C++ fails
+
+A window larger than what it slides over gives them, and a Pad that cuts off more than there is: where a model is broken
+and where a dynamic size is tried out with 1. Inference passes them on; only a Slice does not survive them (onnx 1.23).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx
+import onnx.shape_inference
+
+from qatc.compiler.diagnostics import fail
+from qatc.compiler.links import label_of
+from qatc.compiler.protos import captured_names
+
+_SHRINKING: Final = frozenset(
+    {"AveragePool", "Conv", "ConvTranspose", "Expand", "LpPool", "MaxPool", "Pad", "Reshape", "Resize", "Tile"}
+)
+
+
+def up_to_negative_slice(model: onnx.ModelProto, *, data_prop: bool, trial: bool = False) -> onnx.ModelProto:
+    """The model, or, where its sizes are only tried out, what comes before a Slice behind a size below zero.
+
+    The nodes in front of a Slice are inferred alone, piece by piece, each with what is known of the pieces before it,
+    but only where one of them may give such a size: the whole takes as long as one inference at most.
+
+    Raises:
+        CompileError: QAT004 where there is such a Slice and its sizes are the model's own.
+        onnx.shape_inference.InferenceError: as inference does.
+    """
+    if not any(node.op_type == "Slice" for node in model.graph.node):
+        return model
+    known = {info.name: info for info in (*model.graph.input, *model.graph.value_info)}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    piece: list[onnx.NodeProto] = []
+    shrinks = False
+    for index, node in enumerate(model.graph.node):
+        if node.op_type == "Slice" and shrinks:
+            if not _infer(model, piece, known, constants, data_prop=data_prop):
+                if not trial:
+                    message = "a size before it is below zero: a window or a cut is larger than what it is taken of"
+                    hint = "give the model larger inputs, or repair it: onnxruntime cannot run it either"
+                    raise fail("QAT004", message, node=label_of(node), hint=hint)
+                found = onnx.ModelProto()
+                found.CopyFrom(model)
+                del found.graph.node[index:]
+                return found
+            piece, shrinks = [], False
+        piece.append(node)
+        shrinks = shrinks or node.op_type in _SHRINKING
+    return model
+
+
+def _infer(
+    model: onnx.ModelProto,
+    piece: list[onnx.NodeProto],
+    known: dict[str, onnx.ValueInfoProto],
+    constants: dict[str, onnx.TensorProto],
+    *,
+    data_prop: bool,
+) -> bool:
+    """Infer a piece, add what it makes to `known`; whether every size is at least zero."""
+    read = dict.fromkeys(name for node in piece for name in (*node.input, *captured_names(node)))
+    graph = onnx.GraphProto(name="piece", node=piece)
+    graph.input.extend(known[name] for name in read if name in known)
+    graph.initializer.extend(constants[name] for name in read if name in constants)
+    graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(n for p in piece for n in p.output) if name
+    )
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
+    found = onnx.shape_inference.infer_shapes(part, data_prop=data_prop).graph
+    made = [info for info in (*found.value_info, *found.output) if info.type.HasField("tensor_type")]
+    known.update((info.name, info) for info in made)
+    return all(dim.dim_value >= 0 for info in made for dim in info.type.tensor_type.shape.dim)
