@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Final
@@ -105,6 +105,11 @@ def printable(name: str) -> str:
         return text
     half = _LONGEST_NAME // 2
     return f"{text[:half]}...{text[-half:]} ({len(name)} characters)"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names, printable: `a, b, c, ...`."""
+    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def counted(number: int, noun: str, verb: str = "", *, plural: str = "") -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, printable, some_of
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph, infer_new_shapes, infer_shapes
 from qatc.compiler.importing import as_onnx
@@ -306,7 +306,7 @@ class _Compilation:
             with self.step("calibrate"):
                 self.calibrate(graph, self.options.calibrate, [t.name for t in missing])
         elif missing:
-            names = ", ".join(printable(t.name) for t in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            names = some_of([t.name for t in missing])
             message = (
                 f"{counted(len(missing), 'tensor')} without a range in the file ({names}): their readers stay float"
             )

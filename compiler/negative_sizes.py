@@ -8,25 +8,29 @@ and where a dynamic size is tried out with 1. Inference passes them on; only a S
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import onnx
+import onnx.numpy_helper
 import onnx.shape_inference
 
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.links import label_of
 from qatc.compiler.protos import captured_names
 
-_SHRINKING: Final = frozenset(
-    {"AveragePool", "Conv", "ConvTranspose", "Expand", "LpPool", "MaxPool", "Pad", "Reshape", "Resize", "Tile"}
+_WINDOWS: Final = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
+_BY_OPERANDS: Final = frozenset({"CenterCropPad", "Expand", "Pad", "Resize", "Split", "Tile", "TopK"})
+_OTHERS: Final = frozenset(
+    {"Col2Im", "ConvInteger", "ConvTranspose", "DeformConv", "MaxUnpool", "QLinearConv", "RoiAlign", "Upsample"}
 )
 
 
 def up_to_negative_slice(model: onnx.ModelProto, *, data_prop: bool, trial: bool = False) -> onnx.ModelProto:
     """The model, or, where its sizes are only tried out, what comes before a Slice behind a size below zero.
 
-    The nodes in front of a Slice are inferred alone, piece by piece, each with what is known of the pieces before it,
-    but only where one of them may give such a size: the whole takes as long as one inference at most.
+    Where a node may give such a size, what is in front of the next Slice is inferred alone, with what is known of the
+    pieces before it. In most models no node may: their windows fit whatever they slide over.
 
     Raises:
         CompileError: QAT004 where there is such a Slice and its sizes are the model's own.
@@ -51,8 +55,39 @@ def up_to_negative_slice(model: onnx.ModelProto, *, data_prop: bool, trial: bool
                 return found
             piece, shrinks = [], False
         piece.append(node)
-        shrinks = shrinks or node.op_type in _SHRINKING
+        shrinks = shrinks or _may_shrink(node, constants, data_prop=data_prop)
     return model
+
+
+def _may_shrink(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], *, data_prop: bool) -> bool:
+    """Whether a result may have a size below zero though its operand has none; `data_prop` follows computed sizes."""
+    if node.op_type in _WINDOWS:
+        return not _fits_everything(node)
+    if node.op_type not in _BY_OPERANDS:
+        return node.op_type in _OTHERS
+    held = [constants.get(name) for name in node.input[1:] if name]
+    if data_prop and None in held:
+        return True
+    return any((onnx.numpy_helper.to_array(tensor) < 0).any() for tensor in held if tensor is not None)
+
+
+def _fits_everything(node: onnx.NodeProto) -> bool:
+    """Whether a window reaches no further beyond its padding than a stride: then there is at least none of it."""
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if attrs.get("auto_pad") in (b"SAME_UPPER", b"SAME_LOWER") and not {"dilations", "pads"} & attrs.keys():
+        return True
+    kernel = attrs.get("kernel_shape") or ()
+    rank = len(kernel)
+    strides, dilations = (attrs.get(name) or [1] * rank for name in ("strides", "dilations"))
+    pads = attrs.get("pads") or [0] * 2 * rank
+    if (
+        not rank
+        or not len(strides) == len(dilations) == rank == len(pads) / 2
+        or min(*strides, *dilations, *kernel) < 1
+    ):
+        return False
+    ends = zip(kernel, strides, dilations, pads[:rank], pads[rank:], strict=True)
+    return all((k - 1) * d + 1 <= s + begin + end for k, s, d, begin, end in ends)
 
 
 def _infer(

@@ -26,7 +26,7 @@ Write = Callable[[str], Stream]
 
 
 def write_files(open_file: Write, finished: Finished) -> None:
-    """Write everything, and run the vendor's tools where they were given.
+    """Write everything, and run the vendor's tools where they were given. The graph is in opset 13 then.
 
     Raises:
         CompileError: QAT302 where the model has no input or no form in opset 13, QAT501 where a vendor's tool fails.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qatc.compiler.damaged import ARCHIVE, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable, some_of
 
 NPY: Final = ".npy"
 RAW: Final = (".bin", ".raw", ".dat")
@@ -114,9 +114,8 @@ def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
             "QAT406", f"and {counted(refused - _MOST_FINDINGS, 'more file')} of the dump that cannot be read so"
         )
     if ignored:
-        some = ", ".join(printable(name) for name in ignored[:3]) + (", ..." if len(ignored) > 3 else "")
         number = counted(len(ignored), "file")
-        found.note("QAT407", f"left out of the dump: {number} neither npy, npz nor raw: {some}")
+        found.note("QAT407", f"left out of the dump: {number} neither npy, npz nor raw: {some_of(ignored)}")
 
 
 def _not_plain(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from qatc.compiler.compare.match import Names
 from qatc.compiler.compare.measure import Measure, measure
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable, some_of
 from qatc.compiler.golden import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
@@ -168,7 +168,7 @@ class _Run:
                 name, held = self._read_either(entry, name)
                 self.found[name] = held
         if strangers:
-            some = ", ".join(printable(w) for w in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+            some = some_of(strangers, 5)
             message = f"left out of the dump: {counted(len(strangers), 'array')}, no tensor of the package: {some}"
             self.findings.warning("QAT407", message, hint="golden/index.json and integer.json list the names")
 
@@ -300,7 +300,7 @@ class _Run:
             message = f"{message}; {between}" if message else between
         floats = [op.source or op.name for op in ops if isinstance(op, Float) and self._is_real(op)]
         if floats and cause is None:
-            names = ", ".join(map(printable, floats[:_NAMES])) + (", ..." if len(floats) > _NAMES else "")
+            names = some_of(floats, _NAMES)
             island = f"what is computed in floats on the way ({names}) may differ between machines in its last bits"
             message = f"{message}; {island}, and so by an LSB what is rounded behind it: dump that to tell"
         return cause or Cause("unknown", _where(evidence, segment), 0.0), message

@@ -37,9 +37,9 @@ def from_zero(graph: QuantGraph) -> dict[str, QuantParams]:
     lowest integer is 0 already, nor ports of integers, whose form the user knows.
     """
     reached = _reached(graph)
-    multiplied = {node.inputs[0].name for node in graph.nodes if is_product(node)}
-    if not any(_excess(params) for params in reached.values()):
+    if not any(map(_excess, reached.values())):
         return {}
+    multiplied = {node.inputs[0].name for node in graph.nodes if is_product(node)}
     forms: dict[str, QuantParams] = {}
     for group in _groups(graph, reached):
         if multiplied.isdisjoint(group):

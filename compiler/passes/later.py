@@ -4,7 +4,7 @@
     Mish(x)                      x * Tanh(Softplus(x))                       before opset 18
     Gelu(x)                      x * (1 + Erf(x / sqrt(2))) / 2              before opset 20, likewise with Tanh
     HardSwish(x)                 x * HardSigmoid(x)                          before opset 14
-    LayerNormalization(x, g, b)  Sub, Mul, ReduceMean, Sqrt, Div, Mul, Add  before opset 17, and RMS before 23
+    LayerNormalization(x, g, b)  Sub, Mul, ReduceMean, Sqrt, Div, Mul, Add   before opset 17, and RMS before 23
     ReduceMean(x, axes)          ReduceMean[axes](x)                         before opset 18, likewise its relatives
     Reshape[allowzero=0](x, s)   Reshape(x, s)                               what it means where it is left out;
                                                                              or 1, where s has no zero
@@ -31,8 +31,7 @@ from qatc.compiler.rewrite import NoMatch, Rules, sweep
 LATER: Final = Rules("modernize")
 _SINCE: Final = {
     "Gelu": 20, "HardSwish": 14, "LayerNormalization": 17, "Mish": 18, "RMSNormalization": 23, "Reshape": 14,
-    "Shape": 15,
-    "Split": 18, "Swish": 24,
+    "Shape": 15, "Split": 18, "Swish": 24,
 }  # fmt: skip
 _LAST: Final = 2**63 - 1  # an end beyond every dimension
 _AXES_SINCE: Final = 18  # axes are an operand of reductions from here on
@@ -53,22 +52,22 @@ def drop_later_defaults(graph: QuantGraph) -> None:
         if node.domain or not node.attrs:
             continue
         if node.op not in defaults:
-            defaults[node.op] = later_defaults(node.op, graph.opset)
+            defaults[node.op] = _later_defaults(node.op, graph.opset)
         for name, default in defaults[node.op].items():
             if node.attr(name) == default and name in node.attrs:
                 del node.attrs[name]
 
 
-def later_defaults(op: str, opset: int) -> dict[str, object]:
+def _later_defaults(op: str, opset: int) -> dict[str, object]:
     """The attributes that newer versions of an operator have, with what they are where they are left out."""
     if not onnx.defs.has(op, opset, ""):
         return {}
     known, newest = onnx.defs.get_schema(op, opset, "").attributes, onnx.defs.get_schema(op).attributes
     values = {name: a.default_value for name, a in newest.items() if name not in known}
-    return {name: plain_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
+    return {name: _plain_value(v) for name, v in values.items() if v.type != v.UNDEFINED}
 
 
-def plain_value(attribute: onnx.AttributeProto) -> object:
+def _plain_value(attribute: onnx.AttributeProto) -> object:
     """An attribute's number, list or text."""
     value: object = onnx.helper.get_attribute_value(attribute)
     return value.decode() if isinstance(value, bytes) else value

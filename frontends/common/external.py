@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import counted, fail, printable
+from qatc.compiler.diagnostics import counted, fail, printable, some_of
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
 from qatc.compiler.passes.products import is_product
@@ -148,7 +148,7 @@ def resolve(graph: QuantGraph, entries: Iterable[Entry], path: Path) -> dict[str
     if not params and not graph.diagnostics.errors:
         raise fail("QAT007", f"{path.name} names no tensor of the model", hint=_closest(missed, known))
     if missed:
-        shown = ", ".join(printable(n) for n in missed[:_SHOWN]) + (", ..." if len(missed) > _SHOWN else "")
+        shown = some_of(missed, _SHOWN)
         graph.diagnostics.warning(
             "QAT208",
             f"{counted(len(missed), 'entry', plural='entries')} of {path.name} without a tensor of the model: {shown}",
