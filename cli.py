@@ -54,7 +54,7 @@ def cli() -> None:
 @output_options
 def compile_command(model: Path, screen: Screen, **chosen: Any) -> None:
     """Compile MODEL, an ONNX file (or one of TensorFlow's), and write the package."""
-    from qatc.compiler.driver import compile_model
+    from qatc.compiler.driver.compile import compile_model
     from qatc.compiler.report import result_json, summary
 
     if click.get_current_context().find_root().obj == OWN_PROCESS:  # its end frees everything; looking is a tenth
@@ -88,7 +88,7 @@ def inspect_command(model: Path, dump: bool, svg: Path | None, screen: Screen, *
 
     No package is written. Takes the options of compile that shape the graph.
     """
-    from qatc.compiler.driver import inspect_model
+    from qatc.compiler.driver.compile import inspect_model
     from qatc.compiler.report import inspection_json
     from qatc.compiler.report.inspection import inspection
 
@@ -129,7 +129,7 @@ def verify_command(package: Path, screen: Screen, **chosen: Any) -> None:
     """
     from qatc.compiler.report.junit import package_cases
     from qatc.compiler.report.listings import package_check, package_check_json
-    from qatc.compiler.verify_package import verify_package
+    from qatc.compiler.verify.package import verify_package
 
     with screen.progress() as progress:
         found = verify_package(package, progress=_counted(progress), **chosen)

@@ -22,7 +22,7 @@ from onnxruntime.quantization import (
 from benchmarks import models
 from benchmarks.timing import in_turns, ratio
 from qatc import CompileError, compile_model
-from qatc.compiler.runtime import errors
+from qatc.compiler.runtime.sessions import errors
 
 Call = Callable[[], object]
 Row = dict[str, Any]

@@ -64,7 +64,7 @@ class Emission:
     they lie in the data file; the initializers state offset and length there. `names` maps the tensors of the graph
     that was emitted to their names in `model`. `data_file` says whether the arrays go to a file of their own, as they
     must beyond two gigabytes, or into the model file. `wide` are other nodes for the same tensors, for processors on
-    which products saturate (`compiler/processor.py`); the file that is written holds both.
+    which products saturate (`compiler/runtime/processor.py`); the file that is written holds both.
     """
 
     model: onnx.ModelProto
@@ -77,7 +77,7 @@ class Emission:
         """The model that is written, without the data in `external`."""
         if self.wide is None:
             return self.model
-        from qatc.compiler.processor import by_processor
+        from qatc.compiler.runtime.processor import by_processor
 
         return by_processor(self.model, self.wide)
 

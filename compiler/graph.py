@@ -1,8 +1,8 @@
 """QuantGraph: a plain float ONNX graph plus {tensor name: QuantParams}.
 
-onnx-graphsurgeon's Node, Variable and Constant are the links between producers and consumers (`compiler/links.py`);
-loading, sorting and writing are ours (`compiler/model_io.py`), since graphsurgeon's recurse on deep graphs and copy
-every weight.
+onnx-graphsurgeon's Node, Variable and Constant are the links between producers and consumers
+(`compiler/model/links.py`); loading, sorting and writing are ours (`compiler/model_io.py`), since graphsurgeon's
+recurse on deep graphs and copy every weight.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 import onnx
 
 from qatc.compiler.diagnostics import Diagnostics, fail
-from qatc.compiler.foreign import shape_twins
-from qatc.compiler.links import Constant as Constant
-from qatc.compiler.links import Dim as Dim
-from qatc.compiler.links import Node as Node
-from qatc.compiler.links import Tensor as Tensor
-from qatc.compiler.links import Variable as Variable
-from qatc.compiler.links import is_constant as is_constant
-from qatc.compiler.links import rank_of as rank_of
-from qatc.compiler.links import relink, unlink
-from qatc.compiler.links import shape_of as shape_of
-from qatc.compiler.links import value_of as value_of
-from qatc.compiler.names import Names
-from qatc.compiler.negative_sizes import up_to_negative_slice
-from qatc.compiler.pools import rounded_down
-from qatc.compiler.protos import BODIES
+from qatc.compiler.model.foreign import shape_twins
+from qatc.compiler.model.links import Constant as Constant
+from qatc.compiler.model.links import Dim as Dim
+from qatc.compiler.model.links import Node as Node
+from qatc.compiler.model.links import Tensor as Tensor
+from qatc.compiler.model.links import Variable as Variable
+from qatc.compiler.model.links import is_constant as is_constant
+from qatc.compiler.model.links import rank_of as rank_of
+from qatc.compiler.model.links import relink, unlink
+from qatc.compiler.model.links import shape_of as shape_of
+from qatc.compiler.model.links import value_of as value_of
+from qatc.compiler.model.names import Names
+from qatc.compiler.model.negative_sizes import up_to_negative_slice
+from qatc.compiler.model.pools import rounded_down
+from qatc.compiler.model.protos import BODIES
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 

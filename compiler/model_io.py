@@ -21,14 +21,14 @@ from onnx import AttributeProto, TensorProto
 from qatc.compiler.budget import active
 from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
-from qatc.compiler.fallbacks import refuse_fallbacks
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
-from qatc.compiler.inlining import inline
-from qatc.compiler.links import label_of
-from qatc.compiler.node_check import NodeChecker, NodeRecord
-from qatc.compiler.protos import all_bodies, captured_names, damaged_text, opsets_of, tensors_of
+from qatc.compiler.model.fallbacks import refuse_fallbacks
+from qatc.compiler.model.inlining import inline
+from qatc.compiler.model.links import label_of
+from qatc.compiler.model.node_check import NodeChecker, NodeRecord
+from qatc.compiler.model.protos import all_bodies, captured_names, damaged_text, opsets_of, tensors_of
+from qatc.compiler.model.tensors import MAX_RANK, TensorError, TensorReader, few
 from qatc.compiler.quant import Array
-from qatc.compiler.tensor_io import MAX_RANK, TensorError, TensorReader, few
 
 _CHECKPOINT: Final = "export the model: torch.onnx.export(model, ...)"
 _OTHER_FORMATS: Final = (  # where a file says what it is, how, what that is, what to do

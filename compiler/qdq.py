@@ -32,8 +32,8 @@ from qatc.compiler.graph import (
     rank_of,
     value_of,
 )
+from qatc.compiler.model.names import Names
 from qatc.compiler.model_io import node_proto, value_info
-from qatc.compiler.names import Names
 from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 

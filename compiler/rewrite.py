@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 
 Rule = Callable[[QuantGraph, Node], bool]
 

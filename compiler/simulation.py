@@ -22,10 +22,10 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, file_name,
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import Tensor
 from qatc.compiler.model_io import read_proto
-from qatc.compiler.processor import may_saturate
 from qatc.compiler.qdq import QdqModel, to_qdq
 from qatc.compiler.quant import Array, dtype_range
-from qatc.compiler.runtime import RunnableModel, errors, version
+from qatc.compiler.runtime.processor import may_saturate
+from qatc.compiler.runtime.sessions import RunnableModel, errors, version
 
 # Between a rounding and the tensor that carries the rounded value: operators that do not change the shape.
 _AFTER_ROUNDING: Final = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qatc.compiler.graph import Node, QuantGraph, shape_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 
 
 @dataclass(frozen=True)

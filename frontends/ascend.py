@@ -18,7 +18,7 @@ import onnx
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, is_constant, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_name

@@ -14,7 +14,7 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.vendor import count, data_name, finish
 

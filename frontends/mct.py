@@ -18,7 +18,7 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq

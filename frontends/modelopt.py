@@ -11,7 +11,7 @@ from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.vendor import count, finish, refuse_formats

@@ -20,7 +20,7 @@ from onnx.helper import np_dtype_to_tensor_dtype as tensor_type
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.params import quantized_dtype

@@ -29,9 +29,9 @@ import onnx
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import QuantGraph
+from qatc.compiler.model.tensors import TensorError, TensorReader
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.tensor_io import TensorError, TensorReader
 from qatc.frontends import aimet, sophgo
 from qatc.frontends.common import external
 from qatc.frontends.common.external import Entry

@@ -17,7 +17,7 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Constant, Node, QuantGraph, is_constant, shape_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.frontends.common import grid, standard
 from qatc.frontends.common.params import constant_input, make_params

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from qatc.compiler.diagnostics import CompileError as CompileError
     from qatc.compiler.diagnostics import Diagnostic as Diagnostic
     from qatc.compiler.diagnostics import Severity as Severity
-    from qatc.compiler.driver import compile_model as compile_model
-    from qatc.compiler.driver import inspect_model as inspect_model
+    from qatc.compiler.driver.compile import compile_model as compile_model
+    from qatc.compiler.driver.compile import inspect_model as inspect_model
     from qatc.compiler.evaluation import evaluate_package as evaluate_package
     from qatc.compiler.result import CompileResult as CompileResult
     from qatc.compiler.result import Evaluation as Evaluation
     from qatc.compiler.result import Inspection as Inspection
-    from qatc.compiler.verify_package import PackageCheck as PackageCheck
-    from qatc.compiler.verify_package import verify_package as verify_package
+    from qatc.compiler.verify.package import PackageCheck as PackageCheck
+    from qatc.compiler.verify.package import verify_package as verify_package
 
 _ROOT = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib takes longer to load than all of this
 if not os.path.isdir(os.path.join(_ROOT, "compiler")):  # noqa: PTH112, PTH118
@@ -45,13 +45,13 @@ _HOMES = {
     "Diagnostic": "qatc.compiler.diagnostics",
     "Evaluation": "qatc.compiler.result",
     "Inspection": "qatc.compiler.result",
-    "PackageCheck": "qatc.compiler.verify_package",
+    "PackageCheck": "qatc.compiler.verify.package",
     "Severity": "qatc.compiler.diagnostics",
     "compare_package": "qatc.compiler.compare",
-    "compile_model": "qatc.compiler.driver",
+    "compile_model": "qatc.compiler.driver.compile",
     "evaluate_package": "qatc.compiler.evaluation",
-    "inspect_model": "qatc.compiler.driver",
-    "verify_package": "qatc.compiler.verify_package",
+    "inspect_model": "qatc.compiler.driver.compile",
+    "verify_package": "qatc.compiler.verify.package",
 }
 
 __all__ = [

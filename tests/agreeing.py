@@ -13,7 +13,7 @@ from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from tests.graphs import net, stripped
 
 _AROUND = (Quantize, Dequantize)

@@ -118,8 +118,8 @@ def guided(arguments: list[str], *, verify: bool) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["qatc"]):
-        import qatc.compiler.assemble
-        import qatc.compiler.driver  # noqa: F401
+        import qatc.compiler.driver.assemble
+        import qatc.compiler.driver.compile  # noqa: F401
     start = Path(tempfile.mkdtemp(prefix="qatc-seeds-"))
     for index, data in enumerate(seeds()):
         (start / str(index)).write_bytes(data)

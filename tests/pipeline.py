@@ -18,7 +18,7 @@ from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from tests.graphs import normalise
 
 Values = Mapping[str, np.ndarray]

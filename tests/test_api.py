@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import qatc
-from qatc.compiler.keywords import CompileKeywords, breach
-from qatc.compiler.options import CompileOptions
+from qatc.compiler.driver.keywords import CompileKeywords, breach
+from qatc.compiler.driver.options import CompileOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONS = ["compile_model", "inspect_model", "verify_package", "compare_package", "evaluate_package"]

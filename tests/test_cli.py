@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qatc import _version, cli
-from qatc.compiler import driver
 from qatc.compiler.command import arguments
 from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, Severity, fail
-from qatc.compiler.options import CompileOptions
+from qatc.compiler.driver import compile as driver
+from qatc.compiler.driver.options import CompileOptions
 from qatc.compiler.result import CompileResult, Inspection
 from tests import fake_results as fake
 from tests.fake_results import validate
@@ -120,7 +120,7 @@ def test_limits_are_those_of_the_verification() -> None:
 
 
 def test_calibration_methods_are_those_of_the_calibration() -> None:
-    from qatc.compiler.histogram import METHODS
+    from qatc.compiler.calibration.histogram import METHODS
 
     assert sorted(arguments.METHODS) == sorted(METHODS)
 

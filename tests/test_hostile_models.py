@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from qatc import CompileError, compile_model
-from qatc.compiler import runtime
 from qatc.compiler.result import CompileResult
+from qatc.compiler.runtime import sessions as runtime
 from tests.hostile_models import NAMES, SECRET, Hostile, named, saved
 from tests.hostile_protos import ALL as CASES
 

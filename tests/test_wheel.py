@@ -78,7 +78,7 @@ def test_commands(wheel: Path, names: set[str]) -> None:
 def test_imports_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     with ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    script = "import qatc, qatc.cli, qatc.compiler.driver; print(qatc.__file__); print(qatc.__version__)"
+    script = "import qatc, qatc.cli, qatc.compiler.driver.compile; print(qatc.__file__); print(qatc.__version__)"
     command = [sys.executable, "-c", script]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}

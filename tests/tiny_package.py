@@ -27,7 +27,7 @@ from qatc.compiler.package import (
 )
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Port, TensorRecord
-from qatc.compiler.verify_package import PackageCheck
+from qatc.compiler.verify.package import PackageCheck
 
 PARAMS = QuantParams.per_tensor(0.5, 128)
 INPUTS = [Port("x", "float32", ("n", 4))]

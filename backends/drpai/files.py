@@ -17,7 +17,7 @@ from qatc.compiler.passes.later import bring_down
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.result import Json, Port
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 
 _SEED: Final = 41264126  # of the vendor's own script: equal inputs give comparable results
 _SUFFIX: Final = {"float32": "_fp32", "float16": "_fp16", "int64": "_int64", "int32": ""}

@@ -18,8 +18,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from qatc.backends.onnx.saturation import signed_bytes, wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
+from qatc.compiler.model.names import Names
 from qatc.compiler.model_io import attribute_proto
-from qatc.compiler.names import Names
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import SPILL_AT
 

@@ -17,11 +17,11 @@ from qatc.compiler.compare.measure import Measure, measure
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable, some_of
-from qatc.compiler.golden import GoldenTensor, golden_tensors
+from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.boundary import Exact, exact_at
 
 _MOST_CAUSES: Final = 12  # tensors with an error of their own whose cause is looked for, in a sample

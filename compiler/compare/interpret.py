@@ -12,7 +12,7 @@ import numpy as np
 
 from qatc.compiler.compare.dump import Entry
 from qatc.compiler.damaged import ARCHIVE
-from qatc.compiler.golden import GoldenTensor
+from qatc.compiler.golden.tensors import GoldenTensor
 from qatc.compiler.quant import Array, QuantParams
 
 _WORD: Final = 4  # bytes: devices like to dump one element a word

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from qatc.compiler.golden import GoldenTensor
+from qatc.compiler.golden.tensors import GoldenTensor
 from qatc.compiler.integer import IntegerGraph
 
 _NUMBER: Final = re.compile(r"(?:tensor|t)?[_-]?(\d{1,9})", re.IGNORECASE)

@@ -10,11 +10,11 @@ from typing import Any, Final
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.diagnostics import CompileError, Severity, fail, printable
 from qatc.compiler.integer import IntegerGraph
-from qatc.compiler.integer_file import INTEGER_JSON
+from qatc.compiler.package.integer_file import INTEGER_JSON
 from qatc.compiler.package.read import read_json
+from qatc.compiler.package.stored import TROUBLE, read_graph, read_samples
 from qatc.compiler.quant import Array
-from qatc.compiler.stored import TROUBLE, read_graph, read_samples
-from qatc.compiler.verify_package import verify_package
+from qatc.compiler.verify.package import verify_package
 
 _AGAIN: Final = "compile the model again with this version of qatc"
 

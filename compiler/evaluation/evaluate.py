@@ -25,10 +25,10 @@ from qatc.compiler.evaluation.runs import (
 )
 from qatc.compiler.evaluation.source import find_source, open_source
 from qatc.compiler.evaluation.values import TARGETS, Dataset, Loader, Ports
+from qatc.compiler.package.stored import read_ports
 from qatc.compiler.result import Evaluation, EvaluationRun, Score
-from qatc.compiler.runtime import open_file, version
+from qatc.compiler.runtime.sessions import open_file, version
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.stored import read_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

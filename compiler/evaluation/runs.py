@@ -14,7 +14,7 @@ from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute_op
 from qatc.compiler.result import Port
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.simulation import Simulation
 
 FLOAT: Final = "float"

@@ -85,7 +85,7 @@ def _real(opened: OpenPackage, sample: Mapping[str, Array], simulation: Simulati
 
 
 def _normalized(path: Path, options: Mapping[str, Any], refused: CompileError | None) -> Simulation:
-    from qatc.compiler.driver import simulate_model
+    from qatc.compiler.driver.compile import simulate_model
 
     dialect = str(options.get("dialect", "auto"))
     shapes: Mapping[str, Any] = options.get("shapes", {})

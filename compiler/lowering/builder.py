@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from qatc.compiler.integer import IntegerGraph, Op, Shape, Tensor, integer_tensor
-from qatc.compiler.names import Names
+from qatc.compiler.model.names import Names
 from qatc.compiler.quant import Array, QuantParams, dtype_name
 
 

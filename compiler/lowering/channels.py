@@ -15,8 +15,8 @@ import numpy as np
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
-from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.affine import Place, affine_of
 from qatc.compiler.passes.products import Vector, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds

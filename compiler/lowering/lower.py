@@ -17,7 +17,6 @@ import onnx
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
 from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, MatMul, Move, Rescale, Softmax
-from qatc.compiler.links import label_of
 from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
@@ -25,6 +24,7 @@ from qatc.compiler.lowering.normalization import normalization, unasked, unoffer
 from qatc.compiler.lowering.reductions import is_noise, summed
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.passes.propagate import clamp_bounds

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_accumulator
-from qatc.compiler.links import label_of
 from qatc.compiler.lowering.operands import Operands, sixteen_bits
 from qatc.compiler.lowering.state import Reason, State
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 from qatc.compiler.windows import sized_window

@@ -9,9 +9,9 @@ import numpy as np
 
 from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import LayerNorm, Softmax
-from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
 from qatc.compiler.lowering.unrolled import Unrolled, unrolled
+from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.target import OPTIONAL_OPERATORS
 

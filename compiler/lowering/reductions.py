@@ -16,8 +16,8 @@ import numpy as np
 
 from qatc.compiler.graph import Node, Tensor, shape_of
 from qatc.compiler.integer import MatMul, Move, Shape
-from qatc.compiler.links import label_of
 from qatc.compiler.lowering.state import State
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import LAYOUT, MAXIMA, axis_through, is_value_blind
 from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
 from qatc.compiler.passes.training import trains

@@ -17,9 +17,9 @@ import onnx
 import onnx.defs
 
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
+from qatc.compiler.model.protos import all_nodes, domain_of
 from qatc.compiler.passes.modernize import OPSET
-from qatc.compiler.protos import all_nodes, domain_of
 
 _QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})

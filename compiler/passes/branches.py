@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
+from qatc.compiler.model.protos import captured_names, domain_of
 from qatc.compiler.model_io import CAPTURES, captures_of, dims_of
 from qatc.compiler.passes.modernize import OPSET, UPGRADE
-from qatc.compiler.protos import captured_names, domain_of
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import sweep
 

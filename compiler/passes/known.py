@@ -8,10 +8,10 @@ import onnx.defs
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
-from qatc.compiler.links import label_of
-from qatc.compiler.node_check import NodeChecker
+from qatc.compiler.model.links import label_of
+from qatc.compiler.model.node_check import NodeChecker
+from qatc.compiler.model.protos import domain_of
 from qatc.compiler.passes.bodies import inner_nodes
-from qatc.compiler.protos import domain_of
 
 _DOMAINS: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _OWN: Final = frozenset({FAKE_QUANT, REQUANTIZE})

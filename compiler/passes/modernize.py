@@ -36,7 +36,7 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
-from qatc.compiler.links import label_of, relink
+from qatc.compiler.model.links import label_of, relink
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import Mac, Vector, mac_of
 from qatc.compiler.passes.propagate import clamp_bounds

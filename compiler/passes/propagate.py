@@ -18,7 +18,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.movement import (
     LAYOUT,

@@ -14,7 +14,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Node, QuantGraph, Tensor
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_value_blind
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import release

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}

@@ -19,8 +19,8 @@ import onnx
 import onnx.numpy_helper
 
 from qatc.compiler.graph import Constant, QuantGraph, Variable
-from qatc.compiler.links import relink
-from qatc.compiler.protos import all_bodies, tensors_of
+from qatc.compiler.model.links import relink
+from qatc.compiler.model.protos import all_bodies, tensors_of
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import release
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import numpy as np
 
 from qatc.compiler.diagnostics import fail
-from qatc.compiler.protos import domain_of
+from qatc.compiler.model.protos import domain_of
 from qatc.compiler.quant import Array
 from qatc.compiler.reference.moves import MOVES, Call
 from qatc.compiler.reference.resize import resize_nearest

@@ -12,7 +12,7 @@ from qatc.compiler.report import text
 from qatc.compiler.result import CompileResult, TensorCheck, Verification
 
 if TYPE_CHECKING:
-    from qatc.compiler.verify_package import PackageCheck
+    from qatc.compiler.verify.package import PackageCheck
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qatc.compiler.backend import Backend
     from qatc.compiler.frontend import Frontend
     from qatc.compiler.target import Target
-    from qatc.compiler.verify_package import PackageCheck
+    from qatc.compiler.verify.package import PackageCheck
 
 
 # -- verify --------------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import onnx
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.diagnostics import counted, fail
 from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, LayerNorm, Op, Pool, Softmax
-from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute_op
-from qatc.compiler.runtime import RunnableModel, errors, version
+from qatc.compiler.runtime.processor import flattened
+from qatc.compiler.runtime.sessions import RunnableModel, errors, version
 from qatc.compiler.verify.boundary import exact_at
 from qatc.compiler.verify.tally import Tally
 

@@ -16,11 +16,11 @@ import onnx
 
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.integer import Conv, IntegerGraph, MatMul
-from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
 from qatc.compiler.result import TensorCheck
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.processor import flattened
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.deployed import PackageCheck
 from qatc.compiler.verify.proof import BUDGET, stages
 from qatc.compiler.verify.tally import Tally

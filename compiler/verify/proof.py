@@ -12,7 +12,7 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counte
 from qatc.compiler.integer import Dequantize, IntegerGraph, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.result import OutputCheck, TensorCheck, Verification
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.deployed import Emitted, PackageCheck, Replay
 from qatc.compiler.verify.ends import Outputs, deployed_inputs

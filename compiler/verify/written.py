@@ -17,11 +17,11 @@ import onnx
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Dequantize, IntegerGraph, Op
-from qatc.compiler.processor import is_exact
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute, execute_op
 from qatc.compiler.result import OutputCheck, TensorCheck
-from qatc.compiler.runtime import RunnableModel, errors, version
+from qatc.compiler.runtime.processor import is_exact
+from qatc.compiler.runtime.sessions import RunnableModel, errors, version
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.ends import deployed_inputs, looks_like_scores
 from qatc.compiler.verify.tally import Tally

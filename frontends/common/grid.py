@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, Integers, QuantParams

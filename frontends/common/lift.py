@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, is_constant, value_of
-from qatc.compiler.links import label_of, unlink
+from qatc.compiler.model.links import label_of, unlink
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.movement import is_movement, is_value_blind, joined
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range

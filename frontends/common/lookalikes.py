@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import Array

@@ -14,7 +14,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import DTYPES, LARGEST, SMALLEST, Array, QuantParams, dtype_name, dtype_range
 
 _HINT_SCALE: Final = (

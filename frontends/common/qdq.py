@@ -15,7 +15,7 @@ import numpy as np
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.frontends.common.vendor import data_name
 

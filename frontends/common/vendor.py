@@ -12,7 +12,7 @@ import numpy as np
 from qatc.compiler.diagnostics import counted
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.links import label_of, relink
+from qatc.compiler.model.links import label_of, relink
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, infer_shapes, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.common.vendor import container, grid_behind
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import counted
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
 from qatc.frontends.common import qdq

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
-from qatc.compiler.links import label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q

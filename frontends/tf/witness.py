@@ -16,7 +16,7 @@ import onnx
 from qatc.compiler.diagnostics import Diagnostic, Severity, printable
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import Array
-from qatc.compiler.runtime import RunnableModel, errors
+from qatc.compiler.runtime.sessions import RunnableModel, errors
 
 _LIMIT: Final = 0.1  # of the root mean square of an output; another layout or padding is off by about 1
 _SEED: Final = 0

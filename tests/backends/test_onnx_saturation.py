@@ -14,9 +14,9 @@ from qatc.backends.onnx.saturation import wide_form
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.integer import Clamped, Conv, MatMul
-from qatc.compiler.processor import flattened
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute
+from qatc.compiler.runtime.processor import flattened
 from tests.backends.emitting import Net, emitted, integers, run_model
 
 pytestmark = pytest.mark.usefixtures("exact_runtime")

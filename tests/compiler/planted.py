@@ -16,7 +16,7 @@ from qatc.compiler.compare.package import OpenPackage
 from qatc.compiler.integer import Clamped, Conv, Lookup, MatMul, Op, Pool, Quantize
 from qatc.compiler.quant import dtype_range
 from qatc.compiler.reference import accumulate, execute_op
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 
 EVALUATE = OrtEvaluator()
 Values = Mapping[str, np.ndarray]

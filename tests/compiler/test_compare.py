@@ -21,7 +21,7 @@ from qatc import CompileError, compare_package, compile_model
 from qatc.compiler.compare.dump import Entry
 from qatc.compiler.compare.interpret import Place, interpret
 from qatc.compiler.compare.package import OpenPackage, open_package
-from qatc.compiler.golden import GoldenTensor, golden_tensors
+from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Op
 from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import QuantParams

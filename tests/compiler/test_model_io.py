@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import Constant, QuantGraph, infer_shapes
 from qatc.compiler.model_io import Source, load
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from tests.graphs import to_model
 
 

@@ -10,8 +10,8 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qatc.compiler import processor
 from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.runtime import processor
 from qatc.compiler.simulation import Simulation, open_simulation
 from tests.compiler.verify.cases import (
     RESNET,

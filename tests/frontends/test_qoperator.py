@@ -15,8 +15,8 @@ from qatc import compile_model
 from qatc.compiler.diagnostics import Severity
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
-from qatc.compiler.processor import flattened
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.runtime.processor import flattened
 from qatc.frontends.qoperator import FRONTEND, MICROSOFT
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Layer, Network

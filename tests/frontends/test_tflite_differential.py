@@ -19,7 +19,7 @@ from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.frontends import tensorflow
 from tests.tflite_file import Stored, stored_tensors
 

@@ -13,7 +13,7 @@ from qatc.compiler.compare.products import product_guesses, raw_guesses
 from qatc.compiler.compare.setting import Setting
 from qatc.compiler.integer import Conv, MatMul
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from tests.compiler.reference.nets import EXACT, Net
 
 OUT = QuantParams.per_tensor(0.5, 0, "int8")

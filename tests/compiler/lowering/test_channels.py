@@ -18,7 +18,7 @@ from qatc.compiler.integer import Conv, Elementwise, IntegerGraph, Rescale
 from qatc.compiler.lowering import lower
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.reference import execute
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from tests.agreeing import lowered_net, reasons
 from tests.graphs import expect, stripped
 

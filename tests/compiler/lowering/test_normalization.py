@@ -17,7 +17,7 @@ from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.reference import execute, execute_op
 from qatc.compiler.target import Target, load_target, wanted_operators
-from tests.compiler.test_integer_file import same, through_json
+from tests.compiler.package.test_integer_file import same, through_json
 from tests.graphs import expect, net, stripped
 
 BOTH = frozenset({"Softmax", "LayerNorm"})

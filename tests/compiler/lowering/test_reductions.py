@@ -18,7 +18,7 @@ from qatc.backends.onnx import BACKEND
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.integer import Float, IntegerGraph, MatMul, Pool
 from qatc.compiler.reference import execute
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import verify
 from tests.pipeline import integer

@@ -19,7 +19,7 @@ from qatc.compiler.arithmetic import PROFILES, get_profile
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Conv, Float, IntegerGraph, MatMul
 from qatc.compiler.reference import execute
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import check, verify
 from qatc.compiler.verify.boundary import ExactSign, exact_at

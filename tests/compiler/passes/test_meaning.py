@@ -19,7 +19,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference import execute
-from qatc.compiler.runtime import OrtEvaluator, RunnableModel
+from qatc.compiler.runtime.sessions import OrtEvaluator, RunnableModel
 from tests.pipeline import canonical, folded, passes, rounded_tensors, simulate
 from tests.random_models import models, random_input
 

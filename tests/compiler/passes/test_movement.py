@@ -14,7 +14,7 @@ from qatc.compiler.graph import Constant, Node, Variable
 from qatc.compiler.model_io import node_proto
 from qatc.compiler.passes.movement import axis_through, is_movement, move_constant, on_grid, pad_value, params_through
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 
 GRID = QuantParams.per_tensor(0.25, 100, "uint8")
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)

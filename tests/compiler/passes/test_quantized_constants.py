@@ -8,7 +8,7 @@ import pytest
 
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.passes.propagate import propagate
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from tests.graphs import net, stripped
 
 WEIGHT = "int8[2,2] wq = {1, 2, 3, 4}"

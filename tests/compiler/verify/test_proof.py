@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from qatc.compiler import runtime
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import CompileError
@@ -29,7 +28,8 @@ from qatc.compiler.integer import (
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.result import Verification
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime import sessions as runtime
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import Limits, check, deployed, verify
 from qatc.compiler.verify.optimized import Drift, OptimizedCheck

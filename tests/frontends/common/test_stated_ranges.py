@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qatc.compiler.diagnostics import CompileError, Severity
+from qatc.compiler.driver.options import parse_ranges
 from qatc.compiler.frontend import FrontendOptions, RangeOverride
 from qatc.compiler.graph import QuantGraph
-from qatc.compiler.options import parse_ranges
 from qatc.frontends import pytorch
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder

@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.runtime import RunnableModel
+from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.frontends import tensorflow
 from qatc.frontends.tf.gemms import sums_from_gemms
 from tests.graphs import loaded, net, to_model

@@ -19,9 +19,9 @@ keras: Any = pytest.importorskip("tf_keras")
 
 from qatc import CompileError, compile_model, inspect_model  # noqa: E402
 from qatc.compiler.arithmetic import get_profile  # noqa: E402
+from qatc.compiler.package.stored import read_graph  # noqa: E402
 from qatc.compiler.reference import execute  # noqa: E402
-from qatc.compiler.runtime import OrtEvaluator  # noqa: E402
-from qatc.compiler.stored import read_graph  # noqa: E402
+from qatc.compiler.runtime.sessions import OrtEvaluator  # noqa: E402
 from qatc.frontends.tf.convert import convert  # noqa: E402
 from qatc.frontends.tf.load import load_keras  # noqa: E402
 

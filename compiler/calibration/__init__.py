@@ -1,0 +1,1 @@
+"""Calibration: the ranges that an exporter left out, from representative inputs."""

@@ -1,0 +1,254 @@
+"""Calibration: the ranges that an exporter left out, from representative inputs.
+
+The simulation runs over the data batch by batch; of each tensor only a histogram is kept. Zero is always part of a
+range, so that padding and Relu stay exact.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from zipfile import ZipFile
+
+import numpy as np
+
+from qatc.compiler.budget import active
+from qatc.compiler.calibration.histogram import METHODS, Histogram, Range, grid_of
+from qatc.compiler.damaged import ARRAY, looking, reason
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.result import Port
+from qatc.compiler.samples import Feeds, as_port, check_fits, describe, read_array
+from qatc.compiler.simulation import Simulation
+
+_BATCH: Final = 16  # samples run together at most
+_BATCH_BYTES: Final = 1 << 22  # of inputs run together; activations take a multiple of it
+_SUFFIXES: Final = (".npy", ".npz")
+
+
+def calibrate(
+    simulation: Simulation,
+    tensors: Sequence[str],
+    data: CalibrationData,
+    method: str = "minmax",
+    *,
+    dtype: str = "uint8",
+    symmetric: bool = False,
+) -> dict[str, QuantParams]:
+    """Per-tensor grids for `tensors`, found from what they hold while the model runs over `data`.
+
+    Args:
+        simulation: the model; `tensors` are names of its tensors.
+        tensors: what to find ranges for.
+        data: representative inputs (see `read_data`).
+        method: "minmax", "percentile" (99.99 %), "entropy" or "mse".
+        dtype: element type of the grids.
+        symmetric: whether the zero point lies in the middle.
+
+    Raises:
+        CompileError: QAT007 for an unknown method, QAT008 for data that do not fit or make a tensor infinite or NaN,
+            QAT403 where the model cannot be run.
+    """
+    find = METHODS.get(method)
+    if find is None:
+        close = difflib.get_close_matches(method, METHODS, 1)
+        known = f"known are {', '.join(METHODS)}"
+        hint = f"did you mean {close[0]}? {known}" if close else known
+        raise CompileError([Diagnostic("QAT007", f"unknown calibration method {printable(method)}", hint=hint)], 2)
+    seen = {name: Histogram() for name in tensors}
+    for feeds in data:
+        for name, values in simulation.run(feeds, tensors).items():
+            if not np.isfinite(values).all():
+                raise fail(
+                    "QAT008",
+                    f"the calibration data make {name} infinite or NaN",
+                    tensor=name,
+                    hint="feed data preprocessed as in training",
+                )
+            seen[name].add(values)
+
+    def grid(span: Range) -> QuantParams:
+        return grid_of(span, dtype, symmetric=symmetric)
+
+    return {name: grid(find(each, grid)) for name, each in seen.items()}
+
+
+# -- data ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Representative inputs in files, read a batch at a time; iterating yields what to feed, and can be repeated.
+
+    Attributes:
+        files: .npy and .npz files in the order they are read.
+        ports: the model's inputs.
+        shapes: input name -> pinned shape.
+    """
+
+    files: tuple[Path, ...]
+    ports: tuple[Port, ...]
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
+
+    def __iter__(self) -> Iterator[Feeds]:
+        for path in self.files:
+            found = Diagnostics()
+            arrays = self._arrays(path, found)
+            found.check()
+            yield from self._batches(path, arrays)
+
+    def _arrays(self, path: Path, found: Diagnostics) -> dict[str, Array]:
+        """The arrays of one file by input name."""
+        if path.suffix == ".npy":
+            array = read_array(path, found)
+            if len(self.ports) != 1:
+                names = ", ".join(printable(p.name) for p in self.ports)
+                found.error(
+                    "QAT008",
+                    f"{path} holds one array, the model has {len(self.ports)} inputs: {names}",
+                    hint="save an .npz with one array per input: numpy.savez(path, name=array, ...)",
+                )
+            return {} if array is None else {self.ports[0].name: array}
+        try:
+            with ZipFile(path) as archive:  # what it says is what is unpacked at most
+                size = sum(member.file_size for member in archive.infolist())
+            active().ask(size, f"unpacking {printable(path.name)}", "give calibration data in several smaller files")
+            with np.load(path, allow_pickle=False) as arrays:
+                members = {name: arrays[name] for name in arrays.files}
+        except ARRAY as error:
+            message = f"cannot read {printable(str(path))}: {reason(error)}"
+            found.error("QAT008", message, hint="save the arrays with numpy.savez")
+            return {}
+        return self._named(path, members, found)
+
+    def _named(self, path: Path, members: dict[str, Array], found: Diagnostics) -> dict[str, Array]:
+        names = [p.name for p in self.ports]
+        positional = [f"arr_{i}" for i in range(len(names))]  # what numpy.savez calls unnamed arrays
+        if sorted(members) == positional:
+            return {name: members[key] for name, key in zip(names, positional, strict=True)}
+        if set(members) != set(names):
+            have, want = ", ".join(map(printable, members)), ", ".join(map(printable, names))
+            found.error(
+                "QAT008",
+                f"{path} holds the arrays {have or '(none)'}; the model's inputs are {want}",
+                hint="save one array per input under the input's name",
+            )
+            return {}
+        return {name: members[name] for name in names}
+
+    def _batches(self, path: Path, arrays: dict[str, Array]) -> Iterator[Feeds]:
+        counts = {name: self._count(path, self._port(name), array) for name, array in arrays.items()}
+        if len({count for count, _ in counts.values()}) != 1:
+            listed = ", ".join(f"{printable(n)}: {c}" for n, (c, _) in counts.items())
+            raise fail(
+                "QAT008",
+                f"the arrays of {path} have different numbers of batches ({listed})",
+                hint="every input needs the same number of samples along its first axis",
+            )
+        total = next(iter(counts.values()))[0]
+        step = min((size for _, size in counts.values() if size), default=1)
+        for start in range(0, total, step):
+            feeds: Feeds = {}
+            found = Diagnostics()
+            for name, array in arrays.items():
+                port = self._port(name)
+                batch = self._slice(port, array, start, min(step, total - start))
+                if check_fits(port, batch, found, str(path), self.shapes):
+                    feeds[name] = as_port(port, batch)
+            found.check()
+            yield feeds
+
+    def _port(self, name: str) -> Port:
+        return next(p for p in self.ports if p.name == name)
+
+    def _dims(self, port: Port) -> Sequence[int | str | None]:
+        dims = self.shapes.get(port.name) or port.shape
+        if dims is None:
+            raise fail(
+                "QAT009",
+                "the input has no declared shape",
+                tensor=port.name,
+                hint=f"pin it: -s {port.name}=1,3,224,224",
+            )
+        return dims
+
+    def _count(self, path: Path, port: Port, array: Array) -> tuple[int, int]:
+        """How many units the array holds, and how many are fed at once: samples where the batch is free, else feeds."""
+        dims = self._dims(port)
+        if array.ndim == len(dims) - 1:
+            return 1, 1
+        if array.ndim == len(dims) + 1:
+            return array.shape[0], 1
+        if array.ndim != len(dims):
+            raise self._wrong(path, port, array, f"the rank is {array.ndim}, not {len(dims)}")
+        if not dims:
+            return 1, 1
+        if isinstance(dims[0], int):
+            if not array.shape[0] or array.shape[0] % dims[0]:
+                raise self._wrong(path, port, array, f"the first axis is no multiple of the batch, {dims[0]}")
+            return array.shape[0] // dims[0], 1
+        if not array.shape[0]:
+            raise self._wrong(path, port, array, "it has no samples")
+        size = max(1, array[:1].nbytes)
+        return array.shape[0], max(1, min(_BATCH, _BATCH_BYTES // size))
+
+    def _wrong(self, path: Path, port: Port, array: Array, why: str) -> CompileError:
+        return fail(
+            "QAT008",
+            f"{path} holds {array.dtype} {list(array.shape)}: {why}",
+            tensor=port.name,
+            hint=f"the input is {describe(port)}; the first axis of the data counts samples",
+        )
+
+    def _slice(self, port: Port, array: Array, start: int, count: int) -> Array:
+        dims = self._dims(port)
+        if array.ndim < len(dims):
+            return array[None]
+        if array.ndim > len(dims):
+            return np.asarray(array[start])
+        if not dims:
+            return array
+        unit = dims[0] if isinstance(dims[0], int) else 1
+        return array[start * unit : (start + count) * unit]
+
+
+def read_data(path: Path, ports: Sequence[Port], shapes: Mapping[str, Sequence[int]] | None = None) -> CalibrationData:
+    """The representative inputs at `path`.
+
+    An .npy file holds samples of the only input along its first axis (or one more axis in front); an .npz file one such
+    array per input, under the input's name; a folder any number of either, read in the order of their names.
+
+    Raises:
+        CompileError: QAT008 where there is no such file or nothing in the folder. What does not fit the model is QAT008
+            too, raised while the data are read.
+    """
+    with looking("QAT008", path, "check the path and its permissions"):
+        files = _files(path, "; ".join(f"{printable(p.name)}: {describe(p)}" for p in ports))
+    return CalibrationData(files, tuple(ports), dict(shapes or {}))
+
+
+def _files(path: Path, expected: str) -> tuple[Path, ...]:
+    """The files with data at `path`; `expected` says what arrays of the inputs look like."""
+    if path.is_dir():
+        files = tuple(sorted(f for f in path.iterdir() if f.suffix in _SUFFIXES and f.is_file()))
+        if not files:
+            raise fail(
+                "QAT008",
+                f"the folder {path} has no .npy or .npz file",
+                hint=f"save arrays for the inputs {expected}",
+            )
+        return files
+    if path.is_file():
+        if path.suffix not in _SUFFIXES:
+            raise fail(
+                "QAT008",
+                f"{path} is neither an .npy nor an .npz file",
+                hint=f"save arrays for the inputs {expected}",
+            )
+        return (path,)
+    raise fail(
+        "QAT008", f"{path} does not exist", hint=f"give an .npy, an .npz or a folder of them; inputs: {expected}"
+    )

@@ -1,0 +1,160 @@
+"""What a compile is told: the options of the command line, checked, and what the package records of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, printable
+from qatc.compiler.driver.keywords import breach
+from qatc.compiler.frontend import RangeOverride
+from qatc.compiler.graph import QuantGraph, Variable, shape_of
+from qatc.compiler.result import Json
+from qatc.compiler.target import read_toml
+
+_FILES: Final = ("calibrate", "ranges", "sign", "certificate")  # given as a path or as text
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """What a compile is told; names and meanings as the command line's (docs/cli.md)."""
+
+    qat: bool = False
+    dialect: str = "auto"
+    output: Path | None = None
+    target: str = "onnx"
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict[str, Sequence[int]])
+    inputs: Sequence[tuple[str, Path]] = ()
+    samples: int = 1
+    seed: int = 0
+    calibrate: Path | None = None
+    calibration_method: str = "minmax"
+    io: str = "float"
+    require_integer: bool = False
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    verify: bool = True
+    quant_range: str | None = None
+    ranges: Path | None = None
+    arithmetic: str | None = None
+    golden: bool = False
+    golden_header: bool = False
+    explain: bool = False
+    max_memory: int | str | None = None
+    sign: Path | None = None
+    certificate: Path | None = None
+
+    @classmethod
+    def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
+        """The options of a call. CompileError (QAT007, exit code 2) for unknown names and values of another kind."""
+        known = {f.name for f in dataclasses.fields(cls)} - {"output"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            hint = f"known are {', '.join(sorted(known))}"
+            raise CompileError([Diagnostic("QAT007", f"unknown option {unknown[0]}", hint=hint)], 2)
+        wrong = [
+            Diagnostic("QAT007", f"the option {name} is {printable(repr(value))}", hint=f"it has to be {wanted}")
+            for name, value in options.items()
+            if (wanted := breach(name, value)) is not None
+        ]
+        if wrong:
+            raise CompileError(wrong, 2)
+        chosen: dict[str, Any] = {
+            name: Path(value) if name in _FILES and value else value for name, value in options.items()
+        }
+        if "inputs" in chosen:
+            given = chosen["inputs"]
+            pairs: Any = cast("Mapping[str, Any]", given).items() if isinstance(given, Mapping) else given
+            chosen["inputs"] = [(name, Path(path)) for name, path in pairs]
+        if "target" in chosen:
+            chosen["target"] = os.fspath(chosen["target"])
+        return cls(**chosen, output=None if output is None else Path(output))
+
+    def recorded(self) -> dict[str, Json]:
+        """The options that shape the package: files by their bare names, nothing of this machine."""
+        chosen = dataclasses.asdict(self)
+        for name in ("output", "explain", "max_memory", "sign", "certificate"):
+            del chosen[name]
+        chosen["shapes"] = {name: list(shape) for name, shape in sorted(self.shapes.items())}
+        chosen["inputs"] = [[name, file_name(path)] for name, path in self.inputs]
+        for name in ("options", "tolerance"):
+            chosen[name] = dict(sorted(chosen[name].items()))
+        return {k: file_name(v) if isinstance(v, Path) else v for k, v in chosen.items()}
+
+
+def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs the shapes that the user pins; the shapes of the outputs follow from them.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 for unknown inputs and for shapes that contradict the model.
+    """
+    inputs = {t.name: t for t in graph.inputs}
+    wrong: list[Diagnostic] = []
+    for name, shape in shapes.items():
+        tensor = inputs.get(name)
+        if tensor is None:
+            hint = f"its inputs are {', '.join(printable(n) for n in inputs)}"
+            wrong.append(Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=hint))
+            continue
+        have = shape_of(tensor)
+        fits = have is None or (
+            len(have) == len(shape) and all(not isinstance(h, int) or h == s for h, s in zip(have, shape, strict=True))
+        )
+        if not fits or any(s <= 0 for s in shape):
+            message = f"the shape {list(shape)} does not fit the declared {list(have or ())}"
+            hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
+            wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))
+            continue
+        tensor.shape = list(shape)
+    if wrong:
+        raise CompileError(wrong, 2)
+    if shapes:
+        for output in graph.outputs:
+            if isinstance(output, Variable):
+                output.shape = None
+
+
+def parse_ranges(text: str | None) -> RangeOverride:
+    """`act=0..127,weight=-127..127`, or a TOML file with `act`, `weight` and a table `[tensors]` of such ranges.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 where it is written in another way.
+    """
+    if not text:
+        return RangeOverride()
+    stated: dict[str, Any]
+    if text.endswith(".toml"):
+        stated = read_toml(Path(text))
+        tensors = stated.pop("tensors", {})
+        if not isinstance(tensors, dict):
+            raise _unreadable("tensors", "it is no table")
+        stated.update({f"tensors.{name}": span for name, span in cast("dict[str, Any]", tensors).items()})
+    else:
+        parts = [(name.strip(), span) for name, _, span in (part.partition("=") for part in text.split(","))]
+        stated = dict(parts)
+        twice = [name for index, (name, _) in enumerate(parts) if name in dict(parts[:index])]
+        if twice:
+            raise _unreadable(text, f"{printable(twice[0])} has two ranges")
+    found: dict[str, tuple[int, int]] = {}
+    for name, span in stated.items():
+        low, dots, high = str(span).partition("..")
+        written = f"{name}={span}" if span or not name else name
+        if not dots or (name not in ("act", "weight") and not name.startswith("tensors.")):
+            raise _unreadable(written)
+        try:
+            found[name] = (int(low), int(high))
+        except ValueError as error:
+            raise _unreadable(written) from error
+        if int(low) > int(high):
+            raise _unreadable(written, "the smallest integer comes first")
+    listed = {n.removeprefix("tensors."): r for n, r in found.items() if n.startswith("tensors.")}
+    return RangeOverride(found.get("act"), found.get("weight"), listed)
+
+
+def _unreadable(text: str, why: str = "") -> CompileError:
+    hint = 'write --quant-range act=0..127,weight=-127..127, or in a TOML file act = "0..127" and a table [tensors]'
+    message = f"cannot read the quantization range {printable(text)!r}" + (f": {why}" if why else "")
+    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)

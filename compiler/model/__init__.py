@@ -1,0 +1,1 @@
+"""An untrusted ONNX model below the graph: its protobuf, nodes, names, tensors and shapes."""

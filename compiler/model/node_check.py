@@ -1,0 +1,158 @@
+"""Whether a node has the inputs, outputs and attributes that its operator asks for.
+
+Everything behind the loader may rely on it. Operators that onnx does not know are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, cast
+
+import numpy as np
+import onnx
+import onnx.defs
+from onnx import AttributeProto
+
+from qatc.compiler.model.links import Node
+from qatc.compiler.model.protos import BODIES, domain_of
+
+_SPARSE: Final = ("Loop", "Scan")  # their states may be absent
+_PYTHON: Final[dict[int, type | tuple[type, ...]]] = {
+    AttributeProto.FLOAT: (int, float),
+    AttributeProto.INT: int,
+    AttributeProto.STRING: (str, bytes),
+    AttributeProto.TENSOR: np.ndarray,
+    AttributeProto.GRAPH: onnx.GraphProto,
+}
+_LISTS: Final[dict[int, int]] = {
+    AttributeProto.FLOATS: AttributeProto.FLOAT,
+    AttributeProto.INTS: AttributeProto.INT,
+    AttributeProto.STRINGS: AttributeProto.STRING,
+}
+_KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What an operator's schema says, in plain Python: asking onnx for it is slow."""
+
+    inputs: tuple[int, int]  # fewest and most
+    outputs: int  # most
+    needed: tuple[tuple[int, str], ...]  # inputs that may not be absent: index and name
+    variadic: int | None  # the first of any number of inputs, none of which may be absent
+    required: frozenset[str]
+    kinds: Mapping[str, int]  # attribute -> AttributeProto type
+
+
+class NodeRecord(NamedTuple):
+    """A node of the file, taken out of its protobuf once: each look into one takes as long as a look-up in a dict."""
+
+    proto: onnx.NodeProto
+    op: str
+    domain: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: list[AttributeProto]
+    has_bodies: bool  # subgraphs, which may read tensors from outside
+
+    @classmethod
+    def of(cls, proto: onnx.NodeProto) -> NodeRecord:
+        """Everything but the name, which only messages need."""
+        domain = domain_of(proto.domain)
+        attributes = list(proto.attribute)
+        has_bodies = not BODIES.isdisjoint([a.type for a in attributes])
+        return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), attributes, has_bodies)
+
+
+class NodeChecker:
+    """Checks nodes of one model; `opsets` are the versions of the domains that it imports."""
+
+    def __init__(self, opsets: Mapping[str, int]) -> None:
+        self.opsets = opsets
+        self._forms: dict[str, _Form | None] = {}
+
+    def _form_of(self, op: str) -> _Form | None:
+        if op not in self._forms:
+            self._forms[op] = _form(op, self.opsets.get("", 1))
+        return self._forms[op]
+
+    def findings(self, node: NodeRecord) -> Iterator[str]:
+        """What is wrong with a node, in words; nothing where it is as its operator is defined."""
+        op = node.op
+        if not op:
+            yield "the node has no operator"
+        form = None if node.domain else self._form_of(op)
+        if form is None:
+            if not (node.inputs and node.inputs[0]):  # the data, of every operator that a dialect knows
+                yield f"{op} needs its first input"
+            return
+        yield from _wiring(form, op, node.inputs, len(node.outputs))
+        kinds = [(a.name, a.type) for a in node.attributes]
+        names = {name for name, _ in kinds}
+        if missing := form.required - names:
+            yield f"{op} needs the attribute {min(missing)}"
+        if len(names) < len(kinds):
+            yield f"{op} has an attribute twice"
+        for name, kind in kinds:
+            wanted = form.kinds.get(name, kind)
+            if kind not in (wanted, AttributeProto.UNDEFINED):
+                found = _KINDS.get(kind, "?")
+                yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
+
+    def findings_in(self, node: Node) -> Iterator[str]:
+        """The same for a node of the graph, which a frontend may have made of a vendor's."""
+        form = None if node.domain else self._form_of(node.op)
+        if form is None:
+            return
+        yield from _wiring(form, node.op, [t.name for t in node.inputs], len(node.outputs))
+        if missing := form.required - node.attrs.keys():
+            yield f"{node.op} needs the attribute {min(missing)}"
+        for name, value in node.attrs.items():
+            wanted = form.kinds.get(name)
+            if wanted is not None and not _is_of(value, wanted):
+                yield f"the attribute {name} of {node.op} is not of type {_KINDS[wanted]}"
+
+
+def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
+    fewest, most = form.inputs
+    count = len(inputs)
+    if not fewest <= count <= most:
+        span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        yield f"{op} takes {span} inputs, not {count}"
+    for index, name in form.needed:
+        if index < count and not inputs[index]:
+            yield f"{op} needs its input {name}"
+            break
+    if form.variadic is not None and "" in inputs[form.variadic :]:
+        yield f"{op} has an input without a name"
+    if outputs > form.outputs:
+        yield f"{op} has {form.outputs} outputs, not {outputs}"
+
+
+def _is_of(value: object, wanted: int) -> bool:
+    """Whether the Python value of an attribute may be written as an AttributeProto of type `wanted`."""
+    if wanted in _LISTS:
+        return isinstance(value, (list, tuple)) and all(
+            _is_of(element, _LISTS[wanted]) for element in cast("Sequence[object]", value)
+        )
+    return isinstance(value, _PYTHON.get(wanted, object))
+
+
+def _form(op: str, opset: int) -> _Form | None:
+    if not onnx.defs.has(op, opset, ""):
+        return None
+    schema = onnx.defs.get_schema(op, opset, "")
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return _Form(
+        (schema.min_input, schema.max_input),
+        schema.max_output,
+        tuple((i, p.name) for i, p in enumerate(schema.inputs) if p.option == single),
+        next((i for i, p in enumerate(schema.inputs) if p.option == variadic and op not in _SPARSE), None),
+        frozenset(name for name, a in schema.attributes.items() if a.required),
+        {
+            name: AttributeProto.AttributeType.Value(str(a.type).rpartition(".")[2])
+            for name, a in schema.attributes.items()
+        },
+    )

@@ -1,0 +1,1 @@
+"""ONNX Runtime as qatc uses it, and how models choose by processor."""
