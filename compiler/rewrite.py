@@ -19,6 +19,7 @@ Rules unlink nodes (`graph.bypass`) and insert new ones; the sweep removes the d
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -44,12 +45,12 @@ class Rules:
     name: str
     by_op: dict[tuple[str, str], list[Rule]] = field(default_factory=dict[tuple[str, str], list[Rule]])
 
-    def on(self, *ops: str, domain: str = "") -> Callable[[Rule], Rule]:
-        """Register a rule for operators of one domain; it returns whether it rewrote the node."""
+    def on(self, *ops: str, domain: str | tuple[str, ...] = "") -> Callable[[Rule], Rule]:
+        """Register a rule for operators of a domain, or of several; it returns whether it rewrote the node."""
 
         def register(rule: Rule) -> Rule:
-            for op in ops:
-                self.by_op.setdefault((domain, op), []).append(rule)
+            for key in itertools.product((domain,) if isinstance(domain, str) else domain, ops):
+                self.by_op.setdefault(key, []).append(rule)
             return rule
 
         return register

@@ -17,19 +17,20 @@ import numpy as np
 import onnx
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, is_constant, shape_of, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product, output_axis
-from qatc.compiler.quant import Array, QuantParams, dtype_name
+from qatc.compiler.quant import Array, dtype_name
 from qatc.frontends.common import qdq
-from qatc.frontends.common.params import constant_input, make_params
-from qatc.frontends.common.vendor import count, data_name, finish, grid, grid_behind, number
+from qatc.frontends.common.operands import constant_input, number, refuse
+from qatc.frontends.common.params import make_params
+from qatc.frontends.common.vendor import count, finish, grid, grid_behind
 
 _QUANT: Final = "AscendQuant"
 _DEQUANT: Final = "AscendDequant"
 _BACK: Final = "AscendAntiQuant"
 _WEIGHT: Final = "AscendWeightQuant"
+_WEIGHTS: Final = ("int4", "int8", "int16")
 _NAMES: Final = frozenset({_QUANT, _DEQUANT, _BACK, _WEIGHT})
 _FLOAT: Final = onnx.TensorProto.FLOAT
 _UPPER: Final = np.uint64(32)
@@ -50,7 +51,7 @@ def _quantize(graph: QuantGraph, node: Node) -> None:
     factor = factor * factor if node.attr("sqrt_mode", 0) else factor
     if bits is None or factor <= 0:
         what = f"{node.attr('dst_type')} numbers" if bits is None else f"a factor of {factor:.6g}"
-        graph.diagnostics.error("QAT103", f"AscendQuant makes {what}", node=label_of(node), tensor=data_name(node))
+        refuse(graph, node, "QAT103", f"AscendQuant makes {what}")
         return
     ends = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     params = grid(graph, node, np.asarray(1 / factor), np.asarray(offset), ends)
@@ -65,30 +66,32 @@ def _quantize(graph: QuantGraph, node: Node) -> None:
 
 def _bits(node: Node) -> int | None:
     """How wide the integers are: of AMCT's dst_type, or msModelSlim's quant_bit; None for other formats."""
-    kind = node.attr("dst_type", "INT8")
-    text = kind.decode() if isinstance(kind, bytes) else str(kind)
-    stated = node.attr("quant_bit", node.attr("quant_bits", {"INT4": 4, "INT8": 8, "INT16": 16}.get(text)))
+    named = {"INT4": 4, "INT8": 8, "INT16": 16}.get(str(node.attr("dst_type", "INT8")))
+    stated = node.attr("quant_bit", node.attr("quant_bits", named))
     return int(stated) if stated in (4, 8, 16) else None
 
 
 def _dequantize(graph: QuantGraph, node: Node) -> None:
     """AscendDequant: its scale goes into the weight that the product before reads, and into its bias."""
-    scale = _scale(graph, node)
-    product, bias = _product(graph, node)
+    scale, (product, biases) = _scale(graph, node), _product(graph, node)
     if scale is None:
         return
-    params = None if product is None else grid_behind(graph, product.inputs[0])
-    if product is None or params is None or params.is_per_channel or not _has_integer_weight(product):
+    data, weight = (None, None) if product is None else (grid_behind(graph, product.inputs[0]), product.inputs[1])
+    stored = value_of(weight)
+    dtype = "" if stored is None else dtype_name(stored.dtype)
+    if product is None or data is None or data.is_per_channel or stored is None or dtype not in _WEIGHTS:
         maker = product or graph.producer(node.inputs[0])
-        message = (
-            f"this AscendDequant scales what {maker.op if maker else 'a graph input'} makes, not a product of integers"
-        )
-        graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+        made = f"what {maker.op if maker else 'a graph input'} makes"
+        refuse(graph, node, "QAT104", f"this AscendDequant scales {made}, not a product of integers", _HINT)
         return
-    if not _scale_weight(graph, node, product, scale / params.scale[0]):
+    name, axis = product.inputs[1].name, output_axis(product, stored.ndim)
+    params = make_params(graph, node, scale / data.scale[0], None, dtype, axis=axis, shape=stored.shape, tensor=name)
+    if params is None:
         return
-    for reader, index in bias:
-        value = value_of(reader.inputs[index])
+    product.inputs[1] = graph.constant(f"{name}_{dtype}", stored, params)
+    graph.origin[product.inputs[1].name] = name
+    for reader, index in biases:
+        value = constant_input(graph, reader, index, "bias")
         if value is not None:
             real = (value.astype(np.float64) * scale).astype(np.float32)
             reader.inputs[index] = graph.constant(f"{reader.inputs[index].name}_real", real)
@@ -98,7 +101,7 @@ def _dequantize(graph: QuantGraph, node: Node) -> None:
         node.op, node.inputs = "Relu", [node.inputs[0]]
         node.attrs.clear()
     else:
-        graph.replace(node.outputs[0], node.inputs[0])
+        graph.bypass(node)
 
 
 def _scale(graph: QuantGraph, node: Node) -> Array | None:
@@ -110,7 +113,7 @@ def _scale(graph: QuantGraph, node: Node) -> Array | None:
         scale = stored.reshape(-1).astype(np.float64)
     elif np.any(stored >> _UPPER):
         message = "the scales of this AscendDequant hold a shift, or a zero point of the weights"
-        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+        refuse(graph, node, "QAT103", message, _HINT)
         return None
     else:
         scale = stored.reshape(-1).astype(np.uint32).view(np.float32).astype(np.float64)
@@ -133,30 +136,6 @@ def _product(graph: QuantGraph, node: Node) -> tuple[Node | None, list[tuple[Nod
     return maker, biases
 
 
-def _has_integer_weight(product: Node) -> bool:
-    value = value_of(product.inputs[1])
-    return value is not None and dtype_name(value.dtype) in ("int8", "int4", "int16")
-
-
-def _scale_weight(graph: QuantGraph, node: Node, product: Node, scale: Array) -> bool:
-    """Let a product read its integer weight with the scales that it has; False with the finding recorded."""
-    weight = product.inputs[1]
-    value = value_of(weight)
-    if value is None:
-        return False
-    dtype = dtype_name(value.dtype)
-    axis = output_axis(product, value.ndim)
-    params: QuantParams | None = make_params(
-        graph, node, scale, None, dtype, axis=axis, shape=shape_of(weight), tensor=weight.name
-    )
-    if params is None:
-        return False
-    stored: Constant = graph.constant(f"{weight.name}_{dtype}", value, params)
-    graph.origin[stored.name] = weight.name
-    product.inputs[1] = stored
-    return True
-
-
 def _float(tensor: Tensor) -> None:
     if isinstance(tensor, Variable):
         tensor.dtype = _FLOAT
@@ -172,9 +151,9 @@ def _back(graph: QuantGraph, node: Node) -> None:
     same = params is not None and not params.is_per_channel and params.zero_point[0] == -offset
     if params is None or not same or abs(scale / params.scale[0] - 1) > _CLOSE:
         message = f"this AscendAntiQuant states a scale of {scale:.6g} and an offset of {offset:.6g}, its data {params}"
-        graph.diagnostics.error("QAT203", message, node=label_of(node), tensor=data_name(node))
+        refuse(graph, node, "QAT203", message)
         return
-    graph.replace(node.outputs[0], node.inputs[0])
+    graph.bypass(node)
 
 
 def _weight(graph: QuantGraph, node: Node) -> None:
@@ -183,10 +162,9 @@ def _weight(graph: QuantGraph, node: Node) -> None:
     if offset is None:
         return
     if np.any(offset):
-        message = "this AscendWeightQuant takes an offset off its weights"
-        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+        refuse(graph, node, "QAT103", "this AscendWeightQuant takes an offset off its weights", _HINT)
         return
-    graph.replace(node.outputs[0], node.inputs[0])
+    graph.bypass(node)
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.model.links import label_of
 from qatc.frontends.common import qdq
-from qatc.frontends.common.vendor import count, data_name, finish
+from qatc.frontends.common.operands import refuse
+from qatc.frontends.common.vendor import count, finish
 
 DOMAIN: Final = "horizon"
 _STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}
@@ -32,13 +32,11 @@ def _standard(graph: QuantGraph) -> None:
         if node.domain != DOMAIN:
             continue
         if node.op not in _STANDARD:
-            message = f"{node.op} of Horizon's own operators is not supported"
-            graph.diagnostics.error("QAT302", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
+            refuse(graph, node, "QAT302", f"{node.op} of Horizon's own operators is not supported", _HINT)
             continue
         bits = _bits(graph, node)
         if bits not in _TYPES:
-            message = f"{node.op} has {bits} bits, not 8 or 16"
-            graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node))
+            refuse(graph, node, "QAT103", f"{node.op} has {bits} bits, not 8 or 16")
             continue
         zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
         if zero is not None and zero.dtype != _TYPES[bits]:

@@ -18,23 +18,24 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
-from qatc.frontends.common.params import constant_input
-from qatc.frontends.common.vendor import count, data_name, finish, grid, number, refuse_formats
+from qatc.frontends.common.operands import constant_input, number, refuse
+from qatc.frontends.common.vendor import count, finish, grid, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
-_THRESHOLDS: Final = ("POTQuantizer", "SymmetricQuantizer")
-_TABLES: Final = ("LUTPOTQuantizer", "LUTSymmetricQuantizer")
-_RANGES: Final = ("UniformQuantizer",)
 _MOST_BITS: Final = 16
 _RULES: Final = Rules("mct")
 
 
-def _named(endings: tuple[str, ...]) -> list[str]:
-    return [start + end for start in ("Activation", "Weights") for end in endings]
+def _named(*endings: str) -> tuple[str, ...]:
+    return tuple(start + end for start in ("Activation", "Weights") for end in endings)
+
+
+_THRESHOLDS: Final = _named("POTQuantizer", "SymmetricQuantizer")
+_RANGES: Final = _named("UniformQuantizer")
+_TABLES: Final = _named("LUTPOTQuantizer", "LUTSymmetricQuantizer")
 
 
 def _bits(graph: QuantGraph, node: Node) -> int | None:
@@ -43,8 +44,7 @@ def _bits(graph: QuantGraph, node: Node) -> int | None:
     if bits is None:
         return None
     if bits != int(bits) or not 1 <= bits <= _MOST_BITS:
-        message = f"{node.op} has {bits:g} bits, not 1 to {_MOST_BITS}"
-        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node))
+        refuse(graph, node, "QAT103", f"{node.op} has {bits:g} bits, not 1 to {_MOST_BITS}")
         return None
     return int(bits)
 
@@ -59,14 +59,13 @@ def _operand(graph: QuantGraph, node: Node, name: str, index: int) -> Array | No
 
 
 def _to_fake_quant(graph: QuantGraph, node: Node, scale: Array, zero: Array, bounds: tuple[int, int]) -> bool:
-    axis = int(node.attr("channel_axis", 0)) if scale.size > 1 else None
-    params = grid(graph, node, scale if scale.size != 1 else scale.reshape(()), zero, bounds, axis)
+    params = grid(graph, node, scale, zero, bounds, int(node.attr("channel_axis", 0)))
     if params is not None:
         qdq.to_fake_quant(graph, node, params)
     return params is not None
 
 
-@_RULES.on(*_named(_THRESHOLDS), domain=DOMAIN)
+@_RULES.on(*_THRESHOLDS, domain=DOMAIN)
 def threshold(graph: QuantGraph, node: Node) -> bool:
     """A threshold: a grid around zero, or from zero on."""
     bits, largest = _bits(graph, node), _operand(graph, node, "threshold", 1)
@@ -77,7 +76,7 @@ def threshold(graph: QuantGraph, node: Node) -> bool:
     return _to_fake_quant(graph, node, largest / (bounds[1] + 1), np.zeros(()), bounds)
 
 
-@_RULES.on(*_named(_RANGES), domain=DOMAIN)
+@_RULES.on(*_RANGES, domain=DOMAIN)
 def uniform(graph: QuantGraph, node: Node) -> bool:
     """A range: its ends are those of the grid, but that zero is on it."""
     bits, low, high = _bits(graph, node), _operand(graph, node, "min_range", 1), _operand(graph, node, "max_range", 2)
@@ -88,18 +87,15 @@ def uniform(graph: QuantGraph, node: Node) -> bool:
     scale = (high - low) / top
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = np.where(scale > 0, np.rint(-low / scale), 0.0)
-    return _to_fake_quant(graph, node, scale, zero if zero.size != 1 else zero.reshape(()), (0, top))
+    return _to_fake_quant(graph, node, scale, zero, (0, top))
 
 
-def _refuse_tables(graph: QuantGraph) -> None:
-    """Record quantizers to a table of values, each kind once."""
-    tables = _named(_TABLES)
-    hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
-    refuse_formats(graph, lambda n: "a table of values" if n.domain == DOMAIN and n.op in tables else None, hint)
+def _format_of(node: Node) -> str | None:
+    return "a table of values" if node.domain == DOMAIN and node.op in _TABLES else None
 
 
 def _is_ours(node: Node) -> bool:
-    return node.domain == DOMAIN and node.op in (*_named(_THRESHOLDS), *_named(_RANGES), *_named(_TABLES))
+    return node.domain == DOMAIN and node.op in (*_THRESHOLDS, *_RANGES, *_TABLES)
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
@@ -108,7 +104,8 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
-    _refuse_tables(graph)
+    hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
+    refuse_formats(graph, _format_of, hint)
     sweep(graph, _RULES)
     finish(graph, options, (DOMAIN,), loses_weights=False)
 

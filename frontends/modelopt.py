@@ -11,9 +11,9 @@ from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.model.links import label_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.vendor import count, finish, refuse_formats
 
 DOMAIN: Final = "trt"
@@ -50,7 +50,7 @@ def _refuse(graph: QuantGraph) -> None:
     """Every operator of TensorRT: the quantizers by their formats."""
     for node in graph.nodes:
         if node.domain == DOMAIN and not _is_quantizer(node):
-            graph.diagnostics.error("QAT302", f"{node.op} of TensorRT is not supported", node=label_of(node))
+            refuse(graph, node, "QAT302", f"{node.op} of TensorRT is not supported")
     refuse_formats(graph, lambda node: _format_of(graph, node) if _is_quantizer(node) else None, _HINT)
 
 

@@ -16,31 +16,27 @@ from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph
-from qatc.compiler.model.links import label_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
-from qatc.frontends.common.params import constant_input
-from qatc.frontends.common.vendor import count, finish, grid, implied_axis, number, refuse_formats
+from qatc.frontends.common.operands import constant_input, number, refuse
+from qatc.frontends.common.vendor import count, finish, grid, implied_axis, refuse_formats
 
 DOMAINS: Final = ("", "mqbench")
-PER_TENSOR: Final = (
+_AFFINE: Final = (
     "LearnablePerTensorAffine",
     "FixedPerTensorAffine",
     "FakeQuantizeDSQPertensor",
     "FakeQuantizeTqtAffine",
-)
-PER_CHANNEL: Final = (
     "FakeQuantizeLearnablePerchannelAffine",
     "FixedPerChannelAffine",
     "FakeQuantizeDSQPerchannel",
 )
-REFUSED: Final = {
+_REFUSED: Final = {
     "NNIEQuantize": "the logarithmic format of NNIE",
     "FPEmuOp_per_tensor": "an 8-bit floating-point format",
     "FPEmuOp_per_channel": "an 8-bit floating-point format",
 }
-_NAMES: Final = frozenset({*PER_TENSOR, *PER_CHANNEL, *REFUSED})
-_RULES: Final = Rules("mqbench")
+_NAMES: Final = frozenset({*_AFFINE, *_REFUSED})
 
 
 def is_node_of(domains: tuple[str, ...]) -> Callable[[Node], bool]:
@@ -48,7 +44,7 @@ def is_node_of(domains: tuple[str, ...]) -> Callable[[Node], bool]:
     return lambda node: node.op in _NAMES and (node.domain or "") in domains
 
 
-def affine(graph: QuantGraph, node: Node) -> bool:
+def _affine(graph: QuantGraph, node: Node) -> bool:
     """One fake-quantization node of any of the forms becomes a FakeQuant; what is wrong with it is recorded."""
     scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
     last = max(len(node.inputs), 5) - 1  # behind x, scale and zero point the range comes last
@@ -56,8 +52,7 @@ def affine(graph: QuantGraph, node: Node) -> bool:
     if scale is None or zero is None or low is None or high is None:
         return False
     if low != round(low) or high != round(high):
-        graph.diagnostics.error("QAT103", f"the range {low:g}..{high:g} is not one of integers", node=label_of(node))
-        return False
+        return refuse(graph, node, "QAT103", f"the range {low:g}..{high:g} is not one of integers")
     channels = max(scale.size, zero.size)
     axis: int | None = 0
     if node.op == "FixedPerChannelAffine" and len(node.inputs) > 5:
@@ -68,9 +63,7 @@ def affine(graph: QuantGraph, node: Node) -> bool:
     elif channels > 1:
         axis = implied_axis(graph, node.inputs[0], channels, node.outputs[0])
         if axis is None:
-            message = f"nothing tells which axis the {channels} scales belong to"
-            graph.diagnostics.error("QAT204", message, node=label_of(node), tensor=node.inputs[0].name)
-            return False
+            return refuse(graph, node, "QAT204", f"nothing tells which axis the {channels} scales belong to")
     params = grid(graph, node, scale, zero, (round(low), round(high)), axis)
     if params is None:
         return False
@@ -78,31 +71,23 @@ def affine(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-def refuse(graph: QuantGraph) -> None:
-    """Record the formats that are not affine, each once."""
+def read_nodes(graph: QuantGraph, options: FrontendOptions, domains: tuple[str, ...]) -> None:
+    """Normalize a graph with fake-quantization nodes of MQBench in any of these domains."""
+    qdq.prepare(graph, keep=is_node_of(domains))
     hint = "train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)"
-    refuse_formats(graph, lambda node: REFUSED.get(node.op), hint)
-
-
-def register(rules: Rules, domains: tuple[str, ...]) -> None:
-    """Register the rules of all node forms for these domains."""
-    for domain in domains:
-        rules.on(*PER_TENSOR, *PER_CHANNEL, domain=domain)(affine)
-
-
-register(_RULES, DOMAINS)
-_OURS: Final = is_node_of(DOMAINS)
+    refuse_formats(graph, lambda node: _REFUSED.get(node.op), hint)
+    rules = Rules("mqbench")
+    rules.on(*_AFFINE, domain=domains)(_affine)
+    sweep(graph, rules)
+    finish(graph, options, domains)
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _OURS)
+    return count(graph, is_node_of(DOMAINS))
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    qdq.prepare(graph, keep=_OURS)
-    refuse(graph)
-    sweep(graph, _RULES)
-    finish(graph, options, DOMAINS)
+    read_nodes(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(

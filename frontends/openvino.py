@@ -15,26 +15,34 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.diagnostics import counted
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
-from qatc.frontends.common.params import constant_input
-from qatc.frontends.common.vendor import count, data_name, finish, grid, number, to_constant
+from qatc.frontends.common.operands import constant_input, data_name, number, refuse
+from qatc.frontends.common.vendor import count, finish, grid, refuse_formats, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
 _MOST_LEVELS: Final = 1 << 16
 _NAMES: Final = ("input low", "input high", "output low", "output high")
+_ALIGN: Final = (
+    "integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantizers do, but for"
+    " weights with overflow_fix: make those symmetric, or set overflow_fix to disable)"
+)
 
 
 def _is_ours(node: Node) -> bool:
     return node.op == "FakeQuantize" and (node.domain or "") in DOMAINS
 
 
+def _format_of(node: Node) -> str | None:
+    return "FP8" if node.op == "FakeConvert" and (node.domain or "") in DOMAINS else None
+
+
+@_RULES.on("FakeQuantize", domain=DOMAINS)
 def _fake_quantize(graph: QuantGraph, node: Node) -> bool:
     """round((x - lo) / (hi - lo) * (levels - 1)) / (levels - 1) * (HI - LO) + LO, saturated."""
     found = [constant_input(graph, node, index + 1, name) for index, name in enumerate(_NAMES)]
@@ -44,13 +52,14 @@ def _fake_quantize(graph: QuantGraph, node: Node) -> bool:
         return False
     if not _alike([end.shape for end in ends]):
         shapes = ", ".join(str(list(end.shape)) for end in ends)
-        return _wrong(graph, node, f"the ends of the range have shapes that do not fit each other: {shapes}")
+        message = f"the ends of the range have shapes that do not fit each other: {shapes}"
+        return refuse(graph, node, "QAT104", message)
     low, high, out_low, out_high = _broadcast(ends)
     steps = round(levels) - 1
     if not 1 <= steps < _MOST_LEVELS:
-        return _wrong(graph, node, f"{levels:g} levels are not 2 to {_MOST_LEVELS}")
+        return refuse(graph, node, "QAT104", f"{levels:g} levels are not 2 to {_MOST_LEVELS}")
     if np.any(high < low) or np.any(out_high < out_low):
-        return _wrong(graph, node, "the lower end of the range lies above the upper end")
+        return refuse(graph, node, "QAT104", "the lower end of the range lies above the upper end")
     if np.any(high == low) or np.any(out_high == out_low):
         return _dead_channels(graph, node, (low, high, out_low, out_high), steps)
     return _ranges(graph, node, (low, high, out_low, out_high), steps)
@@ -72,7 +81,8 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
             signs = np.where(x > (low + high) / 2, 1, -1)
             params = grid(graph, node, out_high, np.zeros(()), (-1, 1))
             return params is not None and to_constant(graph, node, signs, params)
-        return _misses_zero(graph, node, float(out_low.reshape(-1)[0]), float(out_high.reshape(-1)[0]))
+        first, last = out_low.reshape(-1)[0], out_high.reshape(-1)[0]
+        return refuse(graph, node, "QAT103", f"zero is not one of the levels between {first:g} and {last:g}", _ALIGN)
     params = _grid(graph, node, scale, np.rint(zero), steps)
     if params is None:
         return False
@@ -90,12 +100,8 @@ def _end_at_zero(graph: QuantGraph, node: Node, ends: _Ends, steps: int, beside:
     NNCF aligns ranges in training, but for this one, which its own `nncf.strip` moves in the same way.
     """
     low, high, out_low, out_high = ends
-    graph.diagnostics.note(
-        "QAT307",
-        f"the range ends {beside:.2g} steps beside zero, and is moved there, as nncf.strip does",
-        node=label_of(node),
-        tensor=data_name(node),
-    )
+    message = f"the range ends {beside:.2g} steps beside zero, and is moved there, as nncf.strip does"
+    graph.diagnostics.note("QAT307", message, node=label_of(node), tensor=data_name(node))
     scale = (out_high - out_low) / steps
     offset = -np.rint(-out_low / scale) * scale - out_low
     return _ranges(graph, node, (low + offset, high + offset, out_low + offset, out_high + offset), steps)
@@ -143,52 +149,18 @@ def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bo
     dead = (high == low) | (out_high == out_low)
     x = value_of(node.inputs[0])
     if x is None or dead.all() or any(np.any(end[dead] != 0) for end in ends):
-        return _wrong(graph, node, f"{int(dead.sum())} of {dead.size} ranges have no width", "QAT201")
+        return refuse(graph, node, "QAT201", f"{int(dead.sum())} of {dead.size} ranges have no width")
     live = int(np.flatnonzero(~dead.reshape(-1))[0])
     node.inputs[0] = graph.constant(f"{node.inputs[0].name}_live", np.where(dead, 0, x).astype(x.dtype))
     return _ranges(graph, node, _broadcast([np.where(dead, end.reshape(-1)[live], end) for end in ends]), steps)
-
-
-def _wrong(graph: QuantGraph, node: Node, message: str, code: str = "QAT104") -> bool:
-    graph.diagnostics.error(code, message, node=label_of(node), tensor=node.inputs[0].name)
-    return False
-
-
-def _misses_zero(graph: QuantGraph, node: Node, low: float, high: float) -> bool:
-    graph.diagnostics.error(
-        "QAT103",
-        f"zero is not one of the levels between {low:g} and {high:g}",
-        node=label_of(node),
-        tensor=node.inputs[0].name,
-        hint="integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantizers do, but"
-        " for weights with overflow_fix: make those symmetric, or set overflow_fix to disable)",
-    )
-    return False
-
-
-for _domain in DOMAINS:
-    _RULES.on("FakeQuantize", domain=_domain)(_fake_quantize)
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:
     return count(graph, lambda node: _is_ours(node) or node.domain == DOMAINS[0])
 
 
-def _refuse_floats(graph: QuantGraph) -> None:
-    """FakeConvert rounds to FP8: one finding, at the first."""
-    nodes = [n for n in graph.nodes if n.op == "FakeConvert" and (n.domain or "") in DOMAINS]
-    for node in nodes[:1]:
-        graph.diagnostics.error(
-            "QAT103",
-            f"{counted(len(nodes), 'FakeConvert node', 'round')} to FP8, not to an affine integer grid",
-            node=label_of(node),
-            tensor=data_name(node),
-            hint="quantize to INT8 (nncf.quantize without a mode)",
-        )
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    _refuse_floats(graph)
+    refuse_formats(graph, _format_of, "quantize to INT8 (nncf.quantize without a mode)")
     qdq.prepare(graph, keep=_is_ours)
     sweep(graph, _RULES)
     finish(graph, options, DOMAINS)

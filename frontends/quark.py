@@ -20,9 +20,9 @@ from onnx.helper import np_dtype_to_tensor_dtype as tensor_type
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.model.links import label_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_dq, is_q
+from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.vendor import count, finish, refuse_formats
 
@@ -59,7 +59,7 @@ def _standard(graph: QuantGraph) -> None:
             _clip(graph, node)
             node.op, node.domain = _STANDARD[node.op], None
         else:
-            graph.diagnostics.error("QAT302", f"{node.op} of {node.domain} is not supported", node=label_of(node))
+            refuse(graph, node, "QAT302", f"{node.op} of {node.domain} is not supported")
 
 
 def _is_ours(node: Node) -> bool:

@@ -15,17 +15,11 @@ import numpy as np
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends import mqbench
-from qatc.frontends.common import qdq
-from qatc.frontends.common.vendor import count, finish, grid_behind
+from qatc.frontends.common.vendor import count, grid_behind
 
 DOMAINS: Final = ("Sophgo_custom", "tpu_custom")
-_DOMAINS: Final = (*DOMAINS, *mqbench.DOMAINS)
-_RULES: Final = Rules("sophgo")
 _BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
-mqbench.register(_RULES, _DOMAINS)
-_OURS: Final = mqbench.is_node_of(_DOMAINS)
 
 
 def round_biases(graph: QuantGraph) -> None:
@@ -67,10 +61,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    qdq.prepare(graph, keep=_OURS)
-    mqbench.refuse(graph)
-    sweep(graph, _RULES)
-    finish(graph, options, _DOMAINS)
+    mqbench.read_nodes(graph, options, (*DOMAINS, *mqbench.DOMAINS))
     round_biases(graph)
 
 

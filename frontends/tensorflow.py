@@ -20,7 +20,8 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, is_constant, shape_o
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.frontends.common import grid, standard
-from qatc.frontends.common.params import constant_input, make_params
+from qatc.frontends.common.operands import constant_input
+from qatc.frontends.common.params import make_params
 from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.tf.gemms import sums_from_gemms
 from qatc.frontends.tf.importer import IMPORTER

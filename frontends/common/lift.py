@@ -37,6 +37,7 @@ from qatc.frontends.common.integers import (
     is_q,
     padding_of,
 )
+from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import linear_params
 
 _LOWERED: Final = (
@@ -95,7 +96,7 @@ def _needs_rank(node: Node) -> bool:
 
 class _Lifter:
     def __init__(self, graph: QuantGraph) -> None:
-        self.graph, self.found = graph, graph.diagnostics
+        self.graph = graph
         self.integers: dict[int, _Integers] = {}
         self.real: dict[_Key, Tensor] = {}
         self.held: list[Node] = []  # operators on integers: gone when everything is lifted
@@ -107,7 +108,7 @@ class _Lifter:
         nodes = self.graph.nodes
         broken = [n for n in nodes if (is_q(n) or is_dq(n)) and (len(n.inputs) < 2 or not n.outputs)]
         for node in broken:
-            self.found.error("QAT104", f"{node.op} has no scale or no output", node=label_of(node))
+            refuse(self.graph, node, "QAT104", f"{node.op} has no scale or no output")
         if broken:
             return
         if any(_needs_rank(n) for n in nodes):
@@ -165,7 +166,7 @@ class _Lifter:
     def _quantize(self, node: Node) -> None:
         self.held.append(node)
         if not node.inputs[0].name:
-            self.found.error("QAT104", f"{node.op} has no input", node=label_of(node))
+            refuse(self.graph, node, "QAT104", f"{node.op} has no input")
             return
         if id(node.inputs[0]) in self.integers:
             self._check_reads(node)
@@ -253,12 +254,8 @@ class _Lifter:
         else:
             return False
         if not low <= parent.low <= parent.high <= high:
-            self.found.error(
-                "QAT104",
-                f"a Cast of integers {parent.low}..{parent.high} to {low}..{high} changes them",
-                node=label_of(node),
-                tensor=node.inputs[0].name,
-            )
+            message = f"a Cast of integers {parent.low}..{parent.high} to {low}..{high} changes them"
+            refuse(self.graph, node, "QAT104", message)
         self._hold(node, (parent,), parent.low, parent.high, clip=True)
         return True
 
@@ -273,22 +270,13 @@ class _Lifter:
                 continue
             root = found.root()
             source = label_of(root.node) if root.node is not None else f"graph input {root.tensor.name}"
-            self.found.error(
-                "QAT104",
-                f"{node.op} computes with the integers of {source}",
-                node=label_of(node),
-                tensor=tensor.name,
-                hint=_LOWERED,
-            )
+            message = f"{node.op} computes with the integers of {source}"
+            self.graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=tensor.name, hint=_LOWERED)
 
     def _disagree(self, node: Node, stated: Iterable[QuantParams | None]) -> None:
-        self.found.error(
-            "QAT203",
-            "integers of different grids meet: " + "; ".join(str(p) for p in dict.fromkeys(stated)),
-            node=label_of(node),
-            tensor=node.inputs[0].name,
-            hint="quantize and dequantize a tensor with the same scale, zero point and axis",
-        )
+        message = "integers of different grids meet: " + "; ".join(str(p) for p in dict.fromkeys(stated))
+        hint = "quantize and dequantize a tensor with the same scale, zero point and axis"
+        refuse(self.graph, node, "QAT203", message, hint)
 
     # -- the real numbers behind integers -------------------------------------------------------------------------
     def _dequantize(self, node: Node) -> None:
@@ -312,13 +300,8 @@ class _Lifter:
             self._settle(node, integers, params, y)
         else:
             maker = self.graph.producer(x)
-            self.found.error(
-                "QAT104",
-                f"this DequantizeLinear reads integers that {maker.op if maker else 'nothing known'} makes",
-                node=label_of(node),
-                tensor=x.name,
-                hint=_LOWERED,
-            )
+            message = f"this DequantizeLinear reads integers that {maker.op if maker else 'nothing known'} makes"
+            refuse(self.graph, node, "QAT104", message, _LOWERED)
 
     def _blamed(self, x: Tensor) -> bool:
         """Whether the integers come from a Q whose parameters were reported already."""
@@ -352,12 +335,8 @@ class _Lifter:
             return
         low, high = dtype_range(dtype)
         if params.is_per_channel or not low <= params.zero_point[0] <= high:
-            self.found.error(
-                "QAT104",
-                f"a graph input of integers has the parameters {params}",
-                node=label_of(node),
-                tensor=tensor.name,
-            )
+            message = f"a graph input of integers has the parameters {params}"
+            self.graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=tensor.name)
             return
         params = QuantParams(params.scale, params.zero_point, dtype)
         self.integers[id(tensor)] = _Integers(tensor, None, (), params, low, high)
@@ -405,7 +384,8 @@ class _Lifter:
         if lowest <= low <= high <= highest:
             root = root.with_range(low, high)
         else:
-            self.found.error("QAT104", f"{root.dtype} is clipped to {low}..{high}", tensor=value.tensor.name)
+            message = f"{root.dtype} is clipped to {low}..{high}"
+            self.graph.diagnostics.error("QAT104", message, tensor=value.tensor.name)
         fake = Node(FAKE_QUANT, name or result.name, {"params": root}, [value.source()], [result])
         self.graph.nodes.append(fake)
         self._name(result, value, low, high)
@@ -444,7 +424,7 @@ class _Lifter:
         """What a Pad of integers fills with, as a real number."""
         params = value.params
         if params.is_per_channel:
-            self.found.error("QAT302", "a Pad of integers that are quantized per channel", node=label_of(node))
+            refuse(self.graph, node, "QAT302", "a Pad of integers that are quantized per channel")
             return self.graph.constant(f"{node.outputs[0].name}_value", np.zeros((), np.float32))
         real = np.float32(params.scale[0]) * np.float32(number - params.zero_point[0])
         return self.graph.constant(f"{node.outputs[0].name}_value", np.asarray(real, np.float32))

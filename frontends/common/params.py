@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.diagnostics import printable
-from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, shape_of, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import DTYPES, LARGEST, SMALLEST, Array, QuantParams, dtype_name, dtype_range
+from qatc.frontends.common.operands import constant_input, refuse
 
 _HINT_SCALE: Final = (
     "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed"
@@ -40,29 +40,6 @@ def quantized_dtype(dtype: np.dtype[np.generic]) -> str | None:
     """The name of an integer type that can be quantized (int4 ... uint16, int32), None for all others."""
     name = dtype_name(dtype)
     return name if name in DTYPES else None
-
-
-def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Array | None:
-    """The constant value of an input, or None with a QAT205 (computed at run time) or QAT104 (missing) recorded."""
-    tensor = node.inputs[index] if index < len(node.inputs) else None
-    if tensor is None or not tensor.name:
-        graph.diagnostics.error("QAT104", f"{node.op} has no {what}", node=label_of(node))
-        return None
-    value = value_of(tensor)
-    if value is None:
-        graph.diagnostics.error(
-            "QAT205",
-            f"the {what} of this {node.op} is computed at run time{_maker(graph, tensor)}",
-            node=label_of(node),
-            tensor=tensor.name,
-            hint="export the model in evaluation mode with constant folding; dynamic quantization has no fixed grid",
-        )
-    return value
-
-
-def _maker(graph: QuantGraph, tensor: Tensor) -> str:
-    maker = graph.producer(tensor)
-    return f" by {maker.op} {printable(label_of(maker))}" if maker is not None else " (a graph input)"
 
 
 def make_params(
@@ -294,13 +271,9 @@ def linear_params(
     kind = _integer_type(node, zero, stored)
     dtype = quantized_dtype(kind)
     if dtype is None or node.attr("block_size", 0):
-        graph.diagnostics.error(
-            "QAT103",
-            f"{node.op} {'to' if node.op.startswith('Q') else 'of'} {_format_of(node, kind, scale)}",
-            node=label_of(node),
-            tensor=x.name,
-            hint="only affine integers per tensor or per channel can be compiled; quantize to int8 when training",
-        )
+        message = f"{node.op} {'to' if node.op.startswith('Q') else 'of'} {_format_of(node, kind, scale)}"
+        hint = "only affine integers per tensor or per channel can be compiled; quantize to int8 when training"
+        refuse(graph, node, "QAT103", message, hint)
         return None
     known = shape_of(x) if shape is None else shape
     vector = known is not None and len(known) == 1  # has one axis, even where a bias is left with the default of 1

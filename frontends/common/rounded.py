@@ -13,7 +13,7 @@ from typing import Final
 from qatc.compiler.graph import Node, QuantGraph, Tensor
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
-from qatc.frontends.common.vendor import data_name
+from qatc.frontends.common.operands import data_name
 
 STATIC: Final = "quantize statically, with calibration data"
 _NEAR: Final = 200  # operators that are looked at for where a scale comes from

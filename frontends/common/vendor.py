@@ -1,8 +1,7 @@
-"""What the vendor dialects share: scalar operands, grids from arrays of numbers, unwritten channel axes."""
+"""What the vendor dialects share: grids from arrays of numbers, unwritten channel axes."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -11,14 +10,14 @@ import numpy as np
 
 from qatc.compiler.diagnostics import counted
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import is_product, output_axis
-from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
+from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.frontends.common import qdq
 from qatc.frontends.common.grid import recover_weights
 from qatc.frontends.common.lift import lift
+from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import make_params
 
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
@@ -40,25 +39,6 @@ _SAME_AXES: Final = frozenset(
     }
 )
 _SAME_VALUES: Final = frozenset({"Identity", "Dropout", "MaxPool", "Relu", "ReduceMax"})  # where zero is on the grid
-
-
-# -- operands -----------------------------------------------------------------------------------------------------
-
-
-def data_name(node: Node) -> str | None:
-    """The name of the tensor that a node quantizes, None where the file has none."""
-    return node.inputs[0].name or None if node.inputs else None
-
-
-def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
-    """A finite scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
-    written = node.attr(name)
-    given = value_of(node.inputs[index]) if index < len(node.inputs) else None
-    found = float(written) if isinstance(written, (int, float)) else number_of(given)
-    if found is None or not math.isfinite(found):
-        graph.diagnostics.error("QAT104", f"{node.op} has no constant scalar {name}", node=label_of(node))
-        return None
-    return found
 
 
 # -- grids --------------------------------------------------------------------------------------------------------
@@ -84,54 +64,22 @@ def grid(
     Zero points are rounded half to even, the integer type is the smallest that fits. Without `axis`, scales and zero
     points broadcast against the input as in NumPy; with it, they hold one element a channel or one for all.
     """
-    x = node.inputs[0]
-    scale, zero = np.asarray(scale), np.rint(np.asarray(zero, np.float64))
+    x, (low, high) = node.inputs[0], bounds
+    scale, zero = np.asarray(scale, np.float64), np.rint(np.asarray(zero, np.float64))
     whole = [int(z) for z in zero.reshape(-1).tolist()] if np.isfinite(zero).all() else []
-    dtype = container(*bounds, whole) if whole else None
-    if dtype is None or bounds[0] > bounds[1]:
-        graph.diagnostics.error(
-            "QAT202",
-            f"no integer type of up to 32 bits holds the range {bounds[0]}..{bounds[1]} and its zero point",
-            node=label_of(node),
-            tensor=x.name,
-            hint="the range must include zero",
-        )
+    dtype = container(low, high, whole) if whole else None
+    if dtype is None or low > high:
+        message = f"no integer type of up to 32 bits holds the range {low}..{high} and its zero point"
+        refuse(graph, node, "QAT202", message, "the range must include zero")
         return None
-    if axis is None:
-        try:
-            shape = np.broadcast_shapes(scale.shape, zero.shape)
-        except ValueError:
-            _mismatch(graph, node, scale, zero)
-            return None
-        axis = None if rank_of(x) is None else len(shape_of(x) or ()) - 1
-    else:
+    if axis is not None:
         scale, zero = scale.reshape(-1), zero.reshape(-1)
-        shape = scale.shape if scale.size > 1 else zero.shape
-        if zero.size not in (1, *shape):
-            _mismatch(graph, node, scale, zero)
-            return None
-    scale = np.broadcast_to(scale, shape) if scale.size == 1 else scale
-    return make_params(
-        graph,
-        node,
-        scale.astype(np.float64),
-        zero,
-        dtype,
-        axis=axis,
-        shape=shape_of(x),
-        qmin=bounds[0],
-        qmax=bounds[1],
-        tensor=x.name,
-    )
-
-
-def _mismatch(graph: QuantGraph, node: Node, scale: Array, zero: Array) -> None:
-    graph.diagnostics.error(
-        "QAT204",
-        f"scales of shape {list(scale.shape)} but zero points of shape {list(zero.shape)}",
-        node=label_of(node),
-        tensor=node.inputs[0].name,
-    )
+    elif (rank := rank_of(x)) is not None:
+        axis = rank - 1
+    if scale.size == 1:
+        scale = np.broadcast_to(scale, np.broadcast_shapes(scale.shape, zero.shape))
+    shape = shape_of(x)
+    return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape, qmin=low, qmax=high, tensor=x.name)
 
 
 # -- channels -----------------------------------------------------------------------------------------------------
@@ -203,13 +151,8 @@ def refuse_formats(graph: QuantGraph, format_of: Callable[[Node], str | None], h
         if name is not None:
             found.setdefault(name, []).append(node)
     for name, nodes in found.items():
-        graph.diagnostics.error(
-            "QAT103",
-            f"{counted(len(nodes), 'operator', 'quantize')} to {name}, not to an affine integer grid",
-            node=label_of(nodes[0]),
-            tensor=data_name(nodes[0]),
-            hint=hint,
-        )
+        message = f"{counted(len(nodes), 'operator', 'quantize')} to {name}, not to an affine integer grid"
+        refuse(graph, nodes[0], "QAT103", message, hint)
 
 
 def grid_behind(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:

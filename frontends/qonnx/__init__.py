@@ -29,8 +29,9 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
-from qatc.frontends.common.params import constant_input, on_whole_zero
-from qatc.frontends.common.vendor import count, data_name, finish, grid, number, to_constant
+from qatc.frontends.common.operands import constant_input, data_name, number, refuse
+from qatc.frontends.common.params import on_whole_zero
+from qatc.frontends.common.vendor import count, finish, grid, to_constant
 from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
 from qatc.frontends.qonnx.lstm import unroll
 from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
@@ -44,7 +45,13 @@ _FORMS: Final = {  # what has to hold of the layers that are supported in one fo
     "QuantAvgPool2d": " but on integers of up to 32 bits",
     "GenericPartition": ": it stands for a model in another file; compile that one, or the model before partitioning",
 }
+_WHOLE: Final = (
+    "train with integer zero points; between integers, a weight's would need the sum of all inputs beside each product"
+)
 _RULES: Final = Rules("qonnx")
+_SIGN_KEPT: Final = frozenset(
+    {"AveragePool", "GlobalAveragePool", "Mul", "Div", "MaxPool", "Reshape", "Flatten", "Transpose"}
+)
 _WIDEST: Final = 32
 _MOST_CUT: Final = 24  # bits: no Trunc cuts off so many
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
@@ -129,6 +136,7 @@ class _Quantizer:
         return np.asarray(x.astype(kind) / self.scale.astype(kind) + self.zero.astype(kind))
 
 
+@_RULES.on("Quant", "IntQuant", domain=DOMAINS)
 def _quant(graph: QuantGraph, node: Node) -> bool:
     """(clip(round(x / s + z), qmin, qmax) - z) * s."""
     read = _quantizer(graph, node)
@@ -147,12 +155,8 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
     if x is None and read.rounding.written:
         _write_out(graph, node, read)
     elif x is None and read.rounding.values is not np.rint:
-        graph.diagnostics.note(
-            "QAT307",
-            f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone",
-            node=label_of(node),
-            tensor=data_name(node),
-        )
+        message = f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone"
+        graph.diagnostics.note("QAT307", message, node=label_of(node), tensor=data_name(node))
     return _fake_quant(graph, node, params)
 
 
@@ -162,12 +166,7 @@ def _quantizer(graph: QuantGraph, node: Node) -> _Quantizer | None:
     if scale is None or zero is None or bits is None or mode is None:
         return None
     if not 1 <= bits <= _WIDEST:
-        graph.diagnostics.error(
-            "QAT103",
-            f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits",
-            node=label_of(node),
-            tensor=data_name(node),
-        )
+        refuse(graph, node, "QAT103", f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits")
         return None
     signed = bool(node.attr("signed", 1))
     bounds = integer_range(bits, signed, bool(node.attr("narrow", 0)))
@@ -178,9 +177,7 @@ def _mode(graph: QuantGraph, node: Node, default: str) -> str | None:
     mode = str(node.attr("rounding_mode", default)).upper()
     if mode in _ROUNDING:
         return mode
-    graph.diagnostics.error(
-        "QAT104", f"unknown rounding mode {mode}", node=label_of(node), hint=f"known are {', '.join(_ROUNDING)}"
-    )
+    refuse(graph, node, "QAT104", f"unknown rounding mode {mode}", f"known are {', '.join(_ROUNDING)}")
     return None
 
 
@@ -197,17 +194,8 @@ def _between_integers(graph: QuantGraph, node: Node, read: _Quantizer, x: Array 
             qdq.to_fake_quant(graph, node, moved, offset)
         return moved is not None
     if x is None or np.any(np.abs(2 * read.zero - np.rint(2 * read.zero)) > _FRACTION):
-        graph.diagnostics.error(
-            "QAT103",
-            f"the zero point {float(read.zero.reshape(-1)[0]):g} is not an integer",
-            node=label_of(node),
-            tensor=data_name(node),
-            hint="train with integer zero points; between integers, a weight's would need the sum of all inputs beside"
-            " each product"
-            if x is not None
-            else "train with one integer zero point, rounded half to even",
-        )
-        return False
+        hint = "train with one integer zero point, rounded half to even" if x is None else _WHOLE
+        return refuse(graph, node, "QAT103", f"the zero point {read.zero.reshape(-1)[0]:g} is not an integer", hint)
     limit = 2 * int(max(np.abs(bound - read.zero).max() for bound in read.bounds)) + 1
     params = grid(graph, node, read.scale / 2, np.zeros(read.zero.shape), (-limit, limit))
     if params is None:
@@ -255,13 +243,11 @@ def _apply(graph: QuantGraph, op: str, x: Tensor, other: Tensor | Array | None =
 def _one_bit(graph: QuantGraph, node: Node, read: _Quantizer) -> bool:
     """QONNX defines a signed Quant of one bit as bipolar."""
     if read.zero.any():
-        graph.diagnostics.error(
-            "QAT103", "a bipolar quantizer has no zero point", node=label_of(node), tensor=data_name(node)
-        )
-        return False
+        return refuse(graph, node, "QAT103", "a bipolar quantizer has no zero point")
     return _onto_signs(graph, node, read.scale)
 
 
+@_RULES.on("BipolarQuant", domain=DOMAINS)
 def _bipolar(graph: QuantGraph, node: Node) -> bool:
     """X >= 0 ? s : -s."""
     scale = constant_input(graph, node, 1, "scale")
@@ -283,6 +269,7 @@ def _onto_signs(graph: QuantGraph, node: Node, scale: Array) -> bool:
 # -- Trunc --------------------------------------------------------------------------------------------------------
 
 
+@_RULES.on("Trunc", domain=DOMAINS)
 def _trunc(graph: QuantGraph, node: Node) -> bool:
     """Cut the k lowest bits off integers: version 1 keeps the scale, version 2 (six inputs) states the new one."""
     scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
@@ -306,8 +293,7 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
     elif _ROUNDING[mode].sided and not positive:
         problem = f"rounding mode {mode} of numbers of both signs is not a shift and a rounding to the nearest"
     if problem:
-        graph.diagnostics.error("QAT103", problem, node=label_of(node), tensor=data_name(node))
-        return False
+        return refuse(graph, node, "QAT103", problem)
     bounds = integer_range(after, not positive, bool(node.attr("narrow", 0)))
     return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds), scale * _ROUNDING[mode].cut(k))
 
@@ -348,16 +334,7 @@ def _never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
         if node.op in ("Relu", "Sigmoid", "Softmax", "Abs"):
             return True
         factor = value_of(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
-        if node.op not in (
-            "AveragePool",
-            "GlobalAveragePool",
-            "Mul",
-            "Div",
-            "MaxPool",
-            "Reshape",
-            "Flatten",
-            "Transpose",
-        ):
+        if node.op not in _SIGN_KEPT:
             return False
         if factor is None or np.any(factor <= 0):
             return False
@@ -368,38 +345,24 @@ def _never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
 # -- what is not integer -------------------------------------------------------------------------------------------
 
 
+@_RULES.on("FloatQuant", domain=DOMAINS)
 def _float_quant(graph: QuantGraph, node: Node) -> bool:
     widths = [value_of(t) for t in node.inputs[2:4]]
     listed = [f"{float(w.reshape(-1)[0]):g}" for w in widths if w is not None and w.size]
     name = f"E{listed[0]}M{listed[1]}" if len(listed) == 2 else "a minifloat"
-    graph.diagnostics.error(
-        "QAT103",
-        f"FloatQuant rounds to {name}, a floating-point format",
-        node=label_of(node),
-        tensor=data_name(node),
-        hint="train with integer quantizers (IntQuant)",
-    )
-    return False
+    message, hint = f"FloatQuant rounds to {name}, a floating-point format", "train with integer quantizers (IntQuant)"
+    return refuse(graph, node, "QAT103", message, hint)
 
 
-for _domain in DOMAINS:
-    _RULES.on("Quant", "IntQuant", domain=_domain)(_quant)
-    _RULES.on("BipolarQuant", domain=_domain)(_bipolar)
-    _RULES.on("Trunc", domain=_domain)(_trunc)
-    _RULES.on("FloatQuant", domain=_domain)(_float_quant)
-    _RULES.on("MultiThreshold", domain=_domain)(multi_threshold)
+_RULES.on("MultiThreshold", domain=DOMAINS)(multi_threshold)
 
 
 def _refuse_others(graph: QuantGraph) -> None:
+    hint = "export the layer as standard ONNX operators with Quant nodes around them"
     for node in graph.nodes:
         if node.domain in _LAYER_DOMAINS and node.op not in _QUANTISERS and node.op != "QuantLSTMCell":
-            graph.diagnostics.error(
-                "QAT302",
-                f"{node.op} of {node.domain} is not supported{_FORMS.get(node.op, '')}",
-                node=label_of(node),
-                tensor=data_name(node),
-                hint="export the layer as standard ONNX operators with Quant nodes around them",
-            )
+            message = f"{node.op} of {node.domain} is not supported{_FORMS.get(node.op, '')}"
+            refuse(graph, node, "QAT302", message, hint)
 
 
 def _recognise(graph: QuantGraph, producer: str) -> str | None:

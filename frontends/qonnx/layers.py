@@ -17,11 +17,12 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.model.links import label_of, relink
+from qatc.compiler.model.links import relink
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules
-from qatc.frontends.common.vendor import container, data_name
+from qatc.frontends.common.operands import refuse
+from qatc.frontends.common.vendor import container
 
 CHANNELS_LAST: Final = "qonnx.custom_op.channels_last"
 GENERAL: Final = ("qonnx.custom_op.general", "finn.custom_op.general")
@@ -62,22 +63,17 @@ def _number(graph: QuantGraph, hint: str, value: float) -> Tensor:
 # -- channels last --------------------------------------------------------------------------------------------------
 
 
+@LAYERS.on("MaxPoolNHWC", domain=GENERAL)
 @LAYERS.on("Conv", "MaxPool", "BatchNormalization", domain=CHANNELS_LAST)
 def channels_first(graph: QuantGraph, node: Node) -> bool:
     """A standard operator between two transpositions."""
-    return _between_transposes(graph, node, node.op)
-
-
-def _between_transposes(graph: QuantGraph, node: Node, op: str) -> bool:
+    op = node.op.removesuffix("NHWC")
     weighted = op == "Conv"
     rank = rank_of(node.inputs[1] if weighted and len(node.inputs) > 1 else node.inputs[0])
     if rank is None and "kernel_shape" in node.attrs:
         rank = len(node.attr("kernel_shape", [])) + 2
     if rank is None or rank < 2:
-        graph.diagnostics.error(
-            "QAT009", f"the rank of the input of {node.op} is unknown", node=label_of(node), tensor=data_name(node)
-        )
-        return False
+        return refuse(graph, node, "QAT009", f"the rank of the input of {node.op} is unknown")
     inputs = list(node.inputs)
     for index in range(2 if weighted else 1):
         inputs[index] = _apply(graph, "Transpose", [inputs[index]], {"perm": channels_to_second(rank)})
@@ -86,15 +82,11 @@ def _between_transposes(graph: QuantGraph, node: Node, op: str) -> bool:
     return True
 
 
-def _pool_channels_last(graph: QuantGraph, node: Node) -> bool:
-    """MaxPoolNHWC."""
-    return _between_transposes(graph, node, "MaxPool")
-
-
 # -- lowered convolutions -------------------------------------------------------------------------------------------
 
 
-def _lowered(graph: QuantGraph, node: Node) -> bool:
+@LAYERS.on("Im2Col", domain=GENERAL)
+def lowered_convolution(graph: QuantGraph, node: Node) -> bool:
     """Im2Col and the products that read it are convolutions."""
     readers = graph.consumers(node.outputs[0])
     kernel = [int(k) for k in node.attr("kernel_size", [])]
@@ -157,7 +149,8 @@ def _diagonal(whole: Array) -> Array | None:
 # -- others -----------------------------------------------------------------------------------------------------------
 
 
-def _counted_bits(graph: QuantGraph, node: Node) -> bool:
+@LAYERS.on("XnorPopcountMatMul", domain=GENERAL)
+def counted_bits(graph: QuantGraph, node: Node) -> bool:
     """The number of equal bits is (a . w + K) / 2 with {0, 1} as {-1, 1}."""
     weight = value_of(node.inputs[1])
     if weight is None or weight.ndim != 2:
@@ -171,7 +164,8 @@ def _counted_bits(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-def _average(graph: QuantGraph, node: Node) -> bool:
+@LAYERS.on("QuantAvgPool2d", domain=GENERAL)
+def average_of_integers(graph: QuantGraph, node: Node) -> bool:
     """The sum of integers, its lowest bits cut off: half of what is cut shifts the rounding, with no tie left."""
     kernel, stride, bits = (int(node.attr(name, 1)) for name in ("kernel", "stride", "ibits"))
     wide, signed = int(node.attr("obits", 1)), bool(node.attr("signed", 0))
@@ -195,17 +189,11 @@ def _average(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-def _marker(graph: QuantGraph, node: Node) -> bool:
+@LAYERS.on("DebugMarker", domain=GENERAL)
+def marker(graph: QuantGraph, node: Node) -> bool:
+    """Nothing is computed."""
     _replaced(node, "Identity", [node.inputs[0]], {})
     return True
-
-
-for _domain in GENERAL:
-    LAYERS.on("MaxPoolNHWC", domain=_domain)(_pool_channels_last)
-    LAYERS.on("Im2Col", domain=_domain)(_lowered)
-    LAYERS.on("XnorPopcountMatMul", domain=_domain)(_counted_bits)
-    LAYERS.on("QuantAvgPool2d", domain=_domain)(_average)
-    LAYERS.on("DebugMarker", domain=_domain)(_marker)
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------

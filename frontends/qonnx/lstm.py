@@ -19,6 +19,7 @@ import numpy as np
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, infer_shapes, shape_of, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import QuantParams
+from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.vendor import container, grid_behind
 
 Quantize = Callable[[QuantGraph, Node], bool]  # what turns a Quant node into a FakeQuant
@@ -69,7 +70,7 @@ def unroll(graph: QuantGraph, domains: tuple[str, ...], quantize: Quantize) -> N
 
 def _refused(graph: QuantGraph, node: Node, message: str) -> _Refused:
     hint = "export the model with a fixed and shorter sequence, and its state as an input and an output"
-    graph.diagnostics.error("QAT302", f"QuantLSTMCell cannot be unrolled: {message}", node=label_of(node), hint=hint)
+    refuse(graph, node, "QAT302", f"QuantLSTMCell cannot be unrolled: {message}", hint)
     return _Refused()
 
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from qatc.compiler.diagnostics import counted
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
-from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
 from qatc.frontends.common import qdq
-from qatc.frontends.common.params import constant_input, on_whole_zero
-from qatc.frontends.common.vendor import data_name, grid, grid_behind
+from qatc.frontends.common.operands import constant_input, refuse
+from qatc.frontends.common.params import on_whole_zero
+from qatc.frontends.common.vendor import grid, grid_behind
 from qatc.frontends.qonnx.lattice import unit_of
 from qatc.frontends.qonnx.steps import Doubles, Steps, even_steps
 
@@ -38,9 +38,7 @@ _HINT: Final = (
 def multi_threshold(graph: QuantGraph, node: Node) -> bool:
     """Rewrite a MultiThreshold into a FakeQuant; False with QAT103, QAT104 or QAT204 recorded where it is none."""
     rows, axis = _thresholds(graph, node), _channel_axis(node)
-    if rows is None:
-        return False
-    if not _fits(graph, node, rows, axis):
+    if rows is None or not _fits(graph, node, rows, axis):
         return False
     scale, bias = float(node.attr("out_scale", 1.0)), float(node.attr("out_bias", 0.0))
     scale, bias = _with_followers(graph, node, scale, bias)
@@ -52,8 +50,7 @@ def multi_threshold(graph: QuantGraph, node: Node) -> bool:
         _affine(graph, node, steps, (scale, bias), axis)
     elif not _table(graph, node, rows, scale, bias):
         message = "the thresholds of this MultiThreshold are not evenly spaced, so that no integer grid has its steps"
-        graph.diagnostics.error("QAT103", message, node=label_of(node), tensor=data_name(node), hint=_HINT)
-        return False
+        return refuse(graph, node, "QAT103", message, _HINT)
     qdq.to_fake_quant(graph, node, *placed)
     return True
 
@@ -80,7 +77,7 @@ def _thresholds(graph: QuantGraph, node: Node) -> Doubles | None:
         return None
     if value.ndim != 2 or not value.size or value.shape[1] >= _MOST or np.isnan(value).any():
         message = f"the thresholds have shape {list(value.shape)}, not [channels, steps] of up to {_MOST - 1} numbers"
-        graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=data_name(node))
+        refuse(graph, node, "QAT104", message)
         return None
     return np.sort(value.astype(np.float64), axis=1)
 
@@ -98,8 +95,7 @@ def _fits(graph: QuantGraph, node: Node, rows: Doubles, axis: int) -> bool:
         return True
     size = "unknown shape" if shape is None else f"shape {list(shape)}"
     message = f"{counted(len(rows), 'row')} of thresholds along axis {axis} of a tensor of {size}"
-    graph.diagnostics.error("QAT204", message, node=label_of(node), tensor=data_name(node))
-    return False
+    return refuse(graph, node, "QAT204", message)
 
 
 def _with_followers(graph: QuantGraph, node: Node, scale: float, bias: float) -> tuple[float, float]:
@@ -138,8 +134,7 @@ def _keeps_rank(value: Array, tensor: Tensor) -> bool:
 def _grid(graph: QuantGraph, node: Node, scale: float, bias: float, count: int) -> tuple[QuantParams, float] | None:
     """The grid of the results, and what its numbers lack: zero is on it where the bias is whole steps."""
     if not (np.isfinite(scale) and np.isfinite(bias) and scale > 0):
-        message = f"the results are {scale:g} times a count, plus {bias:g}: no grid of steps"
-        graph.diagnostics.error("QAT201", message, node=label_of(node), tensor=data_name(node))
+        refuse(graph, node, "QAT201", f"the results are {scale:g} times a count, plus {bias:g}: no grid of steps")
         return None
     lowest = bias / scale
     if abs(lowest - np.rint(lowest)) <= _ONE * max(1.0, abs(lowest)):

@@ -9,6 +9,7 @@ import numpy as np
 
 from qatc.compiler.graph import Node, Tensor, rank_of
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
+from qatc.frontends.common.operands import refuse
 from qatc.frontends.qoperator import meanings
 from qatc.frontends.qoperator.reader import MICROSOFT, Grid, Reader, Rule
 
@@ -65,7 +66,7 @@ def _is_lost(reader: Reader, node: Node, rank: int | None) -> bool:
     if rank is not None or not node.attr("channels_last", 0):
         return False
     hint = "pin the dimensions with --shape NAME=1,3,224,224"
-    reader.refuse(node, "QAT302", f"{node.op} in the layout NHWC reads a tensor of unknown rank", hint)
+    refuse(reader.graph, node, "QAT302", f"{node.op} in the layout NHWC reads a tensor of unknown rank", hint)
     return True
 
 
@@ -88,7 +89,7 @@ def _max_pool(reader: Reader, node: Node) -> None:
     """A MaxPool of integers between transposes: the shared core moves them."""
     rank = _rank_of_window(node)
     if rank is None:
-        reader.refuse(node, "QAT104", f"{node.op} has no kernel_shape", "the file is damaged")
+        refuse(reader.graph, node, "QAT104", f"{node.op} has no kernel_shape", "the file is damaged")
         return
     x, y = node.inputs[0], node.outputs[0]
     node.op, node.domain = "MaxPool", None
@@ -164,7 +165,7 @@ def _binary(reader: Reader, node: Node) -> None:
 @_on("QLinearConcat")
 def _concat(reader: Reader, node: Node) -> None:
     if len(node.inputs) % 3 != 2:
-        reader.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs", "the file is damaged")
+        refuse(reader.graph, node, "QAT104", f"{node.op} has {len(node.inputs)} inputs", "the file is damaged")
         return
     parts = [reader.operand(node, i) for i in range(2, len(node.inputs), 3)]
     y = reader.insert("Concat", parts, f"{node.outputs[0].name}_real", _kept(node, "axis"))

@@ -17,9 +17,8 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q
-from qatc.frontends.common.params import constant_input
+from qatc.frontends.common.operands import constant_input, refuse
 from qatc.frontends.common.rounded import STATIC, refuse_casts
-from qatc.frontends.common.vendor import data_name
 
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
@@ -162,12 +161,12 @@ class Reader:
         if a is None or b is None:
             return None
         if not (a.size and b.size) or (a.size != 1 and b.size not in (1, a.size)):
-            self.refuse(node, "QAT204", f"scales of shapes {list(a.shape)} and {list(b.shape)} have no product", None)
+            message = f"scales of shapes {list(a.shape)} and {list(b.shape)} have no product"
+            refuse(self.graph, node, "QAT204", message)
             return None
         scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))
-        return self.graph.constant(
-            f"{node.outputs[0].name}_accumulator_scale", scale if scale.size > 1 else scale.reshape(())
-        )
+        name = f"{node.outputs[0].name}_accumulator_scale"
+        return self.graph.constant(name, scale if scale.size > 1 else scale.reshape(()))
 
     # -- the walk -------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -176,35 +175,24 @@ class Reader:
             domain = node.domain or ""
             rule = self.rules.get((domain, node.op))
             if node.op in AT_RUN_TIME:
-                self.refuse(
-                    node,
-                    "QAT205",
-                    f"{node.op} finds its scale at run time",
-                    STATIC,
-                )
+                refuse(self.graph, node, "QAT205", f"{node.op} finds its scale at run time", STATIC)
             elif domain == MICROSOFT and node.op in IN_BLOCKS:
-                self.refuse(
-                    node,
-                    "QAT103",
-                    f"{node.op} holds {node.attr('bits', 4)}-bit weights in blocks, beside activations of floats",
-                    "quantize weights per tensor or channel, and activations too",
-                )
+                message = f"{node.op} holds {node.attr('bits', 4)}-bit weights in blocks, beside activations of floats"
+                hint = "quantize weights per tensor or channel, and activations too"
+                refuse(self.graph, node, "QAT103", message, hint)
             elif rule is not None and (len(node.inputs) < _LEAST.get(node.op, 5) or not node.outputs):
-                self.refuse(node, "QAT104", f"{node.op} has {len(node.inputs)} inputs only", "the file is damaged")
+                message = f"{node.op} has {len(node.inputs)} inputs only"
+                refuse(self.graph, node, "QAT104", message, "the file is damaged")
             elif rule is not None:
                 rule(self, node)
             elif domain == MICROSOFT and not is_q(node) and not is_dq(node) and self.reads_integers(node):
-                self.refuse(node, "QAT302", f"{node.op} of {MICROSOFT} is not supported", None)
+                refuse(self.graph, node, "QAT302", f"{node.op} of {MICROSOFT} is not supported")
             else:
                 self.follow(node)
         self.graph.remove(self.gone)
         self.carry_over()
         self.graph.sort()
         self.graph.clean()
-
-    def refuse(self, node: Node, code: str, message: str, hint: str | None) -> None:
-        """Record an error at a node."""
-        self.graph.diagnostics.error(code, message, node=label_of(node), tensor=data_name(node), hint=hint)
 
     def reads_integers(self, node: Node) -> bool:
         """Whether an operand is known to hold integers."""
@@ -230,12 +218,9 @@ class Reader:
         """A Resize between integers: the same between the real numbers, back onto their grid."""
         x = self.real(node.inputs[0], grid)
         y = self.insert("Resize", [x, *node.inputs[1:]], f"{node.outputs[0].name}_real", dict(node.attrs))
-        self.graph.diagnostics.note(
-            "QAT307",
-            "Resize interpolates between integers, which runtimes round in different ways; here it is to the nearest",
-            node=label_of(node),
-            tensor=node.outputs[0].name,
-        )
+        ways = "which runtimes round in different ways; here it is to the nearest"
+        message = f"Resize interpolates between integers, {ways}"
+        self.graph.diagnostics.note("QAT307", message, node=label_of(node), tensor=node.outputs[0].name)
         self.finish(node, y, grid)
 
     def requantize(self, node: Node) -> None:
@@ -287,9 +272,8 @@ class Reader:
                         self.ranks[id(node.outputs[0])] = max(known)
                     waiting.extend(node.outputs)
                 elif node.op != "Shape":
-                    self.refuse(
-                        node, "QAT302", f"{node.op} computes with an int32 accumulator", "cast it to float first"
-                    )
+                    message = f"{node.op} computes with an int32 accumulator"
+                    refuse(self.graph, node, "QAT302", message, "cast it to float first")
 
     def scaled(self, node: Node, tensor: Tensor) -> bool:
         """A DequantizeLinear of an accumulator is a product with its scale."""
@@ -321,33 +305,26 @@ class Reader:
         if refuse_casts(self.graph, node, lambda t: id(t) in self.grids):
             return
         zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (2, 3)]
-        data, weight = self.grids.get(id(x)), self.grids.get(id(w))
-        stated = [
-            Grid(self.unit(z), z)
-            if g is None
-            else g
-            if g.same(Grid(g.scale, z))
-            else Grid(g.scale, z or self.zero_like(t))
-            for g, z, t in zip((data, weight), zeros, (x, w), strict=True)
-        ]
-        operands = [
-            self.real(t, g, axis) for t, g, axis in zip((x, w), stated, (1, 0 if op == "Conv" else -1), strict=True)
-        ]
+        known = [self.grids.get(id(t)) for t in (x, w)]
+        stated = [self.with_zero(t, g, z) for t, g, z in zip((x, w), known, zeros, strict=True)]
+        axes = (1, 0 if op == "Conv" else -1)
+        operands = [self.real(t, g, axis) for t, g, axis in zip((x, w), stated, axes, strict=True)]
         y = self.insert(op, operands, f"{node.outputs[0].name}_sum", attrs)
-        for known, grid in zip((data, weight), stated, strict=True):
-            if known is not None:
-                y = self.insert("Div", [y, grid.scale], f"{node.outputs[0].name}_integers")
+        for grid in (g for g in known if g is not None):
+            y = self.insert("Div", [y, grid.scale], f"{node.outputs[0].name}_integers")
         rank = rank_of(node.outputs[0]) or (rank_of(w) if op == "Conv" else None)
         if rank is not None:
             self.ranks[id(y)] = rank
         self.finish(node, y, None)
         self.accumulators.append(y)
 
-    def unit(self, zero: Tensor | None) -> Tensor:
-        """A step of one, for each channel that has a zero point of its own."""
-        value = None if zero is None else value_of(zero)
-        shape = () if value is None or value.size == 1 else (value.size,)
-        return self.graph.constant("one", np.ones(shape, np.float32))
+    def with_zero(self, x: Tensor, known: Grid | None, zero: Tensor | None) -> Grid:
+        """The grid that integers are read on with a zero point: their own, with that one; steps of one without any."""
+        if known is None:
+            value = None if zero is None else value_of(zero)
+            shape = () if value is None or value.size == 1 else (value.size,)
+            return Grid(self.graph.constant("one", np.ones(shape, np.float32)), zero)
+        return known if known.same(Grid(known.scale, zero)) else Grid(known.scale, zero or self.zero_like(x))
 
 
 def element_of(tensor: Tensor) -> np.dtype[Any]:

@@ -131,6 +131,7 @@ def test_integers_made_real_again() -> None:
         ("q = AscendQuant<scale = 4.0, offset = 0.0>(x) c = Conv(q, f) y = AscendDequant(c, d)", "QAT104"),
         ("q = AscendQuant<scale = 4.0, offset = 0.0>(x) c = GlobalAveragePool(q) y = AscendDequant(c, d)", "QAT104"),
         ("c = Conv(x, w) y = AscendDequant(c, d)", "QAT104"),
+        ("q = AscendQuant<scale = 4.0, offset = 0.0>(x) c = Conv(q, w, x) y = AscendDequant(c, d)", "QAT205"),
         ("q = AscendQuant<scale = 4.0, offset = 0.0>(x) y = AscendAntiQuant<scale = 0.5, offset = 0.0>(q)", "QAT203"),
         ("v = AscendWeightQuant(w, o) y = Conv(x, v)", "QAT103"),
     ],
