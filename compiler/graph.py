@@ -183,6 +183,15 @@ class QuantGraph:
         self.nodes.append(node)
         return node
 
+    def apply(
+        self, op: str, inputs: Sequence[Tensor], hint: str, dtype: int | None = None,
+        shape: Sequence[Dim] | None = None, *, name: str = "", attrs: Mapping[str, Any] | None = None,
+    ) -> Variable:  # fmt: skip
+        """The result of a new node (see `insert`): its name starts with `hint`, the node's with `name`."""
+        result = self.variable(hint, dtype, shape)
+        self.insert(op, inputs, [result], hint=name, attrs=attrs)
+        return result
+
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let every consumer of `old`, and the graph's outputs, read `new`; an output keeps its name."""
         if old is new:

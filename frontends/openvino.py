@@ -22,7 +22,7 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
-from qatc.frontends.common.vendor import count, finish, grid, refuse_formats, to_constant
+from qatc.frontends.common.vendor import count, elementwise, finish, grid, refuse_formats, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -89,7 +89,9 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
     same = np.allclose(low, out_low, rtol=1e-6, atol=1e-30) and np.allclose(high, out_high, rtol=1e-6, atol=1e-30)
     if not same:
         factor = scale * steps / (high - low)
-        _affine(graph, node, factor, out_low - low * factor)
+        for op, by, nothing in (("Mul", factor, 1.0), ("Add", out_low - low * factor, 0.0)):
+            if np.any(by != nothing):
+                node.inputs[0] = elementwise(graph, op, node.inputs[0], by)
     qdq.to_fake_quant(graph, node, params)
     return True
 
@@ -131,16 +133,6 @@ def _grid(graph: QuantGraph, node: Node, scale: Array, zero: Array, steps: int) 
     if np.all(zero == middle):
         return grid(graph, node, scale, np.zeros(zero.shape), (-middle, steps - middle))
     return grid(graph, node, scale, zero, (0, steps))
-
-
-def _affine(graph: QuantGraph, node: Node, factor: Array, offset: Array) -> None:
-    """Put x * factor + offset before the node."""
-    for op, by in (("Mul", factor), ("Add", offset)):
-        if np.all(by == (1.0 if op == "Mul" else 0.0)):
-            continue
-        y = graph.variable(f"{node.inputs[0].name}_{op.lower()}", 1, node.inputs[0].shape)
-        graph.insert(op, [node.inputs[0], graph.constant(f"{op.lower()}_by", by.astype(np.float32))], [y])
-        node.inputs[0] = y
 
 
 def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:

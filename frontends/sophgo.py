@@ -34,8 +34,8 @@ def round_biases(graph: QuantGraph) -> None:
             continue
         key = (id(bias), params)
         if key not in done:
-            done[key] = graph.variable(f"{bias.name}_rounded", 1, list(bias.shape))
-            graph.insert(FAKE_QUANT, [bias], [done[key]], hint=f"{bias.name}_rounding", attrs={"params": params})
+            name, attrs = f"{bias.name}_rounding", {"params": params}
+            done[key] = graph.apply(FAKE_QUANT, [bias], f"{bias.name}_rounded", 1, bias.shape, name=name, attrs=attrs)
         node.inputs[2] = done[key]
     graph.sort()
 

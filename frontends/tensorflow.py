@@ -90,8 +90,7 @@ def _left_behind(graph: QuantGraph) -> None:
 
 def _erfc(graph: QuantGraph, node: Node) -> None:
     (y,) = node.outputs
-    error = graph.variable(f"{y.name}_erf")
-    graph.insert("Erf", node.inputs, [error], hint=f"{node.name}_erf")
+    error = graph.apply("Erf", node.inputs, f"{y.name}_erf", name=f"{node.name}_erf")
     node.op, node.inputs = "Sub", [graph.constant(f"{y.name}_one", np.asarray(1, np.float32)), error]
 
 

@@ -206,10 +206,9 @@ def _moved(graph: QuantGraph, begin: State, end: State) -> Tensor:
     shift = _shift_of(begin, end)
     if np.all(np.abs(shift) <= _WHOLE):
         return begin.tensor
-    name, value = f"{begin.tensor.name}_moved", np.asarray(shift * end.scale, np.float32).reshape(())
-    moved = graph.variable(name, element_type(begin.tensor), shape_of(begin.tensor))
-    graph.insert("Add", [begin.tensor, graph.constant(f"{name}_by", value)], [moved], hint=name)
-    return moved
+    x, name = begin.tensor, f"{begin.tensor.name}_moved"
+    by = graph.constant(f"{name}_by", np.asarray(shift * end.scale, np.float32).reshape(()))
+    return graph.apply("Add", [x, by], name, element_type(x), shape_of(x), name=name)
 
 
 def _with_whole_zero(grid: _Range, scale: Doubles) -> tuple[_Range, float]:

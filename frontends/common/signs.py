@@ -160,8 +160,8 @@ def _number(tensor: Tensor, data: Tensor) -> float | None:
 def _sign_of_sum(graph: QuantGraph, node: Node, signs: Tensor, number: float) -> None:
     name = node.outputs[0].name
     half = graph.constant(f"{name}_half", np.asarray(number, np.float32))
-    shifted = graph.variable(f"{name}_shifted", element_type(signs), shape_of(signs))
-    graph.insert("Add", [signs, half], [shifted], hint=f"{node.name}_shifted")
+    kind, shape, own = element_type(signs), shape_of(signs), f"{node.name}_shifted"
+    shifted = graph.apply("Add", [signs, half], f"{name}_shifted", kind, shape, name=own)
     node.op, node.inputs = "Sign", [shifted]
 
 

@@ -20,6 +20,8 @@ from qatc.frontends.common.lift import lift
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import make_params
 
+_FLOAT: Final = 1  # TensorProto's number for float32
+_ARRAYS: Final = (np.ndarray, np.generic)  # arithmetic on an array without dimensions gives a scalar
 _TYPES: Final = ("int8", "uint8", "int16", "uint16", "int32")
 _SAME_AXES: Final = frozenset(
     {
@@ -172,6 +174,15 @@ def grid_behind(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
 
 
 # -- canonical form -----------------------------------------------------------------------------------------------
+
+
+def elementwise(graph: QuantGraph, op: str, x: Tensor, *others: Tensor | Array) -> Tensor:
+    """`op(x, ...)` as a new node, of the shape of `x`; arrays become float32 constants."""
+    operands = [
+        graph.constant(f"{op.lower()}_by", np.asarray(other, np.float32)) if isinstance(other, _ARRAYS) else other
+        for other in others
+    ]
+    return graph.apply(op, [x, *operands], f"{x.name}_{op.lower()}", _FLOAT, x.shape)
 
 
 def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantParams) -> bool:

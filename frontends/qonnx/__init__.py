@@ -31,7 +31,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.params import on_whole_zero
-from qatc.frontends.common.vendor import count, finish, grid, to_constant
+from qatc.frontends.common.vendor import count, elementwise, finish, grid, to_constant
 from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
 from qatc.frontends.qonnx.lstm import unroll
 from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
@@ -213,28 +213,16 @@ def _fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
 
 def _write_out(graph: QuantGraph, node: Node, read: _Quantizer) -> None:
     """Put x -> (round(x / s + z) - z) * s before the node, in ONNX operators."""
-    v = _apply(graph, "Div", node.inputs[0], read.scale)
+    v = elementwise(graph, "Div", node.inputs[0], read.scale)
     shifted = bool(read.zero.any())
-    v = _apply(graph, "Add", v, read.zero) if shifted else v
+    v = elementwise(graph, "Add", v, read.zero) if shifted else v
     rounded = v
     for op in read.rounding.written:
-        rounded = _apply(graph, op, rounded)
+        rounded = elementwise(graph, op, rounded)
     if read.rounding.written[0] == "Abs":
-        rounded = _apply(graph, "Mul", rounded, _apply(graph, "Sign", v))
-    rounded = _apply(graph, "Sub", rounded, read.zero) if shifted else rounded
-    node.inputs[0] = _apply(graph, "Mul", rounded, read.scale)
-
-
-def _apply(graph: QuantGraph, op: str, x: Tensor, other: Tensor | Array | None = None) -> Tensor:
-    """`op(x[, other])` as a new node; numbers become float32 constants."""
-    y = graph.variable(f"{x.name}_{op.lower()}", 1, x.shape)
-    inputs = [x]
-    if isinstance(other, (np.ndarray, np.generic)):  # arithmetic on an array without dimensions gives a scalar
-        inputs.append(graph.constant(f"{op.lower()}_by", np.asarray(other, np.float32)))
-    elif other is not None:
-        inputs.append(other)
-    graph.insert(op, inputs, [y])
-    return y
+        rounded = elementwise(graph, "Mul", rounded, elementwise(graph, "Sign", v))
+    rounded = elementwise(graph, "Sub", rounded, read.zero) if shifted else rounded
+    node.inputs[0] = elementwise(graph, "Mul", rounded, read.scale)
 
 
 # -- BipolarQuant -------------------------------------------------------------------------------------------------
@@ -261,8 +249,10 @@ def _onto_signs(graph: QuantGraph, node: Node, scale: Array) -> bool:
     x = value_of(node.inputs[0])
     if x is not None:
         return to_constant(graph, node, np.where(x >= 0, 1, -1), params)
-    twice = _apply(graph, "Sign", _apply(graph, "Add", _apply(graph, "Sign", node.inputs[0]), np.asarray(0.5)))
-    node.inputs[0] = _apply(graph, "Mul", twice, scale)
+    twice = elementwise(
+        graph, "Sign", elementwise(graph, "Add", elementwise(graph, "Sign", node.inputs[0]), np.asarray(0.5))
+    )
+    node.inputs[0] = elementwise(graph, "Mul", twice, scale)
     return _fake_quant(graph, node, params)
 
 
@@ -315,12 +305,11 @@ def _cut_bits(
     if params is None or result is None:
         return False
     if offset.any():
-        node.inputs[0] = _apply(graph, "Add", node.inputs[0], offset)
+        node.inputs[0] = elementwise(graph, "Add", node.inputs[0], offset)
     if not result.same_grid(params):
         x = node.inputs[0]
-        y = graph.variable(f"{x.name}_cut", 1, x.shape)
-        graph.insert(FAKE_QUANT, [x], [y], attrs={"params": params})
-        node.inputs[0] = _apply(graph, "Mul", y, out_scale / cut_scale)
+        y = graph.apply(FAKE_QUANT, [x], f"{x.name}_cut", 1, x.shape, attrs={"params": params})
+        node.inputs[0] = elementwise(graph, "Mul", y, out_scale / cut_scale)
     return _fake_quant(graph, node, result)
 
 

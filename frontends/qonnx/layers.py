@@ -43,9 +43,7 @@ def _replaced(node: Node, op: str, inputs: list[Tensor], attrs: dict[str, object
 
 
 def _apply(graph: QuantGraph, op: str, inputs: list[Tensor], attrs: dict[str, object] | None = None) -> Tensor:
-    y = graph.variable(f"{inputs[0].name}_{op.lower()}", _FLOAT)
-    graph.insert(op, inputs, [y], attrs=attrs)
-    return y
+    return graph.apply(op, inputs, f"{inputs[0].name}_{op.lower()}", _FLOAT, attrs=attrs)
 
 
 def _after(graph: QuantGraph, node: Node, op: str, others: list[Tensor], attrs: dict[str, object]) -> None:

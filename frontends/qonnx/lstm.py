@@ -159,9 +159,7 @@ class _Layer:
             raise _refused(self.graph, self.node, f"no integer type holds 1 - i on the range {low}..{high}")
         whole = self.graph.constant(f"{entered.name}_one", np.asarray(scale * (one - zero), np.float32))
         params = QuantParams.per_tensor(scale, 0, dtype).with_range(low, high)
-        y = self.graph.variable(f"{entered.name}_others", 1)
-        self.graph.insert(FAKE_QUANT, [self._apply("Sub", [whole, entered])], [y], attrs={"params": params})
-        return y
+        return self._fake_quant(self._apply("Sub", [whole, entered]), f"{entered.name}_others", params)
 
     # -- operands -------------------------------------------------------------------------------------------------
     def _state(self, index: int) -> Tensor | None:
@@ -194,15 +192,14 @@ class _Layer:
         if len(values[0]) != len(values[1]):
             raise _refused(self.graph, self.node, f"a gate's weights have {len(values[0])} and {len(values[1])} rows")
         both = self.graph.constant(f"{weight.name}_joined", np.concatenate(values, 1))
-        y = self.graph.variable(f"{weight.name}_both", 1)
-        self.graph.insert(FAKE_QUANT, [both], [y], attrs={"params": params[0]})
-        return y
+        return self._fake_quant(both, f"{weight.name}_both", params[0])
 
     # -- operators ------------------------------------------------------------------------------------------------
     def _apply(self, op: str, inputs: list[Tensor], **attrs: int) -> Tensor:
-        y = self.graph.variable(f"{self.prefix}/{op}", 1)
-        self.graph.insert(op, inputs, [y], attrs=attrs)
-        return y
+        return self.graph.apply(op, inputs, f"{self.prefix}/{op}", 1, attrs=attrs)
+
+    def _fake_quant(self, x: Tensor, hint: str, params: QuantParams) -> Tensor:
+        return self.graph.apply(FAKE_QUANT, [x], hint, 1, attrs={"params": params})
 
     def _quant(self, name: str, x: Tensor) -> Tensor:
         """`x` through one of the cell's quantizers, as a Quant node would."""

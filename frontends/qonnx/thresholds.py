@@ -22,11 +22,12 @@ from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, refuse
 from qatc.frontends.common.params import on_whole_zero
-from qatc.frontends.common.vendor import grid, grid_behind
+from qatc.frontends.common.vendor import elementwise, grid, grid_behind
 from qatc.frontends.qonnx.lattice import unit_of
 from qatc.frontends.qonnx.steps import Doubles, Steps, even_steps
 
 _ONE: Final = 1e-6  # a factor this near 1 is 1 computed in float32
+_INT64: Final = 7  # TensorProto's number
 _MOST: Final = 1 << 16
 _LAYOUTS: Final = {2: "NC", 3: "NWC", 4: "NCHW"}  # what the operator assumes where the node does not say
 _HINT: Final = (
@@ -161,7 +162,7 @@ def _affine(graph: QuantGraph, node: Node, steps: Steps, result: tuple[float, fl
         if np.all(nothing <= _ONE):
             continue
         constant = graph.constant(f"{node.outputs[0].name}_{op.lower()}", value.astype(np.float32).reshape(shape))
-        _insert(graph, node, op, constant)
+        node.inputs[0] = elementwise(graph, op, node.inputs[0], constant)
 
 
 def _table(graph: QuantGraph, node: Node, rows: Doubles, scale: float, bias: float) -> bool:
@@ -174,21 +175,14 @@ def _table(graph: QuantGraph, node: Node, rows: Doubles, scale: float, bias: flo
     values = params.dequantize(np.arange(low, high + 1)).astype(np.float32)
     counts = np.searchsorted(rows[0].astype(np.float32), values, side="right")
     name = node.outputs[0].name
-    _insert(graph, node, "Div", graph.constant(f"{name}_step", np.asarray(params.scale[0], np.float32)))
-    _insert(graph, node, "Round")
-    _insert(graph, node, "Add", graph.constant(f"{name}_first", np.asarray(params.zero_point[0] - low, np.float32)))
-    places = graph.variable(f"{name}_places", 7, x.shape)
-    graph.insert("Cast", [node.inputs[0]], [places], attrs={"to": 7})
+    step, first = (
+        graph.constant(f"{name}_{what}", np.asarray(value, np.float32))
+        for what, value in (("step", params.scale[0]), ("first", params.zero_point[0] - low))
+    )
+    place = elementwise(graph, "Round", elementwise(graph, "Div", x, step))
+    place = elementwise(graph, "Add", place, first)
+    place = graph.apply("Cast", [place], f"{name}_places", _INT64, x.shape, attrs={"to": _INT64})
     table = graph.constant(f"{name}_table", (scale * counts + bias).astype(np.float32))
-    found = graph.variable(f"{name}_found", 1, x.shape)
-    graph.insert("Gather", [table, places], [found], attrs={"axis": 0})
+    found = graph.apply("Gather", [table, place], f"{name}_found", 1, x.shape, attrs={"axis": 0})
     node.inputs[0] = found
     return True
-
-
-def _insert(graph: QuantGraph, node: Node, op: str, *others: Tensor) -> None:
-    """Put `op` before the first input of a node."""
-    x = node.inputs[0]
-    y = graph.variable(f"{x.name}_{op.lower()}", 1, x.shape)
-    graph.insert(op, [x, *others], [y])
-    node.inputs[0] = y

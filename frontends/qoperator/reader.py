@@ -99,9 +99,7 @@ class Reader:
     # -- building -------------------------------------------------------------------------------------------------
     def insert(self, op: str, inputs: Sequence[Tensor], hint: str, attrs: dict[str, Any] | None = None) -> Tensor:
         """A new float operator of ai.onnx; returns its output."""
-        y = self.graph.variable(hint, _FLOAT)
-        self.graph.insert(op, inputs, [y], hint=f"{hint}_{op}", attrs=attrs)
-        return y
+        return self.graph.apply(op, inputs, hint, _FLOAT, name=f"{hint}_{op}", attrs=attrs)
 
     def integers(self, hint: str, like: Tensor) -> Tensor:
         """A new tensor of the same integers' type."""

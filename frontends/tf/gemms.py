@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.quant import number_of
 
 
 def sums_from_gemms(graph: QuantGraph) -> None:
@@ -47,10 +48,9 @@ def _scaled(graph: QuantGraph, product: Tensor, alpha: float, node: Node) -> Ten
         return product
     for reader in graph.consumers(product):
         others = [t for t in reader.inputs if t is not product]
-        factor = value_of(others[0]) if reader.op == "Mul" and not reader.domain and len(others) == 1 else None
-        if factor is not None and factor.size == 1 and float(factor.reshape(-1)[0]) == alpha:
+        is_factor = reader.op == "Mul" and not reader.domain and len(others) == 1
+        if is_factor and number_of(value_of(others[0])) == alpha:
             return reader.outputs[0]
     name = f"{node.outputs[0].name}_product"
-    made = graph.variable(name)
-    graph.insert("Mul", [product, graph.constant(f"{name}_factor", np.asarray(alpha, np.float32))], [made], hint=name)
-    return made
+    by = graph.constant(f"{name}_factor", np.asarray(alpha, np.float32))
+    return graph.apply("Mul", [product, by], name, name=name)
