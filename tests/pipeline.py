@@ -14,6 +14,8 @@ from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.constant_operands import place_constants
+from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
@@ -49,6 +51,10 @@ def passes(model: onnx.ModelProto) -> Iterator[tuple[str, QuantGraph]]:
     infer_shapes(graph)
     propagate(graph)
     yield _checked("propagate", graph)
+    place_constants(graph)
+    yield _checked("constant operands", graph)
+    move_factors(graph)
+    yield _checked("factors", graph)
     fold_affine(graph)
     yield _checked("affine", graph)
     infer_shapes(graph)

@@ -29,6 +29,8 @@ from qatc.compiler.package import check_destination
 from qatc.compiler.package.signing import sealer
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.bodies import report_bodies
+from qatc.compiler.passes.constant_operands import place_constants
+from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.known import report_malformed, report_unknown
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.propagate import propagate
@@ -295,6 +297,8 @@ class _Compilation:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""
         with self.step("fold"):
             propagate(graph)
+            place_constants(graph)
+            move_factors(graph)
             fold_affine(graph)
             if move_offsets(graph):
                 fold_affine(graph)

@@ -21,12 +21,12 @@ from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
 from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
-from qatc.compiler.lowering.reductions import is_noise, summed
+from qatc.compiler.lowering.reductions import Affine, is_noise, reduced
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement
-from qatc.compiler.passes.products import is_product
+from qatc.compiler.passes.products import is_product, is_sum, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams
@@ -215,7 +215,7 @@ class _Chain:
     lo: int
     hi: int
     alpha: float = 1.0
-    bias: npt.NDArray[np.float64] | None = None  # per output channel
+    bias: npt.NDArray[np.float64] | None = None  # per output channel, of a sum one number
 
 
 def _look_back(state: State, node: Node, out: Tensor, params: QuantParams) -> _Chain:
@@ -256,7 +256,7 @@ def _in_integers(params: QuantParams, bounds: tuple[float, float]) -> tuple[int,
 
 
 def _scalar_and_bias(state: State, chain: _Chain) -> None:
-    """See `alpha * product + bias` where the nodes between have no other reader."""
+    """See `alpha * product + bias`, or a sum in the product's place, where the nodes between have no other reader."""
     node = chain.node
     alpha = 1.0
     added: list[npt.NDArray[Any]] = []
@@ -274,12 +274,17 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
             alpha *= float(value.reshape(-1)[0]) if node.op == "Mul" else 1.0 / float(value.reshape(-1)[0])
         taken.append(node)
         node = state.graph.producer(data)
-    if node is None or not is_product(node):
+    if node is None or not (is_product(node) or (is_sum(node) and alpha)):
         return
-    vectors = [v for value in added if (v := mac.channel_vector(node, value)) is not None]
+    vectors = [v for value in added if (v := _per_channel(node, value)) is not None]
     if len(vectors) == len(added):
         chain.node, chain.alpha, chain.bias = node, alpha, np.asarray(sum(vectors)) if vectors else None
         chain.taken += taken
+
+
+def _per_channel(node: Node, value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """What is added behind a node as one number per output channel, a sum having one; None for something else."""
+    return mac.channel_vector(node, value) if is_product(node) else per_channel(value, -1, 1)
 
 
 def _constant_operand(state: State, node: Node) -> tuple[Tensor, npt.NDArray[np.float64]] | None:
@@ -304,13 +309,14 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
     if is_product(node):
         return mac.fused(state, node, out, chain.bias, chain.alpha, chain.lo, chain.hi)
     bounds = (chain.lo, chain.hi)
+    if is_sum(node):
+        bias = 0.0 if chain.bias is None else float(chain.bias[0])
+        return reduced(state, node, out, Affine(chain.alpha, bias), *bounds)
     if node.outputs[0] is out and operators.movement(state, node):
         return True
     return (
         _clamp(state, node, out, *bounds)
         or operators.elementwise(state, node, out, *bounds)
-        or operators.pool(state, node, out, *bounds)
-        or summed(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
         or operators.where(state, node, out, *bounds)
         or channels.affine(state, node, out, *bounds)
@@ -336,19 +342,17 @@ def _clamp(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 
 def _raw(state: State, node: Node) -> bool:
-    """The float result of a pending node from an int32 accumulator: a product, or a product plus its bias."""
+    """The float result of a pending node from an int32 accumulator: a product, also times a number and plus a bias."""
     if node.domain:
         return False
     if is_product(node):
         return mac.raw(state, node, node.outputs[0])
-    found = _constant_operand(state, node) if node.op == "Add" else None
-    if found is None or id(found[0]) in state.floats:
+    chain = _Chain(node.outputs[0], node, [], 0, 0)
+    _scalar_and_bias(state, chain)
+    product = chain.node
+    if product is None or not is_product(product) or any(id(n.inputs[0]) in state.floats for n in chain.taken):
         return False
-    product = state.graph.producer(found[0])
-    if product is None or not is_product(product):
-        return False
-    bias = mac.channel_vector(product, found[1])
-    return bias is not None and mac.raw(state, product, node.outputs[0], bias)
+    return mac.raw(state, product, node.outputs[0], chain.bias, chain.alpha)
 
 
 def _why(state: State, node: Node) -> Reason:
@@ -376,7 +380,7 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("its result is not quantized by the model", node.outputs[0].name)
     if operators.is_far_apart(state, node, node.outputs[0]):
         return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
-    if is_noise(state, node):
+    if is_noise(state, node, node.outputs[0], Affine()):
         return Reason("its result's steps are finer than what float32 knows of the sum: they hold rounding errors")
     option = unasked(state, node)
     if option is not None:

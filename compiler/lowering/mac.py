@@ -236,7 +236,7 @@ def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: flo
         return False
     if found.values is None and total.size and (np.abs(total) > _AMPLE * found.acc_scale).any():
         return False  # the unit of a weight of run time stays what it is
-    integers = _tune(state, found, total, params.scale[0])
+    integers = tune(state, found, total, params.scale[0])
     inputs, result = [found.x, weight_name(state, found)], state.new_int(out)
     if integers is not None:
         inputs.append(state.build.constant(f"{out.name}_bias", integers))
@@ -251,7 +251,7 @@ def sum_of(*parts: Vector | None) -> Vector:
     return np.asarray(sum(given[1:], given[0])) if given else np.zeros(0)
 
 
-def _tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.NDArray[np.int32] | None:
+def tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.NDArray[np.int32] | None:
     """The int32 bias (None where there is none); the weight's integers and scales change where its unit is coarse."""
     if not bias.size:
         return None
@@ -394,14 +394,16 @@ def add(
     )
 
 
-def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None) -> bool:
-    """Lower a node whose unrounded result is read: int32 accumulators on their own exact grid, then real numbers."""
+def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None, alpha: float = 1.0) -> bool:
+    """Lower `alpha * node + bias` that is read unrounded: int32 accumulators on their own grid, then real numbers."""
     if axis_refusal(state, node, out) is not None:
         return False
-    found = operands(state, node)
+    found = operands(state, node, alpha)
     if found is None:
-        return _in_two_parts(state, node, out, bias)
-    source, added = _accumulated(state, found, out), _bias_constant(state, found, out, bias)
+        return alpha == 1.0 and _in_two_parts(state, node, out, bias)
+    own = own_bias(state, node)
+    source = _accumulated(state, found, out)
+    added = _bias_constant(state, sum_of(None if own is None else own * alpha, bias), out)
     state.build.add(
         Dequantize(
             state.build.fresh(f"Dequantize_{out.name}"),
@@ -428,9 +430,8 @@ def _result_rank(node: Node, out: Tensor) -> int | None:
     return rank_of(out) or (max(known) if len(known) == len(ranks) and min(known) > 1 else None)
 
 
-def _bias_constant(state: State, found: Operands, out: Tensor, bias: Vector | None) -> tuple[str, ...]:
+def _bias_constant(state: State, total: Vector, out: Tensor) -> tuple[str, ...]:
     """The bias of a raw result as a constant of real numbers; nothing where there is none."""
-    total = sum_of(own_bias(state, found.node), bias)
     if not (total.size and total.any()):
         return ()
     return (state.build.constant(f"{out.name}_bias", total.astype(np.float32)),)
@@ -464,9 +465,10 @@ def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) ->
     parts = _parts(state, node)
     if not parts:
         return False
+    total = sum_of(own_bias(state, node), bias)
     names: list[str] = []
     for index, found in enumerate(parts):
-        added = _bias_constant(state, found, out, bias) if index else ()
+        added = _bias_constant(state, total, out) if index else ()
         source = _accumulated(state, found, out)
         result = state.build.plain(state.build.fresh(f"{out.name}_part"), "float32", shape_of(out))
         fresh = state.build.fresh(f"Dequantize_{out.name}")

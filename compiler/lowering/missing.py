@@ -17,7 +17,7 @@ from qatc.compiler.lowering.normalization import KINDS
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
-from qatc.compiler.passes.products import is_product
+from qatc.compiler.passes.products import is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
 
@@ -109,11 +109,28 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
     written_out = unrolled(graph, node) if "LayerNormalization" in integer else None
     if written_out is not None:
         return [written_out.x], []
+    fused = _fused(graph, node)
+    if fused is not None:
+        return (_data(fused) if is_sum(fused) else []), []
     if is_elementwise(node):
         return _leaves(graph, node), []
     if node.op == "Softmax" and _is_masked(graph, node.inputs[0]):
         return [], []
     return (_data(node) if is_movement(node) or node.op in integer else []), []
+
+
+def _fused(graph: QuantGraph, node: Node) -> Node | None:
+    """The product or sum that an element-wise node fuses into, as a factor or what is added, alone or behind others."""
+    maker: Node | None = node
+    for _ in range(_LONGEST_CHAIN):
+        if maker is None or maker.domain or maker.op not in ("Add", "Mul", "Div"):
+            break
+        own = [t for t in maker.inputs if t.name and not is_constant(t)]
+        vector = any(t.name not in graph.params and (v := value_of(t)) is not None and v.size > 1 for t in maker.inputs)
+        if len(own) != 1 or own[0].name in graph.params or vector:
+            return None
+        maker = graph.producer(own[0])
+    return maker if maker is not None and maker is not node and (is_product(maker) or is_sum(maker)) else None
 
 
 def _is_masked(graph: QuantGraph, scores: Tensor) -> bool:
@@ -135,8 +152,8 @@ def _data(node: Node) -> list[Tensor]:
 def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     """What an element-wise node is a function of: one tensor (then it is a table) or else its own operands.
 
-    A product's bias and scalar factor fuse into the product: there nothing is needed. Nor where the other operand is a
-    vector of float constants, which has no integer form whatever the range of the first.
+    Nothing is needed where the other operand is a vector of float constants, which has no integer form whatever the
+    range of the first.
     """
     if any(t.name not in graph.params and (v := value_of(t)) is not None and v.size > 1 for t in node.inputs):
         return []
@@ -156,10 +173,7 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     if len(leaves) != 1 or _has_vector(node):
         return [] if len(own) == 1 and _is_product(graph, own[0]) else own
     leaf = next(iter(leaves.values()))
-    if _is_signed_sum(graph, leaf):
-        return []
-    straight = len(own) == 1 and own[0] is leaf and node.op in ("Add", "Mul", "Div")
-    return [] if straight and _is_product(graph, leaf) else [leaf]
+    return [] if _is_signed_sum(graph, leaf) else [leaf]
 
 
 def _has_vector(node: Node) -> bool:

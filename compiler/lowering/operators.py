@@ -150,7 +150,7 @@ def is_far_apart(state: State, node: Node, out: Tensor) -> bool:
 
 
 def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """AveragePool, GlobalAveragePool and ReduceMean over positions."""
+    """AveragePool, GlobalAveragePool and ReduceMean over positions; a ReduceSum is taken for the mean that it makes."""
     if node.domain or not node.inputs or state.usable(node.inputs[0]) is None or state.usable(out) is None:
         return False
     match node.op:
@@ -158,7 +158,7 @@ def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
             return _average(state, node, out, lo, hi)
         case "GlobalAveragePool":
             return _mean(state, node, out, lo, hi, tuple(range(rank_of(node.inputs[0]) or 2)), keepdims=True)
-        case "ReduceMean":
+        case "ReduceMean" | "ReduceSum":
             order = _mean_order(node)
             return order is not None and _mean(state, node, out, lo, hi, order, keepdims=bool(node.attr("keepdims", 1)))
         case _:

@@ -1,9 +1,11 @@
-"""Sums and means over any dimensions: matrix products with ones.
+"""Sums and means, times a number and plus one: products with ones.
 
-    ReduceSum(x, axes)     x -> Transpose (those dimensions last) -> Reshape [..., K] -> MatMul(ones [K, 1])
+    ReduceSum(x, axes)            x -> Transpose (those dimensions last) -> Reshape [..., K] -> MatMul(ones [K, 1])
+    AveragePool(x) * a + b        x -> Conv(ones [C, 1, kernel...], a group for each channel)
+    ReduceSum(x, axes) * (1 / K)  ReduceMean(x, axes), likewise divided by K
 
-A mean is the same with the unit divided by K, in float64: a tie may fall to either side where K is no power of two.
-Means that leave two dimensions are pooling (`operators.py`), which divides by K itself.
+A mean is a sum with the unit divided by K, in float64: a tie may fall to either side where K is no power of two.
+Means of no more than that, which leave two dimensions, are pooling (`operators.py`), which divides by K itself.
 """
 
 from __future__ import annotations
@@ -14,14 +16,26 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, Tensor, shape_of
-from qatc.compiler.integer import MatMul, Move, Shape
+from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
+from qatc.compiler.integer import Conv, MatMul, Move, Shape
+from qatc.compiler.lowering import mac, operators
+from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import axes_of
+from qatc.compiler.passes.products import MEANS, Vector, is_sum
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
+from qatc.compiler.windows import window
 
-_SUMS: Final = ("ReduceSum", "ReduceMean", "ReduceL1")
+_ONE: Final = 2.0**-23  # how far from 1 a file's 1 / K times K may be in float32
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What becomes of a sum before it is rounded: times `factor`, which is not zero, plus `bias`."""
+
+    factor: float = 1.0
+    bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class _Reduction:
     @classmethod
     def of(cls, node: Node) -> _Reduction | None:
         """None where nothing stays, nothing goes, or sizes are not known."""
-        shape, axes = shape_of(node.inputs[0]), axes_of(node)
+        shape, axes = shape_of(node.inputs[0]), _axes_of(node)
         if shape is None or not axes or not all(-len(shape) <= a < len(shape) for a in axes):
             return None
         summed = tuple(sorted({a % len(shape) for a in axes}))
@@ -48,62 +62,141 @@ class _Reduction:
 
     def share(self, node: Node) -> float:
         """What an element counts in the result."""
-        return 1.0 / self.count if node.op == "ReduceMean" else 1.0
+        return 1.0 / self.count if node.op in MEANS else 1.0
 
 
-def is_noise(state: State, node: Node) -> bool:
+def _axes_of(node: Node) -> tuple[int, ...] | None:
+    return tuple(range(2, rank_of(node.inputs[0]) or 0)) if node.op == "GlobalAveragePool" else axes_of(node)
+
+
+def reduced(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: int) -> bool:
+    """Make the integers of `out`: a sum or mean and `then`, clamped to [lo, hi]; False where it stays float."""
+    if _is_mean(node, then) and operators.pool(state, node, out, lo, hi):
+        return True
+    if node.op == "AveragePool":
+        return _windowed(state, node, out, then, lo, hi)
+    return _summed(state, node, out, then, lo, hi)
+
+
+def _is_mean(node: Node, then: Affine) -> bool:
+    """Whether the result is the mean itself: of a sum, divided by how many it adds up."""
+    if then.bias:
+        return False
+    if node.op in MEANS:
+        return then.factor == 1.0
+    found = _Reduction.of(node) if node.op == "ReduceSum" else None
+    return found is not None and abs(then.factor * found.count - 1.0) <= _ONE
+
+
+def is_noise(state: State, node: Node, out: Tensor, then: Affine) -> bool:
     """Whether the result's steps are finer than what float32 knows of the sum: training saw rounding errors.
 
     The mean of what a normalization made is zero but for those; calibration gives it their range. The error that is
     meant is one standard deviation of the probabilistic bound of docs/verification.md.
     """
-    read = _read(state, node)
+    read = _read(state, node, out)
     if read is None:
         return False
     have, want, found = read
     zero = have.zero_point[0]
     most = max(have.qmax - zero, zero - have.qmin) * have.scale[0] * found.count * found.share(node)
-    return math.sqrt(found.count) * 2.0**-24 * most > want.scale[0] / 2
+    return math.sqrt(found.count) * 2.0**-24 * most * abs(then.factor) > want.scale[0] / 2
 
 
-def _read(state: State, node: Node) -> tuple[QuantParams, QuantParams, _Reduction] | None:
+def _read(state: State, node: Node, out: Tensor) -> tuple[QuantParams, QuantParams, _Reduction] | None:
     """A reduction between two grids, and these; None for other operators, and where a grid or size is not known."""
-    if node.domain or node.op not in _SUMS:
+    if not is_sum(node) or node.op == "AveragePool":
         return None
-    have, want, found = state.usable(node.inputs[0]), state.usable(node.outputs[0]), _Reduction.of(node)
+    have, want, found = state.usable(node.inputs[0]), state.usable(out), _Reduction.of(node)
     return None if have is None or want is None or found is None else (have, want, found)
 
 
-def summed(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """ReduceSum and ReduceMean, and ReduceL1 of what is never negative."""
-    read = _read(state, node)
-    if read is None or is_noise(state, node):
+def _summed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: int) -> bool:
+    """Sums and means over whole dimensions, and ReduceL1 of what is never negative."""
+    read = _read(state, node, out)
+    if read is None or is_noise(state, node, out, then):
         return False
     x, (have, want, found) = node.inputs[0], read
     if node.op == "ReduceL1" and have.qmin < have.zero_point[0]:
         return False
-    share = found.share(node)
-    if not SMALLEST <= have.scale[0] * share <= LARGEST:
+    ones = _ones(node, have, then, found.share(node), (found.count, 1), channels=1)
+    if ones is None:
         return False
-    name = state.transposed(x, state.int_name(x), (*found.kept, *found.summed))
+    ones.x = state.transposed(x, state.int_name(x), (*found.kept, *found.summed))
     kept = tuple(found.shape[i] for i in found.kept)
     if len(found.summed) > 1:
         last = state.build.constant("sizes", np.asarray([0] * len(kept) + [found.count], np.int64))
-        name = _moved(
-            state, "Reshape", (name, last), state.build.quantised(f"{x.name}_rows", have, (*kept, found.count))
-        )
-    ones = np.ones((found.count, 1), np.int8)
-    weight = state.build.constant(f"ones_{found.count}", ones, QuantParams.per_tensor(share, 0, "int8"))
+        rows = state.build.quantised(f"{x.name}_rows", have, (*kept, found.count))
+        ones.x = _moved(state, "Reshape", (ones.x, last), rows)
     keeps = bool(node.attr("keepdims", 1))
     rests = keeps and found.summed == (len(found.shape) - 1,)
     label = label_of(node)
     made = state.new_int(out) if rests else state.build.quantised(f"{out.name}_column", want, (*kept, 1))
-    product = MatMul(state.build.fresh(label), (name, weight), (made,), lo=lo, hi=hi,
-                     acc_scale=(have.scale[0] * share,), source=label)  # fmt: skip
-    state.build.add(product)
+    inputs = _operands(state, ones, then, made, want)
+    acc = tuple(ones.acc_scale.tolist())
+    state.build.add(MatMul(state.build.fresh(label), inputs, (made,), lo=lo, hi=hi, acc_scale=acc, source=label))
     if not rests:
         _shaped(state, found, made, out, want, keeps=keeps)
     return True
+
+
+def _windowed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: int) -> bool:
+    """AveragePool with a factor or an offset, where all windows have as many elements."""
+    have, want, shape = state.usable(node.inputs[0]), state.usable(out), shape_of(node.inputs[0])
+    moving = window(node, tuple(node.attr("kernel_shape")))
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if have is None or want is None or moving is None or not isinstance(channels, int) or not channels:
+        return False
+    if node.attr("ceil_mode", 0) or (any(moving.pads) and not node.attr("count_include_pad", 0)):
+        return False
+    share = 1.0 / math.prod(moving.kernel)
+    ones = _ones(node, have, then, share, (channels, 1, *moving.kernel), channels=channels)
+    if ones is None:
+        return False
+    ones.x, made, label = state.int_name(node.inputs[0]), state.new_int(out), label_of(node)
+    inputs = _operands(state, ones, then, made, want)
+    state.build.add(
+        Conv(
+            state.build.fresh(label),
+            inputs,
+            (made,),
+            lo=lo,
+            hi=hi,
+            strides=moving.strides,
+            pads=moving.pads,
+            dilations=moving.dilations,
+            groups=channels,
+            acc_scale=tuple(np.broadcast_to(ones.acc_scale, channels).tolist()),
+            source=label,
+        )
+    )
+    return True
+
+
+def _ones(
+    node: Node, have: QuantParams, then: Affine, share: float, shape: tuple[int, ...], *, channels: int
+) -> Operands | None:
+    """The weight that adds up elements which count `share` each, its input still to be named; None beyond float32."""
+    step = abs(then.factor) * share
+    if not (SMALLEST <= step <= LARGEST and SMALLEST <= have.scale[0] * step <= LARGEST):
+        return None
+    values = np.full(shape, 1 if then.factor > 0 else -1, np.int8)
+    params = QuantParams.per_tensor(step, 0, "int8")
+    axis = 0 if channels > 1 else len(shape) - 1
+    return Operands(node, "", node.inputs[0], params, values, have.scale[0], axis, channels)
+
+
+def _operands(state: State, ones: Operands, then: Affine, made: str, want: QuantParams) -> tuple[str, ...]:
+    """The names of input, weight and, where there is one, bias."""
+    names = [ones.x]
+    bias: Vector = np.full(ones.channels or 1, then.bias) if then.bias else np.zeros(0)
+    integers = mac.tune(state, ones, bias, want.scale[0])
+    if ones.values is not None:
+        names.append(state.build.constant(f"ones_{ones.values.size}", ones.values, ones.weight_params))
+    if integers is not None:
+        names.append(state.build.constant(f"{made}_bias", integers))
+        state.build.graph.real_biases[made] = bias / ones.acc_scale
+    return tuple(names)
 
 
 def _shaped(state: State, found: _Reduction, made: str, out: Tensor, want: QuantParams, *, keeps: bool) -> None:

@@ -1,4 +1,4 @@
-"""Products: convolutions and matrix products, and where the channels of their results are.
+"""Products: convolutions and matrix products, and where the channels of their results are; and sums, those of ones.
 
 Conv [M, C/g, k...]: axis 0     ConvTranspose [C, M/g, k...]: 1     Gemm [K, M]: 1, [M, K] with transB: 0
 MatMul [..., K, M]: the last; of a left operand [..., M, K] the last but one
@@ -15,12 +15,19 @@ import numpy.typing as npt
 from qatc.compiler.graph import Constant, Node
 
 PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+MEANS: Final = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool"})
+SUMS: Final = MEANS | {"ReduceSum", "ReduceL1"}
 Vector = npt.NDArray[np.float64]
 
 
 def is_product(node: Node) -> bool:
     """Whether the node is one of ai.onnx's convolutions and matrix products."""
     return node.op in PRODUCTS and not node.domain
+
+
+def is_sum(node: Node) -> bool:
+    """Whether the node adds up or averages elements of its input (of a ReduceL1: their magnitudes)."""
+    return node.op in SUMS and not node.domain
 
 
 def output_axis(node: Node, rank: int | None, operand: int = 1) -> int | None:

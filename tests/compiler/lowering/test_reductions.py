@@ -16,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from qatc import compile_model
 from qatc.backends.onnx import BACKEND
 from qatc.compiler.arithmetic import get_profile
-from qatc.compiler.integer import Float, IntegerGraph, MatMul, Pool
+from qatc.compiler.integer import Conv, Float, IntegerGraph, MatMul, Pool
+from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import verify
-from tests.pipeline import integer
+from tests.pipeline import folded, integer
 
 
 def reduction_model(
@@ -162,3 +163,113 @@ def test_a_mean_of_rounding_errors_says_so(tmp_path: Path) -> None:
     result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
     (island,) = result.islands
     assert "rounding errors" in island.reason
+
+
+def scaled_model(
+    op: str, shape: list[int], grids: list[tuple[float, int]], then: list[tuple[str, float]], attrs: dict[str, Any]
+) -> onnx.ModelProto:
+    """`op` and element-wise operators with one number each, between two uint8 quantizers."""
+    (sx, zx), (sy, zy) = grids
+    values = {
+        "sx": np.float32(sx), "zx": np.uint8(zx), "sy": np.float32(sy), "zy": np.uint8(zy),
+        "axes": np.asarray(attrs.pop("axes", []), np.int64),
+    }  # fmt: skip
+    make = helper.make_node
+    nodes = [
+        make("QuantizeLinear", ["x", "sx", "zx"], ["xq"]),
+        make("DequantizeLinear", ["xq", "sx", "zx"], ["xd"]),
+        make(op, ["xd", "axes"] if values["axes"].size else ["xd"], ["t0"], **attrs),
+    ]
+    for index, (name, number) in enumerate(then):
+        values[f"c{index}"] = np.float32(number)
+        nodes.append(make(name, [f"t{index}", f"c{index}"], [f"t{index + 1}"]))
+    nodes += [
+        make("QuantizeLinear", [f"t{len(then)}", "sy", "zy"], ["yq"]),
+        make("DequantizeLinear", ["yq", "sy", "zy"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+# operator -> attributes, and by how much it divides
+REDUCERS: dict[str, tuple[dict[str, Any], int]] = {
+    "ReduceSum": ({"axes": [1, -1]}, 1), "ReduceMean": ({"axes": [2]}, 4), "GlobalAveragePool": ({}, 32),
+    "AveragePool": ({"kernel_shape": [2, 4], "strides": [1, 2], "pads": [1, 0, 0, 1], "count_include_pad": 1}, 8),
+}  # fmt: skip
+
+
+@settings(max_examples=80)
+@given(
+    op=st.sampled_from(sorted(REDUCERS)),
+    scale=st.tuples(st.sampled_from(["Mul", "Div"]), st.sampled_from([0.5, -0.25, 3.0, -1.0, 8.0])),
+    offset=st.none() | st.sampled_from([1.5, -0.625, 40.0]),
+    exponents=st.tuples(st.integers(-6, 0), st.integers(-3, 4)),
+    zero=st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    seed=st.integers(0, 999),
+)
+def test_a_factor_and_an_offset_are_part_of_the_sum(
+    op: str,
+    scale: tuple[str, float],
+    offset: float | None,
+    exponents: tuple[int, int],
+    zero: tuple[int, int],
+    seed: int,
+) -> None:
+    """One integer operator, which rounds once what the file computes before its quantizer."""
+    grids = [(2.0 ** exponents[0], zero[0]), (2.0 ** exponents[1], zero[1])]
+    then = [scale] + ([("Add", offset)] if offset is not None else [])
+    attrs, count = REDUCERS[op]
+    model = scaled_model(op, [2, 4, 4, 8], grids, then, dict(attrs))
+    graph = integer(model)
+    assert is_integer(graph)
+    assert sum(isinstance(o, MatMul | Pool | Conv) for o in graph.ops) == 1
+    feeds = {"x": np.random.default_rng(seed).normal(0, 128 * grids[0][0], (2, 4, 4, 8)).astype(np.float32)}
+    want = RunnableModel(model).run(feeds)["y"]
+    emission = BACKEND.emit(graph, BACKEND.checked({}))
+    found = {name: execute(graph, feeds, get_profile(name))["y"] for name in ("exact", "onnx")}
+    found["package"] = RunnableModel(emission.complete()).run(feeds)["y"]
+    unit = Fraction(grids[0][0]) / count * abs(Fraction(scale[1]) if scale[0] == "Mul" else 1 / Fraction(scale[1]))
+    is_whole = (Fraction(offset or 0) / unit).denominator == 1
+    for name, value in found.items():
+        if (
+            scale == ("Div", 3.0) or not is_whole
+        ):  # a third is no float, a bias a whole number: a tie may fall to a side
+            assert np.abs(value - want).max() <= grids[1][0], name
+        else:
+            np.testing.assert_array_equal(value, want, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "then", [[("Mul", np.float32(1) / np.float32(35))], [("Div", 35.0)], [("Div", 7.0), ("Mul", 0.2)]]
+)
+def test_a_sum_divided_by_its_count_is_a_mean(then: list[tuple[str, float]]) -> None:
+    """Whether an exporter multiplies or divides: pooling, as ReduceMean is."""
+    graph = integer(scaled_model("ReduceSum", [1, 3, 5, 7], GRIDS, then, {"axes": [2, 3]}))
+    assert [op.kind for op in graph.ops if isinstance(op, MatMul | Pool)] == ["Pool"]
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "then"),
+    [
+        pytest.param("ReduceSum", {"axes": [1]}, [("Mul", 0.0)], id="nothing is left of it"),
+        pytest.param("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, [("Mul", 9.0)], id="other counts"),
+        pytest.param("AveragePool", {"kernel_shape": [2, 2], "ceil_mode": 1}, [("Mul", 4.0)], id="cut at the end"),
+        pytest.param("ReduceSum", {"axes": [1]}, [("Mul", float("nan"))], id="no number"),
+    ],
+)
+def test_what_is_no_multiple_of_an_integer_sum_stays(
+    op: str, attrs: dict[str, Any], then: list[tuple[str, float]]
+) -> None:
+    assert not is_integer(integer(scaled_model(op, [1, 4, 5, 5], GRIDS, then, dict(attrs))))
+
+
+def test_a_sum_needs_no_range_before_its_factor() -> None:
+    """--calibrate asks for none: sum and factor are one operator."""
+    graph = folded(scaled_model("ReduceSum", [1, 4, 5, 5], GRIDS, [("Mul", 0.3), ("Add", 1.0)], {"axes": [1]}))
+    assert missing_ranges(graph) == []
