@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, printable, suggested
 from qatc.compiler.quant import Array
 from qatc.compiler.storage import release
 
@@ -206,9 +205,8 @@ class Backend:
         for key, value in given.items():
             option = self.options.get(key)
             if option is None:
-                close = difflib.get_close_matches(key, self.options, 1)
                 known = f"{self.name} knows {', '.join(sorted(self.options)) or 'no options'}"
-                hint = f"did you mean {close[0]}? {known}" if close else known
+                hint = suggested(key, self.options, known)
                 wrong.append(Diagnostic("QAT007", f"unknown option {printable(key)} of backend {self.name}", hint=hint))
             elif option.choices and value not in option.choices:
                 message = f"option {key} of backend {self.name} cannot be {printable(value)!r}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
+from qatc.compiler.diagnostics import fail, misused
 
 SMALLEST: Final = 64 << 20  # bytes: less than the libraries take before anything is read
 _NEGLIGIBLE: Final = 1 << 20  # bytes that are taken without asking
@@ -89,7 +89,7 @@ def _checked(limit: int | str) -> int:
         return limit if isinstance(limit, int) and limit >= SMALLEST else parse_size(str(limit))
     except ValueError as error:
         hint = "write max_memory as bytes or as a text such as 2GiB or 800MB"
-        raise CompileError([Diagnostic("QAT007", f"the memory limit {limit!r}: {error}", hint=hint)], 2) from error
+        raise misused(f"the memory limit {limit!r}: {error}", hint) from error
 
 
 def parse_size(text: str) -> int:

@@ -234,3 +234,20 @@ def fail(
 ) -> CompileError:
     """Make a `CompileError` of one error, to be raised where nothing more can be collected."""
     return CompileError([Diagnostic(code, message, Severity.ERROR, node, tensor, hint)])
+
+
+def misused(message: str, hint: str, code: str = "QAT007") -> CompileError:
+    """Make the error of a call that asks for what there is not: exit code 2."""
+    return CompileError([Diagnostic(code, message, hint=hint)], 2)
+
+
+def suggested(name: str, known: Iterable[str], hint: str) -> str:
+    """`hint` behind the name that somebody may have meant with an unknown one, where one is close.
+
+    >>> suggested("tensorflwo", ["pytorch", "tensorflow"], "qatc dialects lists them")
+    'did you mean tensorflow? qatc dialects lists them'
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {printable(close[0])}? {hint}" if close else hint

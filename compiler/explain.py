@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from typing import Final
 
-from qatc.compiler.diagnostics import CODES, CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import CODES, CompileError, misused, printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,4 +49,4 @@ def _unknown(code: str, wanted: str) -> CompileError:
     hint = "qatc explain, without a code, lists them all"
     if close:
         hint = f"did you mean {', '.join(close)}? {hint}"
-    return CompileError([Diagnostic("QAT007", f"there is no diagnostic code {printable(code)!r}", hint=hint)], 2)
+    return misused(f"there is no diagnostic code {printable(code)!r}", hint)

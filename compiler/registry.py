@@ -6,14 +6,13 @@ entry points of the registry's group. A name that two of them claim is an error 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import CompileError, misused, printable, suggested
 
 if TYPE_CHECKING:
     from qatc.compiler.backend import Backend
@@ -68,9 +67,7 @@ class Registry(Generic[T]):
         entries = self._entries()
         if name in entries:
             return entries[name]
-        close = difflib.get_close_matches(name, entries, 1)
-        known = f"known are {', '.join(sorted(entries))}"
-        hint = f"did you mean {close[0]}? {known}" if close else known
+        hint = suggested(name, entries, f"known are {', '.join(sorted(entries))}")
         raise self._error(f"unknown {self._kind} {printable(name)!r}", hint)
 
     def _entries(self) -> dict[str, _Entry]:
@@ -100,7 +97,7 @@ class Registry(Generic[T]):
         return cast(T, value)
 
     def _error(self, message: str, hint: str) -> CompileError:
-        return CompileError([Diagnostic(self._code, message, hint=hint)], 2)
+        return misused(message, hint, self._code)
 
 
 def frontends() -> Registry[Frontend]:

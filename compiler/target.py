@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Mapping
 from importlib.resources import files
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.damaged import reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.diagnostics import CompileError, misused, suggested
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,11 +83,8 @@ def load_target(name: str) -> Target:
     known = builtin_targets()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name.lower(), known, 1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    raise _wrong(
-        f"unknown target {name!r}", f"{meant}known are {', '.join(known)}; a description is a file that ends in .toml"
-    )
+    hint = f"known are {', '.join(known)}; a description is a file that ends in .toml"
+    raise _wrong(f"unknown target {name!r}", suggested(name.lower(), known, hint))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -96,9 +92,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return _loads(_text_of(path))
     except (OSError, ValueError) as error:
-        raise CompileError(
-            [Diagnostic("QAT007", f"cannot read {path}: {reason(error)}", hint="give a TOML file")], 2
-        ) from error
+        raise misused(f"cannot read {path}: {reason(error)}", "give a TOML file") from error
 
 
 def _text_of(path: Path) -> str:
@@ -163,4 +157,4 @@ def wanted_operators(target: Target, options: Mapping[str, str]) -> frozenset[st
 
 
 def _wrong(message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic("QAT305", message, hint=hint)], 2)
+    return misused(message, hint, "QAT305")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.diagnostics import misused
 from qatc.frontends.tf.convert import write_keras
 from qatc.frontends.tf.load import first_words, load_keras, needed
 
@@ -42,10 +42,10 @@ def prepare_qat(model: Any, exclude: Sequence[str] = ()) -> Any:
     """
     keras, quantize = needed("tf_keras"), needed("tensorflow_model_optimization").quantization.keras
     if not isinstance(model, keras.Model):
-        raise _usage(f"{type(model).__name__} is no model of Keras 2", "build it with tf_keras: tfmot needs Keras 2")
+        raise misused(f"{type(model).__name__} is no model of Keras 2", "build it with tf_keras: tfmot needs Keras 2")
     unknown = sorted(set(exclude) - {layer.name for layer in model.layers})
     if unknown:
-        raise _usage(f"the model has no layer {unknown[0]!r}", "exclude names layers, see model.summary()")
+        raise misused(f"the model has no layer {unknown[0]!r}", "exclude names layers, see model.summary()")
     _check_layers([layer for layer in model.layers if layer.name not in exclude])
     with_range = needed(f"{_SCHEME}configs").Default8BitOutputQuantizeConfig
 
@@ -64,7 +64,7 @@ def prepare_qat(model: Any, exclude: Sequence[str] = ()) -> Any:
             return quantize.quantize_apply(keras.models.clone_model(model, clone_function=annotated))
     except (RuntimeError, ValueError) as error:  # what tfmot raises for structures that it does not know
         hint = "leave the layer out with exclude"
-        raise _usage(f"tfmot cannot quantize the model: {first_words(error)}", hint) from error
+        raise misused(f"tfmot cannot quantize the model: {first_words(error)}", hint) from error
 
 
 def load(path: str | Path) -> Any:
@@ -95,7 +95,7 @@ def export(
     """
     first, last = _OPSETS
     if not first <= opset <= last:
-        raise _usage(f"opset {opset} does not do for a quantized model", f"use opset {first} to {last}")
+        raise misused(f"opset {opset} does not do for a quantized model", f"use opset {first} to {last}")
     names = list(input_names) if len(input_names) == len(model.inputs) else []
     write_keras(model, Path(path), opset=opset, names=names)
     return Path(path)
@@ -111,8 +111,4 @@ def _check_layers(layers: Sequence[Any]) -> None:
     kinds = sorted({type(layer).__name__ for layer in bad})
     names = ", ".join(repr(layer.name) for layer in bad[:8]) + (", ..." if len(bad) > 8 else "")
     hint = f"replace them, or keep them in float: exclude=[{names}]"
-    raise _usage(f"tfmot has no quantizers for {', '.join(kinds)}", hint)
-
-
-def _usage(message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+    raise misused(f"tfmot has no quantizers for {', '.join(kinds)}", hint)

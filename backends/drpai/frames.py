@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from qatc.compiler.damaged import IMAGE
-from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import misused, printable
 from qatc.compiler.quant import Array
 
 _MEAN: Final = (0.485, 0.456, 0.406)  # of the training images, red first, as the vendor's script has them
@@ -61,13 +61,13 @@ def frames_file(folder: Path, shape: list[int]) -> tuple[str, int]:
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES) if folder.is_dir() else []
     if not files:
-        raise _refused("QAT008", f"no images in {folder}", "give a folder of .jpg, .png, ... or of .npy files")
+        raise misused(f"no images in {folder}", "give a folder of .jpg, .png, ... or of .npy files", "QAT008")
     if len(shape) != 4 or shape[1] not in (1, 3):
-        raise _refused("QAT008", f"an input of shape {shape} takes no images", "give arrays with --calibrate")
+        raise misused(f"an input of shape {shape} takes no images", "give arrays with --calibrate", "QAT008")
     try:
         pillow = import_module("PIL.Image")
     except ImportError as error:
-        raise _refused("QAT010", "reading images needs Pillow", "pip install pillow, or give .npy files") from error
+        raise misused("reading images needs Pillow", "pip install pillow, or give .npy files", "QAT010") from error
     frames = np.stack([_frame(pillow, path, shape) for path in files])
     scratch = tempfile.mkdtemp(prefix="qatc-frames-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -84,7 +84,7 @@ def _frame(pillow: Any, path: Path, shape: list[int]) -> Array:
     except (*IMAGE, pillow.DecompressionBombError) as error:
         reason = printable(str(error) or type(error).__name__)
         message = f"cannot read the image {printable(str(path))}: {reason}"
-        raise _refused("QAT008", message, "remove the file, or save it again as png") from error
+        raise misused(message, "remove the file, or save it again as png", "QAT008") from error
     scale = max(width * _MARGIN / image.width, height * _MARGIN / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), pillow.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -92,7 +92,3 @@ def _frame(pillow: Any, path: Path, shape: list[int]) -> Array:
     pixels = pixels.reshape(height, width, channels)
     mean, std = (np.asarray(values, np.float32) for values in statistics(channels))
     return np.ascontiguousarray(((pixels - mean) / std).astype(np.float32).transpose(2, 0, 1))
-
-
-def _refused(code: str, message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic(code, message, hint=hint)], 2)

@@ -15,7 +15,6 @@ final `round`. `docs/arithmetic.md` holds the formulas and what was measured aga
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -25,7 +24,7 @@ from qatc.compiler.arithmetic.fixedpoint import CmsisNn, Tflite, TfliteSingle, T
 from qatc.compiler.arithmetic.gemmlowp import quantize_multiplier
 from qatc.compiler.arithmetic.ort import Onnx, ort_multipliers, ort_softmax_factor, ort_weight_scales
 from qatc.compiler.arithmetic.rational import Rational, round_ratio
-from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import misused, printable, suggested
 
 __all__ = [
     "OPS",
@@ -64,8 +63,5 @@ def get_profile(name: str) -> Profile:
     """
     if name in PROFILES:
         return PROFILES[name]
-    close = difflib.get_close_matches(name.lower(), PROFILES, n=1)
-    known = f"known profiles are {', '.join(PROFILES)}"
-    message = f"unknown arithmetic profile {printable(name)!r}"
-    hint = f"did you mean '{close[0]}'? {known}" if close else known
-    raise CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+    hint = suggested(name.lower(), PROFILES, f"known profiles are {', '.join(PROFILES)}")
+    raise misused(f"unknown arithmetic profile {printable(name)!r}", hint)

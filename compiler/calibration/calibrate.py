@@ -6,7 +6,6 @@ range, so that padding and Relu stay exact.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from qatc.compiler.budget import active
 from qatc.compiler.calibration.histogram import METHODS, Histogram, Range, grid_of
 from qatc.compiler.damaged import ARRAY, looking, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostics, fail, misused, printable, suggested
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Port
 from qatc.compiler.samples import Feeds, as_port, check_fits, describe, read_array
@@ -54,10 +53,8 @@ def calibrate(
     """
     find = METHODS.get(method)
     if find is None:
-        close = difflib.get_close_matches(method, METHODS, 1)
-        known = f"known are {', '.join(METHODS)}"
-        hint = f"did you mean {close[0]}? {known}" if close else known
-        raise CompileError([Diagnostic("QAT007", f"unknown calibration method {printable(method)}", hint=hint)], 2)
+        hint = suggested(method, METHODS, f"known are {', '.join(METHODS)}")
+        raise misused(f"unknown calibration method {printable(method)}", hint)
     seen = {name: Histogram() for name in tensors}
     for feeds in data:
         for name, values in simulation.run(feeds, tensors).items():

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qatc.compiler.damaged import ARCHIVE, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable, some_of
+from qatc.compiler.diagnostics import (
+    CompileError,
+    Diagnostics,
+    counted,
+    fail,
+    misused,
+    printable,
+    some_of,
+)
 
 NPY: Final = ".npy"
 RAW: Final = (".bin", ".raw", ".dat")
@@ -71,8 +79,7 @@ def list_dump(path: Path, found: Diagnostics) -> list[Entry]:
 
 
 def _nothing(message: str) -> CompileError:
-    hint = "give a folder of .npy or .bin files, or an .npz file"
-    return CompileError([Diagnostic("QAT406", message, hint=hint)], 2)
+    return misused(message, "give a folder of .npy or .bin files, or an .npz file", "QAT406")
 
 
 def _unreadable(error: OSError) -> NoReturn:

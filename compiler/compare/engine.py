@@ -16,7 +16,16 @@ from qatc.compiler.compare.match import Names
 from qatc.compiler.compare.measure import Measure, measure
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, counted, fail, printable, some_of
+from qatc.compiler.diagnostics import (
+    CompileError,
+    Diagnostic,
+    Diagnostics,
+    counted,
+    fail,
+    misused,
+    printable,
+    some_of,
+)
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
@@ -62,7 +71,7 @@ def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0
     entries = list_dump(Path(dump), found)
     if not 0 <= sample < len(opened.samples):
         message = f"the package has {len(opened.samples)} samples, no sample {sample}"
-        raise CompileError([Diagnostic("QAT007", message, hint="samples are counted from 0")], 2)
+        raise misused(message, "samples are counted from 0")
     by_sample: dict[int, list[Entry]] = {}
     for entry in entries:
         by_sample.setdefault(sample if entry.sample is None else entry.sample, []).append(entry)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, misused, printable
 from qatc.compiler.driver.keywords import breach
 from qatc.compiler.frontend import RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, shape_of
@@ -53,8 +53,7 @@ class CompileOptions:
         known = {f.name for f in dataclasses.fields(cls)} - {"output"}
         unknown = sorted(set(options) - known)
         if unknown:
-            hint = f"known are {', '.join(sorted(known))}"
-            raise CompileError([Diagnostic("QAT007", f"unknown option {unknown[0]}", hint=hint)], 2)
+            raise misused(f"unknown option {unknown[0]}", f"known are {', '.join(sorted(known))}")
         wrong = [
             Diagnostic("QAT007", f"the option {name} is {printable(repr(value))}", hint=f"it has to be {wanted}")
             for name, value in options.items()
@@ -157,4 +156,4 @@ def parse_ranges(text: str | None) -> RangeOverride:
 def _unreadable(text: str, why: str = "") -> CompileError:
     hint = 'write --quant-range act=0..127,weight=-127..127, or in a TOML file act = "0..127" and a table [tensors]'
     message = f"cannot read the quantization range {printable(text)!r}" + (f": {why}" if why else "")
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+    return misused(message, hint)

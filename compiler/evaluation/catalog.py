@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
 
 from qatc.compiler.damaged import looking
-from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
+from qatc.compiler.diagnostics import CompileError, fail, misused, printable
 from qatc.compiler.evaluation.values import Loader, Metric, TaskMetric
 from qatc.compiler.registry import Registry
 
@@ -63,7 +63,7 @@ class Shelf(Generic[T]):
             taken = self._registry.owner(name)
         if taken is not None:
             message = f"{taken} and {owner} both bring a {self._kind} named {printable(name)!r}"
-            raise CompileError([Diagnostic("QAT007", message, hint="rename the one in your file")], 2)
+            raise misused(message, "rename the one in your file")
         self._own[name] = (value, owner)
 
     def names(self) -> list[str]:
@@ -131,7 +131,7 @@ class Catalog:
                 found += cast("Sequence[Any]", value) if isinstance(value, (list, tuple)) else [value]
         if not found:
             hint = "give it METRICS = [...] or LOADERS = [...]; docs/evaluation.md has an example"
-            raise CompileError([Diagnostic("QAT007", f"{shown} has none of {', '.join(_NAMES)}", hint=hint)], 2)
+            raise misused(f"{shown} has none of {', '.join(_NAMES)}", hint)
         for value in found:
             if isinstance(value, (Metric, TaskMetric)):
                 self.metrics.add(value, shown)
@@ -142,7 +142,7 @@ class Catalog:
                     f"{shown} brings a value of type {type(value).__name__}, which is neither a metric nor a loader"
                 )
                 hint = "make it with Metric, TaskMetric, mean_metric or Loader of qatc.compiler.evaluation"
-                raise CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+                raise misused(message, hint)
 
 
 def _module(path: Path) -> Any:
@@ -150,7 +150,7 @@ def _module(path: Path) -> Any:
     shown = printable(str(path))
     spec = importlib.util.spec_from_file_location(f"qatc_plugin_{abs(hash(path.resolve())):x}", path)
     if spec is None or spec.loader is None or not os.path.isfile(path):  # noqa: PTH113 - where it cannot be looked at, neither
-        raise CompileError([Diagnostic("QAT007", f"{shown} is no Python file", hint="name a file that ends in .py")], 2)
+        raise misused(f"{shown} is no Python file", "name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their types up
     try:
@@ -162,5 +162,4 @@ def _module(path: Path) -> Any:
 
 
 def _failed(what: str, error: BaseException, hint: str) -> CompileError:
-    message = f"{what}: {type(error).__name__}: {printable(str(error))}"
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+    return misused(f"{what}: {type(error).__name__}: {printable(str(error))}", hint)

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.diagnostics import Diagnostics, fail, misused, printable
 from qatc.compiler.evaluation.catalog import AnyMetric
 from qatc.compiler.evaluation.runs import SIMULATION, Contestant, Outputs
 from qatc.compiler.evaluation.values import LABELS, TARGETS, Item, Metric, Ports, Scorer, TaskScorer
@@ -66,7 +66,7 @@ class Batches:
         self._fixed = first if isinstance(first, int) else None
         if size is not None and self._fixed not in (None, size):
             message = f"batches of {size} samples do not fit the model, whose batch is {self._fixed}"
-            raise CompileError([Diagnostic("QAT007", message, hint="leave --batch out")], 2)
+            raise misused(message, "leave --batch out")
 
     def of(self, items: Iterator[Item]) -> Iterator[Batch]:
         """Batches of all samples; QAT008 for samples that do not fit."""

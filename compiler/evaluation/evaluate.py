@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.damaged import looking
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostics, fail, misused, printable
 from qatc.compiler.evaluation.catalog import Catalog
 from qatc.compiler.evaluation.engine import Asked, Batch, Batches, Scoreboard, beyond, walk
 from qatc.compiler.evaluation.runs import (
@@ -124,18 +124,14 @@ def _chosen(
         )
     except TypeError as error:
         known = ", ".join(sorted(EvaluateOptions.__dataclass_fields__))
-        raise _usage(f"unknown option: {error}", f"known are {known}") from error
+        raise misused(f"unknown option: {error}", f"known are {known}") from error
     for name in chosen.runs or ():
         if name not in RUNS:
-            raise _usage(f"there is no run {printable(name)}", f"known are {', '.join(RUNS)}")
+            raise misused(f"there is no run {printable(name)}", f"known are {', '.join(RUNS)}")
     for key, value in (("batch", chosen.batch), ("limit", chosen.limit)):
         if value is not None and value < 1:
-            raise _usage(f"{key} is {value}, not a number of samples", "give 1 or more")
+            raise misused(f"{key} is {value}, not a number of samples", "give 1 or more")
     return chosen
-
-
-def _usage(message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
 
 
 def _silent(step: str, share: float) -> None:
@@ -152,7 +148,7 @@ class _Evaluation:
         self.catalog = Catalog(options.plugins)
         self.asked = [self._asked(name) for name in dict.fromkeys(metrics)]
         if not self.asked:
-            raise _usage("no metric is named", f"known are {', '.join(self.catalog.metrics.names())}")
+            raise misused("no metric is named", f"known are {', '.join(self.catalog.metrics.names())}")
         self.found = Diagnostics()
         self.absent: dict[str, str] = {}
         self.require, self.max_loss = self._limits(options.require), self._limits(options.max_loss)
@@ -199,9 +195,9 @@ class _Evaluation:
         if sign and not self._compares(name.strip()):
             can = [n for n in self.catalog.metrics.names() if self._compares(n)]
             message = f"{metric.name} compares with nothing that could be chosen by {printable(sign + against)}"
-            raise _usage(message, f"leave that out; those that do compare so are {', '.join(can)}")
+            raise misused(message, f"leave that out; those that do compare so are {', '.join(can)}")
         if sign and against not in known:
-            raise _usage(f"there is no {printable(against)!r} to compare with", f"after @ goes {', '.join(known)}")
+            raise misused(f"there is no {printable(against)!r} to compare with", f"after @ goes {', '.join(known)}")
         return Asked(metric, against or None)
 
     def _compares(self, name: str) -> bool:
@@ -213,7 +209,7 @@ class _Evaluation:
         for name in (*self.require, *self.max_loss):
             if name not in judged:
                 hint = f"add --metric {name}" if PACKAGE in runs else self.absent.get(PACKAGE, "add package to --runs")
-                raise _usage(f"a limit is given for {printable(name)}, which is not measured of the package", hint)
+                raise misused(f"a limit is given for {printable(name)}, which is not measured of the package", hint)
 
     def _output(self, ports: Ports) -> str:
         names = [port.name for port in ports.outputs]
@@ -221,7 +217,9 @@ class _Evaluation:
         if wanted is None:
             return names[0]
         if wanted not in names:
-            raise _usage(f"the package has no output {printable(wanted)}", f"it has {', '.join(map(printable, names))}")
+            raise misused(
+                f"the package has no output {printable(wanted)}", f"it has {', '.join(map(printable, names))}"
+            )
         return wanted
 
     def _limits(self, given: Mapping[str, float]) -> dict[str, float]:
@@ -230,7 +228,7 @@ class _Evaluation:
         for name, value in given.items():
             own = self.catalog.metrics.get(name).name
             if own in found:
-                raise _usage(f"two limits are given for {own}", "give one")
+                raise misused(f"two limits are given for {own}", "give one")
             found[own] = value
         return found
 
@@ -239,7 +237,7 @@ class _Evaluation:
         unknown = [name for name in self.options.data_options if name not in loader.options]
         if unknown:
             known = "; ".join(f"{name}: {text}" for name, text in loader.options.items()) or "none"
-            raise _usage(
+            raise misused(
                 f"the data set {loader.name} has no option {printable(unknown[0])}", f"its options are {known}"
             )
         with looking("QAT008", self.data, "check the path and its permissions"):
@@ -261,7 +259,7 @@ class _Evaluation:
         path = self.options.float_model
         if path is None:
             if FLOAT in (self.options.runs or ()):
-                raise _usage("the run float needs a model", "name it with --float-model")
+                raise misused("the run float needs a model", "name it with --float-model")
             return None
         simulation = Simulation.of_file(path)
         return Contestant(FLOAT, simulation.description, self._fitting(simulation, path, ports))

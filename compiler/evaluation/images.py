@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from qatc.compiler.damaged import IMAGE
-from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
+from qatc.compiler.diagnostics import CompileError, fail, misused, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
@@ -214,7 +214,7 @@ def _numbers_of(key: str, content: str, count: int) -> tuple[float, ...]:
 
 def _wrong(key: str, value: str, wanted: str) -> CompileError:
     message = f"the data option {key} is {printable(value)!r}, not {wanted}"
-    return CompileError([Diagnostic("QAT007", message, hint=f"{key}: {_OPTIONS[key]}")], 2)
+    return misused(message, f"{key}: {_OPTIONS[key]}")
 
 
 IMAGES: Final = Loader(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qatc.compiler.damaged import reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
+from qatc.compiler.diagnostics import CompileError, fail, misused, printable
 from qatc.compiler.package.read import LARGEST_JSON, SIGNATURE, regular_file
 from qatc.compiler.storage import scratch_folder
 
@@ -47,7 +47,7 @@ def sealer(key: Path | None, certificate: Path | None = None) -> Seal | None:
     """
     if key is None:
         if certificate is not None:
-            raise _usage("a certificate signs nothing without its private key", "add --sign KEY.pem")
+            raise misused("a certificate signs nothing without its private key", "add --sign KEY.pem")
         return None
     signing: Any = _library("model_signing.signing")
     config = signing.Config().set_hashing_config(_hashing())
@@ -79,7 +79,7 @@ def _use_certificate(config: Any, key: Path, certificate: Path) -> None:
             )
         except _UNREADABLE as error:
             message = f"{printable(str(certificate))} holds no certificate of this key: {reason(error)}"
-            raise _usage(message, "give a PEM file, the certificate of the key that --sign names first") from error
+            raise misused(message, "give a PEM file, the certificate of the key that --sign names first") from error
 
 
 def _certificates(path: Path) -> list[bytes]:
@@ -117,7 +117,7 @@ def check_signature(
     except _UNREADABLE as error:
         if key is None:
             message = f"{printable(str(roots))} holds no certificates: {reason(error)}"
-            raise _usage(message, "give a PEM file of the roots that you trust") from error
+            raise misused(message, "give a PEM file of the roots that you trust") from error
         raise _wrong_key("public", key, error) from error
     data = _signature(folder)
     with scratch_folder() as scratch:
@@ -137,16 +137,16 @@ def check_signature(
 def _check_question(key: Path | None, identity: str | None, roots: Path | None) -> None:
     """An identity takes roots to trust, and a key needs neither."""
     if key is not None and (identity is not None or roots is not None):
-        raise _usage("a key is an identity of its own", "give --key, or --identity with --roots")
+        raise misused("a key is an identity of its own", "give --key, or --identity with --roots")
     if key is None and roots is None:
         message = (
             "an identity is only as good as who vouches for it: that of a public service would be checked with its "
             "roots and its log on the network, which qatc does not use"
         )
         hint = "add --roots ROOTS.pem, the certificates of the authority that you trust, or check a key with --key"
-        raise _usage(message, hint)
+        raise misused(message, hint)
     if key is None and identity is None:
-        raise _usage("roots vouch for everybody they issued a certificate to", "add --identity NAME")
+        raise misused("roots vouch for everybody they issued a certificate to", "add --identity NAME")
 
 
 def _signature(folder: Path) -> bytes:
@@ -189,15 +189,11 @@ def _library(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         message = f"signatures need the library model-signing: {error}"
-        raise CompileError([Diagnostic("QAT010", message, hint=_INSTALL)], 2) from error
-
-
-def _usage(message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+        raise misused(message, _INSTALL, "QAT010") from error
 
 
 def _wrong_key(kind: str, key: Path, error: Exception) -> CompileError:
-    return _usage(f"{printable(str(key))} holds no {kind} key for signatures: {reason(error)}", _MAKE)
+    return misused(f"{printable(str(key))} holds no {kind} key for signatures: {reason(error)}", _MAKE)
 
 
 def _refused(

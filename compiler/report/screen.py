@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, escaped, printable
+from qatc.compiler.diagnostics import Diagnostic, Severity, escaped, misused, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Facts
 
@@ -82,8 +82,7 @@ class Screen:
             path.write_bytes(data)
         except OSError as error:
             message = f"cannot write {printable(str(path))}: {error.strerror or error}"
-            found = Diagnostic("QAT007", message, hint="name a file in a folder that can be written")
-            raise CompileError([found], 2) from error
+            raise misused(message, "name a file in a folder that can be written") from error
 
     def diagnostics(self, found: Iterable[Diagnostic]) -> None:
         """Print errors, warnings and notes on standard error, errors last: that is where the eye is."""

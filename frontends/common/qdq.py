@@ -6,13 +6,12 @@ A dialect's `normalise` is `prepare`, its own rewriting into FakeQuant (`to_fake
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
 
-from qatc.compiler.diagnostics import printable
+from qatc.compiler.diagnostics import suggested
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
 from qatc.compiler.model.links import label_of
@@ -106,10 +105,9 @@ def apply_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
             applied.add(kind)
             node.attrs["params"] = _with_range(graph, node, params, general)
     for name in sorted(stated.tensors.keys() - applied):
-        close = difflib.get_close_matches(name, seen, 1)
-        hint = f"did you mean {printable(close[0])}?" if close else "qatc inspect MODEL lists the quantized tensors"
-        graph.diagnostics.error("QAT007", "a range is stated for a tensor that is not fake-quantized",
-                                tensor=name, hint=hint)  # fmt: skip
+        hint = suggested(name, seen, "qatc inspect MODEL lists the quantized tensors")
+        message = "a range is stated for a tensor that is not fake-quantized"
+        graph.diagnostics.error("QAT007", message, tensor=name, hint=hint)
     for kind, span in spans.items():
         if span is not None and kind not in applied:
             message = (

@@ -28,7 +28,7 @@ from torch import nn
 from torch.ao.nn import qat as qat_modules
 from torch.ao.nn.intrinsic import qat as fused_modules
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.diagnostics import misused
 from qatc.frontends.torch_qat.placement import INPUT_QUANTIZERS
 from qatc.frontends.torch_qat.recipes import LearnedFakeQuantize
 from qatc.frontends.torch_qat.tracing import settle_shapes
@@ -125,10 +125,10 @@ def export(
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     if opset < _MIN_OPSET:
-        raise _refused(f"opset {opset} has no per-channel quantization", f"use opset {_MIN_OPSET} or later")
+        raise misused(f"opset {opset} has no per-channel quantization", f"use opset {_MIN_OPSET} or later")
     stateless = stateless_copy(model)
     if not any(isinstance(module, Rounding) for module in stateless.modules()):
-        raise _refused("the model has no fake quantization to export", "make it with prepare_qat, then train it")
+        raise misused("the model has no fake quantization to export", "make it with prepare_qat, then train it")
     with torch.no_grad():
         results: torch.Tensor | Sequence[torch.Tensor] = stateless(*inputs)
     count = 1 if isinstance(results, torch.Tensor) else len(results)
@@ -262,7 +262,3 @@ def _plain_name(name: str) -> str:
 
 def _numbered(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-
-
-def _refused(message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from torch.ao.quantization import (
     QConfig,
 )
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.diagnostics import misused, suggested
 
 _MIN_BITS: Final = 2
 _MAX_BITS: Final = 8
@@ -220,7 +219,7 @@ class Recipe:
 
     def _range(self, bits: int, signed: bool) -> tuple[int, int]:
         if not _MIN_BITS <= bits <= _MAX_BITS:
-            raise _usage(f"{bits} bits cannot be trained", f"from {_MIN_BITS} to {_MAX_BITS}")
+            raise misused(f"{bits} bits cannot be trained", f"from {_MIN_BITS} to {_MAX_BITS}")
         half = 1 << (bits - 1)
         return (-half + self.narrow, half - 1) if signed else (0, 2 * half - 1)
 
@@ -249,10 +248,4 @@ def recipe_named(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    close = difflib.get_close_matches(name, RECIPES, 1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    raise _usage(f"unknown recipe {name!r}", f"{meant}known are {', '.join(RECIPES)}")
-
-
-def _usage(message: str, hint: str) -> CompileError:
-    return CompileError([Diagnostic("QAT007", message, hint=hint)], 2)
+    raise misused(f"unknown recipe {name!r}", suggested(name, RECIPES, f"known are {', '.join(RECIPES)}"))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic
+from qatc.compiler.diagnostics import misused
 from qatc.frontends.torch_qat.attention import Attention, Encoder, EncoderLayer, scaled_dot_product
 from qatc.frontends.torch_qat.recurrent import Recurrent
 from qatc.frontends.torch_qat.sizes import SizeTracer
@@ -42,7 +42,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], exclude: Sequence[str]) ->
         traced = fx.GraphModule(model, SizeTracer(inputs).trace(model, left_out))
     except (fx.proxy.TraceError, TypeError) as error:
         hint = "move what depends on the contents of tensors out of forward, or wrap it with torch.fx.wrap"
-        raise CompileError([Diagnostic("QAT007", f"torch.fx cannot trace the model: {error}", hint=hint)], 2) from error
+        raise misused(f"torch.fx cannot trace the model: {error}", hint) from error
     _drop_defaults(traced.graph, left_out)
     traced.graph.eliminate_dead_code()
     _bind_mode(traced)

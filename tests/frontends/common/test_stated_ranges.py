@@ -54,8 +54,9 @@ def test_a_range_that_changes_nothing_is_told() -> None:
 
 def test_a_misspelt_tensor_gets_a_suggestion() -> None:
     graph = normalized(RangeOverride(None, None, {"dat": (0, 5), "zzz": (0, 5)}))
+    listed = "qatc inspect MODEL lists the quantized tensors"
     found = {d.tensor: d.hint for d in graph.diagnostics.errors}
-    assert found == {"dat": "did you mean data?", "zzz": "qatc inspect MODEL lists the quantized tensors"}
+    assert found == {"dat": f"did you mean data? {listed}", "zzz": listed}
 
 
 def around_64(*, converted: bool = False) -> QuantGraph:
