@@ -129,6 +129,17 @@ def test_the_index_leads_everywhere() -> None:
     assert pages - set(linked) == set()
 
 
+def test_the_architecture_names_every_part() -> None:
+    """Every folder of the compiler, and every module beside them; nothing that is gone."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    parts = list((ROOT / "compiler").iterdir())
+    folders = {f"compiler/{part.name}" for part in parts if (part / "__init__.py").is_file()}
+    assert set(re.findall(r"^\| `(compiler/\w+)` \|", page, re.MULTILINE)) == folders
+    listed = page.partition("Single files beside the folders:")[2].partition(";")[0]
+    modules = {part.stem for part in parts if part.suffix == ".py"} - {"__init__"}
+    assert set(re.findall(r"`(\w+)`", listed)) == modules
+
+
 @pytest.mark.parametrize("page", ["docs/cli.md", "docs/verification.md"])
 def test_the_limits_of_the_verification_are_those_of_the_code(page: str) -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
