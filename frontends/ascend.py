@@ -24,7 +24,8 @@ from qatc.compiler.quant import Array, dtype_name
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.params import make_params
-from qatc.frontends.common.vendor import count, finish, grid, grid_behind
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, grid, grid_behind
 
 _QUANT: Final = "AscendQuant"
 _DEQUANT: Final = "AscendDequant"

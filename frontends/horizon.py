@@ -16,7 +16,8 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import refuse
-from qatc.frontends.common.vendor import count, finish
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count
 
 DOMAIN: Final = "horizon"
 _STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}

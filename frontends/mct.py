@@ -22,7 +22,8 @@ from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
-from qatc.frontends.common.vendor import count, finish, grid, refuse_formats
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, grid, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
 _MOST_BITS: Final = 16
@@ -107,7 +108,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
     refuse_formats(graph, _format_of, hint)
     sweep(graph, _RULES)
-    finish(graph, options, (DOMAIN,), loses_weights=False)
+    finish(graph, options, (DOMAIN,), quantize_weights=False)
 
 
 FRONTEND = Frontend(

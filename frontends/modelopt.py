@@ -14,7 +14,8 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.operands import refuse
-from qatc.frontends.common.vendor import count, finish, refuse_formats
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, refuse_formats
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")

@@ -19,7 +19,8 @@ from qatc.compiler.graph import Node, QuantGraph
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
-from qatc.frontends.common.vendor import count, finish, grid, implied_axis, refuse_formats
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, grid, implied_axis, refuse_formats
 
 DOMAINS: Final = ("", "mqbench")
 _AFFINE: Final = (

@@ -22,7 +22,8 @@ from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
-from qatc.frontends.common.vendor import count, elementwise, finish, grid, refuse_formats, to_constant
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, elementwise, grid, refuse_formats, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")

@@ -24,7 +24,8 @@ from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import quantized_dtype
-from qatc.frontends.common.vendor import count, finish, refuse_formats
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, refuse_formats
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _CONTRIB: Final = "ai.onnx.contrib"  # where operators written in Python live, those of others too

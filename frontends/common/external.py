@@ -18,35 +18,15 @@ from typing import Final
 
 from qatc.compiler.diagnostics import counted, fail, printable, some_of
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_dq
-from qatc.frontends.common.vendor import container, finish, has_channels, implied_axis
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import container, has_channels, implied_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
-_STEERED: Final = frozenset(
-    {
-        "Resize",
-        "Upsample",
-        "Reshape",
-        "Expand",
-        "Tile",
-        "Pad",
-        "Slice",
-        "Clip",
-        "TopK",
-        "OneHot",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "ReduceSum",
-        "Squeeze",
-        "Unsqueeze",
-        "Split",
-        "Dropout",
-    }
-)
 _MISFIT: Final = "the file belongs to another export of the model, or states scales for blocks of weights"
 _SHOWN: Final = 5
 _COMPARED: Final = 5_000  # names that a misspelled one is compared with, and how long they may be: it takes long
@@ -219,7 +199,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
         if tensor is None or id(tensor) in done or _is_quantized(graph.producer(tensor)):
             continue
         done.add(id(tensor))
-        fake_quantize(graph, tensor, params)
+        qdq.fake_quantize(graph, tensor, params)
     graph.sort()
     finish(graph, options)
 
@@ -239,22 +219,3 @@ def _settled(graph: QuantGraph, external: Mapping[str, QuantParams]) -> Iterator
 
 def _is_quantized(node: Node | None) -> bool:
     return node is not None and (node.op == FAKE_QUANT or is_dq(node))
-
-
-def fake_quantize(graph: QuantGraph, tensor: Tensor, params: QuantParams) -> None:
-    """Let all readers of a tensor's values, and the graph's outputs, read it rounded.
-
-    Operands that steer an operator (the scales of a Resize, say) stay as they are, whatever the file says of them.
-    """
-    rounded = Variable(graph.fresh(f"{tensor.name}_rounded"), 1, None if tensor.shape is None else list(tensor.shape))
-    steered = [
-        (n, i)
-        for n in dict.fromkeys(graph.consumers(tensor))
-        for i, t in enumerate(n.inputs)
-        if t is tensor and i and n.op in _STEERED
-    ]
-    graph.replace(tensor, rounded)
-    for node, index in steered:
-        node.inputs[index] = tensor
-    if rounded.outputs or graph.is_output(rounded):
-        graph.insert(FAKE_QUANT, [tensor], [rounded], hint=f"{tensor.name}_fake_quant", attrs={"params": params})

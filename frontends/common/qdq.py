@@ -1,7 +1,7 @@
 """What every dialect shares: preparing a graph, turning vendor nodes into FakeQuant, stated ranges.
 
 A dialect's `normalise` is `prepare`, its own rewriting into FakeQuant (`to_fake_quant`) or into standard Q/DQ, then
-`vendor.finish`.
+`standard.finish`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import suggested
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, is_constant
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
@@ -22,6 +22,10 @@ from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.frontends.common.integers import clips_weight, fold_fills, gather_known_parts
 
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
+_STEERED: Final = frozenset(
+    {"Resize", "Upsample", "Reshape", "Expand", "Tile", "Pad", "Slice", "Clip", "TopK", "OneHot", "QuantizeLinear",
+     "DequantizeLinear", "ReduceSum", "Squeeze", "Unsqueeze", "Split", "Dropout"}
+)  # fmt: skip
 
 
 def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
@@ -77,6 +81,25 @@ def _shift(graph: QuantGraph, node: Node, offset: float) -> None:
     node.inputs[0], node.outputs[0] = below, rounded
     graph.insert("Add", [rounded, ends[1]], [y])
     graph.shifted[rounded.name] = (y.name, float(ends[1].values))
+
+
+def fake_quantize(graph: QuantGraph, tensor: Tensor, params: QuantParams) -> None:
+    """Let all readers of a tensor's values, and the graph's outputs, read it rounded.
+
+    Operands that steer an operator (the scales of a Resize, say) stay as they are, whatever the file says of them.
+    """
+    rounded = graph.variable(f"{tensor.name}_rounded", 1, tensor.shape)
+    steered = [
+        (n, i)
+        for n in dict.fromkeys(graph.consumers(tensor))
+        for i, t in enumerate(n.inputs)
+        if t is tensor and i and n.op in _STEERED
+    ]
+    graph.replace(tensor, rounded)
+    for node, index in steered:
+        node.inputs[index] = tensor
+    if rounded.outputs or graph.is_output(rounded):
+        graph.insert(FAKE_QUANT, [tensor], [rounded], hint=f"{tensor.name}_fake_quant", attrs={"params": params})
 
 
 def fake_quants(graph: QuantGraph) -> Iterator[Node]:

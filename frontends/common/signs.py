@@ -27,8 +27,7 @@ from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import QuantParams, dtype_range, number_of
 from qatc.frontends.common.chains import State, backward, forward, start
 from qatc.frontends.common.clamps import COMPARISONS, condition_of
-from qatc.frontends.common.external import fake_quantize
-from qatc.frontends.common.qdq import to_fake_quant
+from qatc.frontends.common.qdq import fake_quantize, to_fake_quant
 from qatc.frontends.common.straight_through import keeps_shape
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)

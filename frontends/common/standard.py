@@ -1,19 +1,22 @@
-"""The road of files whose fake quantization is standard Q/DQ, or written as arithmetic: PyTorch's and TensorFlow's."""
+"""Fake quantization in standard forms, which any file may hold: Q/DQ, arithmetic, weights on a grid, signs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import QuantGraph
+from qatc.compiler.graph import FAKE_QUANT, QuantGraph, Tensor, is_constant
 from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.passes.products import is_product
 from qatc.frontends.common import arithmetic, clamps, lookalikes
 from qatc.frontends.common.grid import recover_weights
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.lift import lift
 from qatc.frontends.common.qdq import apply_ranges, fold, settle
 from qatc.frontends.common.signs import quantize_signs, reaches_product
+from qatc.frontends.common.vendor import grid_behind
 
 
 def evidence(graph: QuantGraph) -> str:
@@ -40,10 +43,10 @@ def normalise(
     quantize_weights: bool,
     nodes: Callable[[QuantGraph], None] | None = None,
 ) -> None:
-    """Modern operators, folded constants, quantizers in arithmetic, Q/DQ, weights on a grid, signs, stated ranges.
+    """The road of files whose fake quantization is standard Q/DQ, or written as arithmetic: PyTorch's, TensorFlow's.
 
-    `quantize_weights`: also those that lie on no grid. `nodes` turns a dialect's own nodes into FakeQuant, once
-    constants are folded.
+    Modern operators, folded constants, quantizers in arithmetic; then `finish`. `nodes` turns a dialect's own nodes
+    into FakeQuant, once constants are folded.
     """
     modernize(graph)
     clamps.rewrite(graph)  # before constants are folded: it shows which roundings head quantizers
@@ -52,9 +55,38 @@ def normalise(
         nodes(graph)
     arithmetic.rewrite(graph)
     fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
+    finish(graph, options, quantize_weights=quantize_weights)
+
+
+def finish(
+    graph: QuantGraph,
+    options: FrontendOptions,
+    domains: Iterable[str] = (),
+    *,
+    quantize_weights: bool | None = None,
+) -> None:
+    """What every dialect ends with: quantizers in arithmetic, Q/DQ, weights on a grid, signs, stated ranges.
+
+    `quantize_weights`: also those that lie on no grid, with a warning. None: where no weight at all is quantized
+    although their data are, which says that the exporter lost the weights' quantizers.
+    """
+    used = {n.domain for n in graph.nodes if n.domain}
+    graph.domains = {name: version for name, version in graph.domains.items() if name in used or name not in domains}
     arithmetic.rewrite(graph)
     lookalikes.report_others(graph)
     lift(graph)
+    if quantize_weights is None:
+        operands = [t for n in graph.nodes if is_product(n) for t in n.inputs[:2]]
+        quantize_weights = not any(_is_quantized_weight(graph, t) for t in operands)
     recover_weights(graph, quantize_others=quantize_weights)
     quantize_signs(graph)
     apply_ranges(graph, options)
+
+
+def _is_quantized_weight(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor lies on a grid, and is a constant or one that is only moved and rounded."""
+    if grid_behind(graph, tensor) is None:
+        return False
+    while (maker := graph.producer(tensor)) is not None and (maker.op == FAKE_QUANT or is_movement(maker)):
+        tensor = maker.inputs[0]
+    return is_constant(tensor)

@@ -9,14 +9,10 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.diagnostics import counted
-from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
-from qatc.compiler.passes.products import is_product, output_axis
+from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
-from qatc.frontends.common import qdq
-from qatc.frontends.common.grid import recover_weights
-from qatc.frontends.common.lift import lift
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import make_params
 
@@ -193,42 +189,6 @@ def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantPar
         graph.origin[stored.name] = y.name
     graph.replace(y, stored)
     return True
-
-
-def finish(
-    graph: QuantGraph, options: FrontendOptions, domains: Iterable[str] = (), *, loses_weights: bool = True
-) -> None:
-    """What follows a vendor's own nodes: standard Q/DQ, weights that are floats on a grid, stated ranges.
-
-    Where no weight at all is quantized although their data are, the exporter lost the weights' quantizers: then they
-    are quantized after training, with a warning, unless it never does (`loses_weights`).
-    """
-    drop_domains(graph, domains)
-    lift(graph)
-    lost = loses_weights and not any(_is_quantized_weight(graph, n) for n in graph.nodes)
-    recover_weights(graph, quantize_others=lost)
-    qdq.apply_ranges(graph, options)
-
-
-def _is_quantized_weight(graph: QuantGraph, node: Node) -> bool:
-    if not is_product(node):
-        return False
-    return any(grid_behind(graph, t) is not None and _is_weight(graph, t) for t in node.inputs[:2])
-
-
-def _is_weight(graph: QuantGraph, tensor: Tensor) -> bool:
-    """Whether a tensor is a constant, or one that is only moved and rounded."""
-    while (maker := graph.producer(tensor)) is not None and (maker.op == FAKE_QUANT or is_movement(maker)):
-        tensor = maker.inputs[0]
-    return isinstance(tensor, Constant)
-
-
-def drop_domains(graph: QuantGraph, domains: Iterable[str]) -> None:
-    """Forget imported domains that no node uses any more."""
-    used = {n.domain for n in graph.nodes if n.domain}
-    for domain in domains:
-        if domain not in used:
-            graph.domains.pop(domain, None)
 
 
 def count(graph: QuantGraph, matches: Callable[[Node], bool]) -> str | None:

@@ -31,7 +31,8 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.params import on_whole_zero
-from qatc.frontends.common.vendor import count, elementwise, finish, grid, to_constant
+from qatc.frontends.common.standard import finish
+from qatc.frontends.common.vendor import count, elementwise, grid, to_constant
 from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
 from qatc.frontends.qonnx.lstm import unroll
 from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
