@@ -28,8 +28,8 @@ class Attention(nn.Module):
         else:
             weights = source.in_proj_weight.chunk(3)
         biases = (None, None, None) if source.in_proj_bias is None else source.in_proj_bias.chunk(3)
-        self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
-        self.out_proj = _linear(source.out_proj.weight, source.out_proj.bias)
+        self.q, self.k, self.v = (linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.out_proj = linear(source.out_proj.weight, source.out_proj.bias)
         self.dropout = nn.Dropout(source.dropout)
         self.heads, self.size, self.batch_first = source.num_heads, source.head_dim, source.batch_first
         # of the masks, as example calls have them: while the network is traced nothing says what they hold
@@ -160,7 +160,8 @@ def hidden(scores: Tensor, mask: Tensor, boolean: bool) -> Tensor:
     return scores.masked_fill(mask, float("-inf")) if boolean else scores + mask
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer with copies of these as its parameters."""
     result = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     result.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:

@@ -18,20 +18,18 @@ Its fake quantizers, observers and QAT modules are what is used here; the rule a
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 from torch.ao.nn import intrinsic
 from torch.ao.nn import qat as qat_modules
 from torch.ao.nn.intrinsic import qat as fused_modules
 
 from qatc.frontends.torch_qat.recipes import Recipe, Widths
-from qatc.frontends.torch_qat.tracing import ByMode, is_in, run
+from qatc.frontends.torch_qat.tracing import is_in, kind_of, run, set_module
 
 INPUT_QUANTIZERS: Final = "qatc_input_quantizers"  # in the model's meta: layer -> the quantizer of what it reads
 _CARRIERS: Final = frozenset(
@@ -124,7 +122,7 @@ class Placement:
             return False
         reader = next(iter(node.users))
         alone = len(node.users) == 1 and reader.args[0] is node and not self._excluded(reader)
-        return not (alone and self._fuses(node, _kind(self.model, reader)))
+        return not (alone and self._fuses(node, kind_of(self.model, reader)))
 
     def _role(self, node: fx.Node) -> int:
         """What functions take a parameter for: weights, and then the axis of their channels; `_FLOAT`; or `_VALUE`."""
@@ -132,7 +130,7 @@ class Placement:
             return _VALUE
         found: set[int] = set()
         for user in node.users:
-            kind = _kind(self.model, user)
+            kind = kind_of(self.model, user)
             place = [*user.args, *user.kwargs.values()].index(node)
             if kind in _NORMS or (kind in _LINEAR | _TRANSPOSED_CONV and place > 1):
                 found.add(_FLOAT)
@@ -150,12 +148,12 @@ class Placement:
             return False
         if reader in _BATCH_NORMS:  # they have channels of their own: only sums of products can take them in
             layers = node.op == "call_module" and _is_quantized(self.model.get_submodule(str(node.target)))
-            return layers or _kind(self.model, node) in _LINEAR | _TRANSPOSED_CONV
-        return reader in _FUSED_BEHIND and _kind(self.model, node) not in _CONCAT
+            return layers or kind_of(self.model, node) in _LINEAR | _TRANSPOSED_CONV
+        return reader in _FUSED_BEHIND and kind_of(self.model, node) not in _CONCAT
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether the node moves rounded values without changing them."""
-        kind = _kind(self.model, node)
+        kind = kind_of(self.model, node)
         if kind in ("interpolate", "Upsample"):
             mode = node.kwargs.get("mode", "nearest")
             if node.op == "call_module":
@@ -178,18 +176,18 @@ class Placement:
         """
         grids: dict[str, fx.Node] = {}
         for node in self.nodes:
-            if _kind(self.model, node) == "Grid" and node in places:
+            if kind_of(self.model, node) == "Grid" and node in places:
                 first = grids.setdefault(str(node.target), node)
                 if self._group(first) is not self._group(node):
                     self.groups[self._group(node)] = self._group(first)
         for node in self.nodes:
-            kind = _kind(self.model, node)
+            kind = kind_of(self.model, node)
             if node not in places or kind not in _CONCAT | {"relu", "ReLU", "relu6", "ReLU6", "amax"}:
                 continue
             for source in node.all_input_nodes:
                 origin = self._origin(source, places)
                 if origin is not None and self._group(origin) is not self._group(node):
-                    if _kind(self.model, origin) in _UNIT:
+                    if kind_of(self.model, origin) in _UNIT:
                         continue
                     self.groups[self._group(origin)] = self._group(node)
 
@@ -213,7 +211,7 @@ class Placement:
     # -- quantizers ---------------------------------------------------------------------------------------------------
     def _add_quantizer(self, node: fx.Node) -> str:
         name = f"fq_{node.name}"
-        unit = _kind(self.model, node) in _UNIT
+        unit = kind_of(self.model, node) in _UNIT
         _, bits = _widths(self.bits, str(node.target) if node.op == "call_module" else "")
         role = self._role(node)
         if role >= 0:
@@ -251,10 +249,10 @@ class Placement:
             fused = kinds[1].from_float(pair)
             fused.padding = layer.padding  # torch.ao takes the word "same" for four numbers
             fused._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
-            _set_module(self.model, name, fused)
+            set_module(self.model, name, fused)
             node.replace_all_uses_with(source)
             self.model.graph.erase_node(node)
-            _set_module(self.model, str(node.target), nn.Identity())
+            set_module(self.model, str(node.target), nn.Identity())
 
     def _called_often(self, node: fx.Node) -> bool:
         return sum(n.op == "call_module" and n.target == node.target for n in self.model.graph.nodes) > 1
@@ -272,7 +270,7 @@ class Placement:
                 layer.qconfig = self.recipe.qconfig(widths)
                 quantized = replacement.from_float(layer)
                 quantized.train(layer.training)
-                _set_module(self.model, name, quantized)
+                set_module(self.model, name, quantized)
             elif isinstance(layer, _TRANSPOSED) and not nn.utils.parametrize.is_parametrized(layer):
                 quantizer = self.recipe.weight(widths[0], axis=1)()
                 nn.utils.parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
@@ -304,31 +302,6 @@ def _widths(bits: Mapping[str, Widths], name: str) -> tuple[int, int]:
     return found if isinstance(found, tuple) else (found, 8)
 
 
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-
-
-_NAMES: Final[Mapping[Callable[..., Any], str]] = {
-    operator.getitem: "getitem",
-    F.max_pool1d: "max_pool1d",
-    F.max_pool2d: "max_pool2d",
-    F.max_pool3d: "max_pool3d",
-}
-
-
-def _kind(model: fx.GraphModule, node: fx.Node) -> str:
-    """What a node does, in one word: a function's, method's or module's class name."""
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        return str(module.function.__name__) if isinstance(module, ByMode) else type(module).__name__
-    if node.op == "call_method":
-        return str(node.target)
-    if node.op == "call_function" and callable(node.target):
-        return _NAMES.get(node.target) or str(getattr(node.target, "__name__", ""))
-    return ""
-
-
 @dataclass(frozen=True)
 class _Seen:
     """The nodes with a float tensor as their result, with its rank, and those of them that no grid can hold."""
@@ -348,7 +321,7 @@ def _look(model: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> _Seen:
             return
         seen.rank[node] = value.ndim
         lowest = float(value.amin())
-        into_softmax = bool(node.users) and all(_kind(model, user) in _SOFTMAX for user in node.users)
+        into_softmax = bool(node.users) and all(kind_of(model, user) in _SOFTMAX for user in node.users)
         if not math.isfinite(float(value.abs().amax())) or (into_softmax and lowest <= _HIDDEN):
             seen.unbounded.add(node)
 

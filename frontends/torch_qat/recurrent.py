@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qatc.frontends.torch_qat.attention import linear
+
 
 class Grid(nn.Identity):
     """Hands on what it is given; all that it is called on shares one fake quantizer."""
@@ -85,12 +87,8 @@ class Cell(nn.Module):
         super().__init__()
         self.size: int = source.hidden_size
         for name, part in (("x", "ih"), ("h", "hh")):
-            weight = getattr(source, f"weight_{part}{suffix}").detach()
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=source.bias)
-            linear.weight = nn.Parameter(weight.clone())
-            if source.bias:
-                linear.bias = nn.Parameter(getattr(source, f"bias_{part}{suffix}").detach().clone())
-            setattr(self, name, linear)
+            bias = getattr(source, f"bias_{part}{suffix}") if source.bias else None
+            setattr(self, name, linear(getattr(source, f"weight_{part}{suffix}"), bias))
         for name in self.grids():
             setattr(self, name, Grid())
 

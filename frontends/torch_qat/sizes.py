@@ -9,7 +9,8 @@ symbolic, so that the size of a batch does. Where the contents of a tensor decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -18,6 +19,19 @@ from torch import Tensor, fx, nn
 from qatc.frontends.torch_qat.recurrent import Grid
 
 _CONTENTS: Final = frozenset({"item", "tolist", "numpy"})
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Evaluation mode without gradients; afterwards each module is in its own mode again."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 class Known(fx.Proxy):
@@ -102,19 +116,14 @@ class SizeTracer(fx.Tracer):
                 if source not in needed and source not in self._values:
                     needed.add(source)
                     waiting.append(source)
-        root = self.root
-        training = {module: module.training for module in root.modules()}
         self._computes = True
         try:
-            root.eval()
-            with torch.no_grad():
+            with evaluating(self.root):
                 for node in self.graph.nodes:
                     if node in needed and node not in self._values:
                         self._values[node] = self._compute(node)
         finally:
             self._computes = False
-            for module, mode in training.items():
-                module.training = mode
         return self._values[wanted]
 
     def _compute(self, node: fx.Node) -> Any:

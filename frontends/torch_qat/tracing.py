@@ -10,7 +10,8 @@ while they run, and `training=self.training` is traced as a constant. All of it 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from torch import Tensor, fx, nn
 from qatc.compiler.diagnostics import misused
 from qatc.frontends.torch_qat.attention import Attention, Encoder, EncoderLayer, scaled_dot_product
 from qatc.frontends.torch_qat.recurrent import Recurrent
-from qatc.frontends.torch_qat.sizes import SizeTracer
+from qatc.frontends.torch_qat.sizes import SizeTracer, evaluating
 
 LONGEST: Final = 128  # steps of a recurrent layer that are written out; a longer one stays float
 _RECURRENT: Final = (nn.RNN, nn.GRU, nn.LSTM)
@@ -73,11 +74,8 @@ def run(model: nn.Module, inputs: Sequence[Tensor], visit: Callable[[fx.Node, An
             visit(n, result)
             return result
 
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         Watch(model).run(*inputs)
-    model.train(training)
 
 
 # -- modules --------------------------------------------------------------------------------------------------------
@@ -100,14 +98,13 @@ def _calls(model: nn.Module, inputs: Sequence[Tensor]) -> dict[nn.Module, list[_
     if not watched:
         return found
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in watched]
-    training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it skips the hooks
     try:
-        with torch.no_grad():
-            model.eval()(*inputs)
+        with evaluating(model):
+            model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
         for handle in handles:
             handle.remove()
     return found
@@ -117,14 +114,13 @@ def _write_out(model: nn.Module, calls: Mapping[nn.Module, Sequence[_Call]], exc
     """Replace attention, transformer layers and recurrent layers, innermost first."""
     done: dict[nn.Module, nn.Module] = {}
     for name, module in reversed(list(model.named_modules(remove_duplicate=False))):
-        if not name or any(name == e or name.startswith(f"{e}.") for e in exclude):
+        if not name or is_below([name], exclude):
             continue
         if module not in done:
             made = _written_out(module, calls.get(module, ()))
             done[module] = module if made is None else made.train(module.training)
         if done[module] is not module:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, done[module])
+            set_module(model, name, done[module])
 
 
 def _written_out(module: nn.Module, calls: Sequence[_Call]) -> nn.Module | None:
@@ -148,10 +144,8 @@ def _attention(module: nn.Module, calls: Sequence[_Call]) -> Attention | None:
 def _show_masks(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Let attention see its masks once."""
     if any(isinstance(m, Attention) for m in model.modules()):
-        training = model.training
-        with torch.no_grad():
-            model.eval()(*inputs)
-        model.train(training)
+        with evaluating(model):
+            model(*inputs)
 
 
 def _recurrent(module: nn.Module, calls: Sequence[_Call]) -> Recurrent | None:
@@ -279,7 +273,7 @@ def settle_shapes(traced: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     for found, given in zip(shapes, (inputs, more), strict=True):
 
         def note(node: fx.Node, value: Any, found: dict[fx.Node, tuple[int, ...]] = found) -> None:
-            if isinstance(value, Tensor) and _name(node) in _RESHAPES:
+            if isinstance(value, Tensor) and kind_of(traced, node) in _RESHAPES:
                 found[node] = tuple(value.shape)
 
         try:
@@ -297,14 +291,39 @@ def settle_shapes(traced: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     traced.recompile()
 
 
-def _name(node: fx.Node) -> str:
+_NAMES: Final[Mapping[Callable[..., Any], str]] = {
+    operator.getitem: "getitem",
+    F.max_pool1d: "max_pool1d",
+    F.max_pool2d: "max_pool2d",
+    F.max_pool3d: "max_pool3d",
+}
+
+
+def kind_of(model: fx.GraphModule, node: fx.Node) -> str:
+    """What a node does, in one word: a function's, method's or module's class name."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return str(module.function.__name__) if isinstance(module, ByMode) else type(module).__name__
     if node.op == "call_method":
         return str(node.target)
-    return str(getattr(node.target, "__name__", "")) if node.op == "call_function" else ""
+    if node.op == "call_function" and callable(node.target):
+        return _NAMES.get(node.target) or str(getattr(node.target, "__name__", ""))
+    return ""
 
 
 def is_in(node: fx.Node, modules: Sequence[str]) -> bool:
     """Whether a node belongs to one of the modules."""
     stack: Mapping[str, object] = node.meta.get("nn_module_stack") or {}
     names = [*stack, *([str(node.target)] if node.op == "call_module" else [])]
+    return is_below(names, modules)
+
+
+def is_below(names: Iterable[str], modules: Sequence[str]) -> bool:
+    """Whether one of the names is that of one of the modules, or of what lies in it."""
     return any(n == m or n.startswith(f"{m}.") for n in names for m in modules)
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in the place `name` of a model."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
