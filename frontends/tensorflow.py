@@ -10,17 +10,16 @@ TensorFlow rounds half up from the nudged minimum and ONNX half to even: they di
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Constant, Node, QuantGraph, is_constant, shape_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.graph import Node, QuantGraph, is_constant, shape_of, value_of
 from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import grid, standard
-from qatc.frontends.common.operands import constant_input
+from qatc.frontends.common.operands import constant_input, refuse
 from qatc.frontends.common.params import make_params
 from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.tf.gemms import sums_from_gemms
@@ -28,11 +27,15 @@ from qatc.frontends.tf.importer import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
+_TELLING: Final = 64  # elements of a weight
+_FAKE_QUANTS: Final = ("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "FakeQuantWithMinMaxArgs")
+_LEFT: Final = Rules("tf2onnx")
+_NODES: Final = Rules("tensorflow")
 
 
 def recognise(graph: QuantGraph, producer: str) -> str | None:
     """tf2onnx as the producer and quantization of any form, or nodes that only TensorFlow has."""
-    nodes = sum(1 for n in graph.nodes if _is_tf_fake_quant(n))
+    nodes = sum(1 for n in graph.nodes if n.op in _FAKE_QUANTS and not n.domain)
     by_tf2onnx = producer.startswith(_PRODUCER)
     if not nodes and not by_tf2onnx:
         return None
@@ -52,102 +55,79 @@ def _has_grid(graph: QuantGraph) -> bool:
     )
 
 
-_TELLING: Final = 64
-
-
 def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
-    _narrow_biases(graph)
-    _left_behind(graph)
+    sweep(graph, _LEFT, [n for n in graph.nodes if n.inputs and n.outputs])
     sums_from_gemms(graph)
-    standard.normalise(graph, options, quantize_weights=True, nodes=_tf_fake_quants)
+    standard.normalise(graph, options, quantize_weights=True, nodes=lambda graph: sweep(graph, _NODES))
 
 
-def _narrow_biases(graph: QuantGraph) -> None:
+# -- what tf2onnx leaves as it is ---------------------------------------------------------------------------------
+
+
+@_LEFT.on("DequantizeLinear")
+def narrow_bias(graph: QuantGraph, node: Node) -> bool:
     """TFLite with 16-bit activations stores biases in 64 bits: 32 of them, which ONNX knows, where their values fit."""
     limits = np.iinfo(np.int32)
-    for node in graph.nodes:
-        if node.op != "DequantizeLinear":
-            continue
-        wide = {
-            index: np.asarray(tensor.values)
-            for index, tensor in enumerate(node.inputs)
-            if isinstance(tensor, Constant) and tensor.values.dtype == np.int64
-        }
-        if all(not v.size or (v.min() >= limits.min and v.max() <= limits.max) for v in wide.values()):
-            for index, values in wide.items():
-                node.inputs[index] = graph.constant(node.inputs[index].name, values.astype(np.int32))
+    values = [value_of(tensor) for tensor in node.inputs]
+    wide = {index: v for index, v in enumerate(values) if v is not None and v.dtype == np.int64}
+    if not wide or any(v.size and (v.min() < limits.min or v.max() > limits.max) for v in wide.values()):
+        return False
+    for index, value in wide.items():
+        node.inputs[index] = graph.constant(node.inputs[index].name, value.astype(np.int32))
+    return True
 
 
-def _left_behind(graph: QuantGraph) -> None:
-    """Operators of TensorFlow and TFLite that tf2onnx leaves as they are, in terms of those that ONNX has."""
-    found = [n for n in graph.nodes if n.op in _LEFT and not n.domain and len(n.inputs) == 1 and len(n.outputs) == 1]
-    for node in found:
-        _LEFT[node.op](graph, node)
-    if found:
-        graph.sort()
+@_LEFT.on("Erfc")
+def complement_of_erf(graph: QuantGraph, node: Node) -> bool:
+    """1 - Erf(x)."""
+    y = node.outputs[0].name
+    error = graph.apply("Erf", node.inputs[:1], f"{y}_erf", name=f"{node.name}_erf")
+    node.op, node.inputs = "Sub", [graph.constant(f"{y}_one", np.asarray(1, np.float32)), error]
+    return True
 
 
-def _erfc(graph: QuantGraph, node: Node) -> None:
-    (y,) = node.outputs
-    error = graph.apply("Erf", node.inputs, f"{y.name}_erf", name=f"{node.name}_erf")
-    node.op, node.inputs = "Sub", [graph.constant(f"{y.name}_one", np.asarray(1, np.float32)), error]
-
-
-def _gelu(graph: QuantGraph, node: Node) -> None:
+@_LEFT.on("TFL_GELU")
+def gelu(graph: QuantGraph, node: Node) -> bool:
+    """Gelu of ONNX."""
     form = "tanh" if node.attr("approximate", 0) else "none"
     node.op = "Gelu"
     node.attrs.clear()
     node.attrs["approximate"] = form
+    return True
 
 
-def _clip_from(low: float) -> Callable[[QuantGraph, Node], None]:
-    """To `low`..1."""
-
-    def clip(graph: QuantGraph, node: Node) -> None:
-        ends = [graph.constant(f"{node.outputs[0].name}_end", np.asarray(v, np.float32)) for v in (low, 1.0)]
-        node.op, node.inputs = "Clip", [node.inputs[0], *ends]
-        node.attrs.clear()
-
-    return clip
-
-
-_LEFT: Final[dict[str, Callable[[QuantGraph, Node], None]]] = {
-    "Erfc": _erfc,
-    "TFL_GELU": _gelu,
-    "TFL_RELU_0_TO_1": _clip_from(0.0),
-    "TFL_RELU_N1_TO_1": _clip_from(-1.0),
-}
+@_LEFT.on("TFL_RELU_0_TO_1", "TFL_RELU_N1_TO_1")
+def clip_at_one(graph: QuantGraph, node: Node) -> bool:
+    """A Clip to 0..1 or -1..1."""
+    low = 0.0 if node.op == "TFL_RELU_0_TO_1" else -1.0
+    ends = [graph.constant(f"{node.outputs[0].name}_end", np.asarray(v, np.float32)) for v in (low, 1.0)]
+    node.op, node.inputs = "Clip", [node.inputs[0], *ends]
+    node.attrs.clear()
+    return True
 
 
 # -- TensorFlow's own nodes ---------------------------------------------------------------------------------------
 
 
-def _is_tf_fake_quant(node: Node) -> bool:
-    return node.op in _NODES and not node.domain
-
-
-def _tf_fake_quants(graph: QuantGraph) -> None:
-    for node in graph.nodes:
-        if _is_tf_fake_quant(node):
-            _tf_fake_quant(graph, node)
-
-
-def _tf_fake_quant(graph: QuantGraph, node: Node) -> None:
+@_NODES.on(*_FAKE_QUANTS)
+def fake_quant(graph: QuantGraph, node: Node) -> bool:
+    """FakeQuantWithMinMaxArgs, -Vars and -VarsPerChannel become a FakeQuant."""
     bits, narrow = int(node.attr("num_bits", 8)), bool(node.attr("narrow_range", 0))
     if not 2 <= bits <= _LONGEST:
-        graph.diagnostics.error("QAT103", f"{node.op} with {bits} bits", node=label_of(node))
-        return
-    ends = _NODES[node.op](graph, node)
-    if ends is None:
-        return
-    if len({e.size for e in ends} - {1}) > 1:
-        message = f"its minima and maxima have the shapes {list(ends[0].shape)} and {list(ends[1].shape)}"
-        graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=node.inputs[0].name)
-        return
+        return refuse(graph, node, "QAT103", f"{node.op} with {bits} bits")
+    bottom: Array | None = np.asarray(node.attr("min", -6.0), np.float32)
+    top: Array | None = np.asarray(node.attr("max", 6.0), np.float32)
+    if node.op != "FakeQuantWithMinMaxArgs":
+        bottom, top = constant_input(graph, node, 1, "minimum"), constant_input(graph, node, 2, "maximum")
+    if bottom is None or top is None:
+        return False
+    if len({bottom.size, top.size} - {1}) > 1:
+        message = f"its minima and maxima have the shapes {list(bottom.shape)} and {list(top.shape)}"
+        return refuse(graph, node, "QAT104", message)
     low, high = int(narrow), (1 << bits) - 1
     x = node.inputs[0]
-    scale, zero = nudged(*ends, low, high)
+    scale, zero = nudged(bottom, top, low, high)
     axis = -1 if node.op == "FakeQuantWithMinMaxVarsPerChannel" else None
     params = make_params(
         graph, node, scale, zero, "uint8" if bits <= 8 else "uint16",
@@ -155,6 +135,7 @@ def _tf_fake_quant(graph: QuantGraph, node: Node) -> None:
     )  # fmt: skip
     if params is not None:
         to_fake_quant(graph, node, _signed(params, bits) if is_constant(x) else params)
+    return params is not None
 
 
 def nudged(minimum: Array, maximum: Array, low: int, high: int) -> tuple[Array, Array]:
@@ -172,29 +153,12 @@ def nudged(minimum: Array, maximum: Array, low: int, high: int) -> tuple[Array, 
 
 def _signed(params: QuantParams, bits: int) -> QuantParams:
     """Weights as symmetric integers around zero, where that is what they are."""
-    middle = 1 << (bits - 1)
+    middle, dtype = 1 << (bits - 1), "int8" if bits <= 8 else "int16"
     if any(z != middle for z in params.zero_point) or params.qmin == 0:
-        return params.as_dtype("int8" if bits <= 8 else "int16") if bits in (8, 16) else params
-    axis = params.axis
+        return params.as_dtype(dtype) if bits in (8, 16) else params
     span = params.qmax - middle
-    dtype = "int8" if bits <= 8 else "int16"
-    return QuantParams(params.scale, (0,) * len(params.scale), dtype, axis, -span, span)
+    return QuantParams(params.scale, (0,) * len(params.scale), dtype, params.axis, -span, span)
 
-
-def _from_inputs(graph: QuantGraph, node: Node) -> tuple[Array, Array] | None:
-    low, high = constant_input(graph, node, 1, "minimum"), constant_input(graph, node, 2, "maximum")
-    return None if low is None or high is None else (low, high)
-
-
-def _from_attributes(graph: QuantGraph, node: Node) -> tuple[Array, Array] | None:
-    return np.asarray(node.attr("min", -6.0), np.float32), np.asarray(node.attr("max", 6.0), np.float32)
-
-
-_NODES: Final[dict[str, Callable[[QuantGraph, Node], tuple[Array, Array] | None]]] = {
-    "FakeQuantWithMinMaxVars": _from_inputs,
-    "FakeQuantWithMinMaxVarsPerChannel": _from_inputs,
-    "FakeQuantWithMinMaxArgs": _from_attributes,
-}
 
 FRONTEND: Final = Frontend(
     name="tensorflow",

@@ -41,7 +41,7 @@ def normalise(
     options: FrontendOptions,
     *,
     quantize_weights: bool,
-    nodes: Callable[[QuantGraph], None] | None = None,
+    nodes: Callable[[QuantGraph], object] | None = None,
 ) -> None:
     """The road of files whose fake quantization is standard Q/DQ, or written as arithmetic: PyTorch's, TensorFlow's.
 
