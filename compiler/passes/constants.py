@@ -20,14 +20,18 @@ import onnx
 
 from qatc.compiler.budget import active
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.passes.affine import scaled_weight
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.movement import is_movement, is_value_blind
-from qatc.compiler.quant import Array
+from qatc.compiler.quant import Array, QuantParams
 
 _KEEP: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", FAKE_QUANT, REQUANTIZE, "Dropout", "Identity"}
 )
-_LOSES_GRID: Final = frozenset({"Erf", "Exp", "Gemm", "Log", "MatMul", "Pow", "Reciprocal", "Sigmoid", "Sqrt", "Tanh"})
+_LOSES_GRID: Final = frozenset(
+    {"Erf", "Exp", "Gemm", "Log", "MatMul", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum",
+     "ReduceSumSquare", "Sigmoid", "Sqrt", "Tanh"}
+)  # fmt: skip
 LIMIT: Final = 64 << 20
 _GROWTH: Final = 4  # times the limit: by how much all folded constants together may grow
 
@@ -66,7 +70,8 @@ def compute_quantized(graph: QuantGraph) -> None:
     """Compute what is made of quantized constants alone, in a stripped graph: the first step of an unrolled GRU, say.
 
     The result is rounded onto the grid that the graph states for it; where it states none, products and curves are
-    computed, and what is made of their results. Operators that move elements stay.
+    computed, and what is made of their results. A factor for each channel is one of the scales: the weight g * v / |v|
+    of a layer with weight normalization keeps the integers of v. Operators that move elements stay.
     """
     gone = 0
     for node in graph.nodes:
@@ -74,6 +79,11 @@ def compute_quantized(graph: QuantGraph) -> None:
             continue
         quantized = [t.name in graph.params for t in node.inputs]
         if len(node.outputs) != 1 or not (any(quantized) or (gone and _candidate(graph, node))):
+            continue
+        scaled = _scaled(graph, node) if quantized.count(True) == 1 else None
+        if scaled is not None:
+            graph.replace(node.outputs[0], graph.constant(node.outputs[0].name, *scaled))
+            gone += 1
             continue
         loses_grid = node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
         if any(quantized) and node.outputs[0].name not in graph.params and not loses_grid:
@@ -89,6 +99,32 @@ def compute_quantized(graph: QuantGraph) -> None:
     if gone:
         graph.sort()
         graph.clean()
+
+
+def _scaled(graph: QuantGraph, node: Node) -> tuple[Array, QuantParams] | None:
+    """A quantized constant times or by one number, or one for each channel: its integers with other scales.
+
+    None for other operators, where a number is zero or none at all, and where the result is rounded once more.
+    """
+    if node.op not in ("Mul", "Div") or len(node.inputs) != 2 or node.outputs[0].name in graph.params:
+        return None
+    weight, factor = node.inputs if node.inputs[0].name in graph.params else node.inputs[::-1]
+    params, value = graph.quant(weight), value_of(factor)
+    if not isinstance(weight, Constant) or params is None or value is None or value.dtype != np.float32:
+        return None
+    rank = weight.values.ndim
+    if value.ndim > rank or (node.op == "Div" and weight is not node.inputs[0]) or not value.all():
+        return None
+    sizes = (1,) * (rank - value.ndim) + value.shape
+    axes = [axis for axis, size in enumerate(sizes) if size > 1]
+    if len(axes) > 1 or not np.isfinite(value).all() or not weight.values.size:
+        return None
+    axis = axes[0] if axes else params.axis or 0
+    count = weight.values.shape[axis] if rank else 1
+    if value.size not in (1, count):
+        return None
+    wide = np.broadcast_to(value.reshape(-1).astype(np.float64), (count,))
+    return scaled_weight(weight.values, params, axis, wide if node.op == "Mul" else 1.0 / wide)
 
 
 def _of_quantized(graph: QuantGraph, node: Node, limit: int) -> Array:

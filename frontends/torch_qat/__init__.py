@@ -22,7 +22,7 @@ from torch import fx, nn
 from qatc.compiler.diagnostics import CompileError, Diagnostic
 from qatc.compiler.target import load_target
 from qatc.frontends.torch_qat.exporting import Rounding, export, stateless_copy, strip_copy
-from qatc.frontends.torch_qat.placement import Placement, weights_left_float
+from qatc.frontends.torch_qat.placement import Placement, has_hooked_weight, weights_left_float
 from qatc.frontends.torch_qat.recipes import RECIPES, LearnedFakeQuantize, Recipe, Widths, recipe_named
 from qatc.frontends.torch_qat.tracing import trace
 
@@ -63,8 +63,8 @@ def prepare_qat(
         bits: widths of weights, or (weights, activations), by module name ("" for all); 8 where left out.
 
     Raises:
-        CompileError: QAT007 (exit code 2) for unknown names and widths, batch norm without statistics, and where
-            torch.fx cannot trace the model; QAT305 for an unknown target.
+        CompileError: QAT007 (exit code 2) for unknown names and widths, batch norm without statistics, weights that
+            hooks compute, and where torch.fx cannot trace the model; QAT305 for an unknown target.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     described = load_target(target)
@@ -76,6 +76,9 @@ def prepare_qat(
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is None:
             hint = "make it with track_running_stats=True, its default"
             wrong.append(Diagnostic("QAT007", f"the batch norm {name!r} keeps no statistics to deploy", hint=hint))
+        if has_hooked_weight(module):
+            hint = "normalize it with torch.nn.utils.parametrizations.weight_norm or spectral_norm"
+            wrong.append(Diagnostic("QAT007", f"a hook computes the weight of {name!r}", hint=hint))
     if wrong:
         raise CompileError(wrong, 2)
     traced = trace(copy.deepcopy(model), inputs, exclude)

@@ -161,16 +161,26 @@ def stateless_copy(model: nn.Module) -> nn.Module:
     else:
         result.eval()
     _replace(result, _folded)
+    _compute_weights(result)
     _replace(result, _rounding)
     for layer, quantizer in getattr(model, "meta", {}).get(INPUT_QUANTIZERS, {}).items():
         _round_bias(result.get_submodule(layer), result.get_submodule(quantizer))
     return result
 
 
+def _compute_weights(model: nn.Module) -> None:
+    """Make weights parameters that are computed and then rounded, so that the file has no trace of how."""
+    for layer in [m for m in model.modules() if nn.utils.parametrize.is_parametrized(m, "weight")]:
+        quantizer = layer.parametrizations.weight[-1]
+        if len(layer.parametrizations.weight) > 1 and _is_quantizer(quantizer):
+            nn.utils.parametrize.remove_parametrizations(layer, "weight")  # what is rounded rounds to itself
+            nn.utils.parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+
+
 def _round_bias(layer: nn.Module, given: nn.Module) -> None:
     """Move a layer's bias onto the grid of its accumulator, where that is fine: with weights of eight bits."""
     grid: nn.Module = (
-        layer.weight_fake_quant if hasattr(layer, "weight_fake_quant") else layer.parametrizations.weight[0]
+        layer.weight_fake_quant if hasattr(layer, "weight_fake_quant") else layer.parametrizations.weight[-1]
     )
     if layer.bias is None or not isinstance(grid, Rounding) or not isinstance(given, Rounding):
         return

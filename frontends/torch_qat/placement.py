@@ -271,9 +271,16 @@ class Placement:
                 quantized = replacement.from_float(layer)
                 quantized.train(layer.training)
                 set_module(self.model, name, quantized)
-            elif isinstance(layer, _TRANSPOSED) and not nn.utils.parametrize.is_parametrized(layer):
-                quantizer = self.recipe.weight(widths[0], axis=1)()
+            elif isinstance(layer, (*_ALONE, *_TRANSPOSED)) and not _is_quantized(layer):
+                # behind what computes the weight, as weight normalization does
+                quantizer = self.recipe.weight(widths[0], axis=1 if isinstance(layer, _TRANSPOSED) else 0)()
                 nn.utils.parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+
+
+def has_hooked_weight(layer: nn.Module) -> bool:
+    """Whether a hook computes the layer's weight before each call, as the older form of weight normalization does."""
+    owned = "weight" in layer._parameters or nn.utils.parametrize.is_parametrized(layer, "weight")
+    return isinstance(layer, (*_ALONE, *_TRANSPOSED)) and not owned
 
 
 def _is_quantized(layer: nn.Module) -> bool:

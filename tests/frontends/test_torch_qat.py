@@ -16,6 +16,8 @@ torch_qat: Any = pytest.importorskip("qatc.frontends.torch_qat")
 from qatc import CompileError, compile_model  # noqa: E402
 
 nn: Any = torch.nn
+parametrizations: Any = nn.utils.parametrizations
+weight_norm = parametrizations.weight_norm
 RECIPES = ["default", "drpai", "symmetric", "power-of-two", "lsq"]
 INPUT = (2, 1, 16, 16)
 
@@ -302,6 +304,11 @@ LAYERS = {
     "mirrored": lambda: [nn.Conv2d(1, 4, 4, padding="same", padding_mode="reflect"), nn.ReLU()],
     "mirrored, norm": lambda: [nn.Conv2d(1, 4, 4, padding="same", padding_mode="reflect"), nn.BatchNorm2d(4)],
     "transposed in groups": lambda: [nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 6, 2, groups=2)],
+    "normalized weights": lambda: [weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU()],
+    "normalized weights, norm": lambda: [weight_norm(nn.Conv2d(1, 4, 3)), nn.BatchNorm2d(4), nn.ReLU()],
+    "normalized weights, transposed": lambda: [nn.Conv2d(1, 4, 1), weight_norm(nn.ConvTranspose2d(4, 6, 2), dim=1)],
+    "spectral norm": lambda: [parametrizations.spectral_norm(nn.Conv2d(1, 4, 3)), nn.ReLU()],
+    "orthogonal weights": lambda: [nn.Conv2d(1, 8, 1), parametrizations.orthogonal(nn.Conv2d(8, 4, 1))],
 }
 
 
@@ -316,10 +323,25 @@ def test_layers_of_every_make(kind: str, tmp_path: Path) -> None:
     assert (result.coverage.share, result.verification.passed) == (1.0, True)
 
 
-def test_weights_under_another_parametrization_are_said_to_stay_float() -> None:
-    layer = nn.utils.parametrizations.weight_norm(nn.Linear(16, 4))
-    with pytest.warns(UserWarning, match="these stay float: 0"):
-        torch_qat.prepare_qat(nn.Sequential(layer), torch.randn(INPUT))
+def test_weights_that_nothing_rounds_are_said_to_stay_float() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = nn.Bilinear(16, 16, 4)
+
+        def forward(self, x: Any) -> Any:
+            return self.pair(x, x)
+
+    with pytest.warns(UserWarning, match="these stay float: pair"):
+        torch_qat.prepare_qat(Network(), torch.randn(INPUT))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils:FutureWarning")
+def test_a_weight_that_a_hook_computes_is_refused() -> None:
+    """A copy of the model would keep what it was when it was copied."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(16, 4)))
+    with pytest.raises(CompileError, match="a hook computes the weight of '0'"):
+        torch_qat.prepare_qat(model, torch.randn(INPUT))
 
 
 def test_batch_norm_without_statistics_is_refused() -> None:

@@ -73,3 +73,45 @@ def test_what_is_computed_is_what_onnx_runtime_computes(lines: str, shape: tuple
 def test_what_is_no_number_is_not_rounded() -> None:
     graph = spread("h = D(k)\nl = Log(h)\nn = B(l)\na = B(x)\ny = Add(a, n)", "float[2,2] k = {1.0, 2.0, -3.0, 4.0}")
     assert [n.op for n in graph.nodes] == ["Log", "Add"]
+
+
+WIDE = "int8[3,2] wq = {1, -2, 30, 40, 50, 127}, float[3,1] g = {0.5, -3, 2}, float[2] c = {0.25, 4}, float k = {0.1}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "scales", "axis"),
+    [
+        ("n = Mul(w, k)", 1, None),
+        ("n = Div(w, k)", 1, None),
+        ("n = Mul(g, w)", 3, 0),
+        ("n = Mul(w, c)", 2, 1),
+        ("l = ReduceL2<axes = [1]>(w)\nv = Div(w, l)\nn = Mul(g, v)", 3, 0),  # weight normalization
+        ("r = ReduceSumSquare<axes = [1]>(w)\nl = Sqrt(r)\nv = Div(w, l)\nn = Mul(v, g)", 3, 0),
+    ],
+)
+def test_a_factor_for_each_channel_is_one_of_the_scales(lines: str, scales: int, axis: int | None) -> None:
+    text = net(
+        "(float[2,3] x) => (float[2,2] y)",
+        f"w = DequantizeLinear(wq, sD, zD)\n{lines}\na = A(x)\ny = MatMul(a, n)",
+        WIDE,
+    )
+    graph = stripped(text)
+    propagate(graph)
+    (product,) = graph.nodes
+    weight = product.inputs[1]
+    params = graph.params[weight.name]
+    assert (len(params.scale), params.axis) == (scales, axis)
+    np.testing.assert_array_equal(np.abs(weight.values), np.abs([[1, -2], [30, 40], [50, 127]]))
+    want = RunnableModel(onnx.parser.parse_model(text)).run({"x": np.eye(3, dtype=np.float32)[:2]})["y"]
+    real = graph.real(weight)
+    assert real is not None
+    np.testing.assert_allclose(real[:2], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("line", ["Mul(w, zero)", "Mul(w, every)", "Mul(w, deep)", "Mul(w, infinite)"])
+def test_what_is_no_factor_of_channels_stays(line: str) -> None:
+    more = "float zero = {0}, float[3,2] every = {1, 2, 3, 4, 5, 6}, float[1,1,1] deep = {2}, float infinite = {inf}"
+    body = f"w = DequantizeLinear(wq, sD, zD)\nn = {line}\na = A(x)\ny = MatMul(a, n)"
+    graph = stripped(net("(float[2,3] x) => (float[] y)", body, f"{WIDE}, {more}"))
+    propagate(graph)
+    assert [n.op for n in graph.nodes] == ["Mul", "MatMul"]
