@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, MatMul, Move, Op, Quantize, Shape
 from qatc.compiler.result import Coverage, Island
@@ -43,7 +43,7 @@ def islands(graph: IntegerGraph) -> tuple[Island, ...]:
 def macs_of(graph: IntegerGraph, op: Op) -> int:
     """Multiply-accumulates of one operator; 0 for those that have none or whose shapes are unknown."""
     out = _shape(graph, op.output) if op.output else None
-    operands = [_shape(graph, name) for name in (*op.inputs[:2], "", "")[:2]]
+    operands = [_shape(graph, name) for name in (*op.inputs, "", "")]
     if isinstance(op, Conv):
         return _conv(op.transposed, operands, out)
     if isinstance(op, MatMul):
@@ -51,14 +51,20 @@ def macs_of(graph: IntegerGraph, op: Op) -> int:
     if not isinstance(op, Float) or op.domain not in ("", "com.microsoft"):
         return 0
     match op.op_type:
-        case "Attention" if op.domain:
-            return _attention(*operands)
-        case "FusedMatMul" | "FusedGemm":
+        case "Attention" | "QAttention" | "DecoderMaskedSelfAttention" if op.domain:
+            return _projected_attention(operands)
+        case "Attention" | "MultiHeadAttention" | "DecoderMaskedMultiHeadAttention" | "GroupQueryAttention":
+            return _attention(op, operands)
+        case "FusedMatMul" | "FusedGemm" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul":
             return _fused(op.attrs, operands)
-        case "Conv" | "ConvTranspose" | "FusedConv":
+        case "Conv" | "ConvTranspose" | "FusedConv" | "DeformConv" | "ConvInteger":
             return _conv(op.op_type == "ConvTranspose", operands, out)
-        case "MatMul" | "Gemm":
+        case "MatMul" | "Gemm" | "MatMulInteger":
             return _matmul(operands[0], out, transposed=bool(op.attrs.get("transA", 0)))
+        case "MatMulNBits":
+            return _count(operands[0]) * int(op.attrs.get("N", 0))
+        case "Einsum":
+            return _einsum(op.attrs, operands[: len(op.inputs)])
         case "LSTM" | "GRU" | "RNN":
             return _recurrent(op.op_type, op.attrs, operands)
         case _:
@@ -92,19 +98,71 @@ def _matmul(a: Shape | None, out: Shape | None, *, transposed: bool) -> int:
 
 def _fused(attrs: Mapping[str, Any], operands: list[Shape | None]) -> int:
     """A product that ONNX Runtime's optimizer fused: inference knows no shape of its result, so by its operands."""
-    a, b = operands
+    a, b = operands[:2]
     if not a or not b or len(b) < 2:
         return 0
     columns = b[-2 if attrs.get("transB", 0) else -1]
     return _count(a) * (columns if isinstance(columns, int) else 1)
 
 
-def _attention(x: Shape | None, weight: Shape | None) -> int:
+def _projected_attention(operands: list[Shape | None]) -> int:
     """com.microsoft's Attention: the projections of [N, S, I] by [I, 3 H], and both products of the attention."""
+    x, weight = operands[:2]
     if x is None or weight is None or len(x) != 3 or len(weight) != 2:
         return 0
     width = weight[1] if isinstance(weight[1], int) else 1
     return _count(x) * width + 2 * _count((*x[:2], x[1])) * (width // 3)
+
+
+# operator -> where the keys of earlier steps are
+_PAST: Final = {
+    "Attention": 4, "MultiHeadAttention": 6, "DecoderMaskedMultiHeadAttention": 5, "GroupQueryAttention": 3,
+}  # fmt: skip
+
+
+def _attention(op: Float, operands: list[Shape | None]) -> int:
+    """Both products of an attention over queries [N, S, H] or [N, heads, S, size] and as many keys as there are."""
+    query, key, value = operands[:3]
+    if query is None or len(query) not in (3, 4, 5):
+        return 0
+    wide = _count(query)
+    if key is None:  # queries, keys and values in one tensor
+        heads = int(op.attrs.get("num_heads", 1))
+        parts = 3.0 if len(query) == 5 else 1 + 2 * int(op.attrs.get("kv_num_heads", heads)) / heads
+        wide, key = round(wide / parts), query
+    place = _PAST[op.op_type]
+    past = operands[place] if place < len(op.inputs) else None
+    length = _length(key) + (_length(past) if past is not None else 0)
+    if value is None or op.op_type == "GroupQueryAttention":  # the values are as wide as the queries
+        return 2 * wide * length
+    rows = _count((query[0], query[2 if len(query) == 4 else 1]))
+    return (wide + rows * _width(op, query, value)) * length
+
+
+def _length(shape: Shape) -> int:
+    """How many keys [N, L, H], [N, heads, L, size] or [N, L, heads, 2 or 3, size] holds."""
+    size = shape[2 if len(shape) == 4 else 1]
+    return size if isinstance(size, int) else 1
+
+
+def _width(op: Float, query: Shape, value: Shape) -> int:
+    """The size of all heads' values together; groups of queries share one."""
+    if len(value) == 4:
+        return _count((query[1] if len(query) == 4 else value[1], value[3]))
+    own, shared = (int(op.attrs.get(name, 1)) for name in ("q_num_heads", "kv_num_heads"))
+    return _count(value[2:]) * max(1, own // max(1, shared))
+
+
+def _einsum(attrs: Mapping[str, Any], operands: list[Shape | None]) -> int:
+    """A product of two tensors or more: one multiplication for each combination of indices."""
+    terms = str(attrs.get("equation", "")).replace(" ", "").partition("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, operands, strict=False):
+        if shape is None or len(shape) != len(term) or len(terms) < 2:
+            return 0
+        for index, size in zip(term, shape, strict=True):
+            sizes[index] = max(sizes.get(index, 1), size if isinstance(size, int) else 1)
+    return math.prod(sizes.values()) if sizes else 0
 
 
 def _recurrent(kind: str, attrs: Mapping[str, Any], operands: list[Shape | None]) -> int:

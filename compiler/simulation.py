@@ -3,8 +3,9 @@
 With its optimizations on, ONNX Runtime fuses fake quantization into integer kernels and re-quantizes weights: it then
 is no reference for what was trained. A Cast of rounded floats to bytes saturates, as frameworks have it: ONNX leaves
 open what becomes of larger ones, and ONNX Runtime cuts off their high bits. Where it cannot run the file at all (vendor
-nodes), where the processor saturates the file's own integer products, and where ranges were filled from calibration
-data (the file does not have them), the simulation is a graph of ours with its Q/DQ written back (`compiler/qdq.py`).
+nodes), where the processor saturates the file's own integer products, where pools have SAME padding and dilations, and
+where ranges were filled from calibration data (the file does not have them), the simulation is a graph of ours with its
+Q/DQ written back (`compiler/qdq.py`).
 """
 
 from __future__ import annotations
@@ -97,6 +98,16 @@ class Simulation:
         """Whether the processor makes something else of the file's integer products than they are."""
         return may_saturate(self._runnable.model)
 
+    def forgets_dilations(self) -> bool:
+        """Whether the file has pools with SAME padding and dilations: ONNX Runtime pads them as if there were none."""
+        return any(
+            node.op_type in ("AveragePool", "MaxPool")
+            and {"SAME_LOWER", "SAME_UPPER"}
+            & {a.s.decode("utf-8", "replace") for a in node.attribute if a.name == "auto_pad"}
+            and any(max(a.ints, default=1) > 1 for a in node.attribute if a.name == "dilations")
+            for node in self._runnable.model.graph.node
+        )
+
     def reads_integers(self, name: str) -> bool:
         """Whether the input `name` is one of integers."""
         for port in self._runnable.model.graph.input:
@@ -181,6 +192,8 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
     refused: list[Diagnostic] = []
     if simulation.may_saturate():
         why = "this processor saturates its integer products"
+    elif simulation.forgets_dilations():
+        why = "ONNX Runtime pads its pools as if they had no dilations"
     else:
         try:
             simulation.run({n: np.asarray(a) for n, a in sample.items()}, simulation.outputs)

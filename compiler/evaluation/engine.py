@@ -69,11 +69,14 @@ class Batches:
             raise misused(message, "leave --batch out")
 
     def of(self, items: Iterator[Item]) -> Iterator[Batch]:
-        """Batches of all samples; QAT008 for samples that do not fit."""
+        """Batches of all samples; QAT008 for samples that do not fit, QAT007 for a size that they do not have."""
         first = next(items, None)
         if first is None:
             return
         whole = self._is_whole(first)
+        if whole and self._size not in (None, 1):
+            message = f"batches of {self._size} samples cannot be made: a sample has every axis of the model's inputs"
+            raise CompileError([Diagnostic("QAT007", message, hint="leave --batch out: each is run by itself")], 2)
         size = 1 if whole else self._fixed or self._size or self._suitable(first)
         waiting = [first]
         while waiting:

@@ -12,7 +12,8 @@
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
-to the type its input has. SAME padding becomes numbers where the sizes are known: runtimes refuse it with dilations.
+to the type its input has. SAME padding becomes numbers where the sizes are known: runtimes refuse it with dilations, or
+forget these.
 Graph inputs and outputs keep their names.
 """
 
@@ -234,7 +235,7 @@ def cast_to_a_known_type(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-@INERT.on("Conv", "MaxPool")
+@INERT.on("AveragePool", "Conv", "MaxPool")
 def same_padding(_: QuantGraph, node: Node) -> bool:
     """SAME_UPPER and SAME_LOWER become numbers; with stride 1 they do not depend on the input's size."""
     if not _is_same(node):
@@ -249,7 +250,8 @@ def same_padding(_: QuantGraph, node: Node) -> bool:
 
 
 def _is_same(node: Node) -> bool:
-    return node.op in ("Conv", "MaxPool") and node.attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    names = ("AveragePool", "Conv", "MaxPool")
+    return node.op in names and not node.domain and node.attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
 
 
 def _kernel_of(node: Node) -> tuple[int, ...] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
 from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.graph import infer_shapes
+from qatc.compiler.integer import Float, IntegerGraph, Tensor
 from qatc.compiler.lowering import lower
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
@@ -21,6 +23,12 @@ def counted(signature: str, body: str, constants: str = "") -> tuple[int, int]:
     infer_shapes(graph)
     found = coverage(lower(graph))
     return found.integer_macs, found.float_macs
+
+
+def lone(op: Float, shapes: dict[str, tuple[int, ...]]) -> IntegerGraph:
+    """A graph of one operator, of whose result nothing is known."""
+    tensors = {name: Tensor(name, "float32", shape) for name, shape in shapes.items()}
+    return IntegerGraph("g", list(shapes), ["y"], [op], {**tensors, "y": Tensor("y", "float32")}, {}, 23)
 
 
 def values(*shape: int) -> str:
@@ -134,3 +142,56 @@ def test_shapes_are_known_behind_fused_operators() -> None:
     graph = stripped(f"{head} g (float[1,3,4] x) => (float[1,3,2] y) <{given}> {{ {body} }}")
     infer_shapes(graph)
     assert coverage(lower(graph)).float_macs == 3 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("node", "given", "macs"),
+    [
+        # two queries of six numbers, three keys, values of eight: 3 * (2 * 6 + 2 * 8)
+        ("com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v)", {"q": "1,2,6", "k": "1,3,6", "v": "1,3,8"}, 84),
+        ("com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v)", {"q": "1,2,6", "k": "1,2,3,3", "v": "1,2,3,4"}, 84),
+        ("com.microsoft.MultiHeadAttention<num_heads = 2>(q)", {"q": "1,2,2,3,3"}, 2 * 2 * 12),
+        (
+            "com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v,,,, p, p)",
+            {"q": "1,2,6", "k": "1,3,6", "v": "1,3,6", "p": "1,2,4,3"},
+            2 * 12 * 7,
+        ),
+        (
+            "com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(q, k, v, p, p, n, n)",
+            {"q": "1,2,8", "k": "1,2,4", "v": "1,2,4", "p": "1,2,5,2", "n": "1"},
+            2 * 16 * 7,
+        ),
+        (
+            "com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(q,,, p, p, n, n)",
+            {"q": "1,2,16", "p": "1,2,5,2", "n": "1"},
+            2 * 16 * 7,
+        ),
+        ("com.microsoft.QAttention<num_heads = 2>(q, w)", {"q": "1,5,4", "w": "4,12"}, 5 * 4 * 12 + 2 * 5 * 5 * 4),
+        ("com.microsoft.MatMulNBits<K = 32, N = 8>(q, w, s)", {"q": "3,32", "w": "8,1,16", "s": "8"}, 3 * 32 * 8),
+        ("com.microsoft.MatMulIntegerToFloat(q, w)", {"q": "3,4", "w": "4,5"}, 60),
+        ('Einsum<equation = "bij,bjk,k->bi">(q, k, v)', {"q": "2,3,4", "k": "2,4,5", "v": "5"}, 2 * 3 * 4 * 5),
+        ('Einsum<equation = "ii->i">(q)', {"q": "3,3"}, 0),
+        ('Einsum<equation = "...i,i->...">(q, k)', {"q": "3,3", "k": "3"}, 0),
+    ],
+)  # fmt: skip
+def test_products_inside_of_other_operators(node: str, given: dict[str, str], macs: int) -> None:
+    """Two an attention: scores, and what they weigh."""
+    shapes = {name: tuple(map(int, shape.split(","))) for name, shape in given.items()}
+    parsed = onnx.parser.parse_node(f"y = {node}")
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in parsed.attribute}
+    attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
+    op = Float("op", tuple(parsed.input), ("y",), op_type=parsed.op_type, domain=parsed.domain, attrs=attrs, reason="-")
+    assert coverage(lone(op, shapes)).float_macs == macs
+
+
+@pytest.mark.parametrize(
+    ("shapes", "attrs", "macs"),
+    [
+        (((1, 4, 2, 3), (1, 2, 5, 3), (1, 2, 5, 6)), {}, (4 * 2 * 3 + 4 * 2 * 6) * 5),
+        (((1, 2, 12), (1, 5, 6), (1, 5, 12)), {"q_num_heads": 4, "kv_num_heads": 2}, (2 * 12 + 2 * 24) * 5),
+    ],
+)
+def test_an_attention_of_onnx(shapes: tuple[tuple[int, ...], ...], attrs: dict[str, int], macs: int) -> None:
+    """Groups of queries share keys and values."""
+    op = Float("op", ("q", "k", "v"), ("y",), op_type="Attention", attrs=attrs, reason="-")
+    assert coverage(lone(op, dict(zip("qkv", shapes, strict=True)))).float_macs == macs

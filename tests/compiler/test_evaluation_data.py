@@ -233,6 +233,14 @@ def test_a_model_without_a_batch_takes_samples_one_by_one() -> None:
     assert found[0].outputs({"y": np.zeros(7)})["y"].shape == (1, 7)
 
 
+def test_samples_that_have_every_axis_are_in_no_batch() -> None:
+    ports = (Port("input", "float32", ("n", 3)),)
+    assert [batch.feed["input"].shape for batch in Batches(ports, 1).of(iter(items(X)))] == [(2, 3)] * 5
+    with pytest.raises(CompileError, match="batches of 2 samples cannot be made: a sample has every axis") as caught:
+        next(Batches(ports, 2).of(iter(items(X))))
+    assert caught.value.exit_code == 2
+
+
 def test_samples_with_a_batch_of_their_own() -> None:
     ports = (Port("input", "float32", ("n", 2, 3)),)
     found = list(Batches(ports, 2).of(iter(items(X[:, None]))))

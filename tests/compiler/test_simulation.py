@@ -10,8 +10,10 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from qatc import compile_model
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.runtime import processor
+from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.compiler.simulation import Simulation, open_simulation
 from tests.compiler.verify.cases import (
     RESNET,
@@ -20,6 +22,7 @@ from tests.compiler.verify.cases import (
     corpus_case,
     verified,
 )
+from tests.graphs import net
 from tests.pipeline import canonical, folded, passes
 
 
@@ -149,3 +152,23 @@ def test_a_cast_of_rounded_half_precision_is_left_to_the_graph(tmp_path: Path) -
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
     with pytest.raises(CompileError, match="QAT403"):
         Simulation.of_file(tmp_path / "model.onnx").run({"x": np.zeros(4, np.float16)}, ["y"])
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+def test_dilations_that_onnx_runtime_forgets_are_kept(op: str, mode: str, tmp_path: Path) -> None:
+    """Padded by numbers the same pool is read as it is meant: 9 positions under strides of 2 make 5."""
+
+    def text(padding: str) -> str:
+        pool = f"{op}<kernel_shape = [3], dilations = [2], strides = [2], {padding}>"
+        return net("(float[1,2,9] x) => (float[1,2,5] y)", f"a = A(x)\nb = {pool}(a)\ny = A(b)", opset=19)
+
+    onnx.save(onnx.parser.parse_model(text(f'auto_pad = "{mode}"')), tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert result.verification is not None
+    assert result.verification.passed
+    assert "as if they had no dilations" in result.verification.simulation
+    x = np.random.default_rng(0).normal(0, 40, (1, 2, 9)).astype(np.float32)
+    want = RunnableModel(onnx.parser.parse_model(text("pads = [2, 2]"))).run({"x": x})["y"]
+    found = RunnableModel(onnx.load(tmp_path / "out" / "model.onnx")).run({"x": x})["y"]
+    assert np.abs(found - want).max() <= 0.5
