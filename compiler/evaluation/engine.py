@@ -76,7 +76,7 @@ class Batches:
         whole = self._is_whole(first)
         if whole and self._size not in (None, 1):
             message = f"batches of {self._size} samples cannot be made: a sample has every axis of the model's inputs"
-            raise CompileError([Diagnostic("QAT007", message, hint="leave --batch out: each is run by itself")], 2)
+            raise misused(message, "leave --batch out: each is run by itself")
         size = 1 if whole else self._fixed or self._size or self._suitable(first)
         waiting = [first]
         while waiting:
