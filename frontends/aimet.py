@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, fail
-from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.frontend import Frontend
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import DTYPES, QuantParams, dtype_range
 from qatc.frontends.common import external
@@ -130,19 +130,11 @@ def read(path: Path, graph: QuantGraph) -> dict[str, QuantParams]:
     return external.resolve(graph, external.collected(path, entries(data)), path)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return None  # the model is float: the encodings file says it all (`ranges` reads it too)
-
-
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    external.normalise(graph, options)
-
-
 FRONTEND = Frontend(
     name="aimet",
     description="a float model with an AIMET encodings file (--ranges FILE)",
-    recognise=_recognise,
-    normalise=_normalise,
+    recognise=lambda graph, producer: None,  # the model is float: the file says it all (`ranges` reads it too)
+    normalise=external.normalise,
     confidence=0,
     exporters=(
         "AIMET 2.42 (PyTorch and ONNX; encodings 0.6.1, 1.0.0, 2.0.0 and 2.1.0)",

@@ -25,7 +25,7 @@ from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.params import make_params
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, grid, grid_behind
+from qatc.frontends.common.vendor import by_nodes, grid, grid_behind
 
 _QUANT: Final = "AscendQuant"
 _DEQUANT: Final = "AscendDequant"
@@ -181,14 +181,10 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     finish(graph, options)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _is_ours)
-
-
 FRONTEND = Frontend(
     name="ascend",
     description="the integer models of Huawei's AMCT and msModelSlim (AscendQuant, AscendDequant)",
-    recognise=_recognise,
+    recognise=by_nodes(_is_ours),
     normalise=_normalise,
     confidence=80,
     exporters=("in their documented form: AMCT (deployed models; PyTorch and ONNX), msModelSlim (ONNX)",),

@@ -17,7 +17,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count
+from qatc.frontends.common.vendor import by_nodes
 
 DOMAIN: Final = "horizon"
 _STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}
@@ -57,10 +57,6 @@ def _is_ours(node: Node) -> bool:
     return node.domain == DOMAIN
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _is_ours)
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     _standard(graph)
@@ -72,7 +68,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="horizon",
     description="the quantizer nodes of Horizon's horizon_plugin_pytorch (HzQuantize, HzDequantize)",
-    recognise=_recognise,
+    recognise=by_nodes(_is_ours),
     normalise=_normalise,
     confidence=80,
     exporters=("in its documented form: horizon_plugin_pytorch (export_to_onnx)",),

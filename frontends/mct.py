@@ -23,7 +23,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, grid, refuse_formats
+from qatc.frontends.common.vendor import by_nodes, grid, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
 _MOST_BITS: Final = 16
@@ -99,10 +99,6 @@ def _is_ours(node: Node) -> bool:
     return node.domain == DOMAIN and node.op in (*_THRESHOLDS, *_RANGES, *_TABLES)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _is_ours)
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
@@ -114,7 +110,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="mct",
     description="the quantizer nodes of Sony's Model Compression Toolkit (mct_quantizers)",
-    recognise=_recognise,
+    recognise=by_nodes(_is_ours),
     normalise=_normalise,
     confidence=80,
     exporters=("model-compression-toolkit 2.6 with mct-quantizers 1.7 (PyTorch; after training and QAT; MCTQ)",),

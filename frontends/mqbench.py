@@ -20,7 +20,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, grid, implied_axis, refuse_formats
+from qatc.frontends.common.vendor import by_nodes, grid, implied_axis, refuse_formats
 
 DOMAINS: Final = ("", "mqbench")
 _AFFINE: Final = (
@@ -83,10 +83,6 @@ def read_nodes(graph: QuantGraph, options: FrontendOptions, domains: tuple[str, 
     finish(graph, options, domains)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, is_node_of(DOMAINS))
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     read_nodes(graph, options, DOMAINS)
 
@@ -94,7 +90,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="mqbench",
     description="LearnablePerTensorAffine and the other fake-quantization nodes of MQBench",
-    recognise=_recognise,
+    recognise=by_nodes(is_node_of(DOMAINS)),
     normalise=_normalise,
     confidence=80,
     exporters=("MQBench 0.0.7 (TensorRT, PPL, ONNX_QNN, Vitis and academic backends) and its main branch",),

@@ -23,7 +23,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, elementwise, grid, refuse_formats, to_constant
+from qatc.frontends.common.vendor import by_nodes, elementwise, grid, refuse_formats, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -148,10 +148,6 @@ def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bo
     return _ranges(graph, node, _broadcast([np.where(dead, end.reshape(-1)[live], end) for end in ends]), steps)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, lambda node: _is_ours(node) or node.domain == DOMAINS[0])
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     refuse_formats(graph, _format_of, "quantize to INT8 (nncf.quantize without a mode)")
     qdq.prepare(graph, keep=_is_ours)
@@ -162,7 +158,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="openvino",
     description="FakeQuantize nodes, alone or mixed with Q/DQ",
-    recognise=_recognise,
+    recognise=by_nodes(lambda node: _is_ours(node) or node.domain == DOMAINS[0]),
     normalise=_normalise,
     confidence=80,
     exporters=(

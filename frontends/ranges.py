@@ -353,10 +353,6 @@ def _single(reader: TensorReader, tensor: onnx.TensorProto) -> float:
 # -- the dialect --------------------------------------------------------------------------------------------------
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return None  # the model is float: only the file tells
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     external.normalise(graph, options)
     if graph.evidence.get(_SOPHGO):
@@ -366,7 +362,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="ranges",
     description="a float model with a file of ranges: JSON, text table or calibration cache (--ranges FILE)",
-    recognise=_recognise,
+    recognise=lambda graph, producer: None,  # the model is float: only the file tells
     normalise=_normalise,
     confidence=1,
     exporters=(

@@ -16,7 +16,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import mqbench
-from qatc.frontends.common.vendor import count, grid_behind
+from qatc.frontends.common.vendor import by_nodes, grid_behind
 
 DOMAINS: Final = ("Sophgo_custom", "tpu_custom")
 _BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -56,10 +56,6 @@ def _accumulator(graph: QuantGraph, node: Node) -> QuantParams | None:
     return QuantParams.per_channel(scales, bias.ndim - 1, 0, "int32")
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, lambda node: node.domain in DOMAINS)
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     mqbench.read_nodes(graph, options, (*DOMAINS, *mqbench.DOMAINS))
     round_biases(graph)
@@ -68,7 +64,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="sophgo",
     description="the fake-quantization nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
-    recognise=_recognise,
+    recognise=by_nodes(lambda node: node.domain in DOMAINS),
     normalise=_normalise,
     confidence=90,
     exporters=("sophgo-mq, main branch (BM168x, BM1690, CV18xx, CV186x)",),

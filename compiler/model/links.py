@@ -147,6 +147,11 @@ def relink(old: Tensor, new: Tensor) -> None:
     _PLAIN.clear(_entries(old.outputs))
 
 
+def maker_of(tensor: Tensor) -> Node | None:
+    """The node that makes `tensor`, None for graph inputs and constants."""
+    return cast("Node", tensor.inputs[0]) if tensor.inputs else None
+
+
 def is_constant(tensor: Tensor) -> bool:
     """Whether the tensor's value is known."""
     return isinstance(tensor, gs.Constant)

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.model.links import maker_of
 from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.quant import DTYPES, Array, dtype_name
 from qatc.frontends.common.params import linear_params
@@ -40,7 +41,7 @@ def constant_of(x: Tensor) -> tuple[Array | None, tuple[int, int]]:
     value = value_of(x)
     if value is not None:
         return value, WIDEST
-    clip: Node | None = x.inputs[0] if x.inputs else None  # type: ignore[assignment]
+    clip = maker_of(x)
     if clip is None or not clips_weight(clip):
         return None, WIDEST
     bounds = _clip_bounds(clip)

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import label_of, maker_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import Array
@@ -130,7 +130,7 @@ def multiplies_whole_numbers(node: Node) -> bool:
 
 def _stored(tensor: Tensor) -> Array | None:
     """The value of a constant, also of one that a Constant node makes (nothing is folded yet)."""
-    maker = next((n for n in tensor.inputs if isinstance(n, Node)), None)
+    maker = maker_of(tensor)
     if maker is None or maker.op != "Constant" or maker.domain:
         return value_of(tensor)
     value: Array | None = maker.attr("value")  # None where it is written as value_float and the like
@@ -140,7 +140,7 @@ def _stored(tensor: Tensor) -> Array | None:
 def _unmoved(tensor: Tensor) -> Tensor:
     """What a tensor was before it was moved, a few operators up (torchao transposes its weights before the Cast)."""
     for _ in range(LONGEST):
-        maker = next((n for n in tensor.inputs if isinstance(n, Node)), None)
+        maker = maker_of(tensor)
         if maker is None or not is_movement(maker):
             break
         tensor = maker.inputs[0]

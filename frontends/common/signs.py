@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.model.links import maker_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
@@ -61,7 +62,7 @@ def quantize_signs(graph: QuantGraph) -> None:
         _choose_one_for_zero(graph, node)
     for node in list(graph.nodes):
         whole = _whole(graph, node)
-        if whole is not None and _meets_weights(graph, whole.result):
+        if whole is not None and _meets_weights(graph, whole.last.outputs[0]):
             _quantize_to_ones(graph, whole)
         elif whole is None and _makes_signs(graph, node) and _meets_weights(graph, node.outputs[0]):
             fake_quantize(graph, node.outputs[0], _SIGNS)
@@ -69,20 +70,17 @@ def quantize_signs(graph: QuantGraph) -> None:
 
 
 def _quantize_to_ones(graph: QuantGraph, whole: _Whole) -> None:
-    maker = graph.producer(whole.result)
-    if maker is None:
-        raise ValueError(f"nothing makes {whole.result.name}")
     dtype = next(d for d in _BYTES if _holds(d, (whole.low, whole.high)))
-    maker.inputs = [whole.source]
-    to_fake_quant(graph, maker, QuantParams.per_tensor(1.0, 0, dtype, whole.low, whole.high))
+    whole.last.inputs = [whole.source]
+    to_fake_quant(graph, whole.last, QuantParams.per_tensor(1.0, 0, dtype, whole.low, whole.high))
 
 
 @dataclass(frozen=True)
 class _Whole:
-    """A rounding to whole numbers between two of them: what it reads, its last tensor, and its ends."""
+    """A rounding to whole numbers between two of them: what it reads, its last operator, and its ends."""
 
     source: Tensor
-    result: Tensor
+    last: Node
     low: int
     high: int
 
@@ -98,11 +96,12 @@ def _whole(graph: QuantGraph, node: Node) -> _Whole | None:
     for end in itertools.chain([start(node.outputs[0])], forward(graph, node.outputs[0])):
         if not _counts_ones(end):
             break
+        last = graph.producer(end.tensor) or node
         for begin in backward(graph, node.inputs[0]):
             if not _counts_ones(begin):
                 break
             if (begin.offset + end.offset).item() == 0 and (ends := _ends(begin, end)) is not None:
-                found = _Whole(begin.tensor, end.tensor, *ends)
+                found = _Whole(begin.tensor, last, *ends)
     return found
 
 
@@ -130,8 +129,8 @@ def _holds(dtype: str, bounds: tuple[int, int]) -> bool:
 
 def _is_step(node: Node) -> bool:
     """Whether a Where chooses by comparison between two of -1, 0 and 1."""
-    condition = node.inputs[0].inputs[0] if _is("Where", node) and node.inputs[0].inputs else None
-    if not isinstance(condition, Node) or condition.op not in COMPARISONS or condition.domain:
+    condition = maker_of(node.inputs[0]) if _is("Where", node) else None
+    if condition is None or condition.op not in COMPARISONS or condition.domain:
         return False
     sides = [value_of(t) for t in node.inputs[1:]]
     return all(v is not None and v.size and np.isin(v, (-1.0, 0.0, 1.0)).all() for v in sides)

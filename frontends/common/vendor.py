@@ -191,6 +191,11 @@ def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantPar
     return True
 
 
+def by_nodes(matches: Callable[[Node], bool]) -> Callable[[QuantGraph, str], str | None]:
+    """The recognizer of a dialect that has nodes of its own."""
+    return lambda graph, producer: count(graph, matches)
+
+
 def count(graph: QuantGraph, matches: Callable[[Node], bool]) -> str | None:
     """The nodes that match as "3 Quant, 1 Trunc (qonnx.custom_op.general)", None where none does."""
     found = Counter((node.op, node.domain or "") for node in graph.nodes if matches(node))

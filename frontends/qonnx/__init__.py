@@ -32,7 +32,7 @@ from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.params import on_whole_zero
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, elementwise, grid, to_constant
+from qatc.frontends.common.vendor import by_nodes, elementwise, grid, to_constant
 from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
 from qatc.frontends.qonnx.lstm import unroll
 from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
@@ -355,10 +355,6 @@ def _refuse_others(graph: QuantGraph) -> None:
             refuse(graph, node, "QAT302", message, hint)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, lambda node: node.domain in _LAYER_DOMAINS)
-
-
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph)
     sweep(graph, LAYERS)
@@ -374,7 +370,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="qonnx",
     description="Quant, IntQuant, BipolarQuant, Trunc and QuantLSTMCell nodes, and FINN's MultiThreshold",
-    recognise=_recognise,
+    recognise=by_nodes(lambda node: node.domain in _LAYER_DOMAINS),
     normalise=_normalise,
     confidence=80,
     exporters=(

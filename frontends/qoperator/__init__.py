@@ -22,7 +22,7 @@ from qatc.compiler.graph import Node, QuantGraph, is_constant, rank_of
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.frontends.common import qdq
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count
+from qatc.frontends.common.vendor import by_nodes
 from qatc.frontends.qoperator.meanings import MEANINGS, declare_inputs, is_table
 from qatc.frontends.qoperator.operators import RULES
 from qatc.frontends.qoperator.reader import MICROSOFT, Reader, is_unreadable
@@ -43,10 +43,6 @@ def _is_asked(node: Node) -> bool:
 def _is_known(node: Node) -> bool:
     """Whether the node is read, or refused by its name."""
     return _is_ours(node) or is_unreadable(node) or is_table(node)
-
-
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
-    return count(graph, _is_known)
 
 
 def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -70,7 +66,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND: Final = Frontend(
     name="qoperator",
     description="integer operators (QLinearConv, QGemm, MatMulInteger, ...) read back",
-    recognise=_recognise,
+    recognise=by_nodes(_is_known),
     normalise=_normalise,
     confidence=75,
     exporters=(

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Constant, Node, Tensor, value_of
+from qatc.compiler.model.links import maker_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range, number_of
 from qatc.compiler.rewrite import NoMatch
@@ -237,10 +238,10 @@ def is_table(node: Node) -> bool:
     if node.op not in ("Gather", "GatherElements") or node.domain or len(node.inputs) != 2:
         return False
     entries, index = value_of(node.inputs[0]), node.inputs[1]
-    cast = index.inputs[0] if index.inputs else None
+    cast = maker_of(index)
     if entries is None or entries.ndim != 1 or dtype_name(entries.dtype) not in ("int8", "uint8"):
         return False
-    return isinstance(cast, Node) and cast.op == "Cast" and cast.attr("to") in _INDICES
+    return cast is not None and cast.op == "Cast" and cast.attr("to") in _INDICES
 
 
 @_means("Gather", "GatherElements")
