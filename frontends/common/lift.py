@@ -230,12 +230,9 @@ class _Lifter:
 
     def _chosen_constant(self, tensor: Tensor, params: QuantParams) -> _Integers | None:
         """A constant as integers of a grid, None where they are none of its type."""
-        if not isinstance(tensor, Constant) or tensor.values.dtype.kind not in "iu" or params.is_per_channel:
+        if not isinstance(tensor, Constant) or tensor.values.dtype.name != params.dtype or params.is_per_channel:
             return None
-        ends, values = dtype_range(params.dtype), tensor.values
-        if not values.size or not ends[0] <= int(values.min()) <= int(values.max()) <= ends[1]:
-            return None
-        return _Integers(tensor, None, (), params, int(values.min()), int(values.max()))
+        return _Integers(tensor, None, (), params, *dtype_range(params.dtype))
 
     def _hold(self, node: Node, parents: tuple[_Integers, ...], low: int, high: int, *, clip: bool = False) -> None:
         self.held.append(node)

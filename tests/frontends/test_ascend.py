@@ -120,6 +120,16 @@ def test_integers_made_real_again() -> None:
     assert "AscendAntiQuant" not in graph.dump()
 
 
+def test_a_weight_quantizer_without_an_offset_is_nothing_and_scales_may_be_floats() -> None:
+    nodes = (
+        "q = AscendQuant<scale = 4.0, offset = 3.0>(x) v = AscendWeightQuant(w, o)"
+        " c = Conv<pads = [0, 1, 0, 1]>(q, v, b) y = AscendDequant(c, d)"
+    )
+    graph = graph_of(nodes, w=WEIGHT, b=BIAS, d=SCALES, o=np.zeros(1, np.int8))
+    graph.diagnostics.check()
+    np.testing.assert_allclose(run_canonical(graph, X)[0], expected(3), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("nodes", "code"),
     [

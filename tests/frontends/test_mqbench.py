@@ -141,6 +141,7 @@ def test_weight_axis_through_a_transpose_into_matmul() -> None:
         ("LearnablePerTensorAffine", [np.float32([0]), np.float32([0]), np.int64(0), np.int64(255)], {}, ["QAT201"]),
         ("LearnablePerTensorAffine", [np.float32([1]), np.float32([0])], {}, ["QAT104", "QAT104"]),
         ("FakeQuantizeDSQPertensor", [np.float32([1]), np.float32([0])], {"quant_min": 4, "quant_max": 2}, ["QAT202"]),
+        ("FixedPerTensorAffine", [np.float32([1]), np.float32([0])], {"quant_min": 0.0, "quant_max": 2.5}, ["QAT103"]),
         ("FakeQuantizeLearnablePerchannelAffine", [np.ones(5, np.float32), np.zeros(5, np.float32)],
          {"quant_min": 0, "quant_max": 255}, ["QAT204"]),
     ],

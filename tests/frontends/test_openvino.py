@@ -128,6 +128,17 @@ def test_refused(ends: tuple[float, ...], levels: int, code: str) -> None:
     assert [d.code for d in one(ends, levels).diagnostics.errors] == [code]
 
 
+@pytest.mark.parametrize("shapes", [((2,), (3,)), ((2, 1), (1, 2))])
+def test_ends_that_do_not_vary_together(shapes: tuple[tuple[int, ...], ...]) -> None:
+    b = Builder(opsets={"": 13, DOMAIN: 1})
+    ends = [b.constant(f"e{i}", np.full(shapes[i % 2], (-1, 1)[i % 2], np.float32)) for i in range(4)]
+    b.node("FakeQuantize", ["input", *ends], "output", DOMAIN, levels=255)
+    graph = nets.graph_of(nets.model_of(b, [2, 2]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    (found,) = graph.diagnostics.errors
+    assert (found.code, "do not fit each other" in found.message) == ("QAT104", True)
+
+
 def test_what_of_nncf_misses_zero_is_told() -> None:
     """Its overflow_fix writes 256 levels where it has aligned zero with 128, for asymmetric weights."""
     (found,) = one((-1.0, 1.005, -1.0, 1.005), 256).diagnostics.errors

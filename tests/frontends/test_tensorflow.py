@@ -84,6 +84,13 @@ def test_the_node_on_activations(attrs: dict[str, int], want: str) -> None:
     assert graph.origin["y"] == "y"
 
 
+def test_the_node_whose_range_is_in_its_attributes() -> None:
+    graph = model([helper.make_node("FakeQuantWithMinMaxArgs", ["x"], ["y"], min=-1.0, max=5.0)], {})
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "y = FakeQuant[params=uint8 scale 0.0235294122 zero 43](x)" in graph.dump()
+
+
 def test_the_node_on_weights_per_channel() -> None:
     constants = {"w": W, "lo": np.asarray([-1, -4], np.float32), "hi": np.asarray([1, 4], np.float32)}
     nodes = [

@@ -117,6 +117,17 @@ def test_horizon_refuses(op: str, attrs: dict[str, int], code: str) -> None:
     assert [c for c, _ in found] == [code]
 
 
+def test_horizon_writes_zero_points_of_8_bits_where_its_integers_have_16() -> None:
+    b = Builder(opsets={"": 17, "horizon": 1})
+    grid = [b.constant("s", np.float32([0.25])), b.constant("z", np.zeros(1, np.int8))]
+    b.node("HzQuantize", ["input", *grid], "q", "horizon", bits=16, axis=1)
+    b.node("HzDequantize", ["q", *grid], "output", "horizon", axis=1)
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    horizon.FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT] == ["int16 scale 0.25 zero 0"]
+
+
 @given(nets.networks(nets.symmetric_grids()))
 @settings(max_examples=10)
 def test_modelopt_round_trip(network: Network) -> None:

@@ -258,6 +258,16 @@ def test_whole_numbers_lose_no_fraction(size: str) -> None:
     assert "Floor" not in graph.dump()
 
 
+@pytest.mark.parametrize("again", ["Round", "Floor", "Ceil"])
+def test_whole_numbers_are_not_rounded_again(again: str) -> None:
+    nodes = f"a = Div(x, s) b = Round(a) d = Clip(b, l, u) f = {again}(d) y = Mul(f, s)"
+    graph = loaded(text_of(nodes, ", float l = {-128}, float u = {127}"))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert [n.op for n in graph.nodes] == ["FakeQuant"]
+    assert "FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
+
+
 def test_fractions_are_cut_off_where_there_are_some() -> None:
     nodes = "a = Div(x, s) b = Clip(a, lo, u) n = Sign(b) p = Mul(n, b) f = Floor(p) g = Mul(n, f) y = Mul(g, s)"
     graph = loaded(text_of(nodes, ", float u = {127.5}"))

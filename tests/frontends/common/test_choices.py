@@ -69,6 +69,23 @@ def test_a_choice_between_integers_and_a_constant() -> None:
     ]
 
 
+def test_a_choice_between_integers_and_a_constant_that_leaves_the_graph() -> None:
+    graph = canonical(
+        net(
+            "(bool[2] c, float[2] x) => (uint8[2] y)",
+            "q = QuantizeLinear(x, sA, zA)\ny = Where(c, k, q)",
+            "uint8 k = {3}",
+        )
+    )
+    assert graph.dump().split("\n", 1)[1].strip().splitlines() == [
+        "input c",
+        "input x",
+        "q_real = FakeQuant[params=uint8 scale 0.5 zero 128](x)",
+        "y = Where(c, k<uint8 scale 0.5 zero 128>:uint8[]{3}, q_real)",
+        "output y",
+    ]
+
+
 @pytest.mark.parametrize(
     ("side", "message"),
     [("b", "different grids meet"), ("c2", "computes with the integers")],

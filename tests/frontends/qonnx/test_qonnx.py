@@ -195,6 +195,7 @@ def test_trunc_is_its_definition(mode: str, signed: int, narrow: int, zero: int,
         (["Abs", "Mul 0.5"], True),
         (["Relu", "Div 2", "GlobalAveragePool"], True),
         (["Relu", "MaxPool", "Flatten"], True),
+        (["Quant"], True),
         (["Relu", "Mul -1"], False),
         (["Relu", "Neg"], False),
         ([], False),
@@ -204,8 +205,10 @@ def test_the_first_trunc_keeps_the_scale_and_the_sign_of_what_it_reads(ops: list
     """Cutting toward zero is a shift of what is never negative alone."""
     b, x = Builder(opsets={"": 13, DOMAINS[0]: 1}), "input"
     for i, (op, *factor) in enumerate(line.split() for line in ops):
-        attrs: dict[str, Any] = {"kernel_shape": [1]} if op == "MaxPool" else {}
-        x = b.node(op, [x, *(b.constant(f"c{i}", np.float32(f)) for f in factor)], f"t{i}", **attrs)
+        attrs: dict[str, Any] = {"MaxPool": {"kernel_shape": [1]}, "Quant": {"signed": 0}}.get(op, {})
+        factor = ["0.5", "0", "6"] if op == "Quant" else factor
+        operands = [b.constant(f"c{i}_{j}", np.float32(f)) for j, f in enumerate(factor)]
+        x = b.node(op, [x, *operands], f"t{i}", DOMAINS[0] if op == "Quant" else "", **attrs)
     names = [b.constant(f"p{i}", np.float32(v)) for i, v in enumerate((0.5, 0, 6, 4))]
     b.node("Trunc", [x, *names], "output", DOMAINS[0], rounding_mode="DOWN")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 30]))

@@ -152,6 +152,39 @@ def test_refused(rows: Any, attrs: dict[str, float], code: str) -> None:
     assert graph.diagnostics.errors[0].node
 
 
+@pytest.mark.parametrize(
+    ("op", "by", "first", "grid"),
+    [
+        ("Mul", 0.25, False, "uint8[0,15] scale 0.25 zero 0"),
+        ("Mul", 0.25, True, "uint8[0,15] scale 0.25 zero 0"),
+        ("Div", 4, False, "uint8[0,15] scale 0.25 zero 0"),
+        ("Add", 1, True, "uint8[1,16] scale 1 zero 0"),
+        ("Sub", 8, False, "int8[-8,7] scale 1 zero 0"),
+    ],
+)
+def test_arithmetic_behind_belongs_to_the_quantizer(op: str, by: float, first: bool, grid: str) -> None:
+    b = Builder()
+    thresholds(b, "input", np.arange(15)[None] + 0.5, "q", out_dtype="UINT4")
+    operands = ["q", b.constant("s", np.float32(by))]
+    b.node(op, operands[::-1] if first else operands, "output")
+    graph = read(b, [4, 3])
+    graph.diagnostics.check()
+    assert grids(graph) == [grid]
+    x = np.random.default_rng(1).normal(5, 5, (4, 3)).astype(np.float32)
+    want = definition(x, np.arange(15)[None] + 0.5, 1)
+    apply = {"Mul": np.multiply, "Div": np.divide, "Add": np.add, "Sub": np.subtract}[op]
+    assert np.array_equal(values(graph, x), apply(want, np.float32(by)))
+
+
+def test_what_takes_a_number_minus_the_count_is_not_the_quantizer_s() -> None:
+    b = Builder()
+    thresholds(b, "input", np.arange(15)[None] + 0.5, "q", out_dtype="UINT4")
+    b.node("Sub", [b.constant("s", np.float32(8)), "q"], "output")
+    graph = read(b, [4, 3])
+    assert grids(graph) == ["uint8[0,15] scale 1 zero 0"]
+    assert graph.nodes[-1].op == "Sub"
+
+
 def test_a_factor_that_others_read_too_stays() -> None:
     """What multiplies one of two readers is not the quantizer's."""
     b = Builder()
