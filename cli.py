@@ -55,7 +55,7 @@ def cli() -> None:
 def compile_command(model: Path, screen: Screen, **chosen: Any) -> None:
     """Compile MODEL, an ONNX file (or one of TensorFlow's), and write the package."""
     from qatc.compiler.driver.compile import compile_model
-    from qatc.compiler.report import result_json, summary
+    from qatc.compiler.report import result_json
 
     if click.get_current_context().find_root().obj == OWN_PROCESS:  # its end frees everything; looking is a tenth
         gc.disable()
@@ -68,12 +68,17 @@ def compile_command(model: Path, screen: Screen, **chosen: Any) -> None:
 
         return compile_cases(result)
 
+    def show() -> None:
+        from qatc.compiler.report.summary import summary
+
+        summary(result, screen.out, verbose=screen.verbose)
+
     answer(
         screen,
         result.diagnostics,
         cases=cases,
         result=lambda: result_json(result),
-        show=lambda: summary(result, screen.out, verbose=screen.verbose),
+        show=show,
     )
 
 

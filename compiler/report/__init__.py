@@ -1,6 +1,5 @@
-"""What a compile says to people: the summary on the terminal, report.html, and what `--json` prints.
+"""What a compile says to people: report.html, and what `--json` prints; on the terminal see `summary`.
 
-summary(result, console)        the short summary (rich)
 report_html(result)             one self-contained page, as bytes
 result_json(result)             plain data, described by compiler/schemas/result.schema.json
 """
@@ -9,6 +8,5 @@ from __future__ import annotations
 
 from qatc.compiler.report.document import envelope, inspection_json, result_json
 from qatc.compiler.report.page import report_html
-from qatc.compiler.report.summary import summary
 
-__all__ = ["envelope", "inspection_json", "report_html", "result_json", "summary"]
+__all__ = ["envelope", "inspection_json", "report_html", "result_json"]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
 
 from qatc.compiler.compare.result import CAUSES, Cause, Comparison, MissingTensor, TensorComparison
-from qatc.compiler.diagnostics import one_line, printable
+from qatc.compiler.diagnostics import counted, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
 from qatc.compiler.result import Json
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
 
 _ROWS: Final = 40  # tensors listed without -v
 _NAMES: Final = 5
@@ -22,8 +22,6 @@ _ERRORS: Final = {"none": "", "local": "its own", "accumulated": "from before"}
 
 def comparison(found: Comparison, console: Console, *, verbose: bool = False) -> None:
     """Print a comparison; its diagnostics are printed elsewhere. `verbose` lists all tensors, however many."""
-    from rich.text import Text
-
     mark = Text("equal " if found.passed else "differs ", style="green" if found.passed else "bold red")
     console.print(mark + Text(one_line(str(found.dump)), style="bold"), soft_wrap=True)
     facts = Facts(console)
@@ -76,7 +74,7 @@ def _cause(cause: Cause) -> list[str]:
 
 
 def _missing(missing: Sequence[MissingTensor], *, verbose: bool) -> list[str]:
-    lines = [f"{text.count(len(missing), 'tensor')} of the package"]
+    lines = [f"{counted(len(missing), 'tensor')} of the package"]
     shown = missing if verbose else missing[:_NAMES]
     lines += [f"  {_number(m.index)} {printable(m.tensor)}" for m in shown]
     if len(missing) > len(shown):
@@ -108,12 +106,10 @@ def _table(found: Comparison, console: Console, *, verbose: bool) -> None:
         listing(console, columns, [_row(t, several=several) for t in tensors])
     left = len(found.tensors) - len(tensors)
     if left:
-        console.print(f"  {text.count(left, 'more tensor')} (-v lists them)")
+        console.print(f"  {counted(left, 'more tensor')} (-v lists them)")
 
 
 def _row(tensor: TensorComparison, *, several: bool) -> list[Text | str]:
-    from rich.text import Text
-
     name = f"{f'sample {tensor.sample}: ' if several else ''}{printable(tensor.tensor)}"
     if tensor.cause is not None and not tensor.passed:
         name += f"\n{CAUSES[tensor.cause.kind]}"
@@ -140,39 +136,6 @@ def comparison_json(found: Comparison) -> dict[str, Json]:
         "arithmetic": found.profile,
         "tolerance": found.tolerance,
         "first": None if found.first is None else found.first.tensor,
-        "tensors": [_tensor_json(t) for t in found.tensors],
-        "missing": [
-            {"sample": m.sample, "index": m.index, "tensor": m.tensor, "source": m.source} for m in found.missing
-        ],
-    }
-
-
-def _tensor_json(tensor: TensorComparison) -> dict[str, Json]:
-    cause = tensor.cause
-    return {
-        "sample": tensor.sample,
-        "index": tensor.index,
-        "tensor": tensor.tensor,
-        "source": tensor.source,
-        "op": tensor.op,
-        "node": tensor.node,
-        "file": tensor.file,
-        "elements": tensor.elements,
-        "equal_share": tensor.equal_share,
-        "max_lsb": tensor.max_lsb,
-        "mean_lsb": tensor.mean_lsb,
-        "sqnr_db": text.finite(tensor.sqnr_db),
-        "cosine": tensor.cosine,
-        "passed": tensor.passed,
-        "error": tensor.error,
-        "local_equal_share": tensor.local_equal_share,
-        "cause": None
-        if cause is None
-        else {
-            "kind": cause.kind,
-            "detail": cause.detail,
-            "explained": cause.explained,
-            "operator": cause.operator,
-        },
-        "message": tensor.message,
+        "tensors": [{**asdict(t), "sqnr_db": text.finite(t.sqnr_db)} for t in found.tensors],
+        "missing": [asdict(missing) for missing in found.missing],
     }

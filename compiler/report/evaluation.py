@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qatc.compiler.diagnostics import one_line, printable
+from qatc.compiler.diagnostics import counted, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
 from qatc.compiler.report.junit import Case
@@ -25,7 +25,7 @@ def evaluation(found: Evaluation, console: Console, *, verbose: bool = False) ->
     mark = Text("evaluated " if found.passed else "failed ", style="green" if found.passed else "bold red")
     console.print(mark + Text(one_line(str(found.package)), style="bold"), soft_wrap=True)
     facts = Facts(console, label=15)
-    facts.row("data", f"{one_line(str(found.data))}: {text.count(found.samples, 'sample')}, read as {found.loader}")
+    facts.row("data", f"{one_line(str(found.data))}: {counted(found.samples, 'sample')}, read as {found.loader}")
     for run in found.runs:
         time = f", {run.seconds:.3g} s" if verbose else ""
         facts.row(run.name, text.prose(run.description) + time)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from qatc.compiler.diagnostics import escaped, printable
+from rich.console import Console
+from rich.text import Text
+
+from qatc.compiler.diagnostics import counted, escaped, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
-from qatc.compiler.report.summary import notes
+from qatc.compiler.report.summary import integers, notes
 from qatc.compiler.result import InspectedOp, Inspection
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
 
 _ROWS: Final = 120  # operators that are listed without -v; what stays in float always is
 _ALL: Final = 1_000_000
@@ -30,8 +29,6 @@ _RUNS: Final = {"integer": ("integers", "green"), "float": ("float", "yellow"), 
 
 def inspection(found: Inspection, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print what an inspection found; `verbose` lists data movement and details too, `quiet` leaves operators out."""
-    from rich.text import Text
-
     head = Text("inspected ", style="green") + Text(printable(found.source.name), style="bold")
     console.print(head, soft_wrap=True)
     if not quiet:
@@ -52,8 +49,6 @@ def _listed(operators: Sequence[InspectedOp], *, verbose: bool) -> list[Inspecte
 
 
 def _row(op: InspectedOp, *, verbose: bool) -> list[Text | str]:
-    from rich.text import Text
-
     word, style = _RUNS.get(op.kind, (op.kind, ""))
     more = ", ".join(part for part in (escaped(op.note), *_numbers(op)) if part) if verbose else ""
     node = Text(printable(op.node)).append(f"  {more}" if more else "", style="dim")
@@ -74,7 +69,7 @@ def _numbers(op: InspectedOp) -> Iterator[str]:
         if op.weights.dead:
             yield f"{op.weights.dead} of {op.weights.channels} channels zero"
     if op.sums is not None:
-        yield f"sums of {text.count(bits(op.sums.largest), 'bit')}"
+        yield f"sums of {counted(bits(op.sums.largest), 'bit')}"
         if op.sums.saturating:
             yield f"pairs up to {op.sums.largest_pair:,} in {op.sums.saturating} of {op.sums.channels} channels"
 
@@ -87,30 +82,19 @@ def bits(magnitude: int) -> int:
 def _print_rest(operators: Sequence[InspectedOp], shown: Sequence[InspectedOp], console: Console) -> None:
     hidden = [op for op in operators if op.kind == "integer"] if not any(o.kind == "integer" for o in shown) else []
     moved = [op for op in operators if op.kind == "moved"] if not any(o.kind == "moved" for o in shown) else []
-    parts = [text.count(len(hidden), "more operator") + " in integers"] if hidden else []
-    parts += (
-        [f"{text.count(len(moved), 'operator')} that only {'moves' if len(moved) == 1 else 'move'} data"]
-        if moved
-        else []
-    )
+    parts = [counted(len(hidden), "more operator") + " in integers"] if hidden else []
+    parts += [counted(len(moved), "operator", "that only move") + " data"] if moved else []
     if parts:
         console.print(f"  and {' and '.join(parts)} (-v lists them)\n", style="dim", soft_wrap=True)
 
 
 def _print_facts(found: Inspection, console: Console, *, verbose: bool) -> None:
-    from rich.text import Text
-
     facts = Facts(console)
     facts.row("dialect", Text(printable(found.dialect)).append(f" ({text.prose(found.evidence)})", style="dim"))
     facts.row("target", printable(found.target))
     for label, ports in (("inputs", found.inputs), ("outputs", found.outputs)):
         facts.row(label, *(_port(port.name, text.shape(port)) for port in ports[: _ALL if verbose else 6]))
-    coverage = found.coverage
-    macs = coverage.integer_macs + coverage.float_macs
-    style = "bold green" if coverage.share == 1 else "bold yellow" if coverage.share >= 0.5 else "bold red"
-    share = Text(f"{text.percent(coverage.share)} of {text.scaled(macs)} multiply-accumulates", style=style)
-    operators = f"{text.count(coverage.integer_ops, 'operator')}, {coverage.float_ops:,} in float"
-    facts.row("integers", (share if macs else Text("no multiply-accumulates")).append(f" ({operators})", style="dim"))
+    facts.row("integers", integers(found.coverage))
     weights = sum(op.parameters for op in found.operators)
     facts.row("weights", f"{text.scaled(weights)} in a file of {text.scaled(found.source_bytes, 'B')}")
     facts.row("activations", f"{text.scaled(found.peak_bytes, 'B')} at once for one sample")
@@ -131,25 +115,21 @@ def _print_sums(found: Inspection, facts: Facts) -> None:
         return
     largest, op = max(sums, key=lambda pair: pair[0].largest)
     over = sum(1 for bounds, _ in sums if bounds.overflowing)
-    said = f"at most {text.count(bits(largest.largest), 'bit')}, in {printable(op.node)}"
-    facts.row("sums", f"{said}: {text.count(over, 'operator')} may overflow 32" if over else said,
+    said = f"at most {counted(bits(largest.largest), 'bit')}, in {printable(op.node)}"
+    facts.row("sums", f"{said}: {counted(over, 'operator')} may overflow 32" if over else said,
               style="yellow" if over else "dim")  # fmt: skip
     pairs = [(bounds, op) for bounds, op in sums if bounds.saturating]
     if pairs:
         worst, op = max(pairs, key=lambda pair: pair[0].largest_pair)
-        line = f"{len(pairs):,} of {text.count(len(sums), 'operator')} may saturate 16 bits on x86 without VNNI"
+        line = f"{len(pairs):,} of {counted(len(sums), 'operator')} may saturate 16 bits on x86 without VNNI"
         facts.row("pairs", f"{line}; worst {worst.largest_pair:,} of 32,767 in {printable(op.node)}")
 
 
 def _port(name: str, kind: str) -> Text:
-    from rich.text import Text
-
     return Text(printable(name)).append(f" {kind}", style="dim")
 
 
 def _disagreeing(found: Inspection, *, verbose: bool) -> list[Text]:
-    from rich.text import Text
-
     shown = _ALL if verbose else 5
     lines: list[Text] = []
     for apart in found.disagreeing[:shown]:
@@ -161,8 +141,6 @@ def _disagreeing(found: Inspection, *, verbose: bool) -> list[Text]:
 
 
 def _missing(found: Inspection, *, verbose: bool) -> list[Text]:
-    from rich.text import Text
-
     shown = _ALL if verbose else 5
     lines = [
         Text(printable(missing.tensor)).append(f": {text.prose(missing.reason)}", style="dim")

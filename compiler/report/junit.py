@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from qatc.compiler.diagnostics import Diagnostic, Severity, escaped, printable
+from qatc.compiler.diagnostics import Diagnostic, Severity, counted, escaped, printable
 from qatc.compiler.report import text
 from qatc.compiler.result import CompileResult, TensorCheck, Verification
 
@@ -48,7 +48,7 @@ def verification_cases(found: Verification, seconds: float = 0.0) -> list[Case]:
 def package_cases(found: PackageCheck) -> list[Case]:
     """A package's check: its files, and each output of each sample."""
     whole = not any(d.severity is Severity.ERROR for d in found.diagnostics)  # else those say what is damaged
-    cases = [Case("files", output=f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')}")] * whole
+    cases = [Case("files", output=f"{counted(found.files, 'file')}, {text.scaled(found.size, 'B')}")] * whole
     for check in found.samples:
         said = f"{check.different:,} of {check.elements:,} differ, by at most {check.largest:.3g}"
         name = f"sample {check.sample}, {printable(check.output)}"
@@ -86,7 +86,7 @@ def junit(name: str, cases: Iterable[Case], diagnostics: Sequence[Diagnostic], e
 def _stage(name: str, checks: Sequence[TensorCheck], seconds: float = 0.0) -> Case:
     failed = [f"{printable(check.tensor)}: {text.prose(check.message)}" for check in checks if not check.passed]
     worst = max((check.max_lsb for check in checks), default=0)
-    said = f"{text.count(len(checks), 'tensor')}, off by at most {worst} LSB" if checks else "nothing to compare"
+    said = f"{counted(len(checks), 'tensor')}, off by at most {worst} LSB" if checks else "nothing to compare"
     return Case(f"verification: {name}", "\n".join(failed), said, seconds)
 
 

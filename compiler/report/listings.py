@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from qatc.compiler.diagnostics import escaped, one_line, printable
+from rich.console import Console
+from rich.text import Text
+
+from qatc.compiler.diagnostics import counted, escaped, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
 from qatc.compiler.result import Json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from qatc.compiler.backend import Backend
     from qatc.compiler.frontend import Frontend
     from qatc.compiler.target import Target
@@ -23,21 +25,19 @@ if TYPE_CHECKING:
 # -- verify --------------------------------------------------------------------------------------------------------
 def package_check(found: PackageCheck, console: Console, *, verbose: bool = False) -> None:
     """Print what became of a package's check; its diagnostics are printed elsewhere."""
-    from rich.text import Text
-
     mark = Text("verified ", style="green") if found.passed else Text("failed ", style="bold red")
     console.print(mark + Text(one_line(str(found.path)), style="bold"), soft_wrap=True)
     facts = Facts(console)
     if found.files:
-        said = f"{text.count(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest"
+        said = f"{counted(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest"
         if found.damaged:
             verb = "is" if found.damaged == 1 else "are"
-            said = f"{found.damaged:,} of {text.count(found.files, 'file')} {verb} not what the manifest says"
+            said = f"{found.damaged:,} of {counted(found.files, 'file')} {verb} not what the manifest says"
         facts.row("files", said, style="red" if found.damaged else "dim")
     bad = [check for check in found.samples if not check.passed]
     if found.samples:
-        number = text.count(len({check.sample for check in found.samples}), "sample")
-        outputs = text.count(len(found.samples), "output")
+        number = counted(len({check.sample for check in found.samples}), "sample")
+        outputs = counted(len(found.samples), "output")
         largest = max(check.largest for check in found.samples)
         equal = not any(check.different for check in found.samples)
         said = "equal" if equal else f"off by at most {largest:.3g}" + ("" if bad else ", as allowed")
@@ -64,9 +64,9 @@ def _referred(found: PackageCheck) -> str:
     if different and not worst:
         said = f"integers equal bit for bit, {share} differ in the last bits of floats"
     if not found.judged:
-        outputs = text.count(len(found.tensors), "output")
+        outputs = counted(len(found.tensors), "output")
         return f"{outputs} end to end: {said}; not judged, since the model computes in floats"
-    what = text.count(len(found.tensors), "tensor")
+    what = counted(len(found.tensors), "tensor")
     return f"{what}, operator by operator: {said}" + (f", {failed} of them where none may" if failed else "")
 
 
@@ -77,17 +77,7 @@ def package_check_json(found: PackageCheck) -> dict[str, Json]:
         "passed": found.passed,
         "files": found.files,
         "size": found.size,
-        "samples": [
-            {
-                "sample": check.sample,
-                "output": check.output,
-                "elements": check.elements,
-                "different": check.different,
-                "largest": text.finite(check.largest),
-                "passed": check.passed,
-            }
-            for check in found.samples
-        ],
+        "samples": [{**asdict(check), "largest": text.finite(check.largest)} for check in found.samples],
         "reference": {
             "judged": found.judged,
             "tensors": [
@@ -109,8 +99,6 @@ def package_check_json(found: PackageCheck) -> dict[str, Json]:
 # -- targets and dialects ------------------------------------------------------------------------------------------
 def targets(found: Sequence[tuple[Target, Backend]], console: Console, *, verbose: bool = False) -> None:
     """Print the targets; `verbose` adds each backend's options."""
-    from rich.text import Text
-
     rows: list[list[Text | str]] = []
     for target, backend in found:
         last = Text(text.prose(target.description))
@@ -142,8 +130,6 @@ def targets_json(found: Sequence[tuple[Target, Backend]]) -> list[Json]:
 
 def dialects(found: Sequence[tuple[Frontend, str]], console: Console, *, verbose: bool = False) -> None:
     """Print the dialects with their exporters and known limits, and who brings them where it is not qatc."""
-    from rich.text import Text
-
     rows: list[list[Text | str]] = []
     for frontend, owner in found:
         last = Text(text.prose(frontend.description))

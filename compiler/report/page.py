@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup
 
 from qatc._version import __version__
-from qatc.compiler.diagnostics import Severity, escaped, file_name, printable
+from qatc.compiler.diagnostics import Severity, counted, escaped, file_name, printable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
@@ -116,7 +116,7 @@ def _tiles(result: CompileResult) -> list[_Tile]:
     islands = _Tile(
         "float islands",
         f"{len(result.islands):,}",
-        f"of {text.count(coverage.integer_ops + coverage.float_ops, 'computing operator')}",
+        f"of {counted(coverage.integer_ops + coverage.float_ops, 'computing operator')}",
         "fair" if result.islands else "good",
     )
     before = f"{text.scaled(result.source_bytes, 'B')} before, {text.times(result.source_bytes, result.package_bytes)}"
@@ -124,7 +124,7 @@ def _tiles(result: CompileResult) -> list[_Tile]:
     if found is None:
         proof = _Tile("verification", "off", "nothing was compared", "fair")
     elif found.passed:
-        proof = _Tile("verification", "passed", text.count(found.samples, "sample"), "good")
+        proof = _Tile("verification", "passed", counted(found.samples, "sample"), "good")
     else:
         proof = _Tile("verification", "failed", f"at {found.first_bad}" if found.first_bad else "", "bad")
     return [share, islands, size, proof]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, one_line, printable
+from rich.console import Console
+from rich.text import Text
+
+from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, counted, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Facts
-from qatc.compiler.result import CompileResult, OutputCheck, ProfileDifference, TensorCheck, Verification
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+from qatc.compiler.result import CompileResult, Coverage, OutputCheck, ProfileDifference, TensorCheck, Verification
 
 _GROUPS: Final = 6  # reasons for islands that are shown before "and more"
 _ALL: Final = 1_000_000  # how many are few enough with -v
@@ -23,8 +22,6 @@ _STYLES: Final = {Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ER
 
 def summary(result: CompileResult, console: Console, *, verbose: bool = False) -> None:
     """Print the summary of a compile; `verbose` lifts the limits on lists."""
-    from rich.text import Text
-
     done = result.verification is None or result.verification.passed
     mark = Text("compiled ", style="green") if done else Text("failed ", style="bold red")
     console.print(mark + Text(printable(result.source.name), style="bold"), soft_wrap=True)
@@ -32,7 +29,7 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
     facts.row("dialect", _named(result.dialect, result.evidence))
     facts.row("target", _named(result.target, f"arithmetic {result.profile}"))
     facts.row("operators", _operators(result, _ALL if verbose else 4))
-    facts.row("integers", _integers(result))
+    facts.row("integers", integers(result.coverage))
     if result.islands:
         facts.row("in float", *_islands(result, verbose=verbose))
     if result.filled:
@@ -52,8 +49,6 @@ def summary(result: CompileResult, console: Console, *, verbose: bool = False) -
 
 def _profiles(found: Sequence[ProfileDifference]) -> Iterator[Text]:
     """How each profile rounds, against exact rounding, on the first sample."""
-    from rich.text import Text
-
     for each in found:
         line = Text(f"{each.profile:<14}")
         if each.reason:
@@ -65,24 +60,18 @@ def _profiles(found: Sequence[ProfileDifference]) -> Iterator[Text]:
 
 
 def _named(name: str, more: str) -> Text:
-    from rich.text import Text
-
     return Text(printable(name)).append(f" ({text.prose(more)})" if more else "", style="dim")
 
 
 def _operators(result: CompileResult, shown: int) -> Text:
-    from rich.text import Text
-
     before, after = sum(result.source_ops.values()), sum(result.package_ops.values())
     return Text(f"{before:,} -> {after:,}").append(f" ({text.kinds(result.package_ops, shown)})", style="dim")
 
 
-def _integers(result: CompileResult) -> Text:
-    from rich.text import Text
-
-    found = result.coverage
+def integers(found: Coverage) -> Text:
+    """How much of a network runs in integers."""
     macs = found.integer_macs + found.float_macs
-    operators = f"{text.count(found.integer_ops, 'operator')}, {found.float_ops:,} in float"
+    operators = f"{counted(found.integer_ops, 'operator')}, {found.float_ops:,} in float"
     if not macs:
         return Text(f"{operators}; no multiply-accumulates")
     style = "bold green" if found.share == 1 else "bold yellow" if found.share >= 0.5 else "bold red"
@@ -92,16 +81,12 @@ def _integers(result: CompileResult) -> Text:
 
 
 def _size(result: CompileResult) -> Text:
-    from rich.text import Text
-
     ratio = text.times(result.source_bytes, result.package_bytes)
     line = Text(f"{text.scaled(result.source_bytes, 'B')} -> {text.scaled(result.package_bytes, 'B')}")
     return line.append(f" ({ratio})" if ratio else "", style="dim")
 
 
 def _islands(result: CompileResult, *, verbose: bool) -> Iterator[Text]:
-    from rich.text import Text
-
     groups = text.islands_by_reason(result.islands)
     total = result.coverage.integer_macs + result.coverage.float_macs
     for reason, members in groups if verbose else groups[:_GROUPS]:
@@ -116,16 +101,12 @@ def _islands(result: CompileResult, *, verbose: bool) -> Iterator[Text]:
 
 
 def _filled(result: CompileResult, *, verbose: bool) -> Iterator[Text]:
-    from rich.text import Text
-
     methods = ", ".join(sorted({text.prose(range_.method) for range_ in result.filled}))
-    yield Text(f"{text.count(len(result.filled), 'range')} from calibration data ({methods})")
+    yield Text(f"{counted(len(result.filled), 'range')} from calibration data ({methods})")
     yield Text("  " + text.few([range_.tensor for range_ in result.filled], _ALL if verbose else 3), style="dim")
 
 
 def _verification(found: Verification | None, *, verbose: bool) -> Iterator[Text]:
-    from rich.text import Text
-
     if found is None:
         yield Text("no: verification was switched off", style="yellow")
         return
@@ -138,16 +119,14 @@ def _verification(found: Verification | None, *, verbose: bool) -> Iterator[Text
     for output in found.outputs[:shown]:
         yield _output(output, named=len(found.outputs) > 1)
     if len(found.outputs) > shown:
-        yield Text(f"and {text.count(len(found.outputs) - shown, 'more output')}", style="dim")
-    yield Text(f"{text.count(found.samples, 'sample')}; simulation: {text.prose(found.simulation)}", style="dim")
+        yield Text(f"and {counted(len(found.outputs) - shown, 'more output')}", style="dim")
+    yield Text(f"{counted(found.samples, 'sample')}; simulation: {text.prose(found.simulation)}", style="dim")
 
 
 def _checks(checks: Sequence[TensorCheck], noun: str) -> Text:
-    from rich.text import Text
-
     if not checks:
         return Text("nothing to compare", style="yellow")
-    what = text.count(len(checks), noun)
+    what = counted(len(checks), noun)
     failed = [check for check in checks if not check.passed]
     if failed:
         message = f": {text.prose(failed[0].message)}" if failed[0].message else ""
@@ -164,8 +143,6 @@ def _checks(checks: Sequence[TensorCheck], noun: str) -> Text:
 
 
 def _output(check: OutputCheck, *, named: bool) -> Text:
-    from rich.text import Text
-
     name = f", {printable(check.name)}" if named else ""
     line = Text(f"end to end{name}: ")
     if check.max_abs == 0:
@@ -189,8 +166,6 @@ def notes(diagnostics: Iterable[Diagnostic], facts: Facts, *, verbose: bool = Fa
 
 def _note(members: Sequence[Diagnostic], *, verbose: bool) -> Iterator[Text]:
     """One code's findings: equal messages once, with their places; many different ones by their title and the first."""
-    from rich.text import Text
-
     messages: dict[tuple[str, str | None], list[Diagnostic]] = {}
     for found in members:
         messages.setdefault((found.message, found.hint), []).append(found)

@@ -17,11 +17,6 @@ _LONGEST: Final = 600  # characters of a message
 _NINES: Final = 6  # decimals tried before a share just below one is shown as "more than"
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """`1 operator`, `12,345 operators`."""
-    return counted(number, noun, plural=plural)
-
-
 def scaled(number: float, unit: str = "") -> str:
     """`999`, `12.3 k`, `4.56 G`: three digits and a decimal prefix; `unit` follows the prefix."""
     for index, (prefix, step) in enumerate(_STEPS):
@@ -80,7 +75,7 @@ def kinds(counts: Mapping[str, int], shown: int = 5) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{number:,} {printable(kind)}" for kind, number in ordered[:shown]]
     rest = sum(number for _, number in ordered[shown:])
-    return ", ".join([*parts, count(rest, "other")] if rest else parts)
+    return ", ".join([*parts, counted(rest, "other")] if rest else parts)
 
 
 def shape(port: Port) -> str:
@@ -106,7 +101,7 @@ def grid(params: QuantParams) -> str:
     scale = number(scales[0]) + (f" to {number(scales[-1])}" if len(scales) > 1 else "")
     zero = str(zeros[0]) + (f" to {zeros[-1]}" if len(zeros) > 1 else "")
     span = "" if params.is_full_range else f" in [{params.qmin}, {params.qmax}]"
-    channels = "" if params.axis is None else f", {count(len(params.scale), 'channel')} along axis {params.axis}"
+    channels = "" if params.axis is None else f", {counted(len(params.scale), 'channel')} along axis {params.axis}"
     return f"{params.dtype}{span}, scale {scale}, zero point {zero}{channels}"
 
 

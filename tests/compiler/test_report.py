@@ -19,11 +19,12 @@ from rich.console import Console
 from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, counted
 from qatc.compiler.explain import explanation
 from qatc.compiler.quant import QuantParams
-from qatc.compiler.report import envelope, inspection_json, report_html, result_json, summary, text
+from qatc.compiler.report import envelope, inspection_json, report_html, result_json, text
 from qatc.compiler.report.facts import Column, listing
 from qatc.compiler.report.inspection import inspection
 from qatc.compiler.report.listings import page
 from qatc.compiler.report.screen import Screen, console
+from qatc.compiler.report.summary import summary
 from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, Json, OutputCheck, SumBounds
 from tests import fake_results as fake
 from tests.fake_results import validate
