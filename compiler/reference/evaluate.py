@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import numpy as np
 
 from qatc.compiler.diagnostics import fail
+from qatc.compiler.integer import Pool
 from qatc.compiler.model.protos import domain_of
 from qatc.compiler.quant import Array
 from qatc.compiler.reference.moves import MOVES, Call
+from qatc.compiler.reference.pooling import maxima
 from qatc.compiler.reference.resize import resize_nearest
 
 if TYPE_CHECKING:
@@ -154,6 +156,23 @@ def _resize(call: Call) -> list[Array] | None:
     )
 
 
+def _max_pool(call: Call) -> list[Array] | None:
+    """Where windows lie is pooling.py's to say: onnx.reference is wrong where pads differ from axis to axis."""
+    attrs = call.attrs
+    if (
+        call.n_outputs > 1
+        or call.x.dtype.kind not in "iuf"
+        or call.text("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    ):
+        return None
+    kernel, strides, pads, dilations = (
+        tuple(attrs.get(name, ())) for name in ("kernel_shape", "strides", "pads", "dilations")
+    )
+    ceil = bool(call.attr("ceil_mode", 0))
+    pool = Pool("MaxPool", (), (), "max", kernel, strides, pads, dilations, ceil, lo=0, hi=0)
+    return [maxima(pool, call.x)]
+
+
 def _arithmetic(function: Callable[[Array, Array], Array]) -> Callable[[Call], list[Array] | None]:
     def run(call: Call) -> list[Array] | None:
         return [function(call.x, call.array(1))] if call.x.dtype.kind == "f" else None
@@ -167,6 +186,7 @@ _FAST: Final[dict[str, Callable[[Call], list[Array] | None]]] = {
     "Cast": _cast,
     "Div": _arithmetic(np.divide),
     "Identity": lambda call: [call.x],
+    "MaxPool": _max_pool,
     "Mul": _arithmetic(np.multiply),
     "Pad": _pad,
     "Relu": lambda call: [np.maximum(call.x, call.x.dtype.type(0))],

@@ -21,7 +21,7 @@ def pool(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: 
     if not op.kernel or covers(op, x.shape[2:]):
         result = _global(op, x, params, out, profile)
     elif op.mode == "max":
-        result = np.clip(_max(op, x), op.lo, op.hi).astype(out.container)
+        result = np.clip(maxima(op, x), op.lo, op.hi).astype(out.container)
     else:
         result = _average(op, x, params, out, profile)
     return result if op.keepdims else result.reshape(result.shape[:2])
@@ -115,11 +115,12 @@ class Windows:
         return reduce(np.multiply.outer, per_axis)
 
 
-def _max(op: Pool, x: Integers) -> Integers:
+def maxima(op: Pool, x: Array) -> Array:
+    """The largest element of each window, integers or floats. ValueError where the kernel does not fit."""
     windows = Windows(op, x.shape[2:])
     if 0 in windows.outer:
         return np.zeros((*x.shape[:2], *windows.outer), x.dtype)
-    views = windows.views(windows.padded(x, int(np.iinfo(x.dtype).min)))
+    views = windows.views(windows.padded(x, -np.inf if x.dtype.kind == "f" else int(np.iinfo(x.dtype).min)))
     result = views[0].copy()
     for view in views[1:]:
         np.maximum(result, view, out=result)

@@ -47,6 +47,12 @@ MOVES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Relu", [X.astype(np.float32) - 60], {}, 1),
     ("Add", [X.astype(np.float32), np.float32(0.1)], {}, 1),
     ("DepthToSpace", [X.reshape(1, 24, 1, 5).astype(np.float32)], {"blocksize": 2, "mode": "CRD"}, 1),
+    ("MaxPool", [X.astype(np.float32) - 60], {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, 1),
+    ("MaxPool", [X.astype(np.float32) - 60], {"kernel_shape": [4, 1], "pads": [0, 0, 1, 0], "strides": [2, 2]}, 1),
+    ("MaxPool", [X], {"kernel_shape": [2, 2], "dilations": [2, 1], "strides": [1, 3], "ceil_mode": 1}, 1),
+    ("MaxPool", [X.astype(np.float32)], {"kernel_shape": [2, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}, 1),
+    ("AveragePool", [X.astype(np.float32)], {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, 1),
+    ("AveragePool", [X.astype(np.float32)], {"kernel_shape": [4, 1], "pads": [0, 0, 1, 0], "strides": [2, 2]}, 1),
     ("Softmax", [X.astype(np.float32)], {"axis": 1}, 1),
     ("Gelu", [X.astype(np.float32) / 50 - 1], {"approximate": "tanh"}, 1),
 ]
@@ -59,7 +65,7 @@ def test_movement_is_that_of_onnx(run_op, index):
     expected = run_op(op_type, inputs, [r.dtype for r in results], attrs)
     assert len(results) == outputs
     for ours, theirs in zip(results, expected, strict=True):
-        if op_type in ("Softmax", "Gelu"):
+        if op_type in ("Softmax", "Gelu", "AveragePool"):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
         else:
             np.testing.assert_array_equal(ours, theirs)
