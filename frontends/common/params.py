@@ -20,6 +20,7 @@ from qatc.frontends.common.operands import constant_input, refuse
 _HINT_SCALE: Final = (
     "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed"
 )
+_HINT_RANK: Final = "pin the inputs' shapes with -s NAME=1,3,224,224, from which ranks follow; or export with shapes"
 _HINT_AXIS: Final = "the exporter states another axis than it quantized: set the node's axis, or export again"
 _HINT_INFINITE: Final = (
     "masks of attention hold infinite numbers (-inf) or nearly so (torch.finfo.min): mask with one such as -1e4,"
@@ -208,7 +209,8 @@ class _Reader:
         if shape is None:
             if wanted >= 0:
                 return wanted
-            self._error("QAT009", f"the axis {wanted} counts from the end of a tensor of unknown rank")
+            message = f"{count} scales along axis {wanted}, from the end of a tensor whose rank is not known"
+            self._error("QAT009", message, _HINT_RANK)
             return None
         front = wanted + len(shape) if wanted < 0 else wanted
         if not 0 <= front < len(shape):

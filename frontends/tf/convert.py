@@ -77,10 +77,21 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
     except CompileError:
         raise
     except (Exception, SystemExit) as error:  # tf2onnx raises anything
+        if source.is_dir():
+            _loadable(source)
         hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
         if source.suffix.lower() == ".tflite":
             hint = "tf2onnx reads what tf.lite.TFLiteConverter writes; give the Keras file or the SavedModel behind it"
         raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {first_words(error)}", hint=hint) from error
+
+
+def _loadable(folder: Path) -> None:
+    """Refuse a SavedModel that TensorFlow itself cannot load: QAT012."""
+    try:
+        needed("tensorflow").saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow raises anything as well
+        hint = "save it again, whole (with its folder variables), by a TensorFlow that this one reads"
+        raise fail("QAT012", f"TensorFlow cannot load {folder.name}: {first_words(error)}", hint=hint) from error
 
 
 def _asked(model: Any) -> Answer:

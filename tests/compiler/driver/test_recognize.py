@@ -1,0 +1,59 @@
+"""What a file is that no dialect knows: where products are of integers, that is said, and not that nothing is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx.parser
+import pytest
+
+from qatc import CompileError, compile_model
+
+CONSTANTS = (
+    "int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, int32[3] b = {0,0,0}, float s = {0.1}, bool true = {1}, "
+    "int64[2] shape = {2,4}"
+)
+ROUND = "r = Round(d)\nn = Cast<to = 3>(r)\nq = Cast<to = 6>(n)\nv = Cast<to = 6>(w)\n"
+PRODUCT = "p = MatMul(q, v)\nf = Cast<to = 1>(p)\ny = Mul(f, s)"
+CHOICE = """c = If(true) <
+    then_branch = given () => (float g) { g = Identity(s) },
+    else_branch = found () => (float e) { e = Identity(m) }
+>
+"""
+
+
+def refused(body: str, folder: Path) -> list[tuple[str, str | None]]:
+    head = '<ir_version: 10, opset_import: ["" : 17]>\nnet (float[2,4] x) => (float[2,3] y)'
+    text = f"{head}\n<{CONSTANTS}>\n{{\n{body}\n}}"
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    with pytest.raises(CompileError) as caught:
+        compile_model(folder / "model.onnx", qat=True, output=folder / "out")
+    return [(d.code, d.tensor) for d in caught.value.diagnostics]
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        pytest.param(f"d = Div(x, s)\n{ROUND}{PRODUCT}", ("QAT104", "q"), id="a constant scale"),
+        pytest.param(
+            "d = Mul(x, s)\nr = Round(d)\nq = Cast<to = 3>(r)\nt = Reshape(q, shape)\ni = Cast<to = 6>(t)\n"
+            "v = Cast<to = 6>(w)\np = MatMul(i, v)\nf = Cast<to = 1>(p)\ny = Mul(f, s)",
+            ("QAT104", "i"),
+            id="behind movement",
+        ),
+        pytest.param(
+            f"a = Abs(x)\nm = ReduceMax(a)\nd = Div(x, m)\n{ROUND}{PRODUCT}", ("QAT205", "m"), id="of its input"
+        ),
+        pytest.param(
+            f"a = Abs(x)\nm = ReduceMax<keepdims = 0>(a)\n{CHOICE}d = Div(x, c)\n{ROUND}{PRODUCT}",
+            ("QAT104", "q"),
+            id="a constant condition chooses the constant one",
+        ),
+        pytest.param(
+            "d = Relu(x)\nf = Cast<to = 1>(b)\ny = Tile(f, shape)", ("QAT101", None), id="nothing of the kind"
+        ),
+    ],
+)
+def test_products_of_integers_are_told(body: str, found: tuple[str, str | None], tmp_path: Path) -> None:
+    assert refused(body, tmp_path) == [found]
