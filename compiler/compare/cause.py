@@ -14,7 +14,7 @@ from qatc.compiler.compare.faults import guesses
 from qatc.compiler.compare.forms import Guess, Score, hidden_forms, number_forms, place_forms, score
 from qatc.compiler.compare.interpret import Dumped, Place
 from qatc.compiler.compare.result import Cause
-from qatc.compiler.compare.setting import Setting
+from qatc.compiler.compare.setting import Setting, contained
 from qatc.compiler.diagnostics import CompileError, printable
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.quant import Array
@@ -154,7 +154,7 @@ def _passed_on(segment: Segment, op: Op, guess: Guess) -> Array | None:
     """What the later operators of the segment make of a guess about an earlier one."""
     graph = segment.graph
     dtype = np.dtype(graph.tensors[op.output].dtype)
-    values = {**segment.values, op.output: _fit(guess.value, dtype)}
+    values = {**segment.values, op.output: contained(guess.value, dtype)}
     start = list(segment.ops).index(op) + 1
     try:
         for later in segment.ops[start:]:
@@ -164,10 +164,3 @@ def _passed_on(segment: Segment, op: Op, guess: Guess) -> Array | None:
         return None
     result = values[segment.name]
     return result.astype(np.int64) if result.dtype.kind in "iu" else result
-
-
-def _fit(value: Array, dtype: np.dtype[np.generic]) -> Array:
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype.name)
-        value = np.clip(value, info.min, info.max)
-    return value.astype(dtype)

@@ -16,6 +16,7 @@ from qatc.compiler.compare.match import Names
 from qatc.compiler.compare.measure import Measure, measure
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.compare.result import Cause, Comparison, MissingTensor, TensorComparison
+from qatc.compiler.compare.setting import contained
 from qatc.compiler.diagnostics import (
     CompileError,
     Diagnostic,
@@ -255,7 +256,7 @@ class _Run:
             if repaired and found.repaired is not None:
                 value = found.repaired
             if value is not None and value.shape == self.expected[name].shape:
-                forced[name] = _contained(value, self.expected[name].dtype)
+                forced[name] = contained(value, self.expected[name].dtype)
         computed = execute(self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate, forced=forced)
         return _Local(computed, {name: forced.get(name, value) for name, value in computed.items()})
 
@@ -387,14 +388,6 @@ def _exact(segment: Segment, base: Array, place: int) -> str:
         return ""
     found = exact_at(segment.graph, segment.ops[-1], {**segment.values, segment.name: base}, np.array([place]))
     return f"{float(found.value[0]):.6f}" if isinstance(found, Exact) else ""
-
-
-def _contained(value: Array, dtype: np.dtype[np.generic]) -> Array:
-    """A dumped tensor as operators can read it."""
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype.name)
-        value = np.clip(value, info.min, info.max)
-    return value.astype(dtype)
 
 
 def _where(evidence: Evidence, segment: Segment) -> str:

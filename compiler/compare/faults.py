@@ -7,7 +7,7 @@ that does not fit an operator (no bias, no padding, a profile that cannot expres
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -57,32 +57,18 @@ def guesses(setting: Setting, found: Array | None, *, close: bool) -> Iterator[G
     elif isinstance(op, Clamped):
         yield from _clamped(setting, op, found, close=close)
     elif isinstance(op, Dequantize) and len(op.inputs) > 1:
-        yield from _made("bias", "the bias is missing", lambda: setting.rerun(op=_without_bias(op)))
+        yield from setting.guess("bias", "the bias is missing", op=dataclasses.replace(op, inputs=op.inputs[:1]))
     elif isinstance(op, Move) and op.op_type == "Pad":
         yield from _moved_padding(setting, op)
-
-
-def _without_bias(op: Dequantize) -> Dequantize:
-    return dataclasses.replace(op, inputs=op.inputs[:1])
-
-
-def _made(kind: str, detail: str, make: Callable[[], Array | None]) -> Iterator[Guess]:
-    value = make()
-    if value is not None:
-        yield Guess(kind, detail, value)
 
 
 # -- rounding -------------------------------------------------------------------------------------------------------
 def _rounded(setting: Setting, op: Clamped) -> Iterator[Guess]:
     for text, profile in roundings(setting.profile):
-        if isinstance(op, Quantize):
-            if not isinstance(profile, Plain):
-                continue
-            value: Array | None = _quantized(setting, op, profile)
-        else:
-            value = setting.rerun(profile=profile)
-        if value is not None:
-            yield Guess("rounding", text, value)
+        if not isinstance(op, Quantize):
+            yield from setting.guess("rounding", text, profile=profile)
+        elif isinstance(profile, Plain):
+            yield Guess("rounding", text, _quantized(setting, op, profile))
 
 
 def _quantized(setting: Setting, op: Quantize, rounding: Plain) -> Array:
@@ -134,14 +120,14 @@ def _operand_scales(setting: Setting, op: Clamped) -> Iterator[Guess]:
     if isinstance(op, Elementwise) and len(operands) == 2:
         (a, pa), (b, pb) = operands
         swapped = {a: _scaled(pa, pb.scale[0]), b: _scaled(pb, pa.scale[0])}
-        yield from _made("scale", "the scales of the operands are exchanged", lambda: setting.rerun(params=swapped))
+        yield from setting.guess("scale", "the scales of the operands are exchanged", params=swapped)
     candidates: Sequence[tuple[str, QuantParams]] = [*operands, (op.output, setting.graph.params(op.output))]
     for name, params in operands:
         for other, theirs in candidates:
             if other != name and theirs.scale[0] != params.scale[0] and not theirs.is_per_channel:
                 changed = {name: _scaled(params, theirs.scale[0])}
                 text = f"the operand {name} is taken with the scale of {other}"
-                yield from _made("scale", text, lambda c=changed: setting.rerun(params=c))  # type: ignore[misc]
+                yield from setting.guess("scale", text, params=changed)
 
 
 def _scaled(params: QuantParams, scale: float) -> QuantParams:
@@ -154,18 +140,18 @@ def _other_axes(setting: Setting, op: Softmax) -> Iterator[Guess]:
         if axis != op.axis:
             other = dataclasses.replace(op, axis=axis)
             text = f"the sum goes along axis {axis}, not along axis {op.axis}"
-            yield from _made("axis", text, lambda o=other: setting.rerun(op=o))  # type: ignore[misc]
+            yield from setting.guess("axis", text, op=other)
 
 
 def _normalization(setting: Setting, op: LayerNorm) -> Iterator[Guess]:
     smallest = dataclasses.replace(op, epsilon=float(np.finfo(np.float32).tiny))
-    yield from _made("epsilon", "the epsilon below the root is missing", lambda: setting.rerun(op=smallest))
+    yield from setting.guess("epsilon", "the epsilon below the root is missing", op=smallest)
     gamma, *beta = op.inputs[1:]
     if beta:
         bare = dataclasses.replace(op, inputs=op.inputs[:2])
-        yield from _made("bias", "the bias is missing", lambda: setting.rerun(op=bare))
+        yield from setting.guess("bias", "the bias is missing", op=bare)
     ones = np.ones_like(setting.values[gamma])
-    yield from _made("scale", "the factor is missing", lambda: setting.rerun(values={gamma: ones}))
+    yield from setting.guess("scale", "the factor is missing", values={gamma: ones})
 
 
 # -- padding --------------------------------------------------------------------------------------------------------
@@ -177,21 +163,18 @@ def _pool_padding(setting: Setting, op: Pool) -> Iterator[Guess]:
     if op.mode == "average":
         toggled = dataclasses.replace(op, count_include_pad=not op.count_include_pad)
         text = "the padding is counted" if toggled.count_include_pad else "the padding is not counted"
-        yield from _made("padding", f"{text} in the mean", lambda: setting.rerun(op=toggled))
+        yield from setting.guess("padding", f"{text} in the mean", op=toggled)
     rank = x.ndim - 2
     turned = dataclasses.replace(op, pads=op.pads[rank:] + op.pads[:rank])
     if turned.pads != op.pads:
-        yield from _made("padding", "the padding is on the other side", lambda: setting.rerun(op=turned))
+        yield from setting.guess("padding", "the padding is on the other side", op=turned)
     if op.ceil_mode:
         return
     bare = dataclasses.replace(op, pads=(0,) * (2 * rank))
     widths = [(0, 0), (0, 0), *zip(op.pads[:rank], op.pads[rank:], strict=True)]
     for value in (params.zero_point[0], *pad_values(x.dtype, params.zero_point[0])):
-        padded = np.pad(x, widths, constant_values=value)
-        text = f"the padding holds the integer {value}"
-        again = setting.rerun(op=bare, values={op.inputs[0]: padded})
-        if again is not None:
-            yield Guess("padding", text, again)
+        padded = {op.inputs[0]: np.pad(x, widths, constant_values=value)}
+        yield from setting.guess("padding", f"the padding holds the integer {value}", op=bare, values=padded)
 
 
 def _moved_padding(setting: Setting, op: Move) -> Iterator[Guess]:
@@ -201,21 +184,17 @@ def _moved_padding(setting: Setting, op: Move) -> Iterator[Guess]:
     name = op.inputs[_PAD_INPUT]
     right = setting.values[name]
     for value in pad_values(x.dtype, int(right.reshape(-1)[0]) if right.size else 0):
-        wrong = np.full_like(right, value)
-        again = setting.rerun(values={name: wrong})
-        if again is not None:
-            yield Guess("padding", f"the padding holds the integer {value}", again)
+        wrong = {name: np.full_like(right, value)}
+        yield from setting.guess("padding", f"the padding holds the integer {value}", values=wrong)
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------
 def _lookup(setting: Setting, op: Lookup) -> Iterator[Guess]:
-    table = setting.values[op.inputs[1]]
-    rolled = setting.rerun(values={op.inputs[1]: np.roll(table, table.size // 2)})
-    if rolled is not None:
-        yield Guess("signedness", "the table is indexed with the other signedness", rolled)
-    params = setting.graph.params(op.inputs[0])
-    for shift in dict.fromkeys((params.zero_point[0], -params.zero_point[0])):
-        if shift:
-            moved = setting.rerun(values={op.inputs[1]: np.roll(table, shift)})
-            if moved is not None:
-                yield Guess("zero-point", "the zero point is applied to the index of the table", moved)
+    name = op.inputs[1]
+    table = setting.values[name]
+    rolled = {name: np.roll(table, table.size // 2)}
+    yield from setting.guess("signedness", "the table is indexed with the other signedness", values=rolled)
+    zero = setting.graph.params(op.inputs[0]).zero_point[0]
+    for shift in (shift for shift in dict.fromkeys((zero, -zero)) if shift):
+        moved = {name: np.roll(table, shift)}
+        yield from setting.guess("zero-point", "the zero point is applied to the index of the table", values=moved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -236,18 +236,15 @@ def _paddings(setting: Setting, op: Conv | MatMul) -> Iterator[Guess]:
     bare = dataclasses.replace(op, pads=(0,) * (2 * rank))
     widths = [(0, 0), (0, 0), *zip(before, after, strict=True)]
 
-    def padded(how: Callable[[], Array], text: str) -> Iterator[Guess]:
-        value = setting.rerun(op=bare, values={name: how()})
-        if value is not None:
-            yield Guess("padding", text, value)
+    def padded(how: Array, text: str) -> Iterator[Guess]:
+        return setting.guess("padding", text, op=bare, values={name: how})
 
     for value in pad_values(x.dtype, zero):
         text = f"the padding holds the integer {value}, not the zero point {zero}"
-        yield from padded(lambda v=value: np.pad(x, widths, constant_values=v), text)  # type: ignore[misc]
-    yield from padded(lambda: np.pad(x, widths, mode="edge"), "the padding repeats the border")
+        yield from padded(np.pad(x, widths, constant_values=value), text)
+    yield from padded(np.pad(x, widths, mode="edge"), "the padding repeats the border")
     if all(w < n for pair, n in zip(widths, x.shape, strict=True) for w in pair):
-        yield from padded(lambda: np.pad(x, widths, mode="reflect"), "the padding mirrors the inside")
+        yield from padded(np.pad(x, widths, mode="reflect"), "the padding mirrors the inside")
     if before != after:
-        turned = setting.rerun(op=dataclasses.replace(op, pads=after + before))
-        if turned is not None:
-            yield Guess("padding", "the padding is on the other side", turned)
+        turned = dataclasses.replace(op, pads=after + before)
+        yield from setting.guess("padding", "the padding is on the other side", op=turned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,18 @@ from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import IntegerGraph, Op, Tensor
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import OnnxEvaluator, execute_op
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Changes(TypedDict, total=False):
+    """What may be changed about an operator: itself, how it rounds, and what some tensors hold and mean."""
+
+    op: Op
+    profile: Profile
+    values: Mapping[str, Array]
+    params: Mapping[str, QuantParams]
 
 
 @dataclass(frozen=True)
@@ -29,26 +41,32 @@ class Setting:
     evaluate: OnnxEvaluator
     base: Array
 
-    def rerun(
-        self,
-        *,
-        op: Op | None = None,
-        profile: Profile | None = None,
-        values: Mapping[str, Array] | None = None,
-        params: Mapping[str, QuantParams] | None = None,
-    ) -> Array | None:
+    def rerun(self, **changed: Unpack[Changes]) -> Array | None:
         """The operator's result with something changed, int64 for integers; None where it then has no meaning."""
         graph = self.graph
-        if params:
-            changed = {n: _with_params(graph.tensors[n], p) for n, p in params.items()}
-            graph = dataclasses.replace(graph, tensors={**graph.tensors, **changed})
+        if "params" in changed:
+            tensors = {n: _with_params(graph.tensors[n], p) for n, p in changed["params"].items()}
+            graph = dataclasses.replace(graph, tensors={**graph.tensors, **tensors})
+        op, profile = changed.get("op", self.op), changed.get("profile", self.profile)
         try:
-            result = execute_op(
-                graph, op or self.op, {**self.values, **(values or {})}, profile or self.profile, self.evaluate
-            )[0]
+            result = execute_op(graph, op, {**self.values, **changed.get("values", {})}, profile, self.evaluate)[0]
         except (ValueError, CompileError):  # the changed operator does not exist: then it is not the cause
             return None
         return result.astype(np.int64) if result.dtype.kind in "iu" else result
+
+    def guess(self, kind: str, detail: str, **changed: Unpack[Changes]) -> Iterator[Guess]:
+        """The guess that something about the operator is changed; none where it then has no meaning."""
+        value = self.rerun(**changed)
+        if value is not None:
+            yield Guess(kind, detail, value)
+
+
+def contained(value: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers as operators can read them: integers saturated to their type."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype.name)
+        value = np.clip(value, info.min, info.max)
+    return value.astype(dtype)
 
 
 def _with_params(tensor: Tensor, params: QuantParams) -> Tensor:
@@ -68,9 +86,9 @@ def operand_guesses(setting: Setting, name: str, params: QuantParams) -> Iterato
     """The zero point of an operand ignored, or the operand read with the other signedness."""
     if any(params.zero_point):
         ignored = dataclasses.replace(params, zero_point=(0,) * len(params.zero_point))
-        value = setting.rerun(params={name: ignored})
-        if value is not None:
-            yield Guess("zero-point", f"the zero point of the operand {name} is ignored", value)
+        yield from setting.guess(
+            "zero-point", f"the zero point of the operand {name} is ignored", params={name: ignored}
+        )
     if params.is_8bit and not params.is_per_channel:
         other = "uint8" if params.is_signed else "int8"
         bits = setting.values[name].view(other)
@@ -79,9 +97,8 @@ def operand_guesses(setting: Setting, name: str, params: QuantParams) -> Iterato
             if not np.iinfo(other).min <= use <= np.iinfo(other).max:
                 continue
             read = QuantParams.per_tensor(params.scale[0], use, other)
-            value = setting.rerun(values={name: bits}, params={name: read})
-            if value is not None:
-                yield Guess("signedness", f"the bits of the operand {name} are read as {other}", value)
+            text = f"the bits of the operand {name} are read as {other}"
+            yield from setting.guess("signedness", text, values={name: bits}, params={name: read})
 
 
 def pad_values(dtype: np.dtype[Any], zero: int) -> list[int]:
