@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Concatenate, ParamSpec
 
 from qatc.compiler.integer import IntegerGraph, Op, Shape, Tensor, integer_tensor
 from qatc.compiler.model.names import Names
 from qatc.compiler.quant import Array, QuantParams, dtype_name
+
+_P = ParamSpec("_P")
 
 
 class Builder:
@@ -60,8 +63,16 @@ class Builder:
             self._shared[key] = name
         return name
 
-    def add(self, op: Op) -> str:
-        """Append an operator; its first output's name."""
+    def add(
+        self,
+        kind: Callable[Concatenate[str, _P], Op],
+        hint: str,
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> str:
+        """Append `kind(name, ...)`, whose name is `hint` where that is free; its first output's name."""
+        op = kind(self.fresh(hint), *args, **kwargs)
         self.graph.ops.append(op)
         return op.outputs[0]
 

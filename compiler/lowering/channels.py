@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.integer import Conv, Elementwise, Move, Rescale
+from qatc.compiler.integer import Conv, Elementwise, Rescale
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.affine import Place, affine_of
@@ -63,7 +63,7 @@ def affine(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     offset = found.offset if found.offset.any() else None
     _depthwise(state, node, out, (source, result), found.factor, offset, (lo, hi), max(rank, 3))
     if rank == 2:
-        _move_to(state, "Squeeze", result, state.new_int(out))
+        state.move("Squeeze", (result, _position(state)), state.new_int(out))
     return True
 
 
@@ -147,22 +147,11 @@ def _depthwise(
     if offset is not None:
         graph.real_biases[result] = offset / unit
         inputs.append(state.build.constant(f"{name}_bias", np.rint(offset / unit).astype(np.int32)))
-    label, space = label_of(node), rank - 2
+    label, ones = label_of(node), (1,) * (rank - 2)
     state.build.add(
-        Conv(
-            state.build.fresh(label),
-            tuple(inputs),
-            (result,),
-            lo=bounds[0],
-            hi=bounds[1],
-            strides=(1,) * space,
-            pads=(0,) * 2 * space,
-            dilations=(1,) * space,
-            groups=factor.size,
-            acc_scale=tuple(float(u) for u in unit),
-            source=label,
-        )
-    )
+        Conv, label, tuple(inputs), (result,), lo=bounds[0], hi=bounds[1], strides=ones, pads=(0,) * 2 * (rank - 2),
+        dilations=ones, groups=factor.size, acc_scale=tuple(float(u) for u in unit), source=label,
+    )  # fmt: skip
 
 
 def prelu(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
@@ -185,10 +174,10 @@ def prelu(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
         for part, params in (("negative", have), ("positive", want), ("scaled", want))
     )
     for made, low, high in ((negative, have.qmin, origin), (positive, zero, want.qmax)):
-        state.build.add(Rescale(state.build.fresh(label), (source,), (made,), lo=low, hi=high, source=label))
+        state.build.add(Rescale, label, (source,), (made,), lo=low, hi=high, source=label)
     _depthwise(state, node, out, (negative, scaled), slope, None, (want.qmin, want.qmax), rank)
     parts, result = (positive, scaled), (state.new_int(out),)
-    state.build.add(Elementwise(state.build.fresh(label), parts, result, lo=lo, hi=hi, op="Add", source=label))
+    state.build.add(Elementwise, label, parts, result, lo=lo, hi=hi, op="Add", source=label)
     return True
 
 
@@ -205,11 +194,10 @@ def _with_position(state: State, x: Tensor, out: Tensor) -> tuple[str, str]:
             raise ValueError(f"tensor {tensor.name} is not quantized")
         wide = None if shape is None else (*shape, 1)
         made.append(state.build.quantised(f"{tensor.name}_{kind}", params, wide))
-    _move_to(state, "Unsqueeze", state.int_name(x), made[0])
+    state.move("Unsqueeze", (state.int_name(x), _position(state)), made[0])
     return made[0], made[1]
 
 
-def _move_to(state: State, op: str, source: str, result: str) -> None:
-    """`source` with a third dimension (Unsqueeze), or without it (Squeeze), as `result`."""
-    axes = state.build.constant("position", np.asarray([2], np.int64))
-    state.build.add(Move(state.build.fresh(op), (source, axes), (result,), op_type=op, attrs={}))
+def _position(state: State) -> str:
+    """The axis of the one position."""
+    return state.build.constant("position", np.asarray([2], np.int64))

@@ -90,9 +90,7 @@ def _input(state: State, tensor: Tensor) -> None:
         state.ints[id(tensor)] = name
         return
     inner = state.new_int(tensor)
-    state.build.add(
-        Rescale(state.build.fresh(f"Rescale_{tensor.name}"), (name,), (inner,), lo=params.qmin, hi=params.qmax)
-    )
+    state.build.add(Rescale, f"Rescale_{tensor.name}", (name,), (inner,), lo=params.qmin, hi=params.qmax)
 
 
 def _output(state: State, tensor: Tensor) -> None:
@@ -114,7 +112,7 @@ def _output(state: State, tensor: Tensor) -> None:
     if inner == tensor.name:
         return
     name = build.quantised(tensor.name, wanted, shape_of(tensor), graph.origin.get(tensor.name), exact=True)
-    build.add(Rescale(build.fresh(f"Rescale_{tensor.name}"), (inner,), (name,), lo=wanted.qmin, hi=wanted.qmax))
+    build.add(Rescale, f"Rescale_{tensor.name}", (inner,), (name,), lo=wanted.qmin, hi=wanted.qmax)
 
 
 def _copy(state: State, name: str, tensor: Tensor) -> None:
@@ -122,9 +120,7 @@ def _copy(state: State, name: str, tensor: Tensor) -> None:
     if name == tensor.name:  # the name is taken by the input or constant itself: it keeps it, the output reads a copy
         return
     state.build.plain(tensor.name, state.build.graph.tensors[name].dtype, shape_of(tensor))
-    state.build.add(
-        Move(state.build.fresh(f"Identity_{tensor.name}"), (name,), (tensor.name,), op_type="Identity", attrs={})
-    )
+    state.build.add(Move, f"Identity_{tensor.name}", (name,), (tensor.name,), op_type="Identity", attrs={})
 
 
 def _visit(state: State, node: Node) -> None:
@@ -337,7 +333,7 @@ def _clamp(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     low, high = (min(max(end, lo), hi) for end in found)
     label = label_of(node)
     source, made = state.int_name(node.inputs[0]), state.new_int(out)
-    state.build.add(Rescale(state.build.fresh(label), (source,), (made,), lo=low, hi=high, source=label))
+    state.build.add(Rescale, label, (source,), (made,), lo=low, hi=high, source=label)
     return True
 
 

@@ -367,31 +367,19 @@ def add(
 ) -> None:
     """Append the operator that makes `out`; `unit` is what a unit of its accumulators counts as, if not what it is."""
     node = found.node
-    source, name = label_of(node), state.build.fresh(label_of(node))
+    label = label_of(node)
     acc = tuple(found.acc_scale.tolist()) if unit is None else (unit,)
     if node.op in ("Gemm", "MatMul"):
-        state.build.add(MatMul(name, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=source))
+        state.build.add(MatMul, label, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=label)
         return
     if len(acc) == 1:
         acc = acc * (found.channels or 1)
     window = sized_window(state.graph, node, _kernel_of(found.weight))
     state.build.add(
-        Conv(
-            name,
-            inputs,
-            (out,),
-            lo=lo,
-            hi=hi,
-            strides=window.strides,
-            pads=window.pads,
-            dilations=window.dilations,
-            groups=int(node.attr("group", 1)),
-            acc_scale=acc,
-            transposed=node.op == "ConvTranspose",
-            output_padding=window.extra,
-            source=source,
-        )
-    )
+        Conv, label, inputs, (out,), lo=lo, hi=hi, strides=window.strides, pads=window.pads,
+        dilations=window.dilations, groups=found.groups, acc_scale=acc, transposed=node.op == "ConvTranspose",
+        output_padding=window.extra, source=label,
+    )  # fmt: skip
 
 
 def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None, alpha: float = 1.0) -> bool:
@@ -402,16 +390,9 @@ def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None, alpha
     if found is None:
         return alpha == 1.0 and _in_two_parts(state, node, out, bias)
     own = own_bias(state, node)
-    source = _accumulated(state, found, out)
-    added = _bias_constant(state, sum_of(None if own is None else own * alpha, bias), out)
-    state.build.add(
-        Dequantize(
-            state.build.fresh(f"Dequantize_{out.name}"),
-            (source, *added),
-            (state.new_result(out),),
-            source=label_of(node),
-        )
-    )
+    total = sum_of(None if own is None else own * alpha, bias)
+    inputs = (_accumulated(state, found, out), *_bias_constant(state, total, out))
+    state.build.add(Dequantize, f"Dequantize_{out.name}", inputs, (state.new_result(out),), source=label_of(node))
     return True
 
 
@@ -467,18 +448,15 @@ def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) ->
         return False
     total = sum_of(own_bias(state, node), bias)
     names: list[str] = []
+    label = label_of(node)
     for index, found in enumerate(parts):
         added = _bias_constant(state, total, out) if index else ()
-        source = _accumulated(state, found, out)
+        inputs = (_accumulated(state, found, out), *added)
         result = state.build.plain(state.build.fresh(f"{out.name}_part"), "float32", shape_of(out))
-        fresh = state.build.fresh(f"Dequantize_{out.name}")
-        names.append(state.build.add(Dequantize(fresh, (source, *added), (result,), source=label_of(node))))
-    reason = "the weight takes 16 bits: two products of 8 bits are added"
+        names.append(state.build.add(Dequantize, f"Dequantize_{out.name}", inputs, (result,), source=label))
     state.build.add(
-        Float(
-            state.build.fresh(f"{label_of(node)}_sum"), tuple(names), (state.new_result(out),), op_type="Add", attrs={},
-            reason=reason, tensor=node.inputs[1].name, source=label_of(node),
-        )
+        Float, f"{label}_sum", tuple(names), (state.new_result(out),), op_type="Add", attrs={},
+        reason="the weight takes 16 bits: two products of 8 bits are added", tensor=node.inputs[1].name, source=label,
     )  # fmt: skip
     return True
 

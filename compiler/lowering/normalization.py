@@ -42,12 +42,12 @@ def normalization(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bo
     """Softmax or layer normalization of an 8-bit tensor onto an 8-bit grid."""
     if node.domain or state.usable(out) is None:
         return False
+    label = label_of(node)
     if node.op == "Softmax":
         if "Softmax" not in state.options.operators or not _fits(state, node):
             return False
-        name, inputs = state.build.fresh(label_of(node)), (state.int_name(node.inputs[0]),)
-        outputs, axis = (state.new_int(out),), _axis(node)
-        state.build.add(Softmax(name, inputs, outputs, lo=lo, hi=hi, axis=axis, source=label_of(node)))
+        inputs, outputs = (state.int_name(node.inputs[0]),), (state.new_int(out),)
+        state.build.add(Softmax, label, inputs, outputs, lo=lo, hi=hi, axis=_axis(node), source=label)
         return True
     found = _layer_norm(state, node) if "LayerNorm" in state.options.operators else None
     if found is None:
@@ -55,12 +55,9 @@ def normalization(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bo
     names = [state.int_name(found.x), state.build.constant(found.names[0], found.gamma)]
     if found.beta is not None:
         names.append(state.build.constant(found.names[1], found.beta))
-    name, outputs = state.build.fresh(label_of(node)), (state.new_int(out),)
     state.build.add(
-        LayerNorm(
-            name, tuple(names), outputs, lo=lo, hi=hi, epsilon=found.epsilon, uncentered=not found.centered,
-            source=label_of(node),
-        )
+        LayerNorm, label, tuple(names), (state.new_int(out),), lo=lo, hi=hi, epsilon=found.epsilon,
+        uncentered=not found.centered, source=label,
     )  # fmt: skip
     return True
 

@@ -6,7 +6,7 @@ it could; `lower.py` falls back to float where none can.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import MAXIMA, is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.compiler.windows import sized_window, window
+from qatc.compiler.windows import Window, sized_window, window
 
 _FAR: Final = 256  # steps
 
@@ -132,9 +132,7 @@ def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool
         return False
     names = tuple(state.int_name(t) for t in node.inputs)
     label = label_of(node)
-    state.build.add(
-        Elementwise(state.build.fresh(label), names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label)
-    )
+    state.build.add(Elementwise, label, names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label)
     return True
 
 
@@ -169,24 +167,22 @@ def _average(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     moving = window(node, tuple(node.attr("kernel_shape")))
     if moving is None:
         return False
-    label = label_of(node)
-    op = Pool(
-        state.build.fresh(label),
-        (state.int_name(node.inputs[0]),),
-        (state.new_int(out),),
-        lo=lo,
-        hi=hi,
-        mode="average",
-        kernel=moving.kernel,
-        strides=moving.strides,
-        pads=moving.pads,
-        dilations=moving.dilations,
-        ceil_mode=bool(node.attr("ceil_mode", 0)),
-        count_include_pad=bool(node.attr("count_include_pad", 0)),
-        source=label,
-    )
-    state.build.add(op)
+    inputs, outputs = (state.int_name(node.inputs[0]),), (state.new_int(out),)
+    _windowed(state, node, "average", moving, inputs, outputs, lo, hi)
     return True
+
+
+def _windowed(
+    state: State, node: Node, mode: str, moving: Window, inputs: tuple[str, ...], outputs: tuple[str, ...],
+    lo: int, hi: int,
+) -> None:  # fmt: skip
+    """Pooling with a kernel that moves."""
+    rounds_up, counts_all = (bool(node.attr(name, 0)) for name in ("ceil_mode", "count_include_pad"))
+    label = label_of(node)
+    state.build.add(
+        Pool, label, inputs, outputs, lo=lo, hi=hi, mode=mode, kernel=moving.kernel, strides=moving.strides,
+        pads=moving.pads, dilations=moving.dilations, ceil_mode=rounds_up, count_include_pad=counts_all, source=label,
+    )  # fmt: skip
 
 
 def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[int, ...], *, keepdims: bool) -> bool:
@@ -199,11 +195,9 @@ def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[
     back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
     shape = permuted(shape_of(out), order)
     pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", wanted, shape)
-    fresh = state.build.fresh(label)
-    state.build.add(Pool(fresh, (name,), (pooled,), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label))
+    state.build.add(Pool, label, (name,), (pooled,), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label)
     if back is not None:
-        move = state.build.fresh("Transpose")
-        state.build.add(Move(move, (pooled,), (state.new_int(out),), op_type="Transpose", attrs={"perm": back}))
+        state.move("Transpose", (pooled,), state.new_int(out), perm=back)
     return True
 
 
@@ -220,29 +214,14 @@ def _mean_order(node: Node) -> tuple[int, ...] | None:
 def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """Concat of quantized tensors; each is rescaled onto the grid of the result."""
     rank = rank_of(out) or max((rank_of(t) or 0 for t in node.inputs), default=0)
-    if (
-        node.domain
-        or node.op != "Concat"
-        or state.usable(out) is None
-        or any(state.usable(t) is None for t in node.inputs)
-    ):
+    if node.domain or node.op != "Concat" or any(state.usable(t) is None for t in (out, *node.inputs)):
         return False
     axis = int(node.attr("axis", 0))
     if axis < 0 and not rank:
         return False
-    names = tuple(state.int_name(t) for t in node.inputs)
-    label = label_of(node)
-    state.build.add(
-        Concat(
-            state.build.fresh(label),
-            names,
-            (state.new_int(out),),
-            lo=lo,
-            hi=hi,
-            axis=axis + rank if axis < 0 else axis,
-            source=label,
-        )
-    )
+    names, label = tuple(state.int_name(t) for t in node.inputs), label_of(node)
+    place = axis + rank if axis < 0 else axis
+    state.build.add(Concat, label, names, (state.new_int(out),), lo=lo, hi=hi, axis=place, source=label)
     return True
 
 
@@ -273,9 +252,7 @@ def where(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
         names[index] = names[index] or _onto_grid(state, tensor, params, lo, hi)
     label = label_of(node)
     inputs = (state.float_name(node.inputs[0]), *names)
-    state.build.add(
-        Move(state.build.fresh(label), inputs, (state.new_int(out),), op_type="Where", attrs={}, source=label)
-    )
+    state.build.add(Move, label, inputs, (state.new_int(out),), op_type="Where", attrs={}, source=label)
     return True
 
 
@@ -283,10 +260,8 @@ def _onto_grid(state: State, tensor: Tensor, params: QuantParams, lo: int, hi: i
     """The integers of a computed tensor, quantized or not, on the grid of an operator that reads it."""
     name = state.build.quantised(f"{tensor.name}_on_grid", params, shape_of(tensor))
     if state.params(tensor) is None:
-        fresh = state.build.fresh(f"Quantize_{tensor.name}")
-        return state.build.add(Quantize(fresh, (state.float_name(tensor),), (name,), lo=lo, hi=hi))
-    fresh = state.build.fresh(f"Rescale_{tensor.name}")
-    return state.build.add(Rescale(fresh, (state.int_name(tensor),), (name,), lo=lo, hi=hi))
+        return state.build.add(Quantize, f"Quantize_{tensor.name}", (state.float_name(tensor),), (name,), lo=lo, hi=hi)
+    return state.build.add(Rescale, f"Rescale_{tensor.name}", (state.int_name(tensor),), (name,), lo=lo, hi=hi)
 
 
 def movement(state: State, node: Node) -> bool:
@@ -319,15 +294,9 @@ def movement(state: State, node: Node) -> bool:
             rescaled.append((between, tensor, wanted))
     emit_move(state, node, inputs, tuple(names), params)
     for between, tensor, wanted in rescaled:
+        result, label = (state.new_int(tensor),), label_of(node)
         state.build.add(
-            Rescale(
-                state.build.fresh(f"Rescale_{tensor.name}"),
-                (between,),
-                (state.new_int(tensor),),
-                lo=wanted.qmin,
-                hi=wanted.qmax,
-                source=label_of(node),
-            )
+            Rescale, f"Rescale_{tensor.name}", (between,), result, lo=wanted.qmin, hi=wanted.qmax, source=label
         )
     return True
 
@@ -358,32 +327,15 @@ def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ..
 def emit_move(state: State, node: Node, inputs: tuple[str, ...], outputs: tuple[str, ...], params: QuantParams) -> None:
     """The node on the integers `inputs`, with the operands that say how it moves them."""
     label = label_of(node)
-    name = state.build.fresh(label)
     if node.op not in MAXIMA:
-        attrs: dict[str, Any] = dict(node.attrs)
-        state.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=label))
+        state.build.add(Move, label, inputs, outputs, op_type=node.op, attrs=dict(node.attrs), source=label)
         return
     lo, hi = params.qmin, params.qmax
     own = state.build.graph.tensors[outputs[0]].params
     if own is not None:
         lo, hi = max(lo, own.qmin), min(hi, own.qmax)
     if node.op == "GlobalMaxPool":
-        state.build.add(Pool(name, inputs, outputs, lo=lo, hi=hi, mode="max", source=label))
+        state.build.add(Pool, label, inputs, outputs, lo=lo, hi=hi, mode="max", source=label)
         return
     moving = sized_window(state.graph, node, tuple(node.attr("kernel_shape")))
-    state.build.add(
-        Pool(
-            name,
-            inputs,
-            outputs,
-            lo=lo,
-            hi=hi,
-            mode="max",
-            kernel=moving.kernel,
-            strides=moving.strides,
-            pads=moving.pads,
-            dilations=moving.dilations,
-            ceil_mode=bool(node.attr("ceil_mode", 0)),
-            source=label,
-        )
-    )
+    _windowed(state, node, "max", moving, inputs, outputs, lo, hi)

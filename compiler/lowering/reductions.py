@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
-from qatc.compiler.integer import Conv, MatMul, Move, Shape
+from qatc.compiler.integer import Conv, MatMul, Shape
 from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import State
@@ -127,14 +127,14 @@ def _summed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: in
     if len(found.summed) > 1:
         last = state.build.constant("sizes", np.asarray([0] * len(kept) + [found.count], np.int64))
         rows = state.build.quantised(f"{x.name}_rows", have, (*kept, found.count))
-        ones.x = _moved(state, "Reshape", (ones.x, last), rows)
+        ones.x = state.move("Reshape", (ones.x, last), rows)
     keeps = bool(node.attr("keepdims", 1))
     rests = keeps and found.summed == (len(found.shape) - 1,)
     label = label_of(node)
     made = state.new_int(out) if rests else state.build.quantised(f"{out.name}_column", want, (*kept, 1))
     inputs = _operands(state, ones, then, made, want)
     acc = tuple(ones.acc_scale.tolist())
-    state.build.add(MatMul(state.build.fresh(label), inputs, (made,), lo=lo, hi=hi, acc_scale=acc, source=label))
+    state.build.add(MatMul, label, inputs, (made,), lo=lo, hi=hi, acc_scale=acc, source=label)
     if not rests:
         _shaped(state, found, made, out, want, keeps=keeps)
     return True
@@ -155,21 +155,11 @@ def _windowed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: 
         return False
     ones.x, made, label = state.int_name(node.inputs[0]), state.new_int(out), label_of(node)
     inputs = _operands(state, ones, then, made, want)
+    acc = tuple(np.broadcast_to(ones.acc_scale, channels).tolist())
     state.build.add(
-        Conv(
-            state.build.fresh(label),
-            inputs,
-            (made,),
-            lo=lo,
-            hi=hi,
-            strides=moving.strides,
-            pads=moving.pads,
-            dilations=moving.dilations,
-            groups=channels,
-            acc_scale=tuple(np.broadcast_to(ones.acc_scale, channels).tolist()),
-            source=label,
-        )
-    )
+        Conv, label, inputs, (made,), lo=lo, hi=hi, strides=moving.strides, pads=moving.pads,
+        dilations=moving.dilations, groups=channels, acc_scale=acc, source=label,
+    )  # fmt: skip
     return True
 
 
@@ -204,12 +194,8 @@ def _shaped(state: State, found: _Reduction, made: str, out: Tensor, want: Quant
     kept = tuple(found.shape[i] for i in found.kept)
     axes = state.build.constant("column", np.asarray([len(kept)], np.int64))
     if not keeps:
-        _moved(state, "Squeeze", (made, axes), state.new_int(out))
+        state.move("Squeeze", (made, axes), state.new_int(out))
         return
-    flat = _moved(state, "Squeeze", (made, axes), state.build.quantised(f"{out.name}_flat", want, kept))
+    flat = state.move("Squeeze", (made, axes), state.build.quantised(f"{out.name}_flat", want, kept))
     places = state.build.constant("places", np.asarray(found.summed, np.int64))
-    _moved(state, "Unsqueeze", (flat, places), state.new_int(out))
-
-
-def _moved(state: State, op: str, inputs: tuple[str, ...], result: str) -> str:
-    return state.build.add(Move(state.build.fresh(op), inputs, (result,), op_type=op, attrs={}))
+    state.move("Unsqueeze", (flat, places), state.new_int(out))

@@ -194,20 +194,14 @@ class State:
                 self.ints[id(tensor)] = source
                 return source
             if np.array_equal(reached, np.clip(codes, low, high)):
+                out = (self.new_int(tensor),)
                 return self.build.add(
-                    Rescale(
-                        self.build.fresh(f"Clip_{tensor.name}"),
-                        (source,),
-                        (self.new_int(tensor),),
-                        lo=low,
-                        hi=high,
-                        source=self._node(tensor),
-                    )
+                    Rescale, f"Clip_{tensor.name}", (source,), out, lo=low, hi=high, source=self._node(tensor)
                 )
-        name = self.build.constant(f"{tensor.name}_table", table)
+        inputs = (source, self.build.constant(f"{tensor.name}_table", table))
         return self.build.add(
-            Lookup(self.build.fresh(f"Lookup_{tensor.name}"), (source, name), (self.new_int(tensor),),
-                   lo=int(reached.min()), hi=int(reached.max()), function=function.text, source=self._node(tensor))
+            Lookup, f"Lookup_{tensor.name}", inputs, (self.new_int(tensor),), lo=int(reached.min()),
+            hi=int(reached.max()), function=function.text, source=self._node(tensor),
         )  # fmt: skip
 
     def _node(self, tensor: Tensor) -> str:
@@ -240,15 +234,8 @@ class State:
         return self.unrounded[id(tensor)]
 
     def _dequantise(self, tensor: Tensor) -> None:
-        source = self.int_name(tensor)
-        self.build.add(
-            Dequantize(
-                self.build.fresh(f"Dequantize_{tensor.name}"),
-                (source,),
-                (self.new_float(tensor),),
-                source=self._node(tensor),
-            )
-        )
+        source, out = self.int_name(tensor), self.new_float(tensor)
+        self.build.add(Dequantize, f"Dequantize_{tensor.name}", (source,), (out,), source=self._node(tensor))
 
     def _make_float(self, tensor: Tensor) -> list[Tensor]:
         """Make a pending float tensor; what must be made first is returned instead."""
@@ -271,36 +258,20 @@ class State:
             forms = self.unrounded if out.name in self.graph.params else self.floats
             forms[id(out)] = self.floats[id(node.inputs[0])]
             return
-        inputs = tuple(
-            ""
-            if not t.name
-            else self.ints[id(t)]
-            if is_value_blind(node) and id(t) in self.ints
-            else self.floats[id(t)]
-            for t in node.inputs
-        )
+        ints: dict[int, str] = self.ints if is_value_blind(node) else {}
+        inputs = tuple(ints.get(id(t)) or self.floats[id(t)] if t.name else "" for t in node.inputs)
         outputs = tuple(self.new_result(t) if t.name else "" for t in node.outputs)
-        name, source = self.build.fresh(label_of(node)), label_of(node)
-        attrs = dict(node.attrs)
+        label, attrs = label_of(node), dict(node.attrs)
         if is_movement(node) or (node.op == "Concat" and not node.domain):
-            self.build.add(Move(name, inputs, outputs, op_type=node.op, attrs=attrs, source=source))
+            self.build.add(Move, label, inputs, outputs, op_type=node.op, attrs=attrs, source=label)
             return
         between = node.op == "Cast" and not node.domain and is_float(node.inputs[0])  # types of real numbers
         computes = any(is_float(t) for t in node.outputs if t.name) and not between
         reason = self.why(self, node) if computes else Reason("")
         self.build.add(
-            Float(
-                name,
-                inputs,
-                outputs,
-                op_type=node.op,
-                attrs=attrs,
-                reason=reason.text,
-                domain=node.domain or "",
-                tensor=reason.tensor,
-                source=source,
-            )
-        )
+            Float, label, inputs, outputs, op_type=node.op, attrs=attrs, reason=reason.text, domain=node.domain or "",
+            tensor=reason.tensor, source=label,
+        )  # fmt: skip
 
     def transposed(self, tensor: Tensor, name: str, order: tuple[int, ...]) -> str:
         """The integers of a tensor, which are called `name`, with its dimensions in another order."""
@@ -308,18 +279,17 @@ class State:
             return name
         params, shape = self.build.graph.params(name), permuted(shape_of(tensor), order)
         out = self.build.quantised(f"{tensor.name}_transposed", params, shape)
-        move = self.build.fresh("Transpose")
-        return self.build.add(Move(move, (name,), (out,), op_type="Transpose", attrs={"perm": list(order)}))
+        return self.move("Transpose", (name,), out, perm=list(order))
+
+    def move(self, op: str, inputs: tuple[str, ...], out: str, **attrs: object) -> str:
+        """A movement that no node of the file is: the result, `out`."""
+        return self.build.add(Move, op, inputs, (out,), op_type=op, attrs=attrs)
 
     # -- rounding -------------------------------------------------------------------------------------------------
     def quantise_float(self, tensor: Tensor, source: str, lo: int, hi: int) -> None:
         """Make the integers of `tensor` from the float tensor `source`, clamped to [lo, hi]."""
-        name = self.new_int(tensor)
-        self.build.add(
-            Quantize(
-                self.build.fresh(f"Quantize_{tensor.name}"), (source,), (name,), lo=lo, hi=hi, source=self._node(tensor)
-            )
-        )
+        out = (self.new_int(tensor),)
+        self.build.add(Quantize, f"Quantize_{tensor.name}", (source,), out, lo=lo, hi=hi, source=self._node(tensor))
 
 
 def permuted(shape: Shape | None, order: tuple[int, ...]) -> Shape | None:
