@@ -11,7 +11,7 @@ In the formulas `q` are integers, `r = scale * (q - zero_point)` is what they st
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -147,7 +147,8 @@ class Pool(Clamped):
     mode "max": the largest q of the window (the input's params; padding never wins). mode "average": the mean of r over
     the window (out = clamp(round(mean / s_y) + z_y)); the divisor is the count of real elements, or the whole kernel
     with `count_include_pad` as ONNX AveragePool defines. `kernel` () means global: all spatial positions; the output
-    keeps the spatial dimensions as ones unless `keepdims` is False (then they are dropped).
+    keeps the spatial dimensions as ones unless `keepdims` is False (then they are dropped). Strides and
+    dilations of a kernel that comes without are ones, its pads zeros.
     """
 
     mode: str
@@ -158,6 +159,15 @@ class Pool(Clamped):
     ceil_mode: bool = False
     count_include_pad: bool = False
     keepdims: bool = True
+
+    def __post_init__(self) -> None:
+        ones = (1,) * len(self.kernel)
+        for name, default in (("strides", ones), ("dilations", ones), ("pads", (0,) * 2 * len(ones))):
+            object.__setattr__(self, name, getattr(self, name) or default)
+
+    def over(self, spatial: tuple[int, ...]) -> Pool:
+        """The same with its kernel spelled out, where that is all of `spatial`."""
+        return self if self.kernel else replace(self, kernel=spatial)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from qatc.compiler.graph import Node, QuantGraph, shape_of
 from qatc.compiler.model.links import label_of
@@ -17,6 +19,27 @@ class Window:
     dilations: tuple[int, ...]
     pads: tuple[int, ...] = ()
     extra: tuple[int, ...] = ()
+
+    @property
+    def borders(self) -> tuple[tuple[int, int], ...]:
+        """The padding in front and behind, per spatial axis."""
+        rank = len(self.kernel)
+        return tuple(zip(self.pads[:rank], self.pads[rank:], strict=True))
+
+    def reach(self, axis: int) -> int:
+        """How many input positions a dilated kernel spans."""
+        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+    def positions(self) -> Iterator[tuple[int, ...]]:
+        """Every kernel position, row-major."""
+        return product(*(range(k) for k in self.kernel))
+
+    def read_at(self, position: tuple[int, ...], outer: tuple[int, ...]) -> tuple[slice, ...]:
+        """What one kernel position reads of the padded input for `outer` results (or, transposed, writes)."""
+        return tuple(
+            slice(at * dilation, at * dilation + (n - 1) * stride + 1, stride)
+            for at, dilation, stride, n in zip(position, self.dilations, self.strides, outer, strict=True)
+        )
 
 
 def window(node: Node, kernel: tuple[int, ...]) -> Window | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qatc.backends.onnx.weights import Weight
+from qatc.compiler.integer import Conv, Pool
 from qatc.compiler.quant import QuantParams
 
 
@@ -34,3 +36,8 @@ class Convolution:
     def is_pointwise(self) -> bool:
         """Whether it is a matrix product at every position."""
         return all(k == 1 for k in self.kernel) and all(s == 1 for s in self.strides) and not any(self.pads)
+
+
+def moves_of(op: Convolution | Conv | Pool) -> dict[str, Any]:
+    """How a kernel moves, as ONNX attributes."""
+    return {"strides": list(op.strides), "pads": list(op.pads), "dilations": list(op.dilations)}

@@ -8,12 +8,13 @@ The transposes around a channels-last operator are cancelled by ONNX Runtime aga
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from onnx import TensorProto
 
+from qatc.backends.onnx.convolution import moves_of
 from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored, tensor_type
 from qatc.compiler.arithmetic import ort_weight_scales
@@ -69,14 +70,13 @@ def _maximum(w: Writer, op: Pool, x: str, out: str, *, whole: bool, bytes_: bool
     if whole:
         _reduce(w, "ReduceMax", x, w.rank(op.inputs[0]), out)
         return
-    window = _Window.of(op)
-    attrs = {**window.attributes(), "ceil_mode": int(op.ceil_mode)}
+    attrs, spatial = {**_attributes(op), "ceil_mode": int(op.ceil_mode)}, len(op.kernel)
     if not bytes_:
         w.nodes("MaxPool", [x], [out], attrs=attrs)
         return
     made = w.fresh(f"{out}_nhwc")
-    w.nodes("NhwcMaxPool", [to_last(w, x, window.rank)], [made], domain=CONTRIB, attrs=attrs)
-    to_first(w, made, window.rank, out)
+    w.nodes("NhwcMaxPool", [to_last(w, x, spatial)], [made], domain=CONTRIB, attrs=attrs)
+    to_first(w, made, spatial, out)
 
 
 def _reduce(w: Writer, kind: str, x: str, rank: int | None, out: str) -> None:
@@ -114,45 +114,44 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
     channels = shape[1] if shape is not None and len(shape) == len(op.kernel) + 2 else None
     if not isinstance(channels, int):
         return False
-    window = _Window.of(op)
-    if window.rounds_up or (any(window.pads) and not op.count_include_pad):
+    if _rounds_up(op) or (any(op.pads) and not op.count_include_pad):
         try:
             windows = Windows(op, tuple(d for d in (shape or ())[2:] if isinstance(d, int)))
         except ValueError:  # a size is not known, or no window fits
             return False
         counts = windows.counts(op.count_include_pad)
-        window = replace(window, pads=[*windows.before, *windows.touched()])
+        op = replace(op, pads=(*windows.before, *windows.touched()))
     else:
-        counts = np.full((1,) * window.rank, math.prod(window.kernel))
+        counts = np.full((1,) * len(op.kernel), math.prod(op.kernel))
     different = sorted(set(counts.reshape(-1).tolist()), reverse=True)
-    if not different or different[-1] == 0 or (len(different) > _MOST_SIZES and not window.is_dilated):
+    if not different or different[-1] == 0 or (len(different) > _MOST_SIZES and not _is_dilated(op)):
         return False
-    made = _mean(w, op, window, channels, different[0], out if len(different) == 1 else "")
+    made = _mean(w, op, channels, different[0], out if len(different) == 1 else "")
     for index, count in enumerate(different[1:], 2):
         mask = w.array(counts.reshape(1, 1, *counts.shape) == count, f"{w.label}_windows_of_{count}")
-        other = _mean(w, op, window, channels, count, "")
+        other = _mean(w, op, channels, count, "")
         made = w.node("Where", (mask, other, made), out if index == len(different) else "")
     return True
 
 
-def _mean(w: Writer, op: Pool, window: _Window, channels: int, count: int, out: str) -> str:
+def _mean(w: Writer, op: Pool, channels: int, count: int, out: str) -> str:
     """All windows' sums divided by `count`."""
     have, want = _grids(w, op)
     scale = ort_weight_scales([have.scale[0] / count], have.scale[0])[0]
-    ones = w.array(np.ones((channels, 1, *window.kernel), np.int8), f"ones_{channels}")
+    ones = w.array(np.ones((channels, 1, *op.kernel), np.int8), f"ones_{channels}")
     inputs = (
         w.read(op.inputs[0]), w.scale(have), w.zero(have), ones, w.scalar(scale, "float32"), w.scalar(0, "int8"),
         w.scale(want), w.zero(want),
     )  # fmt: skip
-    return w.node("QLinearConv", inputs, out, group=channels, **window.attributes())
+    return w.node("QLinearConv", inputs, out, group=channels, **_attributes(op))
 
 
 def _by_kernel(w: Writer, op: Pool, out: str) -> None:
     """QLinearAveragePool: windows of different sizes in a tensor whose size is not known, or too many sizes."""
     have, want = _grids(w, op)
-    window = _Window.of(op)
-    overhangs = any(window.pads) and op.count_include_pad and window.rounds_up
-    if overhangs or window.is_dilated:  # ONNX Runtime counts what the last window overhangs, and has no dilations
+    include = any(op.pads) and op.count_include_pad
+    overhangs = include and _rounds_up(op)
+    if overhangs or _is_dilated(op):  # ONNX Runtime counts what the last window overhangs, and has no dilations
         kind = "that rounds its size up and counts its padding" if overhangs else "with dilations"
         raise fail(
             "QAT009",
@@ -161,8 +160,7 @@ def _by_kernel(w: Writer, op: Pool, out: str) -> None:
             tensor=op.inputs[0],
             hint="pin the dimensions with --shape NAME=1,3,224,224",
         )
-    include = any(window.pads) and op.count_include_pad
-    attrs = {**window.attributes(), "ceil_mode": int(op.ceil_mode), "count_include_pad": int(include)}
+    attrs = {**_attributes(op), "ceil_mode": int(op.ceil_mode), "count_include_pad": int(include)}
     x = w.read(op.inputs[0])
     del attrs["dilations"]
     if w.standard:
@@ -174,34 +172,14 @@ def _by_kernel(w: Writer, op: Pool, out: str) -> None:
     w.nodes("QLinearAveragePool", inputs, [out], domain=CONTRIB, attrs=attrs)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """How a kernel moves over the spatial axes."""
+def _attributes(op: Pool) -> dict[str, Any]:
+    return {**moves_of(op), "kernel_shape": list(op.kernel)}
 
-    kernel: list[int]
-    strides: list[int]
-    pads: list[int]
-    dilations: list[int]
-    rounds_up: bool
 
-    @classmethod
-    def of(cls, op: Pool) -> _Window:
-        """The operator's window, defaults spelled out."""
-        rank = len(op.kernel)
-        strides, dilations = list(op.strides or (1,) * rank), list(op.dilations or (1,) * rank)
-        pads = list(op.pads or (0,) * 2 * rank)
-        return cls(list(op.kernel), strides, pads, dilations, op.ceil_mode and max(strides) > 1)
+def _rounds_up(op: Pool) -> bool:
+    return op.ceil_mode and max(op.strides) > 1
 
-    @property
-    def rank(self) -> int:
-        """How many spatial axes there are."""
-        return len(self.kernel)
 
-    @property
-    def is_dilated(self) -> bool:
-        """Whether a window leaves elements out."""
-        return any(d != 1 for d in self.dilations)
-
-    def attributes(self) -> dict[str, Any]:
-        """As ONNX attributes."""
-        return {"kernel_shape": self.kernel, "strides": self.strides, "pads": self.pads, "dilations": self.dilations}
+def _is_dilated(op: Pool) -> bool:
+    """Whether a window leaves elements out."""
+    return any(d != 1 for d in op.dilations)

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto
 
-from qatc.backends.onnx.convolution import Convolution
+from qatc.backends.onnx.convolution import Convolution, moves_of
 from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.stem import widened
 from qatc.backends.onnx.weights import Weight
@@ -121,13 +121,7 @@ def weight_scales(w: Writer, scales: Floats) -> str:
 
 
 def _attributes(c: Convolution) -> dict[str, Any]:
-    return {
-        "kernel_shape": list(c.kernel),
-        "strides": list(c.strides),
-        "pads": list(c.pads),
-        "dilations": list(c.dilations),
-        "group": c.groups,
-    }
+    return {**moves_of(c), "kernel_shape": list(c.kernel), "group": c.groups}
 
 
 # -- accumulators -----------------------------------------------------------------------------------------------------

@@ -9,8 +9,7 @@ does, and say how many did.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import product
 from typing import Final
 
@@ -20,36 +19,13 @@ import numpy.typing as npt
 from qatc.compiler.budget import active
 from qatc.compiler.integer import Conv, IntegerGraph, MatMul
 from qatc.compiler.quant import Array, Integers, QuantParams
+from qatc.compiler.windows import Window
 
 Int32s = npt.NDArray[np.int32]
 
 _PATCHES: Final = 1 << 24  # elements of unrolled input held at a time (64 MB of float32)
 _CACHE: Final = 1 << 17  # elements of a depthwise output worked on at a time
 _INT32: Final = 1 << 31
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """Sizes of one convolution over padded input, per spatial axis."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
-    groups: int
-
-    @classmethod
-    def of(cls, op: Conv, kernel: tuple[int, ...]) -> _Geometry:
-        rank = len(kernel)
-        return cls(kernel, op.strides, op.dilations, tuple(zip(op.pads[:rank], op.pads[rank:], strict=True)), op.groups)
-
-    def reach(self, axis: int) -> int:
-        """How many input positions a dilated kernel spans."""
-        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
-
-    def positions(self) -> Iterator[tuple[int, ...]]:
-        """Every kernel position, row-major."""
-        return product(*(range(k) for k in self.kernel))
 
 
 def bias_of(op: Conv | MatMul, values: Mapping[str, Array]) -> Array | None:
@@ -68,7 +44,7 @@ def conv(
     op: Conv, x: Integers, x_params: QuantParams, w: Integers, w_params: QuantParams, bias: Array | None
 ) -> Int32s:
     """The accumulators of `op`: [N, M, spatial...], see `Conv`. ValueError when shapes do not fit."""
-    geometry = _Geometry.of(op, w.shape[2:])
+    geometry = Window(w.shape[2:], op.strides, op.dilations, op.pads)
     weight = _centered(w, w_params)
     if op.transposed:
         per_group = weight.reshape(op.groups, w.shape[0] // op.groups, w.shape[1], -1)
@@ -78,17 +54,17 @@ def conv(
     dtype = _exact_dtype(bound)
     weight = weight.astype(dtype, copy=False)
     shape = _output_shape(op, geometry, x.shape, w.shape)
-    padded = math.prod(n + sum(pads) for n, pads in zip(x.shape[2:], geometry.pads, strict=True))
+    padded = math.prod(n + sum(pads) for n, pads in zip(x.shape[2:], geometry.borders, strict=True))
     size = math.prod(x.shape[:2]) * padded + math.prod(shape)
     active().ask(np.dtype(dtype).itemsize * size, "an exact convolution", "compile with --no-verify", node=op.name)
     if 0 in x.shape:
         acc = np.zeros(shape, dtype)
     elif op.transposed:
-        acc = _transposed(_centered(x, x_params, dtype), weight, geometry, shape)
+        acc = _transposed(_centered(x, x_params, dtype), weight, geometry, shape, op.groups)
     elif w.shape[1] == 1:
-        acc = _depthwise(_padded(x, x_params, geometry, dtype), weight, geometry, shape)
+        acc = _depthwise(_padded(x, x_params, geometry, dtype), weight, geometry, shape, op.groups)
     else:
-        acc = _unrolled(_padded(x, x_params, geometry, dtype), weight, geometry, shape)
+        acc = _unrolled(_padded(x, x_params, geometry, dtype), weight, geometry, shape, op.groups)
     return _finish(acc, bound, None if bias is None else bias.reshape((-1,) + (1,) * (acc.ndim - 2)))
 
 
@@ -129,15 +105,10 @@ def _exact_dtype(bound: float) -> npt.DTypeLike:
     return np.float64 if bound <= 1 << 53 else np.int64
 
 
-def _padded(x: Integers, params: QuantParams, geometry: _Geometry, dtype: npt.DTypeLike) -> Array:
+def _padded(x: Integers, params: QuantParams, geometry: Window, dtype: npt.DTypeLike) -> Array:
     """Centered input with zeros around it."""
-    if not any(any(pair) for pair in geometry.pads):
-        return _centered(x, params, dtype)
-    spatial = tuple(n + before + after for n, (before, after) in zip(x.shape[2:], geometry.pads, strict=True))
-    padded: Array = np.zeros(x.shape[:2] + spatial, dtype)
-    inside = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape[2:], geometry.pads, strict=True))
-    padded[(slice(None), slice(None), *inside)] = _centered(x, params, dtype)
-    return padded
+    centered = _centered(x, params, dtype)
+    return np.pad(centered, ((0, 0), (0, 0), *geometry.borders)) if any(geometry.pads) else centered
 
 
 def _finish(acc: Array, bound: float, bias: Array | None) -> Int32s:
@@ -156,7 +127,7 @@ def _finish(acc: Array, bound: float, bias: Array | None) -> Int32s:
 
 
 # -- convolutions ---------------------------------------------------------------------------------------------------
-def _output_shape(op: Conv, geometry: _Geometry, x: tuple[int, ...], w: tuple[int, ...]) -> tuple[int, ...]:
+def _output_shape(op: Conv, geometry: Window, x: tuple[int, ...], w: tuple[int, ...]) -> tuple[int, ...]:
     rank = len(geometry.kernel)
     if len(x) != rank + 2 or rank not in (1, 2, 3) or len(w) != len(x):
         raise ValueError(f"{op.kind} {op.name}: a weight {list(w)} does not fit the input {list(x)}")
@@ -164,7 +135,7 @@ def _output_shape(op: Conv, geometry: _Geometry, x: tuple[int, ...], w: tuple[in
     if x[1] != channels or w[0] % op.groups:
         raise ValueError(f"{op.kind} {op.name}: {x[1]} channels, a weight {list(w)} and {op.groups} groups do not fit")
     sizes: list[int] = []
-    for axis, (n, stride, pads) in enumerate(zip(x[2:], geometry.strides, geometry.pads, strict=True)):
+    for axis, (n, stride, pads) in enumerate(zip(x[2:], geometry.strides, geometry.borders, strict=True)):
         if op.transposed:
             extra = op.output_padding[axis] if op.output_padding else 0
             sizes.append((n - 1) * stride + geometry.reach(axis) + extra - sum(pads))
@@ -175,16 +146,16 @@ def _output_shape(op: Conv, geometry: _Geometry, x: tuple[int, ...], w: tuple[in
     return (x[0], w[1] * op.groups if op.transposed else w[0], *sizes)
 
 
-def _unrolled(x: Array, weight: Array, geometry: _Geometry, shape: tuple[int, ...]) -> Array:
+def _unrolled(x: Array, weight: Array, geometry: Window, shape: tuple[int, ...], groups: int) -> Array:
     """im2col and matrix products; at most `_PATCHES` elements are unrolled at a time."""
-    groups, (batch, filters), outer = geometry.groups, shape[:2], shape[2:]
+    (batch, filters), outer = shape[:2], shape[2:]
     depth = x.shape[1] // groups * math.prod(geometry.kernel)
     weight = weight.reshape(groups, filters // groups, depth)
     acc = np.empty((batch, groups, filters // groups, *outer), weight.dtype)
     per_row = x.shape[1] * math.prod(geometry.kernel) * math.prod(outer[1:])
     rows = max(1, min(outer[0], _PATCHES // max(1, per_row)))
     images = max(1, _PATCHES // max(1, per_row * outer[0])) if rows == outer[0] else 1
-    windows = _windows(x, geometry, outer)
+    windows = _windows(x, geometry, outer, groups)
     for image, row in product(range(0, batch, images), range(0, outer[0], rows)):
         part = windows[(slice(image, image + images), *(slice(None),) * (2 + len(outer)), slice(row, row + rows))]
         columns = part.reshape(part.shape[0], groups, depth, -1)
@@ -193,16 +164,16 @@ def _unrolled(x: Array, weight: Array, geometry: _Geometry, shape: tuple[int, ..
     return acc.reshape(shape)
 
 
-def _windows(x: Array, geometry: _Geometry, outer: tuple[int, ...]) -> Array:
+def _windows(x: Array, geometry: Window, outer: tuple[int, ...], groups: int) -> Array:
     """Padded input as a view [N, groups, channels of a group, kernel..., output...]."""
     batch, channels = x.shape[:2]
     spatial = x.strides[2:]
     return np.lib.stride_tricks.as_strided(
         x,
-        (batch, geometry.groups, channels // geometry.groups, *geometry.kernel, *outer),
+        (batch, groups, channels // groups, *geometry.kernel, *outer),
         (
             x.strides[0],
-            x.strides[1] * (channels // geometry.groups),
+            x.strides[1] * (channels // groups),
             x.strides[1],
             *(s * d for s, d in zip(spatial, geometry.dilations, strict=True)),
             *(s * d for s, d in zip(spatial, geometry.strides, strict=True)),
@@ -211,10 +182,9 @@ def _windows(x: Array, geometry: _Geometry, outer: tuple[int, ...]) -> Array:
     )
 
 
-def _depthwise(x: Array, weight: Array, geometry: _Geometry, shape: tuple[int, ...]) -> Array:
+def _depthwise(x: Array, weight: Array, geometry: Window, shape: tuple[int, ...], groups: int) -> Array:
     """One input channel per group: shifted multiply and add, kernel position by kernel position."""
-    batch, outer = shape[0], shape[2:]
-    groups, multiplier = geometry.groups, shape[1] // geometry.groups
+    batch, outer, multiplier = shape[0], shape[2:], shape[1] // groups
     weight = weight.reshape(groups, multiplier, -1)
     acc = np.zeros((batch, groups, multiplier, *outer), weight.dtype)
     step = max(1, _CACHE // max(1, multiplier * math.prod(outer)))
@@ -225,32 +195,24 @@ def _depthwise(x: Array, weight: Array, geometry: _Geometry, shape: tuple[int, .
         scratch = np.empty_like(target)
         for index, position in enumerate(geometry.positions()):
             factor = weight[some, :, index].reshape(-1, multiplier, *ones)
-            shifted = source[(slice(None), *_shifted(geometry, position, outer))]
+            shifted = source[(slice(None), *geometry.read_at(position, outer))]
             np.multiply(shifted[:, None], factor, out=scratch)
             target += scratch
     return acc.reshape(shape)
 
 
-def _shifted(geometry: _Geometry, position: tuple[int, ...], outer: tuple[int, ...]) -> tuple[slice, ...]:
-    """What one kernel position reads of the padded input for all outputs (or, transposed, writes)."""
-    return tuple(
-        slice(at * dilation, at * dilation + (n - 1) * stride + 1, stride)
-        for at, dilation, stride, n in zip(position, geometry.dilations, geometry.strides, outer, strict=True)
-    )
-
-
-def _transposed(x: Array, weight: Array, geometry: _Geometry, shape: tuple[int, ...]) -> Array:
+def _transposed(x: Array, weight: Array, geometry: Window, shape: tuple[int, ...], groups: int) -> Array:
     """Matrix products, then each kernel position is added where it lands; the padding is cut off at the end."""
-    groups, inner = geometry.groups, x.shape[2:]
+    inner = x.shape[2:]
     weight = weight.reshape(groups, x.shape[1] // groups, -1).transpose(0, 2, 1)
-    full = tuple(n + sum(pads) for n, pads in zip(shape[2:], geometry.pads, strict=True))
-    inside = tuple(slice(pads[0], pads[0] + n) for n, pads in zip(shape[2:], geometry.pads, strict=True))
+    full = tuple(n + sum(pads) for n, pads in zip(shape[2:], geometry.borders, strict=True))
+    inside = tuple(slice(pads[0], pads[0] + n) for n, pads in zip(shape[2:], geometry.borders, strict=True))
     acc = np.empty(shape, weight.dtype)
     for image in range(shape[0]):
         columns = np.matmul(weight, x[image].reshape(groups, x.shape[1] // groups, -1))
         parts = columns.reshape(shape[1], *geometry.kernel, *inner)
         landed: Array = np.zeros((shape[1], *full), weight.dtype)
         for position in geometry.positions():
-            landed[(slice(None), *_shifted(geometry, position, inner))] += parts[(slice(None), *position)]
+            landed[(slice(None), *geometry.read_at(position, inner))] += parts[(slice(None), *position)]
         acc[image] = landed[(slice(None), *inside)]
     return acc

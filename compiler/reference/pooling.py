@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from itertools import product
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from qatc.compiler.arithmetic import Profile
 from qatc.compiler.budget import active
 from qatc.compiler.integer import Pool
 from qatc.compiler.quant import Array, Integers, QuantParams
+from qatc.compiler.windows import Window
 
 
 def pool(op: Pool, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
@@ -46,37 +46,30 @@ class Windows:
     """Where the windows of one pooling lie, per spatial axis. ValueError where the kernel does not fit the sizes."""
 
     def __init__(self, op: Pool, spatial: tuple[int, ...]) -> None:
-        rank = len(spatial)
-        if len(op.kernel) != rank:
+        if len(op.kernel) != len(spatial):
             raise ValueError(
                 f"Pool {op.name}: a kernel {list(op.kernel)} does not fit the spatial shape {list(spatial)}"
             )
-        self.kernel = op.kernel
-        self.strides = op.strides or (1,) * rank
-        self.dilations = op.dilations or (1,) * rank
-        pads = op.pads or (0,) * (2 * rank)
-        self.before, self.after = pads[:rank], pads[rank:]
+        self.moving = Window(op.kernel, op.strides, op.dilations, op.pads)
+        self.before, self.after = op.pads[: len(spatial)], op.pads[len(spatial) :]
         self.spatial = spatial
-        self.outer = tuple(self._count(axis, op.ceil_mode) for axis in range(rank))
+        self.outer = tuple(self._count(axis, op.ceil_mode) for axis in range(len(spatial)))
         if min(self.outer) < 0:
             raise ValueError(f"Pool {op.name}: the kernel {list(op.kernel)} is larger than the input {list(spatial)}")
 
     def _count(self, axis: int, ceil_mode: bool) -> int:
-        room = self.spatial[axis] + self.before[axis] + self.after[axis] - self._reach(axis)
-        stride = self.strides[axis]
+        room = self.spatial[axis] + self.before[axis] + self.after[axis] - self.moving.reach(axis)
+        stride = self.moving.strides[axis]
         if not ceil_mode:
             return int(room / stride) + 1  # toward zero, as ONNX does: a window that reaches too far is one
         count = -(-room // stride) + 1
         # A window that would begin in the padding after the input does not exist.
         return count - 1 if (count - 1) * stride >= self.spatial[axis] + self.before[axis] else count
 
-    def _reach(self, axis: int) -> int:
-        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
-
     def touched(self) -> tuple[int, ...]:
         """How much padding behind the input the windows touch, per axis."""
         return tuple(
-            max(0, (self.outer[a] - 1) * self.strides[a] + self._reach(a) - n - self.before[a])
+            max(0, (self.outer[a] - 1) * self.moving.strides[a] + self.moving.reach(a) - n - self.before[a])
             for a, n in enumerate(self.spatial)
         )
 
@@ -89,26 +82,15 @@ class Windows:
 
     def views(self, padded: Array) -> list[Array]:
         """For each kernel position, row-major, what it reads: [N, C, output...] each."""
-        return [
-            padded[
-                (
-                    slice(None),
-                    slice(None),
-                    *(
-                        slice(at * d, at * d + (n - 1) * s + 1, s)
-                        for at, d, s, n in zip(position, self.dilations, self.strides, self.outer, strict=True)
-                    ),
-                )
-            ]
-            for position in product(*(range(k) for k in self.kernel))
-        ]
+        places = (self.moving.read_at(position, self.outer) for position in self.moving.positions())
+        return [padded[(slice(None), slice(None), *place)] for place in places]
 
     def counts(self, include_pad: bool) -> Array:
         """How many elements the mean of each window divides by: [output...]."""
         per_axis: list[Array] = []
         for axis, outer in enumerate(self.outer):
-            starts = np.arange(outer) * self.strides[axis] - self.before[axis]
-            at = starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+            starts = np.arange(outer) * self.moving.strides[axis] - self.before[axis]
+            at = starts[:, None] + np.arange(self.moving.kernel[axis]) * self.moving.dilations[axis]
             low = -self.before[axis] if include_pad else 0
             high = self.spatial[axis] + (self.after[axis] if include_pad else 0)
             per_axis.append(((at >= low) & (at < high)).sum(axis=1))

@@ -9,7 +9,7 @@ integers (its own code, not the reference executor's: a second witness), the err
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
@@ -310,22 +310,20 @@ def _matmul_gather(a: Array, b: Array) -> Gather:
 
 
 def _conv_gather(op: Conv, x: Array, weight: Array) -> Gather:
-    rank = x.ndim - 2
-    strides, dilations = op.strides or (1,) * rank, op.dilations or (1,) * rank
-    pads = op.pads or (0,) * (2 * rank)
-    per_group = weight.shape[0] // op.groups
-    width = weight.shape[1]
+    per_group, width = weight.shape[0] // op.groups, weight.shape[1]
 
     def gather(index: Index) -> tuple[Array, Array, Array | None]:
         n, m, *places = index
-        positions: list[Array] = [
-            _span(p * strides[d] - pads[d], weight.shape[2 + d], dilations[d]) for d, p in enumerate(places)
-        ]
         channels = _span(np.floor_divide(m, per_group) * width, width)
-        picked, used = _window(x, n, channels, positions)
+        picked, used = _window(x, n, channels, read_positions(op, weight.shape[2:], places))
         return picked, weight[m], used
 
     return gather
+
+
+def read_positions(op: Conv | Pool, kernel: tuple[int, ...], places: Sequence[Array]) -> list[Array]:
+    """What windows at some places read along each axis, [E, kernel] each; it may lie outside."""
+    return [_span(p * op.strides[d] - op.pads[d], kernel[d], op.dilations[d]) for d, p in enumerate(places)]
 
 
 def _span(start: Array, count: int, step: int = 1) -> Array:
@@ -347,17 +345,14 @@ def _window(x: Array, n: Array, channels: Array, positions: list[Array]) -> tupl
 
 
 def _transposed_gather(op: Conv, x: Array, weight: Array) -> Gather:
-    rank = x.ndim - 2
-    strides, dilations = op.strides or (1,) * rank, op.dilations or (1,) * rank
-    pads = op.pads or (0,) * (2 * rank)
     per_group, width = weight.shape[1], weight.shape[0] // op.groups
 
     def gather(index: Index) -> tuple[Array, Array, Array | None]:
         n, m, *places = index
         positions: list[Array] = []
         for d, p in enumerate(places):
-            reach = _span(p + pads[d], weight.shape[2 + d], -dilations[d])
-            whole, rest = np.divmod(reach, strides[d])
+            reach = _span(p + op.pads[d], weight.shape[2 + d], -op.dilations[d])
+            whole, rest = np.divmod(reach, op.strides[d])
             positions.append(np.where(rest == 0, whole, -1))
         channels = _span(np.floor_divide(m, per_group) * width, width)
         picked, used = _window(x, n, channels, positions)
@@ -401,27 +396,24 @@ def _concat(graph: IntegerGraph, op: Concat, values: Mapping[str, Array], index:
 
 def _average(graph: IntegerGraph, op: Pool, values: Mapping[str, Array], index: Index) -> tuple[Doubles, Doubles, int]:
     x, params = values[op.inputs[0]], graph.params(op.inputs[0])
-    rank = x.ndim - 2
-    kernel = op.kernel or x.shape[2:]
-    strides, dilations = op.strides or (1,) * rank, op.dilations or (1,) * rank
-    pads = op.pads or (0,) * (2 * rank)
-    n, c = index[:2]
-    places = index[2:] if len(index) > 2 else [np.zeros_like(n)] * rank
+    rank, op = x.ndim - 2, op.over(x.shape[2:])
+    n, c, *places = index
+    places = places or [np.zeros_like(n)] * rank
     count = n.size
     total, magnitude, divisor = np.empty(count), np.empty(count), np.empty(count)
-    for part in _parts(count, math.prod(kernel)):
-        positions = [_span(p[part] * strides[d] - pads[d], kernel[d], dilations[d]) for d, p in enumerate(places)]
+    for part in _parts(count, math.prod(op.kernel)):
+        positions = read_positions(op, op.kernel, [p[part] for p in places])
         picked, used = _window(x, n[part], c[part][:, None], positions)
         terms = np.where(used, picked.astype(np.float64) - params.zero_point[0], 0) * params.scale[0]
         axes = tuple(range(1, terms.ndim))
         total[part], magnitude[part] = terms.sum(axis=axes), np.abs(terms).sum(axis=axes)
         counted = np.ones(1)
         for d, position in enumerate(positions):
-            low = -pads[d] if op.count_include_pad else 0
-            high = x.shape[2 + d] + (pads[rank + d] if op.count_include_pad else 0)
+            low = -op.pads[d] if op.count_include_pad else 0
+            high = x.shape[2 + d] + (op.pads[rank + d] if op.count_include_pad else 0)
             counted = counted * ((position >= low) & (position < high)).sum(axis=1)
         divisor[part] = counted
-    return total / divisor, magnitude / divisor, math.prod(kernel)
+    return total / divisor, magnitude / divisor, math.prod(op.kernel)
 
 
 # Float operations that end in a relative error of their own: ONNX Runtime's exp (four units, docs/verification.md), the

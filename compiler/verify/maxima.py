@@ -14,7 +14,7 @@ import numpy as np
 
 from qatc.compiler.integer import IntegerGraph, Op, Pool
 from qatc.compiler.quant import Array
-from qatc.compiler.verify.boundary import Exact, ExactSign, exact_at
+from qatc.compiler.verify.boundary import Exact, ExactSign, exact_at, read_positions
 
 
 def exact_maxima(graph: IntegerGraph, pool: Pool, maker: Op, values: Mapping[str, Array], where: Array) -> Exact | None:
@@ -28,17 +28,12 @@ def exact_maxima(graph: IntegerGraph, pool: Pool, maker: Op, values: Mapping[str
         where: flat indices into the result of `pool`, [E].
     """
     shape = values[pool.inputs[0]].shape
-    rank = len(shape) - 2
-    kernel = pool.kernel or shape[2:]
-    strides, dilations = pool.strides or (1,) * rank, pool.dilations or (1,) * rank
-    pads = pool.pads or (0,) * (2 * rank)
+    pool = pool.over(shape[2:])
     n, c, *rest = np.unravel_index(where, values[pool.output].shape)
-    places = rest or [np.zeros_like(n)] * rank
+    positions = read_positions(pool, pool.kernel, rest or [np.zeros_like(n)] * len(pool.kernel))
     best: Exact | None = None
-    for taps in itertools.product(*map(range, kernel)):
-        at = [
-            p * strides[d] - pads[d] + tap * dilations[d] for d, (p, tap) in enumerate(zip(places, taps, strict=True))
-        ]
+    for taps in itertools.product(*map(range, pool.kernel)):
+        at = [position[:, tap] for position, tap in zip(positions, taps, strict=True)]
         inside = np.all([(a >= 0) & (a < size) for a, size in zip(at, shape[2:], strict=True)], axis=0)
         clipped = [np.clip(a, 0, size - 1) for a, size in zip(at, shape[2:], strict=True)]
         found = exact_at(graph, maker, values, np.ravel_multi_index((n, c, *clipped), shape))
