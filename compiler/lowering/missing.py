@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Collection, Mapping
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
-from qatc.compiler.lowering.functions import SIGNS, is_elementwise
 from qatc.compiler.lowering.normalization import KINDS
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
@@ -20,6 +19,7 @@ from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
 from qatc.compiler.passes.products import is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.reference.functions import SIGNS, is_elementwise
 
 _LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
 _INTEGER = frozenset(

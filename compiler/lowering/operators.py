@@ -12,13 +12,13 @@ import numpy as np
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale, Shape
-from qatc.compiler.lowering.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import MAXIMA, is_movement, on_grid, pad_value
 from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.reference.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.windows import Window, sized_window, window
 
 _FAR: Final = 256  # steps

@@ -27,11 +27,11 @@ import numpy.typing as npt
 from qatc.compiler.graph import Node, Tensor, rank_of
 from qatc.compiler.integer import Sign
 from qatc.compiler.lowering import mac
-from qatc.compiler.lowering.functions import SIGNS, evaluate
 from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import Function, State, is_float
 from qatc.compiler.passes.products import Vector
 from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.reference.functions import SIGNS, evaluate
 
 _INT8: Final = dtype_range("int8")
 _MOST: Final = 2**31 - 1

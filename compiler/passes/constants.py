@@ -12,7 +12,7 @@ cannot make the compiler allocate more than `limit` bytes, unless the result is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -48,7 +48,7 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
         if not _candidate(graph, node) or (keep is not None and keep(node)):
             continue
         try:
-            values = _fold(node, limit)
+            values = _fold(graph, node, limit)
             held = [_held(graph, t, v) for t, v in zip(node.outputs, values, strict=False)]
             grown += _growth(node, values)
             if grown > _GROWTH * limit:
@@ -131,10 +131,10 @@ def _of_quantized(graph: QuantGraph, node: Node, limit: int) -> Array:
     values = [graph.real(t) if t.name else None for t in node.inputs]
     if node.op == "Gemm":
         return _gemm(node, values, limit)
-    size = size_of_result(node, values)
+    size = size_of_result(node, values, graph.opset)
     if size is None or size > limit:
         raise Refused("its result has no known size, or a large one")
-    return _evaluated(node, values)[0]
+    return _evaluated(graph, node, values)[0]
 
 
 def _gemm(node: Node, values: list[Array | None], limit: int) -> Array:
@@ -178,19 +178,19 @@ def _held(graph: QuantGraph, tensor: Tensor, value: Array) -> Array:
     return params.quantize(value)
 
 
-def _fold(node: Node, limit: int) -> list[Array]:
+def _fold(graph: QuantGraph, node: Node, limit: int) -> list[Array]:
     if is_value_blind(node):
         dims = [int(d) for d in dims_read(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
         return [np.asarray(math.prod(dims) if node.op == "Size" else dims, np.int64)]
     values = [value_of(t) for t in node.inputs]
     have = sum({id(v): v.nbytes for v in values if v is not None}.values())  # a Concat of one tensor with itself grows
-    size = size_of_result(node, values)
+    size = size_of_result(node, values, graph.opset)
     if size is None:
         raise Refused("the size of its result is not known before it is computed")
     if size > max(limit, have):
         raise Refused(f"its result would take {size:,} bytes")
     active().ask(size, "folding a constant", node=node.name or None)
-    return _evaluated(node, values)
+    return _evaluated(graph, node, values)
 
 
 def _growth(node: Node, results: Iterable[Array]) -> int:
@@ -199,9 +199,9 @@ def _growth(node: Node, results: Iterable[Array]) -> int:
     return max(0, made - sum(v.nbytes for t in node.inputs if (v := value_of(t)) is not None))
 
 
-def _evaluated(node: Node, values: Iterable[Array | None]) -> list[Array]:
+def _evaluated(graph: QuantGraph, node: Node, values: Sequence[Array | None]) -> list[Array]:
     try:
         with np.errstate(all="ignore"):
-            return evaluate(node, list(values))
+            return evaluate(node, values, graph.opset)
     except (ValueError, TypeError, LookupError, OverflowError, MemoryError, np.exceptions.AxisError) as error:
         raise Refused(f"it cannot be computed: {error}") from error

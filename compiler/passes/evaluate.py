@@ -14,8 +14,11 @@ from typing import Final
 import numpy as np
 import onnx
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import Node
 from qatc.compiler.quant import Array
+from qatc.compiler.reference import functions
+from qatc.compiler.reference.evaluate import evaluate_onnx
 from qatc.compiler.reference.moves import MOVES, Call
 
 Values = Sequence["Array | None"]
@@ -25,56 +28,47 @@ class Refused(Exception):  # noqa: N818  # a node that is left in the graph is n
     """A node that is not folded, with the reason."""
 
 
-def evaluate(node: Node, values: list[Array | None]) -> list[Array]:
-    """The outputs of an operator of the default domain; absent optional inputs are None.
+def evaluate(node: Node, values: Values, opset: int) -> list[Array]:
+    """The outputs of an operator of ai.onnx in `opset`; absent optional inputs are None.
 
     Raises:
         Refused: for operators that are not evaluated (random, control flow, unknown).
         ValueError, TypeError, LookupError: when the inputs do not fit the operator.
     """
-    move, fast = MOVES.get(node.op), _FAST.get(node.op)
-    if move is not None:
-        return move(Call(values, node.attrs, len(node.outputs)))
-    if fast is not None:
-        return [np.asarray(fast(node, values))]
+    call = _call(node, values)
+    if node.op in MOVES:
+        return MOVES[node.op](call)
+    if node.op in _FORMS:
+        return [np.asarray(_FORMS[node.op](call))]
     if node.op in _NEVER or not onnx.defs.has(node.op):
         raise Refused("it is not evaluated at compile time")
-    return _by_reference(node, values)
-
-
-def _by_reference(node: Node, values: list[Array | None]) -> list[Array]:
-    from onnx.reference import ReferenceEvaluator
-
-    from qatc.compiler.model_io import node_proto
-
-    proto = node_proto(node)
     try:
-        session = ReferenceEvaluator(proto)
-        feeds = {n: v for n, v in zip(proto.input, values, strict=False) if n and v is not None}
-        results: list[Array] = session.run(None, feeds)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType, reportUnknownMemberType]
-        return [np.asarray(v) for v in results]
-    except (ValueError, TypeError, LookupError):
-        raise
-    except Exception as error:  # whatever the evaluator's own code raises: the node stays as it is
-        raise Refused(f"ONNX's reference evaluator gave up: {type(error).__name__}: {error}") from error
+        return evaluate_onnx(node.op, "", opset, values, node.attrs, len(node.outputs))
+    except CompileError as error:
+        raise Refused(error.diagnostics[0].message) from error
+
+
+def _call(node: Node, values: Values) -> Call:
+    return Call(list(values), node.attrs, len(node.outputs))
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------
 
 
-def size_of_result(node: Node, values: Values) -> int | None:
+def size_of_result(node: Node, values: Values, opset: int) -> int | None:
     """The bytes that the results take, computed before they are; None where there is no telling.
 
     Raises:
         Refused: when the size itself is nonsense.
     """
     try:
-        return int(SIZED[node.op](node, values)) if node.op in SIZED else _inferred(node, values)
+        rule = _SIZES.get(node.op)
+        return _inferred(node, values, opset) if rule is None else int(rule(_call(node, values)))
     except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RuntimeError) as error:
         raise Refused(f"its inputs do not fit it: {error}") from error
 
 
-def _inferred(node: Node, values: Values) -> int | None:
+def _inferred(node: Node, values: Values, opset: int) -> int | None:
     """What ONNX's shape inference says of an operator without a rule of its own."""
     from qatc.compiler.model_io import node_proto
 
@@ -82,8 +76,9 @@ def _inferred(node: Node, values: Values) -> int | None:
     held = {n: onnx.numpy_helper.from_array(v, n) for n, v in zip(proto.input, values, strict=False) if v is not None}
     outputs = [onnx.ValueInfoProto(name=n) for n in proto.output if n]
     graph = onnx.helper.make_graph([proto], "operator", [], outputs, list(held.values()))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        found = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph), strict_mode=True).graph
+        found = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise ValueError(str(error)) from error
     size = 0
@@ -95,125 +90,94 @@ def _inferred(node: Node, values: Values) -> int | None:
     return size
 
 
-def _chosen(node: Node, values: Values) -> int:
+def _chosen(call: Call) -> int:
     """Parts of a tensor, or where they are."""
-    x = _first(values)
-    return x.size * max(x.itemsize, 8) * max(4, x.ndim)
+    return call.x.size * max(call.x.itemsize, 8) * max(4, call.x.ndim)
 
 
-def _broadcast(node: Node, values: Values) -> int:
-    arrays = [v for v in values if v is not None]
-    shape: tuple[int, ...] = np.broadcast_shapes(*(a.shape for a in arrays))
-    return math.prod(shape) * max(a.nbytes // max(1, a.size) for a in arrays)
+def _broadcast(call: Call) -> int:
+    shape: tuple[int, ...] = np.broadcast_shapes(*(a.shape for a in call.given))
+    return math.prod(shape) * max(a.nbytes // max(1, a.size) for a in call.given)
 
 
-def _same(node: Node, values: Values) -> int:
-    return sum(v.nbytes for v in values if v is not None)
+def _same(call: Call) -> int:
+    return sum(v.nbytes for v in call.given)
 
 
-def _cast(node: Node, values: Values) -> int:
-    return _first(values).size * onnx.helper.tensor_dtype_to_np_dtype(int(node.attr("to"))).itemsize
+def _cast(call: Call) -> int:
+    return call.x.size * onnx.helper.tensor_dtype_to_np_dtype(call.attr("to", 0)).itemsize
 
 
-def _expand(node: Node, values: Values) -> int:
-    x = _first(values)
-    shape: tuple[int, ...] = np.broadcast_shapes(x.shape, tuple(_ints(values, 1)))
-    return math.prod(shape) * x.itemsize
+def _expand(call: Call) -> int:
+    shape: tuple[int, ...] = np.broadcast_shapes(call.x.shape, tuple(call.operand(1)))
+    return math.prod(shape) * call.x.itemsize
 
 
-def _tile(node: Node, values: Values) -> int:
-    x = _first(values)
-    dims: list[int] = [max(0, d * r) for d, r in zip(x.shape, _ints(values, 1), strict=True)]
-    return math.prod(dims) * int(x.dtype.itemsize)
+def _tile(call: Call) -> int:
+    dims: list[int] = [max(0, d * r) for d, r in zip(call.x.shape, call.operand(1), strict=True)]
+    return math.prod(dims) * call.x.itemsize
 
 
-def _filled(node: Node, values: Values) -> int:
-    dims = _ints(values, 0)
+def _filled(call: Call) -> int:
+    dims = call.operand(0)
     if any(d < 0 for d in dims) or len(dims) > 32:
         raise ValueError(f"{dims} is not a shape")
-    value: Array | None = node.attrs.get("value")
+    value: Array | None = call.attrs.get("value")
     return math.prod(dims) * (4 if value is None else value.dtype.itemsize)
 
 
-def _range_size(node: Node, values: Values) -> int:
-    start, limit, delta = (float(_at(values, i).reshape(-1)[0]) for i in range(3))
+def _range_count(call: Call) -> int:
+    start, limit, delta = (float(call.array(i).reshape(-1)[0]) for i in range(3))
     if not delta or not math.isfinite((limit - start) / delta):
         raise ValueError("the step of a Range is zero")
-    return max(0, math.ceil((limit - start) / delta)) * _first(values).itemsize
+    return max(0, math.ceil((limit - start) / delta))
 
 
-def _gathered(node: Node, values: Values) -> int:
-    x, indices = _first(values), _at(values, 1)
-    axis = int(node.attr("axis", 0)) % max(1, x.ndim)
-    return math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]) * indices.size * x.itemsize
+def _gathered(call: Call) -> int:
+    x, axis = call.x, call.attr("axis", 0) % max(1, call.x.ndim)
+    return math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]) * call.array(1).size * x.itemsize
 
 
-def _matmul_size(node: Node, values: Values) -> int:
-    a, b = _first(values), _at(values, 1)
+def _matmul(call: Call) -> int:
+    a, b = call.x, call.array(1)
     shape: tuple[int, ...] = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns = (a.shape[-2] if a.ndim > 1 else 1), (b.shape[-1] if b.ndim > 1 else 1)
     count: int = math.prod(shape) * rows * columns
     if count * a.shape[-1] > _WORK:
         raise ValueError("it takes too many multiplications")
-    return count * int(a.dtype.itemsize)
+    return count * a.itemsize
 
 
-def _padded(node: Node, values: Values) -> int:
-    x, pads = _first(values), _ints(values, 1)
+def _padded(call: Call) -> int:
+    x, pads = call.x, call.operand(1)
     if len(pads) != 2 * x.ndim:
         raise ValueError("pads do not fit the rank")
     dims: list[int] = [max(0, d + pads[i] + pads[i + x.ndim]) for i, d in enumerate(x.shape)]
-    return math.prod(dims) * int(x.dtype.itemsize)
+    return math.prod(dims) * x.itemsize
 
 
 # -- the numpy forms ----------------------------------------------------------------------------------------------
 
 
-def _at(values: Values, index: int) -> Array:
-    value = values[index] if index < len(values) else None
-    if value is None:
-        raise ValueError(f"input {index} is missing")
-    return value
+def _elementwise(function: Callable[..., Array], *, wide: bool) -> Callable[[Call], Array]:
+    """In the first operand's type; `wide`: floats in float64, rounded once, since libraries differ in the last bit."""
 
-
-def _first(values: Values) -> Array:
-    return _at(values, 0)
-
-
-def _optional(values: Values, index: int) -> Array | None:
-    return values[index] if index < len(values) else None
-
-
-def _ints(values: Values, index: int) -> list[int]:
-    return [int(v) for v in _at(values, index).reshape(-1)]
-
-
-def _axes(node: Node, values: Values) -> tuple[int, ...] | None:
-    listed = node.attr("axes")
-    given = _optional(values, 1)
-    if listed is None and given is not None:
-        listed = given.reshape(-1).tolist()
-    return tuple(int(a) for a in listed) if listed else None
-
-
-def _unary(function: Callable[[Array], Array], *, wide: bool = False) -> Callable[[Node, Values], Array]:
-    """An element-wise operator; `wide` computes floats in float64 and rounds once: libraries differ in the last bit."""
-
-    def compute(node: Node, values: Values) -> Array:
-        x = _first(values)
-        if wide and x.dtype.kind == "f":
-            return function(x.astype(np.float64)).astype(x.dtype)
-        return np.asarray(function(x)).astype(x.dtype, copy=False)
+    def compute(call: Call) -> Array:
+        given, kind = call.given, call.x.dtype
+        if wide and kind.kind == "f":
+            given = [v.astype(np.float64) for v in given]
+        return np.asarray(function(*given)).astype(kind, copy=False)
 
     return compute
 
 
-def _binary(function: Callable[[Array, Array], Array]) -> Callable[[Node, Values], Array]:
-    return lambda node, values: np.asarray(function(_first(values), _at(values, 1)))
+def _all(function: Callable[[Array, Array], Array]) -> Callable[[Call], Array]:
+    """Any number of operands, one after the other."""
+    return lambda call: functools.reduce(function, call.given)
 
 
-def _folded(function: Callable[[Array, Array], Array]) -> Callable[[Node, Values], Array]:
-    return lambda node, values: functools.reduce(function, [v for v in values if v is not None])
+def _logic(function: Callable[..., Array]) -> Callable[[Call], Array]:
+    return lambda call: function(*call.given)
 
 
 def _divide(a: Array, b: Array) -> Array:
@@ -222,71 +186,41 @@ def _divide(a: Array, b: Array) -> Array:
     if not np.all(b):
         raise ValueError("division by zero")
     quotient = np.abs(a.astype(np.int64)) // np.abs(b.astype(np.int64))
-    return (quotient * np.sign(a).astype(np.int64) * np.sign(b).astype(np.int64)).astype(a.dtype)
+    return quotient * np.sign(a).astype(np.int64) * np.sign(b).astype(np.int64)
 
 
-def _power(node: Node, values: Values) -> Array:
-    base, exponent = _first(values), _at(values, 1)
-    if base.dtype.kind == "f":
-        return np.power(base.astype(np.float64), exponent.astype(np.float64)).astype(base.dtype)
-    return np.power(base, exponent).astype(base.dtype)
+def _clip(call: Call) -> Array:
+    bounds = [None if v is None else v.reshape(()) for v in (call.optional(1), call.optional(2))]
+    return np.asarray(functions.clip(call.x, *bounds))
 
 
-def _clip(node: Node, values: Values) -> Array:
-    x = _first(values)
-    low, high = _optional(values, 1), _optional(values, 2)
-    if low is not None:
-        x = np.maximum(x, low.reshape(()))
-    if high is not None:
-        x = np.minimum(x, high.reshape(()))
-    return np.asarray(x)
-
-
-def _to(node: Node, values: Values) -> Array:
-    kind, x = int(node.attr("to")), _first(values)
-    if kind == onnx.TensorProto.STRING or x.dtype.kind in "OSU":
+def _to(call: Call) -> Array:
+    kind = call.attr("to", 0)
+    if kind == onnx.TensorProto.STRING or call.x.dtype.kind in "OSU":
         raise Refused("strings are not folded")
-    return x.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    return call.x.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
-def _reduce(function: Callable[..., Array]) -> Callable[[Node, Values], Array]:
-    def compute(node: Node, values: Values) -> Array:
-        x = _first(values)
-        axes = _axes(node, values)
-        if axes is None and node.attr("noop_with_empty_axes", 0):
-            return x
-        result = function(x, axis=axes, keepdims=bool(node.attr("keepdims", 1)))
-        return np.asarray(result).astype(x.dtype)
+def _reduce(function: Callable[..., Array]) -> Callable[[Call], Array]:
+    def compute(call: Call) -> Array:
+        axes = tuple(call.ints("axes", 1) or ()) or None
+        if axes is None and call.attr("noop_with_empty_axes", 0):
+            return call.x
+        result = function(call.x, axis=axes, keepdims=bool(call.attr("keepdims", 1)))
+        return np.asarray(result).astype(call.x.dtype)
 
     return compute
 
 
-def _range(node: Node, values: Values) -> Array:
-    start, limit, delta = (_at(values, i).reshape(-1)[0] for i in range(3))
-    count = max(0, math.ceil((float(limit) - float(start)) / float(delta)))
-    values_of_range: Array = start + np.arange(count) * delta
-    return values_of_range.astype(_first(values).dtype)
+def _range(call: Call) -> Array:
+    start, _, delta = (call.array(i).reshape(-1)[0] for i in range(3))
+    values: Array = start + np.arange(_range_count(call)) * delta
+    return values.astype(call.x.dtype)
 
 
-def _constant_of_shape(node: Node, values: Values) -> Array:
-    value: Array | None = node.attrs.get("value")
-    return np.full(_ints(values, 0), np.float32(0) if value is None else value.reshape(-1)[0])
-
-
-def _softplus(x: Array) -> Array:
-    return np.logaddexp(x, 0)
-
-
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
-
-
-def _round(x: Array) -> Array:
-    return np.rint(x)
-
-
-def _matmul(node: Node, values: Values) -> Array:
-    return np.asarray(np.matmul(_first(values), _at(values, 1)))
+def _constant_of_shape(call: Call) -> Array:
+    value: Array | None = call.attrs.get("value")
+    return np.full(call.operand(0), np.float32(0) if value is None else value.reshape(-1)[0])
 
 
 def _names(text: str) -> frozenset[str]:
@@ -299,40 +233,18 @@ _NEVER: Final = _names(
     "SequenceMap Optional Resize Upsample OneHot CenterCropPad Conv ConvTranspose Gemm LSTM GRU RNN "
     "ImageDecoder Einsum Col2Im StringNormalizer RegexFullMatch StringConcat"
 )
-_FAST: Final[dict[str, Callable[[Node, Values], Array]]] = {
-    "Abs": _unary(np.abs),
-    "Neg": _unary(np.negative),
-    "Sign": _unary(np.sign),
-    "Floor": _unary(np.floor),
-    "Ceil": _unary(np.ceil),
-    "Round": _unary(_round),
-    "Sqrt": _unary(np.sqrt),
-    "Reciprocal": _unary(np.reciprocal),
-    "Not": _unary(np.logical_not),
-    "Relu": _unary(lambda x: np.maximum(x, np.zeros((), x.dtype))),
-    "Exp": _unary(np.exp, wide=True),
-    "Log": _unary(np.log, wide=True),
-    "Tanh": _unary(np.tanh, wide=True),
-    "Sigmoid": _unary(_sigmoid, wide=True),
-    "Softplus": _unary(_softplus, wide=True),
-    "Add": _binary(np.add),
-    "Sub": _binary(np.subtract),
-    "Mul": _binary(np.multiply),
-    "Div": _binary(_divide),
-    "Pow": _power,
-    "Equal": _binary(np.equal),
-    "Less": _binary(np.less),
-    "LessOrEqual": _binary(np.less_equal),
-    "Greater": _binary(np.greater),
-    "GreaterOrEqual": _binary(np.greater_equal),
-    "And": _binary(np.logical_and),
-    "Or": _binary(np.logical_or),
-    "Min": _folded(np.minimum),
-    "Max": _folded(np.maximum),
-    "Sum": _folded(np.add),
+# Correctly rounded in every type, by IEEE 754
+_EXACT: Final = _names("Abs Add Ceil Div Floor Mul Neg Reciprocal Relu Round Sign Sqrt Sub")
+_ELEMENTWISE: Final[dict[str, Callable[..., Array]]] = {**functions.UNARY, **functions.BINARY, "Div": _divide}
+_FORMS: Final[dict[str, Callable[[Call], Array]]] = {
+    **{name: _elementwise(function, wide=name not in _EXACT) for name, function in _ELEMENTWISE.items()},
+    **{name: _logic(function) for name, function in functions.LOGIC.items()},
+    "Max": _all(np.maximum),
+    "Min": _all(np.minimum),
+    "Sum": _all(np.add),
     "Clip": _clip,
     "Cast": _to,
-    "Tile": lambda node, values: np.tile(_first(values), _ints(values, 1)),
+    "Tile": lambda call: np.tile(call.x, call.operand(1)),
     "Range": _range,
     "ConstantOfShape": _constant_of_shape,
     "ReduceSum": _reduce(np.sum),
@@ -340,26 +252,23 @@ _FAST: Final[dict[str, Callable[[Node, Values], Array]]] = {
     "ReduceMin": _reduce(np.min),
     "ReduceProd": _reduce(np.prod),
     "ReduceMean": _reduce(np.mean),
-    "MatMul": _matmul,
+    "MatMul": lambda call: np.asarray(np.matmul(call.x, call.array(1))),
 }
-_NO_LARGER: Final = _names(
-    "Abs Neg Sign Floor Ceil Round Sqrt Reciprocal Not Relu Exp Log Tanh Sigmoid Softplus Clip Reshape "
-    "Flatten Squeeze Unsqueeze Transpose Slice Split Concat ReduceSum ReduceMax ReduceMin ReduceProd "
+_NO_LARGER: Final = functions.UNARY.keys() | _names(
+    "Clip Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Concat ReduceSum ReduceMax ReduceMin ReduceProd "
     "ReduceMean"
 )
-_BROADCASTING: Final = _names(
-    "Add Sub Mul Div Pow Equal Less LessOrEqual Greater GreaterOrEqual And Or Min Max Sum Where"
-)
-SIZED: Final[dict[str, Callable[[Node, Values], int]]] = {
+_BROADCASTING: Final = {*functions.BINARY, *functions.LOGIC, "Div", "Sum", "Where"}
+_SIZES: Final[dict[str, Callable[[Call], int]]] = {
     **dict.fromkeys(_NO_LARGER, _same),
     **dict.fromkeys(_BROADCASTING, _broadcast),
     "Cast": _cast,
     "Expand": _expand,
     "Tile": _tile,
     "ConstantOfShape": _filled,
-    "Range": _range_size,
+    "Range": lambda call: _range_count(call) * call.x.itemsize,
     "Gather": _gathered,
-    "MatMul": _matmul_size,
+    "MatMul": _matmul,
     "Pad": _padded,
     **dict.fromkeys(_names("NonZero Compress Unique"), _chosen),
 }

@@ -40,6 +40,15 @@ class Call:
         """An input, or None where it is absent."""
         return self.inputs[index] if index < len(self.inputs) else None
 
+    @property
+    def given(self) -> list[Array]:
+        """The inputs that are not absent."""
+        return [v for v in self.inputs if v is not None]
+
+    def operand(self, index: int) -> list[int]:
+        """The integers of an input that must be there."""
+        return [int(v) for v in self.array(index).reshape(-1)]
+
     def ints(self, name: str, index: int) -> list[int] | None:
         """Integers that older opsets hold in attribute `name`, newer ones in an input; None when neither is given."""
         value = self.optional(index) if self.attrs.get(name) is None else np.asarray(self.attrs[name])

@@ -18,6 +18,7 @@ from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.modernize import modernize
 from tests.graphs import loaded
 
+OPSET = onnx.defs.onnx_opset_version()
 F = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
 I = np.arange(-6, 6, dtype=np.int64).reshape(3, 4)  # noqa: E741
 CASES: list[tuple[str, list[np.ndarray | None], dict[str, object]]] = [
@@ -88,26 +89,26 @@ def proto_of(op: str, values: list[np.ndarray | None], attrs: dict[str, object])
 @pytest.mark.parametrize(("op", "values", "attrs"), CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)])
 def test_values_are_onnx_s_own(op: str, values: list[np.ndarray | None], attrs: dict[str, object]) -> None:
     node = node_of(op, values, attrs)
-    (got,) = evaluate(node, values)
+    (got,) = evaluate(node, values, OPSET)
     feeds = {f"i{i}": v for i, v in enumerate(values) if v is not None}
     (want,) = ReferenceEvaluator(proto_of(op, values, attrs)).run(None, feeds)
     assert got.dtype == np.asarray(want).dtype
     assert got.shape == np.asarray(want).shape
     np.testing.assert_allclose(got, want, rtol=3e-7 if got.dtype.kind == "f" else 0)
-    size = size_of_result(node, values)
+    size = size_of_result(node, values, OPSET)
     assert size is None or size >= got.nbytes
 
 
 def test_split_in_given_and_equal_parts() -> None:
-    parts = evaluate(node_of("Split", [F, np.asarray([1, 3])], {"axis": 2}, 2), [F, np.asarray([1, 3])])
+    parts = evaluate(node_of("Split", [F, np.asarray([1, 3])], {"axis": 2}, 2), [F, np.asarray([1, 3])], OPSET)
     assert [p.shape for p in parts] == [(2, 3, 1), (2, 3, 3)]
-    parts = evaluate(node_of("Split", [F], {"axis": -1}, 3), [F])
+    parts = evaluate(node_of("Split", [F], {"axis": -1}, 3), [F], OPSET)
     assert [p.shape[-1] for p in parts] == [2, 2, 0]
 
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=3), elements=st.floats(-60, 60, width=32)))
 def test_exponentials_are_rounded_once(x: np.ndarray) -> None:
-    (got,) = evaluate(node_of("Exp", [x], {}), [x])
+    (got,) = evaluate(node_of("Exp", [x], {}), [x], OPSET)
     np.testing.assert_array_equal(got, np.exp(x.astype(np.longdouble)).astype(np.float32))
 
 
@@ -153,7 +154,7 @@ def test_broken_operators_stay() -> None:
 
 def test_unknown_operators_are_refused() -> None:
     with pytest.raises(Refused):
-        evaluate(node_of("LearnablePerTensorAffine", [F], {}), [F])
+        evaluate(node_of("LearnablePerTensorAffine", [F], {}), [F], OPSET)
 
 
 def test_scales_in_subgraphs_fold_and_weights_stay_quantizers() -> None:

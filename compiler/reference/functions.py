@@ -77,15 +77,13 @@ def _quotient(node: Node, one: Values, two: Values) -> Values:
     return np.trunc(one / two) if any(kind in _INDICES for kind in computed) else one / two
 
 
-def _clip(operands: Sequence[Values | None]) -> Values | None:
-    x, low, high = (*operands, None, None, None)[:3]
-    if x is None:
-        return None
+def clip(x: Values, low: Values | None = None, high: Values | None = None) -> Values:
+    """The value of a Clip, whose bounds may be absent."""
     result = x if low is None else np.maximum(x, low)
     return result if high is None else np.minimum(result, high)
 
 
-_UNARY: Final[dict[str, Callable[[Values], Values]]] = {
+UNARY: Final[dict[str, Callable[[Values], Values]]] = {
     "Abs": np.abs,
     "Acos": np.arccos,
     "Acosh": np.arccosh,
@@ -118,7 +116,7 @@ _UNARY: Final[dict[str, Callable[[Values], Values]]] = {
     "Tan": np.tan,
     "Tanh": np.tanh,
 }
-_BINARY: Final[dict[str, Callable[[Values, Values], Values]]] = {
+BINARY: Final[dict[str, Callable[[Values, Values], Values]]] = {
     "Add": np.add,
     "Max": np.maximum,
     "Min": np.minimum,
@@ -141,7 +139,7 @@ _WITH_ATTRIBUTES: Final[dict[str, Callable[[Node, Values], Values]]] = {
     "ThresholdedRelu": lambda node, x: np.where(x > _number(node, "alpha", 1.0), x, 0.0),
 }
 # what is true is 1, what is false is 0
-_LOGIC: Final[dict[str, Callable[..., Values]]] = {
+LOGIC: Final[dict[str, Callable[..., Values]]] = {
     "And": np.logical_and,
     "Equal": np.equal,
     "Greater": np.greater,
@@ -157,7 +155,7 @@ _LOGIC: Final[dict[str, Callable[..., Values]]] = {
 SIGNS: Final = frozenset({"Sign", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _VARIADIC: Final = frozenset({"Max", "Min"})
 _MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
-_STANDARD: Final = frozenset({"Clip", "Div", "Where", *_UNARY, *_BINARY, *_LOGIC, *_WITH_ATTRIBUTES}) - {
+_STANDARD: Final = frozenset({"Clip", "Div", "Where", *UNARY, *BINARY, *LOGIC, *_WITH_ATTRIBUTES}) - {
     "QuickGelu",
     "Requantize",
 }
@@ -198,9 +196,10 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
     None where the result is not a number somewhere, or an operand is missing: such a node cannot become a table.
     """
     given = [v for v in operands if v is not None]
+    result: Values | None
     with np.errstate(all="ignore"):
         if node.op == "Clip":
-            result = _clip(operands)
+            result = clip(given[0], *operands[1:3]) if given else None
         elif node.op == "Gather":
             result = _entries(given[0], given[1])
         elif node.op == "Cast":
@@ -209,14 +208,14 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
             result = np.where(given[0] != 0, given[1], given[2])
         elif node.op == "Div":
             result = _quotient(node, given[0], given[1]) if len(given) == 2 else None
-        elif node.op in _LOGIC:
-            result = _LOGIC[node.op](*given).astype(np.float64)
+        elif node.op in LOGIC:
+            result = LOGIC[node.op](*given).astype(np.float64)
         elif node.op in _VARIADIC:
-            result = functools.reduce(_BINARY[node.op], given) if given else None
-        elif node.op in _BINARY:
-            result = _BINARY[node.op](given[0], given[1]) if len(given) == 2 else None
-        elif node.op in _UNARY:
-            result = _UNARY[node.op](given[0]) if len(given) == 1 else None
+            result = functools.reduce(BINARY[node.op], given) if given else None
+        elif node.op in BINARY:
+            result = BINARY[node.op](given[0], given[1]) if len(given) == 2 else None
+        elif node.op in UNARY:
+            result = UNARY[node.op](given[0]) if len(given) == 1 else None
         else:
             result = _WITH_ATTRIBUTES[node.op](node, given[0]) if len(given) == 1 else None
         single = None if result is None else np.asarray(result, np.float32)
