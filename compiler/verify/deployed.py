@@ -7,7 +7,6 @@ for bit. The exceptions are listed here and in `docs/verification.md`, with what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,7 +21,7 @@ from qatc.compiler.reference import OnnxEvaluator, execute_op
 from qatc.compiler.runtime.processor import flattened
 from qatc.compiler.runtime.sessions import RunnableModel, errors, version
 from qatc.compiler.verify.boundary import exact_at
-from qatc.compiler.verify.tally import Tally
+from qatc.compiler.verify.tally import Tally, position
 
 # Operators that ONNX Runtime computes in float32, in an order that depends on the machine, on the optimizations and on
 # which of several kernels was emitted: one LSB is allowed, at a rounding boundary.
@@ -59,13 +58,6 @@ def _in_float(op: Op, kernel: str) -> bool:
     if isinstance(op, Pool):
         return op.mode == "average" and kernel not in INTEGER_AVERAGES
     return isinstance(op, Elementwise | Softmax | LayerNorm)
-
-
-@dataclass
-class Replay:
-    """What readers get while the operators of one sample are walked."""
-
-    values: dict[str, Array]
 
 
 class PackageCheck:
@@ -105,13 +97,12 @@ class PackageCheck:
         except errors() as error:
             raise fail("QAT401", f"ONNX Runtime {version()} cannot run the emitted model: {error}") from error
 
-    def start(self, inputs: Mapping[str, Array]) -> Replay:
-        """Begin a sample."""
-        return Replay({**self.graph.constants, **inputs})
+    def start(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What readers get when a sample begins."""
+        return {**self.graph.constants, **inputs}
 
-    def step(self, op: Op, replay: Replay, found: Mapping[str, Array]) -> None:
+    def step(self, op: Op, values: dict[str, Array], found: Mapping[str, Array]) -> None:
         """Run `op` on the package's own inputs, compare with what the package made of them."""
-        values = replay.values
         results = execute_op(self.graph, op, values, self.profile, self.evaluate)
         for name, computed in zip(op.outputs, results, strict=True):
             if not name:
@@ -120,9 +111,7 @@ class PackageCheck:
             if name not in self.names:
                 continue
             place = self.names[name]
-            tally = self.tallies.get(name)
-            if tally is None:
-                tally = self.tallies[name] = Tally(place, op.kind, "package")
+            tally = self.tallies.setdefault(name, Tally(place, op.kind, "package"))
             actual = found[place]
             if actual.dtype != computed.dtype or actual.shape != computed.shape:
                 have, want = f"{actual.dtype} {list(actual.shape)}", f"{computed.dtype} {list(computed.shape)}"
@@ -150,7 +139,7 @@ class PackageCheck:
         tally.excused += int(np.count_nonzero(fine))
         wrong = np.flatnonzero(~fine)
         if wrong.size:
-            at = [int(i) for i in np.unravel_index(int(where[wrong[0]]), actual.shape)]
+            at = position(int(where[wrong[0]]), actual.shape)
             tally.problem(
                 f"{counted(wrong.size, 'element', 'differ')} from the reference, by up to"
                 f" {int(difference[wrong].max())} LSB, first at {at}{f' ({kernel})' if kernel else ''}"

@@ -38,7 +38,7 @@ from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, kernel_error, product_sums, sum_error
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.maxima import exact_maxima
-from qatc.compiler.verify.tally import Tally
+from qatc.compiler.verify.tally import Tally, position
 
 Feeds = Mapping[str, Array]
 # Float operations behind one value of a table: the longest exported function (GELU through Erf) has nine operators, and
@@ -61,6 +61,19 @@ class Sample:
     feeds: Feeds
     values: dict[str, Array]
     anchored: set[str] = field(default_factory=set[str])
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The operator whose rounding is judged by another's result: that one itself, or one whose result it only moves.
+
+    Parameters travel through layout operators and pooling for the largest: the integer graph may round before them, the
+    file behind. `moves` are those between, last first, `pool` the pooling.
+    """
+
+    op: Op
+    moves: tuple[Move, ...] = ()
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True)
@@ -120,52 +133,41 @@ class LocalCheck:
         """Run `op` on what its inputs are in the simulation, compare, and pass the simulation's result on."""
         values = sample.values
         results = execute_op(self.graph, op, values, self.profile, self.evaluate)
-        behind = self._behind_moves(op, sample)
-        judged = self._behind_maximum(op, sample) if behind is None else behind[0]
-        trusted = self._trusted(op, sample) or judged is not None
-        if judged is not None:
-            self.judged_at[judged.output] = op.output
+        judged = self._judged(op, sample)
+        if judged is not None and judged.op is not op:
+            self.judged_at[judged.op.output] = op.output
         for name, computed in zip(op.outputs, results, strict=True):
             if not name:
                 continue
             place = self.located.get(name)
             values[name] = computed
             if place is None:
-                if self._trusted(op, sample) and not self._rounds(op):
+                if judged is not None and judged.op is op and not self._rounds(op):
                     sample.anchored.add(name)
                 continue
-            values[name] = self._compare(op, name, place, sample, simulated[place], computed, trusted=trusted)
+            values[name] = self._compare(op, name, place, sample, simulated[place], computed, judged)
             sample.anchored.add(name)
 
-    def _trusted(self, op: Op, sample: Sample) -> bool:
-        return all(n in sample.anchored for n in op.inputs if n)
-
-    def _behind_moves(self, op: Op, sample: Sample) -> tuple[Op, list[Move]] | None:
-        """The operator whose result `op` only moves around, and the moves, last first; None where none can be judged.
-
-        Parameters travel through layout operators: the integer graph may round before a Squeeze, the file behind it.
-        """
+    def _judged(self, op: Op, sample: Sample) -> _Judged | None:
+        """What is judged by the results of `op`; None where what it is made of was rounded otherwise."""
         moves: list[Move] = []
-        while isinstance(op, Move) and op.op_type in _INDEXABLE and op.inputs[0] not in sample.anchored:
-            if any(n not in sample.anchored for n in op.inputs[1:] if n):
+        root = op
+        while isinstance(root, Move) and root.op_type in _INDEXABLE and root.inputs[0] not in sample.anchored:
+            maker = self.producers.get(root.inputs[0])
+            if maker is None or any(n not in sample.anchored for n in root.inputs[1:] if n):
                 return None
-            moves.append(op)
+            moves.append(root)
+            root = maker
+        if not moves and isinstance(op, Pool) and op.mode == "max" and op.inputs[0] not in sample.anchored:
             maker = self.producers.get(op.inputs[0])
-            if maker is None:
-                return None
-            op = maker
-        return (op, moves) if moves and not isinstance(op, Move) and self._trusted(op, sample) else None
+            found = _Judged(maker, pool=op) if isinstance(maker, Conv | Elementwise) else None
+        else:
+            found = None if moves and isinstance(root, Move) else _Judged(root, tuple(moves))
+        return found if found is not None and all(n in sample.anchored for n in found.op.inputs if n) else None
 
-    def _behind_maximum(self, op: Op, sample: Sample) -> Op | None:
-        """The operator whose results `op` takes the largest of, rounded where the simulation rounds behind that."""
-        if not isinstance(op, Pool) or op.mode != "max" or op.inputs[0] in sample.anchored:
-            return None
-        maker = self.producers.get(op.inputs[0])
-        return maker if isinstance(maker, Conv | Elementwise) and self._trusted(maker, sample) else None
-
-    def _before_moves(self, root: Op, moves: list[Move], name: str, sample: Sample) -> Array:
-        """For each element of `name`, the flat index of the root's element that it is."""
-        shape = sample.values[root.output].shape
+    def _before_moves(self, judged: _Judged, name: str, sample: Sample) -> Array:
+        """For each element of `name`, the flat index of the judged operator's element that it is."""
+        shape, moves = sample.values[judged.op.output].shape, judged.moves
         indices = np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
         wanted = [*(m.inputs[0] for m in moves[-2::-1]), name]
         for move, output in zip(reversed(moves), wanted, strict=True):
@@ -187,15 +189,13 @@ class LocalCheck:
 
     # -- one tensor -----------------------------------------------------------------------------------------------
     def _compare(
-        self, op: Op, name: str, place: str, sample: Sample, simulated: Array, computed: Array, *, trusted: bool
+        self, op: Op, name: str, place: str, sample: Sample, simulated: Array, computed: Array, judged: _Judged | None
     ) -> Array:
         """Compare and return what readers get: the simulation's value, on the tensor's grid where it has one."""
         tensor = self.graph.tensors[name]
-        tally = self.tallies.get(name)
-        if tally is None:
-            tally = self.tallies[name] = Tally(place, op.kind, "local")
+        tally = self.tallies.setdefault(name, Tally(place, op.kind, "local"))
         if tensor.params is None:
-            return self._compare_floats(op, name, tally, sample, computed, simulated, trusted=trusted)
+            return computed if judged is None else self._compare_floats(op, name, tally, sample, computed, simulated)
         if simulated.shape != computed.shape or simulated.dtype.kind not in "fiu":
             tally.problem(
                 f"the simulation has {simulated.dtype} {list(simulated.shape)}, the reference {list(computed.shape)}"
@@ -209,39 +209,27 @@ class LocalCheck:
         if expected is None:
             return computed
         where = tally.integers(computed, expected, tensor.params)
-        if where.size:
-            if trusted:
-                self._judge(op, name, place, sample, tally, where, computed, expected)
-            else:
-                tally.excused += where.size
-        if not trusted:
+        if judged is None:
+            tally.excused += where.size
             tally.remark("not judged: an input is rounded where the simulation does not round")
+        elif where.size:
+            self._judge(judged, _Place(name, where, place), sample, tally, computed, expected)
         return expected
 
     def _judge(
-        self,
-        op: Op,
-        name: str,
-        source: str,
-        sample: Sample,
-        tally: Tally,
-        where: Array,
-        computed: Array,
-        expected: Array,
+        self, judged: _Judged, place: _Place, sample: Sample, tally: Tally, computed: Array, expected: Array
     ) -> None:
         """Which of the differing elements are float error at a rounding boundary, and which are wrong."""
+        where, op = place.where, judged.op
         found, wanted = computed.reshape(-1)[where].astype(np.int64), expected.reshape(-1)[where].astype(np.int64)
-        place = _Place(name, where[:_MOST_EXACT], source)
-        behind = self._behind_moves(op, sample) if not self._trusted(op, sample) else None
-        if behind is not None:
-            op, moves = behind
-            place = _Place(name, self._before_moves(op, moves, name, sample)[place.where], source, place.where)
-        looked_at = place.where
-        maximum = self._behind_maximum(op, sample)
-        if isinstance(op, Pool) and maximum is not None:
-            exact, op = exact_maxima(self.graph, op, maximum, sample.values, looked_at), maximum
+        looked_at = where[:_MOST_EXACT]
+        if judged.pool is not None:
+            exact = exact_maxima(self.graph, judged.pool, op, sample.values, looked_at)
+        elif judged.moves:
+            before = self._before_moves(judged, place.name, sample)[looked_at]
+            exact = self._exact(op, replace(place, where=before, moved=looked_at), sample)
         else:
-            exact = self._exact(op, place, sample)
+            exact = self._exact(op, replace(place, where=looked_at), sample)
         fine = np.abs(found - wanted) <= self.limits.max_lsb
         if exact is None and isinstance(op, Lookup):
             tally.remark("the simulation does not show the value before its rounding")
@@ -255,14 +243,14 @@ class LocalCheck:
             fine[:count] &= exact.float_may_give(wanted[:count], low, high)
             fine[:count] &= exact.integers_may_give(found[:count], low, high, slack)
             fine[count:] = False
-            by_design = exact.are_by_design(wanted[:count], low, high, self.graph.params(name).zero_point[0])
+            by_design = exact.are_by_design(wanted[:count], low, high, self.graph.params(place.name).zero_point[0])
             tally.rerounded += int(np.count_nonzero(fine[:count] & by_design))
         excused = int(np.count_nonzero(fine))
         tally.excused += excused
         wrong = np.flatnonzero(~fine)
         if wrong.size:
             first = int(wrong[0])
-            text = f"element {_position(int(where[first]), computed.shape)} is {found[first]}, not {wanted[first]}"
+            text = f"element {position(int(where[first]), computed.shape)} is {found[first]}, not {wanted[first]}"
             if exact is not None and first < looked_at.size:
                 text += f" (exactly {exact.value[first]:.6f}, float error at most {exact.error[first]:.2g})"
             tally.problem(text)
@@ -313,16 +301,17 @@ class LocalCheck:
         if name in self.located or name in self.graph.inputs or not where.size:
             return np.zeros(where.size)
         maker = self.producers.get(name)
-        product = self.producers.get(maker.inputs[0]) if isinstance(maker, Dequantize) else None
         if isinstance(maker, Dequantize):
-            if isinstance(product, Conv | MatMul):
-                return self._accumulator_error(product, maker, sample, where)
-            return np.zeros(where.size)
+            error = self._accumulator_error(maker, sample, where)
+            return np.zeros(where.size) if error is None else error
         largest = float(np.abs(sample.values[name]).max(initial=0.0))
         return np.full(where.size, largest * self.limits.float_tolerance)
 
-    def _accumulator_error(self, product: Conv | MatMul, maker: Dequantize, sample: Sample, where: Array) -> Array:
-        values = sample.values
+    def _accumulator_error(self, maker: Dequantize, sample: Sample, where: Array) -> Array | None:
+        """The float error of real numbers that stand for a product's accumulators; None for others."""
+        values, product = sample.values, self.producers.get(maker.inputs[0])
+        if not isinstance(product, Conv | MatMul):
+            return None
         shape = values[maker.inputs[0]].shape
         index = np.unravel_index(where, shape)
         _, magnitude = product_sums(self.graph, product, values, index)
@@ -335,22 +324,20 @@ class LocalCheck:
         return error
 
     def _compare_floats(
-        self, op: Op, name: str, tally: Tally, sample: Sample, computed: Array, simulated: Array, *, trusted: bool
+        self, op: Op, name: str, tally: Tally, sample: Sample, computed: Array, simulated: Array
     ) -> Array:
         """Float values: equal up to float error where they come from an accumulator, else up to a stated tolerance.
 
         A tensor in the middle that does not agree may only share its name with the simulation's (a batch norm folded
         into it): readers then get what the reference computed, and what they round or put out is judged.
         """
-        if not trusted:
-            return computed
         attempt = Tally(tally.tensor, tally.op, tally.kind)
         attempt.floats(computed, simulated, self.limits.float_tolerance)
-        product = self.producers.get(op.inputs[0]) if isinstance(op, Dequantize) else None
-        if isinstance(op, Dequantize) and isinstance(product, Conv | MatMul) and not attempt.problems and computed.size:
+        if isinstance(op, Dequantize) and not attempt.problems and computed.size:
             difference = np.abs(computed.astype(np.float64) - simulated).reshape(-1)
             worst = np.argpartition(difference, -min(64, difference.size))[-64:]
-            if (difference[worst] > self._accumulator_error(product, op, sample, worst)).any():
+            allowed = self._accumulator_error(op, sample, worst)
+            if allowed is not None and (difference[worst] > allowed).any():
                 attempt.problem(f"a value is {difference[worst].max():.3g} away, beyond float error")
         if attempt.problems and name not in self.graph.outputs:
             del self.tallies[name]
@@ -410,7 +397,3 @@ def _retyped(integers: Array, dtype: np.dtype[Any]) -> Array:
 
 def _same_steps(a: QuantParams, b: QuantParams) -> bool:
     return a.scale == b.scale and a.axis == b.axis
-
-
-def _position(flat: int, shape: tuple[int, ...]) -> list[int]:
-    return [int(i) for i in np.unravel_index(flat, shape)]

@@ -79,15 +79,15 @@ def check_packaged(
     runs = [(check.feeds(inputs), check.start(inputs)) for inputs, _ in samples]
     parts = list(stages(graph, check.names, BUDGET))
     for number, part in enumerate(parts):
-        for feeds, replay in runs:
+        for feeds, values in runs:
             found = check.read(feeds, [name for op in part.ops for name in check.places(op)])
             for index, op in enumerate(part.ops):
                 if progress:
                     share = (number + index / len(part.ops)) / len(parts)
                     progress("comparing with the reference", int(share * 1000), 1000)
-                check.step(op, replay, found)
+                check.step(op, values, found)
             for name in part.dead:
-                replay.values.pop(name, None)
+                values.pop(name, None)
     return ReferenceCheck(tuple(tally.check() for tally in check.finish()), judged=True)
 
 

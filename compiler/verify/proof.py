@@ -14,7 +14,7 @@ from qatc.compiler.quant import Array
 from qatc.compiler.result import OutputCheck, TensorCheck, Verification
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.deployed import Emitted, PackageCheck, Replay
+from qatc.compiler.verify.deployed import Emitted, PackageCheck
 from qatc.compiler.verify.ends import Outputs, deployed_inputs
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
@@ -187,7 +187,7 @@ class _Run:
         self.inputs = deployed_inputs(graph, feeds)
         self.deployed = package.feeds(self.inputs)
         self.sample: Sample = local.start(feeds, self.inputs)
-        self.replay: Replay = package.start(self.inputs)
+        self.replay = package.start(self.inputs)
         self.plain = dict(self.inputs)  # outputs of the package unoptimized, inputs that are outputs among them
 
     def advance(self, stage: Stage, simulation: Simulation, ends: _Ends) -> None:
@@ -203,7 +203,7 @@ class _Run:
                     self.plain[name] = found[ends.names[name]]
         for name in stage.dead:
             self.sample.values.pop(name, None)
-            self.replay.values.pop(name, None)
+            self.replay.pop(name, None)
 
 
 # -- end to end ---------------------------------------------------------------------------------------------------

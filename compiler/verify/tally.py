@@ -123,3 +123,8 @@ class Tally:
 def _energy(values: Array) -> float:
     """The sum of squares. Not by BLAS, whose threads wait for each other longer than this takes."""
     return float(np.square(values).sum(dtype=np.float64))
+
+
+def position(flat: int, shape: tuple[int, ...]) -> list[int]:
+    """Where an element is in a tensor, from its place in memory."""
+    return [int(i) for i in np.unravel_index(flat, shape)]

@@ -23,7 +23,8 @@ from qatc.compiler.result import OutputCheck, TensorCheck
 from qatc.compiler.runtime.processor import is_exact
 from qatc.compiler.runtime.sessions import RunnableModel, errors, version
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.ends import deployed_inputs, looks_like_scores
+from qatc.compiler.verify.ends import Outputs, deployed_inputs
+from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.tally import Tally
 
 _EQUAL_SHARE: Final = 0.99  # to_qdq keeps the error of a stored bias below 0.01 LSB
@@ -112,7 +113,7 @@ def compare_outputs(
     that ONNX Runtime then makes saturate.
     """
     runnable = RunnableModel(model, optimize=is_exact())
-    worst: dict[str, tuple[float, float, int, int]] = {}
+    outputs = Outputs()
     for feeds in samples:
         expected = simulation.run(feeds, simulation.outputs)
         try:
@@ -120,15 +121,7 @@ def compare_outputs(
         except errors() as error:
             raise fail("QAT401", f"ONNX Runtime {version()} cannot run the written model: {error}") from error
         for name, wanted in expected.items():
-            if name not in found or wanted.dtype.kind != "f" or not wanted.size:
-                continue
-            params = graph.tensors[name].params
-            real = found[name] if params is None else params.dequantize(found[name])
-            absolute = float(np.abs(real.astype(np.float64) - wanted).max())
-            largest = float(np.abs(wanted).max())
-            votes = wanted.shape[0] if looks_like_scores(wanted) else 0
-            agreed = int((real.argmax(-1) == wanted.argmax(-1)).sum()) if votes else 0
-            before = worst.get(name, (0.0, 0.0, 0, 0))
-            relative = absolute / largest if largest else 0.0
-            worst[name] = (max(before[0], absolute), max(before[1], relative), before[2] + agreed, before[3] + votes)
-    return tuple(OutputCheck(n, a, r, agreed / votes if votes else None) for n, (a, r, agreed, votes) in worst.items())
+            if name in found and wanted.dtype.kind == "f" and wanted.size:
+                outputs.add(name, found[name], wanted, graph.tensors[name].params)
+    checks, _, _ = outputs.finish(Limits(), {})
+    return checks
