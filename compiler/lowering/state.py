@@ -18,6 +18,7 @@ import onnx
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
 from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Rescale, Shape
 from qatc.compiler.lowering.builder import Builder
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.functions import Values

@@ -8,7 +8,7 @@ import pytest
 from qatc.compiler.graph import Constant, Node, Variable
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference.functions import evaluate, is_elementwise
-from qatc.compiler.runtime import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator
 from tests.agreeing import agrees, kinds
 from tests.graphs import net
 
