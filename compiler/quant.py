@@ -154,6 +154,11 @@ class QuantParams:
         return self.container.itemsize == 1
 
     @property
+    def is_byte(self) -> bool:
+        """Whether the integers are bytes on one grid for the whole tensor, as most kernels want them."""
+        return self.is_8bit and not self.is_per_channel
+
+    @property
     def is_signed(self) -> bool:
         """Whether the dtype is signed."""
         return not self.dtype.startswith("u")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qatc.backends.onnx.convolution import Convolution, moves_of
-from qatc.backends.onnx.products import Product, converted, product_of, weight_scales, write
+from qatc.backends.onnx.products import Product, bias_of, converted, product_of, weight_scales, write
 from qatc.backends.onnx.transposed import transposed
 from qatc.backends.onnx.weights import narrow
 from qatc.backends.onnx.writer import Writer, in_bytes, stored
@@ -39,8 +39,6 @@ def _with_computed_weight(w: Writer, op: Conv, product: Product, out: str) -> No
     end = w.ending("uint8", stored(product.grid), product.lo, product.hi, out)
     inside = in_bytes(product.grid, "uint8")
     scales = weight_scales(w, ort_weight_scales(product.scale, grid.scale[0]))
-    inputs = [x, w.scale(grid), w.zero(grid), weight, scales, w.zero(theirs), w.scale(inside), w.zero(inside)]
-    if product.bias is not None:
-        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
+    inputs = [*w.on(x, grid), weight, scales, w.zero(theirs), w.scale(inside), w.zero(inside), *bias_of(w, product)]
     w.node("QLinearConv", inputs, end.kernel, **attributes)
     w.end(end)

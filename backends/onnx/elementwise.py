@@ -10,8 +10,9 @@ import numpy as np
 
 from qatc.backends.onnx.islands import feeds_float_weights
 from qatc.backends.onnx.writer import CONTRIB, Writer, stored, tensor_type
+from qatc.compiler.arithmetic import mirrored
 from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Rescale
-from qatc.compiler.quant import QuantParams
+from qatc.compiler.quant import QuantParams, dtype_range
 
 
 def quantize(w: Writer, op: Quantize, shifted: Rescale | None = None) -> None:
@@ -20,7 +21,7 @@ def quantize(w: Writer, op: Quantize, shifted: Rescale | None = None) -> None:
     Where nothing but `shifted` reads its result, which moves it between int8 and uint8, it rounds to that type at once.
     """
     x = w.read(op.inputs[0])
-    if w.graph.tensors[x].dtype not in ("float32", "float"):
+    if w.graph.tensors[x].dtype != "float32":
         x = w.node("Cast", [x], to=1)
     params = w.graph.params(op.output)
     if shifted is None:
@@ -61,12 +62,11 @@ def rescale(w: Writer, op: Rescale) -> None:
     made = w.target(op.lo, op.hi, theirs, op.output)
     if is_shift(have, want):
         w.shift(x, mine, theirs, made)
-    elif w.standard or mine != theirs or not _is_byte(have) or w.rank(op.inputs[0]) == 0:
+    elif w.standard or mine != theirs or not have.is_byte or w.rank(op.inputs[0]) == 0:
         w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
         return
     else:
-        inputs = (w.scale(want), w.zero(want), x, w.scale(have), w.zero(have))
-        w.node("QLinearConcat", inputs, made, domain=CONTRIB, axis=0)
+        w.node("QLinearConcat", (w.scale(want), w.zero(want), *w.on(x, have)), made, domain=CONTRIB, axis=0)
     w.clip(made, op.lo, op.hi, theirs, op.output)
 
 
@@ -74,36 +74,32 @@ def elementwise(w: Writer, op: Elementwise) -> None:
     """`Elementwise`: QLinearAdd and QLinearMul on bytes, with Sub as the Add of the mirrored right side."""
     out = w.graph.params(op.output)
     grids = [w.graph.params(name) for name in op.inputs]
-    direct = not w.standard and all(_is_byte(p) for p in (*grids, out))
+    direct = not w.standard and all(p.is_byte for p in (*grids, out))
     if not direct:
         a, b = (w.real(name) for name in op.inputs)
         w.quantize(w.node(op.op, (a, b)), out, op.output, op.lo, op.hi)
         return
     dtype = stored(out)
     (a, a_grid), (b, b_grid) = (w.as_dtype(name, dtype) for name in op.inputs)
-    kind = "QLinearAdd"
-    if op.op == "Mul":
-        kind = "QLinearMul"
-    elif op.op == "Sub":
+    kind = "QLinearMul" if op.op == "Mul" else "QLinearAdd"
+    if op.op == "Sub":
         b, b_grid = _mirrored(w, op.inputs[1], b, b_grid)
     made = w.target(op.lo, op.hi, dtype, op.output)
-    operands = (a, w.scale(a_grid), w.zero(a_grid), b, w.scale(b_grid), w.zero(b_grid))
-    w.node(kind, (*operands, w.scale(out), w.zero(out)), made, domain=CONTRIB)
+    w.node(kind, (*w.on(a, a_grid), *w.on(b, b_grid), w.scale(out), w.zero(out)), made, domain=CONTRIB)
     w.clip(made, op.lo, op.hi, dtype, op.output)
 
 
 def _mirrored(w: Writer, name: str, b: str, grid: QuantParams) -> tuple[str, QuantParams]:
     """not(q) on the grid with zero point not(z): minus what `b` stands for."""
     dtype = stored(grid)
-    ends = int(np.iinfo(dtype).min) + int(np.iinfo(dtype).max)  # not(q) = 255 - q or -1 - q
-    mirrored = QuantParams.per_tensor(grid.scale[0], ends - grid.zero_point[0], dtype)
+    ends = sum(dtype_range(dtype))  # not(q) = 255 - q or -1 - q
     constant = w.graph.constants.get(name)
     if constant is not None and constant.dtype.name == dtype:
-        return w.array(~constant, f"{name}_mirrored"), mirrored
+        return w.array(~constant, f"{name}_mirrored"), mirrored(grid)
     # -1 * (q - 0) + ends, exact in float: a product with the constant 0 on a grid of zero point 1
     one, zero = w.scalar(1.0, "float32"), w.scalar(0, dtype)
     inputs = (b, one, zero, zero, one, w.scalar(1, dtype), one, w.scalar(ends, dtype))
-    return w.node("QLinearMul", inputs, domain=CONTRIB), mirrored
+    return w.node("QLinearMul", inputs, domain=CONTRIB), mirrored(grid)
 
 
 def concat(w: Writer, op: Concat) -> None:
@@ -118,25 +114,18 @@ def concat(w: Writer, op: Concat) -> None:
         w.node("Concat", [w.read(name) for name in op.inputs], made, axis=op.axis)
         w.clip(made, op.lo, op.hi, dtype, op.output)
         return
-    if w.standard or not all(_is_byte(p) for p in (*grids, out)):
+    if w.standard or not all(p.is_byte for p in (*grids, out)):
         whole = w.node("Concat", [w.real(name) for name in op.inputs], axis=op.axis)
         w.quantize(whole, out, op.output, op.lo, op.hi)
         return
     inputs = [w.scale(out), w.zero(out)]
     for name in op.inputs:
-        x, grid = w.as_dtype(name, dtype)
-        inputs += [x, w.scale(grid), w.zero(grid)]
+        inputs += w.on(*w.as_dtype(name, dtype))
     w.node("QLinearConcat", inputs, made, domain=CONTRIB, axis=op.axis)
     w.clip(made, op.lo, op.hi, dtype, op.output)
 
 
-def _is_byte(params: QuantParams) -> bool:
-    return params.is_8bit and not params.is_per_channel
-
-
 def is_shift(have: QuantParams, want: QuantParams) -> bool:
     """Whether the two 8-bit grids are one but for the signedness of their type."""
-    if not (_is_byte(have) and _is_byte(want)) or have.container == want.container or have.scale != want.scale:
-        return False
-    offset = 128 if stored(want) == "uint8" else -128
-    return have.zero_point[0] + offset == want.zero_point[0]
+    apart = have.is_byte and want.is_byte and have.container != want.container
+    return apart and have.as_dtype(stored(want)).same_grid(want)

@@ -7,14 +7,16 @@ one of the former becomes it, proven entry by entry; every other is a GatherElem
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from qatc.backends.onnx.writer import CONTRIB, Writer, stored
 from qatc.compiler.integer import Lookup
-from qatc.compiler.quant import Array, Floats, QuantParams
+from qatc.compiler.quant import LARGEST, SMALLEST, Array, Floats, QuantParams, dtype_range
 
 _MARGIN = 1e-3  # LSB between a value and the nearest rounding boundary, well beyond any kernel's float error
 
@@ -29,14 +31,14 @@ class _Table:
     want: QuantParams
 
     @property
-    def lowest(self) -> int:
-        """The smallest integer of the result's type."""
-        return int(np.iinfo(self.want.container).min)
+    def steps(self) -> Array:
+        """The results as steps from the zero point of their grid."""
+        return self.results.astype(np.int64) - self.want.zero_point[0]
 
     @property
-    def highest(self) -> int:
-        """The largest integer of the result's type."""
-        return int(np.iinfo(self.want.container).max)
+    def saturates(self) -> npt.NDArray[np.bool_]:
+        """Which results are ends of their type, and so may be nearer than what they stand for."""
+        return np.isin(self.results, dtype_range(stored(self.want)))
 
     @property
     def real(self) -> Floats:
@@ -81,10 +83,9 @@ def _contrib(w: Writer, op: Lookup, view: _Table) -> bool:
     x = w.read(op.inputs[0])
     scaled = _scaled(view)
     if scaled is not None and w.rank(op.inputs[0]) != 0:
-        inputs = (w.scale(want), w.zero(want), x, w.scale(scaled), w.zero(scaled))
-        w.node("QLinearConcat", inputs, op.output, domain=CONTRIB, axis=0)
+        w.node("QLinearConcat", (w.scale(want), w.zero(want), *w.on(x, scaled)), op.output, domain=CONTRIB, axis=0)
         return True
-    inputs = (x, w.scale(have), w.zero(have), w.scale(want), w.zero(want))
+    inputs = (*w.on(x, have), w.scale(want), w.zero(want))
     if _is_sigmoid(view):
         w.node("QLinearSigmoid", inputs, op.output, domain=CONTRIB)
         return True
@@ -99,20 +100,23 @@ def _scaled(view: _Table) -> QuantParams | None:
     """The grid for the input on which rounding alone gives the table (a product with a constant), or none."""
     if view.is_quantized(view.real):
         return view.have
-    steps = view.results.astype(np.int64) - view.want.zero_point[0]
     distance = view.codes.astype(np.int64) - view.have.zero_point[0]
-    inner = (distance != 0) & (view.results > view.lowest) & (view.results < view.highest)
-    if not inner.any():
-        return None
-    # every entry bounds the scale: step - 1/2 <= scale / want.scale * |distance| <= step + 1/2, the step along distance
-    along = steps[inner] * np.sign(distance[inner])
-    least = float(((along - 0.5) / np.abs(distance[inner])).max()) * view.want.scale[0]
-    most = float(((along + 0.5) / np.abs(distance[inner])).min()) * view.want.scale[0]
+    least, most = _slope(view, distance, distance != 0)
     scale = (least + most) / 2
-    if least > most or not float(np.finfo(np.float32).tiny) < scale < float(np.finfo(np.float32).max):
+    if least > most or not SMALLEST < scale < LARGEST:
         return None
     candidate = QuantParams.per_tensor(scale, view.have.zero_point[0], view.have.dtype)
     return candidate if view.is_quantized(candidate.dequantize(view.codes)) else None
+
+
+def _slope(view: _Table, x: Array, counts: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Between which numbers a factor must lie that makes the results' real numbers of `x`, where it `counts`."""
+    inner = counts & ~view.saturates
+    if not inner.any():
+        return math.inf, -math.inf
+    steps, x = view.steps[inner], x[inner]  # steps - 1/2 <= factor * x / scale <= steps + 1/2
+    ends = np.sort([(steps - 0.5) / x, (steps + 0.5) / x], axis=0) * view.want.scale[0]
+    return float(ends[0].max()), float(ends[1].min())
 
 
 def _is_sigmoid(view: _Table) -> bool:
@@ -125,17 +129,10 @@ def _is_sigmoid(view: _Table) -> bool:
 def _leak(view: _Table) -> float | None:
     """The slope below zero with which a leaky Relu gives the table, None where none does."""
     real = view.real.astype(np.float64)
-    scale, zero = view.want.scale[0], view.want.zero_point[0]
-    steps = view.results.astype(np.int64)
-    inner = (real < 0) & (steps > view.lowest) & (steps < view.highest)
-    if not inner.any():
-        return None
-    # every entry bounds the slope: (result - 1/2) * scale <= slope * real <= (result + 1/2) * scale, real negative
-    most = ((steps[inner] - zero - 0.5) * scale / real[inner]).min()
-    least = ((steps[inner] - zero + 0.5) * scale / real[inner]).max()
+    least, most = _slope(view, real, real < 0)
     if least > most:
         return None
-    alpha = _simplest(float(least), float(most))
+    alpha = _simplest(least, most)
     slope = np.float32(alpha)
     leaky = np.where(view.real >= 0, view.real, slope * view.real)
     return alpha if view.is_quantized(leaky) else None

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qatc.backends.onnx.moves import to_first, to_last
-from qatc.backends.onnx.products import Product, is_uniform, multiply, product_of, to_real, weight_scales
+from qatc.backends.onnx.products import Product, bias_of, is_uniform, multiply, product_of, to_real, weight_scales
 from qatc.backends.onnx.weights import Weight, narrow
 from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_multipliers, ort_weight_scales
@@ -50,14 +50,10 @@ def _fully_connected(w: Writer, op: MatMul, weight: Weight, product: Product, gr
     elif rank == 2 and not w.standard:
         _gemm(w, a, have, weight, product, inside, end.kernel)
     elif w.standard and product.bias is None:
-        _linear(
-            w,
-            (a, have),
-            (w.array(weight.values, f"{w.label}_weight", weight.source), weight.zero),
-            product,
-            inside,
-            end.kernel,
-        )
+        matrix = w.array(weight.values, f"{w.label}_weight", weight.source)
+        scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
+        inputs = [matrix, scales, w.scalar(weight.zero, "int8")]
+        w.node("QLinearMatMul", (*w.on(a, have), *inputs, w.scale(inside), w.zero(inside)), end.kernel)
     else:
         _pointwise(w, a, have, weight, product, inside, rank, end.kernel)
     w.end(end)
@@ -83,21 +79,9 @@ def _gemm(w: Writer, a: str, have: QuantParams, weight: Weight, product: Product
     zeros = w.scalar(weight.zero, "int8")
     if not is_uniform(scales):  # QGemm wants as many zero points as scales
         zeros = w.array(np.full(len(product.scale), weight.zero, np.int8), f"{w.label}_zero_points")
-    bias = "" if product.bias is None else w.array(product.bias, f"{w.label}_bias", product.bias_source)
-    inputs = (
-        a, w.scale(have), w.zero(have), matrix, weight_scales(w, scales), zeros, bias, w.scale(grid), w.zero(grid),
-    )  # fmt: skip
+    bias = "".join(bias_of(w, product))
+    inputs = (*w.on(a, have), matrix, weight_scales(w, scales), zeros, bias, w.scale(grid), w.zero(grid))
     return w.node("QGemm", inputs, out, domain=CONTRIB)
-
-
-def _linear(
-    w: Writer, a: tuple[str, QuantParams], b: tuple[str, int], product: Product, grid: QuantParams, out: str
-) -> None:
-    """QLinearMatMul; `b` is its name and zero point, int8."""
-    have = a[1]
-    scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
-    zero = w.scalar(b[1], "int8")
-    w.node("QLinearMatMul", (a[0], w.scale(have), w.zero(have), b[0], scales, zero, w.scale(grid), w.zero(grid)), out)
 
 
 def _pointwise(
@@ -111,9 +95,7 @@ def _pointwise(
     kernel = weight.values.T.reshape(weight.values.shape[::-1] + (1,) * spatial)  # a view: large ones are never copied
     scales = weight_scales(w, ort_weight_scales(product.scale, have.scale[0]))
     matrix, zero = w.array(kernel, f"{w.label}_weight", weight.source), w.scalar(weight.zero, "int8")
-    inputs = [a, w.scale(have), w.zero(have), matrix, scales, zero, w.scale(grid), w.zero(grid)]
-    if product.bias is not None:
-        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
+    inputs = [*w.on(a, have), matrix, scales, zero, w.scale(grid), w.zero(grid), *bias_of(w, product)]
     last = "" if flat else out
     if w.standard:
         inputs[0] = to_first(w, a, spatial)
@@ -142,8 +124,7 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
         made = w.target(op.lo, op.hi, stored(grid), out)
         scale = w.scalar(ort_weight_scales(product.scale, a_grid.scale[0])[0], "float32")
         plain = in_bytes(grid, stored(grid))
-        inputs = (a, w.scale(a_grid), w.zero(a_grid), b, scale, b_zero, w.scale(plain), w.zero(plain))
-        w.node("QLinearMatMul", inputs, made)
+        w.node("QLinearMatMul", (*w.on(a, a_grid), b, scale, b_zero, w.scale(plain), w.zero(plain)), made)
         w.clip(made, op.lo, op.hi, stored(grid), out)
         return
     last = out if grid is None and not product.real else ""
@@ -157,7 +138,7 @@ def _general(w: Writer, op: MatMul, matrix: Weight | None, product: Product, out
 def _requantize(w: Writer, acc: str, product: Product, have: QuantParams, grid: QuantParams, out: str) -> None:
     """What the QLinear kernels do to an accumulator, spelled out: one float32 factor, rounding, zero point."""
     if product.bias is not None:
-        acc = w.node("Add", (acc, w.array(product.bias, f"{w.label}_bias", product.bias_source)))
+        acc = w.node("Add", (acc, *bias_of(w, product)))
     factors = ort_multipliers(product.scale, have.scale[0], grid.scale[0])
     real = w.node("Mul", (w.node("Cast", [acc], to=TensorProto.FLOAT), weight_scales(w, factors)))
     unit = QuantParams.per_tensor(1.0, grid.zero_point[0], stored(grid))

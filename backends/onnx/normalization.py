@@ -30,7 +30,7 @@ def softmax(w: Writer, op: Softmax) -> None:
     have = stored(out)
     byte = in_bytes(out, _BYTE)
     made = w.target(op.lo, op.hi, have, op.output)
-    inputs = (x, w.scale(grid), w.zero(grid), w.scale(byte), w.zero(byte))
+    inputs = (*w.on(x, grid), w.scale(byte), w.zero(byte))
     result = w.node("QLinearSoftmax", inputs, made if have == _BYTE else "", domain=CONTRIB, axis=op.axis, opset=13)
     if have != _BYTE:
         w.shift(result, _BYTE, have, made)

@@ -101,7 +101,7 @@ def _global_average(w: Writer, op: Pool, out: str) -> None:
     if w.standard:
         w.quantize(w.node("GlobalAveragePool", [w.real(op.inputs[0])]), want, out)
         return
-    inputs = (w.read(op.inputs[0]), w.scale(have), w.zero(have), w.scale(want), w.zero(want))
+    inputs = (*w.on(w.read(op.inputs[0]), have), w.scale(want), w.zero(want))
     w.node("QLinearGlobalAveragePool", inputs, out, domain=CONTRIB)
 
 
@@ -139,10 +139,8 @@ def _mean(w: Writer, op: Pool, channels: int, count: int, out: str) -> str:
     have, want = _grids(w, op)
     scale = ort_weight_scales([have.scale[0] / count], have.scale[0])[0]
     ones = w.array(np.ones((channels, 1, *op.kernel), np.int8), f"ones_{channels}")
-    inputs = (
-        w.read(op.inputs[0]), w.scale(have), w.zero(have), ones, w.scalar(scale, "float32"), w.scalar(0, "int8"),
-        w.scale(want), w.zero(want),
-    )  # fmt: skip
+    inputs = [*w.on(w.read(op.inputs[0]), have), ones, w.scalar(scale, "float32"), w.scalar(0, "int8")]
+    inputs += [w.scale(want), w.zero(want)]
     return w.node("QLinearConv", inputs, out, group=channels, **_attributes(op))
 
 
@@ -168,8 +166,7 @@ def _by_kernel(w: Writer, op: Pool, out: str) -> None:
         w.nodes("AveragePool", [w.dequantize(x, have)], [made], attrs=attrs)
         w.quantize(made, want, out)
         return
-    inputs = (x, w.scale(have), w.zero(have), w.scale(want), w.zero(want))
-    w.nodes("QLinearAveragePool", inputs, [out], domain=CONTRIB, attrs=attrs)
+    w.nodes("QLinearAveragePool", (*w.on(x, have), w.scale(want), w.zero(want)), [out], domain=CONTRIB, attrs=attrs)
 
 
 def _attributes(op: Pool) -> dict[str, Any]:

@@ -92,20 +92,15 @@ def _quantized(w: Writer, c: Convolution, product: Product, grid: QuantParams, o
     end = w.ending(stored(c.grid), stored(grid), product.lo, product.hi, out)
     inside = in_bytes(grid, stored(c.grid))
     weight = w.array(c.weight.values, f"{w.label}_weight", c.weight.source)
-    inputs = [
-        c.x,
-        w.scale(c.grid),
-        w.zero(c.grid),
-        weight,
-        weight_scales(w, scales),
-        w.scalar(c.weight.zero, "int8"),
-        w.scale(inside),
-        w.zero(inside),
-    ]
-    if product.bias is not None:
-        inputs.append(w.array(product.bias, f"{w.label}_bias", product.bias_source))
+    inputs = [*w.on(c.x, c.grid), weight, weight_scales(w, scales), w.scalar(c.weight.zero, "int8")]
+    inputs += [w.scale(inside), w.zero(inside), *bias_of(w, product)]
     w.node("QLinearConv", inputs, end.kernel, **_attributes(c))
     w.end(end)
+
+
+def bias_of(w: Writer, product: Product) -> list[str]:
+    """The bias of a kernel that rounds, as its last operand; nothing where there is none."""
+    return [] if product.bias is None else [w.array(product.bias, f"{w.label}_bias", product.bias_source)]
 
 
 def is_uniform(scales: Floats) -> bool:

@@ -6,7 +6,6 @@ shared; weights are written as they are, without a copy where nothing about them
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +19,7 @@ from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.model.names import Names
 from qatc.compiler.model_io import attribute_proto
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.storage import SPILL_AT
 
 CONTRIB: Final = "com.microsoft"
@@ -189,16 +188,20 @@ class Writer:
             return self.array(np.asarray(params.zero_point, params.container), f"{self.label}_zero_point")
         return self.scalar(params.zero_point[0], stored(params))
 
+    def on(self, x: str, params: QuantParams) -> list[str]:
+        """A tensor with its scale and zero point, as kernels read them; int32 has none."""
+        return [name for name in (x, self.scale(params), self.zero(params)) if name]
+
     def holds_within(self, name: str, lo: int, hi: int) -> bool:
         """Whether no integer of the tensor lies outside [lo, hi]; whoever feeds an input may feed any."""
         params = self.graph.params(name)
-        low, high = _span(stored(params)) if name in self.graph.inputs else (params.qmin, params.qmax)
+        low, high = dtype_range(stored(params)) if name in self.graph.inputs else (params.qmin, params.qmax)
         return lo <= low and high <= hi
 
     # -- rounding -------------------------------------------------------------------------------------------------
     def target(self, op_lo: int, op_hi: int, dtype: str, out: str) -> str:
         """Where an operator that saturates to `dtype` writes: `out`, or a tensor that `clip` will bound."""
-        return out if (op_lo, op_hi) == _span(dtype) else self.fresh(f"{out}_unclamped")
+        return out if (op_lo, op_hi) == dtype_range(dtype) else self.fresh(f"{out}_unclamped")
 
     def ending(self, have: str, want: str, lo: int, hi: int, out: str) -> Ending:
         """Where a kernel that saturates to the byte type `have` writes what becomes `out`; `end` writes the rest."""
@@ -215,7 +218,7 @@ class Writer:
         """Bound the integers `x` to [lo, hi]; nothing where `x` is `out` itself (see `target`)."""
         if x == out:
             return out
-        low, high = _span(dtype)
+        low, high = dtype_range(dtype)
         bounds = [x, "" if lo == low else self.scalar(lo, dtype), "" if hi == high else self.scalar(hi, dtype)]
         while not bounds[-1]:
             bounds.pop()
@@ -230,7 +233,7 @@ class Writer:
     def quantize(self, x: str, params: QuantParams, out: str = "", lo: int | None = None, hi: int | None = None) -> str:
         """float32 `x` to integers of the grid's container, within [lo, hi]: QuantizeLinear and its clamp."""
         dtype = stored(params)
-        lowest, highest = _span(dtype)
+        lowest, highest = dtype_range(dtype)
         lo, hi = lowest if lo is None else lo, highest if hi is None else hi
         if self._is_wide(params) or (params.container.itemsize == 2 and (lo, hi) != (lowest, highest)):
             return self._quantize_wide(x, params, lo, hi, out)
@@ -238,13 +241,13 @@ class Writer:
         made = out if (lo, hi) == (lowest, highest) else self.fresh(f"{out}_unclamped")
         if self._dequantized.get(x) == dtype:  # ONNX Runtime would make one pair of Q/DQ of two, on a third grid
             x = self.node("Sum", [x])
-        self.node("QuantizeLinear", self._grid(x, params), made, axis=params.axis)
+        self.node("QuantizeLinear", self.on(x, params), made, axis=params.axis)
         return self.clip(made, lo, hi, dtype, out)
 
     def _quantize_wide(self, x: str, params: QuantParams, lo: int, hi: int, out: str) -> str:
         """QuantizeLinear to 16 bits, spelled out: the zero point after the rounding, the clamp in float (exact)."""
         if params.is_per_channel:
-            made = self.node("QuantizeLinear", self._grid(x, params), domain=self._wide_domain(), axis=params.axis)
+            made = self.node("QuantizeLinear", self.on(x, params), domain=self._wide_domain(), axis=params.axis)
             return self.clip(made, lo, hi, stored(params), out or self.fresh(f"{x}_quantized"))
         zero = int(params.zero_point[0])
         rounded = self.node("Round", [self.node("Div", (x, self.scale(params)))])
@@ -256,9 +259,7 @@ class Writer:
         """The real numbers (float32) of integers on a grid; `plain`: without DequantizeLinear (see `islands`)."""
         out = out or self.fresh(f"{q}_real")
         if self._is_wide(params) and params.is_per_channel:
-            return self.node(
-                "DequantizeLinear", self._grid(q, params), out, domain=self._wide_domain(), axis=params.axis
-            )
+            return self.node("DequantizeLinear", self.on(q, params), out, domain=self._wide_domain(), axis=params.axis)
         if self._is_wide(params) or (plain and not params.is_per_channel and params.container.itemsize < 4):
             zero = self.scalar(params.zero_point[0], "float32")
             centered = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), zero))
@@ -266,7 +267,7 @@ class Writer:
         if params.container.itemsize == 4 and not params.is_per_channel:
             return self.real_sums(q, self.scale(params), out)
         self._dequantized[out] = stored(params)
-        return self.node("DequantizeLinear", self._grid(q, params), out, axis=params.axis)
+        return self.node("DequantizeLinear", self.on(q, params), out, axis=params.axis)
 
     def real_sums(self, sums: str, scale: str, out: str = "") -> str:
         """int32 sums times one number, which is what DequantizeLinear computes.
@@ -275,11 +276,6 @@ class Writer:
         without zero point that a Transpose, Reshape or Slice reads, and so destroys the sums.
         """
         return self.node("Mul", (self.node("Cast", [sums], to=TensorProto.FLOAT), scale), out)
-
-    def _grid(self, x: str, params: QuantParams) -> list[str]:
-        """The operands of QuantizeLinear and DequantizeLinear."""
-        zero = self.zero(params)
-        return [x, self.scale(params), zero] if zero else [x, self.scale(params)]
 
     def real(self, name: str) -> str:
         """The real numbers of a quantized tensor of the integer graph, made once however many read them."""
@@ -388,20 +384,9 @@ class Writer:
         return onnx.helper.make_tensor_value_info(name, kind, shape)
 
 
-@functools.cache
-def _span(dtype: str) -> tuple[int, int]:
-    """The smallest and largest integer of a numpy type."""
-    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-
-
-@functools.cache
-def _name_of(dtype: str) -> str:
-    return QuantParams.per_tensor(1.0, 0, dtype).container.name
-
-
 def stored(params: QuantParams) -> str:
     """The numpy name of the type that holds a grid's integers."""
-    return _name_of(params.dtype)  # numpy takes longer to say it
+    return dtype_name(params.container)
 
 
 def in_bytes(params: QuantParams, dtype: str) -> QuantParams:

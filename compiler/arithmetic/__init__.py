@@ -22,7 +22,7 @@ from typing import Final
 from qatc.compiler.arithmetic.base import OPS, Profile
 from qatc.compiler.arithmetic.fixedpoint import CmsisNn, Tflite, TfliteSingle, Tosa, TosaDouble
 from qatc.compiler.arithmetic.gemmlowp import quantize_multiplier
-from qatc.compiler.arithmetic.ort import Onnx, ort_multipliers, ort_softmax_factor, ort_weight_scales
+from qatc.compiler.arithmetic.ort import Onnx, mirrored, ort_multipliers, ort_softmax_factor, ort_weight_scales
 from qatc.compiler.arithmetic.rational import Rational, round_ratio
 from qatc.compiler.diagnostics import misused, printable, suggested
 
@@ -31,6 +31,7 @@ __all__ = [
     "PROFILES",
     "Profile",
     "get_profile",
+    "mirrored",
     "ort_multipliers",
     "ort_softmax_factor",
     "ort_weight_scales",

@@ -121,7 +121,7 @@ class Onnx(Profile):
         hi: int,
     ) -> Integers:
         """See `Profile.elementwise`. Sub of bytes is QLinearAdd of the mirrored right side: not(q), not(zero_point)."""
-        if op == "Sub" and _is_byte(a_params) and _is_byte(b_params):
+        if op == "Sub" and a_params.is_byte and b_params.is_byte:
             op, b, b_params = "Add", ~b, mirrored(b_params)
         if op == "Add" and _first_is_repeated(a.shape, b.shape):  # the kernel takes the repeated element second
             a, a_params, b, b_params = b, b_params, a, a_params
@@ -147,10 +147,6 @@ def mirrored(params: QuantParams) -> QuantParams:
     """The grid on which not(q) stands for minus what q stands for on `params` (per tensor, 8 bits)."""
     zero = int(np.invert(np.asarray(params.zero_point[0], params.container)))
     return QuantParams.per_tensor(params.scale[0], zero, params.container.name)
-
-
-def _is_byte(params: QuantParams) -> bool:
-    return params.is_8bit and not params.is_per_channel
 
 
 def _scaled(multipliers: Floats, target: Target) -> Rounder:

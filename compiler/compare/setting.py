@@ -89,7 +89,7 @@ def operand_guesses(setting: Setting, name: str, params: QuantParams) -> Iterato
         yield from setting.guess(
             "zero-point", f"the zero point of the operand {name} is ignored", params={name: ignored}
         )
-    if params.is_8bit and not params.is_per_channel:
+    if params.is_byte:
         other = "uint8" if params.is_signed else "int8"
         bits = setting.values[name].view(other)
         zero = int(np.asarray(params.zero_point[0]).astype(params.container).view(other))

@@ -67,7 +67,7 @@ def _reached(graph: QuantGraph) -> dict[str, QuantParams]:
     made = [(tensor, _EVERYTHING) for tensor in graph.inputs]
     for tensor, (low, high) in chain(made, _results(graph, reals)):
         params = graph.quant(tensor)
-        if params is not None and params.is_8bit and not params.is_per_channel:
+        if params is not None and params.is_byte:
             params = params.as_dtype("uint8")
             (least,), (most,) = params.quantize_number(low), params.quantize_number(high)
             reached[tensor.name] = params.with_range(least, most)

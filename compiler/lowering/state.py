@@ -108,7 +108,7 @@ class State:
     def usable(self, tensor: Tensor) -> QuantParams | None:
         """The parameters of a tensor that integer operators can read: 8 bits, one scale."""
         params = self.params(tensor)
-        return params if params is not None and params.is_8bit and not params.is_per_channel else None
+        return params if params is not None and params.is_byte else None
 
     # -- tensors --------------------------------------------------------------------------------------------------
     def new_int(self, tensor: Tensor) -> str:
