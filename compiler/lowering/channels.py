@@ -189,11 +189,9 @@ def _with_position(state: State, x: Tensor, out: Tensor) -> tuple[str, str]:
     """Vectors [N, C] as [N, C, 1], and the name of a result [N, C, 1] that is on the grid of `out`."""
     made: list[str] = []
     for tensor, kind in ((x, "at_one_position"), (out, "of_one_position")):
-        params, shape = state.params(tensor), shape_of(tensor)
-        if params is None:
-            raise ValueError(f"tensor {tensor.name} is not quantized")
+        shape = shape_of(tensor)
         wide = None if shape is None else (*shape, 1)
-        made.append(state.build.quantised(f"{tensor.name}_{kind}", params, wide))
+        made.append(state.build.quantised(f"{tensor.name}_{kind}", state.grid(tensor), wide))
     state.move("Unsqueeze", (state.int_name(x), _position(state)), made[0])
     return made[0], made[1]
 

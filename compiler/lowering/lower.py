@@ -70,19 +70,17 @@ def _explain(graph: QuantGraph, integer: IntegerGraph) -> None:
 
 def _input(state: State, tensor: Tensor) -> None:
     """Declare a graph input: float followed by Quantize, or integers where the file or the user says so."""
-    own, params = state.graph.quant(tensor), state.params(tensor)
+    params, outside = state.params(tensor), state.port_params(tensor)
     state.build.graph.inputs.append(tensor.name)
-    if own is None or params is None:
+    if params is None:
         state.new_float(tensor)
         return
-    port = state.graph.integer_ports.get(tensor.name)
-    if port is None and state.options.io != "integer":
+    if outside is None:
         sample_shape = state.graph.sample_shapes.get(tensor.name)
         outer = state.build.plain(tensor.name, "float32", shape_of(tensor), None, sample_shape)
         state.unrounded[id(tensor)] = outer
         state.quantise_float(tensor, outer, params.qmin, params.qmax)
         return
-    outside = own if port is not None else params
     name = state.build.quantised(
         tensor.name, outside, shape_of(tensor), state.graph.origin.get(tensor.name), exact=True
     )
@@ -96,31 +94,23 @@ def _input(state: State, tensor: Tensor) -> None:
 def _output(state: State, tensor: Tensor) -> None:
     """Make a graph output under its own name: float, or integers where the file or the user says so."""
     graph, build = state.graph, state.build
-    own, params = graph.quant(tensor), state.params(tensor)
+    wanted = state.port_params(tensor)
     build.graph.outputs.append(tensor.name)
-    wanted = own if tensor.name in graph.integer_ports else params if state.options.io == "integer" else None
     if wanted is not None and wanted.is_per_channel:
         message = "the graph output holds integers with a scale for each channel, which no operator makes"
         graph.diagnostics.error("QAT302", message, tensor=tensor.name, hint="let the model end in floats")
         return
-    if wanted is None or params is None:
+    if wanted is None:
         name = state.float_name(tensor)
-        if name != tensor.name or isinstance(tensor, Constant) or any(tensor is i for i in graph.inputs):
-            _copy(state, name, tensor)
+        if name != tensor.name:  # that of a constant of equal value, or of what is not rounded
+            build.plain(tensor.name, build.graph.tensors[name].dtype, shape_of(tensor))
+            build.add(Move, f"Identity_{tensor.name}", (name,), (tensor.name,), op_type="Identity", attrs={})
         return
     inner = state.int_name(tensor)
     if inner == tensor.name:
         return
     name = build.quantised(tensor.name, wanted, shape_of(tensor), graph.origin.get(tensor.name), exact=True)
     build.add(Rescale, f"Rescale_{tensor.name}", (inner,), (name,), lo=wanted.qmin, hi=wanted.qmax)
-
-
-def _copy(state: State, name: str, tensor: Tensor) -> None:
-    """A constant or an input that is also an output needs an operator that makes it."""
-    if name == tensor.name:  # the name is taken by the input or constant itself: it keeps it, the output reads a copy
-        return
-    state.build.plain(tensor.name, state.build.graph.tensors[name].dtype, shape_of(tensor))
-    state.build.add(Move, f"Identity_{tensor.name}", (name,), (tensor.name,), op_type="Identity", attrs={})
 
 
 def _visit(state: State, node: Node) -> None:
@@ -132,12 +122,12 @@ def _visit(state: State, node: Node) -> None:
         return
     if len(node.outputs) > 1:
         if not operators.movement(state, node):
-            _round_floats(state, quantised)
+            for tensor in quantised:  # it stays in float
+                params = state.grid(tensor)
+                state.quantise_float(tensor, state.unrounded_name(tensor), params.qmin, params.qmax)
         return
     out = quantised[0]
-    params = state.params(out)
-    if params is None:
-        return
+    params = state.grid(out)
     if function is not None and _function(state, function, out, params):
         return
     chain = _look_back(state, node, out, params)
@@ -190,15 +180,6 @@ def _summed(graph: QuantGraph, root: Tensor, at: float) -> tuple[Tensor, Node, l
             return None
         root = node.inputs[0]
     return None
-
-
-def _round_floats(state: State, outs: list[Tensor]) -> None:
-    """A node of several results that stays in float: each quantized result is rounded."""
-    for tensor in outs:
-        params = state.params(tensor)
-        if params is None:
-            continue
-        state.quantise_float(tensor, state.unrounded_name(tensor), params.qmin, params.qmax)
 
 
 @dataclass

@@ -100,13 +100,11 @@ def _root(state: State, tensor: Tensor) -> tuple[Tensor, float | None] | None:
 def _function_of(state: State, tensor: Tensor, root: Tensor) -> Function:
     """`tensor` as a function of its root; of a root itself it is its real numbers, worked out when they are wanted."""
     found = state.functions.get(id(tensor))
-    params = state.params(root)
-    if found is None and params is not None:
+    if found is None:
+        params = state.grid(root)
         lowest, highest = dtype_range(params.dtype)
         values = params.dequantize(np.arange(lowest, highest + 1)).astype(np.float64)
         found = state.functions[id(tensor)] = Function(tensor, values, "x")
-    if found is None:
-        raise ValueError(f"{tensor.name} is no function of {root.name}")
     return found
 
 
@@ -187,14 +185,11 @@ def _windowed(
 
 def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[int, ...], *, keepdims: bool) -> bool:
     """The mean over all dimensions but the first two of `order`, in which they are put first, and back behind it."""
-    x, wanted = node.inputs[0], state.params(out)
-    params, label = state.usable(x), label_of(node)
-    if params is None or wanted is None:
-        return False
+    x, label = node.inputs[0], label_of(node)
     name = state.transposed(x, state.int_name(x), order)
     back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
     shape = permuted(shape_of(out), order)
-    pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", wanted, shape)
+    pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", state.grid(out), shape)
     state.build.add(Pool, label, (name,), (pooled,), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label)
     if back is not None:
         state.move("Transpose", (pooled,), state.new_int(out), perm=back)

@@ -98,6 +98,13 @@ class State:
             found = self.forms[tensor.name] = self.stored(params, weight=is_constant(tensor))
         return found
 
+    def grid(self, tensor: Tensor) -> QuantParams:
+        """The same of a tensor that is quantized for certain; ValueError where it is not."""
+        params = self.params(tensor)
+        if params is None:
+            raise ValueError(f"tensor {tensor.name} is not quantized")
+        return params
+
     def stored(self, params: QuantParams, *, weight: bool = False) -> QuantParams:
         """`params` in the type that the integer graph stores: weights in int8, activations in uint8 if asked for."""
         if not params.is_8bit:
@@ -113,10 +120,8 @@ class State:
     # -- tensors --------------------------------------------------------------------------------------------------
     def new_int(self, tensor: Tensor) -> str:
         """Describe the integer form of a quantized tensor that is about to be made, and return its name."""
-        params = self.params(tensor)
-        if params is None:
-            raise ValueError(f"tensor {tensor.name} is not quantized")
-        port = self._is_integer_output(tensor) and params == self.port_params(tensor)
+        params = self.grid(tensor)
+        port = self.graph.is_output(tensor) and params == self.port_params(tensor)
         name = self.build.quantised(
             tensor.name if port else f"{tensor.name}_quantized",
             params,
@@ -136,7 +141,7 @@ class State:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind != onnx.TensorProto.STRING else "object"
         name, origin = tensor.name, self.graph.origin.get(tensor.name)
         source = origin if name in self.graph.params else name if name in self.graph.known else None
-        if name in self.build.graph.tensors or self._is_integer_output(tensor):
+        if name in self.build.graph.tensors or (self.graph.is_output(tensor) and self.port_params(tensor)):
             # a float input that is rounded on the way in, or an output of integers: this is their rounded float form
             name = self.build.fresh(f"{name}_dequantized")
         name = self.build.plain(name, dtype, shape_of(tensor), source, self.graph.sample_shapes.get(tensor.name))
@@ -144,12 +149,13 @@ class State:
         return name
 
     def port_params(self, tensor: Tensor) -> QuantParams | None:
-        """The parameters of a graph input or output of integers: the file's own, or those of the integer graph."""
-        return self.graph.quant(tensor) if tensor.name in self.graph.integer_ports else self.params(tensor)
+        """The parameters of a graph input or output of integers: the file's own, or those of the integer graph.
 
-    def _is_integer_output(self, tensor: Tensor) -> bool:
-        integer = self.options.io == "integer" or tensor.name in self.graph.integer_ports
-        return integer and tensor.name in self.graph.params and self.graph.is_output(tensor)
+        None where the deployed graph reads or writes floats.
+        """
+        if tensor.name in self.graph.integer_ports:
+            return self.graph.quant(tensor)
+        return self.params(tensor) if self.options.io == "integer" else None
 
     def new_result(self, tensor: Tensor) -> str:
         """Describe what a float operator computes: the tensor itself, or its value before it is rounded."""
@@ -181,10 +187,7 @@ class State:
     def _lookup(self, tensor: Tensor) -> str:
         """Make the table of a tensor that is a function of another one."""
         function, table = self.tables[id(tensor)]
-        source, params = self.int_name(function.root), self.params(tensor)
-        have = self.params(function.root)
-        if params is None or have is None:
-            raise ValueError(f"tensor {tensor.name} has a table but no parameters")
+        source, params, have = self.int_name(function.root), self.grid(tensor), self.grid(function.root)
         lowest = dtype_range(have.dtype)[0]
         codes = np.arange(have.qmin, have.qmax + 1)
         reached = table[codes - lowest].astype(np.int64)
