@@ -26,10 +26,23 @@ from qatc.backends.drpai.frames import first_input, frames_file, has_arrays
 
 _METHODS: Final = ("minmax", "percentile", "entropy", "mse")
 _DIALECTS: Final = ("pytorch", "tensorflow")
+_DEPRECATED: Final = "the tool, where it is deprecated, ignores it, too"
+# Options that become another one: what stands before their value, and what that does ("": it is qatc's own).
+_TOOLCHAIN: Final = (("-p", "toolchain_dir="), "the cross toolchain for the vendor's compile script")
+_QUANTIZER: Final = (("-p", "quantizer_dir="), "DRP-AI Quantizer runs on the float model")
+_COMPILER: Final = (("-p", "drp_compiler_dir="), "the vendor's compile script runs with this DRP-AI Translator")
+_FRAMES: Final = (("--samples", ""), "so many random samples are verified; ranges are never found from random ones")
+_KIND: Final = (("-p", "cpu_data_type="), "the element type of interpreter_out/ref_result_<i>")
+_PASSED: Final[dict[str, tuple[tuple[str, str], str]]] = {
+    "-c": _QUANTIZER, "--quantization_tool": _QUANTIZER, "-d": _COMPILER, "--drp_compiler_dir": _COMPILER,
+    "--toolchain_dir": _TOOLCHAIN, "-n": _FRAMES, "--num_frame": _FRAMES, "-f": _KIND, "--cpu_data_type": _KIND,
+    "--output_dir": (("-o", ""), ""),
+}  # fmt: skip
 _IGNORED: Final = {
     "--level": "qatc has no such levels",
     "-r": "qatc keeps no calibration record",
     "--record_dir": "qatc keeps no calibration record",
+    "--drp_compiler_version": _DEPRECATED,
 }
 _IGNORED_FLAGS: Final = {
     "--mera1": "there is one front end",
@@ -64,13 +77,9 @@ class _Translation:
 
     def run(self) -> tuple[list[str], list[str]]:
         readers: dict[str, Callable[[str], None]] = {
-            "-a": self.qat, "--qat": self.qat, "-q": self.quantizer_or_half, "-c": self.quantizer,
-            "--quantization_tool": self.quantizer, "-d": self.compiler, "--drp_compiler_dir": self.compiler,
-            "-t": self.target, "--toolchain_dir": self.toolchain, "-v": self.version, "-p": self.option,
-            "--drp_compiler_version": self.version, "--quantization_option": self.option, "-s": self.pinned,
-            "--input_shape": self.pinned, "-i": self.input_name, "--input_name": self.input_name,
-            "--images": self.image_folder, "-n": self.frames, "--num_frame": self.frames, "-f": self.data_type,
-            "--cpu_data_type": self.data_type, "--output_dir": self.output,
+            "-a": self.qat, "--qat": self.qat, "-q": self.quantizer_or_half, "-t": self.target, "-v": self.version,
+            "-p": self.option, "--quantization_option": self.option, "-s": self.pinned, "--input_shape": self.pinned,
+            "-i": self.input_name, "--input_name": self.input_name, "--images": self.image_folder,
         }  # fmt: skip
         while self.rest:
             flag = self.rest.pop(0)
@@ -79,8 +88,10 @@ class _Translation:
                 self.rest.insert(0, value)
             if flag in readers:
                 readers[flag](flag)
+            elif flag in _PASSED:
+                self.passed(flag, *_PASSED[flag])
             elif flag in _IGNORED:
-                self.tell(f"{flag} {self.value(flag)}", f"no effect: {_IGNORED[flag]}")
+                self.ignored(flag)
             elif flag in _IGNORED_FLAGS:
                 self.tell(flag, f"no effect: {_IGNORED_FLAGS[flag]}")
             else:
@@ -133,38 +144,30 @@ class _Translation:
 
     def quantizer_or_half(self, flag: str) -> None:
         if self.next_is_value():
-            self.quantizer(flag)
+            self.passed(flag, *_QUANTIZER)
         else:
             self.tell(flag, f"the tool's --fp16; no effect: {_IGNORED_FLAGS['--fp16']} (--quiet is qatc's)")
 
-    def quantizer(self, flag: str) -> None:
-        folder = self.value(flag)
-        self.out += ["-p", f"quantizer_dir={folder}"]
-        self.tell(f"{flag} {folder}", "DRP-AI Quantizer runs on the float model")
+    def passed(self, flag: str, to: tuple[str, str], effect: str) -> None:
+        value = self.value(flag)
+        self.out += [to[0], f"{to[1]}{value}"]
+        if effect:
+            self.tell(f"{flag} {value}", effect)
 
-    def compiler(self, flag: str) -> None:
-        folder = self.value(flag)
-        self.out += ["-p", f"drp_compiler_dir={folder}"]
-        self.tell(f"{flag} {folder}", "the vendor's compile script runs with this DRP-AI Translator")
+    def ignored(self, flag: str) -> None:
+        self.tell(f"{flag} {self.value(flag)}", f"no effect: {_IGNORED[flag]}")
 
     def target(self, flag: str) -> None:
-        value = self.value(flag)
-        if value == "drpai":
-            self.out += ["-t", "drpai"]
-            return
-        self.rest.insert(0, value)
-        self.toolchain(flag)
-
-    def toolchain(self, flag: str) -> None:
-        folder = self.value(flag)
-        self.out += ["-p", f"toolchain_dir={folder}"]
-        self.tell(f"{flag} {folder}", "the cross toolchain for the vendor's compile script")
+        if self.rest[:1] == ["drpai"]:
+            self.out += ["-t", self.rest.pop(0)]
+        else:
+            self.passed(flag, *_TOOLCHAIN)
 
     def version(self, flag: str) -> None:
-        if flag == "-v" and not (self.rest and self.rest[0].isdecimal()):
-            self.out.append("-v")  # qatc's own: more output
-            return
-        self.tell(f"{flag} {self.value(flag)}", "no effect, as in the tool, where it is deprecated")
+        if self.rest and self.rest[0].isdecimal():
+            self.tell(f"{flag} {self.rest.pop(0)}", f"no effect: {_DEPRECATED}")
+        else:
+            self.out.append(flag)  # qatc's own: more output
 
     def option(self, flag: str) -> None:
         text = self.value(flag)
@@ -196,16 +199,3 @@ class _Translation:
 
     def image_folder(self, flag: str) -> None:
         self.images = self.value(flag)
-
-    def frames(self, flag: str) -> None:
-        count = self.value(flag)
-        self.out += ["--samples", count]
-        self.tell(f"{flag} {count}", "so many random samples are verified; ranges are never found from random ones")
-
-    def data_type(self, flag: str) -> None:
-        kind = self.value(flag)
-        self.out += ["-p", f"cpu_data_type={kind}"]
-        self.tell(f"{flag} {kind}", "the element type of interpreter_out/ref_result_<i>")
-
-    def output(self, flag: str) -> None:
-        self.out += ["-o", self.value(flag)]
