@@ -26,7 +26,7 @@ from qatc.backends.drpai.frames import first_input, frames_file, has_arrays
 
 _METHODS: Final = ("minmax", "percentile", "entropy", "mse")
 _DIALECTS: Final = ("pytorch", "tensorflow")
-_DEPRECATED: Final = "the tool, where it is deprecated, ignores it, too"
+_DEPRECATED: Final = "it is deprecated in the tool, too"
 # Options that become another one: what stands before their value, and what that does ("": it is qatc's own).
 _TOOLCHAIN: Final = (("-p", "toolchain_dir="), "the cross toolchain for the vendor's compile script")
 _QUANTIZER: Final = (("-p", "quantizer_dir="), "DRP-AI Quantizer runs on the float model")
