@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
+from qatc.compiler.passes.later import made
 from qatc.compiler.rewrite import NoMatch
 
 _RANK: Final = 4
@@ -41,22 +42,17 @@ def attention_to_products(graph: QuantGraph, node: Node) -> bool:
         raise NoMatch("the type of its mask is not known")
     factor = float(scale) if scale is not None else 1.0 / float(np.sqrt(int(size or 1)))
     name = node.outputs[0].name
-    scores = _made(
-        graph,
-        "MatMul",
-        [query, _made(graph, "Transpose", [key], f"{name}_keys", perm=[0, 1, 3, 2])],
-        f"{name}_products",
-    )
-    scores = _made(
-        graph, "Mul", [scores, graph.constant(f"{name}_scale", np.asarray(factor, np.float32))], f"{name}_scores"
-    )
+    keys = made(graph, "Transpose", [key], f"{name}_keys", perm=[0, 1, 3, 2])
+    products = made(graph, "MatMul", [query, keys], f"{name}_products")
+    scale = graph.constant(f"{name}_scale", np.asarray(factor, np.float32))
+    scores = made(graph, "Mul", [products, scale], f"{name}_scores")
     if mask is not None:
-        scores = _made(graph, "Add", [scores, _added(graph, mask, name)], f"{name}_masked")
+        scores = made(graph, "Add", [scores, _added(graph, mask, name)], f"{name}_masked")
     if causal:
         allowed = np.tril(np.ones((int(rows[2] or 0), int(columns[2] or 0)), np.bool_))
         future = graph.constant(f"{name}_causal", np.where(allowed, 0.0, -np.inf).astype(np.float32))
-        scores = _made(graph, "Add", [scores, future], f"{name}_causal_scores")
-    shares = _made(graph, "Softmax", [scores], f"{name}_shares", axis=-1)
+        scores = made(graph, "Add", [scores, future], f"{name}_causal_scores")
+    shares = made(graph, "Softmax", [scores], f"{name}_shares", axis=-1)
     for index in range(len(node.outputs) - 1, 0, -1):
         node.outputs.pop(index)
     node.op, node.inputs = "MatMul", [shares, value]
@@ -71,10 +67,4 @@ def _added(graph: QuantGraph, mask: Tensor, name: str) -> Tensor:
     ends = [
         graph.constant(f"{name}_{what}", np.asarray(v, np.float32)) for what, v in (("kept", 0.0), ("left", -np.inf))
     ]
-    return _made(graph, "Where", [mask, *ends], f"{name}_mask")
-
-
-def _made(graph: QuantGraph, op: str, inputs: list[Tensor], hint: str, **attrs: object) -> Tensor:
-    out = graph.variable(hint)
-    graph.insert(op, inputs, [out], hint=hint, attrs=attrs)
-    return out
+    return made(graph, "Where", [mask, *ends], f"{name}_mask")

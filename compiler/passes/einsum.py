@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, rank_of
+from qatc.compiler.passes.later import made
 from qatc.compiler.rewrite import NoMatch
 
 
@@ -88,13 +89,9 @@ def _ordered(graph: QuantGraph, tensor: Tensor, have: str, want: str) -> Tensor:
     """The tensor with its indices in another order."""
     if have == want:
         return tensor
-    out = graph.variable(f"{tensor.name}_ordered")
-    perm = [have.index(i) for i in want]
-    graph.insert("Transpose", [tensor], [out], hint=f"{tensor.name}_order", attrs={"perm": perm})
-    return out
+    return made(graph, "Transpose", [tensor], f"{tensor.name}_ordered", perm=[have.index(i) for i in want])
 
 
 def _reshaped(graph: QuantGraph, op: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
-    out = graph.variable(f"{tensor.name}_{op.lower()}")
-    graph.insert(op, [tensor, graph.constant(f"{out.name}_axes", np.asarray(axes, np.int64))], [out], hint=out.name)
-    return out
+    name = f"{tensor.name}_{op.lower()}"
+    return made(graph, op, [tensor, graph.constant(f"{name}_axes", np.asarray(axes, np.int64))], name)

@@ -18,6 +18,7 @@ older opset leaves some. `bring_down` is for targets that read no newer opset.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -80,15 +81,15 @@ def gate(graph: QuantGraph, node: Node) -> bool:
         return False
     x, name = node.inputs[0], node.outputs[0].name
     if node.op == "HardSwish":
-        factor = _applied(graph, "HardSigmoid", [x], f"{name}_gate", alpha=1 / 6, beta=0.5)
+        factor = made(graph, "HardSigmoid", [x], f"{name}_gate", alpha=1 / 6, beta=0.5)
     elif node.op == "Gelu":
         factor = _gelu_gate(graph, x, name, str(node.attr("approximate", "none")))
     elif node.op == "Mish":
-        factor = _applied(graph, "Tanh", [_applied(graph, "Softplus", [x], f"{name}_softplus")], f"{name}_gate")
+        factor = made(graph, "Tanh", [made(graph, "Softplus", [x], f"{name}_softplus")], f"{name}_gate")
     else:
         alpha = float(node.attr("alpha", 1.0))
         scaled = x if alpha == 1 else _times(graph, x, alpha, f"{name}_scaled")
-        factor = _applied(graph, "Sigmoid", [scaled], f"{name}_gate")
+        factor = made(graph, "Sigmoid", [scaled], f"{name}_gate")
     node.op, node.inputs = "Mul", [x, factor]
     node.attrs.clear()
     return True
@@ -97,21 +98,21 @@ def gate(graph: QuantGraph, node: Node) -> bool:
 def _gelu_gate(graph: QuantGraph, x: Tensor, name: str, form: str) -> Tensor:
     """(1 + Erf(x / sqrt(2))) / 2, or (1 + Tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
     if form == "tanh":
-        square = _applied(graph, "Mul", [x, x], f"{name}_square")
+        square = made(graph, "Mul", [x, x], f"{name}_square")
         weighted = _times(graph, square, 0.044715 * np.sqrt(2 / np.pi), f"{name}_weighted")
         offset = _plus(graph, weighted, np.sqrt(2 / np.pi), f"{name}_offset")
-        curve = _applied(graph, "Tanh", [_applied(graph, "Mul", [x, offset], f"{name}_cubic")], f"{name}_curve")
+        curve = made(graph, "Tanh", [made(graph, "Mul", [x, offset], f"{name}_cubic")], f"{name}_curve")
     else:
-        curve = _applied(graph, "Erf", [_times(graph, x, np.sqrt(0.5), f"{name}_scaled")], f"{name}_curve")
+        curve = made(graph, "Erf", [_times(graph, x, np.sqrt(0.5), f"{name}_scaled")], f"{name}_curve")
     return _times(graph, _plus(graph, curve, 1.0, f"{name}_raised"), 0.5, f"{name}_gate")
 
 
 def _times(graph: QuantGraph, x: Tensor, factor: float, name: str) -> Tensor:
-    return _applied(graph, "Mul", [x, graph.constant(f"{name}_by", np.asarray(factor, np.float32))], name)
+    return made(graph, "Mul", [x, graph.constant(f"{name}_by", np.asarray(factor, np.float32))], name)
 
 
 def _plus(graph: QuantGraph, x: Tensor, term: float, name: str) -> Tensor:
-    return _applied(graph, "Add", [x, graph.constant(f"{name}_by", np.asarray(term, np.float32))], name)
+    return made(graph, "Add", [x, graph.constant(f"{name}_by", np.asarray(term, np.float32))], name)
 
 
 @LATER.on("LayerNormalization", "RMSNormalization")
@@ -127,16 +128,16 @@ def normalization(graph: QuantGraph, node: Node) -> bool:
     axes = list(range(axis, 0 if axis < 0 else rank or 0))
 
     def mean(of: Tensor, what: str) -> Tensor:
-        return _applied(graph, "ReduceMean", [of], f"{name}_{what}", axes=axes, keepdims=1)
+        return made(graph, "ReduceMean", [of], f"{name}_{what}", axes=axes, keepdims=1)
 
     if node.op == "LayerNormalization":
-        x = _applied(graph, "Sub", [x, mean(x, "mean")], f"{name}_centered")
-    variance = mean(_applied(graph, "Mul", [x, x], f"{name}_squared"), "variance")
+        x = made(graph, "Sub", [x, mean(x, "mean")], f"{name}_centered")
+    variance = mean(made(graph, "Mul", [x, x], f"{name}_squared"), "variance")
     raised = _plus(graph, variance, float(node.attr("epsilon", 1e-5)), f"{name}_raised")
-    scaled = _applied(graph, "Div", [x, _applied(graph, "Sqrt", [raised], f"{name}_deviation")], f"{name}_scaled")
+    scaled = made(graph, "Div", [x, made(graph, "Sqrt", [raised], f"{name}_deviation")], f"{name}_scaled")
     factor, *bias = [t for t in node.inputs[1:] if t.name]
     if bias:
-        scaled = _applied(graph, "Mul", [scaled, factor], f"{name}_unbiased")
+        scaled = made(graph, "Mul", [scaled, factor], f"{name}_unbiased")
     node.op, node.inputs, node.outputs = "Add" if bias else "Mul", [scaled, *(bias or [factor])], node.outputs[:1]
     node.attrs.clear()
     return True
@@ -172,7 +173,7 @@ def part_of_shape(graph: QuantGraph, node: Node) -> bool:
     if graph.opset >= _SINCE["Shape"] or not node.attrs:
         return False
     name = node.outputs[0].name
-    whole = _applied(graph, "Shape", node.inputs, f"{name}_whole", onnx.TensorProto.INT64)
+    whole = made(graph, "Shape", node.inputs, f"{name}_whole", onnx.TensorProto.INT64)
     ends = (int(node.attr("start", 0)), int(node.attr("end", _LAST)))
     node.op, node.inputs = "Slice", [whole, *(graph.constant(f"{name}_end", np.asarray([e], np.int64)) for e in ends)]
     node.attrs.clear()
@@ -216,9 +217,9 @@ def insert_zeros(graph: QuantGraph, node: Node) -> bool:
     def listed(values: list[int]) -> Tensor:
         return graph.constant(f"{name}_sizes", np.asarray(values, np.int64))
 
-    y = _applied(graph, "Unsqueeze", [x, listed(axes)], f"{name}_apart")
-    y = _applied(graph, "Pad", [y, listed([0] * len(ends) + ends)], f"{name}_padded")
-    y = _applied(graph, "Reshape", [y, listed([0, 0, *sizes])], f"{name}_together")
+    y = made(graph, "Unsqueeze", [x, listed(axes)], f"{name}_apart")
+    y = made(graph, "Pad", [y, listed([0] * len(ends) + ends)], f"{name}_padded")
+    y = made(graph, "Reshape", [y, listed([0, 0, *sizes])], f"{name}_together")
     spans = [listed(v) for v in ([0] * len(kept), kept, list(range(2, 2 + len(kept))))]
     node.op, node.inputs = "Slice", [y, *spans]
     node.attrs.clear()
@@ -234,10 +235,8 @@ def _each(node: Node, name: str, default: int, count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-def _applied(
-    graph: QuantGraph, op: str, inputs: list[Tensor], name: str, dtype: int = onnx.TensorProto.FLOAT, **attrs: object
+def made(
+    graph: QuantGraph, op: str, inputs: Sequence[Tensor], name: str, dtype: int = onnx.TensorProto.FLOAT, **attrs: object
 ) -> Tensor:
-    """The result of a new node."""
-    y = graph.variable(name, dtype)
-    graph.insert(op, inputs, [y], hint=name, attrs=attrs)
-    return y
+    """The result of a new node, both of one name."""
+    return graph.apply(op, inputs, name, dtype, name=name, attrs=attrs)
