@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qatc.backends.onnx.convolution import Convolution, moves_of
 from qatc.backends.onnx.products import Product, bias_of, converted, product_of, weight_scales, write
 from qatc.backends.onnx.transposed import transposed
@@ -30,7 +32,7 @@ def conv(w: Writer, op: Conv, fused: Dequantize | None = None) -> None:
 def _with_computed_weight(w: Writer, op: Conv, product: Product, out: str) -> None:
     """A convolution with a weight of run time, both in uint8: the one pair that no processor saturates."""
     (x, grid), (weight, theirs) = (w.as_dtype(name, "uint8") for name in op.inputs[:2])
-    attributes = {**moves_of(op), "group": op.groups}
+    attributes: dict[str, Any] = {**moves_of(op), "group": op.groups}
     if product.grid is None:
         last = "" if product.real else out
         acc = w.node("ConvInteger", (x, weight, w.zero(grid), w.zero(theirs)), last, **attributes)
