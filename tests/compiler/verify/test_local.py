@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx.parser
 import pytest
 
+from qatc.compiler.integer import Conv
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import verify
@@ -54,3 +57,28 @@ def test_real_numbers_of_accumulators_are_right_but_for_float_error(steps: float
     found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
     assert found.passed == passed
     assert any("beyond float error" in check.message for check in found.local) != passed
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_what_is_only_moved_since_it_was_rounded_is_judged_where_the_file_rounds(spoiled: bool) -> None:
+    """A weight that is off in channel 2 alone is found there, behind a Reshape and a Transpose that stand before Q."""
+    rng = np.random.default_rng(5)
+    weight, bias = rng.integers(-127, 128, (4, 8)), rng.normal(0, 1, 4)
+    text = net(
+        "(float[1,8,3,5] x) => (float[5,3,4] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nc = Conv(a, w, b)\nr = Reshape(c, shape)\n"
+        "t = Transpose<perm=[2,1,0]>(r)\ny = B(t)",
+        f"int8[4,8,1,1] wq = {{{', '.join(map(str, weight.ravel()))}}}, int64[3] shape = {{4, 3, 5}},"
+        f" float[4] b = {{{', '.join(f'{v:.6f}' for v in bias)}}}",
+    )
+    graph, model = lowered(text), onnx.parser.parse_model(text)
+    (conv,) = (op for op in graph.ops if isinstance(op, Conv))
+    assert [op.kind for op in graph.ops[graph.ops.index(conv) :]] == ["Conv", "Move", "Move", "Dequantize"]
+    if spoiled:
+        graph.constants[conv.inputs[1]] = graph.constants[conv.inputs[1]].copy()
+        graph.constants[conv.inputs[1]][2, 5] -= 1
+    feeds = {"x": rng.normal(0, 1.5, (1, 8, 3, 5)).astype(np.float32)}
+    found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
+    wrong = [check for check in found.local if not check.passed]
+    assert [check.op for check in wrong] == ["Move"] * spoiled
+    assert all(re.search(r"element \[\d, \d, 2\] is ", check.message) for check in wrong)
