@@ -85,8 +85,13 @@ class Tflite(FixedPoint):
     summary = "31-bit multiplier and shift, rounds twice: TensorFlow Lite"
 
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
-        widened = np.clip(values << np.clip(shift, 0, 31), INT32_MIN, INT32_MAX)
+        widened = self._held(values << np.clip(shift, 0, 31))
         return rounding_shift(doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
+
+    def _held(self, values: Array) -> Array:
+        """int64 values as the int32 register of a shift to the left holds them."""
+        saturated: Array = np.clip(values, INT32_MIN, INT32_MAX)
+        return saturated
 
     def _widened(self, centered: Array, factor: float, bits: int) -> Array:
         return self._times(centered << bits, factor)
@@ -156,9 +161,9 @@ class CmsisNn(Tflite):
     name = "cmsis-nn"
     summary = "31-bit multiplier and shift, rounds twice: CMSIS-NN on Cortex-M"
 
-    def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
-        widened = _wrapped(values << np.clip(shift, 0, 31))
-        return rounding_shift(doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
+    def _held(self, values: Array) -> Array:
+        wrapped: Array = (values - INT32_MIN) % (1 << 32) + INT32_MIN
+        return wrapped
 
 
 class Tosa(FixedPoint):
@@ -215,9 +220,3 @@ class TosaDouble(Tosa):
         first = np.where(right > 31, np.where(values >= 0, _HALF_OF_31, -_HALF_OF_31), 0)
         rounding: Array = super()._round(values, right) + first
         return rounding
-
-
-def _wrapped(values: Array) -> Array:
-    """int64 values as an int32 register holds them."""
-    low: Array = (values - INT32_MIN) % (1 << 32) + INT32_MIN
-    return low

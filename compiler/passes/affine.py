@@ -103,18 +103,18 @@ def _fold(graph: QuantGraph, mac: Mac) -> bool:
     if not chain.nodes or (mac.node.op == "MatMul" and alone):
         return False
     bias = _bias(graph, mac)
-    ops, label = ", ".join(n.op for n in chain.nodes), printable(label_of(mac.node))
+    ops = ", ".join(n.op for n in chain.nodes)
     if bias is None:
-        graph.explain("affine", f"{ops} not folded at {label}: its bias is not one constant per channel")
+        _stays(graph, mac, ops, "its bias is not one constant per channel")
         return False
     factor = _factor(graph, mac, chain)
     if factor is None:
         return False
     scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, factor)
     if scaled is None:
-        graph.explain("affine", f"{ops} not folded at {label}: its weight's scales cannot say that")
+        _stays(graph, mac, ops, "its weight's scales cannot say that")
         return False
-    graph.explain("affine", f"{ops} folded at {label}")
+    graph.explain("affine", f"{ops} folded at {printable(label_of(mac.node))}")
     _set_weight(graph, mac, scaled)
     _set_bias(graph, mac, bias * factor + chain.offset)
     for node in chain.nodes:
@@ -122,6 +122,10 @@ def _fold(graph: QuantGraph, mac: Mac) -> bool:
     for node in chain.layouts:  # what they move is no longer what the source file has under that name
         graph.rename(node.inputs[0], graph.fresh(f"{node.inputs[0].name}_folded"))
     return True
+
+
+def _stays(graph: QuantGraph, mac: Mac, ops: str, why: str) -> None:
+    graph.explain("affine", f"{ops} not folded at {printable(label_of(mac.node))}: {why}")
 
 
 def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
@@ -135,16 +139,13 @@ def _follow(graph: QuantGraph, mac: Mac) -> _Chain:
         node = _only_reader(graph, place.tensor)
         if node is None or node.domain:
             if any(n.op == "BatchNormalization" for n in graph.consumers(place.tensor)):
-                label = printable(label_of(mac.node))
-                graph.explain("affine", f"BatchNormalization not folded at {label}: its input is read elsewhere, too")
+                _stays(graph, mac, "BatchNormalization", "its input is read elsewhere, too")
             break
         step = affine_of(graph, node, place, mac.channels)
         if step is None and node.op in _AFFINE:
-            label = printable(label_of(mac.node))
-            graph.explain("affine", f"{node.op} not folded at {label}: the constant is not one number per channel")
+            _stays(graph, mac, node.op, "the constant is not one number per channel")
         if step is not None and pooled and not (step[0] * step[1] >= 0).all():
-            label = printable(label_of(mac.node))
-            graph.explain("affine", f"{node.op} not folded at {label}: it falls in some channels, behind a maximum")
+            _stays(graph, mac, node.op, "it falls in some channels, behind a maximum")
             break
         if step is not None:
             chain.then(*step)

@@ -105,15 +105,14 @@ def _carried_together(graph: QuantGraph, parts: list[Tensor]) -> QuantParams | N
     """The grid that all the tensors lie on; a float constant does where its numbers are on the grid of the others."""
     found = [(t, graph.quant(t)) for t in parts]
     known = [p for _, p in found if p is not None]
-    if not known or known[0].is_per_channel or not all(p.same_grid(known[0]) for p in known) or not _one_type(known):
+    if not known or known[0].is_per_channel:
+        return None
+    if not all(p.same_grid(known[0]) and p.dtype == known[0].dtype for p in known):
         return None
     params = known[0].with_range(min(p.qmin for p in known), max(p.qmax for p in known))
     rest = [t for t, p in found if p is None]
-    return params if all(isinstance(t, Constant) and _is_on(t, params) for t in rest) else None
-
-
-def _is_on(constant: Constant, params: QuantParams) -> bool:
-    return constant.values.dtype == np.float32 and all_on_grid(constant.values, params)
+    on_it = (isinstance(t, Constant) and t.values.dtype == np.float32 and all_on_grid(t.values, params) for t in rest)
+    return params if all(on_it) else None
 
 
 def _explain(graph: QuantGraph, node: Node) -> None:
@@ -130,10 +129,6 @@ def _explain(graph: QuantGraph, node: Node) -> None:
     else:
         return
     graph.explain("propagate", f"parameters not carried through {node.op} at {printable(label_of(node))}: {why}")
-
-
-def _one_type(found: list[QuantParams]) -> bool:
-    return len({p.dtype for p in found}) == 1
 
 
 def clamp_bounds(graph: QuantGraph, node: Node) -> tuple[float, float] | None:

@@ -16,7 +16,6 @@ from qatc.compiler.arithmetic import Profile
 from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.integer import (
-    Clamped,
     Concat,
     Conv,
     Dequantize,
@@ -91,37 +90,26 @@ def execute_op(
     evaluate: OnnxEvaluator = evaluate_onnx,
 ) -> tuple[Array, ...]:
     """The outputs of one operator, given all its inputs (constants included) in `values`. Errors as for `execute`."""
-    if isinstance(op, (Move, Float)):
-        return _evaluated(graph, op, values, evaluate)
-    inputs = [values[name] if name else None for name in op.inputs]
+    try:
+        if isinstance(op, (Move, Float)):
+            return _evaluated(graph, op, values, evaluate)
+        return (_computed(graph, op, values, profile),)
+    except CompileError as error:  # at the operator, where a profile, which knows of none, says no place
+        found = [d if d.node or d.tensor else replace(d, node=op.source or op.name) for d in error.diagnostics]
+        raise CompileError(found, error.exit_code) from error
+
+
+def _computed(graph: IntegerGraph, op: Op, values: Mapping[str, Array], profile: Profile) -> Array:
+    """The result of an operator of integers."""
     x = values[op.inputs[0]]
+    if isinstance(op, Dequantize):
+        return _dequantize(graph.params(op.inputs[0]), x, values[op.inputs[1]] if len(op.inputs) > 1 else None)
+    out = graph.params(op.output)
     match op:
-        case Dequantize():
-            return (_dequantize(graph.params(op.inputs[0]), x, inputs[1] if len(inputs) > 1 else None),)
         case Conv() | MatMul():
-            return (_product(graph, op, values, profile),)
+            return _product(graph, op, values, profile)
         case Lookup():
-            table = values[op.inputs[1]]
-            return (table[x.astype(np.int16) - np.iinfo(x.dtype).min],)
-        case Clamped():
-            try:
-                return (_clamped(graph, op, values, profile),)
-            except CompileError as error:
-                raise _placed(op, error) from error
-        case _:
-            raise TypeError(f"no meaning is defined for {op.kind}")
-
-
-def _placed(op: Op, error: CompileError) -> CompileError:
-    """The same error, at the operator where a profile, which knows of none, says no place."""
-    found = [d if d.node or d.tensor else replace(d, node=op.source or op.name) for d in error.diagnostics]
-    return CompileError(found, error.exit_code)
-
-
-def _clamped(graph: IntegerGraph, op: Clamped, values: Mapping[str, Array], profile: Profile) -> Integers:
-    """The operators that only need their operands, grids and clamp."""
-    x, out = values[op.inputs[0]], graph.params(op.output)
-    match op:
+            return values[op.inputs[1]][x.astype(np.int16) - np.iinfo(x.dtype).min]
         case Quantize():
             return _quantize(graph, op, x)
         case Elementwise():

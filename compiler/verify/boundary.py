@@ -256,24 +256,18 @@ def product_sums(
     if isinstance(op, Conv):
         gather = _transposed_gather(op, a, b) if op.transposed else _conv_gather(op, a, b)
         width = b.size // b.shape[1 if op.transposed else 0] * (op.groups if op.transposed else 1)
-        b_axis_first = b_params.axis is not None
     else:
         gather, width = _matmul_gather(a, b), a.shape[-1]
-        b_axis_first = False
+    zeros = np.asarray(b_params.zero_point, np.int64)
+    zeros = zeros[:1] if (zeros == zeros[0]).all() else zeros
     count = index[0].size if index else 1
     total, magnitude = np.empty(count, np.int64), np.empty(count, np.int64)
     for part in _parts(count, width):
         here = tuple(i[part] for i in index)
         left, right, used = gather(here)
         left = left.astype(np.int64) - int(a_params.zero_point[0])
-        zeros = np.asarray(b_params.zero_point, np.int64)
-        if (zeros == zeros[0]).all():
-            right = right.astype(np.int64) - zeros[0]
-        elif b_axis_first and isinstance(op, Conv):
-            right = right.astype(np.int64) - zeros[here[1]].reshape(-1, *([1] * (right.ndim - 1)))
-        else:
-            right = right.astype(np.int64) - zeros[here[-1]][:, None]
-        terms = left * right
+        zero = zeros if zeros.size == 1 else zeros[here[1 if isinstance(op, Conv) else -1]]
+        terms = left * (right.astype(np.int64) - zero.reshape(-1, *(1,) * (right.ndim - 1)))
         if used is not None:
             terms = np.where(used, terms, 0)
         axes = tuple(range(1, terms.ndim))

@@ -66,7 +66,10 @@ def conv_case(rng: np.random.Generator, *, transposed: bool) -> tuple[IntegerGra
     w_shape = (cin, cout // groups, *kernel) if transposed else (cout, cin // groups, *kernel)
     x_params, out = random_grid(rng), random_grid(rng, step=2.0)
     scales = rng.uniform(0.001, 0.01, cout)
-    w_params = QuantParams.per_tensor(float(scales[0]), 3, "int8") if transposed else QuantParams.per_channel(scales, 0)
+    zeros = rng.integers(-3, 4, cout)
+    w_params = QuantParams.per_channel(scales, 0, zeros)
+    if transposed:
+        w_params = QuantParams.per_tensor(float(scales[0]), 3, "int8")
     acc = tuple(x_params.scale[0] * s for s in (w_params.scale * cout if transposed else w_params.scale))
     strides = tuple(int(s) for s in rng.integers(1, 3, rank))
     attrs: dict[str, Any] = {
@@ -88,7 +91,7 @@ def matmul_case(rng: np.random.Generator) -> tuple[IntegerGraph, dict[str, np.nd
     a_shape = (*((2, 3)[: int(rng.integers(0, 3))]), *([4] if rng.integers(2) else []), k)
     a, b = integers(rng, a_shape), integers(rng, (k, columns), "int8")
     a_params, out = random_grid(rng), random_grid(rng, step=2.0)
-    w_params = QuantParams.per_channel(rng.uniform(0.001, 0.01, columns), 1)
+    w_params = QuantParams.per_channel(rng.uniform(0.001, 0.01, columns), 1, rng.integers(-3, 4, columns))
     acc = tuple(a_params.scale[0] * s for s in w_params.scale)
     op = MatMul("m", ("x", "w"), ("y",), lo=0, hi=255, acc_scale=acc)
     return one_op(op, {"x": (a, a_params), "w": (b, w_params)}, out), {"x": a}
