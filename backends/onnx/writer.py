@@ -188,9 +188,9 @@ class Writer:
             return self.array(np.asarray(params.zero_point, params.container), f"{self.label}_zero_point")
         return self.scalar(params.zero_point[0], stored(params))
 
-    def on(self, x: str, params: QuantParams) -> list[str]:
-        """A tensor with its scale and zero point, as kernels read them; int32 has none."""
-        return [name for name in (x, self.scale(params), self.zero(params)) if name]
+    def on(self, x: str, params: QuantParams) -> tuple[str, str, str]:
+        """A tensor with its scale and zero point, as kernels of bytes read them."""
+        return x, self.scale(params), self.zero(params)
 
     def holds_within(self, name: str, lo: int, hi: int) -> bool:
         """Whether no integer of the tensor lies outside [lo, hi]; whoever feeds an input may feed any."""
@@ -241,13 +241,13 @@ class Writer:
         made = out if (lo, hi) == (lowest, highest) else self.fresh(f"{out}_unclamped")
         if self._dequantized.get(x) == dtype:  # ONNX Runtime would make one pair of Q/DQ of two, on a third grid
             x = self.node("Sum", [x])
-        self.node("QuantizeLinear", self.on(x, params), made, axis=params.axis)
+        self.node("QuantizeLinear", self._grid(x, params), made, axis=params.axis)
         return self.clip(made, lo, hi, dtype, out)
 
     def _quantize_wide(self, x: str, params: QuantParams, lo: int, hi: int, out: str) -> str:
         """QuantizeLinear to 16 bits, spelled out: the zero point after the rounding, the clamp in float (exact)."""
         if params.is_per_channel:
-            made = self.node("QuantizeLinear", self.on(x, params), domain=self._wide_domain(), axis=params.axis)
+            made = self.node("QuantizeLinear", self._grid(x, params), domain=self._wide_domain(), axis=params.axis)
             return self.clip(made, lo, hi, stored(params), out or self.fresh(f"{x}_quantized"))
         zero = int(params.zero_point[0])
         rounded = self.node("Round", [self.node("Div", (x, self.scale(params)))])
@@ -259,7 +259,9 @@ class Writer:
         """The real numbers (float32) of integers on a grid; `plain`: without DequantizeLinear (see `islands`)."""
         out = out or self.fresh(f"{q}_real")
         if self._is_wide(params) and params.is_per_channel:
-            return self.node("DequantizeLinear", self.on(q, params), out, domain=self._wide_domain(), axis=params.axis)
+            return self.node(
+                "DequantizeLinear", self._grid(q, params), out, domain=self._wide_domain(), axis=params.axis
+            )
         if self._is_wide(params) or (plain and not params.is_per_channel and params.container.itemsize < 4):
             zero = self.scalar(params.zero_point[0], "float32")
             centered = self.node("Sub", (self.node("Cast", [q], to=TensorProto.FLOAT), zero))
@@ -267,7 +269,7 @@ class Writer:
         if params.container.itemsize == 4 and not params.is_per_channel:
             return self.real_sums(q, self.scale(params), out)
         self._dequantized[out] = stored(params)
-        return self.node("DequantizeLinear", self.on(q, params), out, axis=params.axis)
+        return self.node("DequantizeLinear", self._grid(q, params), out, axis=params.axis)
 
     def real_sums(self, sums: str, scale: str, out: str = "") -> str:
         """int32 sums times one number, which is what DequantizeLinear computes.
@@ -276,6 +278,11 @@ class Writer:
         without zero point that a Transpose, Reshape or Slice reads, and so destroys the sums.
         """
         return self.node("Mul", (self.node("Cast", [sums], to=TensorProto.FLOAT), scale), out)
+
+    def _grid(self, x: str, params: QuantParams) -> list[str]:
+        """The operands of QuantizeLinear and DequantizeLinear."""
+        zero = self.zero(params)
+        return [x, self.scale(params), zero] if zero else [x, self.scale(params)]
 
     def real(self, name: str) -> str:
         """The real numbers of a quantized tensor of the integer graph, made once however many read them."""
