@@ -257,15 +257,15 @@ def tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.N
         return None
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
-    if error > _BIAS_LSB:
+    if error > _BIAS_LSB and found.values is not None:
         _refine(found, out_scale)
-    scale = np.broadcast_to(found.acc_scale, bias.shape)
-    room: Vector | float = _AMPLE
-    if (np.abs(bias) > room * scale).any():
-        room = _bias_room(found)
-    tight = np.abs(bias) > room * scale
-    if tight.any():
-        scale = _coarsen(state, found, np.where(tight, np.abs(bias) / room, scale), tight, out_scale)
+        scale = np.broadcast_to(found.acc_scale, bias.shape)
+    if (np.abs(bias) > _AMPLE * scale).any():
+        # the largest bias that leaves the accumulator inside 32 bits, whatever the input
+        room = np.maximum(float(_INT32[1]) - _UNIT_ROUNDING - reach_of(found), 2.0**24)
+        tight = np.abs(bias) > room * scale
+        if tight.any():
+            scale = _coarsen(state, found, np.where(tight, np.abs(bias) / room, scale), tight, out_scale)
     return np.rint(bias / scale).astype(np.int32)
 
 
@@ -274,34 +274,23 @@ def _refine(found: Operands, out_scale: float) -> None:
 
     A channel without weight takes any scale (exporters write 1 there): one that holds its bias.
     """
-    if found.values is None:
-        return
-    centered = found.values.astype(np.int32) - found.weight_params.zero_array(found.values.ndim)
+    centered = found.integers.astype(np.int32) - found.weight_params.zero_array(found.integers.ndim)
     gain = 127 // max(int(np.abs(centered).max(initial=1)), 1)
     if gain > 1:
         own = found.weight_params
         found.values = (centered * gain).astype(np.int8)
         found.weight_params = QuantParams(tuple(s / gain for s in own.scale), (0,) * len(own.scale), "int8", own.axis)
     if found.weight_params.axis == found.axis:
-        span = tuple(i for i in range(centered.ndim) if i != found.axis)
         scale = np.asarray(found.weight_params.scale)
         finest = np.clip(max(out_scale * _BIAS_LSB, SMALLEST) / np.asarray(found.unit), SMALLEST, scale)
-        scale = np.where(centered.any(axis=span), scale, finest)
+        scale = np.where(centered.any(axis=found.summed), scale, finest)
         found.weight_params = replace(found.weight_params, scale=tuple(scale.tolist()))
 
 
-def _bias_room(found: Operands) -> Vector:
-    """The largest bias of each channel that leaves its accumulator inside 32 bits, whatever the input."""
-    if found.values is None:
-        return np.asarray(float(_INT32[1]))
-    return np.asarray(np.maximum(float(_INT32[1]) - _UNIT_ROUNDING - reach_of(found, found.values), 2.0**24))
-
-
-def reach_of(found: Operands, values: npt.NDArray[Any]) -> Vector:
+def reach_of(found: Operands) -> Vector:
     """How large the accumulators of each output channel may become, whatever the input; without a bias."""
-    span = tuple(i for i in range(values.ndim) if i != found.axis)
-    offset = np.abs(values.astype(np.int64) - found.weight_params.zero_array(values.ndim))
-    reach: Vector = offset.sum(axis=span, dtype=np.float64) * 255
+    offset = np.abs(found.integers.astype(np.int64) - found.weight_params.zero_array(found.integers.ndim))
+    reach: Vector = offset.sum(axis=found.summed, dtype=np.float64) * 255
     channels = found.channels or reach.size
     if reach.size != channels:  # the groups of a transposed convolution share their channels' weights
         reach = np.full(channels, reach.max(initial=0.0))
@@ -320,19 +309,17 @@ def _rescaled(found: Operands, scale: Vector) -> QuantParams:
 
 def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.bool_], out_scale: float) -> Vector:
     """Coarsen the unit of channels whose bias would not fit 32 bits; what that costs is said in output LSB."""
-    if found.values is None:
-        return unit
-    shape = [-1 if i == found.axis else 1 for i in range(found.values.ndim)]
+    values = found.integers
     if found.is_grouped:  # groups share one scale
         unit = np.full(1, unit.max())
-        ratio = found.weight_params.scale_array(found.values.ndim).astype(np.float64) * found.unit / unit
+        ratio = found.weight_params.scale_array(values.ndim).astype(np.float64) * found.unit / unit
     else:
+        shape = [1 if i in found.summed else -1 for i in range(values.ndim)]
         ratio = (np.broadcast_to(found.acc_scale, unit.shape) / unit).reshape(shape)
-    zero = found.weight_params.zero_array(found.values.ndim)
-    exact = (found.values - zero) * ratio
+    zero = found.weight_params.zero_array(values.ndim)
+    exact = (values - zero) * ratio
     rounded = np.rint(exact)
-    span = tuple(i for i in range(found.values.ndim) if i != found.axis)
-    lost = np.abs(rounded - exact).sum(axis=span) * unit * 255
+    lost = np.abs(rounded - exact).sum(axis=found.summed) * unit * 255
     cost = float((lost[tight] if lost.size == tight.size else lost).max() / out_scale)
     state.graph.diagnostics.warning(
         "QAT303",
@@ -341,7 +328,7 @@ def _coarsen(state: State, found: Operands, unit: Vector, tight: npt.NDArray[np.
         node=label_of(found.node),
         hint="these channels have almost no weight: prune them, or raise the smallest weight scale in training",
     )
-    found.values = (rounded + zero).astype(found.values.dtype)
+    found.values = (rounded + zero).astype(values.dtype)
     found.weight_params = _rescaled(found, unit / found.unit)
     return found.acc_scale
 

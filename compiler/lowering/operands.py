@@ -27,6 +27,18 @@ class Operands:
     channels: int | None  # None for a matrix product of two activations
 
     @property
+    def integers(self) -> npt.NDArray[Any]:
+        """The weight's integers; ValueError for an activation."""
+        if self.values is None:
+            raise ValueError(f"{self.weight.name} is computed at run time")
+        return self.values
+
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """The weight's axes that are none of output channels."""
+        return tuple(i for i in range(self.integers.ndim) if i != self.axis)
+
+    @property
     def acc_scale(self) -> Vector:
         """The real value of one unit of the accumulator: one entry, or one per output channel."""
         scale = np.asarray(self.weight_params.scale)

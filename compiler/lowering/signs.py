@@ -77,7 +77,7 @@ def sign_of(
     own = mac.own_bias(state, product)
     real = mac.sum_of(None if own is None else own * alpha, bias, np.asarray([-function.at])) / found.acc_scale
     unit = 2.0 ** math.ceil(math.log2(max(above - params.zero_point[0], params.zero_point[0] - below)))
-    stored = _odd(real, mac.reach_of(found, found.values), (at > below) - (at < above), unit)
+    stored = _odd(real, mac.reach_of(found), (at > below) - (at < above), unit)
     if stored is None or not _doubled(found, stored):
         return False
     if (stored % 2 == 0).all():
@@ -107,10 +107,10 @@ def _odd(bias: Vector, reach: Vector, at_zero: int, factor: float) -> npt.NDArra
 
 def _doubled(found: Operands, stored: npt.NDArray[Any]) -> bool:
     """Double the weight, less its zero points, where some channel's sums must be odd; False where that is too large."""
-    if found.values is None or (stored % 2 == 0).all():
-        return found.values is not None
+    if (stored % 2 == 0).all():
+        return True
     own = found.weight_params
-    twice = 2 * (found.values.astype(np.int32) - own.zero_array(found.values.ndim))
+    twice = 2 * (found.integers.astype(np.int32) - own.zero_array(found.integers.ndim))
     low, high = int(twice.min(initial=0)), int(twice.max(initial=0))
     if low < 2 * _INT8[0] or high > 2 * _INT8[1]:
         return False

@@ -144,9 +144,10 @@ def _core(graph: QuantGraph, node: Node | None, beta: Constant | None) -> _Found
     found = _product(graph, node)
     if found is None or len(found.others) != 1 or len(found.roots) != 1:
         return None
-    squared, axes, epsilon = _mean_square(graph, found.roots[0])
-    if squared is None or not epsilon > 0:
+    square = _mean_square(graph, found.roots[0])
+    if square is None:
         return None
+    squared, axes, epsilon = square
     centered, constants = _centered(graph, squared), tuple(found.constants)
     if centered is not None and centered[1] == axes:
         known = _centered(graph, found.others[0]) == centered
@@ -166,10 +167,12 @@ def _apart(graph: QuantGraph, node: Node) -> _Found | None:
         if other.roots != one.roots or {id(t) for t in one.constants} != {id(t) for t in other.constants}:
             continue
         x, root = one.others[0], one.roots[0]
-        variance, epsilon = _variance(graph, root)
-        axes = _mean_axes(graph, other.others[0], x)
-        if variance is not None and variance[0] is x and variance[1] == axes and epsilon > 0:
-            return _Found(x, variance[1], epsilon, tuple(one.constants), shift.inputs[0])
+        square = _mean_square(graph, root)
+        centered = None if square is None else _centered(graph, square[0])
+        if square is None or centered is None or centered[0] is not x:
+            continue
+        if centered[1] == square[1] == _mean_axes(graph, other.others[0], x):
+            return _Found(x, *square[1:], tuple(one.constants), shift.inputs[0])
     return None
 
 
@@ -193,27 +196,17 @@ def _mean_axes(graph: QuantGraph, tensor: Tensor, x: Tensor) -> int | None:
     return len(counted) if counted and counted == list(range(rank - len(counted), rank)) else None
 
 
-def _variance(graph: QuantGraph, root: Node) -> tuple[tuple[Tensor, int] | None, float]:
-    """What sqrt(mean((x - mean)^2) + epsilon) is the deviation of, and epsilon."""
-    squared, axes, epsilon = _mean_square(graph, root)
-    centered = None if squared is None else _centered(graph, squared)
-    return (centered, epsilon) if centered is not None and centered[1] == axes else (None, 0.0)
-
-
-def _mean_square(graph: QuantGraph, root: Node) -> tuple[Tensor | None, int, float]:
-    """The d of sqrt(mean(d^2) + epsilon), over how many last axes its mean goes, and epsilon."""
-    nothing = None, 0, 0.0
+def _mean_square(graph: QuantGraph, root: Node) -> tuple[Tensor, int, float] | None:
+    """The d of sqrt(mean(d^2) + epsilon), over how many last axes its mean goes, and epsilon, which is positive."""
     total = _maker(graph, root.inputs[0])
-    if total is None or total.op != "Add":
-        return nothing
-    mean, epsilon = _behind_constant(graph, total)
-    number = number_of(value_of(epsilon))
-    if mean is None or number is None:
-        return nothing
-    square = _maker(graph, mean.inputs[0]) if mean.op == "ReduceMean" else None
+    mean, constant = _behind_constant(graph, total) if total is not None and total.op == "Add" else (None, None)
+    number = None if constant is None else number_of(value_of(constant))
+    if mean is None or mean.op != "ReduceMean" or number is None or not np.float32(number) > 0:
+        return None
+    square = _maker(graph, mean.inputs[0])
     axes = None if square is None else _mean_axes(graph, mean.outputs[0], square.outputs[0])
     if square is None or axes is None or not _is_square(square):
-        return nothing
+        return None
     return square.inputs[0], axes, float(np.float32(number))
 
 
