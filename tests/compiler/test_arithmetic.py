@@ -20,6 +20,7 @@ from qatc.compiler.arithmetic import (
     quantize_multiplier,
     round_ratio,
 )
+from qatc.compiler.arithmetic.base import BLOCK
 from qatc.compiler.arithmetic.ort import fma
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.quant import QuantParams, dtype_range
@@ -109,6 +110,15 @@ def test_any_shape(name, shape):
     assert result.shape == acc.shape
     expected = np.clip(np.rint(acc * 2.0**-4) + 3, 0, 255)
     assert (np.abs(result.astype(np.float64) - expected) <= 1).all()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_channels_larger_than_a_block_keep_their_own_scale(name):
+    acc = np.random.default_rng(2).integers(-5000, 5000, (2, 3, BLOCK // 2 + 7))
+    scales, out = (0.25, 0.5, 0.125), QuantParams.per_tensor(8.0, 3, "int8")
+    whole = PROFILES[name].requantize(acc, scales, out, -100, 127, 1)
+    each = [PROFILES[name].requantize(acc[:, c], scales[c : c + 1], out, -100, 127, 0) for c in range(3)]
+    np.testing.assert_array_equal(whole, np.stack(each, axis=1))
 
 
 def test_every_tie_is_decided_by_the_rule():

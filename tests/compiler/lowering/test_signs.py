@@ -23,6 +23,8 @@ from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import check, verify
 from qatc.compiler.verify.boundary import ExactSign, exact_at
+from tests.agreeing import agrees, reasons
+from tests.graphs import net
 from tests.pipeline import integer
 
 # What is made of the sum `t`, and the values below zero, at zero and above.
@@ -334,3 +336,15 @@ def test_what_is_no_rising_sign_of_one_sum_stays_in_float(lines: list[str]) -> N
     assert any(isinstance(op, Float) for op in graph.ops)
     wanted = RunnableModel(model).run(feeds)["out"]
     np.testing.assert_array_equal(execute(graph, feeds, get_profile("onnx"))["out"], wanted)
+
+
+def test_the_sign_of_a_sum_of_two_tensors_stays_in_float() -> None:
+    """It is no sum of products, and its own rounding would move what lies near zero to the other side."""
+    text = net(
+        "(float[2,3] x, float[2,3] u) => (float[2,3] y)", "a = A(x)\nb = C(u)\ns = Add(a, b)\nt = Sign(s)\ny = D(t)"
+    )
+    graph = agrees(text)
+    assert reasons(graph) == [
+        "Add: its result is not quantized by the model",
+        "Sign: its input is not quantized by the model",
+    ]
