@@ -89,9 +89,9 @@ def _ordered(graph: QuantGraph, tensor: Tensor, have: str, want: str) -> Tensor:
     """The tensor with its indices in another order."""
     if have == want:
         return tensor
-    return made(graph, "Transpose", [tensor], f"{tensor.name}_ordered", perm=[have.index(i) for i in want])
+    return made(graph, "Transpose", [tensor], f"{tensor.name}_ordered", None, perm=[have.index(i) for i in want])
 
 
 def _reshaped(graph: QuantGraph, op: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
     name = f"{tensor.name}_{op.lower()}"
-    return made(graph, op, [tensor, graph.constant(f"{name}_axes", np.asarray(axes, np.int64))], name)
+    return made(graph, op, [tensor, graph.constant(f"{name}_axes", np.asarray(axes, np.int64))], name, None)

@@ -34,6 +34,7 @@ _SINCE: Final = {
     "Gelu": 20, "HardSwish": 14, "LayerNormalization": 17, "Mish": 18, "RMSNormalization": 23, "Reshape": 14,
     "Shape": 15, "Split": 18, "Swish": 24,
 }  # fmt: skip
+_FLOAT: Final = onnx.TensorProto.FLOAT
 _LAST: Final = 2**63 - 1  # an end beyond every dimension
 _AXES_SINCE: Final = 18  # axes are an operand of reductions from here on
 
@@ -236,7 +237,7 @@ def _each(node: Node, name: str, default: int, count: int) -> list[int]:
 
 
 def made(
-    graph: QuantGraph, op: str, inputs: Sequence[Tensor], name: str, dtype: int = onnx.TensorProto.FLOAT, **attrs: object
+    graph: QuantGraph, op: str, inputs: Sequence[Tensor], name: str, dtype: int | None = _FLOAT, **attrs: object
 ) -> Tensor:
     """The result of a new node, both of one name."""
     return graph.apply(op, inputs, name, dtype, name=name, attrs=attrs)
