@@ -6,7 +6,7 @@ Every node lists its tensors and every tensor its readers and its maker; graphsu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import onnx
@@ -150,6 +150,11 @@ def relink(old: Tensor, new: Tensor) -> None:
 def maker_of(tensor: Tensor) -> Node | None:
     """The node that makes `tensor`, None for graph inputs and constants."""
     return cast("Node", tensor.inputs[0]) if tensor.inputs else None
+
+
+def is_op(node: Node | None, *ops: str) -> TypeGuard[Node]:
+    """Whether there is a node, and it is one of these operators of ONNX's own."""
+    return node is not None and not node.domain and node.op in ops
 
 
 def is_constant(tensor: Tensor) -> bool:

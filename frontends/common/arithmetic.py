@@ -39,7 +39,7 @@ from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_ra
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common.chains import Clamp, Doubles, State, affine_of, backward, bounds_of, fit, forward, narrowed
 from qatc.frontends.common.integers import is_q
-from qatc.frontends.common.params import make_params, on_whole_zero
+from qatc.frontends.common.params import OF_ELEMENT, make_params, on_whole_zero
 from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.common.sinking import sink
 from qatc.frontends.common.straight_through import drop_straight_through, unscaled
@@ -51,7 +51,7 @@ _BYTE: Final = 255  # steps between the ends of an 8-bit range
 _HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 _FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
-_BYTES: Final[dict[int, str]] = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "uint8"}
+_BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
 
 
 def rewrite(graph: QuantGraph) -> int:

@@ -15,8 +15,10 @@ import numpy.typing as npt
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import Array, dtype_range, number_of
+from qatc.frontends.common.params import OF_ELEMENT
 from qatc.frontends.common.straight_through import keeps_shape
 
 LONGEST: Final = 8  # operators on one side of a Round
@@ -25,14 +27,7 @@ _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 _FLOATS: Final = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 )
-_INTEGERS: Final[dict[int, str]] = {
-    onnx.TensorProto.INT4: "int4",
-    onnx.TensorProto.UINT4: "uint4",
-    onnx.TensorProto.INT8: "int8",
-    onnx.TensorProto.UINT8: "uint8",
-    onnx.TensorProto.INT16: "int16",
-    onnx.TensorProto.UINT16: "uint16",
-}
+_INTEGERS: Final = {kind: name for kind, name in OF_ELEMENT.items() if name != "int32"}
 
 Doubles = npt.NDArray[np.float64]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -120,7 +115,7 @@ def bounds_of(graph: QuantGraph, node: Node, tensor: Tensor) -> tuple[float, flo
     """(low, high) where the node clamps `tensor` between constants."""
     if node.op in ("Relu", "Clip"):
         return clamp_bounds(graph, node) if node.inputs[0] is tensor else None
-    found = _operand(node, tensor) if node.op in ("Min", "Max") and not node.domain else None
+    found = _operand(node, tensor) if is_op(node, "Min", "Max") else None
     bound = None if found is None else number_of(found[0])
     if bound is None:
         return None
@@ -143,7 +138,7 @@ def forward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
         elif bounds is not None:
             clamp = Clamp(state.scale, state.offset, *bounds)
             state = State(out, state.scale, state.offset, (*state.clamps, clamp), state.multiplied)
-        elif node.op == "Cast" and not node.domain:
+        elif is_op(node, "Cast"):
             clamps = _clamps_of_cast(node, state)
             if clamps is None:
                 return

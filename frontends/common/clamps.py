@@ -16,6 +16,7 @@ import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
@@ -37,9 +38,7 @@ def chosen_by_product(graph: QuantGraph, node: Node) -> bool:
     terms = [_chosen(graph, t) for t in node.inputs]
     for then, other in (terms, terms[::-1]) if len(terms) == 2 else ():
         inverse = graph.producer(other[0]) if then is not None and other is not None else None
-        if then is None or other is None or inverse is None or inverse.op != "Not" or inverse.domain:
-            continue
-        if inverse.inputs[0] is then[0]:
+        if then is not None and other is not None and is_op(inverse, "Not") and inverse.inputs[0] is then[0]:
             node.op, node.inputs = "Where", [then[0], then[1], other[1]]
             chosen_by_comparison(graph, node)
             return True
@@ -49,7 +48,7 @@ def chosen_by_product(graph: QuantGraph, node: Node) -> bool:
 def _chosen(graph: QuantGraph, term: Tensor) -> tuple[Tensor, Tensor] | None:
     """(condition, value) of a product of a value and a condition in numbers."""
     product = graph.producer(term)
-    if product is None or product.domain or product.op != "Mul":
+    if not is_op(product, "Mul"):
         return None
     for factor, value in (product.inputs, product.inputs[::-1]):
         condition = condition_of(graph, factor)
@@ -61,16 +60,14 @@ def _chosen(graph: QuantGraph, term: Tensor) -> tuple[Tensor, Tensor] | None:
 def condition_of(graph: QuantGraph, tensor: Tensor) -> Tensor | None:
     """The condition that a tensor says in numbers, 1 where it holds and 0 elsewhere."""
     cast = graph.producer(tensor)
-    if cast is None or cast.op != "Cast" or cast.domain or element_type(cast.inputs[0]) != _BOOL:
-        return None
-    return cast.inputs[0]
+    return cast.inputs[0] if is_op(cast, "Cast") and element_type(cast.inputs[0]) == _BOOL else None
 
 
 @_RULES.on("Where")
 def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
     """The smaller or the larger of a tensor and a number."""
     condition = graph.producer(node.inputs[0])
-    if condition is None or condition.domain or condition.op not in COMPARISONS:
+    if not is_op(condition, *COMPARISONS):
         return False
     left, right = condition.inputs
     x, bound = (left, _scalar(graph, right)) if not isinstance(left, Constant) else (right, _scalar(graph, left))
@@ -90,7 +87,7 @@ def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
 def _lets_through(graph: QuantGraph, clamped: Tensor, x: Tensor, number: float) -> bool:
     """Whether `clamped` is a clamp of x to [low, high] with low <= number <= high: it keeps x on its side of number."""
     node = graph.producer(clamped)
-    if node is None or node.domain or node.op not in ("Relu", "Clip", "Min", "Max"):
+    if not is_op(node, "Relu", "Clip", "Min", "Max"):
         return False
     if node.op == "Relu":
         return node.inputs[0] is x and number >= 0
@@ -135,7 +132,7 @@ def _terms(graph: QuantGraph, total: Tensor) -> list[tuple[int, Tensor]]:
     for _ in range(_TERMS - 1):
         for index, (sign, tensor) in enumerate(found):
             node = graph.producer(tensor)
-            if node is not None and node.op in ("Add", "Sub") and not node.domain:
+            if is_op(node, "Add", "Sub"):
                 second = sign if node.op == "Add" else -sign
                 found[index : index + 1] = [(sign, node.inputs[0]), (second, node.inputs[1])]
                 break
@@ -145,7 +142,7 @@ def _terms(graph: QuantGraph, total: Tensor) -> list[tuple[int, Tensor]]:
 def _absolute(graph: QuantGraph, terms: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
     """The terms that are absolute values: what they are those of."""
     makers = [(sign, graph.producer(t)) for sign, t in terms]
-    return [(sign, m.inputs[0]) for sign, m in makers if m is not None and m.op == "Abs" and not m.domain]
+    return [(sign, m.inputs[0]) for sign, m in makers if is_op(m, "Abs")]
 
 
 def _is_shifted(graph: QuantGraph, tensor: Tensor, x: Tensor, bound: float) -> bool:

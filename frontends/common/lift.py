@@ -38,13 +38,12 @@ from qatc.frontends.common.integers import (
     padding_of,
 )
 from qatc.frontends.common.operands import refuse
-from qatc.frontends.common.params import linear_params
+from qatc.frontends.common.params import OF_ELEMENT, linear_params
 
 _LOWERED: Final = (
     "integers may be moved, clipped and dequantized; of what a tool lowered to integer arithmetic of its own, give the"
     " model from before that; for integer operators (QLinearConv, ConvInteger, ...) use -m qoperator"
 )
-_OF_ELEMENT: Final = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES}
 
 
 def lift(graph: QuantGraph) -> None:
@@ -246,8 +245,8 @@ class _Lifter:
         kind = int(node.attr("to"))
         if kind in (onnx.TensorProto.INT64, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64):
             low, high = (0 if kind != onnx.TensorProto.INT64 else WIDEST[0]), WIDEST[1]
-        elif kind in _OF_ELEMENT:
-            low, high = dtype_range(_OF_ELEMENT[kind])
+        elif kind in OF_ELEMENT:
+            low, high = dtype_range(OF_ELEMENT[kind])
         else:
             return False
         if not low <= parent.low <= parent.high <= high:
@@ -449,7 +448,7 @@ class _Lifter:
             if integers is None or (integers.root() is integers and integers.node is None):
                 continue
             declared, own = element_type(output), integers.root().params.container
-            known = declared if declared in _OF_ELEMENT else onnx.helper.np_dtype_to_tensor_dtype(own)
+            known = declared if declared in OF_ELEMENT else onnx.helper.np_dtype_to_tensor_dtype(own)
             self.graph.integer_ports[output.name] = known or onnx.TensorProto.UINT8
             if integers.node is not None:
                 self.graph.detach_producer(output)
@@ -478,4 +477,4 @@ def _peel(value: _Integers, bounds: tuple[int, int]) -> tuple[_Integers, int, in
 
 def _of_element(tensor: Tensor) -> str | None:
     """The quantized type of a tensor of integers."""
-    return _OF_ELEMENT.get(element_type(tensor) or 0)
+    return OF_ELEMENT.get(element_type(tensor) or 0)

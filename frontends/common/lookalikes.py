@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
-from qatc.compiler.model.links import label_of, maker_of
+from qatc.compiler.model.links import is_op, label_of, maker_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import Array
@@ -35,9 +35,7 @@ _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"
 
 def heads_quantizer(node: Node) -> bool:
     """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
-    if node.op not in ("Round", "Floor") or node.domain:
-        return False
-    found = _scaling(node)
+    found = _scaling(node) if is_op(node, "Round", "Floor") else None
     return found is not None and not _is_offset(node, found[0].outputs[0])
 
 
@@ -49,7 +47,7 @@ def _is_offset(node: Node, scaled: Tensor) -> bool:
     value, readers = value_of(node.inputs[0]), _few(scaled.outputs)
     if value is None or not readers:
         return False
-    if not all(n.op in ("Add", "Sub") and not n.domain for n in readers):
+    if not all(is_op(n, "Add", "Sub") for n in readers):
         return False
     shapes = [shape_of(t) for n in readers for t in n.inputs if t is not scaled]
     sizes = [math.prod(d if isinstance(d, int) else 1 for d in shape) for shape in shapes if shape is not None]
@@ -93,7 +91,7 @@ def looks_like_quantizer(node: Node) -> bool:
 
 def holds_weight(node: Node) -> bool:
     """Whether a Cast makes floats of a weight that is stored in integers: a constant on its way into a product."""
-    if node.op not in ("Cast", "CastLike") or node.domain or not node.inputs:
+    if not is_op(node, "Cast", "CastLike") or not node.inputs:
         return False
     value = value_of(_unmoved(node.inputs[0]))
     if value is None or value.ndim < 2 or quantized_dtype(value.dtype) in (None, "int32"):
@@ -131,7 +129,7 @@ def multiplies_whole_numbers(node: Node) -> bool:
 def _stored(tensor: Tensor) -> Array | None:
     """The value of a constant, also of one that a Constant node makes (nothing is folded yet)."""
     maker = maker_of(tensor)
-    if maker is None or maker.op != "Constant" or maker.domain:
+    if not is_op(maker, "Constant"):
         return value_of(tensor)
     value: Array | None = maker.attr("value")  # None where it is written as value_float and the like
     return value
@@ -154,7 +152,7 @@ def report_others(graph: QuantGraph) -> None:
     stay float (QAT109, a note).
     """
     for node in list(graph.nodes):
-        if node.op not in ("Round", "Floor") or node.domain or not looks_like_quantizer(node):
+        if not looks_like_quantizer(node):
             continue
         found = _scaled_by_extreme(graph, node)
         if found is not None:

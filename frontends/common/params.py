@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import onnx
 
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, shape_of, value_of
 from qatc.compiler.model.links import label_of
@@ -32,6 +33,9 @@ _FORMATS: Final = {
     "float8_e5m2": "FP8 E5M2 (float8_e5m2)",
     "float8_e5m2fnuz": "FP8 E5M2 (float8_e5m2fnuz)",
     "float4_e2m1fn": "FP4 E2M1 (float4_e2m1fn)",
+}
+OF_ELEMENT: Final[dict[int, str]] = {  # TensorProto's number -> the integer type that it stands for
+    kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES
 }
 _SHOWN: Final = 3  # wrong values that a message lists
 _EMPTY: Final = 2.0**-14  # the step of a weight that only holds zeros: any does, this one leaves room for a bias
@@ -303,6 +307,4 @@ def _integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] |
     kind = node.attr("output_dtype", 0) if node.op == "QuantizeLinear" else node.inputs[0].dtype
     if not kind:
         return np.dtype(np.uint8)
-    import onnx
-
     return onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else np.dtype(kind)

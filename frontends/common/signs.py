@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, value_of
-from qatc.compiler.model.links import maker_of
+from qatc.compiler.model.links import is_op, maker_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
@@ -40,7 +40,7 @@ _BETWEEN: Final = frozenset({"Sign", "Where", "Add", "Sub", "Mul", "Div", "Cast"
 
 def reaches_product(graph: QuantGraph, node: Node) -> bool:
     """Whether a node makes signs or other whole numbers that soon meet a product, as far as a look can tell."""
-    if _whole(graph, node) is None and not _is("Sign", node) and not _is_step(node):
+    if _whole(graph, node) is None and not is_op(node, "Sign") and not _is_step(node):
         return False
     near = [node]
     for _ in range(_LONGEST):
@@ -56,9 +56,9 @@ def quantize_signs(graph: QuantGraph) -> None:
 
     No value changes.
     """
-    for node in [n for n in graph.nodes if _is("Add", n)]:
+    for node in [n for n in graph.nodes if is_op(n, "Add")]:
         _take_zero_for_positive(graph, node)
-    for node in [n for n in graph.nodes if _is("Where", n)]:
+    for node in [n for n in graph.nodes if is_op(n, "Where")]:
         _choose_one_for_zero(graph, node)
     for node in list(graph.nodes):
         whole = _whole(graph, node)
@@ -90,7 +90,7 @@ def _whole(graph: QuantGraph, node: Node) -> _Whole | None:
 
     None where nothing bounds it on both sides, or where a byte does not hold it.
     """
-    if not _is("Round", node):
+    if not is_op(node, "Round"):
         return None
     found: _Whole | None = None
     for end in itertools.chain([start(node.outputs[0])], forward(graph, node.outputs[0])):
@@ -129,8 +129,8 @@ def _holds(dtype: str, bounds: tuple[int, int]) -> bool:
 
 def _is_step(node: Node) -> bool:
     """Whether a Where chooses by comparison between two of -1, 0 and 1."""
-    condition = maker_of(node.inputs[0]) if _is("Where", node) else None
-    if condition is None or condition.op not in COMPARISONS or condition.domain:
+    condition = maker_of(node.inputs[0]) if is_op(node, "Where") else None
+    if not is_op(condition, *COMPARISONS):
         return False
     sides = [value_of(t) for t in node.inputs[1:]]
     return all(v is not None and v.size and np.isin(v, (-1.0, 0.0, 1.0)).all() for v in sides)
@@ -139,7 +139,7 @@ def _is_step(node: Node) -> bool:
 def _choose_one_for_zero(graph: QuantGraph, node: Node) -> None:
     """Make Sign(s + 0.5) of 1 where a sign s is zero, and s elsewhere; likewise of -1."""
     condition, chosen, signs = graph.producer(node.inputs[0]), _number(node.inputs[1], node.inputs[2]), node.inputs[2]
-    if condition is None or not _is("Equal", condition) or not _is("Sign", graph.producer(signs)):
+    if not is_op(condition, "Equal") or not is_op(graph.producer(signs), "Sign"):
         return
     compared = [t for t in condition.inputs if t is not signs]
     if len(compared) == 1 and _number(compared[0], signs) == 0 and chosen is not None and abs(chosen) == 1:
@@ -167,29 +167,24 @@ def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
     """Make Sign(s + 0.5) of s + (1 - |s|), where s is a sign."""
     for signs, rest in (node.inputs, node.inputs[::-1]):
         difference = graph.producer(rest)
-        if not _is("Sign", graph.producer(signs)) or difference is None or not _is("Sub", difference):
+        if not is_op(graph.producer(signs), "Sign") or not is_op(difference, "Sub"):
             continue
         one, absolute = value_of(difference.inputs[0]), graph.producer(difference.inputs[1])
         if one is None or number_of(one) != 1 or absolute is None:
             continue
-        if _is("Abs", absolute) and absolute.inputs[0] is signs:
+        if is_op(absolute, "Abs") and absolute.inputs[0] is signs:
             _sign_of_sum(graph, node, signs, 0.5)
             return
 
 
 def _makes_signs(graph: QuantGraph, node: Node) -> bool:
     """Whether all that a node can make is -1, 0 and 1: a sign, or one where a condition holds and 0 elsewhere."""
-    if _is("Mul", node):
+    if is_op(node, "Mul"):
         return any(
-            _is("Sign", graph.producer(signs)) and condition_of(graph, factor) is not None
+            is_op(graph.producer(signs), "Sign") and condition_of(graph, factor) is not None
             for signs, factor in (node.inputs, node.inputs[::-1])
         )
-    return _is("Sign", node) or _is_step(node)
-
-
-def _is(op: str, node: Node | None) -> bool:
-    """Whether a node is the standard operator `op`."""
-    return node is not None and node.op == op and not node.domain
+    return is_op(node, "Sign") or _is_step(node)
 
 
 def _meets_weights(graph: QuantGraph, signs: Tensor) -> bool:

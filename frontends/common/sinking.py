@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 
 _ROUNDINGS: Final = frozenset({"Round", "Floor"})
@@ -19,7 +20,7 @@ _LONGEST: Final = 8  # operators on each side of a rounding
 
 def sink(graph: QuantGraph) -> None:
     """Move every Transpose between a rounding and the arithmetic around it behind all of that, in place."""
-    moved = [_sink_from(graph, _start(graph, n)) for n in graph.nodes if n.op in _ROUNDINGS and not n.domain]
+    moved = [_sink_from(graph, _start(graph, n)) for n in graph.nodes if is_op(n, *_ROUNDINGS)]
     if any(moved):
         graph.sort()
 
@@ -33,10 +34,10 @@ def _start(graph: QuantGraph, rounding: Node) -> Node:
         if data is None or maker is None or graph.only_consumer(data) is not at:
             break
         source = next((t for t in maker.inputs if t.name and not is_constant(t)), None)
-        if not _is_transpose(maker) and (source is None or not _is_elementwise(maker, source)):
+        if not is_op(maker, "Transpose") and (source is None or not _is_elementwise(maker, source)):
             break
         at = maker
-        if not _is_transpose(maker):
+        if not is_op(maker, "Transpose"):
             start = maker
     return start
 
@@ -47,9 +48,9 @@ def _sink_from(graph: QuantGraph, start: Node) -> bool:
     last, moved = start, False
     for _ in range(4 * _LONGEST):
         node = graph.only_consumer(last.outputs[0])
-        if node is None or (not _is_transpose(node) and not _is_elementwise(node, last.outputs[0])):
+        if node is None or (not is_op(node, "Transpose") and not _is_elementwise(node, last.outputs[0])):
             break
-        if _is_transpose(node):
+        if is_op(node, "Transpose"):
             waiting.append(node)
             last = node
             continue
@@ -60,13 +61,9 @@ def _sink_from(graph: QuantGraph, start: Node) -> bool:
     return moved
 
 
-def _is_transpose(node: Node) -> bool:
-    return node.op == "Transpose" and not node.domain
-
-
 def _is_elementwise(node: Node, data: Tensor) -> bool:
     """Whether a node does the same to all elements of `data`: a rounding, a Cast, arithmetic with single numbers."""
-    if node.domain or node.op not in (_ROUNDINGS | _SCALAR | {"Cast"}):
+    if not is_op(node, *_ROUNDINGS, *_SCALAR, "Cast"):
         return False
     others = [value_of(t) for t in node.inputs if t.name and t is not data]
     return all(v is not None and v.size == 1 and v.ndim <= max(1, rank_of(data) or 0) for v in others)

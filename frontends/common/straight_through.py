@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.passes.movement import order_of
 from qatc.compiler.quant import Array
@@ -58,13 +59,13 @@ def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
             if value is not None:
                 return value, other
             maker = graph.producer(one)
-            if maker is not None and maker.op == "Sub" and not maker.domain and maker.inputs[0] is maker.inputs[1]:
+            if is_op(maker, "Sub") and maker.inputs[0] is maker.inputs[1]:
                 return other, maker.inputs[0]
         return None
     maker = graph.producer(node.inputs[1])
-    if maker is None or maker.domain or maker.op != "Sub" or not _equal(maker.inputs[0], node.inputs[0]):
-        return None
-    return maker.inputs[1], node.inputs[0]
+    if is_op(maker, "Sub") and _equal(maker.inputs[0], node.inputs[0]):
+        return maker.inputs[1], node.inputs[0]
+    return None
 
 
 def _broadcasts(kept: Tensor, other: Tensor) -> bool:
@@ -94,19 +95,16 @@ def truncated(graph: QuantGraph, node: Node) -> bool:
     """Whole numbers whose fractions are cut off: the sign is taken off, given back, and nothing was there to cut."""
     for factor, part in (node.inputs, node.inputs[::-1]):
         signs, floor = graph.producer(factor), graph.producer(part)
-        if signs is None or floor is None or (signs.op, floor.op) != ("Sign", "Floor") or signs.domain or floor.domain:
+        if not is_op(signs, "Sign") or not is_op(floor, "Floor"):
             continue
         size = graph.producer(floor.inputs[0])
         values = signs.inputs[0]
-        if size is None or size.domain or not _is_whole(graph, values):
-            continue
-        pair = [id(t) for t in size.inputs]
-        if size.op == "Abs" and size.inputs[0] is values:
-            pass
-        elif size.op != "Mul" or sorted(pair) != sorted((id(factor), id(values))):
-            continue
-        graph.replace(node.outputs[0], values)
-        return True
+        is_size = is_op(size, "Abs") and size.inputs[0] is values
+        if is_op(size, "Mul"):
+            is_size = sorted(map(id, size.inputs)) == sorted((id(factor), id(values)))
+        if is_size and _is_whole(graph, values):
+            graph.replace(node.outputs[0], values)
+            return True
     return False
 
 
@@ -123,11 +121,9 @@ def _is_whole(graph: QuantGraph, tensor: Tensor) -> bool:
     """Whether a tensor holds nothing but whole numbers: rounded, and clamped since to whole numbers at most."""
     for _ in range(_LONGEST):
         maker = graph.producer(tensor)
-        if maker is None or maker.domain:
-            return False
-        if maker.op in ("Round", "Floor", "Ceil"):
+        if is_op(maker, "Round", "Floor", "Ceil"):
             return True
-        if maker.op not in ("Clip", "Min", "Max", "Relu", "Transpose"):
+        if not is_op(maker, "Clip", "Min", "Max", "Relu", "Transpose"):
             return False
         data = [t for t in maker.inputs if t.name and not is_constant(t)]
         bounds = [v for t in maker.inputs if t.name and (v := value_of(t)) is not None]
@@ -167,7 +163,7 @@ def keeps_shape(value: Array, data: Tensor) -> bool:
 def unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
     """What is multiplied by one to make a tensor (QKeras's share of noise, at its end), or else the tensor itself."""
     maker = graph.producer(tensor)
-    if maker is None or maker.domain or maker.op != "Mul" or len(maker.inputs) != 2:
+    if not is_op(maker, "Mul") or len(maker.inputs) != 2:
         return tensor
     for factor, data in (maker.inputs, maker.inputs[::-1]):
         value = value_of(factor)
@@ -185,7 +181,7 @@ def _seen(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | 
     negative = False
     for _ in range(_LONGEST):
         maker = graph.producer(tensor)
-        if maker is None or maker.domain or maker.op not in ("Neg", "Transpose"):
+        if not is_op(maker, "Neg", "Transpose"):
             break
         if maker.op == "Neg":
             negative = not negative

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.model.links import relink
+from qatc.compiler.model.links import is_op, relink
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules
@@ -88,7 +88,7 @@ def lowered_convolution(graph: QuantGraph, node: Node) -> bool:
     """Im2Col and the products that read it are convolutions."""
     readers = graph.consumers(node.outputs[0])
     kernel = [int(k) for k in node.attr("kernel_size", [])]
-    products = [r for r in readers if r.op == "MatMul" and not r.domain and r.inputs[0] is node.outputs[0]]
+    products = [r for r in readers if is_op(r, "MatMul") and r.inputs[0] is node.outputs[0]]
     shapes = [_columns(r) for r in products]
     size = int(np.prod(kernel)) if len(kernel) == 2 else 0
     if not size or len(products) < len(readers) or not readers or graph.is_output(node.outputs[0]):

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Constant, Node, Tensor, value_of
-from qatc.compiler.model.links import maker_of
+from qatc.compiler.model.links import is_op, maker_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range, number_of
 from qatc.compiler.rewrite import NoMatch
@@ -138,7 +138,7 @@ def shift(reader: Reader, node: Node) -> bool:
     q, target = maker.inputs[0], reader.grid(node, 1).numbers()
     if is_dq(maker):
         source = reader.grid(maker, 1).numbers()
-    elif maker.op == "Cast" and not maker.domain and maker.attr("to") in _FLOATS:
+    elif is_op(maker, "Cast") and maker.attr("to") in _FLOATS:
         source = (1.0, 0)
     else:
         return False
@@ -235,13 +235,13 @@ def as_floats(reader: Reader, node: Node) -> bool:
 
 def is_table(node: Node) -> bool:
     """Whether the node reads a constant list of bytes at places that were cast from integers."""
-    if node.op not in ("Gather", "GatherElements") or node.domain or len(node.inputs) != 2:
+    if not is_op(node, "Gather", "GatherElements") or len(node.inputs) != 2:
         return False
     entries, index = value_of(node.inputs[0]), node.inputs[1]
     cast = maker_of(index)
     if entries is None or entries.ndim != 1 or dtype_name(entries.dtype) not in ("int8", "uint8"):
         return False
-    return cast is not None and cast.op == "Cast" and cast.attr("to") in _INDICES
+    return is_op(cast, "Cast") and cast.attr("to") in _INDICES
 
 
 @_means("Gather", "GatherElements")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q
@@ -207,7 +207,7 @@ class Reader:
             known = self.grids.get(id(node.inputs[0]))
             if known is not None and not is_value_blind(node):
                 self.grids.update((id(y), known) for y in node.outputs)
-        elif node.op == "Resize" and not node.domain and id(node.inputs[0]) in self.grids:
+        elif is_op(node, "Resize") and id(node.inputs[0]) in self.grids:
             self.interpolate(node, self.grids[id(node.inputs[0])])
         elif self.reads_integers(node) and not node.domain:
             self.read_as_real(node)

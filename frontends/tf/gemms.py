@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.quant import number_of
 
 
@@ -19,7 +20,7 @@ def sums_from_gemms(graph: QuantGraph) -> None:
     products: dict[tuple[int, int], Tensor] = {
         (id(n.inputs[0]), id(n.inputs[1])): n.outputs[0]
         for n in graph.nodes
-        if n.op == "MatMul" and not n.domain and len(n.inputs) == 2 and len(n.outputs) == 1
+        if is_op(n, "MatMul") and len(n.inputs) == 2 and len(n.outputs) == 1
     }
     changed = False
     for node in graph.nodes:
@@ -36,7 +37,7 @@ def sums_from_gemms(graph: QuantGraph) -> None:
 
 def _is_sum(node: Node) -> bool:
     """Whether it is a Gemm of two operands as they are, plus something computed."""
-    plain = node.op == "Gemm" and not node.domain and len(node.inputs) == 3 and len(node.outputs) == 1
+    plain = is_op(node, "Gemm") and len(node.inputs) == 3 and len(node.outputs) == 1
     if not plain or not node.inputs[2].name or is_constant(node.inputs[2]):
         return False
     return not node.attr("transA", 0) and not node.attr("transB", 0) and float(node.attr("beta", 1.0)) == 1.0
@@ -48,8 +49,7 @@ def _scaled(graph: QuantGraph, product: Tensor, alpha: float, node: Node) -> Ten
         return product
     for reader in graph.consumers(product):
         others = [t for t in reader.inputs if t is not product]
-        is_factor = reader.op == "Mul" and not reader.domain and len(others) == 1
-        if is_factor and number_of(value_of(others[0])) == alpha:
+        if is_op(reader, "Mul") and len(others) == 1 and number_of(value_of(others[0])) == alpha:
             return reader.outputs[0]
     name = f"{node.outputs[0].name}_product"
     by = graph.constant(f"{name}_factor", np.asarray(alpha, np.float32))

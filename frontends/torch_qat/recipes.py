@@ -169,7 +169,7 @@ class Recipe:
         else:
             low, high = self._range(bits, self.signed)
         return self._quantizer(
-            PowerOfTwoObserver if self.power_of_two else MovingAverageMinMaxObserver,
+            self._observer(),
             quant_min=low,
             quant_max=high,
             dtype=torch.qint8 if self.signed else torch.quint8,
@@ -180,24 +180,11 @@ class Recipe:
     def weight(self, bits: int = 8, axis: int = 0) -> Callable[[], torch.nn.Module]:
         """A factory of fake quantizers for weights of `bits` bits, output channels along `axis`."""
         low, high = self._range(bits, signed=True)
+        options: dict[str, Any] = {"quant_min": low, "quant_max": high, "dtype": torch.qint8, "reduce_range": False}
         if self.per_channel:
-            return self._quantizer(
-                MovingAveragePerChannelMinMaxObserver,
-                quant_min=low,
-                quant_max=high,
-                dtype=torch.qint8,
-                qscheme=torch.per_channel_symmetric,
-                reduce_range=False,
-                ch_axis=axis,
-            )
-        return self._quantizer(
-            PowerOfTwoObserver if self.power_of_two else MovingAverageMinMaxObserver,
-            quant_min=low,
-            quant_max=high,
-            dtype=torch.qint8,
-            qscheme=torch.per_tensor_symmetric,
-            reduce_range=False,
-        )
+            options |= {"qscheme": torch.per_channel_symmetric, "ch_axis": axis}
+            return self._quantizer(MovingAveragePerChannelMinMaxObserver, **options)
+        return self._quantizer(self._observer(), qscheme=torch.per_tensor_symmetric, **options)
 
     def unit_interval(self) -> Callable[[], torch.nn.Module]:
         """A factory for results between 0 and 1 (Softmax, Sigmoid): their range needs no observer."""
@@ -222,6 +209,9 @@ class Recipe:
             raise misused(f"{bits} bits cannot be trained", f"from {_MIN_BITS} to {_MAX_BITS}")
         half = 1 << (bits - 1)
         return (-half + self.narrow, half - 1) if signed else (0, 2 * half - 1)
+
+    def _observer(self) -> type:
+        return PowerOfTwoObserver if self.power_of_two else MovingAverageMinMaxObserver
 
     def _quantizer(self, observer: type, **options: Any) -> Callable[[], torch.nn.Module]:
         kind = LearnedFakeQuantize if self.learned else TrainedFakeQuantize
