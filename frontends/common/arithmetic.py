@@ -38,6 +38,7 @@ from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common.chains import Clamp, Doubles, State, affine_of, backward, bounds_of, fit, forward, narrowed
+from qatc.frontends.common.detours import shorten
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.params import OF_ELEMENT, make_params, on_whole_zero
 from qatc.frontends.common.qdq import to_fake_quant
@@ -57,6 +58,7 @@ _BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("in
 def rewrite(graph: QuantGraph) -> int:
     """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
     drop_straight_through(graph)
+    shorten(graph)
     sink(graph)
     return sweep(graph, RULES)
 

@@ -28,6 +28,7 @@ from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.rounded import STATIC, extreme_behind
 
 _BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
+_FARTHEST: Final = 2 * LONGEST  # operators from a Round to its scale: a quantizer's, and a clamp in another type
 _PROBED: Final = 64  # elements that are looked at before all are
 _FEWEST, _BYTE = 3.0, 255.0  # the largest whole number of a weight that was quantized
 _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"})
@@ -56,7 +57,7 @@ def _is_offset(node: Node, scaled: Tensor) -> bool:
 
 def _scaling(node: Node) -> tuple[Node, Tensor] | None:
     """The Mul or Div that gives rounded values their scale, and the tensor of those values that it reads."""
-    for _ in range(LONGEST):
+    for _ in range(_FARTHEST):
         values = node.outputs[0]
         readers = [n for n in _few(values.outputs) if _reads_values(n, values)]
         if len(readers) != 1:
@@ -64,7 +65,7 @@ def _scaling(node: Node) -> tuple[Node, Tensor] | None:
         node = readers[0]
         if node.op in ("Mul", "Div"):
             return node, values
-        if node.op not in CLAMPS and node.op not in _BEFORE_THE_SCALE:
+        if node.op not in CLAMPS and node.op not in _BEFORE_THE_SCALE and not is_movement(node):
             return None
     return None
 

@@ -1,21 +1,28 @@
 """Transposes inside a quantizer of arithmetic go behind it: tf2onnx puts them wherever layouts meet.
 
     x -> Mul(1/s) -> Transpose -> Round -> Mul(s) -> y        x -> Mul(1/s) -> Round -> Mul(s) -> Transpose -> y
+    ... -> Cast(int16) -> MaxPool -> Cast(float) -> Mul(s)     ... -> Cast(int16) -> Cast(float) -> Mul(s) -> MaxPool
 
-Rounding, and arithmetic with one number for all elements, do not mind in which order the elements lie.
+Rounding, and arithmetic with one number for all elements, do not mind in which order the elements lie. Whatever else
+moves integers goes behind what makes real numbers of them, too: packages of 16-bit integers are written so.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+import onnx
+
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.passes.movement import MAXIMA, is_movement
 
 _ROUNDINGS: Final = frozenset({"Round", "Floor"})
 _SCALAR: Final = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Min", "Max"})
 _LONGEST: Final = 8  # operators on each side of a rounding
+_INTEGERS: Final = frozenset({onnx.TensorProto.INT16, onnx.TensorProto.UINT16})
+_RISING: Final = MAXIMA | {"ReduceMax", "ReduceMin"}  # they choose by size
 
 
 def sink(graph: QuantGraph) -> None:
@@ -45,20 +52,38 @@ def _start(graph: QuantGraph, rounding: Node) -> Node:
 def _sink_from(graph: QuantGraph, start: Node) -> bool:
     """Walk on from `start` and move what transposes on the way behind each operator; whether anything moved."""
     waiting: list[Node] = []
-    last, moved = start, False
+    last, moved, integers = start, False, False
     for _ in range(4 * _LONGEST):
         node = graph.only_consumer(last.outputs[0])
-        if node is None or (not is_op(node, "Transpose") and not _is_elementwise(node, last.outputs[0])):
+        if node is None:
             break
-        if is_op(node, "Transpose"):
+        if is_op(node, "Transpose") or (integers and _moves(node)):
             waiting.append(node)
             last = node
             continue
-        for transpose in reversed(waiting):
-            _swap(graph, transpose, node)
+        if not _is_elementwise(node, last.outputs[0]) or not _goes_before(node, last.outputs[0], waiting):
+            break
+        for movement in reversed(waiting):
+            _swap(graph, movement, node)
             moved = True
+        if node.op == "Cast":
+            integers = node.attr("to") in _INTEGERS
         last = waiting[-1] if waiting else node
     return moved
+
+
+def _moves(node: Node) -> bool:
+    """Whether a node moves the elements of one tensor, and brings in none."""
+    return is_movement(node) and len(node.outputs) == 1 and node.op != "Pad"
+
+
+def _goes_before(node: Node, data: Tensor, movements: list[Node]) -> bool:
+    """Whether arithmetic may come before what moves its data: its numbers have no dimensions, and keep the order."""
+    if all(is_op(m, "Transpose") for m in movements):
+        return True
+    numbers = [v for t in node.inputs if t is not data and (v := value_of(t)) is not None]
+    falls = (node.op in ("Mul", "Div") and any(v < 0 for v in numbers)) or node.inputs[0] is not data
+    return not any(v.ndim for v in numbers) and not (falls and any(m.op in _RISING for m in movements))
 
 
 def _is_elementwise(node: Node, data: Tensor) -> bool:
