@@ -93,7 +93,7 @@ def modernize(graph: QuantGraph) -> None:
     if any(_has_no_type(n) or (_is_same(n) and n.attr("dilations")) for n in graph.nodes):
         infer_if_possible(graph)
     sweep(graph, INERT)
-    if any(n.op == "Attention" and not n.domain for n in graph.nodes):
+    if any(n.op in ("Attention", "Einsum") and not n.domain for n in graph.nodes):
         infer_if_possible(graph)  # once more: what did nothing hid constants
     sweep(graph, PRODUCTS)
     if graph.opset < OPSET:

@@ -43,7 +43,7 @@ def _shorten(graph: QuantGraph, node: Node) -> bool:
     kinds = {reader.attr("to") if reader.op == "Cast" and not reader.domain else None for reader in readers}
     if not parts or len(kinds) != 1 or not kinds <= _NARROW or any(graph.is_output(t) for t in node.outputs):
         return False
-    kind = int(kinds.pop())
+    kind = int(kinds.pop() or 0)
     narrow = {id(part): _narrowed(graph, part, kind) for part in parts}
     for index in _BOUNDS.get(node.op, ()):
         if index < len(node.inputs) and node.inputs[index].name:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +15,7 @@ from tests.frontends.running import run
 from tests.graphs import to_model
 
 
-def model(equation: str, shapes: list[list[int]]) -> onnx.ModelProto:
+def model(equation: str, shapes: list[list[Any]]) -> onnx.ModelProto:
     names = ["a", "b", "c"][: len(shapes)]
     inputs = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in zip(names, shapes, strict=True)]
     node = helper.make_node("Einsum", names, ["y"], equation=equation)
@@ -42,6 +44,15 @@ def model(equation: str, shapes: list[list[int]]) -> onnx.ModelProto:
         "ij,j->i",
         "i,ij->j",
         "i,i->",
+        "bhi,ijd->bhjd",  # the heads of an attention
+        "bhij,ijd->bhd",
+        "bhi,ijd->bjhd",
+        "bhij,ijdf->bhdf",
+        "bhij,ij->bh",
+        "bhij,bhij->b",
+        "bij,bjdf->bidf",
+        "bj,bjdf->bdf",
+        "ijk,ijk->k",
     ],
 )
 def test_products_of_matrices(equation: str) -> None:
@@ -63,14 +74,16 @@ def test_products_of_matrices(equation: str) -> None:
     [
         ("ii,ij->ij", [[3, 3], [3, 4]]),
         ("bbi,ij->bj", [[2, 2, 3], [3, 4]]),
-        ("ijk,ijk->k", [[2, 3, 4], [2, 3, 4]]),
+        ("ijk,k->i", [[2, 3, 4], [4]]),  # j is summed in one operand alone
+        ("bhij,ijd->bhd", [["b", 2, "i", 3], ["i", 3, 4]]),  # no known size of i
+        ("bhij,ijd->bhd", [[2, 3, 1, 4], [3, 4, 5]]),  # i of the first operand is repeated
         ("...ij,...jk->...ik", [[2, 3, 4], [2, 4, 5]]),
         ("ij,jk,kl->il", [[2, 3], [3, 4], [4, 5]]),
         ("ij,kl->ijkl", [[2, 3], [3, 4]]),
         ("ij->ji", [[2, 3]]),
     ],
 )
-def test_everything_else_stays(equation: str, shapes: list[list[int]]) -> None:
+def test_everything_else_stays(equation: str, shapes: list[list[Any]]) -> None:
     graph = graph_of(model(equation, shapes))
     modernize(graph)
     assert [n.op for n in graph.nodes] == ["Einsum"]
