@@ -81,9 +81,9 @@ def params_through(node: Node, params: QuantParams) -> QuantParams | None:
 
 
 def _split(node: Node, params: QuantParams) -> QuantParams | None:
-    """Parameters of a tensor whose channels each become several: groups of a weight's rows, as [groups, elements].
+    """Parameters of a tensor whose channels each become several, or become one axis with others: of weights in groups.
 
-    Each new channel has its old one's parameters. None where the new channels are none of one old channel each.
+    Each new channel has the parameters of the old one that its elements are of; None where they are of several.
     """
     axis, before, after = params.axis or 0, shape_of(node.inputs[0]), shape_of(node.outputs[0])
     if before is None or after is None or not _are_known(before) or not _are_known(after):
@@ -91,13 +91,10 @@ def _split(node: Node, params: QuantParams) -> QuantParams | None:
     inner, channels = math.prod(before[axis + 1 :]), len(params.scale)
     for place, size in enumerate(after):
         within = math.prod(after[place + 1 :])
-        if math.prod(after[:place]) != math.prod(before[:axis]) or not within or inner % within:
+        if not size or not within or inner % within:
             continue
-        times = inner // within
-        if size == channels * times:
-            scale = tuple(s for s in params.scale for _ in range(times))
-            zero = tuple(z for z in params.zero_point for _ in range(times))
-            return QuantParams(scale, zero, params.dtype, place, params.qmin, params.qmax)
+        if math.prod(after[:place]) == 1 or size * within % (inner * channels) == 0:
+            return params.take(np.arange(size) * within // inner % channels).with_axis(place)
     return None
 
 

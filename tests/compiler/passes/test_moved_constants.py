@@ -73,24 +73,36 @@ def test_a_moved_weight_that_is_also_read_in_place() -> None:
 
 
 def test_channels_of_a_constant_that_do_not_stay_whole_end_there() -> None:
+    """Rows of four elements, of channels of three."""
     graph = after_propagate(
-        "(float[1] x) => (float[6] y)",
+        "(float[1] x) => (float[3,4] y)",
         """
         w = DequantizeLinear<axis = 1>(wq, s, z)
         r = Reshape(w, i)
         y = Mul(x, r)
         """,
-        "int8[3,2] wq = {1, 2, 3, 4, 5, 6}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}, int64[1] i = {6}",
+        "int8[2,2,3] wq = {1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}, "
+        "int64[2] i = {3, 4}",
     )
-    expect(
-        graph,
+    assert [n.op for n in graph.nodes] == ["Reshape", "Mul"]
+    assert "r" not in graph.params
+
+
+def test_channels_of_a_constant_that_join_others_are_repeated() -> None:
+    """The heads of an attention and their sizes as one axis: a scale for each size is one for each of all heads."""
+    graph = after_propagate(
+        "(float[1] x) => (float[3,4] y)",
         """
-        input x
-        r = Reshape(wq<int8 scale 0.25..0.5 zero 0 axis 1 x2>:int8[3, 2]{1,2,3,4,5,6}, 6)
+        w = DequantizeLinear<axis = 2>(wq, s, z)
+        r = Reshape(w, i)
         y = Mul(x, r)
-        output y
         """,
+        "int8[3,2,2] wq = {1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}, "
+        "int64[2] i = {3, 4}",
     )
+    (product,) = graph.nodes
+    params = graph.params[product.inputs[1].name]
+    assert (params.axis, params.scale) == (1, (0.5, 0.25, 0.5, 0.25))
 
 
 def test_a_float_constant_that_is_only_moved_before_it_is_rounded() -> None:

@@ -145,8 +145,13 @@ def test_axis_through_reshape(shape: tuple[int, ...], data: st.DataObject) -> No
 
 
 @given(SHAPES, st.data())
-def test_channels_that_a_reshape_splits_keep_their_parameters(shape: tuple[int, ...], data: st.DataObject) -> None:
-    """Groups of a weight's rows, quantized as [groups, elements]: each element keeps its scale and its zero point."""
+def test_channels_that_a_reshape_splits_or_joins_keep_their_parameters(
+    shape: tuple[int, ...], data: st.DataObject
+) -> None:
+    """Groups of a weight's rows, quantized as [groups, elements], or heads that become one axis with their sizes.
+
+    Each element keeps its scale and its zero point, wherever each row, or each column, has one.
+    """
     axis = data.draw(st.integers(0, len(shape) - 1))
     assume(shape[axis] > 1)
     size = math.prod(shape)
@@ -158,11 +163,12 @@ def test_channels_that_a_reshape_splits_keep_their_parameters(shape: tuple[int, 
     moved = params_through(node, params)
     for written in ("scale_array", "zero_array"):
         before = np.broadcast_to(getattr(params, written)(len(shape)), shape).reshape(first, size // first)
-        rows = bool((before == before[:, :1]).all())
+        rows, columns = bool((before == before[:, :1]).all()), bool((before == before[:1]).all())
         if moved is not None:
             np.testing.assert_array_equal(np.broadcast_to(getattr(moved, written)(2), before.shape), before)
-        elif axis == 0:
-            assert not rows or first < channels
+        else:
+            assert not rows
+            assert not columns
 
 
 @pytest.mark.parametrize(
