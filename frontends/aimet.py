@@ -87,7 +87,7 @@ def _with_offset(name: str, encodings: list[Record]) -> Entry:
         raise _refused(name, _BLOCKS.get(kind, "blocks"))
     bits = width(first, "bitwidth" if "bitwidth" in first else "bw", name)
     if "scale" not in first:  # ranges alone, as SNPE writes them
-        return external.asymmetric(name, number(first, "min", name), number(first, "max", name), bits)
+        return _of_ranges(name, encodings, bits)
     scales = [s for item in encodings for s in numbers(item, "scale", name)]
     offsets = [round(o) for item in encodings for o in numbers(item, "offset", name)]
     steps = (1 << bits) - 1
@@ -98,6 +98,16 @@ def _with_offset(name: str, encodings: list[Record]) -> Entry:
         low = offsets[0]
         return Entry(name, tuple(scales), (0,), max(low, -(2**31)), min(low + steps, 2**31 - 1))
     return Entry(name, tuple(scales), tuple(-o for o in offsets), 0, steps)
+
+
+def _of_ranges(name: str, encodings: list[Record], bits: int) -> Entry:
+    """A grid, or one a channel, from ends alone."""
+    ends = [(number(each, "min", name), number(each, "max", name)) for each in encodings]
+    grids = [external.asymmetric(name, *pair, bits) for pair in ends]
+    if len({(grid.qmin, grid.qmax) for grid in grids}) > 1:
+        raise _refused(name, "channels of which some are symmetric")
+    zeros = tuple(grid.zero_point[0] for grid in grids)
+    return Entry(name, tuple(grid.scale[0] for grid in grids), zeros, grids[0].qmin, grids[0].qmax)
 
 
 def _as_quantize_linear(name: str, encoding: Record) -> Entry | None:

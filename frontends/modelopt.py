@@ -33,18 +33,24 @@ _BY_OP: Final = {
 _HINT: Final = "train and export with an INT8 configuration, such as mtq.INT8_DEFAULT_CFG"
 
 
-def _format_of(graph: QuantGraph, node: Node) -> str:
-    """The format that an operator of TensorRT's domain quantizes to; a DequantizeLinear has that of what it reads."""
+def _formats(graph: QuantGraph) -> dict[int, str]:
+    """The formats that operators of TensorRT's domain quantize to; a DequantizeLinear has that of what it reads."""
+    found: dict[int, str] = {}
+    for node in graph.nodes:
+        if _is_quantizer(node):
+            maker = graph.producer(node.inputs[0]) if node.inputs else None
+            found[id(node)] = _format_of(node) or found.get(id(maker)) or f"{node.op} of TensorRT"
+    return found
+
+
+def _format_of(node: Node) -> str | None:
     if node.op in _BY_OP:
         return _BY_OP[node.op]
     if node.attr("block_size", 0):
         return f"INT4 in blocks of {int(node.attr('block_size'))}"
     types = {str(value.dtype) for t in node.inputs if (value := value_of(t)) is not None}
     small = sorted(t for t in types if t.startswith(("float8", "float4")))
-    if small:
-        return small[0].replace("float8_e4m3fn", "FP8 (E4M3)")
-    maker = graph.producer(node.inputs[0]) if node.inputs else None
-    return _format_of(graph, maker) if maker is not None and maker.domain == DOMAIN else f"{node.op} of TensorRT"
+    return small[0].replace("float8_e4m3fn", "FP8 (E4M3)") if small else None
 
 
 def _refuse(graph: QuantGraph) -> None:
@@ -52,7 +58,8 @@ def _refuse(graph: QuantGraph) -> None:
     for node in graph.nodes:
         if node.domain == DOMAIN and not _is_quantizer(node):
             refuse(graph, node, "QAT302", f"{node.op} of TensorRT is not supported")
-    refuse_formats(graph, lambda node: _format_of(graph, node) if _is_quantizer(node) else None, _HINT)
+    formats = _formats(graph)
+    refuse_formats(graph, lambda node: formats.get(id(node)), _HINT)
 
 
 def _is_quantizer(node: Node) -> bool:

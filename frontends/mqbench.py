@@ -56,7 +56,7 @@ def _affine(graph: QuantGraph, node: Node) -> bool:
         return refuse(graph, node, "QAT103", f"the range {low:g}..{high:g} is not one of integers")
     channels = max(scale.size, zero.size)
     axis: int | None = 0
-    if node.op == "FixedPerChannelAffine" and len(node.inputs) > 5:
+    if node.op == "FixedPerChannelAffine" and (len(node.inputs) > 5 or "ch_axis" in node.attrs):
         written = number(graph, node, "ch_axis", 3)
         if written is None:
             return False

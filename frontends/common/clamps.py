@@ -164,20 +164,21 @@ def _number(graph: QuantGraph, tensor: Tensor) -> float | None:
 
 def _scalar(graph: QuantGraph, tensor: Tensor) -> Array | None:
     """A constant of one element, [] in its own type, also where it was spread to a shape that run time decides."""
-    value = value_of(tensor)
-    if value is None:
+    kinds: list[int] = []
+    while (value := value_of(tensor)) is None:
         node = graph.producer(tensor)
-        if node is None or node.domain:
+        if is_op(node, "ConstantOfShape"):
+            value = node.attr("value", np.zeros(1, np.float32))
+            break
+        if not is_op(node, "Expand", "Identity", "Cast"):
             return None
-        if node.op == "ConstantOfShape":
-            fill: Array | None = node.attr("value")
-            value = np.zeros(1, np.float32) if fill is None else fill
-        elif node.op in ("Expand", "Identity"):
-            return _scalar(graph, node.inputs[0])
-        elif node.op == "Cast":
-            inner = _scalar(graph, node.inputs[0])
-            return None if inner is None else inner.astype(tensor_dtype_to_np_dtype(int(node.attr("to"))))
-    if value is None or value.dtype.kind not in "fiu" or not value.size:
+        kinds += [int(node.attr("to"))] if node.op == "Cast" else []
+        tensor = node.inputs[0]
+    if value.dtype.kind not in "fiu" or not value.size or not np.all(value == value.reshape(-1)[0]):
         return None
-    first = value.reshape(-1)[:1].reshape(())
-    return first if bool(np.all(value == first)) else None
+    first: Array = value.reshape(-1)[:1].reshape(())
+    for kind in reversed(kinds):
+        first = first.astype(tensor_dtype_to_np_dtype(kind))
+        if first.dtype.kind not in "fiu":
+            return None
+    return first

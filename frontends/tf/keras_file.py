@@ -66,7 +66,8 @@ def check(path: Path) -> None:
         CompileError: QAT012 where the file is no Keras model, QAT005 where it unpacks to more than is sensible, QAT013
             where its description holds or names code.
     """
-    start = path.open("rb").read(len(_HDF5))
+    with path.open("rb") as stream:
+        start = stream.read(len(_HDF5))
     if start.startswith(_ZIP):
         config = _zipped(path)
     elif start == _HDF5:

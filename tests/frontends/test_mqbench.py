@@ -123,6 +123,13 @@ def test_activations_per_channel_are_along_axis_1() -> None:
     assert got.axis == 1
 
 
+def test_an_axis_may_be_an_attribute() -> None:
+    got = one("FixedPerChannelAffine", [3, 3, 3], [np.float32([1, 2, 3]), np.zeros(3, np.float32)],
+              ch_axis=2, quant_min=0, quant_max=255)  # fmt: skip
+    assert isinstance(got, QuantParams)
+    assert got.axis == 2
+
+
 def test_weight_axis_through_a_transpose_into_matmul() -> None:
     b = Builder()
     w = b.constant("w", np.ones((4, 4), np.float32))

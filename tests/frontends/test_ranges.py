@@ -392,6 +392,15 @@ def test_refused(text: str, code: str, tmp_path: Path) -> None:
     assert [d.code for d in caught.value.diagnostics] == [code]
 
 
+def test_ranges_of_channels() -> None:
+    ends = [{"bitwidth": 8, "min": -1.0, "max": 1.55}, {"bitwidth": 8, "min": -0.5, "max": 4.6}]
+    (entry,) = aimet.entries({"param_encodings": {"w": ends}})
+    assert entry.scale == pytest.approx((0.01, 0.02))
+    assert (entry.zero_point, entry.qmin, entry.qmax) == ((100, 25), 0, 255)
+    with pytest.raises(CompileError, match="some are symmetric"):
+        list(aimet.entries({"param_encodings": {"w": [*ends, {"bitwidth": 8, "min": -1.27, "max": 1.27}]}}))
+
+
 def test_float_encodings_are_not_quantized() -> None:
     data = {"activation_encodings": {"x": [{"bitwidth": 16, "dtype": "float"}]}, "param_encodings": {}}
     assert list(aimet.entries(data)) == []

@@ -128,6 +128,17 @@ def test_horizon_writes_zero_points_of_8_bits_where_its_integers_have_16() -> No
     assert [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT] == ["int16 scale 0.25 zero 0"]
 
 
+def test_operators_of_tensorrt_in_a_long_row() -> None:
+    b = Builder(opsets={"": 20, "trt": 1})
+    x = "input"
+    for i in range(3000):
+        x = b.node("Quantize", [x], f"t{i}" if i < 2999 else "output", "trt")
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    modelopt.FRONTEND.normalise(graph, FrontendOptions())
+    (found,) = graph.diagnostics.errors
+    assert found.message.startswith("3,000 operators quantize to Quantize of TensorRT")
+
+
 @given(nets.networks(nets.symmetric_grids()))
 @settings(max_examples=10)
 def test_modelopt_round_trip(network: Network) -> None:

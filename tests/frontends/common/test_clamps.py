@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from qatc.compiler.frontend import FrontendOptions
+from qatc.compiler.graph import value_of
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical
 from tests.graphs import loaded, to_model
@@ -102,6 +103,16 @@ def test_choices_that_are_no_clamps_stay(nodes: str) -> None:
     graph = loaded(text)
     FRONTEND.normalise(graph, FrontendOptions())
     assert not {"Min", "Max", "Clip"} & {n.op for n in graph.nodes}
+
+
+def test_a_bound_behind_thousands_of_casts() -> None:
+    casts = " ".join(f"c{i + 1} = Cast<to = {(11, 1)[i % 2]}>(c{i})" for i in range(3000))
+    nodes = (
+        f"h = Shape(x) c0 = ConstantOfShape<value = float {{1.5}}>(h) {casts} g = Less(x, c3000) y = Where(g, x, c3000)"
+    )
+    graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[a,3] x) => (float[] y) {{ {nodes} }}')
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(n.op, value_of(n.inputs[1])) for n in graph.nodes] == [("Min", 1.5)]
 
 
 @pytest.mark.parametrize("dtype", ["int64", "double"])
