@@ -19,6 +19,7 @@ BLOCK: Final = 1 << 15  # elements handled at a time: their float64 temporaries 
 # A block of accumulators [outer, channels, inner] and which channels they are -> rounded values within the bounds given
 # to `Profile._rounder`, any numeric dtype that holds them exactly.
 Rounder = Callable[[Array, slice], Array]
+Side = tuple[Integers, QuantParams]  # of an element-wise operator: integers and their grid
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class Profile(ABC):
             raise ValueError(f"unknown element-wise operator {op}; known are {', '.join(OPS)}")
         target = Target.of(out, lo, hi)
         shape = np.broadcast_shapes(a.shape, b.shape)
-        left, right = _operand(a, a_params, shape), _operand(b, b_params, shape)
+        op, *sides = self._arranged(op, (a, a_params), (b, b_params))
+        left, right = (_operand(q, params, shape) for q, params in sides)
         result = np.empty(math.prod(shape), out.container)
         for start in range(0, result.size, BLOCK):
             part = slice(start, start + BLOCK)
@@ -186,17 +188,10 @@ class Profile(ABC):
             hi: largest result.
             windowed: whether this is pooling with a kernel, not over everything; some targets differ.
         """
-        target = Target.of(out, lo, hi)
         counts = np.asarray(count, np.int64)
-        result = np.empty(total.shape, out.container)
-        for each in sorted(set(counts.reshape(-1).tolist())):  # np.unique imports numpy.ma
-            if each <= 0:
-                raise ValueError(f"an average over {each} elements has no value")
-            where = np.broadcast_to(counts == each, total.shape)
-            values = total[where]
-            rounder = self._averager(each, params, target, windowed=windowed)
-            result[where] = _apply(values.reshape(-1, 1, 1), rounder, target).reshape(-1)
-        return result
+        if (counts <= 0).any():
+            raise ValueError("an average over no elements has no value")
+        return self._average(total, counts, params, Target.of(out, lo, hi), windowed=windowed)
 
     def softmax(self, q: Integers, params: QuantParams, out: QuantParams, lo: int, hi: int, axis: int) -> Integers:
         """clamp(round(share / out.scale) + out.zero_point), the share of exp(r) in its sum along `axis`.
@@ -265,6 +260,19 @@ class Profile(ABC):
 
     def _steps(self, target: Target) -> exact.Steps:
         return exact.Steps(target.scale, target.low, target.high, self.ties_up)
+
+    def _arranged(self, op: str, left: Side, right: Side) -> tuple[str, Side, Side]:
+        """The operator and its operands as the target's kernel has them."""
+        return op, left, right
+
+    def _average(self, total: Array, counts: Array, params: QuantParams, target: Target, *, windowed: bool) -> Integers:
+        """`average`, clamp and zero point included."""
+        result = np.empty(total.shape, target.params.container)
+        for each in sorted(set(counts.reshape(-1).tolist())):  # np.unique imports numpy.ma
+            where = np.broadcast_to(counts == each, total.shape)
+            rounder = self._averager(each, params, target, windowed=windowed)
+            result[where] = _apply(total[where].reshape(-1, 1, 1), rounder, target).reshape(-1)
+        return result
 
     def _averager(self, count: int, params: QuantParams, target: Target, *, windowed: bool) -> Rounder:
         del windowed  # the same to most

@@ -111,30 +111,17 @@ class Tflite(FixedPoint):
         values: Array = np.clip(gemmlowp.softmax(rows, params.scale[0]), target.low, target.high)
         return values
 
-    def average(
-        self,
-        total: Array,
-        count: int | Array,
-        params: QuantParams,
-        out: QuantParams,
-        lo: int,
-        hi: int,
-        *,
-        windowed: bool = False,
-    ) -> Integers:
-        """See `Profile.average`. On one grid, as TFLite requires of pooling: division that rounds half away from zero.
+    def _average(self, total: Array, counts: Array, params: QuantParams, target: Target, *, windowed: bool) -> Integers:
+        """On one grid, as TFLite requires of pooling: division that rounds half away from zero.
 
         TFLite sums the integers as they are, so the direction of "away from zero" follows the integers, not the reals.
         """
-        if not params.same_grid(out):
-            return super().average(total, count, params, out, lo, hi, windowed=windowed)
-        target = Target.of(out, lo, hi)
-        counts = np.asarray(count, np.int64)
-        if (counts <= 0).any():
-            raise ValueError("an average over no elements has no value")
+        if not params.same_grid(target.params):
+            return super()._average(total, counts, params, target, windowed=windowed)
         sums = total.astype(np.int64) + counts * target.zero
         magnitude = (np.abs(sums) + counts // 2) // counts
-        result: Integers = np.clip(np.where(sums > 0, magnitude, -magnitude), lo, hi).astype(out.container)
+        signed = np.where(sums > 0, magnitude, -magnitude)
+        result: Integers = np.clip(signed, target.lo, target.hi).astype(target.params.container)
         return result
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Target
+from qatc.compiler.arithmetic.base import Operand, Profile, Rounder, Side, Target
 from qatc.compiler.quant import Array, Floats, Integers, QuantParams
 
 _F32 = np.float32
@@ -109,23 +109,13 @@ class Onnx(Profile):
         return clamped
 
     # -- element-wise -----------------------------------------------------------------------------------------------
-    def elementwise(
-        self,
-        op: str,
-        a: Integers,
-        a_params: QuantParams,
-        b: Integers,
-        b_params: QuantParams,
-        out: QuantParams,
-        lo: int,
-        hi: int,
-    ) -> Integers:
-        """See `Profile.elementwise`. Sub of bytes is QLinearAdd of the mirrored right side: not(q), not(zero_point)."""
-        if op == "Sub" and a_params.is_byte and b_params.is_byte:
-            op, b, b_params = "Add", ~b, mirrored(b_params)
-        if op == "Add" and _first_is_repeated(a.shape, b.shape):  # the kernel takes the repeated element second
-            a, a_params, b, b_params = b, b_params, a, a_params
-        return super().elementwise(op, a, a_params, b, b_params, out, lo, hi)
+    def _arranged(self, op: str, left: Side, right: Side) -> tuple[str, Side, Side]:
+        """Sub of bytes is QLinearAdd of the mirrored right side: not(q), not(zero_point)."""
+        if op == "Sub" and left[1].is_byte and right[1].is_byte:
+            op, right = "Add", (~right[0], mirrored(right[1]))
+        if op == "Add" and _first_is_repeated(left[0].shape, right[0].shape):
+            left, right = right, left  # the kernel takes the repeated element second
+        return op, left, right
 
     def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
         if not (left.params.is_8bit and right.params.is_8bit and target.params.is_8bit):

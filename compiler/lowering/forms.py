@@ -19,12 +19,11 @@ from typing import Final
 
 from qatc.compiler.graph import REQUANTIZE, Node, QuantGraph, Tensor, is_constant
 from qatc.compiler.passes.movement import is_movement, joined, pad_value
-from qatc.compiler.passes.products import is_product
+from qatc.compiler.passes.products import MEANS, is_product
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
 _HIGHEST: Final = 127  # two products of it and -128 stay in 16 bits
-_MEANS: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 _EVERYTHING: Final = (-float("inf"), float("inf"))
 
 Interval = tuple[float, float]
@@ -99,7 +98,7 @@ def _interval(graph: QuantGraph, node: Node, reals: dict[int, Interval]) -> Inte
     parts = joined(node)
     if parts:
         return _hull([reals.get(id(t), _EVERYTHING) for t in parts])
-    if not node.domain and node.op in _MEANS:
+    if not node.domain and node.op in MEANS:
         return _hull([x, (0.0, 0.0)])  # of padding
     return (0.0, 1.0) if not node.domain and node.op == "Softmax" else _EVERYTHING
 

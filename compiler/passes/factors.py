@@ -14,15 +14,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 
 from qatc.compiler.diagnostics import printable
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.affine import scaled_weight
 from qatc.compiler.passes.movement import MAXIMA, is_movement, pad_value, params_through
-from qatc.compiler.passes.products import is_product, is_sum, mac_of
-from qatc.compiler.quant import number_of
+from qatc.compiler.passes.products import is_product, is_sum, mac_of, with_number
 
 
 def move_factors(graph: QuantGraph) -> int:
@@ -37,18 +35,11 @@ def move_factors(graph: QuantGraph) -> int:
 def _factor(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float] | None:
     """The quantized tensor and the number that an unrounded tensor is the product of, None where it is none."""
     node = graph.producer(tensor) if tensor.name not in graph.params else None
-    if node is None or node.domain or node.op not in ("Mul", "Div") or len(node.inputs) != 2:
+    found = with_number(graph, node, "Mul", "Div")
+    if node is None or found is None or found[0].name not in graph.params:
         return None
-    x, constant = node.inputs
-    if isinstance(x, Constant) and node.op == "Mul":
-        x, constant = constant, x
-    value = graph.real(constant) if isinstance(constant, Constant) else None
-    number = number_of(value)
-    if value is None or number is None or value.dtype != np.float32 or not math.isfinite(number) or not number:
-        return None
-    if isinstance(x, Constant) or x.name not in graph.params or value.ndim > (rank_of(x) or 0):
-        return None
-    return x, number if node.op == "Mul" else 1.0 / number
+    x, number = found
+    return (x, number if node.op == "Mul" else 1.0 / number) if number and math.isfinite(number) else None
 
 
 def _behind(graph: QuantGraph, node: Node, index: int) -> bool:
@@ -91,12 +82,10 @@ def _on_result(graph: QuantGraph, node: Node, index: int, x: Tensor, number: flo
             return False
     elif node.op == "ReduceL1" and number < 0:
         return False
-    made = graph.variable(f"{out.name}_without_factor", onnx.TensorProto.FLOAT, shape_of(out))
+    constant = graph.constant(f"{out.name}_factor", np.asarray(number, np.float32))
+    made = graph.append(node, "Mul", constant, f"{out.name}_without_factor", f"{out.name}_factor")
     if carried is not None:
         graph.params[made.name] = carried
-    node.outputs[0] = made
-    constant = graph.constant(f"{out.name}_factor", np.asarray(number, np.float32))
-    graph.insert("Mul", [made, constant], [out], hint=f"{out.name}_factor")
     return True
 
 

@@ -19,15 +19,14 @@ from typing import Final
 import numpy as np
 import onnx
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, shape_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.passes.products import Mac, Vector, mac_of
+from qatc.compiler.passes.products import MEANS, Mac, Vector, mac_of, with_number
 from qatc.compiler.passes.propagate import clamp_bounds
-from qatc.compiler.quant import Array, number_of
+from qatc.compiler.quant import Array
 
 _FLOAT: Final = onnx.TensorProto.FLOAT
-_AVERAGES: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 
 
 def move_offsets(graph: QuantGraph) -> int:
@@ -49,16 +48,8 @@ def move_offsets(graph: QuantGraph) -> int:
 
 def _sum(graph: QuantGraph, node: Node | None) -> tuple[Tensor, float] | None:
     """The tensor and the one number that a node adds or subtracts."""
-    if node is None or node.domain or node.op not in ("Add", "Sub") or len(node.inputs) != 2:
-        return None
-    x, constant = node.inputs
-    if isinstance(x, Constant) and node.op == "Add":
-        x, constant = constant, x
-    value = graph.real(constant) if isinstance(constant, Constant) else None
-    number = number_of(value)
-    if value is None or number is None or value.dtype != np.float32 or isinstance(x, Constant):
-        return None
-    return (x, number if node.op == "Add" else -number) if value.ndim <= (rank_of(x) or 0) else None
+    found = with_number(graph, node, "Add", "Sub")
+    return None if found is None or node is None else (found[0], found[1] if node.op == "Add" else -found[1])
 
 
 def _offset(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float] | None:
@@ -66,9 +57,10 @@ def _offset(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float] | None:
     return None if tensor.name in graph.params else _sum(graph, graph.producer(tensor))
 
 
-def _add(graph: QuantGraph, x: Tensor, value: Vector, y: Tensor) -> None:
-    constant = graph.constant(f"{y.name}_offset", np.asarray(value, np.float32))
-    graph.insert("Add", [x, constant], [y], hint=f"{y.name}_offset")
+def _append(graph: QuantGraph, node: Node, offset: Tensor) -> None:
+    """Add an offset to what a node makes."""
+    name = node.outputs[0].name
+    graph.append(node, "Add", offset, f"{name}_without_offset", f"{name}_offset")
 
 
 # -- behind products and movement ---------------------------------------------------------------------------------
@@ -92,9 +84,7 @@ def _behind(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
         return False
     graph.explain("offsets", f"the offset {number:.6g} moved behind {label_of(node)}")
     node.inputs[0] = x
-    made = graph.variable(f"{out.name}_without_offset", _FLOAT, shape_of(out))
-    node.outputs[0] = made
-    graph.insert("Add", [made, _spread(graph, value, out)], [out], hint=f"{out.name}_offset")
+    _append(graph, node, _spread(graph, value, out))
     return True
 
 
@@ -112,9 +102,7 @@ def _behind_sum(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
             node.inputs[index] = offset[0]
     out = node.outputs[0]
     graph.explain("offsets", f"the offset {total:.6g} moved behind {label_of(node)}")
-    made = graph.variable(f"{out.name}_without_offset", _FLOAT, shape_of(out))
-    node.outputs[0] = made
-    _add(graph, made, np.asarray(total), out)
+    _append(graph, node, graph.constant(f"{out.name}_offset", np.asarray(total, np.float32)))
     return True
 
 
@@ -182,7 +170,7 @@ def _commutes(node: Node) -> bool:
     """Whether the node makes of x + c what it makes of x, plus c."""
     if node.domain:
         return False
-    if node.op in _AVERAGES:
+    if node.op in MEANS:
         pads = any(node.attr("pads") or ()) and bool(node.attr("count_include_pad", 0))
         return not pads and node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     padded = node.op == "Pad" and node.attr("mode", "constant") == "constant"
@@ -245,7 +233,9 @@ def _before_clamps(graph: QuantGraph, node: Node) -> bool:
         return False
     moved = graph.variable(f"{clamped.name}_moved", _FLOAT, shape_of(clamped))
     total, offset = _without_offset(graph, y, clamp)
-    _add(graph, total, np.asarray(number + offset), moved)
+    name = f"{moved.name}_offset"
+    constant = graph.constant(name, np.asarray(number + offset, np.float32))
+    graph.insert("Add", [total, constant], [moved], hint=name)
     ends = [np.float32(b) + np.float32(number) for b in bounds]
     given = [
         graph.constant(f"{out.name}_bound", np.asarray(e, np.float32)) if np.isfinite(e) else Variable("") for e in ends

@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Constant, Node
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of
+from qatc.compiler.quant import number_of
 
 PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 MEANS: Final = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool"})
@@ -67,6 +68,23 @@ def mac_of(node: Node) -> Mac | None:
     if axis is None or (rank < 3 if is_conv else rank != 2) or (axis and is_conv and node.attr("group", 1) != 1):
         return None
     return Mac(node, weight, axis, 1 - rank if is_conv else -1, weight.values.shape[axis])
+
+
+def with_number(graph: QuantGraph, node: Node | None, op: str, inverse: str) -> tuple[Tensor, float] | None:
+    """The x and c of a node that is op(x, c), in either order, or inverse(x, c): a tensor and one float32 number.
+
+    None for other nodes, and for a number that gives the result more dimensions.
+    """
+    if node is None or node.domain or node.op not in (op, inverse) or len(node.inputs) != 2:
+        return None
+    x, constant = node.inputs
+    if isinstance(x, Constant) and node.op == op:
+        x, constant = constant, x
+    value = graph.real(constant) if isinstance(constant, Constant) else None
+    number = number_of(value)
+    if value is None or number is None or value.dtype != np.float32 or isinstance(x, Constant):
+        return None
+    return (x, number) if value.ndim <= (rank_of(x) or 0) else None
 
 
 def per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Vector | None:
