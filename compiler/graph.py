@@ -192,16 +192,6 @@ class QuantGraph:
         self.insert(op, inputs, [result], hint=name, attrs=attrs)
         return result
 
-    def append(self, node: Node, op: str, operand: Tensor, hint: str, name: str) -> Variable:
-        """Put a float operator with a second operand behind a node; who read the node's result reads the new one's.
-
-        Returns what the node makes now, whose name starts with `hint`; that of the new node starts with `name`.
-        """
-        out = node.outputs[0]
-        made = node.outputs[0] = self.variable(hint, onnx.TensorProto.FLOAT, shape_of(out))
-        self.insert(op, [made, operand], [out], hint=name)
-        return made
-
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let every consumer of `old`, and the graph's outputs, read `new`; an output keeps its name."""
         if old is new:

@@ -20,7 +20,7 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.affine import scaled_weight
 from qatc.compiler.passes.movement import MAXIMA, is_movement, pad_value, params_through
-from qatc.compiler.passes.products import is_product, is_sum, mac_of, with_number
+from qatc.compiler.passes.products import is_product, is_sum, mac_of, put_behind, with_number
 
 
 def move_factors(graph: QuantGraph) -> int:
@@ -83,7 +83,7 @@ def _on_result(graph: QuantGraph, node: Node, index: int, x: Tensor, number: flo
     elif node.op == "ReduceL1" and number < 0:
         return False
     constant = graph.constant(f"{out.name}_factor", np.asarray(number, np.float32))
-    made = graph.append(node, "Mul", constant, f"{out.name}_without_factor", f"{out.name}_factor")
+    made = put_behind(graph, node, "Mul", constant, f"{out.name}_without_factor", f"{out.name}_factor")
     if carried is not None:
         graph.params[made.name] = carried
     return True

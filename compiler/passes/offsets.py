@@ -22,7 +22,7 @@ import onnx
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, shape_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.passes.products import MEANS, Mac, Vector, mac_of, with_number
+from qatc.compiler.passes.products import MEANS, Mac, Vector, mac_of, put_behind, with_number
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import Array
 
@@ -60,7 +60,7 @@ def _offset(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float] | None:
 def _append(graph: QuantGraph, node: Node, offset: Tensor) -> None:
     """Add an offset to what a node makes."""
     name = node.outputs[0].name
-    graph.append(node, "Add", offset, f"{name}_without_offset", f"{name}_offset")
+    put_behind(graph, node, "Add", offset, f"{name}_without_offset", f"{name}_offset")
 
 
 # -- behind products and movement ---------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
 from qatc.compiler.quant import number_of
 
 PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -85,6 +86,17 @@ def with_number(graph: QuantGraph, node: Node | None, op: str, inverse: str) -> 
     if value is None or number is None or value.dtype != np.float32 or isinstance(x, Constant):
         return None
     return (x, number) if value.ndim <= (rank_of(x) or 0) else None
+
+
+def put_behind(graph: QuantGraph, node: Node, op: str, operand: Tensor, hint: str, name: str) -> Variable:
+    """Put a float operator with a second operand behind a node; who read the node's result reads the new one's.
+
+    Returns what the node makes now, whose name starts with `hint`; that of the new node starts with `name`.
+    """
+    out = node.outputs[0]
+    made = node.outputs[0] = graph.variable(hint, onnx.TensorProto.FLOAT, shape_of(out))
+    graph.insert(op, [made, operand], [out], hint=name)
+    return made
 
 
 def per_channel(value: npt.NDArray[Any] | None, axis: int, channels: int) -> Vector | None:
