@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, cast
 
-from qatc.compiler.backend import Backend, BackendOption, Emission
+from qatc.compiler.backend import DATA_OPTION, Backend, BackendOption, Emission
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.qdq import BiasForm, to_qdq
 
@@ -21,12 +21,7 @@ _OPTIONS: Final = (
         ("int32", "float"),
         "int32",
     ),
-    BackendOption(
-        "data",
-        "auto: weights in a file of their own only beyond two gigabytes; file: always",
-        ("auto", "file"),
-        "auto",
-    ),
+    DATA_OPTION,
 )
 
 

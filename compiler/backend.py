@@ -55,6 +55,11 @@ class BackendOption:
     default: str = ""
 
 
+DATA_OPTION: Final = BackendOption(
+    "data", "auto: weights in a file of their own only beyond two gigabytes; file: always", ("auto", "file"), "auto"
+)
+
+
 @dataclass(frozen=True)
 class Emission:
     """An emitted model.

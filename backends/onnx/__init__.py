@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qatc.backends.onnx.emit import emit
-from qatc.compiler.backend import Backend, BackendOption
+from qatc.compiler.backend import DATA_OPTION, Backend, BackendOption
 
 __all__ = ["BACKEND", "emit"]
 
@@ -41,12 +41,7 @@ _OPTIONS: Final = (
         ("float", "integer"),
         "float",
     ),
-    BackendOption(
-        "data",
-        "auto: weights in a file of their own only beyond two gigabytes; file: always",
-        ("auto", "file"),
-        "auto",
-    ),
+    DATA_OPTION,
 )
 
 BACKEND: Final = Backend(

@@ -57,37 +57,30 @@ def evaluate_onnx(
     Raises:
         CompileError: QAT302 when neither numpy nor onnx.reference can run the operator.
     """
+    call = Call(list(inputs), attrs, n_outputs, opset)
     fast = None if domain_of(domain) else _FAST.get(op_type)
-    if fast is not None:
-        results = fast(Call(list(inputs), attrs, n_outputs, opset))
-        if results is not None:
-            return [np.asarray(result, order="C") for result in results]
-    return _onnx_reference(op_type, domain, opset, inputs, attrs, n_outputs)
+    results = None if fast is None else fast(call)
+    if results is None:
+        return _onnx_reference(op_type, domain, call)
+    return [np.asarray(result, order="C") for result in results]
 
 
 # -- onnx.reference ---------------------------------------------------------------------------------------------------
-def _onnx_reference(
-    op_type: str,
-    domain: str,
-    opset: int,
-    inputs: Sequence[Array | None],
-    attrs: Mapping[str, Any],
-    n_outputs: int,
-) -> list[Array]:
+def _onnx_reference(op_type: str, domain: str, call: Call) -> list[Array]:
     from onnx import helper, shape_inference
     from onnx.reference import ReferenceEvaluator
 
-    names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
-    outputs = [f"o{index}" for index in range(n_outputs)]
+    names = ["" if value is None else f"i{index}" for index, value in enumerate(call.inputs)]
+    outputs = [f"o{index}" for index in range(call.n_outputs)]
     node = helper.make_node(op_type, names, outputs, domain=domain)
-    node.attribute.extend(_attribute(name, value) for name, value in attrs.items())
-    feeds = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
+    node.attribute.extend(_attribute(name, value) for name, value in call.attrs.items())
+    feeds = {name: value for name, value in zip(names, call.inputs, strict=True) if value is not None}
     typed = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in feeds.items()
     ]
     graph = helper.make_graph([node], op_type, typed, [helper.make_empty_tensor_value_info(o) for o in outputs])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, opset)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, call.opset)])
     try:
         # Operators that are functions of others need the types of their inputs.
         evaluator = ReferenceEvaluator(shape_inference.infer_shapes(model))

@@ -6,14 +6,14 @@ for bit. The exceptions are listed here and in `docs/verification.md`, with what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
-import onnx
 
 from qatc.compiler.arithmetic import Profile
+from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import counted, fail
 from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, LayerNorm, Op, Pool, Softmax
 from qatc.compiler.quant import Array
@@ -35,25 +35,6 @@ _STEPS: Final = 16
 _FLOAT_TOLERANCE: Final = 2.0**-20
 
 
-class Emitted(Protocol):
-    """What a backend emitted."""
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The deployed model, as it is written."""
-        ...
-
-    @property
-    def external(self) -> Sequence[tuple[str, Array]]:
-        """Data of initializers that the model declares as external."""
-        ...
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """Tensor of the integer graph -> tensor of the model with the same elements."""
-        ...
-
-
 def _in_float(op: Op, kernel: str) -> bool:
     if isinstance(op, Pool):
         return op.mode == "average" and kernel not in INTEGER_AVERAGES
@@ -67,7 +48,7 @@ class PackageCheck:
         self,
         graph: IntegerGraph,
         profile: Profile,
-        emitted: Emitted,
+        emitted: Emission,
         evaluate: OnnxEvaluator,
         folder: Path | None = None,
     ) -> None:

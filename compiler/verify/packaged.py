@@ -15,6 +15,7 @@ from typing import Final
 import onnx
 
 from qatc.compiler.arithmetic import Profile, get_profile
+from qatc.compiler.backend import Emission
 from qatc.compiler.integer import Conv, IntegerGraph, MatMul
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
@@ -42,15 +43,6 @@ class ReferenceCheck:
         return all(check.passed for check in self.tensors)
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A model as `PackageCheck` takes it."""
-
-    model: onnx.ModelProto
-    names: Mapping[str, str]
-    external: Sequence[tuple[str, Array]] = ()
-
-
 def check_packaged(
     graph: IntegerGraph,
     names: Mapping[str, str],
@@ -75,7 +67,7 @@ def check_packaged(
     proto = onnx.ModelProto.FromString(model.read_bytes())
     if _in_floats(graph, names, proto):
         return ReferenceCheck(tuple(_ends(graph, profile, samples, progress)), judged=False)
-    check = PackageCheck(graph, get_profile("onnx"), _Written(proto, names), OrtEvaluator(), model.parent)
+    check = PackageCheck(graph, get_profile("onnx"), Emission(proto, names), OrtEvaluator(), model.parent)
     runs = [(check.feeds(inputs), check.start(inputs)) for inputs, _ in samples]
     parts = list(stages(graph, check.names, BUDGET))
     for number, part in enumerate(parts):

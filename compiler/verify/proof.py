@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qatc.compiler.arithmetic import Profile, get_profile
+from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted
 from qatc.compiler.integer import Dequantize, IntegerGraph, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.result import OutputCheck, TensorCheck, Verification
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.deployed import Emitted, PackageCheck
+from qatc.compiler.verify.deployed import PackageCheck
 from qatc.compiler.verify.ends import Outputs, deployed_inputs
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
@@ -29,7 +30,7 @@ def verify(
     graph: IntegerGraph,
     profile: Profile,
     simulation: Simulation,
-    emitted: Emitted,
+    emitted: Emission,
     samples: Sequence[Mapping[str, Array]],
     limits: Limits | None = None,
     *,
