@@ -16,27 +16,13 @@ from qatc.compiler.lowering.normalization import KINDS
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
-from qatc.compiler.passes.products import is_product, is_sum
+from qatc.compiler.passes.products import SUMS, is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference.functions import SIGNS, is_elementwise
 
 _LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
-_INTEGER = frozenset(
-    {
-        "Add",
-        "Sub",
-        "Mul",
-        "Concat",
-        "Where",
-        "AveragePool",
-        "GlobalAveragePool",
-        "ReduceMean",
-        "ReduceSum",
-        "BatchNormalization",
-    }
-)
-
+_INTEGER = frozenset({"Add", "Sub", "Mul", "Concat", "Where", "BatchNormalization", *SUMS}) - {"ReduceL1"}
 _MASKED = -100.0  # Softmax makes nothing of it: exp(-100) added to one is one in float32
 
 
@@ -52,21 +38,16 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
     waiting: deque[Tensor] = deque()
 
     def need(tensor: Tensor) -> None:
-        if (
-            tensor.name
-            and not is_constant(tensor)
-            and is_float(tensor)
-            and tensor.name not in graph.params
-            and id(tensor) not in found
-        ):
+        known = is_constant(tensor) or tensor.name in graph.params or id(tensor) in found
+        if tensor.name and is_float(tensor) and not known:
             found[id(tensor)] = tensor
             waiting.append(tensor)
 
     def need_operands(node: Node) -> None:
-        if _may_be_integer_product(graph, node) and any(
-            t.name in graph.params or id(t) in found for t in node.inputs[:2]
-        ):
-            for tensor in node.inputs[:2]:
+        operands = node.inputs[:2] if is_product(node) else []
+        plain = any(is_constant(t) and t.name not in graph.params for t in operands)  # then it stays float
+        if not plain and any(t.name in graph.params or id(t) in found for t in operands):
+            for tensor in operands:
                 need(tensor)
 
     for node in graph.nodes:
@@ -83,13 +64,6 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
             need(tensor)
     order = {id(t): i for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)])}
     return sorted(found.values(), key=lambda t: order[id(t)])
-
-
-def _may_be_integer_product(graph: QuantGraph, node: Node) -> bool:
-    """A product none of whose operands is a plain float constant."""
-    if not is_product(node):
-        return False
-    return not any(is_constant(t) and t.name not in graph.params for t in node.inputs[:2])
 
 
 def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tuple[list[Tensor], list[Tensor]]:
@@ -125,9 +99,8 @@ def _fused(graph: QuantGraph, node: Node) -> Node | None:
     for _ in range(_LONGEST_CHAIN):
         if maker is None or maker.domain or maker.op not in ("Add", "Mul", "Div"):
             break
-        own = [t for t in maker.inputs if t.name and not is_constant(t)]
-        vector = any(t.name not in graph.params and (v := value_of(t)) is not None and v.size > 1 for t in maker.inputs)
-        if len(own) != 1 or own[0].name in graph.params or vector:
+        own = _computed(maker)
+        if len(own) != 1 or own[0].name in graph.params or _has_float_vector(graph, maker):
             return None
         maker = graph.producer(own[0])
     return maker if maker is not None and maker is not node and (is_product(maker) or is_sum(maker)) else None
@@ -155,9 +128,9 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     Nothing is needed where the other operand is a vector of float constants, which has no integer form whatever the
     range of the first.
     """
-    if any(t.name not in graph.params and (v := value_of(t)) is not None and v.size > 1 for t in node.inputs):
+    if _has_float_vector(graph, node):
         return []
-    own = [t for t in node.inputs if t.name and not is_constant(t)]
+    own = _computed(node)
     leaves: dict[int, Tensor] = {}
     waiting, seen = deque(own), set[int]()
     while waiting and len(leaves) < 2 and len(seen) < _LONGEST_CHAIN:
@@ -169,16 +142,26 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
         if tensor.name in graph.params or maker is None or not is_elementwise(maker) or _has_vector(maker):
             leaves[id(tensor)] = tensor
         else:
-            waiting.extend(t for t in maker.inputs if t.name and not is_constant(t))
+            waiting.extend(_computed(maker))
     if len(leaves) != 1 or _has_vector(node):
         return [] if len(own) == 1 and _is_product(graph, own[0]) else own
     leaf = next(iter(leaves.values()))
     return [] if _is_signed_sum(graph, leaf) else [leaf]
 
 
+def _computed(node: Node) -> list[Tensor]:
+    """The operands that are not constant."""
+    return [t for t in node.inputs if t.name and not is_constant(t)]
+
+
 def _has_vector(node: Node) -> bool:
     """Whether a constant operand differs from element to element."""
     return any((v := value_of(t)) is not None and v.size > 1 for t in node.inputs)
+
+
+def _has_float_vector(graph: QuantGraph, node: Node) -> bool:
+    """The same of one that is not quantized."""
+    return any(t.name not in graph.params and (v := value_of(t)) is not None and v.size > 1 for t in node.inputs)
 
 
 def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
@@ -201,7 +184,7 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
             return False
         if maker.op not in ("Add", "Mul", "Div", *SIGN_KEEPERS) and clamp_bounds(graph, maker) is None:
             return False
-        data = [t for t in maker.inputs if t.name and not is_constant(t)]
+        data = _computed(maker)
         if len(data) != 1:
             return False
         tensor = data[0]
