@@ -17,7 +17,7 @@ from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import MAXIMA, is_movement, on_grid, pad_value
-from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.reference.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.windows import Window, sized_window, window
 
@@ -226,35 +226,28 @@ def where(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     if node.domain or node.op != "Where" or params is None or params.is_per_channel:
         return False
     sides = node.inputs[1:3]
-    have = [state.params(t) for t in sides]
-    computed = [p for t, p in zip(sides, have, strict=True) if not isinstance(t, Constant)]
+    computed = [state.params(t) for t in sides if not isinstance(t, Constant)]
     if (computed and not any(computed)) or any(p is not None and p.is_per_channel for p in computed):
         return False
-    names: list[str] = []
-    for tensor, own in zip(sides, have, strict=True):
-        if isinstance(tensor, Constant):
-            real = state.graph.real(tensor)
-            if real is None or np.isnan(real).any():
-                return False
-            names.append(state.build.constant(tensor.name, np.clip(params.quantize(real), lo, hi), params))
-        elif own is None:
-            names.append("")
-        else:
-            contained = lo <= own.qmin and own.qmax <= hi
-            same = own.same_grid(params) and own.dtype == params.dtype and contained
-            names.append(state.int_name(tensor) if same else "")
-    for index, tensor in enumerate(sides):
-        names[index] = names[index] or _onto_grid(state, tensor, params, lo, hi)
+    reals = [state.graph.real(t) for t in sides]
+    if any(real is not None and np.isnan(real).any() for real in reals):
+        return False
+    names = [_onto_grid(state, tensor, real, params, lo, hi) for tensor, real in zip(sides, reals, strict=True)]
     label = label_of(node)
     inputs = (state.float_name(node.inputs[0]), *names)
     state.build.add(Move, label, inputs, (state.new_int(out),), op_type="Where", attrs={}, source=label)
     return True
 
 
-def _onto_grid(state: State, tensor: Tensor, params: QuantParams, lo: int, hi: int) -> str:
-    """The integers of a computed tensor, quantized or not, on the grid of an operator that reads it."""
+def _onto_grid(state: State, tensor: Tensor, real: Array | None, params: QuantParams, lo: int, hi: int) -> str:
+    """The integers of a tensor on the grid of an operator that reads it; `real` are the numbers of a constant one."""
+    if real is not None:
+        return state.build.constant(tensor.name, np.clip(params.quantize(real), lo, hi), params)
+    own = state.params(tensor)
+    if own is not None and own.same_grid(params) and own.dtype == params.dtype and lo <= own.qmin <= own.qmax <= hi:
+        return state.int_name(tensor)
     name = state.build.quantised(f"{tensor.name}_on_grid", params, shape_of(tensor))
-    if state.params(tensor) is None:
+    if own is None:
         return state.build.add(Quantize, f"Quantize_{tensor.name}", (state.float_name(tensor),), (name,), lo=lo, hi=hi)
     return state.build.add(Rescale, f"Rescale_{tensor.name}", (state.int_name(tensor),), (name,), lo=lo, hi=hi)
 
