@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import onnx
 
+from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph
 from qatc.compiler.model_io import node_proto, value_info
@@ -53,12 +54,7 @@ def quantized(graph: QuantGraph) -> onnx.ModelProto:
         hint = "quantize to 8 bits, or compile it for the target onnx"
         raise fail("QAT302", f"opset {OPSET} cannot quantize to 16 bits", tensor=wide, hint=hint)
     written = to_qdq(graph, bias="float", io="float", ir_version=_IR_VERSION)
-    if written.external:
-        arrays = dict(written.external)
-        for tensor in written.model.graph.initializer:
-            if tensor.name in arrays:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
-    return _checked(written.model)
+    return _checked(Emission(written.model, {}, written.external).complete())
 
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
