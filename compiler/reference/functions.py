@@ -199,7 +199,8 @@ def evaluate(node: Node, operands: Sequence[Values | None]) -> Values | None:
     result: Values | None
     with np.errstate(all="ignore"):
         if node.op == "Clip":
-            result = clip(given[0], *operands[1:3]) if given else None
+            x, *bounds = operands or [None]
+            result = None if x is None else clip(x, *bounds)
         elif node.op == "Gather":
             result = _entries(given[0], given[1])
         elif node.op == "Cast":
