@@ -27,7 +27,7 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import LAYOUT, MAXIMA, axis_through, is_value_blind
 from qatc.compiler.passes.products import Mac, Vector, mac_of, per_channel
 from qatc.compiler.passes.training import trains
-from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 
 _AFFINE = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
 _CANCELS = 1e-6  # a factor this near 1 is x / d * d computed in float32
@@ -319,12 +319,11 @@ def scaled_weight(
 
     None where that cannot be said: channels along another axis, or a scale that leaves float32.
     """
-    largest = float(np.finfo(np.float32).max)
     uniform = factor.size > 0 and bool(np.all(factor == factor[0]))
     scales = np.asarray(params.scale) * (factor[0] if uniform else 1.0)
-    if uniform and np.all((scales >= np.finfo(np.float32).tiny) & (scales <= largest)):
+    if uniform and np.all((scales >= SMALLEST) & (scales <= LARGEST)):
         return integers, replace(params, scale=tuple(scales.tolist()))
-    if params.axis not in (None, axis) or np.any(np.asarray(params.scale) * np.abs(factor) > largest):
+    if params.axis not in (None, axis) or np.any(np.asarray(params.scale) * np.abs(factor) > LARGEST):
         return None
     count = factor.size
     zeros = params.zero_point * (1 if params.is_per_channel else count)
@@ -337,7 +336,7 @@ def _scaled_channels(
 ) -> tuple[npt.NDArray[Any], QuantParams]:
     zeros = np.asarray(params.zero_point)
     scales = np.asarray(params.scale) * np.abs(factor)
-    dead = scales < np.finfo(np.float32).tiny
+    dead = scales < SMALLEST
     shape = [-1 if i == axis else 1 for i in range(integers.ndim)]
     wide = integers.astype(np.int64)
     lowest, highest = dtype_range(params.dtype)

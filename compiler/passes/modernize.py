@@ -172,12 +172,9 @@ def constants_from_nodes(graph: QuantGraph) -> None:
 
 def constant_value(node: Node) -> Array | None:
     """What a `Constant` node holds, None for sparse tensors and strings."""
-    for key, dtype in (("value_float", np.float32), ("value_int", np.int64)):
+    for key in ("value_float", "value_int", "value_floats", "value_ints"):
         if key in node.attrs:
-            return np.asarray(node.attrs[key], dtype)
-    for key, dtype in (("value_floats", np.float32), ("value_ints", np.int64)):
-        if key in node.attrs:
-            return np.asarray(list(node.attrs[key]), dtype)
+            return np.asarray(node.attrs[key], np.float32 if "float" in key else np.int64)
     value: Array | None = node.attrs.get("value")
     return None if value is None or value.dtype.kind in "OSU" else value
 

@@ -25,6 +25,7 @@ from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import MEANS, Mac, Vector, mac_of, put_behind, with_number
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import Array
+from qatc.compiler.windows import Window, window
 
 _FLOAT: Final = onnx.TensorProto.FLOAT
 
@@ -187,30 +188,24 @@ def _of_product(graph: QuantGraph, mac: Mac, number: float) -> Vector | None:
         alpha = float(node.attr("alpha", 1.0)) if node.op == "Gemm" else 1.0
         return np.asarray(alpha * weight.sum(axis=1 - mac.axis))
     per_tap = weight.sum(axis=1)  # [M, taps...]
-    rank = per_tap.ndim - 1
-    pads = [int(p) for p in node.attr("pads") or (0,) * 2 * rank]
-    mode = node.attr("auto_pad", "NOTSET")
-    if mode not in ("NOTSET", "VALID"):
-        return None
-    if mode == "VALID" or not any(pads):
-        return np.asarray(per_tap.reshape(len(per_tap), -1).sum(axis=1).reshape(-1, *(1,) * rank))
-    shape = shape_of(node.inputs[0])
-    sizes = [d for d in (shape or ())[2:] if isinstance(d, int)]
-    if len(sizes) != rank:
+    moving = window(node, per_tap.shape[1:])
+    if moving is not None and not any(moving.pads):
+        return np.asarray(per_tap.reshape(len(per_tap), -1).sum(axis=1).reshape(-1, *(1,) * len(moving.kernel)))
+    sizes = [d for d in (shape_of(node.inputs[0]) or ())[2:] if isinstance(d, int)]
+    if moving is None or len(sizes) != len(moving.kernel):
         graph.explain("offsets", f"an offset stays before {label_of(node)}: it is padded, and its sizes are not known")
         return None
-    return _inside(node, per_tap, sizes, pads)
+    return _inside(moving, per_tap, sizes)
 
 
-def _inside(node: Node, per_tap: Vector, sizes: list[int], pads: list[int]) -> Vector:
+def _inside(moving: Window, per_tap: Vector, sizes: list[int]) -> Vector:
     """The sums of the taps [M, taps...] that lie inside, at every position: [M, positions...]."""
-    rank = len(sizes)
-    strides, dilations = ([int(v) for v in node.attr(name) or (1,) * rank] for name in ("strides", "dilations"))
     sums: Vector = per_tap
     for axis, size in enumerate(sizes):
-        taps = [tap * dilations[axis] for tap in range(per_tap.shape[axis + 1])]
-        count = (size + pads[axis] + pads[axis + rank] - taps[-1] - 1) // strides[axis] + 1
-        at = np.add.outer(np.arange(count) * strides[axis] - pads[axis], np.asarray(taps))
+        (before, after), stride = moving.borders[axis], moving.strides[axis]
+        count = (size + before + after - moving.reach(axis)) // stride + 1
+        taps = np.arange(moving.kernel[axis]) * moving.dilations[axis]
+        at = np.add.outer(np.arange(count) * stride - before, taps)
         inside = np.asarray((at >= 0) & (at < size), np.float64)  # [positions, taps]
         sums = np.moveaxis(np.tensordot(inside, sums, ([1], [axis + 1])), 0, axis + 1)
     return sums

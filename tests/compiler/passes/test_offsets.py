@@ -203,7 +203,8 @@ POOL = "y = AveragePool<kernel_shape = [3, 3], {}>(s)"
     [
         ("c = ConvTranspose(s, w)\ny = A(c)", 0),
         ('c = Conv<auto_pad = "VALID">(s, w)\ny = A(c)', 1),
-        ('c = Conv<auto_pad = "SAME_UPPER">(s, w)\ny = A(c)', 0),
+        ('c = Conv<auto_pad = "SAME_UPPER", strides = [2, 1]>(s, w)\ny = A(c)', 1),
+        ('c = Conv<auto_pad = "SAME_LOWER">(s, w)\ny = A(c)', 1),
         (POOL.format("pads = [1, 1, 1, 1]"), 1),
         (POOL.format("pads = [1, 1, 1, 1], count_include_pad = 1"), 0),
         (POOL.format('auto_pad = "SAME_LOWER", count_include_pad = 1'), 0),
