@@ -53,7 +53,7 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
     declare_inputs(reader)
     reader.run()
     if graph.diagnostics.errors:
-        return  # what is left of the integers would only be blamed again
+        return
     finish(graph, options, [MICROSOFT])
     for name, source in list(graph.origin.items()):
         integers = reader.sources.get(source, source)  # the file has no real numbers there

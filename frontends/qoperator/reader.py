@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, rank_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, rank_of, value_of
 from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array, number_of
@@ -188,6 +188,8 @@ class Reader:
             else:
                 self.follow(node)
         self.graph.remove(self.gone)
+        if self.graph.diagnostics.errors:
+            return  # what is left of the integers would only be blamed again
         self.carry_over()
         self.graph.sort()
         self.graph.clean()
@@ -251,24 +253,21 @@ class Reader:
     # -- accumulators ---------------------------------------------------------------------------------------------
     def carry_over(self) -> None:
         """Operators on int32 accumulators become operators on real numbers, up to their Cast to float."""
-        waiting = list(self.accumulators)
-        while waiting:
-            tensor = waiting.pop()
+        self.accumulators = self.made_of(self.accumulators)
+        sums = {id(t) for t in self.accumulators}
+        for tensor in self.accumulators:
             if isinstance(tensor, Variable):
                 tensor.dtype = _FLOAT
             for node in dict.fromkeys(self.graph.consumers(tensor)):
-                if node.op == "Cast" and node.attr("to") == _FLOAT:
+                if is_op(node, "Cast") and node.attr("to") == _FLOAT:
                     self.graph.bypass(node)
-                elif is_dq(node) and self.scaled(node, tensor):
+                elif (is_dq(node) and self.scaled(node, tensor)) or is_movement(node):
                     continue
-                elif is_movement(node):
-                    waiting.extend(node.outputs)
-                elif node.op in _ON_ACCUMULATORS and not node.domain and self.numbers(node):
+                elif is_op(node, *_ON_ACCUMULATORS) and self.numbers(node, sums):
                     ranks = [self.ranks.get(id(t)) or rank_of(t) for t in node.inputs]
                     known = [r for r in ranks if r is not None]
                     if len(known) == len(ranks):  # where they broadcast, the largest
                         self.ranks[id(node.outputs[0])] = max(known)
-                    waiting.extend(node.outputs)
                 elif node.op != "Shape":
                     message = f"{node.op} computes with an int32 accumulator"
                     refuse(self.graph, node, "QAT302", message, "cast it to float first")
@@ -288,14 +287,23 @@ class Reader:
         node.attrs.clear()
         return True
 
-    def numbers(self, node: Node) -> bool:
+    def made_of(self, accumulators: Sequence[Tensor]) -> list[Tensor]:
+        """Accumulators, and what operators on them, and movements of them, make."""
+        found, seen = list(accumulators), {id(t) for t in accumulators}
+        for tensor in found:
+            readers = [n for n in self.graph.consumers(tensor) if is_movement(n) or is_op(n, *_ON_ACCUMULATORS)]
+            made = {id(t): t for n in readers for t in n.outputs if id(t) not in seen}
+            found += made.values()
+            seen |= made.keys()
+        return found
+
+    def numbers(self, node: Node, sums: set[int]) -> bool:
         """Integer constants of an operator on accumulators as float32; False where another operand is not constant."""
-        others = [t for t in node.inputs if not any(t is a for a in self.accumulators)]
         for index, tensor in enumerate(node.inputs):
             value = value_of(tensor)
             if value is not None and value.dtype.kind in "iu":
                 node.inputs[index] = self.graph.constant(f"{tensor.name}_real", value.astype(np.float32))
-        return len(others) < 2
+        return all(id(t) in sums or is_constant(t) for t in node.inputs)
 
     def accumulate(self, node: Node, op: str, attrs: dict[str, Any]) -> None:
         """ConvInteger and MatMulInteger: (x - z_x) * (w - z_w) summed, as an int32 accumulator."""

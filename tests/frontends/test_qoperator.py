@@ -198,17 +198,45 @@ def test_each_operator(op: str, operands: list[object], attrs: dict[str, object]
     assert QuantParams.per_tensor(0.5, 128, "uint8") in fakes
 
 
+def test_the_axes_of_a_mean_are_an_input_from_opset_18_on() -> None:
+    b = Builder(opsets={"": 18, MICROSOFT: 1})
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    q = b.node("QuantizeLinear", ["input", *at], "q")
+    mean = b.node("QLinearReduceMean", [q, *at, *at], "mean", MICROSOFT, axes=[2, 3], keepdims=1)
+    b.node("DequantizeLinear", [mean, *at], "output")
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "mean_real = ReduceMean[keepdims=1](q_dequantized, axes:int64[2]{2,3})" in graph.dump()
+
+
+def test_integers_quantized_again_on_another_grid() -> None:
+    b = Builder()
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    other = [b.constant("s2", np.float32(2)), b.constant("z2", np.int8(3))]
+    again = b.node("QuantizeLinear", [b.node("QuantizeLinear", ["input", *at], "q"), *other], "again")
+    b.node("DequantizeLinear", [again, *other], "output")
+    b.opsets[MICROSOFT] = 1
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    graph.diagnostics.check()
+    found = [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT]
+    assert found == ["uint8 scale 0.5 zero 128", "int8 scale 2 zero 3"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("op", ["ConvInteger", "MatMulInteger"])
-def test_accumulators(op: str) -> None:
+def test_accumulators(op: str, moved: bool) -> None:
     """X -> Q -> ConvInteger -> Cast -> Mul(s_x * s_w): the integers' sum, in real numbers."""
     b = Builder()
     random = np.random.default_rng(1)
-    shape = (3, 2, 3, 3) if op == "ConvInteger" else (4, 3)
+    shape = (3, 2, 3, 3) if op == "ConvInteger" else (4, 4)
     w = random.integers(-100, 100, shape).astype(np.int8)
     at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
     q = b.node("QuantizeLinear", ["input", *at], "q")
     attrs = {"kernel_shape": [3, 3]} if op == "ConvInteger" else {}
     acc = b.node(op, [q, b.constant("w", w), "z", b.constant("wz", np.int8(0))], "acc", **attrs)
+    acc = b.node("Add", [acc, b.node("Transpose", [acc], "turned", perm=[0, 1, 3, 2])], "both") if moved else acc
     biased = b.node("Add", [acc, b.constant("b", np.int32(1000))], "biased")
     b.node("Mul", [b.node("Cast", [biased], "f", to=1), b.constant("m", np.float32(0.5 * 0.01))], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
@@ -337,3 +365,17 @@ def test_a_package_that_chooses_by_processor_is_read_back(tmp_path: Path) -> Non
     inside = {t.source for t in again.tensors if t.role == "activation"} - {port.name for port in flat.input}
     assert inside
     assert inside <= there
+
+
+def test_what_is_added_to_an_accumulator_has_to_be_known() -> None:
+    b = Builder()
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    q = b.node("QuantizeLinear", ["input", *at], "q")
+    acc = b.node("MatMulInteger", [q, b.constant("w", np.ones((4, 4), np.int8)), "z"], "acc")
+    total = b.node("Add", [acc, b.node("Cast", ["input"], "whole", to=6)], "total")
+    b.node("Cast", [total], "output", to=1)
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalise(graph, FrontendOptions())
+    assert [(d.code, d.message) for d in graph.diagnostics.errors] == [
+        ("QAT302", "Add computes with an int32 accumulator")
+    ]

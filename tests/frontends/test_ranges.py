@@ -252,6 +252,7 @@ def grid_of(text: str, folder: Path, name: str = "f.json") -> str:
         ('{"param": {}, "output": {"x": [[8, 5]]}, "input": {}}', "int8 scale 0.03125 zero 0"),
         ('{"sophgo_tpu": {"x_8": {"bit": 8, "min": -1.28, "max": 1.27, "threshold": 1.28}}}',
          "int8 scale 0.00999999978 zero 0"),
+        ('{"sophgo_tpu": {"x": {"bit": 7, "step": [0.5]}}}', "int8[-127,127] scale 0.5 zero 0"),
         ('{"activation_encodings": {"x": [{"bitwidth": 8, "min": 0.0, "max": 2.55}]}, "param_encodings": {}}',
          "uint8 scale 0.00999999978 zero 0"),
         ('{"activation_encodings": {"x": [{"bitwidth": 4, "dtype": "int", "is_symmetric": "True", "scale": 0.5,'

@@ -275,6 +275,22 @@ def test_token_ids_are_left_alone() -> None:
         ("q = QuantizeLinear(x, s, z) c = Cast<to=1>(q) y = Mul(c, s)", "", ["QAT104"]),
         ("q, t, u = DynamicQuantizeLinear(x) y = DequantizeLinear(q, t, u)", "", ["QAT205", "QAT205"]),
         ("q = QuantizeLinear(x, s, z) c = MatMulInteger(q, q) y = Cast<to=1>(c)", "", ["QAT104", "QAT104"]),
+        (
+            "a = QuantizeLinear(x, s, z) c = QuantizeLinear(x, b, z) d = Concat<axis=0>(a, c)"
+            " y = DequantizeLinear(d, s, z)",
+            ", float b = {0.25}",
+            ["QAT203"],
+        ),
+        (
+            "q = QuantizeLinear<axis=0>(x, sc, ic) p = Pad(q, b) y = DequantizeLinear<axis=0>(p, sc, ic)",
+            ", int64[4] b = {0,0,0,1}",
+            ["QAT302"],
+        ),
+        (
+            "q = QuantizeLinear(x, s, z) c = Cast<to=6>(q) d = Clip(c, l, h) y = DequantizeLinear(d, s, b)",
+            ", int32 l = {300}, int32 h = {400}, int32 b = {128}",
+            ["QAT104"],
+        ),
     ],
 )
 def test_what_is_wrong_is_reported(nodes: str, more: str, want: list[str]) -> None:
@@ -426,12 +442,14 @@ class ChainMaker:
     "nodes",
     [
         "q = QuantizeLinear<axis=0>(f, n, ic) y = DequantizeLinear<axis=0>(q, n, ic)",
+        "q = QuantizeLinear<axis=0>(f, n, ic) y = DequantizeLinear<axis=0>(q, n2, ic2)",  # each has its own numbers
         "y = DequantizeLinear<axis=0>(k, n, ic)",
         "m = Constant<value = int8 {-100}>() c = Clip(k, m) y = DequantizeLinear<axis=0>(c, n, ic)",
     ],
 )
 def test_a_channel_of_a_weight_without_scale_holds_zeros(nodes: str) -> None:
     more = ", float[2] n = {0.0, 0.25}, float[2,3] f = {1,2,3,1,2,3}, int8[2,3] k = {4,8,12,4,8,12}"
+    more += ", float[2] n2 = {0.0, 0.25}, int8[2] ic2 = {0, 0}"
     text = body(nodes.replace("y =", "w =") + " y = Add(x, w)", more=more)
     graph = loaded(text)
     normalise(graph)
