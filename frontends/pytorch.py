@@ -170,7 +170,7 @@ FRONTEND: Final = Frontend(
         "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",
         "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
         "weights alone, where the exporter folded their scale into them, show no quantization (optimize=False helps)",
-        "qwix: weights with scales along two axes (attention), QtProvider and PtqProvider (products of bytes)",
+        "qwix: QtProvider and PtqProvider (products of bytes)",
         "roundings down (the averages of ai8x-training, NEMO) and weights with an offset of part of a step stay float",
     ),
 )

@@ -83,7 +83,8 @@ def params_through(node: Node, params: QuantParams) -> QuantParams | None:
 def _split(node: Node, params: QuantParams) -> QuantParams | None:
     """Parameters of a tensor whose channels each become several, or become one axis with others: of weights in groups.
 
-    Each new channel has the parameters of the old one that its elements are of; None where they are of several.
+    Each new channel has the parameters of the old one that its elements are of; None where they are of several, and
+    where each would be of one element: that is no channel any more.
     """
     axis, before, after = params.axis or 0, shape_of(node.inputs[0]), shape_of(node.outputs[0])
     if before is None or after is None or not _are_known(before) or not _are_known(after):
@@ -91,7 +92,7 @@ def _split(node: Node, params: QuantParams) -> QuantParams | None:
     inner, channels = math.prod(before[axis + 1 :]), len(params.scale)
     for place, size in enumerate(after):
         within = math.prod(after[place + 1 :])
-        if not size or not within or inner % within:
+        if not within or inner % within or size in (0, math.prod(after)):
             continue
         if math.prod(after[:place]) == 1 or size * within % (inner * channels) == 0:
             return params.take(np.arange(size) * within // inner % channels).with_axis(place)

@@ -46,9 +46,12 @@ def move_constants(graph: QuantGraph) -> None:
     """Apply layout operators to quantized constants; the channel axis moves with the integers."""
     moves = 0
     for node in graph.nodes:
-        if node.op not in LAYOUT or node.domain or not isinstance(node.inputs[0], Constant):
+        if node.op not in LAYOUT or node.domain:
             continue
+        _at_once(graph, node)
         constant, out = node.inputs[0], node.outputs[0]
+        if not isinstance(constant, Constant):
+            continue
         params = graph.quant(constant)
         moved = move_constant(node, constant.values) if params is not None else None
         if params is None or moved is None:
@@ -65,6 +68,22 @@ def move_constants(graph: QuantGraph) -> None:
         moves += 1
     if moves:
         graph.clean()
+
+
+def _at_once(graph: QuantGraph, node: Node) -> None:
+    """Let a Reshape, or the like, read a constant that another one reshapes first, for want of channels in between."""
+    first = graph.producer(node.inputs[0])
+    if first is None or first.domain or node.op == "Transpose" or first.op not in LAYOUT or first.op == "Transpose":
+        return
+    constant = first.inputs[0]
+    if not isinstance(constant, Constant) or constant.name not in graph.params:
+        return
+    between = move_constant(first, constant.values)
+    made = None if between is None else move_constant(node, between)
+    if made is None or not made.size:
+        return
+    node.op, node.attrs = "Reshape", {}
+    node.inputs = [constant, graph.constant(f"{node.outputs[0].name}_sizes", np.asarray(made.shape, np.int64))]
 
 
 def forward(graph: QuantGraph) -> None:

@@ -17,6 +17,7 @@ Rounding is monotone, so a clamp before it is one after it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -188,6 +189,9 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool
         if bounds is not None and above is not None:
             clamps = (Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
     grid = _integers_of(clamps, end)
+    join = _varying(begin.tensor, end.scale)
+    if join is not None:
+        return _on_one_axis(graph, node, begin, end, grid, join)
     grid, offset = _with_whole_zero(grid, end.scale) if not is_constant(begin.tensor) else (grid, 0.0)
     params = _params(graph, node, grid, end.scale, shape_of(begin.tensor), begin.tensor.name)
     if params is None:
@@ -197,6 +201,66 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool
         return False
     maker.inputs = [_moved(graph, begin, end)]
     to_fake_quant(graph, maker, params, offset)
+    return True
+
+
+def _varying(tensor: Tensor, scale: Doubles) -> _Joined | None:
+    """The axes, the last several, along which the scales of a constant vary; None where it is one, or none, or others.
+
+    The heads of an attention and their sizes are such: the weight is per channel before it is taken apart.
+    """
+    value = value_of(tensor)
+    if value is None or scale.ndim > value.ndim:
+        return None
+    sizes = (1,) * (value.ndim - scale.ndim) + scale.shape
+    varying = [axis for axis, size in enumerate(sizes) if size > 1]
+    if len(varying) < 2 or not varying[0] or varying != list(range(varying[0], value.ndim)):  # blocks, or elements
+        return None
+    whole = all(sizes[axis] == value.shape[axis] for axis in varying)
+    return _Joined(varying[0], value.shape) if whole else None
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A constant's shape with its axes from `first` on as one, and numbers for its channels in the same form."""
+
+    first: int
+    shape: tuple[int, ...]
+
+    @property
+    def flat(self) -> tuple[int, ...]:
+        """The shape with these axes in one."""
+        return (*self.shape[: self.first], math.prod(self.shape[self.first :]))
+
+    def numbers(self, values: Doubles) -> Doubles:
+        """Numbers that vary along these axes alone."""
+        return values.reshape(-1) if values.size > 1 else values
+
+    def state(self, state: State) -> State:
+        """What is known of the constant, of the joined one."""
+        clamps = tuple(replace(c, scale=self.numbers(c.scale), offset=self.numbers(c.offset)) for c in state.clamps)
+        scale, offset = self.numbers(state.scale), self.numbers(state.offset)
+        return replace(state, scale=scale, offset=offset, clamps=clamps)
+
+    def apart(self, graph: QuantGraph, x: Tensor, out: Tensor) -> None:
+        """Make `out` of the joined tensor."""
+        sizes = graph.constant(f"{out.name}_sizes", np.asarray(self.shape, np.int64))
+        graph.insert("Reshape", [x, sizes], [out], hint=f"{out.name}_apart")
+
+
+def _on_one_axis(graph: QuantGraph, node: Node, begin: State, end: State, grid: _Range, join: _Joined) -> bool:
+    """Quantize a constant whose scales vary along several axes with these in one, and take that apart again."""
+    value, maker = value_of(begin.tensor), graph.producer(end.tensor)
+    if value is None or maker is None or np.any(np.abs(_shift_of(begin, end)) > _WHOLE):
+        return False
+    name, zero = begin.tensor.name, join.numbers(grid.zero)
+    params = _params(graph, node, replace(grid, zero=zero), join.numbers(end.scale), join.flat, name)
+    if params is None:
+        return False
+    out, made = maker.outputs[0], graph.variable(f"{end.tensor.name}_joined", onnx.TensorProto.FLOAT, join.flat)
+    maker.inputs, maker.outputs = [graph.constant(f"{name}_joined", value.reshape(join.flat))], [made]
+    to_fake_quant(graph, maker, params)
+    join.apart(graph, made, out)
     return True
 
 
@@ -300,6 +364,9 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     ends = [e for e in after if np.all(e.scale > 0)]
     end = next((e for e in reversed(ends) if _is_whole(2 * e.offset / e.scale)), after[0])
     rounded = np.rint(source.values.astype(np.float64))
+    join = _varying(source, end.scale)
+    if join is not None:
+        rounded, end = rounded.reshape(join.flat), join.state(end)
     if not _is_whole(end.offset / end.scale):
         rounded *= 2
         finer = tuple(Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
@@ -309,15 +376,20 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
     clamps = end.clamps or (Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0)),)
     grid = _integers_of(clamps, end)
-    params = _params(graph, node, grid, end.scale, source.values.shape, source.name)
+    params = _params(graph, node, grid, end.scale, rounded.shape, source.name)
     if params is None:
         return False
     shift = np.rint(np.asarray(params.zero_array(rounded.ndim), np.float64) + end.offset / end.scale)
     integers: Array = np.clip(rounded + shift, params.qmin, params.qmax).astype(params.container)
     result = end.tensor
     constant = graph.constant(source.name, integers, params)
-    graph.origin[constant.name] = result.name
-    graph.replace(result, constant)
+    if join is None:
+        graph.origin[constant.name] = result.name
+        graph.replace(result, constant)
+    else:
+        apart = graph.variable(f"{source.name}_apart", onnx.TensorProto.FLOAT, join.shape)
+        join.apart(graph, constant, apart)
+        graph.replace(result, apart)
     return True
 
 
