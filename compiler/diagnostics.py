@@ -112,6 +112,12 @@ def some_of(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, printable, and how many more there are: `a, b, c and 2 more`."""
+    rest = len(names) - shown
+    return ", ".join(map(printable, names[:shown])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def counted(number: int, noun: str, verb: str = "", *, plural: str = "") -> str:
     """`1 file`, `12,345 files`; with a verb the start of a sentence: `1 entry names`, `3 entries name`."""
     one = number == 1

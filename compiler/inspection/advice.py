@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qatc.compiler.diagnostics import printable
+from qatc.compiler.diagnostics import few, printable
 from qatc.compiler.result import InspectedOp, Inspection
 from qatc.compiler.target import OPTIONAL_OPERATORS
 
@@ -35,9 +35,9 @@ def _missing(found: Inspection) -> Iterator[str]:
     outside = [missing.tensor for missing in found.missing if not missing.maker]
     makers = Counter(missing.maker for missing in found.missing if missing.maker)
     if outside:
-        yield f"Quantize {_few(outside)} in training, too (PyTorch: a QuantStub in front of the network)."
+        yield f"Quantize {_named(outside)} in training, too (PyTorch: a QuantStub in front of the network)."
     if makers:
-        names = _few([missing.tensor for missing in found.missing if missing.maker])
+        names = _named([missing.tensor for missing in found.missing if missing.maker])
         yield f"Quantize the results of {_kinds(makers)} in training, too: {names}."
     if found.missing:
         yield "Or without training again: --calibrate DATA.npy finds these ranges from representative inputs."
@@ -52,11 +52,11 @@ def _floats(found: Inspection) -> Iterator[str]:
     for reason, action in _ACTIONS.items():
         affected = [op for op in floats if reason in op.reason]
         if affected:
-            kinds, nodes = _kinds(Counter(op.op_type for op in affected)), _few([op.node for op in affected])
+            kinds, nodes = _kinds(Counter(op.op_type for op in affected)), _named([op.node for op in affected])
             yield action.format(f"{kinds} ({nodes})")
     unread = [op for op in floats if op.tensor and not any(reason in op.reason for reason in _ACTIONS)]
     if unread and not found.missing:  # no integer operator would read them
-        kinds, nodes = _kinds(Counter(op.op_type for op in unread)), _few([op.node for op in unread])
+        kinds, nodes = _kinds(Counter(op.op_type for op in unread)), _named([op.node for op in unread])
         yield (
             f"Only floats read what {kinds} make ({nodes}), so that --calibrate leaves them: quantize their results in "
             "training, if they are to be integers."
@@ -72,11 +72,11 @@ def _disagreeing(found: Inspection) -> Iterator[str]:
     twice = [d.tensor for d in found.disagreeing if d.op_type == "Rescale"]
     raw = [d.tensor for d in found.disagreeing if d.op_type not in ("Concat", "Rescale")]
     if joins:
-        yield f"Let the inputs of Concat share one observer, so that nothing is rescaled: {_few(joins)}."
+        yield f"Let the inputs of Concat share one observer, so that nothing is rescaled: {_named(joins)}."
     if twice:
-        yield f"Round {_few(twice)} once: two observers watch the same values."
+        yield f"Round {_named(twice)} once: two observers watch the same values."
     if raw:
-        yield f"Let all readers of {_few(raw)} see the rounded value, or none."
+        yield f"Let all readers of {_named(raw)} see the rounded value, or none."
 
 
 def _weights(operators: Sequence[InspectedOp]) -> Iterator[str]:
@@ -88,17 +88,17 @@ def _weights(operators: Sequence[InspectedOp]) -> Iterator[str]:
     if weak:
         number, channels = sum(facts.weak for _, facts in weak), sum(facts.channels for _, facts in weak)
         share = f"{number:,} of {channels:,} channels use less than 5 of 8 bits"
-        yield f"Quantize weights per channel: under one scale {share}, in {_few([node for node, _ in weak])}."
+        yield f"Quantize weights per channel: under one scale {share}, in {_named([node for node, _ in weak])}."
     dead = [(op.node, op.weights.dead) for op in operators if op.weights is not None and op.weights.dead]
     if dead:
         number = sum(count for _, count in dead)
-        yield f"Prune {number:,} output channels whose weights are all zero, in {_few([node for node, _ in dead])}."
+        yield f"Prune {number:,} output channels whose weights are all zero, in {_named([node for node, _ in dead])}."
 
 
 def _sums(found: Inspection) -> Iterator[str]:
     over = [op.node for op in found.operators if op.sums is not None and op.sums.overflowing]
     if over:
-        yield f"Take a bit off the weight range of {_few(over)}, or split it: its sums may leave 32 bits."
+        yield f"Take a bit off the weight range of {_named(over)}, or split it: its sums may leave 32 bits."
     wide = [op for op in found.operators if op.weights is not None and op.weights.bits > _SAFE_BITS]
     pairs = [op for op in wide if op.sums is not None and op.sums.saturating]
     if pairs:
@@ -112,7 +112,5 @@ def _kinds(counts: Counter[str]) -> str:
     return _JOINED.join(f"{number:,} {printable(kind)}" for kind, number in counts.most_common(5))
 
 
-def _few(names: Sequence[str], shown: int = 3) -> str:
-    distinct = list(dict.fromkeys(names))
-    rest = f" and {len(distinct) - shown:,} more" if len(distinct) > shown else ""
-    return _JOINED.join(printable(name) for name in distinct[:shown]) + rest
+def _named(names: Sequence[str]) -> str:
+    return few(list(dict.fromkeys(names)))

@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, counted, one_line, printable
+from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, counted, few, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Facts
 from qatc.compiler.result import CompileResult, Coverage, OutputCheck, ProfileDifference, TensorCheck, Verification
@@ -90,11 +90,11 @@ def _islands(result: CompileResult, *, verbose: bool) -> Iterator[Text]:
     groups = text.islands_by_reason(result.islands)
     total = result.coverage.integer_macs + result.coverage.float_macs
     for reason, members in groups if verbose else groups[:_GROUPS]:
-        kinds = text.few(sorted({island.op_type for island in members}))
+        kinds = few(sorted({island.op_type for island in members}))
         macs = sum(island.macs for island in members)
         cost = f" ({text.percent(macs / total)} of the multiply-accumulates)" if macs and total else ""
         yield Text(f"{len(members):,} {kinds}{cost}", style="yellow").append(f": {text.prose(reason)}", style="default")
-        yield Text("  " + text.few([island.node for island in members], _ALL if verbose else 3), style="dim")
+        yield Text("  " + few([island.node for island in members], _ALL if verbose else 3), style="dim")
     if len(groups) > _GROUPS and not verbose:
         rest = sum(len(members) for _, members in groups[_GROUPS:])
         yield Text(f"{rest:,} more for {len(groups) - _GROUPS:,} other reasons: see report.html, or -v", style="yellow")
@@ -103,7 +103,7 @@ def _islands(result: CompileResult, *, verbose: bool) -> Iterator[Text]:
 def _filled(result: CompileResult, *, verbose: bool) -> Iterator[Text]:
     methods = ", ".join(sorted({text.prose(range_.method) for range_ in result.filled}))
     yield Text(f"{counted(len(result.filled), 'range')} from calibration data ({methods})")
-    yield Text("  " + text.few([range_.tensor for range_ in result.filled], _ALL if verbose else 3), style="dim")
+    yield Text("  " + few([range_.tensor for range_ in result.filled], _ALL if verbose else 3), style="dim")
 
 
 def _verification(found: Verification | None, *, verbose: bool) -> Iterator[Text]:
@@ -177,7 +177,7 @@ def _note(members: Sequence[Diagnostic], *, verbose: bool) -> Iterator[Text]:
         yield Text(f"{code}: {text.prose(message)}" if shown == len(messages) else f"  {text.prose(message)}")
         places = [place for place in map(_place, alike) if place]
         if places:
-            yield Text(f"  at {text.few(places, _ALL if verbose else 3)}", style="dim")
+            yield Text(f"  at {few(places, _ALL if verbose else 3)}", style="dim")
         if hint and (index == shown - 1 or verbose):
             yield Text(f"  help: {text.prose(hint)}", style="dim")
 
@@ -194,6 +194,6 @@ def explanation(lines: Sequence[str], facts: Facts, *, verbose: bool = False) ->
         what, why, place = (found["what"], found["why"] or "", found["place"]) if found else (line, "", "")
         groups.setdefault((what, why), []).append(place)
     shown = _ALL if verbose else 3
-    rows = [f"{what}{text.few(places, shown) if places[0] else ''}{why}" for (what, why), places in groups.items()]
+    rows = [f"{what}{few(places, shown) if places[0] else ''}{why}" for (what, why), places in groups.items()]
     if rows:
         facts.row("explained", *map(text.prose, rows))

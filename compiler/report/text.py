@@ -63,13 +63,6 @@ def prose(message: str) -> str:
     return safe if len(safe) <= _LONGEST else f"{safe[:half]} ... {safe[-half:]}"
 
 
-def few(names: Sequence[str], shown: int = 3) -> str:
-    """The first names, safe for a terminal, and how many more there are."""
-    text = ", ".join(printable(name) for name in names[:shown])
-    rest = len(names) - shown
-    return f"{text} and {rest:,} more" if rest > 0 else text
-
-
 def kinds(counts: Mapping[str, int], shown: int = 5) -> str:
     """Operator counts, the most frequent first: `9 QLinearConv, 3 QLinearAdd, 5 others`."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -97,14 +97,17 @@ def holds_weight(node: Node) -> bool:
     value = value_of(_unmoved(node.inputs[0]))
     if value is None or value.ndim < 2 or quantized_dtype(value.dtype) in (None, "int32"):
         return False
+    return any(is_product(n) for readers in _scaled_by(node) for n in readers)
+
+
+def _scaled_by(node: Node) -> Iterator[list[Node]]:
+    """Who reads a node's result, and what a row of lone readers that scale or move it makes of that."""
     for _ in range(LONGEST):
         readers = _few(node.outputs[0].outputs)
-        if any(map(is_product, readers)):
-            return True
+        yield readers
         if len(readers) != 1 or not (readers[0].op in _SCALING or is_movement(readers[0])):
-            return False
+            return
         node = readers[0]
-    return False
 
 
 def multiplies_whole_numbers(node: Node) -> bool:
@@ -117,14 +120,9 @@ def multiplies_whole_numbers(node: Node) -> bool:
             return False
     if not _FEWEST <= float(np.abs(value).max()) <= _BYTE:
         return False
-    for _ in range(LONGEST):
-        readers = _few(node.outputs[0].outputs)
-        if len(readers) != 1 or not (readers[0].op in _SCALING or is_movement(readers[0])):
-            return False
-        node = readers[0]
-        if node.op in ("Mul", "Div"):
-            return any(_stored(t) is not None for t in node.inputs)
-    return False
+    row = (readers[0] for readers in _scaled_by(node) if len(readers) == 1)
+    scaling = next((n for n in row if n.op in ("Mul", "Div")), None)
+    return scaling is not None and any(_stored(t) is not None for t in scaling.inputs)
 
 
 def _stored(tensor: Tensor) -> Array | None:

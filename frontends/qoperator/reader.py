@@ -18,7 +18,7 @@ from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.operands import constant_input, refuse
-from qatc.frontends.common.rounded import STATIC, refuse_casts
+from qatc.frontends.common.rounded import STATIC, extreme_behind, refuse_casts
 
 MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
@@ -269,8 +269,17 @@ class Reader:
                     if len(known) == len(ranks):  # where they broadcast, the largest
                         self.ranks[id(node.outputs[0])] = max(known)
                 elif node.op != "Shape":
-                    message = f"{node.op} computes with an int32 accumulator"
-                    refuse(self.graph, node, "QAT302", message, "cast it to float first")
+                    self.refuse_accumulator(node)
+
+    def refuse_accumulator(self, node: Node) -> None:
+        """Record that an operator computes with an accumulator: QAT205 where data decide its numbers, else QAT302."""
+        found = extreme_behind(self.graph, node)
+        if found is not None:
+            message = f"what this {node.op} computes with has a scale found at run time ({found.op} of the data)"
+            refuse(self.graph, node, "QAT205", message, STATIC)
+        else:
+            message = f"{node.op} computes with an int32 accumulator"
+            refuse(self.graph, node, "QAT302", message, "cast it to float first")
 
     def scaled(self, node: Node, tensor: Tensor) -> bool:
         """A DequantizeLinear of an accumulator is a product with its scale."""
