@@ -41,7 +41,7 @@ def _in_float(op: Op, kernel: str) -> bool:
     return isinstance(op, Elementwise | Softmax | LayerNorm)
 
 
-class PackageCheck:
+class DeployedCheck:
     """The comparison over all samples."""
 
     def __init__(

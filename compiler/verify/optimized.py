@@ -11,7 +11,7 @@ from typing import Final
 
 from qatc.compiler.integer import Clamped, Conv, Elementwise, Float, IntegerGraph, LayerNorm, MatMul, Op, Pool, Softmax
 from qatc.compiler.quant import Array
-from qatc.compiler.verify.deployed import BY_TABLE, INTEGER_AVERAGES, PackageCheck
+from qatc.compiler.verify.deployed import BY_TABLE, INTEGER_AVERAGES, DeployedCheck
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.tally import Tally
 
@@ -41,7 +41,7 @@ class OptimizedCheck:
         limits: `float_tolerance` bounds outputs behind which nothing was rounded, relative to their largest magnitude.
     """
 
-    def __init__(self, graph: IntegerGraph, package: PackageCheck, limits: Limits) -> None:
+    def __init__(self, graph: IntegerGraph, package: DeployedCheck, limits: Limits) -> None:
         self.package, self.limits = package, limits
         self.drifts = dict.fromkeys(graph.inputs, Drift.NONE)
         for op in graph.ops:

@@ -22,7 +22,7 @@ from qatc.compiler.reference import execute
 from qatc.compiler.result import TensorCheck
 from qatc.compiler.runtime.processor import flattened
 from qatc.compiler.runtime.sessions import OrtEvaluator
-from qatc.compiler.verify.deployed import PackageCheck
+from qatc.compiler.verify.deployed import DeployedCheck
 from qatc.compiler.verify.proof import BUDGET, stages
 from qatc.compiler.verify.tally import Tally
 
@@ -67,7 +67,7 @@ def check_packaged(
     proto = onnx.ModelProto.FromString(model.read_bytes())
     if _in_floats(graph, names, proto):
         return ReferenceCheck(tuple(_ends(graph, profile, samples, progress)), judged=False)
-    check = PackageCheck(graph, get_profile("onnx"), Emission(proto, names), OrtEvaluator(), model.parent)
+    check = DeployedCheck(graph, get_profile("onnx"), Emission(proto, names), OrtEvaluator(), model.parent)
     runs = [(check.feeds(inputs), check.start(inputs)) for inputs, _ in samples]
     parts = list(stages(graph, check.names, BUDGET))
     for number, part in enumerate(parts):

@@ -15,7 +15,7 @@ from qatc.compiler.quant import Array
 from qatc.compiler.result import OutputCheck, TensorCheck, Verification
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.deployed import PackageCheck
+from qatc.compiler.verify.deployed import DeployedCheck
 from qatc.compiler.verify.ends import Outputs, deployed_inputs
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import LocalCheck, Sample
@@ -54,7 +54,7 @@ def verify(
     limits = limits or Limits()
     evaluate = OrtEvaluator()
     local = LocalCheck(graph, profile, simulation, limits, evaluate)
-    package = PackageCheck(graph, get_profile("onnx"), emitted, evaluate)
+    package = DeployedCheck(graph, get_profile("onnx"), emitted, evaluate)
     ends = _Ends(graph, local, package, OptimizedCheck(graph, package, limits))
     runs = [_Run(feeds, graph, local, package) for feeds in samples]
     for stage in stages(graph, local.located, budget):
@@ -182,7 +182,7 @@ class _Run:
     """One sample on its way through the stages."""
 
     def __init__(
-        self, feeds: Mapping[str, Array], graph: IntegerGraph, local: LocalCheck, package: PackageCheck
+        self, feeds: Mapping[str, Array], graph: IntegerGraph, local: LocalCheck, package: DeployedCheck
     ) -> None:
         self.feeds, self.local, self.package = feeds, local, package
         self.inputs = deployed_inputs(graph, feeds)
@@ -216,7 +216,7 @@ class _Ends:
 
     graph: IntegerGraph
     local: LocalCheck
-    package: PackageCheck
+    package: DeployedCheck
     optimized: OptimizedCheck
     tensors: dict[str, Tally] = field(default_factory=dict[str, Tally])
     found: Outputs = field(default_factory=Outputs)

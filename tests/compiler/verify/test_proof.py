@@ -319,7 +319,7 @@ def test_how_far_optimizations_may_move_an_output(end: str, drift: Drift):
         f" {{ q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) f = MatMul(d, w) {end} }}"
     )
     graph = integer(model)
-    package = deployed.PackageCheck(graph, ONNX, emitted(graph), OrtEvaluator())
+    package = deployed.DeployedCheck(graph, ONNX, emitted(graph), OrtEvaluator())
     assert OptimizedCheck(graph, package, Limits()).drifts["out"] is drift
 
 
