@@ -8,7 +8,7 @@ in float and rounded: an island, with its reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from qatc.compiler.passes.products import is_product, is_sum, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams
+
+_FUSED: Final = frozenset({"Add", "Mul", "Div"})  # what a product takes in: its bias, and a factor
 
 
 def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerGraph:
@@ -238,7 +240,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
     alpha = 1.0
     added: list[npt.NDArray[Any]] = []
     taken: list[Node] = []
-    while node is not None and node.op in ("Add", "Mul", "Div") and not node.domain:
+    while node is not None and node.op in _FUSED and not node.domain:
         found = _constant_operand(state, node)
         if found is None:
             return
@@ -324,6 +326,8 @@ def _raw(state: State, node: Node) -> bool:
         return False
     if is_product(node):
         return mac.raw(state, node, node.outputs[0])
+    if node.op not in _FUSED:
+        return False
     chain = _Chain(node.outputs[0], node, [], 0, 0)
     _scalar_and_bias(state, chain)
     product = chain.node

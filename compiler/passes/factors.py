@@ -12,6 +12,7 @@ What is rounded after its factor is another tensor, and a table (`lowering`).
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 
@@ -22,10 +23,19 @@ from qatc.compiler.passes.affine import scaled_weight
 from qatc.compiler.passes.movement import MAXIMA, is_movement, pad_value, params_through
 from qatc.compiler.passes.products import is_product, is_sum, mac_of, put_behind, with_number
 
+_BY: Final = frozenset({"Mul", "Div"})
+
 
 def move_factors(graph: QuantGraph) -> int:
     """Move every such number as far as it goes, in one sweep over the sorted graph; returns how many moves."""
-    moves = sum(_behind(graph, node, index) for node in list(graph.nodes) for index in range(len(node.inputs[:2])))
+    if not any(node.op in _BY for node in graph.nodes):
+        return 0
+    moves = 0
+    for node in list(graph.nodes):
+        for index, tensor in enumerate(node.inputs[:2]):
+            maker = graph.producer(tensor)
+            if maker is not None and maker.op in _BY:
+                moves += _behind(graph, node, index)
     if moves:
         graph.sort()
         graph.clean()

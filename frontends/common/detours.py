@@ -30,7 +30,9 @@ _BOUNDS: Final = {"Clip": (1, 2), "Pad": (2,)}  # operands that are values of th
 
 def shorten(graph: QuantGraph) -> int:
     """Take the Casts around every such operator out of a graph with folded constants; returns how many operators."""
-    found = sum(_shorten(graph, node) for node in list(graph.nodes))
+    casts = [node for node in graph.nodes if node.op == "Cast" and node.outputs]
+    after = {id(reader): reader for cast in casts for reader in graph.consumers(cast.outputs[0])}
+    found = sum(_shorten(graph, node) for node in after.values())
     if found:
         graph.sort()
         graph.clean()
