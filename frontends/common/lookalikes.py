@@ -36,7 +36,9 @@ _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"
 
 def heads_quantizer(node: Node) -> bool:
     """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
-    found = _scaling(node) if is_op(node, "Round", "Floor") else None
+    if node.op not in ("Round", "Floor") or node.domain:  # asked of every node: without a call
+        return False
+    found = _scaling(node)
     return found is not None and not _is_offset(node, found[0].outputs[0])
 
 
@@ -92,7 +94,7 @@ def looks_like_quantizer(node: Node) -> bool:
 
 def holds_weight(node: Node) -> bool:
     """Whether a Cast makes floats of a weight that is stored in integers: a constant on its way into a product."""
-    if not is_op(node, "Cast", "CastLike") or not node.inputs:
+    if node.op not in ("Cast", "CastLike") or node.domain or not node.inputs:
         return False
     value = value_of(_unmoved(node.inputs[0]))
     if value is None or value.ndim < 2 or quantized_dtype(value.dtype) in (None, "int32"):
@@ -151,7 +153,7 @@ def report_others(graph: QuantGraph) -> None:
     stay float (QAT109, a note).
     """
     for node in list(graph.nodes):
-        if not looks_like_quantizer(node):
+        if node.op not in ("Round", "Floor") or not looks_like_quantizer(node):
             continue
         found = _scaled_by_extreme(graph, node)
         if found is not None:

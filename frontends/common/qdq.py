@@ -14,7 +14,7 @@ import numpy as np
 from qatc.compiler.diagnostics import suggested
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, is_constant
-from qatc.compiler.model.links import is_op, label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize
@@ -42,7 +42,7 @@ def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> 
         while inline_branches(graph):  # what a branch holds may decide another
             modernize(graph)
             fold(graph, keep=keep)
-        if inferred or not any(is_op(n, "If", "Compress") for n in graph.nodes):
+        if inferred or not any(n.op in ("If", "Compress") and not n.domain for n in graph.nodes):
             return
         infer_if_possible(graph)  # so may sizes that the file does not state
         fold(graph, keep=keep)

@@ -27,7 +27,7 @@ _RISING: Final = MAXIMA | {"ReduceMax", "ReduceMin"}  # they choose by size
 
 def sink(graph: QuantGraph) -> None:
     """Move every Transpose between a rounding and the arithmetic around it behind all of that, in place."""
-    moved = [_sink_from(graph, _start(graph, n)) for n in graph.nodes if is_op(n, *_ROUNDINGS)]
+    moved = [_sink_from(graph, _start(graph, n)) for n in graph.nodes if n.op in _ROUNDINGS and not n.domain]
     if any(moved):
         graph.sort()
 
