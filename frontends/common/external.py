@@ -4,7 +4,7 @@
     Conv(x, w)                        Conv(x, w -> FakeQuant)            w has an entry
 
 A file that holds ranges of activations alone leaves the weights to the deployment: they are quantized as TensorRT and
-its kind do, symmetric and per output channel, and a warning says so (`vendor.finish`).
+its kind do, symmetric and per output channel, and a warning says so (`standard.finish`).
 """
 
 from __future__ import annotations

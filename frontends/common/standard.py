@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph, Tensor, is_constant
@@ -61,7 +61,7 @@ def normalise(
 def finish(
     graph: QuantGraph,
     options: FrontendOptions,
-    domains: Iterable[str] = (),
+    domains: Collection[str] = (),
     *,
     quantize_weights: bool | None = None,
 ) -> None:
