@@ -385,6 +385,11 @@ def test_names_of_operators_that_vanish(tmp_path: Path) -> None:
         ('{"activation_encodings": [], "param_encodings": [{"name": "x", "bw": 4, "enc_type": "LPBQ", "scale": [1],'
          ' "offset": [-8], "block_size": 2}]}', "QAT103"),
         ('{"activation_encodings": {"x": [3]}}', "QAT007"),
+        ('{"activation_encodings": 3}', "QAT007"),
+        ('[{"output_dtype": "int8", "y_scale": 1}]', "QAT007"),  # of what?
+        ("[1, 2]", "QAT007"),
+        ('{"quant_info": {"x": 3}}', "QAT007"),
+        ('{"configs": {"layer": 3}}', "QAT007"),
     ],
 )  # fmt: skip
 def test_refused(text: str, code: str, tmp_path: Path) -> None:
@@ -405,6 +410,7 @@ def test_ranges_of_channels() -> None:
 def test_float_encodings_are_not_quantized() -> None:
     data = {"activation_encodings": {"x": [{"bitwidth": 16, "dtype": "float"}]}, "param_encodings": {}}
     assert list(aimet.entries(data)) == []
+    assert list(aimet.entries([{"name": "x", "output_dtype": "float16", "y_scale": 1.0}])) == []
 
 
 def test_illegal_entries_and_unknown_names_are_findings(tmp_path: Path) -> None:
