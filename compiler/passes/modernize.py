@@ -19,7 +19,7 @@ Graph inputs and outputs keep their names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -37,7 +37,7 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
-from qatc.compiler.model.links import label_of, relink
+from qatc.compiler.model.links import is_op, label_of, relink
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults
@@ -82,37 +82,31 @@ def modernize(graph: QuantGraph) -> None:
         infer_if_possible(graph)
         split_sequences(graph)
     for node in graph.nodes:
-        if node.op in _SEQUENCES and not node.domain:
-            graph.diagnostics.error(
-                "QAT302",
-                f"{node.op} makes a sequence of tensors",
-                node=label_of(node),
-                hint="export with fixed sizes, so that Split and Concat take its place",
-            )
+        if is_op(node, *_SEQUENCES):
+            hint = "export with fixed sizes, so that Split and Concat take its place"
+            message = f"{node.op} makes a sequence of tensors"
+            graph.diagnostics.error("QAT302", message, node=label_of(node), hint=hint)
     widen(graph)
-    if any(_has_no_type(n) or (_is_same(n) and n.attr("dilations")) for n in graph.nodes):
-        infer_if_possible(graph)
-    sweep(graph, INERT)
-    if any(n.op in ("Attention", "Einsum") and not n.domain for n in graph.nodes):
-        infer_if_possible(graph)  # once more: what did nothing hid constants
-    sweep(graph, PRODUCTS)
+    _sweep(graph, INERT, lambda n: _has_no_type(n) or (_is_same(n) and n.attr("dilations")))
+    _sweep(graph, PRODUCTS, lambda n: is_op(n, "Attention", "Einsum"))  # what did nothing hid constants
     if graph.opset < OPSET:
         sweep(graph, UPGRADE)
         graph.opset = OPSET
-    if any(
-        n.op in ("Min", "Max") and not n.domain and any(_is_shaped_number(t) for t in n.inputs) for n in graph.nodes
-    ):
-        infer_if_possible(graph)
-    sweep(graph, ALIKE)
+    _sweep(graph, ALIKE, lambda n: is_op(n, "Min", "Max") and any(_is_shaped_number(t) for t in n.inputs))
     drop_later_defaults(graph)
-    if any(n.op == "InsertZeros" for n in graph.nodes):
+    _sweep(graph, LATER, lambda n: n.op == "InsertZeros")
+
+
+def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]) -> None:
+    """Try the rules, with shapes inferred anew where there is a node whose rule reads them."""
+    if any(map(reads_shapes, graph.nodes)):
         infer_if_possible(graph)
-    sweep(graph, LATER)
+    sweep(graph, rules)
 
 
 def _has_no_type(node: Node) -> bool:
     """Whether a Cast or CastLike reads a tensor of unknown element type."""
-    return node.op in ("Cast", "CastLike") and not node.domain and any(element_type(t) is None for t in node.inputs)
+    return is_op(node, "Cast", "CastLike") and any(element_type(t) is None for t in node.inputs)
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
