@@ -16,7 +16,7 @@ import numpy as np
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.integer import Conv, Elementwise, Rescale
 from qatc.compiler.lowering.state import State
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.affine import Place, affine_of
 from qatc.compiler.passes.products import Vector, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
@@ -120,7 +120,7 @@ def _is_of_images(state: State, x: Tensor, out: Tensor) -> bool:
     while maker is not None and clamp_bounds(graph, maker) is not None:
         maker = graph.producer(maker.inputs[0])
     beside = [n for n in (maker, *graph.consumers(out)) if n is not None]
-    return any(n.op in _OF_IMAGES and not n.domain for n in beside)
+    return any(is_op(n, *_OF_IMAGES) for n in beside)
 
 
 def _depthwise(
@@ -156,7 +156,7 @@ def _depthwise(
 
 def prelu(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """PRelu with a slope for each channel of [N, C, spatial...]."""
-    if node.domain or node.op != "PRelu":
+    if not is_op(node, "PRelu"):
         return False
     x = node.inputs[0]
     have, want, rank, shape = state.usable(x), state.usable(out), rank_of(x), shape_of(x)

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Final
 
 from qatc.compiler.graph import REQUANTIZE, Node, QuantGraph, Tensor, is_constant
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.movement import is_movement, joined, pad_value
 from qatc.compiler.passes.products import MEANS, is_product
 from qatc.compiler.passes.propagate import clamp_bounds
@@ -98,9 +99,9 @@ def _interval(graph: QuantGraph, node: Node, reals: dict[int, Interval]) -> Inte
     parts = joined(node)
     if parts:
         return _hull([reals.get(id(t), _EVERYTHING) for t in parts])
-    if not node.domain and node.op in MEANS:
+    if is_op(node, *MEANS):
         return _hull([x, (0.0, 0.0)])  # of padding
-    return (0.0, 1.0) if not node.domain and node.op == "Softmax" else _EVERYTHING
+    return (0.0, 1.0) if is_op(node, "Softmax") else _EVERYTHING
 
 
 def _hull(parts: list[Interval]) -> Interval:

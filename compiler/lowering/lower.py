@@ -24,7 +24,7 @@ from qatc.compiler.lowering.normalization import normalization, unasked, unoffer
 from qatc.compiler.lowering.reductions import Affine, is_noise, reduced
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement
 from qatc.compiler.passes.products import is_product, is_sum, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
@@ -240,7 +240,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
     alpha = 1.0
     added: list[npt.NDArray[Any]] = []
     taken: list[Node] = []
-    while node is not None and node.op in _FUSED and not node.domain:
+    while is_op(node, *_FUSED):
         found = _constant_operand(state, node)
         if found is None:
             return

@@ -15,6 +15,7 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant,
 from qatc.compiler.lowering.normalization import KINDS
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
 from qatc.compiler.passes.products import SUMS, is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
@@ -97,7 +98,7 @@ def _fused(graph: QuantGraph, node: Node) -> Node | None:
     """The product or sum that an element-wise node fuses into, as a factor or what is added, alone or behind others."""
     maker: Node | None = node
     for _ in range(_LONGEST_CHAIN):
-        if maker is None or maker.domain or maker.op not in ("Add", "Mul", "Div"):
+        if not is_op(maker, "Add", "Mul", "Div"):
             break
         own = _computed(maker)
         if len(own) != 1 or own[0].name in graph.params or _has_float_vector(graph, maker):
@@ -109,7 +110,7 @@ def _fused(graph: QuantGraph, node: Node) -> Node | None:
 def _is_masked(graph: QuantGraph, scores: Tensor) -> bool:
     """Whether a constant takes scores out of the running: a grid that holds it would hold little of the others."""
     node = graph.producer(scores)
-    if node is None or node.domain or node.op not in ("Where", "Add"):
+    if not is_op(node, "Where", "Add"):
         return False
     masks = [graph.real(t) for t in node.inputs[-2:] if isinstance(t, Constant)]
     return any(m is not None and m.size > 0 and float(m.min()) < _MASKED for m in masks)
@@ -174,7 +175,7 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
         if reader is None or clamp_bounds(graph, reader) is None:
             break
         reader = graph.only_consumer(reader.outputs[0])
-    if reader is None or reader.domain or reader.op not in SIGNS:
+    if not is_op(reader, *SIGNS):
         return False
     for _ in range(_LONGEST_CHAIN):
         if _is_product(graph, tensor):

@@ -14,7 +14,7 @@ from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value
 from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale, Shape
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import MAXIMA, is_movement, on_grid, pad_value
 from qatc.compiler.quant import Array, QuantParams, dtype_range
@@ -122,7 +122,7 @@ def table(state: State, function: Function, out: Tensor) -> bool:
 
 def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """Add, Sub or Mul of two quantized tensors (one may be a quantized constant)."""
-    if node.domain or node.op not in ("Add", "Sub", "Mul") or state.usable(out) is None:
+    if not is_op(node, "Add", "Sub", "Mul") or state.usable(out) is None:
         return False
     if any(state.usable(t) is None for t in node.inputs) or all(isinstance(t, Constant) for t in node.inputs):
         return False
@@ -140,7 +140,7 @@ def is_far_apart(state: State, node: Node, out: Tensor) -> bool:
     Kernels add in float32, zero points with the rest: far from the result's steps they lose it.
     """
     wanted = state.usable(out)
-    if node.domain or node.op not in ("Add", "Sub") or wanted is None:
+    if not is_op(node, "Add", "Sub") or wanted is None:
         return False
     return any(p.scale[0] > _FAR * wanted.scale[0] for t in node.inputs if (p := state.usable(t)) is not None)
 
@@ -209,7 +209,7 @@ def _mean_order(node: Node) -> tuple[int, ...] | None:
 def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """Concat of quantized tensors; each is rescaled onto the grid of the result."""
     rank = rank_of(out) or max((rank_of(t) or 0 for t in node.inputs), default=0)
-    if node.domain or node.op != "Concat" or any(state.usable(t) is None for t in (out, *node.inputs)):
+    if not is_op(node, "Concat") or any(state.usable(t) is None for t in (out, *node.inputs)):
         return False
     axis = int(node.attr("axis", 0))
     if axis < 0 and not rank:
@@ -223,7 +223,7 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 def where(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     """Where between constants, or tensors of which one is quantized at least: each goes onto the grid of the result."""
     params = state.params(out)
-    if node.domain or node.op != "Where" or params is None or params.is_per_channel:
+    if not is_op(node, "Where") or params is None or params.is_per_channel:
         return False
     sides = node.inputs[1:3]
     computed = [state.params(t) for t in sides if not isinstance(t, Constant)]

@@ -29,6 +29,7 @@ from qatc.compiler.integer import Sign
 from qatc.compiler.lowering import mac
 from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import Function, State, is_float
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.products import Vector
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.functions import SIGNS, evaluate
@@ -39,7 +40,7 @@ _MOST: Final = 2**31 - 1
 
 def as_sign(state: State, node: Node, scalars: Sequence[float | None]) -> Function | None:
     """A node that compares a tensor of real numbers with one number; `scalars` are its constant operands' values."""
-    if node.domain or node.op not in SIGNS:
+    if not is_op(node, *SIGNS):
         return None
     at = next((s for s in scalars if s is not None), 0.0)
     root = next(t for t, s in zip(node.inputs, scalars, strict=True) if s is None)

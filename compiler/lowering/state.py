@@ -18,7 +18,7 @@ import onnx
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
 from qatc.compiler.integer import Dequantize, Float, Lookup, Move, Quantize, Rescale, Shape
 from qatc.compiler.lowering.builder import Builder
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.functions import Values
@@ -265,10 +265,10 @@ class State:
         inputs = tuple(ints.get(id(t)) or self.floats[id(t)] if t.name else "" for t in node.inputs)
         outputs = tuple(self.new_result(t) if t.name else "" for t in node.outputs)
         label, attrs = label_of(node), dict(node.attrs)
-        if is_movement(node) or (node.op == "Concat" and not node.domain):
+        if is_movement(node) or is_op(node, "Concat"):
             self.build.add(Move, label, inputs, outputs, op_type=node.op, attrs=attrs, source=label)
             return
-        between = node.op == "Cast" and not node.domain and is_float(node.inputs[0])  # types of real numbers
+        between = is_op(node, "Cast") and is_float(node.inputs[0])  # types of real numbers
         computes = any(is_float(t) for t in node.outputs if t.name) and not between
         reason = self.why(self, node) if computes else Reason("")
         self.build.add(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.model.protos import captured_names, domain_of
 from qatc.compiler.model_io import CAPTURES, captures_of, dims_of
 from qatc.compiler.passes.modernize import OPSET, UPGRADE
@@ -44,7 +45,7 @@ def inline_branches(graph: QuantGraph) -> int:
 
 def _condition(node: Node) -> bool | None:
     """The constant condition of an If, None where it has none."""
-    if node.op != "If" or node.domain or not node.inputs:
+    if not is_op(node, "If") or not node.inputs:
         return None
     number = number_of(value_of(node.inputs[0]))
     return None if number is None else bool(number)

@@ -20,7 +20,7 @@ import onnx
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.quant import QuantParams
 
 _AFFINE = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
@@ -47,7 +47,7 @@ def place_constants(graph: QuantGraph) -> int:
     """Rewrite every such product, in one sweep; returns how many."""
     placed = 0
     for node in list(graph.nodes):
-        if node.op == "MatMul" and not node.domain and len(node.inputs) == 2:
+        if is_op(node, "MatMul") and len(node.inputs) == 2:
             form = _form(graph, node)
             if form is not None:
                 _as_convolution(graph, node, form)
@@ -97,7 +97,7 @@ def _data_shape(outer: list[Dim], heads: int, depth: int, width: Dim) -> list[Di
 def _is_scaled_next(graph: QuantGraph, tensor: Tensor, rows: int) -> bool:
     """Whether the one reader of a product multiplies its rows by constants, or adds some to them."""
     reader = graph.only_consumer(tensor) if tensor.name not in graph.params else None
-    if reader is None or reader.domain or reader.op not in _AFFINE:
+    if not is_op(reader, *_AFFINE):
         return False
     if reader.op == "BatchNormalization":
         return rank_of(tensor) == 3

@@ -12,6 +12,7 @@ from typing import Final, TypeGuard
 import numpy as np
 
 from qatc.compiler.graph import Dim, Node, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.quant import Array, QuantParams, number_of
 from qatc.compiler.reference.moves import MOVES, Call
 
@@ -26,7 +27,7 @@ LAYOUT: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transp
 
 def is_value_blind(node: Node) -> bool:
     """Whether the node reads its operand's shape alone: the values do not concern it."""
-    return node.op in ("Shape", "Size") and not node.domain
+    return is_op(node, "Shape", "Size")
 
 
 def is_movement(node: Node) -> bool:

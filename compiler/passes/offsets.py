@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, shape_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import MEANS, Mac, Vector, mac_of, put_behind, with_number
 from qatc.compiler.passes.propagate import clamp_bounds
@@ -91,7 +91,7 @@ def _behind(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
 
 def _behind_sum(graph: QuantGraph, node: Node, known: dict[int, bool]) -> bool:
     """Let a sum of two tensors read them without their offsets, and add those to its result."""
-    if node.domain or node.op != "Add" or any(isinstance(t, Constant) for t in node.inputs):
+    if not is_op(node, "Add") or any(isinstance(t, Constant) for t in node.inputs):
         return False
     found = [_offset(graph, t) for t in node.inputs]
     quantized = [f is not None and (f[0].name in graph.params or _is_moved(graph, f[0], known)) for f in found]
@@ -124,7 +124,7 @@ def _without_offset(graph: QuantGraph, tensor: Tensor, reader: Node) -> tuple[Te
     """The sum of two tensors that a tensor is plus a number, which `reader` alone reads; else it itself, and zero."""
     found = _offset(graph, tensor) if graph.only_consumer(tensor) is reader else None
     maker = None if found is None else graph.producer(found[0])
-    if found is None or maker is None or maker.domain or maker.op != "Add":
+    if found is None or not is_op(maker, "Add"):
         return tensor, 0.0
     return (tensor, 0.0) if any(isinstance(t, Constant) for t in maker.inputs) else found
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.quant import number_of
 
 PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -76,7 +77,7 @@ def with_number(graph: QuantGraph, node: Node | None, op: str, inverse: str) -> 
 
     None for other nodes, and for a number that gives the result more dimensions.
     """
-    if node is None or node.domain or node.op not in (op, inverse) or len(node.inputs) != 2:
+    if not is_op(node, op, inverse) or len(node.inputs) != 2:
         return None
     x, constant = node.inputs
     if isinstance(x, Constant) and node.op == op:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Variable, shape_of, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.quant import number_of
 
 
@@ -17,7 +18,7 @@ def split_sequences(graph: QuantGraph) -> None:
     """Replace each SplitToSequence whose parts are read at constant places; the others stay as they are."""
     gone: list[Node] = []
     for node in list(graph.nodes):
-        if node.op == "SplitToSequence" and not node.domain and len(node.inputs) > 1 and node.inputs[1].name:
+        if is_op(node, "SplitToSequence") and len(node.inputs) > 1 and node.inputs[1].name:
             gone += _taken_apart(graph, node)
     graph.remove(gone)
     if gone:
@@ -31,7 +32,7 @@ def _taken_apart(graph: QuantGraph, node: Node) -> list[Node]:
         return []
     places: list[int] = []
     for reader in readers:
-        place = number_of(value_of(reader.inputs[1])) if reader.op == "SequenceAt" and not reader.domain else None
+        place = number_of(value_of(reader.inputs[1])) if is_op(reader, "SequenceAt") else None
         if place is None or not -len(sizes) <= place < len(sizes):
             return []
         places.append(int(place) % len(sizes))

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, infer_shapes, shape_of, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.constants import dims_read, fold_constants
 from qatc.compiler.quant import Array
 
@@ -40,10 +41,10 @@ def fold_sizes(graph: QuantGraph) -> None:
 
 def _taken(graph: QuantGraph, node: Node) -> Array | None:
     """What Gather takes out of the shape of a tensor, if it takes known sizes only."""
-    if node.op != "Gather" or node.domain or int(node.attr("axis", 0)) != 0:
+    if not is_op(node, "Gather") or int(node.attr("axis", 0)) != 0:
         return None
     maker, index = graph.producer(node.inputs[0]), value_of(node.inputs[1])
-    if maker is None or maker.op != "Shape" or maker.domain or index is None:
+    if not is_op(maker, "Shape") or index is None:
         return None
     shape = shape_of(maker.inputs[0])
     if shape is None:

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -18,7 +18,7 @@ _SAMPLED: Final = f"{_EVALUATION}; where it samples on purpose, make the random 
 
 def trains(node: Node) -> bool:
     """Whether a BatchNormalization normalizes with the statistics of its input; before opset 14 its outputs say so."""
-    if node.domain or node.op != "BatchNormalization":
+    if not is_op(node, "BatchNormalization"):
         return False
     return bool(node.attr("training_mode", 0)) or any(t.name for t in node.outputs[1:])
 
@@ -47,7 +47,7 @@ def report_training(graph: QuantGraph, *, verified: bool) -> None:
     """
     found: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if trains(node) or (not node.domain and (node.op in _RANDOM or (node.op == "Dropout" and drops(node)))):
+        if trains(node) or is_op(node, *_RANDOM) or (is_op(node, "Dropout") and drops(node)):
             found.setdefault(node.op, []).append(node)
     for op, nodes in found.items():
         message = {
