@@ -70,6 +70,23 @@ def test_a_convolution_of_integers(attributes: str, offset: int) -> None:
     np.testing.assert_allclose(run_canonical(graph, X)[0], expected(offset), rtol=1e-6, atol=1e-6)
 
 
+_ADDED = (
+    'q = AscendQuant<scale = 4.0, offset = 3.0, dst_type = "INT8">(x) m = Conv<pads = [0, 1, 0, 1]>(q, w)'
+    " c = Add(m, b) y = AscendDequant(c, d)"
+)
+
+
+def test_a_bias_added_behind_a_convolution() -> None:
+    graph = graph_of(_ADDED, w=WEIGHT, b=BIAS.reshape(1, 3, 1, 1), d=deq(SCALES))
+    graph.diagnostics.check()
+    np.testing.assert_allclose(run_canonical(graph, X)[0], expected(3), rtol=1e-6, atol=1e-6)
+
+
+def test_a_bias_of_other_channels_is_refused() -> None:
+    graph = graph_of(_ADDED, w=WEIGHT, b=BIAS[:2].reshape(1, 2, 1, 1), d=deq(SCALES))
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT204"]
+
+
 def test_a_relu_inside_and_a_product_behind() -> None:
     nodes = (
         'q = AscendQuant<scale = 4.0, offset = 3.0, dst_type = "INT8">(x) c = Conv<pads = [0, 1, 0, 1]>(q, w, b)'

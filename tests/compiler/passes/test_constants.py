@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Variable
-from qatc.compiler.passes.constants import fold_constants
+from qatc.compiler.passes.constants import compute_quantized, fold_constants
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.quant import QuantParams
 from tests.graphs import loaded
 
 OPSET = onnx.defs.onnx_opset_version()
@@ -150,6 +151,18 @@ def test_broken_operators_stay() -> None:
     graph.explains = True
     assert fold_constants(graph) == 0
     assert "out of bounds" in graph.explanation[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1, 2), (3, 1)])
+def test_a_product_of_constants_whose_bias_does_not_fit_stays(shape: tuple[int, ...]) -> None:
+    graph = QuantGraph([], [], [])
+    weight = graph.constant("w", np.ones((2, 2), np.int8), QuantParams.per_tensor(0.5, 0, "int8"))
+    out = graph.variable("y", onnx.TensorProto.FLOAT, [2, 2])
+    inputs = [graph.constant("a", np.ones((2, 2), np.float32)), weight, graph.constant("c", np.ones(shape, np.float32))]
+    graph.insert("Gemm", inputs, [out])
+    graph.outputs.append(out)
+    compute_quantized(graph)
+    assert [node.op for node in graph.nodes] == ["Gemm"]
 
 
 def test_unknown_operators_are_refused() -> None:
