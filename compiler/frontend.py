@@ -1,6 +1,6 @@
 """Frontend: a recognizer of one exporter's dialect plus the rules that bring it to the canonical form.
 
-The canonical form after `normalise`: no QuantizeLinear, DequantizeLinear or vendor node is left; every fake
+The canonical form after `normalize`: no QuantizeLinear, DequantizeLinear or vendor node is left; every fake
 quantization of a tensor is one `FakeQuant` node (x) -> y whose attribute "params" is a QuantParams
 (`compiler/graph.py`), and every constant that the exporter stored as integers is a constant with `graph.params`. Layout
 operators between Q and DQ stand behind the FakeQuant, with its parameters' axis moved.
@@ -63,18 +63,18 @@ class Importer:
 class Frontend:
     """A dialect.
 
-    `recognise` looks at a graph as loaded and returns what it saw ("26 QuantizeLinear, producer pytorch 2.13"), or None
+    `recognize` looks at a graph as loaded and returns what it saw ("26 QuantizeLinear, producer pytorch 2.13"), or None
     where the dialect has nothing there; `confidence` orders dialects that recognize the same file (higher wins).
-    `normalise` rewrites the graph in place to the canonical form; what is wrong with the file goes to
+    `normalize` rewrites the graph in place to the canonical form; what is wrong with the file goes to
     `graph.diagnostics`, all of it, and is raised by the caller. A dialect whose parameters lie in a file beside the
-    model (`--ranges FILE`) has `read`: it returns `FrontendOptions.external` for a graph as loaded, and its `recognise`
+    model (`--ranges FILE`) has `read`: it returns `FrontendOptions.external` for a graph as loaded, and its `recognize`
     has nothing to see. One whose models come in files of another format as well has an `importer`.
     """
 
     name: str
     description: str
-    recognise: Callable[[QuantGraph, str], str | None]
-    normalise: Callable[[QuantGraph, FrontendOptions], None]
+    recognize: Callable[[QuantGraph, str], str | None]
+    normalize: Callable[[QuantGraph, FrontendOptions], None]
     confidence: int = 0
     exporters: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a user sees of a graph's tensors: its inputs and outputs, and the list of quantised tensors."""
+"""What a user sees of a graph's tensors: its inputs and outputs, and the list of quantized tensors."""
 
 from __future__ import annotations
 

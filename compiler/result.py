@@ -58,7 +58,7 @@ class TensorCheck:
     """One tensor compared in LSB of its own grid; `histogram` maps |difference| in LSB (0, 1, 2) to element counts.
 
     `excused` counts elements that differ where the exact value lies within float error of a rounding boundary;
-    `sqnr_db` is the signal to quantisation-noise ratio of the comparison (inf when equal).
+    `sqnr_db` is the signal to quantization-noise ratio of the comparison (inf when equal).
     """
 
     tensor: str

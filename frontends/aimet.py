@@ -143,8 +143,8 @@ def read(path: Path, graph: QuantGraph) -> dict[str, QuantParams]:
 FRONTEND = Frontend(
     name="aimet",
     description="a float model with an AIMET encodings file (--ranges FILE)",
-    recognise=lambda graph, producer: None,  # the model is float: the file says it all (`ranges` reads it too)
-    normalise=external.normalise,
+    recognize=lambda graph, producer: None,  # the model is float: the file says it all (`ranges` reads it too)
+    normalize=external.normalize,
     confidence=0,
     exporters=(
         "AIMET 2.42 (PyTorch and ONNX; encodings 0.6.1, 1.0.0, 2.0.0 and 2.1.0)",

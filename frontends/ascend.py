@@ -179,7 +179,7 @@ def _weight(graph: QuantGraph, node: Node) -> None:
     graph.bypass(node)
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     graph.sort()
     rules = {_WEIGHT: _weight, _QUANT: _quantize, _DEQUANT: _dequantize, _BACK: _back}
@@ -195,8 +195,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="ascend",
     description="the integer models of Huawei's AMCT and msModelSlim (AscendQuant, AscendDequant)",
-    recognise=by_nodes(_is_ours),
-    normalise=_normalise,
+    recognize=by_nodes(_is_ours),
+    normalize=_normalize,
     confidence=80,
     exporters=("in their documented form: AMCT (deployed models; PyTorch and ONNX), msModelSlim (ONNX)",),
     limits=(

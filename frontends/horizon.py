@@ -57,7 +57,7 @@ def _is_ours(node: Node) -> bool:
     return node.domain == DOMAIN
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     _standard(graph)
     if graph.diagnostics.errors:
@@ -68,8 +68,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="horizon",
     description="the quantizer nodes of Horizon's horizon_plugin_pytorch (HzQuantize, HzDequantize)",
-    recognise=by_nodes(_is_ours),
-    normalise=_normalise,
+    recognize=by_nodes(_is_ours),
+    normalize=_normalize,
     confidence=80,
     exporters=("in its documented form: horizon_plugin_pytorch (export_to_onnx)",),
     limits=("Horizon's own operators (RoiResize, GridSample, ...)", "halves are rounded up on the device"),

@@ -99,7 +99,7 @@ def _is_ours(node: Node) -> bool:
     return node.domain == DOMAIN and node.op in (*_THRESHOLDS, *_RANGES, *_TABLES)
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=_is_ours)
     hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
     refuse_formats(graph, _format_of, hint)
@@ -110,8 +110,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="mct",
     description="the quantizer nodes of Sony's Model Compression Toolkit (mct_quantizers)",
-    recognise=by_nodes(_is_ours),
-    normalise=_normalise,
+    recognize=by_nodes(_is_ours),
+    normalize=_normalize,
     confidence=80,
     exporters=("model-compression-toolkit 2.6 with mct-quantizers 1.7 (PyTorch; after training and QAT; MCTQ)",),
     limits=("quantizers to a table of values (LUT)",),

@@ -66,7 +66,7 @@ def _is_quantizer(node: Node) -> bool:
     return node.domain == DOMAIN and ("uantize" in node.op or "QDQ" in node.op)
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
+def _recognize(graph: QuantGraph, producer: str) -> str | None:
     seen = count(graph, lambda node: node.domain == DOMAIN)
     if seen is not None:
         return seen
@@ -74,7 +74,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
     return None if scoped is None else f"{scoped} in scopes input_quantizer and weight_quantizer"
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     _refuse(graph)
     if not graph.diagnostics.errors:
         qdq.prepare(graph)
@@ -84,8 +84,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="modelopt",
     description="Q/DQ of NVIDIA ModelOpt; FP8, INT4, MXFP8 and NVFP4 are refused by name",
-    recognise=_recognise,
-    normalise=_normalise,
+    recognize=_recognize,
+    normalize=_normalize,
     confidence=60,
     exporters=("nvidia-modelopt 0.11, 0.15 and 0.47 (torch.onnx.export and get_onnx_bytes; INT8 and SmoothQuant)",),
     limits=("FP8, MXFP8, NVFP4, block-wise INT4", "additions and pooling have no range of their own (--calibrate)"),

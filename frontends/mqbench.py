@@ -83,15 +83,15 @@ def read_nodes(graph: QuantGraph, options: FrontendOptions, domains: tuple[str, 
     finish(graph, options, domains)
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     read_nodes(graph, options, DOMAINS)
 
 
 FRONTEND = Frontend(
     name="mqbench",
     description="LearnablePerTensorAffine and the other fake-quantization nodes of MQBench",
-    recognise=by_nodes(is_node_of(DOMAINS)),
-    normalise=_normalise,
+    recognize=by_nodes(is_node_of(DOMAINS)),
+    normalize=_normalize,
     confidence=80,
     exporters=("MQBench 0.0.7 (TensorRT, PPL, ONNX_QNN, Vitis and academic backends) and its main branch",),
     limits=(

@@ -148,7 +148,7 @@ def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bo
     return _ranges(graph, node, _broadcast([np.where(dead, end.reshape(-1)[live], end) for end in ends]), steps)
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     refuse_formats(graph, _format_of, "quantize to INT8 (nncf.quantize without a mode)")
     qdq.prepare(graph, keep=_is_ours)
     sweep(graph, _RULES)
@@ -158,8 +158,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="openvino",
     description="FakeQuantize nodes, alone or mixed with Q/DQ",
-    recognise=by_nodes(lambda node: _is_ours(node) or node.domain == DOMAINS[0]),
-    normalise=_normalise,
+    recognize=by_nodes(lambda node: _is_ours(node) or node.domain == DOMAINS[0]),
+    normalize=_normalize,
     confidence=80,
     exporters=(
         "NNCF 2.9 and 3.4 (PyTorch, unstripped or stripped)",

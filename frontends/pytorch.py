@@ -25,16 +25,16 @@ _ENOUGH: Final = 3
 _FIRST_DYNAMO: Final = (2, 1)  # the first PyTorch with an exporter that loses ranges
 
 
-def recognise(graph: QuantGraph, producer: str) -> str | None:
+def recognize(graph: QuantGraph, producer: str) -> str | None:
     """Standard Q/DQ of any exporter, or fake quantization written as arithmetic."""
     found = standard.evidence(graph)
     return f"{found}, producer {producer or 'unknown'}" if found else None
 
 
-def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     converted = _is_converted(graph)
-    standard.normalise(graph, options, quantize_weights=False)
+    standard.normalize(graph, options, quantize_weights=False)
     if not graph.diagnostics.errors:
         _suggest_ranges(graph, options, converted=converted)
 
@@ -129,8 +129,8 @@ def _suggest_activations(graph: QuantGraph, others: list[tuple[Node, QuantParams
 FRONTEND: Final = Frontend(
     name="pytorch",
     description="standard QuantizeLinear/DequantizeLinear and fake quantization written as arithmetic",
-    recognise=recognise,
-    normalise=normalise,
+    recognize=recognize,
+    normalize=normalize,
     confidence=10,
     exporters=(
         "torch.onnx.export of FX, eager and PT2E models (torch 2.13, torchao 0.18; legacy and dynamo exporter)",

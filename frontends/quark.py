@@ -110,7 +110,7 @@ def _type_of(node: Node) -> np.dtype[np.generic] | None:
     return None if value is None else value.dtype
 
 
-def _recognise(graph: QuantGraph, producer: str) -> str | None:
+def _recognize(graph: QuantGraph, producer: str) -> str | None:
     seen = count(graph, _is_ours)
     if seen is None and any(d in graph.domains for d in DOMAINS):
         seen = count(graph, lambda node: is_q(node) or is_dq(node))
@@ -118,7 +118,7 @@ def _recognise(graph: QuantGraph, producer: str) -> str | None:
     return seen
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     _standard(graph)
     if graph.diagnostics.errors:
         return
@@ -130,8 +130,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="quark",
     description="Q/DQ of AMD Quark and Vitis AI, in standard and vendor domains",
-    recognise=_recognise,
-    normalise=_normalise,
+    recognize=_recognize,
+    normalize=_normalize,
     confidence=70,
     exporters=(
         "amd-quark 0.9 (ONNX flow; XINT8, A8W8, A16W8, S8S8, U8S8) and 0.13 (ONNX and PyTorch flows)",

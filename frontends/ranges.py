@@ -353,8 +353,8 @@ def _single(reader: TensorReader, tensor: onnx.TensorProto) -> float:
 # -- the dialect --------------------------------------------------------------------------------------------------
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    external.normalise(graph, options)
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
+    external.normalize(graph, options)
     if graph.evidence.get(_SOPHGO):
         sophgo.round_biases(graph)
 
@@ -362,8 +362,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="ranges",
     description="a float model with a file of ranges: JSON, text table or calibration cache (--ranges FILE)",
-    recognise=lambda graph, producer: None,  # the model is float: only the file tells
-    normalise=_normalise,
+    recognize=lambda graph, producer: None,  # the model is float: only the file tells
+    normalize=_normalize,
     confidence=1,
     exporters=(
         "PPQ 0.6 (PPL, TensorRT, RKNN and Tengine) and its main branch",

@@ -56,7 +56,7 @@ def _accumulator(graph: QuantGraph, node: Node) -> QuantParams | None:
     return QuantParams.per_channel(scales, bias.ndim - 1, 0, "int32")
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     mqbench.read_nodes(graph, options, (*DOMAINS, *mqbench.DOMAINS))
     round_biases(graph)
 
@@ -64,8 +64,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="sophgo",
     description="the fake-quantization nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
-    recognise=by_nodes(lambda node: node.domain in DOMAINS),
-    normalise=_normalise,
+    recognize=by_nodes(lambda node: node.domain in DOMAINS),
+    normalize=_normalize,
     confidence=90,
     exporters=("sophgo-mq, main branch (BM168x, BM1690, CV18xx, CV186x)",),
     limits=("E4M3, E5M2 and FP4 fake quantization", "the deploy model beside it is float: use --ranges"),

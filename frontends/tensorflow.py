@@ -33,7 +33,7 @@ _LEFT: Final = Rules("tf2onnx")
 _NODES: Final = Rules("tensorflow")
 
 
-def recognise(graph: QuantGraph, producer: str) -> str | None:
+def recognize(graph: QuantGraph, producer: str) -> str | None:
     """tf2onnx as the producer and quantization of any form, or nodes that only TensorFlow has."""
     nodes = sum(1 for n in graph.nodes if n.op in _FAKE_QUANTS and not n.domain)
     by_tf2onnx = producer.startswith(_PRODUCER)
@@ -55,11 +55,11 @@ def _has_grid(graph: QuantGraph) -> bool:
     )
 
 
-def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     sweep(graph, _LEFT, [n for n in graph.nodes if n.inputs and n.outputs])
     sums_from_gemms(graph)
-    standard.normalise(graph, options, quantize_weights=True, nodes=lambda graph: sweep(graph, _NODES))
+    standard.normalize(graph, options, quantize_weights=True, nodes=lambda graph: sweep(graph, _NODES))
 
 
 # -- what tf2onnx leaves as it is ---------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def _signed(params: QuantParams, bits: int) -> QuantParams:
 FRONTEND: Final = Frontend(
     name="tensorflow",
     description="tf2onnx exports of tfmot, QuantizeAndDequantize and TFLite models",
-    recognise=recognise,
-    normalise=normalise,
+    recognize=recognize,
+    normalize=normalize,
     confidence=20,
     importer=IMPORTER,
     exporters=(

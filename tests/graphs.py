@@ -71,7 +71,7 @@ def loaded(text: str | onnx.ModelProto) -> QuantGraph:
         return load(path)[0]
 
 
-def normalise(graph: QuantGraph, options: FrontendOptions | None = None) -> None:
+def normalize(graph: QuantGraph, options: FrontendOptions | None = None) -> None:
     """Bring a graph of standard Q/DQ, and of nothing else, to the canonical form."""
     qdq.prepare(graph)
     lift(graph)
@@ -81,7 +81,7 @@ def normalise(graph: QuantGraph, options: FrontendOptions | None = None) -> None
 def canonical(text: str) -> QuantGraph:
     """A graph of standard Q/DQ in canonical form: FakeQuant nodes and quantized constants."""
     graph = loaded(text)
-    normalise(graph)
+    normalize(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph

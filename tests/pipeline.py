@@ -21,7 +21,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime.sessions import RunnableModel
-from tests.graphs import normalise
+from tests.graphs import normalize
 
 Values = Mapping[str, np.ndarray]
 
@@ -37,7 +37,7 @@ def read(model: onnx.ModelProto) -> QuantGraph:
 def canonical(model: onnx.ModelProto) -> QuantGraph:
     """A model of standard Q/DQ in canonical form."""
     graph = read(model)
-    normalise(graph)
+    normalize(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph

@@ -126,13 +126,13 @@ def test_a_signal_waits_for_a_module_to_be_loaded(tmp_path: Path) -> None:
 def test_what_does_not_look_up_is_ended() -> None:
     body = """
         process._GRACE = 0.1
-        signalled = False
+        signaled = False
         while True:
             try:
-                os.kill(os.getpid(), 0 if signalled else signal.SIGTERM)
+                os.kill(os.getpid(), 0 if signaled else signal.SIGTERM)
                 time.sleep(60)
             except KeyboardInterrupt:
-                signalled = True
+                signaled = True
     """
     found = stopped(textwrap.dedent(body).strip())
     assert found.returncode == 143

@@ -2,7 +2,7 @@
 
 Measured on 1x64x112x112 bytes, 3x3 stride 2 (docs/performance.md): MaxPool 3.6 ms, NhwcMaxPool 0.04 ms. Averages on
 1x64x56x56: QLinearAveragePool 0.4 ms (it sums floats, element by element), QLinearConv with ones 0.02 ms, and exact.
-The transposes around a channels-last operator are cancelled by ONNX Runtime against those around its convolutions.
+The transposes around a channels-last operator are canceled by ONNX Runtime against those around its convolutions.
 """
 
 from __future__ import annotations

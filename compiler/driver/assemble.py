@@ -53,7 +53,7 @@ def assemble(
 ) -> CompileResult:
     """Write the package of a finished compile and return the result with its place and size.
 
-    The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimisations
+    The outputs of the samples are what ONNX Runtime makes of the package's own model, with its default optimizations
     where those are exact on this processor.
     `seal` signs it (`compiler/package/signing.py`). Source files are hashed, and the samples run, beside the writing:
     both leave Python to other threads.

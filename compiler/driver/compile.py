@@ -268,7 +268,7 @@ class _Compilation:
             ranges = parse_ranges(self.options.quant_range)
             has_vendors = any(n.domain for n in graph.nodes)
             told = FrontendOptions(ranges, seen.external, source.producer)
-            frontends().get(seen.dialect).normalise(graph, told)
+            frontends().get(seen.dialect).normalize(graph, told)
             self.collect(graph)
             report_unknown(graph)
             if has_vendors:
@@ -284,7 +284,7 @@ class _Compilation:
         graph.diagnostics.check()
 
     def strip(self, graph: QuantGraph) -> None:
-        """Fake quantisation becomes parameters."""
+        """Fake quantization becomes parameters."""
         strip(graph)
         self.collect(graph)
         if not graph.params:

@@ -50,7 +50,7 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         return _beside(graph, options.ranges, options.dialect.lower())
     wanted = options.dialect.lower()
     if wanted != "auto":
-        evidence = frontends().get(wanted).recognise(graph, source.producer)
+        evidence = frontends().get(wanted).recognize(graph, source.producer)
         if evidence is not None:
             return Recognition(wanted, evidence)
     for name, evidence in _all(graph, source)[:1]:
@@ -89,7 +89,7 @@ def _all(graph: QuantGraph, source: Source) -> list[tuple[str, str]]:
     seen: list[tuple[int, str, str]] = []
     for name in registry.names():
         frontend = registry.get(name)
-        evidence = frontend.recognise(graph, source.producer)
+        evidence = frontend.recognize(graph, source.producer)
         if evidence is not None:
             seen.append((-frontend.confidence, name, evidence))
     return [(name, evidence) for _, name, evidence in sorted(seen)]

@@ -24,7 +24,7 @@ class Builder:
         """A name that nothing has yet, `hint` itself where it is free."""
         return self._names.fresh(hint)
 
-    def quantised(
+    def quantized(
         self,
         hint: str,
         params: QuantParams,

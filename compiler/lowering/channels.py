@@ -170,7 +170,7 @@ def prelu(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     origin, zero = have.zero_point[0], want.zero_point[0]
     source, label = state.int_name(x), label_of(node)
     negative, positive, scaled = (
-        state.build.quantised(f"{out.name}_{part}", params, shape)
+        state.build.quantized(f"{out.name}_{part}", params, shape)
         for part, params in (("negative", have), ("positive", want), ("scaled", want))
     )
     for made, low, high in ((negative, have.qmin, origin), (positive, zero, want.qmax)):
@@ -191,7 +191,7 @@ def _with_position(state: State, x: Tensor, out: Tensor) -> tuple[str, str]:
     for tensor, kind in ((x, "at_one_position"), (out, "of_one_position")):
         shape = shape_of(tensor)
         wide = None if shape is None else (*shape, 1)
-        made.append(state.build.quantised(f"{tensor.name}_{kind}", state.grid(tensor), wide))
+        made.append(state.build.quantized(f"{tensor.name}_{kind}", state.grid(tensor), wide))
     state.move("Unsqueeze", (state.int_name(x), _position(state)), made[0])
     return made[0], made[1]
 

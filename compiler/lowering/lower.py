@@ -81,9 +81,9 @@ def _input(state: State, tensor: Tensor) -> None:
         sample_shape = state.graph.sample_shapes.get(tensor.name)
         outer = state.build.plain(tensor.name, "float32", shape_of(tensor), None, sample_shape)
         state.unrounded[id(tensor)] = outer
-        state.quantise_float(tensor, outer, params.qmin, params.qmax)
+        state.quantize_float(tensor, outer, params.qmin, params.qmax)
         return
-    name = state.build.quantised(
+    name = state.build.quantized(
         tensor.name, outside, shape_of(tensor), state.graph.origin.get(tensor.name), exact=True
     )
     if outside == params:
@@ -111,30 +111,30 @@ def _output(state: State, tensor: Tensor) -> None:
     inner = state.int_name(tensor)
     if inner == tensor.name:
         return
-    name = build.quantised(tensor.name, wanted, shape_of(tensor), graph.origin.get(tensor.name), exact=True)
+    name = build.quantized(tensor.name, wanted, shape_of(tensor), graph.origin.get(tensor.name), exact=True)
     build.add(Rescale, f"Rescale_{tensor.name}", (inner,), (name,), lo=wanted.qmin, hi=wanted.qmax)
 
 
 def _visit(state: State, node: Node) -> None:
-    quantised = [t for t in node.outputs if t.name and t.name in state.graph.params]
+    quantized = [t for t in node.outputs if t.name and t.name in state.graph.params]
     function = operators.as_function(state, node)
-    if not quantised:
+    if not quantized:
         if function is not None:
             state.functions[id(node.outputs[0])] = function
         return
     if len(node.outputs) > 1:
         if not operators.movement(state, node):
-            for tensor in quantised:  # it stays in float
+            for tensor in quantized:  # it stays in float
                 params = state.grid(tensor)
-                state.quantise_float(tensor, state.unrounded_name(tensor), params.qmin, params.qmax)
+                state.quantize_float(tensor, state.unrounded_name(tensor), params.qmin, params.qmax)
         return
-    out = quantised[0]
+    out = quantized[0]
     params = state.grid(out)
     if function is not None and _function(state, function, out, params):
         return
     chain = _look_back(state, node, out, params)
     if not _lower(state, chain, out):
-        state.quantise_float(out, state.unrounded_name(chain.tensor), chain.lo, chain.hi)
+        state.quantize_float(out, state.unrounded_name(chain.tensor), chain.lo, chain.hi)
     elif chain.taken and chain.node is not None:
         ops = ", ".join(n.op for n in reversed(chain.taken))
         state.graph.explain("lowering", f"{ops} fused at {printable(label_of(chain.node))}")
@@ -154,7 +154,7 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
 
     def made(tensor: Tensor) -> str:
         last = not moves
-        return state.new_int(out) if last else state.build.quantised(f"{out.name}_moved", params, shape_of(tensor))
+        return state.new_int(out) if last else state.build.quantized(f"{out.name}_moved", params, shape_of(tensor))
 
     if not sign_of(state, function, product, chain.bias, chain.alpha, out, lambda: made(root)):
         return False

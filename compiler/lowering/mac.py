@@ -413,7 +413,7 @@ def _accumulated(state: State, found: Operands, out: Tensor) -> str:
     if is_conv and scale.size == 1:
         scale = np.full(found.channels or 1, scale[0])
     params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else (_result_rank(found.node, out) or 1) - 1)
-    name = state.build.quantised(
+    name = state.build.quantized(
         f"{out.name}_accumulator", params, shape, sample_shape=state.graph.sample_shapes.get(out.name)
     )
     add(state, found, (found.x, weight_name(state, found)), name, *_INT32)

@@ -189,7 +189,7 @@ def _mean(state: State, node: Node, out: Tensor, lo: int, hi: int, order: tuple[
     name = state.transposed(x, state.int_name(x), order)
     back = [order.index(i) for i in range(len(order))] if keepdims and order != tuple(range(len(order))) else None
     shape = permuted(shape_of(out), order)
-    pooled = state.new_int(out) if back is None else state.build.quantised(f"{out.name}_pooled", state.grid(out), shape)
+    pooled = state.new_int(out) if back is None else state.build.quantized(f"{out.name}_pooled", state.grid(out), shape)
     state.build.add(Pool, label, (name,), (pooled,), lo=lo, hi=hi, mode="average", keepdims=keepdims, source=label)
     if back is not None:
         state.move("Transpose", (pooled,), state.new_int(out), perm=back)
@@ -246,7 +246,7 @@ def _onto_grid(state: State, tensor: Tensor, real: Array | None, params: QuantPa
     own = state.params(tensor)
     if own is not None and own.same_grid(params) and own.dtype == params.dtype and lo <= own.qmin <= own.qmax <= hi:
         return state.int_name(tensor)
-    name = state.build.quantised(f"{tensor.name}_on_grid", params, shape_of(tensor))
+    name = state.build.quantized(f"{tensor.name}_on_grid", params, shape_of(tensor))
     if own is None:
         return state.build.add(Quantize, f"Quantize_{tensor.name}", (state.float_name(tensor),), (name,), lo=lo, hi=hi)
     return state.build.add(Rescale, f"Rescale_{tensor.name}", (state.int_name(tensor),), (name,), lo=lo, hi=hi)
@@ -277,7 +277,7 @@ def movement(state: State, node: Node) -> bool:
         elif _moves_onto(node, params, wanted):
             names.append(state.new_int(tensor))
         else:
-            between = state.build.quantised(f"{tensor.name}_moved", params, shape_of(tensor))
+            between = state.build.quantized(f"{tensor.name}_moved", params, shape_of(tensor))
             names.append(between)
             rescaled.append((between, tensor, wanted))
     emit_move(state, node, inputs, tuple(names), params)

@@ -126,12 +126,12 @@ def _summed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: in
     kept = tuple(found.shape[i] for i in found.kept)
     if len(found.summed) > 1:
         last = state.build.constant("sizes", np.asarray([0] * len(kept) + [found.count], np.int64))
-        rows = state.build.quantised(f"{x.name}_rows", have, (*kept, found.count))
+        rows = state.build.quantized(f"{x.name}_rows", have, (*kept, found.count))
         ones.x = state.move("Reshape", (ones.x, last), rows)
     keeps = bool(node.attr("keepdims", 1))
     rests = keeps and found.summed == (len(found.shape) - 1,)
     label = label_of(node)
-    made = state.new_int(out) if rests else state.build.quantised(f"{out.name}_column", want, (*kept, 1))
+    made = state.new_int(out) if rests else state.build.quantized(f"{out.name}_column", want, (*kept, 1))
     inputs = _operands(state, ones, then, made, want)
     acc = tuple(ones.acc_scale.tolist())
     state.build.add(MatMul, label, inputs, (made,), lo=lo, hi=hi, acc_scale=acc, source=label)
@@ -196,6 +196,6 @@ def _shaped(state: State, found: _Reduction, made: str, out: Tensor, want: Quant
     if not keeps:
         state.move("Squeeze", (made, axes), state.new_int(out))
         return
-    flat = state.move("Squeeze", (made, axes), state.build.quantised(f"{out.name}_flat", want, kept))
+    flat = state.move("Squeeze", (made, axes), state.build.quantized(f"{out.name}_flat", want, kept))
     places = state.build.constant("places", np.asarray(found.summed, np.int64))
     state.move("Unsqueeze", (flat, places), state.new_int(out))

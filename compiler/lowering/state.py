@@ -122,7 +122,7 @@ class State:
         """Describe the integer form of a quantized tensor that is about to be made, and return its name."""
         params = self.grid(tensor)
         port = self.graph.is_output(tensor) and params == self.port_params(tensor)
-        name = self.build.quantised(
+        name = self.build.quantized(
             tensor.name if port else f"{tensor.name}_quantized",
             params,
             shape_of(tensor),
@@ -222,7 +222,7 @@ class State:
                 value = self.graph.real(current)
                 self.floats[id(current)] = self.build.constant(current.name, np.asarray(value, order="C"))
             elif current.name in self.graph.params and (id(current) in self.ints or id(current) in self.tables):
-                self._dequantise(current)
+                self._dequantize(current)
             else:
                 stack.extend(self._make_float(current))
         return self.floats[id(tensor)]
@@ -236,7 +236,7 @@ class State:
                 self.float_name(missing)
         return self.unrounded[id(tensor)]
 
-    def _dequantise(self, tensor: Tensor) -> None:
+    def _dequantize(self, tensor: Tensor) -> None:
         source, out = self.int_name(tensor), self.new_float(tensor)
         self.build.add(Dequantize, f"Dequantize_{tensor.name}", (source,), (out,), source=self._node(tensor))
 
@@ -281,7 +281,7 @@ class State:
         if order == tuple(range(len(order))):
             return name
         params, shape = self.build.graph.params(name), permuted(shape_of(tensor), order)
-        out = self.build.quantised(f"{tensor.name}_transposed", params, shape)
+        out = self.build.quantized(f"{tensor.name}_transposed", params, shape)
         return self.move("Transpose", (name,), out, perm=list(order))
 
     def move(self, op: str, inputs: tuple[str, ...], out: str, **attrs: object) -> str:
@@ -289,7 +289,7 @@ class State:
         return self.build.add(Move, op, inputs, (out,), op_type=op, attrs=attrs)
 
     # -- rounding -------------------------------------------------------------------------------------------------
-    def quantise_float(self, tensor: Tensor, source: str, lo: int, hi: int) -> None:
+    def quantize_float(self, tensor: Tensor, source: str, lo: int, hi: int) -> None:
         """Make the integers of `tensor` from the float tensor `source`, clamped to [lo, hi]."""
         out = (self.new_int(tensor),)
         self.build.add(Quantize, f"Quantize_{tensor.name}", (source,), out, lo=lo, hi=hi, source=self._node(tensor))

@@ -1,4 +1,4 @@
-"""Nearest-neighbour Resize: separable, so one index list per axis (onnx.reference walks every element in Python)."""
+"""Nearest-neighbor Resize: separable, so one index list per axis (onnx.reference walks every element in Python)."""
 
 from __future__ import annotations
 

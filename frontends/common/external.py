@@ -183,8 +183,8 @@ def _axis(graph: QuantGraph, tensor: Tensor, entry: Entry) -> int | None:
 # -- into the graph -----------------------------------------------------------------------------------------------
 
 
-def normalise(graph: QuantGraph, options: FrontendOptions) -> None:
-    """Fake-quantize the tensors that `options.external` names, then whatever else a dialect's `normalise` does."""
+def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
+    """Fake-quantize the tensors that `options.external` names, then whatever else a dialect's `normalize` does."""
     settled = list(_settled(graph, options.external))
     qdq.prepare(graph)
     if not settled:

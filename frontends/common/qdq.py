@@ -1,6 +1,6 @@
 """What every dialect shares: preparing a graph, turning vendor nodes into FakeQuant, stated ranges.
 
-A dialect's `normalise` is `prepare`, its own rewriting into FakeQuant (`to_fake_quant`) or into standard Q/DQ, then
+A dialect's `normalize` is `prepare`, its own rewriting into FakeQuant (`to_fake_quant`) or into standard Q/DQ, then
 `standard.finish`.
 """
 

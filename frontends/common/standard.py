@@ -36,7 +36,7 @@ def evidence(graph: QuantGraph) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), reverse=True))
 
 
-def normalise(
+def normalize(
     graph: QuantGraph,
     options: FrontendOptions,
     *,

@@ -38,7 +38,7 @@ from qatc.frontends.qonnx.lstm import unroll
 from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
 
 DOMAINS: Final = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
-_QUANTISERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant", "MultiThreshold"})
+_QUANTIZERS: Final = frozenset({"Quant", "IntQuant", "BipolarQuant", "Trunc", "FloatQuant", "MultiThreshold"})
 _LAYER_DOMAINS: Final = (*DOMAINS, CHANNELS_LAST)
 _FORMS: Final = {  # what has to hold of the layers that are supported in one form alone
     "Im2Col": " but in front of MatMul, with weights of known shape",
@@ -350,17 +350,17 @@ _RULES.on("MultiThreshold", domain=DOMAINS)(multi_threshold)
 def _refuse_others(graph: QuantGraph) -> None:
     hint = "export the layer as standard ONNX operators with Quant nodes around them"
     for node in graph.nodes:
-        if node.domain in _LAYER_DOMAINS and node.op not in _QUANTISERS and node.op != "QuantLSTMCell":
+        if node.domain in _LAYER_DOMAINS and node.op not in _QUANTIZERS and node.op != "QuantLSTMCell":
             message = f"{node.op} of {node.domain} is not supported{_FORMS.get(node.op, '')}"
             refuse(graph, node, "QAT302", message, hint)
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph)
     sweep(graph, LAYERS)
     qdq.fold(graph)
     state_inputs(graph)
-    learn_shapes(graph, [n for n in graph.nodes if n.domain in DOMAINS and n.op in _QUANTISERS and n.inputs])
+    learn_shapes(graph, [n for n in graph.nodes if n.domain in DOMAINS and n.op in _QUANTIZERS and n.inputs])
     sweep(graph, _RULES)
     unroll(graph, DOMAINS, _quant)
     _refuse_others(graph)
@@ -370,8 +370,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="qonnx",
     description="Quant, IntQuant, BipolarQuant, Trunc and QuantLSTMCell nodes, and FINN's MultiThreshold",
-    recognise=by_nodes(lambda node: node.domain in _LAYER_DOMAINS),
-    normalise=_normalise,
+    recognize=by_nodes(lambda node: node.domain in _LAYER_DOMAINS),
+    normalize=_normalize,
     confidence=80,
     exporters=(
         "Brevitas 0.7 to 0.13 (QONNX, onnx.brevitas), and 0.5 to 0.8 (FINN)",

@@ -45,7 +45,7 @@ def _is_known(node: Node) -> bool:
     return _is_ours(node) or is_unreadable(node) or is_table(node)
 
 
-def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
+def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=lambda node: _is_ours(node) and not _is_asked(node))
     if any(n.op in _SUMS and not n.domain and rank_of(n.outputs[0]) is None for n in graph.nodes):
         infer_if_possible(graph)  # functions that were inlined hold no shapes
@@ -66,8 +66,8 @@ def _normalise(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND: Final = Frontend(
     name="qoperator",
     description="integer operators (QLinearConv, QGemm, MatMulInteger, ...) read back",
-    recognise=by_nodes(_is_known),
-    normalise=_normalise,
+    recognize=by_nodes(_is_known),
+    normalize=_normalize,
     confidence=75,
     exporters=(
         "ONNX Runtime 1.5, 1.8, 1.10, 1.12, 1.14, 1.16, 1.20 and 1.31 quantize_static (QuantFormat.QOperator)",

@@ -18,7 +18,7 @@ from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
-from tests.graphs import normalise
+from tests.graphs import normalize
 from tests.mutations import damage
 from tests.random_models import Seeded, random_model
 
@@ -26,7 +26,7 @@ from tests.random_models import Seeded, random_model
 def compile_middle(path: Path) -> None:
     """The road from the file to the integer graph; every stage leaves a sound graph behind."""
     graph, _ = load(path)
-    normalise(graph)
+    normalize(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     strip(graph)

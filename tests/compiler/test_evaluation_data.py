@@ -283,7 +283,7 @@ def test_data_beyond_the_range_are_counted() -> None:
 # -- images ---------------------------------------------------------------------------------------------------------
 NCHW = Ports((Port("input", "float32", ("n", 3, 4, 6)),), ONE.outputs)
 NHWC = Ports((Port("input", "uint8", ("n", 4, 6, 3)),), ONE.outputs, {"input": "NHWC"})
-GREY = Ports((Port("input", "float32", ("n", 1, 4, 6)),), ONE.outputs)
+Gray = Ports((Port("input", "float32", ("n", 1, 4, 6)),), ONE.outputs)
 
 
 def ppm(path: Path, pixels: np.ndarray) -> None:
@@ -311,8 +311,8 @@ def test_images_of_the_right_size_are_read_exactly(tmp_path: Path) -> None:
     (turned,) = opened(tmp_path, NHWC, channels="bgr")
     assert np.array_equal(turned.inputs["input"], image[..., ::-1])
     ppm(tmp_path / "cat" / "a.ppm", image[..., 0])
-    (grey,) = opened(tmp_path, GREY, scale="1")
-    assert np.array_equal(grey.inputs["input"], image[None, ..., 0])
+    (gray,) = opened(tmp_path, Gray, scale="1")
+    assert np.array_equal(gray.inputs["input"], image[None, ..., 0])
 
 
 def test_the_middle_is_cut_out(tmp_path: Path) -> None:

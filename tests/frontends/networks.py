@@ -218,8 +218,8 @@ def read(model: onnx.ModelProto, frontend: Frontend, options: FrontendOptions | 
     """The canonical graph that a frontend makes of a model, stripped; the frontend must have recognized it."""
     graph = graph_of(model)
     if frontend.read is None:
-        assert frontend.recognise(graph, "") is not None
-    frontend.normalise(graph, options or FrontendOptions())
+        assert frontend.recognize(graph, "") is not None
+    frontend.normalize(graph, options or FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     strip(graph)

@@ -37,8 +37,8 @@ def model_of(nodes: str, **constants: Any) -> onnx.ModelProto:
 
 def graph_of(nodes: str, **constants: Any) -> QuantGraph:
     graph = loaded(model_of(nodes, **constants))
-    assert ascend.FRONTEND.recognise(graph, "")
-    ascend.FRONTEND.normalise(graph, FrontendOptions())
+    assert ascend.FRONTEND.recognize(graph, "")
+    ascend.FRONTEND.normalize(graph, FrontendOptions())
     return graph
 
 

@@ -22,8 +22,8 @@ QUANTIZED_NOW = {"convbias_relulayer", "unet_ct", "partial_float_head"}  # tfmot
 def normalized(case: str, options: FrontendOptions | None = None) -> QuantGraph:
     graph, source = load(CORPUS / case / "model.onnx")
     frontend = tensorflow.FRONTEND if case.startswith("tf") else pytorch.FRONTEND
-    assert frontend.recognise(graph, source.producer)
-    frontend.normalise(graph, options or FrontendOptions())
+    assert frontend.recognize(graph, source.producer)
+    frontend.normalize(graph, options or FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph

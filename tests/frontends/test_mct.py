@@ -69,8 +69,8 @@ def one(op: str, shape: list[int], operands: list[object], **attrs: object) -> l
     names = [b.constant(f"p{i}", np.asarray(v)) for i, v in enumerate(operands)]
     b.node(op, ["input", *names], "output", mct.DOMAIN, **attrs)
     graph = nets.graph_of(nets.model_of(b, shape))
-    assert mct.FRONTEND.recognise(graph, "") == f"1 {op} (mct_quantizers)"
-    mct.FRONTEND.normalise(graph, FrontendOptions())
+    assert mct.FRONTEND.recognize(graph, "") == f"1 {op} (mct_quantizers)"
+    mct.FRONTEND.normalize(graph, FrontendOptions())
     found: list[QuantParams] = [n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT]
     return [d.code for d in graph.diagnostics.errors] or found[0]
 

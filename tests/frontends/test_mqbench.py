@@ -98,7 +98,7 @@ def one(
     b.node(op, ["input", *names], "output", domain, **attrs)
     graph = nets.graph_of(nets.model_of(b, shape))
     frontend = sophgo.FRONTEND if domain else mqbench.FRONTEND
-    frontend.normalise(graph, FrontendOptions())
+    frontend.normalize(graph, FrontendOptions())
     found: list[QuantParams] = [n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT]
     return [d.code for d in graph.diagnostics.errors] or found[0]
 
@@ -137,7 +137,7 @@ def test_weight_axis_through_a_transpose_into_matmul() -> None:
     q = b.node("FakeQuantizeLearnablePerchannelAffine", operands, "wq", quant_min=-127, quant_max=127)
     b.node("MatMul", ["input", b.node("Transpose", [q], "wt", perm=[1, 0])], "output")
     graph = nets.graph_of(nets.model_of(b, [2, 4]))
-    mqbench.FRONTEND.normalise(graph, FrontendOptions())
+    mqbench.FRONTEND.normalize(graph, FrontendOptions())
     assert [n.attrs["params"].axis for n in graph.nodes if n.op == FAKE_QUANT] == [0]
 
 
@@ -168,10 +168,10 @@ def test_recognized_by_names_and_domains() -> None:
     b = Builder()
     b.node("LearnablePerTensorAffine", ["input"], "output")
     plain = nets.graph_of(nets.model_of(b, [1]))
-    assert mqbench.FRONTEND.recognise(plain, "") == "1 LearnablePerTensorAffine"
-    assert sophgo.FRONTEND.recognise(plain, "") is None
+    assert mqbench.FRONTEND.recognize(plain, "") == "1 LearnablePerTensorAffine"
+    assert sophgo.FRONTEND.recognize(plain, "") is None
     b = Builder(opsets={"": 18, sophgo.DOMAINS[0]: 18})
     b.node("LearnablePerTensorAffine", ["input"], "output", sophgo.DOMAINS[0])
     theirs = nets.graph_of(nets.model_of(b, [1]))
-    assert sophgo.FRONTEND.recognise(theirs, "") == "1 LearnablePerTensorAffine (Sophgo_custom)"
-    assert mqbench.FRONTEND.recognise(theirs, "") is None
+    assert sophgo.FRONTEND.recognize(theirs, "") == "1 LearnablePerTensorAffine (Sophgo_custom)"
+    assert mqbench.FRONTEND.recognize(theirs, "") is None

@@ -57,7 +57,7 @@ def one(ends: tuple[float, ...], levels: int, constant: np.ndarray | None = None
     b.node("FakeQuantize", [x, *names], "q", DOMAIN, levels=levels)
     b.node("Add", ["q", "input"] if constant is not None else ["q", b.constant("none", np.float32(0))], "output")
     graph = nets.graph_of(nets.model_of(b, [100]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     return graph
 
 
@@ -108,7 +108,7 @@ def test_dead_channels_of_a_constant() -> None:
     b.node("FakeQuantize", [b.constant("w", w), *ends], "q", DOMAIN, levels=255)
     b.node("MatMul", ["input", "q"], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 2]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     fake = next(n for n in graph.nodes if n.op == FAKE_QUANT)
     assert np.allclose(fake.attrs["params"].fake_quantize(fake.inputs[0].values), w, atol=1e-3)  # type: ignore[union-attr]
@@ -134,7 +134,7 @@ def test_ends_that_do_not_vary_together(shapes: tuple[tuple[int, ...], ...]) -> 
     ends = [b.constant(f"e{i}", np.full(shapes[i % 2], (-1, 1)[i % 2], np.float32)) for i in range(4)]
     b.node("FakeQuantize", ["input", *ends], "output", DOMAIN, levels=255)
     graph = nets.graph_of(nets.model_of(b, [2, 2]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     (found,) = graph.diagnostics.errors
     assert (found.code, "do not fit each other" in found.message) == ("QAT104", True)
 
@@ -173,6 +173,6 @@ def test_fp8_is_refused() -> None:
     b = Builder(opsets={"": 13, DOMAIN: 1})
     b.node("FakeConvert", ["input", b.constant("s", np.float32(1))], "output", DOMAIN)
     graph = nets.graph_of(nets.model_of(b, [2]))
-    assert FRONTEND.recognise(graph, "") is not None
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") is not None
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics.errors] == ["QAT103"]

@@ -30,7 +30,7 @@ def text_of(body: str, more: str = "", shape: str = "1,2,6,6") -> str:
 
 def normalized(text: str) -> QuantGraph:
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph
@@ -87,7 +87,7 @@ def test_channels_last(body: str, more: str) -> None:
 )  # fmt: skip
 def test_damaged_operators_are_refused(body: str, more: str, code: str) -> None:
     graph = loaded(text_of(body, more))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert code in {d.code for d in graph.diagnostics.errors}
 
 
@@ -99,7 +99,7 @@ def test_channels_last_of_unknown_rank_is_refused() -> None:
         y = DequantizeLinear(q, s, z)
     }"""
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     (found,) = graph.diagnostics.errors
     assert found.code == "QAT302"
     assert found.hint is not None
@@ -248,7 +248,7 @@ def test_accumulators_dequantized(scale: str) -> None:
 
 def test_accumulators_whose_zero_point_is_not_their_inputs_are_refused() -> None:
     graph = loaded(text_of("c = ConvInteger(x, w) f = Cast<to=1>(c) y = Mul(f, s)", WEIGHT))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics.errors] == ["QAT203"]
 
 

@@ -129,7 +129,7 @@ def test_as_onnx_runtime_computes(network: Network) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).normal(0, 1, (1, network.channels, 6, 6)).astype(np.float32)
     graph = nets.graph_of(model)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     want = session.run(None, {"input": x})[0]
     step = max([network.input.scale[0], *(p.output.scale[0] for p in network.layers if p.output)])
@@ -188,8 +188,8 @@ FORMS = [
 @pytest.mark.parametrize(("op", "operands", "attrs"), FORMS)
 def test_each_operator(op: str, operands: list[object], attrs: dict[str, object]) -> None:
     graph = one(op, MICROSOFT, operands, **attrs)
-    assert FRONTEND.recognise(graph, "") == f"1 {op} ({MICROSOFT})"
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") == f"1 {op} ({MICROSOFT})"
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert MICROSOFT not in graph.domains
@@ -205,7 +205,7 @@ def test_the_axes_of_a_mean_are_an_input_from_opset_18_on() -> None:
     mean = b.node("QLinearReduceMean", [q, *at, *at], "mean", MICROSOFT, axes=[2, 3], keepdims=1)
     b.node("DequantizeLinear", [mean, *at], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "mean_real = ReduceMean[keepdims=1](q_dequantized, axes:int64[2]{2,3})" in graph.dump()
 
@@ -218,7 +218,7 @@ def test_integers_quantized_again_on_another_grid() -> None:
     b.node("DequantizeLinear", [again, *other], "output")
     b.opsets[MICROSOFT] = 1
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     found = [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT]
     assert found == ["uint8 scale 0.5 zero 128", "int8 scale 2 zero 3"]
@@ -244,7 +244,7 @@ def test_accumulators(op: str, moved: bool) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     x = random.normal(0, 20, (1, 2, 4, 4)).astype(np.float32)
     want = session.run(None, {"input": x})[0]
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert np.allclose(values(graph, x), want, rtol=1e-5, atol=1e-3)
     assert sum(n.op == FAKE_QUANT for n in graph.nodes) == 1
@@ -260,7 +260,7 @@ def test_integers_quantized_again_and_read_as_numbers() -> None:
     b.node("Gemm", [flat, b.constant("w", np.ones((32, 2), np.float32))], "output")
     b.opsets[MICROSOFT] = 1
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert [(d.code, d.severity) for d in graph.diagnostics] == [("QAT104", Severity.WARNING)]
     assert [n.op for n in graph.nodes] == [FAKE_QUANT, "Flatten", "Gemm"]
@@ -276,7 +276,7 @@ def test_integers_quantized_again_and_read_as_numbers() -> None:
 )
 def test_refused(op: str, domain: str, attrs: dict[str, object], code: str) -> None:
     graph = one(op, domain, ["x", "at", "out"], **attrs)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert code in [d.code for d in graph.diagnostics.errors]
 
 
@@ -290,7 +290,7 @@ def test_a_resize_interpolates_between_real_numbers() -> None:
     r = b.node("Resize", [y, *sizes], "r", mode="linear")
     b.node("DequantizeLinear", [r, *at], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT307", "note")]
     graph.verify(stripped=False)
     got = values(graph, np.linspace(-4, 4, 32, dtype=np.float32).reshape(1, 2, 4, 4))
@@ -304,8 +304,8 @@ def test_what_is_quantized_otherwise_is_refused_by_name(op: str, code: str) -> N
     weight, scale = b.constant("w", np.zeros((8, 1, 16), np.uint8)), b.constant("s", np.ones(8, np.float32))
     b.node(op, ["input", weight, scale], "output", MICROSOFT)
     graph = nets.graph_of(nets.model_of(b, [2, 32]))
-    assert FRONTEND.recognise(graph, "") is not None
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") is not None
+    FRONTEND.normalize(graph, FrontendOptions())
     found = list(graph.diagnostics.errors)
     assert [d.code for d in found] == [code]
     assert op in found[0].message
@@ -323,7 +323,7 @@ def test_sums_of_channels_with_zero_points_of_their_own() -> None:
     sums = b.node("Add", [b.node("MatMulInteger", operands, "sums"), b.constant("bias", bias.astype(np.int32))], "more")
     b.node("DequantizeLinear", [sums, b.constant("scales", scales)], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     x = dice.integers(-128, 128, (1, 2, 4, 4)).astype(np.float32) / 2
@@ -346,7 +346,7 @@ def test_integers_that_arithmetic_rounds_are_refused(scale: str, code: str) -> N
     b.node("MatMulInteger", [flat, b.constant("w", np.ones((32, 2), np.int8))], "sums")
     b.node("Cast", ["sums"], "output", to=onnx.TensorProto.FLOAT)
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [(d.code, d.tensor) for d in graph.diagnostics.errors] == [(code, "clipped")]
 
 
@@ -377,5 +377,5 @@ def test_what_is_added_to_an_accumulator_has_to_be_known(at_run_time: bool, code
     total = b.node("Add", [acc, b.node("Cast", [b.node("Div", ["input", scale], "steps")], "whole", to=6)], "total")
     b.node("Cast", [total], "output", to=1)
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics.errors] == [code]

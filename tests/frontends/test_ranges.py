@@ -135,7 +135,7 @@ def read_back(model: onnx.ModelProto, text: str, folder: Path, name: str = "rang
     path = folder / name
     path.write_text(text)
     graph = nets.graph_of(model)
-    ranges.FRONTEND.normalise(graph, FrontendOptions(external=ranges.read(path, graph)))
+    ranges.FRONTEND.normalize(graph, FrontendOptions(external=ranges.read(path, graph)))
     graph.diagnostics.check()
     strip(graph)
     graph.verify()
@@ -428,8 +428,8 @@ def test_nothing_given_is_said() -> None:
     b = Builder()
     b.node("Relu", ["input"], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 3]))
-    assert ranges.FRONTEND.recognise(graph, "") is None
-    external.normalise(graph, FrontendOptions())
+    assert ranges.FRONTEND.recognize(graph, "") is None
+    external.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics.errors] == ["QAT101"]
     assert not any(n.op == FAKE_QUANT for n in graph.nodes)
 

@@ -245,7 +245,7 @@ def test_tensorflow_s_q_and_dq(network: Network, seed: int) -> None:
     model = write(network, q_and_dq(forms(seed)))
     model.producer_name = "tf2onnx"
     graph = graph_of(model)
-    assert tensorflow.FRONTEND.recognise(graph, "tf2onnx") is not None
+    assert tensorflow.FRONTEND.recognize(graph, "tf2onnx") is not None
     assert fingerprint(normalized(graph)) == fingerprint(expected(network))
 
 
@@ -270,7 +270,7 @@ def test_tensorflow_s_floats_on_a_grid(network: Network) -> None:
 
 def normalized(graph: QuantGraph) -> QuantGraph:
     """What the frontend `tensorflow` makes of a graph, stripped."""
-    tensorflow.FRONTEND.normalise(graph, FrontendOptions())
+    tensorflow.FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     strip(graph)
     graph.verify()

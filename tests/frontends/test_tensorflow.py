@@ -77,8 +77,8 @@ W = np.asarray([[1.0, -2.0], [0.5, 4.0], [0.25, 3.0]], np.float32)
 def test_the_node_on_activations(attrs: dict[str, int], want: str) -> None:
     ends = {"lo": np.asarray(-1, np.float32), "hi": np.asarray(5, np.float32)}
     graph = model([helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["y"], **attrs)], ends)
-    assert FRONTEND.recognise(graph, "") == "1 FakeQuantWithMinMaxVars, producer unknown"
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") == "1 FakeQuantWithMinMaxVars, producer unknown"
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert f"y = FakeQuant[params={want}](x)" in graph.dump()
     assert graph.origin["y"] == "y"
@@ -86,7 +86,7 @@ def test_the_node_on_activations(attrs: dict[str, int], want: str) -> None:
 
 def test_the_node_whose_range_is_in_its_attributes() -> None:
     graph = model([helper.make_node("FakeQuantWithMinMaxArgs", ["x"], ["y"], min=-1.0, max=5.0)], {})
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "y = FakeQuant[params=uint8 scale 0.0235294122 zero 43](x)" in graph.dump()
 
@@ -98,7 +98,7 @@ def test_the_node_on_weights_per_channel() -> None:
         helper.make_node("MatMul", ["x", "v"], ["y"]),
     ]
     graph = model(nodes, constants)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "int8[-127,127] scale 0.00787401572..0.0314960629 zero 0 axis 1 x2" in graph.dump()
     strip(graph)
@@ -112,7 +112,7 @@ def test_asymmetric_weights_keep_their_zero_point_in_signed_bytes() -> None:
         helper.make_node("MatMul", ["x", "v"], ["y"]),
     ]
     graph = model(nodes, constants)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "int8 scale 0.0235294122 zero -43" in graph.dump()
 
@@ -122,7 +122,7 @@ def test_ends_that_do_not_fit_each_other(count: int) -> None:
     constants = {"w": W, "lo": np.zeros(3, np.float32), "hi": np.ones(count, np.float32)}
     nodes = [helper.make_node("FakeQuantWithMinMaxVarsPerChannel", ["w", "lo", "hi"], ["y"])]
     graph = model(nodes, constants)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     (found,) = graph.diagnostics.errors
     assert (found.code, found.tensor) == ("QAT104", "w")
     assert f"the shapes [3] and [{count}]" in found.message
@@ -140,7 +140,7 @@ def test_ends_that_do_not_fit_each_other(count: int) -> None:
 def test_broken_nodes_are_reported(attrs: dict[str, int], ends: tuple[float, float], code: str) -> None:
     constants = {"lo": np.asarray(ends[0], np.float32), "hi": np.asarray(ends[1], np.float32)}
     graph = model([helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["y"], **attrs)], constants)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics] == [code]
 
 
@@ -151,7 +151,7 @@ def test_ranges_computed_at_run_time_are_reported() -> None:
         helper.make_node("FakeQuantWithMinMaxVars", ["x", "lo", "hi"], ["y"]),
     ]
     graph = model(nodes, {})
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [(d.code, d.tensor) for d in graph.diagnostics] == [("QAT205", "lo"), ("QAT205", "hi")]
 
 
@@ -159,7 +159,7 @@ def test_a_float_model_of_tf2onnx_is_not_recognized() -> None:
     random = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     assert (
-        FRONTEND.recognise(model(nodes, {"w": random.normal(size=(3, 40)).astype(np.float32)}), "tf2onnx 1.17") is None
+        FRONTEND.recognize(model(nodes, {"w": random.normal(size=(3, 40)).astype(np.float32)}), "tf2onnx 1.17") is None
     )
 
 
@@ -167,9 +167,9 @@ def test_weights_on_a_grid_are_enough_to_be_recognized() -> None:
     integers = np.random.default_rng(0).integers(-127, 128, (3, 40))
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     graph = model(nodes, {"w": integers.astype(np.float32) * np.float32(0.01)})
-    assert FRONTEND.recognise(graph, "tf2onnx 1.17") == "weights on a quantization grid, producer tf2onnx 1.17"
-    assert FRONTEND.recognise(graph, "pytorch") is None
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "tf2onnx 1.17") == "weights on a quantization grid, producer tf2onnx 1.17"
+    assert FRONTEND.recognize(graph, "pytorch") is None
+    FRONTEND.normalize(graph, FrontendOptions())
     np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, integers)
 
 
@@ -181,7 +181,7 @@ def test_weights_on_no_grid_are_quantized_after_training() -> None:
         helper.make_node("MatMul", ["d", "w"], ["y"]),
     ]
     graph = model(nodes, ends)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics] == ["QAT206"]
     assert "w" in graph.params
 
@@ -204,7 +204,7 @@ def test_biases_of_64_bits(bias: list[int], fits: bool) -> None:
         helper.make_node("Add", ["m", "bf"], ["y"]),
     ]
     graph = model(nodes, constants)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     found = [(p.dtype, p.scale) for name, p in graph.params.items() if name.startswith("b")]
     assert found == ([("int32", (0.5, 0.25))] if fits else [])
 
@@ -224,7 +224,7 @@ def test_the_exact_gelu_is_one_table() -> None:
     numbers = {"s": 0.05, "factor": -math.sqrt(0.5), "half": 0.5}
     constants = {k: np.asarray(v, np.float32) for k, v in numbers.items()}
     graph = model(nodes, {**constants, "z": np.asarray(0, np.int8)})
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     strip(graph)
     integer = lower(graph, LoweringOptions())
     assert [op.kind for op in integer.ops] == ["Quantize", "Lookup", "Dequantize"]
@@ -257,7 +257,7 @@ def test_what_tf2onnx_leaves_of_tflite(op: str, attrs: dict[str, int], function:
         helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"]),
     ]
     graph = model(nodes, {"s": np.asarray(0.05, np.float32), "z": np.asarray(0, np.int8)})
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     strip(graph)
     integer = lower(graph, LoweringOptions())
     assert {op.kind for op in integer.ops} <= {"Quantize", "Lookup", "Rescale", "Dequantize"}

@@ -33,7 +33,7 @@ WHOLE_NETWORK = {"tfmot-op13__bn_negative_gamma", "tfmot-op13__mlp", "tfmot-op13
 
 def normalized(case: str) -> QuantGraph:
     graph, _ = load(CORPUS / case / "model.onnx")
-    tensorflow.FRONTEND.normalise(graph, FrontendOptions())
+    tensorflow.FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     return graph
 

@@ -94,8 +94,8 @@ def test_vitis_bits(bits: int, fixed: bool) -> None:
         b.node("VaiQuantize", ["input", *grid], "q", domain, bit_width=bits)
         b.node("VaiDeQuantize", ["q", *grid], "output", domain, bit_width=bits)
     graph = nets.graph_of(nets.model_of(b, [2, 32]))
-    assert quark.FRONTEND.recognise(graph, "") is not None
-    quark.FRONTEND.normalise(graph, FrontendOptions())
+    assert quark.FRONTEND.recognize(graph, "") is not None
+    quark.FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     (node,) = (n for n in graph.nodes if n.op == FAKE_QUANT)
     params = node.attrs["params"]
@@ -106,7 +106,7 @@ def test_vitis_bits(bits: int, fixed: bool) -> None:
 def test_operators_of_others_in_the_contrib_domain_are_not_ours() -> None:
     b = Builder(opsets={"": 17, "ai.onnx.contrib": 1})
     b.node("BertTokenizer", ["input"], "output", "ai.onnx.contrib")
-    assert quark.FRONTEND.recognise(nets.graph_of(nets.model_of(b, [2])), "") is None
+    assert quark.FRONTEND.recognize(nets.graph_of(nets.model_of(b, [2])), "") is None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_horizon_writes_zero_points_of_8_bits_where_its_integers_have_16() -> No
     b.node("HzQuantize", ["input", *grid], "q", "horizon", bits=16, axis=1)
     b.node("HzDequantize", ["q", *grid], "output", "horizon", axis=1)
     graph = nets.graph_of(nets.model_of(b, [2, 32]))
-    horizon.FRONTEND.normalise(graph, FrontendOptions())
+    horizon.FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT] == ["int16 scale 0.25 zero 0"]
 
@@ -134,7 +134,7 @@ def test_operators_of_tensorrt_in_a_long_row() -> None:
     for i in range(3000):
         x = b.node("Quantize", [x], f"t{i}" if i < 2999 else "output", "trt")
     graph = nets.graph_of(nets.model_of(b, [2, 32]))
-    modelopt.FRONTEND.normalise(graph, FrontendOptions())
+    modelopt.FRONTEND.normalize(graph, FrontendOptions())
     (found,) = graph.diagnostics.errors
     assert found.message.startswith("3,000 operators quantize to Quantize of TensorRT")
 
@@ -153,8 +153,8 @@ def refused(frontend: Frontend, op: str, domain: str, operands: list[object], **
     names = [b.constant(f"p{i}", np.asarray(v)) for i, v in enumerate(operands)]
     b.node(op, ["input", *names], "output", domain, **attrs)
     graph = nets.graph_of(nets.model_of(b, [2, 32]))
-    assert frontend.recognise(graph, "") is not None
-    frontend.normalise(graph, FrontendOptions())
+    assert frontend.recognize(graph, "") is not None
+    frontend.normalize(graph, FrontendOptions())
     return [(d.code, d.message) for d in graph.diagnostics.errors]
 
 
@@ -206,6 +206,6 @@ def test_biases_keep_a_grid_of_their_own() -> None:
     )
     b.node("Conv", ["input", w, bias], "output")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
-    quark.FRONTEND.normalise(graph, FrontendOptions())
+    quark.FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert sorted(str(p) for p in graph.params.values()) == ["int8 scale 0.001953125 zero 0", "int8 scale 0.5 zero 0"]

@@ -42,7 +42,7 @@ class Registry:
         if name != "upside":
             return frontends().get(name)
         importer = Importer((".flip",), convert, "a mirror", marker="content")
-        return Frontend("upside", "", FRONTEND.recognise, FRONTEND.normalise, importer=importer)
+        return Frontend("upside", "", FRONTEND.recognize, FRONTEND.normalize, importer=importer)
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def integer_of(name: str) -> IntegerGraph:
     from qatc.frontends.tensorflow import FRONTEND
 
     graph, _ = load(CORPUS / name / "model.onnx")
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     strip(graph)
     infer_shapes(graph)
     propagate(graph)

@@ -172,8 +172,8 @@ def test_orders(nodes: str, more: str, want: str) -> None:
     nodes = nodes.replace("f = Min(d, hi) e = Add(d2, m)", "f = Min(d, hi) e = Add(f, m)")
     text = text_of(nodes, more)
     graph = loaded(text)
-    assert FRONTEND.recognise(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     quantizers = [line for line in graph.dump().splitlines() if "FakeQuant" in line]
@@ -195,7 +195,7 @@ def test_orders(nodes: str, more: str, want: str) -> None:
 def test_other_roundings_stay(nodes: str) -> None:
     graph = loaded(text_of(nodes))
     before = graph.dump()
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
     assert graph.dump() == before.replace("s, ", "0.25, ") or "Round" in graph.dump() or "Ceil" in graph.dump()
 
@@ -215,7 +215,7 @@ def test_a_division_that_was_merged_into_a_factor(nodes: str, want: str) -> None
     """TensorFlow folds x * k / s to x * c, and what it rounds then is scaled by another number than c undoes."""
     text = text_of(nodes)
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert f"FakeQuant[params={want}](" in graph.dump()
@@ -233,7 +233,7 @@ def test_a_cast_to_integers_is_a_clamp(dtype: str, want: str) -> None:
     """JAX's quantizers clamp nothing else: what is beyond the type saturates (in ONNX it may become anything)."""
     kind = onnx.TensorProto.DataType.Value(dtype)
     graph = loaded(text_of(f"a = Div(x, s) b = Round(a) c = Cast<to={kind}>(b) d = Cast<to=1>(c) y = Mul(d, s)"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert f"FakeQuant[params={want} scale 0.25 zero 0](x)" in graph.dump()
 
@@ -242,7 +242,7 @@ def test_a_cast_that_cuts_off_fractions_is_no_clamp() -> None:
     graph = loaded(
         text_of("a = Div(x, s) b = Round(a) c = Mul(b, h) d = Cast<to=3>(c) e = Cast<to=1>(d) y = Mul(e, h)")
     )
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
 
 
@@ -252,7 +252,7 @@ def test_whole_numbers_lose_no_fraction(size: str) -> None:
     nodes = f"a = Div(x, s) b = Round(a) d = Clip(b, l, u) n = Sign(d) p = {size} f = Floor(p) g = Mul(n, f)"
     nodes += " c = Cast<to=3>(g) e = Cast<to=1>(c) y = Mul(e, s)"
     graph = loaded(text_of(nodes, ", float l = {-128}, float u = {127}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
     assert "Floor" not in graph.dump()
@@ -262,7 +262,7 @@ def test_whole_numbers_lose_no_fraction(size: str) -> None:
 def test_whole_numbers_are_not_rounded_again(again: str) -> None:
     nodes = f"a = Div(x, s) b = Round(a) d = Clip(b, l, u) f = {again}(d) y = Mul(f, s)"
     graph = loaded(text_of(nodes, ", float l = {-128}, float u = {127}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert [n.op for n in graph.nodes] == ["FakeQuant"]
     assert "FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
@@ -271,7 +271,7 @@ def test_whole_numbers_are_not_rounded_again(again: str) -> None:
 def test_fractions_are_cut_off_where_there_are_some() -> None:
     nodes = "a = Div(x, s) b = Clip(a, lo, u) n = Sign(b) p = Mul(n, b) f = Floor(p) g = Mul(n, f) y = Mul(g, s)"
     graph = loaded(text_of(nodes, ", float u = {127.5}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "Floor" in graph.dump()
 
 
@@ -280,7 +280,7 @@ def test_an_extreme_behind_a_sign_is_no_scale() -> None:
     nodes = "t = ReduceMax(x) k = Sub(x, t) a = Mul(k, x) n = Sign(a) p = Abs(a) c = Add(p, h) b = Floor(c)"
     nodes += " d = Clip(b, lo, hi) f = Mul(n, d) y = Mul(f, s)"
     graph = loaded(text_of(nodes))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert not graph.diagnostics.errors
 
 
@@ -288,7 +288,7 @@ def test_an_extreme_behind_a_sign_is_no_scale() -> None:
 def test_transposes_inside_a_quantizer_with_casts(constant: str) -> None:
     nodes = "a = Mul(x, q) t = Transpose(a) b = Round(t) c = Cast<to=3>(b) d = Cast<to=1>(c) y = Mul(d, s)"
     graph = loaded(text_of(nodes, f", {constant} q = {{4.0}}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert "FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
@@ -303,7 +303,7 @@ def test_weights(divided: bool) -> None:
     nodes = f"{start} d = Clip(b, l, u) v = Mul(d, c) t = Transpose(v) y = MatMul(x, t)"
     text = text_of(nodes, more)
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     x = np.eye(3, dtype=np.float32)[:2]
@@ -321,7 +321,7 @@ def test_straight_through_gradients_of_weights(shared: bool) -> None:
     nodes = f"""a = Div(w, c) b = Round(a) d = Clip(b, l, u) v = Mul(d, c) e = Sub(v, {again}) f = Add(w, e)
         t = Transpose(f) y = MatMul(x, t)"""
     graph = loaded(text_of(nodes, more))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "int8[-8,7] scale 0.25..0.5 zero 0 axis 0 x2" in graph.dump()
     assert "Sub(" not in graph.dump()
@@ -334,7 +334,7 @@ def test_weights_around_half_a_zero_point() -> None:
     nodes = "b = Round(w) c = Div(b, n) d = Mul(two, c) e = Sub(d, one) y = MatMul(x, e)"
     text = text_of(nodes, more)
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "scale 0.0666666701 zero 15" in graph.dump()
     x = np.eye(3, dtype=np.float32)[:2]
@@ -351,7 +351,7 @@ def test_weights_around_half_a_zero_point_per_channel() -> None:
     nodes = "b = Round(w) d = Div(b, n) e = Mul(d, two) f = Sub(e, one) g = Mul(f, c) t = Transpose(g) y = MatMul(x, t)"
     text = text_of(nodes, more, "float[5,5] x")
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "zero 15 axis 0 x64" in graph.dump()
     x = np.eye(5, dtype=np.float32)
@@ -370,8 +370,8 @@ UNOPTIMIZED = {  # as torch.onnx.export(..., dynamo=True, optimize=False) writes
 def test_exports_that_nothing_optimized(style: str) -> None:
     text = text_of(UNOPTIMIZED[style], ", int64 l = {-8}, int64 u = {7}")
     graph = loaded(text)
-    assert FRONTEND.recognise(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "y = FakeQuant[params=int8[-8,7] scale 0.25 zero 0](x)" in graph.dump()
     x = np.asarray([[-70, -1.3, 0.2], [1.1, 1.7, 90]], np.float32)
@@ -399,7 +399,7 @@ def test_weights_of_tools(nodes: str, want: str) -> None:
     )
     text = text_of(f"{nodes} t = Transpose(v) y = MatMul(x, t)", more)
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     x = np.eye(3, dtype=np.float32)[:2]
@@ -412,7 +412,7 @@ def test_offsets_that_a_weight_keeps_are_no_zero_points() -> None:
     more = ", float[2,3] w = {-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}, float l = {-8}, float u = {7}, float o = {0.1}"
     text = text_of("b = Round(w) v = Mul(b, s) p = Add(v, o) t = Transpose(p) y = MatMul(x, t)", more)
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     x = np.eye(3, dtype=np.float32)[:2]
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
     assert "int8" in graph.dump()
@@ -422,7 +422,7 @@ def test_a_rounded_scale_is_no_quantizer() -> None:
     nodes = "p = Mul(k, r) b = Round(p) t = Div(b, r) a = Div(x, t) e = Round(a) d = Clip(e, l, u) y = Mul(d, t)"
     text = text_of(nodes, ", float k = {0.26}, float l = {-128}, float u = {127}")
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert "y = FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
 
@@ -430,7 +430,7 @@ def test_a_rounded_scale_is_no_quantizer() -> None:
 def test_dequantization_of_a_graph_input() -> None:
     text = text_of("c = Cast<to=1>(x) d = Sub(c, m) e = Mul(d, s) y = Relu(e)", x="int8[2,3] x")
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert graph.integer_ports == {"x": onnx.TensorProto.INT8}
@@ -447,7 +447,7 @@ def test_dequantization_of_rounded_integers(dtype: str, zero: int) -> None:
     nodes = "q = QuantizeLinear(x, s, o) c = Flatten(q) f = Cast<to=1>(c) d = Sub(f, zero) y = Mul(d, s)"
     text = text_of(nodes, f", {dtype} o = {{{zero}}}, float zero = {{{zero}}}").replace('"" : 17', '"" : 21')
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert f"FakeQuant[params={dtype} scale 0.25 zero {zero}](x)" in graph.dump()
     assert not {"Cast", "Sub", "Mul"} & {n.op for n in graph.nodes}
@@ -456,7 +456,7 @@ def test_dequantization_of_rounded_integers(dtype: str, zero: int) -> None:
 def test_integers_minus_infinity_are_no_dequantization() -> None:
     nodes = "q = QuantizeLinear(x, s, o) f = Cast<to=1>(q) d = Sub(f, far) y = Mul(d, s)"
     graph = loaded(text_of(nodes, ", uint8 o = {9}, float far = {inf}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
 
 
@@ -485,7 +485,7 @@ def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path)
 def test_what_looks_like_a_quantizer_and_is_none_is_said(nodes: str, why: str) -> None:
     more = ", float n = {-1}, float p = {62}, float[2,1] v = {1, 2}, float[2,1] w = {0.5, 0.5}, float o = {-8.3}"
     graph = loaded(text_of(nodes, more))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     (note,) = graph.diagnostics
     assert note.code == "QAT109"
     assert why in note.message
@@ -508,7 +508,7 @@ DYNAMIC = "t = ReduceMax<keepdims=0>(x) v = Div(t, hi) i = Reciprocal(v)"  # a s
 )
 def test_a_scale_found_at_run_time_is_refused(nodes: str) -> None:
     graph = loaded(text_of(nodes))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [(d.code, d.tensor) for d in graph.diagnostics.errors] == [("QAT205", "b")]
 
 
@@ -516,7 +516,7 @@ def test_a_gate_behind_a_rounding_is_no_scale() -> None:
     """The scale of whole numbers is 1 and not written; what multiplies them then may well depend on an extreme."""
     nodes = "b = Round(x) d = Clip(b, lo, hi) t = ReduceMax<keepdims=0>(x) g = Sigmoid(t) y = Mul(d, g)"
     graph = loaded(text_of(nodes))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert not graph.diagnostics.errors
 
 
@@ -562,13 +562,13 @@ def test_weights_stored_in_integers_are_recognized_and_keep_them(nodes: str, tmp
 )
 def test_whole_weights_whose_scale_is_behind_the_product(nodes: str, weight: str, found: str | None) -> None:
     graph = loaded(text_of(nodes, f", float[3,2] w = {weight}, float[2] t = {{0.5, 0.25}}"))
-    evidence = FRONTEND.recognise(graph, "")
+    evidence = FRONTEND.recognize(graph, "")
     assert (evidence or "").startswith(found) if found else evidence is None
 
 
 def test_integers_that_no_product_reads_are_no_weights() -> None:
     graph = loaded(text_of("a = Cast<to=1>(w) b = ReduceSum(a) y = Add(x, b)", WEIGHT))
-    assert FRONTEND.recognise(graph, "") is None
+    assert FRONTEND.recognize(graph, "") is None
 
 
 LEARNED = {  # offsets of a fraction of a step, and one that is no integer of the type at all
@@ -585,7 +585,7 @@ def test_learned_offsets(style: str) -> None:
     more = ", float n = {-1.1}, float p = {62.65}, float f = {4.4}, float g = {-7}"
     text = text_of(LEARNED[style], more)
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert not list(graph.diagnostics)
     assert [n.op for n in graph.nodes].count("FakeQuant") == 1
     assert "Round" not in graph.dump()
@@ -618,7 +618,7 @@ def test_a_range_from_zero_leaves_no_trace() -> None:
     """round((clip(x, min, max) - min) / s) * s + min, with min = 0 behind ReLU."""
     nodes = "c = Clip(x, lo, p) a = Sub(c, lo) d = Div(a, s) b = Round(d) e = Mul(b, s) f = Add(lo, e) y = Relu(f)"
     graph = loaded(text_of(nodes, ", float p = {63.75}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant[params=uint8 scale 0.25 zero 0]" in graph.dump()
     assert not {"Add", "Sub", "Div", "Mul", "Round"} & {n.op for n in graph.nodes}
     x = np.asarray([[-70, -1.3, 0.2], [1.1, 33.6, 90]], np.float32)
@@ -636,7 +636,7 @@ def test_a_range_from_zero_leaves_no_trace() -> None:
 )
 def test_what_changes_something_stays(nodes: str) -> None:
     graph = loaded(text_of(nodes, ", float[1,1,1] wide = {0}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert len(graph.nodes) == 1
 
 
@@ -648,7 +648,7 @@ def test_straight_through_by_twice_the_difference() -> None:
             ", float n = {-32}, float p = {31.75}",
         )
     )
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant[params=int8 scale 0.25 zero 0]" in graph.dump()
     assert not {"Sub", "Round"} & {n.op for n in graph.nodes}
 
@@ -669,7 +669,7 @@ def test_straight_through_by_twice_the_difference() -> None:
 def test_what_is_not_taken_off_again_stays(nodes: str) -> None:
     text = text_of(nodes, ", float two = {2}, float one = {1}, float[3,1] few = {1, 2, 3}", "float[3,3,3] x")
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     x = np.random.default_rng(0).integers(1, 8, (3, 3, 3)).astype(np.float32) + 4.5
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
@@ -678,7 +678,7 @@ def test_an_offset_that_does_not_fit_ends_the_quantizer() -> None:
     """Fuzzing: walked up from the rounding, the file contradicts itself at the first operator."""
     nodes = "i = Mul(x, five) j = Add(i, two) k = Mul(j, r) b = Round(k) c = Clip(b, lo, hi) y = Mul(c, s)"
     graph = loaded(text_of(nodes, ", float[1,2] two = {4, 2}, float[1,5] five = {1, 2, 3, 4, 5}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [n.op for n in graph.nodes] == ["Mul", "Add", "FakeQuant"]
 
 
@@ -695,7 +695,7 @@ def test_an_offset_that_does_not_fit_ends_the_quantizer() -> None:
 def test_constants_that_do_not_fit_are_no_quantizer(nodes: str) -> None:
     """Fuzzing: the file contradicts itself, which ONNX Runtime says."""
     graph = loaded(text_of(nodes, ", float[1,2] two = {4, 2}, float[1,5] five = {1, 2, 3, 4, 5}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
 
 
@@ -707,7 +707,7 @@ def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:
     """(g - x) + x has the shape of x, g has not."""
     text = text_of(nodes, x="float[1,2,3,3] x")
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     x = np.random.default_rng(0).integers(-8, 8, (1, 2, 3, 3)).astype(np.float32)
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
@@ -720,7 +720,7 @@ def test_a_step_that_is_no_number_is_no_quantizer(number: str) -> None:
     constant = next(t for t in graph.tensors() if t.name == "t")
     assert isinstance(constant, Constant)
     constant.values = np.asarray(float(number), np.float32)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
 
 
@@ -729,7 +729,7 @@ def test_two_quantizers_around_a_clamp_stay_two() -> None:
     first = "a = Div(x, s) b = Round(a) c = Clip(b, lo, hi) e = Mul(c, s)"
     second = "n = Relu(e) f = Div(n, s) g = Round(f) i = Clip(g, lo, hi) y = Mul(i, s)"
     graph = loaded(text_of(f"{first} {second}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     kept = "FakeQuant[params=uint8 scale 0.25 zero 0]"
     assert graph.dump().split("\n")[2:-2] == [f"e = {kept}(x)", "n = Relu(e)", f"y = {kept}(n)"]
 
@@ -737,7 +737,7 @@ def test_two_quantizers_around_a_clamp_stay_two() -> None:
 def test_a_scale_of_one_is_a_scale() -> None:
     """Images of 0..255."""
     graph = loaded(text_of("a = Div(x, one) b = Round(a) c = Clip(b, lo, hi) y = Mul(c, one)", ", float one = {1}"))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant[params=uint8 scale 1 zero 0]" in graph.dump()
 
 
@@ -809,7 +809,7 @@ def test_whatever_is_recognized_means_the_same(chain: list[tuple[str, tuple[floa
         lines.append(f"{result} = {form.format(source, *names)}")
     text = text_of(" ".join(lines), "".join(constants), x="float[1,801] x")
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assume(not graph.diagnostics.errors)
     x = np.linspace(-40, 40, 801, dtype=np.float32)[None] + np.float32(0.0137)
     model = onnx.parser.parse_model(text)

@@ -48,8 +48,8 @@ PRODUCTS = (
 def test_quantizers_with_unusual_clamps(nodes: str) -> None:
     text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}'
     graph = loaded(text)
-    assert FRONTEND.recognise(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
-    FRONTEND.normalise(graph, FrontendOptions())
+    assert FRONTEND.recognize(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert "y = FakeQuant[params=uint8[0,15] scale 0.25 zero 0]" in graph.dump()
@@ -62,7 +62,7 @@ def test_a_choice_written_as_products_is_a_clamp() -> None:
     nodes = f"q = Div(x, s) b = Round(q) {PRODUCTS} y = Mul(d, s)"
     text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}'
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert "y = FakeQuant[params=uint8[0,15] scale 0.25 zero 0](x)" in graph.dump()
@@ -79,7 +79,7 @@ def test_any_choice_written_as_products_is_a_where() -> None:
         f"<{CONSTANTS}> {{ {nodes} }}"
     )
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [(n.op, [t.name for t in n.inputs]) for n in graph.nodes if n.outputs[0].name == "y"] == [
         ("Where", ["g", "v", "x"])
     ]
@@ -101,7 +101,7 @@ def test_any_choice_written_as_products_is_a_where() -> None:
 def test_choices_that_are_no_clamps_stay(nodes: str) -> None:
     text = f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}'
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert not {"Min", "Max", "Clip"} & {n.op for n in graph.nodes}
 
 
@@ -111,7 +111,7 @@ def test_a_bound_behind_thousands_of_casts() -> None:
         f"h = Shape(x) c0 = ConstantOfShape<value = float {{1.5}}>(h) {casts} g = Less(x, c3000) y = Where(g, x, c3000)"
     )
     graph = loaded(f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[a,3] x) => (float[] y) {{ {nodes} }}')
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [(n.op, value_of(n.inputs[1])) for n in graph.nodes] == [("Min", 1.5)]
 
 
@@ -123,7 +123,7 @@ def test_a_bound_has_the_type_of_what_it_bounds(dtype: str) -> None:
         "{ g = Less(x, two) y = Where(g, x, two) }"
     )
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [n.op for n in graph.nodes] == ["Min"]
     x = np.arange(4).astype(dtype)
     np.testing.assert_array_equal(run(to_model(graph), x)[0], run(onnx.parser.parse_model(text), x)[0])
@@ -136,7 +136,7 @@ def test_the_clamp_of_pact_in_double_precision() -> None:
         "{ p = Abs(x) m = Sub(x, a) n = Abs(m) d = Sub(p, n) e = Add(d, a) y = Mul(half, e) }"
     )
     graph = loaded(text)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert [n.op for n in graph.nodes] == ["Clip"]
     x = np.asarray([-1.0, 2.5, 9.0])
     np.testing.assert_array_equal(run(to_model(graph), x)[0], [0.0, 2.5, 3.75])

@@ -15,7 +15,7 @@ from qatc.compiler.graph import QuantGraph
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.common import qdq
 from tests.frontends.running import run, run_canonical
-from tests.graphs import canonical, loaded, normalise
+from tests.graphs import canonical, loaded, normalize
 
 SCALES = (
     "float s = {0.5}, float[1] s1 = {0.5}, uint8 z = {128}, int8 i = {0}, "
@@ -35,7 +35,7 @@ def lines(graph: QuantGraph) -> list[str]:
 
 def codes(text: str, options: FrontendOptions | None = None) -> list[str]:
     graph = loaded(text)
-    normalise(graph, options)
+    normalize(graph, options)
     return [d.code for d in graph.diagnostics]
 
 
@@ -178,7 +178,7 @@ def test_a_weight_with_four_bits() -> None:
         ir_version=10,
     )
     graph = reloaded(model)
-    normalise(graph)
+    normalize(graph)
     graph.verify(stripped=False)
     assert str(graph.params["w"]) == "int4 scale 0.5 zero 0"
     np.testing.assert_array_equal(graph.real(graph.nodes[0].inputs[1]), [[-4, 3.5], [0.5, 0]])
@@ -304,7 +304,7 @@ def test_all_findings_come_at_once_and_name_their_places() -> None:
         " [second] r = QuantizeLinear(d, m, z) y = DequantizeLinear(r, m, z)"
     )
     graph = loaded(body(nodes.replace("[first] ", "").replace("[second] ", ""), more=", float b = {0.0}"))
-    normalise(graph)
+    normalize(graph)
     with pytest.raises(CompileError) as caught:
         graph.diagnostics.check()
     assert {(d.code, d.tensor) for d in caught.value.diagnostics} == {("QAT201", "x"), ("QAT205", "m")}
@@ -316,7 +316,7 @@ def test_float8_names_the_format() -> None:
         graph = loaded(text)
     except onnx.parser.ParseError:
         pytest.skip("this onnx cannot parse float8 constants")
-    normalise(graph)
+    normalize(graph)
     assert {d.code for d in graph.diagnostics} == {"QAT103"}
     assert "float8_e4m3fn" in next(iter(graph.diagnostics)).message
 
@@ -329,7 +329,7 @@ def test_ranges_that_the_user_states() -> None:
     )
     text = body(nodes, more=", float[2,3] w = {1,2,3,4,5,6}")
     graph = loaded(text)
-    normalise(graph, FrontendOptions(ranges=RangeOverride((0, 127), (-7, 7), {"y": (3, 200)})))
+    normalize(graph, FrontendOptions(ranges=RangeOverride((0, 127), (-7, 7), {"y": (3, 200)})))
     graph.diagnostics.check()
     spans = {n.outputs[0].name: (n.attrs["params"].qmin, n.attrs["params"].qmax) for n in qdq.fake_quants(graph)}
     assert spans == {"d": (0, 127), "v": (-7, 7), "y": (3, 200)}
@@ -353,7 +353,7 @@ def test_any_chain_between_q_and_dq_means_the_same(steps: list[str], dtype: str,
         maker.add(step)
     model = maker.model(zero)
     graph = reloaded(model)
-    normalise(graph)
+    normalize(graph)
     graph.diagnostics.check()
     graph.verify(stripped=False)
     x = random.normal(size=(1, 2, 4, 6), scale=30).astype(np.float32)
@@ -452,7 +452,7 @@ def test_a_channel_of_a_weight_without_scale_holds_zeros(nodes: str) -> None:
     more += ", float[2] n2 = {0.0, 0.25}, int8[2] ic2 = {0, 0}"
     text = body(nodes.replace("y =", "w =") + " y = Add(x, w)", more=more)
     graph = loaded(text)
-    normalise(graph)
+    normalize(graph)
     assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT201", "note")]
     x = np.zeros((2, 3), np.float32)
     np.testing.assert_array_equal(run_canonical(graph, x)[0], [[0, 0, 0], [1, 2, 3]])
@@ -468,7 +468,7 @@ def test_rows_of_an_embedding_are_picked_as_integers(ids: str) -> None:
     nodes = "g = Gather(k, x) t = Transpose<perm=[1,0]>(g) y = DequantizeLinear(t, s, i)"
     text = body(nodes, x=f"{ids}[2] x", more=", int8[3,2] k = {1,2,3,4,5,6}")
     graph = loaded(text)
-    normalise(graph)
+    normalize(graph)
     graph.diagnostics.check()
     assert not graph.integer_ports
     assert str(graph.params["k"]) == "int8 scale 0.5 zero 0"
@@ -512,7 +512,7 @@ def test_parts_that_a_condition_of_known_size_chooses_are_gathered(sized: bool) 
         f"{condition} q = QuantizeLinear(x, s, z) p = Compress<axis=1>(q, c) y = DequantizeLinear(p, s, z)", more=more
     )
     graph = loaded(text)
-    normalise(graph, None)
+    normalize(graph, None)
     graph.diagnostics.check()
     assert "y = Gather[axis=1](q_real, " in graph.dump()
     x = np.asarray([[-1.3, 0.2, 7], [1.1, 3.6, 90]], np.float32)

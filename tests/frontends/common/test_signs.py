@@ -32,7 +32,7 @@ def text_of(nodes: str, weight: str) -> str:
 def test_signs_meet_quantized_weights(frontend: Frontend, moved: str) -> None:
     text = text_of(f"{BINARIZED} {moved}", QUANTIZED)
     graph = loaded(text)
-    frontend.normalise(graph, FrontendOptions())
+    frontend.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     (line,) = [line for line in graph.dump().splitlines() if "FakeQuant" in line]
@@ -53,7 +53,7 @@ def test_signs_meet_quantized_weights(frontend: Frontend, moved: str) -> None:
 def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
     text = text_of(nodes, f"{QUANTIZED}, float one = {{1}}, float third = {{0.33}}")
     graph = loaded(text)
-    frontend.normalise(graph, FrontendOptions())
+    frontend.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert "FakeQuant[params=int8[-1,1] scale 1 zero 0](c)" in graph.dump()
@@ -91,8 +91,8 @@ def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
     numbers += ", float[1] ends = {1}"
     text = text_of(nodes, QUANTIZED + numbers)
     graph = loaded(text)
-    assert pytorch.recognise(graph, "pytorch")
-    frontend.normalise(graph, FrontendOptions())
+    assert pytorch.recognize(graph, "pytorch")
+    frontend.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     assert f"FakeQuant[params={want}" in graph.dump()
@@ -113,7 +113,7 @@ def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
 def test_what_is_no_sign_stays(nodes: str) -> None:
     text = text_of(nodes, f"{QUANTIZED}, float zero = {{0}}, float half = {{0.5}}, float two = {{2}}")
     graph = loaded(text)
-    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    pytorch.FRONTEND.normalize(graph, FrontendOptions())
     assert "(c)" not in "".join(line for line in graph.dump().splitlines() if "FakeQuant" in line)
     np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
 
@@ -126,7 +126,7 @@ def test_other_sums_and_products_of_signs_stay() -> None:
     ):
         text = text_of(nodes, f"{QUANTIZED}, float one = {{1}}, float two = {{2}}")
         graph = loaded(text)
-        pytorch.FRONTEND.normalise(graph, FrontendOptions())
+        pytorch.FRONTEND.normalize(graph, FrontendOptions())
         assert "(c)" not in "".join(line for line in graph.dump().splitlines() if "FakeQuant" in line)
         np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
 
@@ -137,7 +137,7 @@ def test_other_sums_and_products_of_signs_stay() -> None:
 )
 def test_signs_that_meet_no_quantized_weight_stay(nodes: str, weight: str) -> None:
     graph = loaded(text_of(nodes, weight))
-    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    pytorch.FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
 
 
@@ -147,6 +147,6 @@ def test_a_rounding_scaled_per_channel_is_no_count_of_ones() -> None:
         <float[3,2] w = {-1.3, 0.26, 9.0, 0.1, -0.4, 0.5}, float[1,2] c = {0.5, 0.25}>
         { a = Div(w, c) b = Round(a) d = Cast<to=3>(b) e = Cast<to=1>(d) m = MatMul(x, e) y = Mul(m, c) }"""
     graph = loaded(text)
-    pytorch.FRONTEND.recognise(graph, "")
-    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    pytorch.FRONTEND.recognize(graph, "")
+    pytorch.FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()

@@ -26,7 +26,7 @@ DOMAINS = '"" : 17, "qonnx.custom_op.general" : 1, "mqbench" : 1, "org.openvinot
 def normalized(frontend: Frontend, nodes: str) -> QuantGraph:
     text = f"<ir_version: 8, opset_import: [{DOMAINS}]>\ng (float[2,3] x) => (float[] y) <{CONSTANTS}> {{ {nodes} }}"
     graph = loaded(text)
-    frontend.normalise(graph, FrontendOptions())
+    frontend.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     graph.verify(stripped=False)
     return graph

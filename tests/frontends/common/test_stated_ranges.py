@@ -29,7 +29,7 @@ def normalized(ranges: RangeOverride, *, clip: bool = False, reach: int = 100) -
     x, w = quantized("input", "data"), quantized(b.constant("weight", weights, "float32"), "rounded")
     quantized(b.node("Conv", [x, w], "sum"), "output")
     graph = nets.graph_of(nets.model_of(b, [1, 1, 5, 5]))
-    pytorch.FRONTEND.normalise(graph, FrontendOptions(ranges=ranges))
+    pytorch.FRONTEND.normalize(graph, FrontendOptions(ranges=ranges))
     return graph
 
 
@@ -76,7 +76,7 @@ def around_64(*, converted: bool = False) -> QuantGraph:
 def test_only_a_file_that_may_have_lost_a_range_is_said_to(converted: bool) -> None:
     """Zero points near 64 betray 0..127, which the dynamo exporter drops; `convert_fx` has no range to drop."""
     graph = around_64(converted=converted)
-    pytorch.FRONTEND.normalise(graph, FrontendOptions())
+    pytorch.FRONTEND.normalize(graph, FrontendOptions())
     assert [d.code for d in graph.diagnostics] == ([] if converted else ["QAT107"])
 
 
@@ -103,7 +103,7 @@ def test_weights_of_few_steps_may_have_lost_their_range(reach: int, suggested: i
 def test_a_pytorch_without_the_dynamo_exporter_has_lost_none(producer: str, said: bool) -> None:
     """PyTorch 1.9 trains fbgemm's reduce_range with zero points near 64 and clamps at 0..255: the file is right."""
     graph = around_64()
-    pytorch.FRONTEND.normalise(graph, FrontendOptions(producer=producer))
+    pytorch.FRONTEND.normalize(graph, FrontendOptions(producer=producer))
     assert [d.code for d in graph.diagnostics] == (["QAT107"] if said else [])
 
 

@@ -26,7 +26,7 @@ def read(b: Builder, shape: list[int], datatype: str | None = None) -> QuantGrap
         note = model.graph.quantization_annotation.add(tensor_name="input")
         note.quant_parameter_tensor_names.add(key="finn_datatype", value=datatype)
     graph = nets.graph_of(model)
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     return graph
 
 

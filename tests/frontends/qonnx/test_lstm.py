@@ -159,7 +159,7 @@ def outputs(cell: Cell) -> Builder:
 
 def read(b: Builder, shape: list[Any]) -> QuantGraph:
     graph = nets.graph_of(nets.model_of(b, shape))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     return graph
 
 

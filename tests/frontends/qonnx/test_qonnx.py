@@ -72,7 +72,7 @@ def one(
     b.node(op, [x, *names], "q", domain, **attrs)
     b.node("Add", ["q", "input"] if constant is not None else ["q", b.constant("none", np.float32(0))], "output")
     graph = nets.graph_of(nets.model_of(b, [3, 4, 5]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     return graph
 
 
@@ -158,7 +158,7 @@ def test_trunc(mode: str, k: int) -> None:
     names = [b.constant(f"p{i}", np.asarray(v)) for i, v in enumerate(operands)]
     b.node("Trunc", ["r", *names], "output", DOMAINS[0], rounding_mode=mode, signed=0, narrow=0)
     graph = nets.graph_of(nets.model_of(b, [3, 4, 5]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     q = np.arange(60, dtype=np.float32).reshape(3, 4, 5) * 3
     want = np.clip(ROUNDING[mode](q / 2**k), 0, 255) * s * 2**k
@@ -212,7 +212,7 @@ def test_the_first_trunc_keeps_the_scale_and_the_sign_of_what_it_reads(ops: list
     names = [b.constant(f"p{i}", np.float32(v)) for i, v in enumerate((0.5, 0, 6, 4))]
     b.node("Trunc", [x, *names], "output", DOMAINS[0], rounding_mode="DOWN")
     graph = nets.graph_of(nets.model_of(b, [1, 2, 30]))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     assert (not graph.diagnostics.errors) == unsigned
     if ops == ["Relu"]:
         codes = np.arange(-10, 50, dtype=np.float32).reshape(1, 2, 30)
@@ -258,14 +258,14 @@ def test_recognized_from_the_graph() -> None:
     b = Builder(opsets={"": 13, "onnx.brevitas": 1})
     b.node("BipolarQuant", ["input", b.constant("s", np.float32(1))], "output", "onnx.brevitas")
     graph = nets.graph_of(nets.model_of(b, [2]))
-    assert FRONTEND.recognise(graph, "") == "1 BipolarQuant (onnx.brevitas)"
-    assert "onnx.brevitas" not in _normalised(graph).domains
+    assert FRONTEND.recognize(graph, "") == "1 BipolarQuant (onnx.brevitas)"
+    assert "onnx.brevitas" not in _normalized(graph).domains
     other = Builder()
     other.node("Relu", ["input"], "output")
     plain = nets.graph_of(nets.model_of(other, [2]))
-    assert FRONTEND.recognise(plain, "") is None
+    assert FRONTEND.recognize(plain, "") is None
 
 
-def _normalised(graph: QuantGraph) -> QuantGraph:
-    FRONTEND.normalise(graph, FrontendOptions())
+def _normalized(graph: QuantGraph) -> QuantGraph:
+    FRONTEND.normalize(graph, FrontendOptions())
     return graph

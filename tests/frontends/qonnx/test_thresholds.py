@@ -28,7 +28,7 @@ def definition(x: np.ndarray, rows: np.ndarray, axis: int, scale: float = 1.0, b
 
 def read(b: Builder, shape: list[int]) -> QuantGraph:
     graph = nets.graph_of(nets.model_of(b, shape))
-    FRONTEND.normalise(graph, FrontendOptions())
+    FRONTEND.normalize(graph, FrontendOptions())
     return graph
 
 
@@ -114,9 +114,9 @@ def test_uneven_on_an_8_bit_tensor_is_a_table() -> None:
     graph = read(b, [40, 6])
     graph.diagnostics.check()
     x = (np.random.default_rng(0).integers(-4, 20, (40, 6)) * 0.5).astype(np.float32)
-    quantised = np.clip(x, -1.5, 6.0)
+    rounded = np.clip(x, -1.5, 6.0)
     assert [n.op for n in graph.nodes][-2:] == ["Gather", FAKE_QUANT]
-    assert np.array_equal(values(graph, x), definition(quantised, rows, 1, 0.5))
+    assert np.array_equal(values(graph, x), definition(rounded, rows, 1, 0.5))
 
 
 @pytest.mark.parametrize(("fill", "code"), [(0.5, []), (0.3, ["QAT103"])])

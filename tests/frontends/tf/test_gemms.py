@@ -42,6 +42,6 @@ def test_a_rounding_is_seen_behind_it() -> None:
     """QKeras' quantizer of a product with a known batch is one FakeQuant again."""
     body = ROUND + "g = Gemm<alpha=16.0>(x, w, c)\nl = Clip(g, low, high)\ny = Mul(l, e)"
     graph = loaded(net(SIGNATURE, body, CONSTANTS + ", float low = {-8.0}, float high = {7.0}"))
-    tensorflow.FRONTEND.normalise(graph, FrontendOptions())
+    tensorflow.FRONTEND.normalize(graph, FrontendOptions())
     found = [n.attrs["params"] for n in graph.nodes if n.op == "FakeQuant" and n.outputs[0].name == "y"]
     assert [(p.scale, p.qmin, p.qmax) for p in found] == [((0.0625,), -8, 7)]
