@@ -107,11 +107,6 @@ def printable(name: str) -> str:
     return f"{text[:half]}...{text[-half:]} ({len(name)} characters)"
 
 
-def some_of(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names, printable: `a, b, c, ...`."""
-    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
-
-
 def few(names: Sequence[str], shown: int = 3) -> str:
     """The first names, printable, and how many more there are: `a, b, c and 2 more`."""
     rest = len(names) - shown

@@ -22,9 +22,9 @@ from qatc.compiler.diagnostics import (
     Diagnostics,
     counted,
     fail,
+    few,
     misused,
     printable,
-    some_of,
 )
 
 NPY: Final = ".npy"
@@ -122,7 +122,7 @@ def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
         )
     if ignored:
         number = counted(len(ignored), "file")
-        found.note("QAT407", f"left out of the dump: {number} neither npy, npz nor raw: {some_of(ignored)}")
+        found.note("QAT407", f"left out of the dump: {number} neither npy, npz nor raw: {few(ignored)}")
 
 
 def _not_plain(path: Path) -> str | None:

@@ -23,9 +23,9 @@ from qatc.compiler.diagnostics import (
     Diagnostics,
     counted,
     fail,
+    few,
     misused,
     printable,
-    some_of,
 )
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
@@ -178,7 +178,7 @@ class _Run:
                 name, held = self._read_either(entry, name)
                 self.found[name] = held
         if strangers:
-            some = some_of(strangers, 5)
+            some = few(strangers, 5)
             message = f"left out of the dump: {counted(len(strangers), 'array')}, no tensor of the package: {some}"
             self.findings.warning("QAT407", message, hint="golden/index.json and integer.json list the names")
 
@@ -310,7 +310,7 @@ class _Run:
             message = f"{message}; {between}" if message else between
         floats = [op.source or op.name for op in ops if isinstance(op, Float) and self._is_real(op)]
         if floats and cause is None:
-            names = some_of(floats, _NAMES)
+            names = few(floats, _NAMES)
             island = f"what is computed in floats on the way ({names}) may differ between machines in its last bits"
             message = f"{message}; {island}, and so by an LSB what is rounded behind it: dump that to tell"
         return cause or Cause("unknown", _where(evidence, segment), 0.0), message

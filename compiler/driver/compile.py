@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, printable, some_of
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, few, printable
 from qatc.compiler.driver.importing import as_onnx
 from qatc.compiler.driver.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.driver.proving import Proving
@@ -314,7 +314,7 @@ class _Compilation:
             with self.step("calibrate"):
                 self.calibrate(graph, self.options.calibrate, [t.name for t in missing])
         elif missing:
-            names = some_of([t.name for t in missing])
+            names = few([t.name for t in missing])
             message = (
                 f"{counted(len(missing), 'tensor')} without a range in the file ({names}): their readers stay float"
             )

@@ -15,7 +15,7 @@ from typing import Final
 
 import onnx
 
-from qatc.compiler.diagnostics import fail, some_of
+from qatc.compiler.diagnostics import fail, few
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.protos import domain_of
 
@@ -46,7 +46,7 @@ def refuse_fallbacks(model: onnx.ModelProto) -> None:
     if not nodes:
         return
     count = Counter(map(_name, nodes))
-    listed = some_of([f"{number} {name}" for name, number in count.most_common()], _SHOWN)
+    listed = few([f"{number} {name}" for name, number in count.most_common()], _SHOWN)
     hint = _OF_OTHERS if _CONVERTED.isdisjoint(count) else _OF_CONVERTED
     message = f"the model holds operators of PyTorch itself, which ONNX does not have: {listed}"
     raise fail("QAT106", message, node=label_of(nodes[0]), hint=hint)

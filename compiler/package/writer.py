@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from qatc.compiler.damaged import reason
-from qatc.compiler.diagnostics import Diagnostic, Severity, counted, fail, printable, some_of
+from qatc.compiler.diagnostics import Diagnostic, Severity, counted, fail, few, printable
 from qatc.compiler.interruption import held
 from qatc.compiler.package.encoding import dump_json
 from qatc.compiler.package.read import MANIFEST, SIGNATURE, read_manifest, unlisted_files, unsafe_path
@@ -310,7 +310,7 @@ def _check(path: Path, destination: Path) -> None:
     strangers = unlisted_files(path, manifest)
     if strangers:
         number = counted(len(strangers), "file")
-        names = some_of(strangers)
+        names = few(strangers)
         raise fail(
             "QAT501",
             f"{shown} holds {number} that qatc did not write and replacing it would lose: {names}",

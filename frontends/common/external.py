@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import counted, fail, printable, some_of
+from qatc.compiler.diagnostics import counted, fail, few, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.passes.products import is_product
@@ -128,7 +128,7 @@ def resolve(graph: QuantGraph, entries: Iterable[Entry], path: Path) -> dict[str
     if not params and not graph.diagnostics.errors:
         raise fail("QAT007", f"{path.name} names no tensor of the model", hint=_closest(missed, known))
     if missed:
-        shown = some_of(missed, _SHOWN)
+        shown = few(missed, _SHOWN)
         graph.diagnostics.warning(
             "QAT208",
             f"{counted(len(missed), 'entry', plural='entries')} of {path.name} without a tensor of the model: {shown}",
