@@ -32,6 +32,7 @@ from qatc.frontends.common.qdq import fake_quantize, to_fake_quant
 from qatc.frontends.common.straight_through import keeps_shape
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
+_MAKERS: Final = frozenset({"Mul", "Round", "Sign", "Where"})  # of signs, steps and whole numbers
 _BYTES: Final = ("uint8", "int8")
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _LONGEST: Final = 8  # operators between what makes whole numbers and the product that reads them
@@ -60,7 +61,7 @@ def quantize_signs(graph: QuantGraph) -> None:
         _take_zero_for_positive(graph, node)
     for node in [n for n in graph.nodes if is_op(n, "Where")]:
         _choose_one_for_zero(graph, node)
-    for node in list(graph.nodes):
+    for node in [n for n in graph.nodes if n.op in _MAKERS]:
         whole = _whole(graph, node)
         if whole is not None and _meets_weights(graph, whole.last.outputs[0]):
             _quantize_to_ones(graph, whole)
