@@ -144,6 +144,21 @@ def groups_that_do_not_fit(count: int = 99, op: str = "Conv") -> onnx.ModelProto
     return model
 
 
+def quantized_text() -> onnx.ModelProto:
+    """A QuantizeLinear of a text, in a file with integer operators."""
+    return sound(
+        nodes=[
+            helper.make_node("Constant", [], ["text"], value_string="text"),
+            helper.make_node("QuantizeLinear", ["text", "s", "z"], ["tq"]),
+            helper.make_node("DequantizeLinear", ["tq", "s", "z"], ["t"]),
+            helper.make_node("MatMulInteger", ["q1", "w"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["reals"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["reals", "t"], ["y"]),
+        ],
+        result="y",
+    )
+
+
 FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a weight of NaN, seeds 41, 66, 595": (nan_weight, {"QAT209"}),
     "an operand without a name, seed 575": (nameless_operand, {"QAT004"}),
@@ -165,6 +180,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     ),
     "a list as an axis, seed 100044 from exports of many tools": (axis_of_two, {"QAT004"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles"}),
+    "a text that is quantized, seed 20599 of old exports": (quantized_text, {"QAT302"}),
     "integers per channel as an output, seeds 629, 1263": (integer_output_per_channel, {"compiles", "QAT302"}),
 }
 

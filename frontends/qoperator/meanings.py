@@ -133,7 +133,7 @@ def _own(reader: Reader, q: Tensor, out: Tensor, zero_of: Callable[[int], int]) 
 def shift(reader: Reader, node: Node) -> bool:
     """A QuantizeLinear behind a DequantizeLinear (or a Cast) of the same step, on a grid that is not the integers'."""
     maker, out = reader.graph.producer(node.inputs[0]), node.outputs[0]
-    if maker is None or len(node.inputs) < 3 or not node.inputs[2].name:
+    if maker is None or not maker.inputs or len(node.inputs) < 3 or not node.inputs[2].name:
         return False
     q, target = maker.inputs[0], reader.grid(node, 1).numbers()
     if is_dq(maker):
