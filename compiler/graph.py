@@ -25,6 +25,7 @@ from qatc.compiler.model.links import Variable as Variable
 from qatc.compiler.model.links import is_constant as is_constant
 from qatc.compiler.model.links import rank_of as rank_of
 from qatc.compiler.model.links import relink, unlink
+from qatc.compiler.model.links import repeats_into as repeats_into
 from qatc.compiler.model.links import shape_of as shape_of
 from qatc.compiler.model.links import value_of as value_of
 from qatc.compiler.model.names import Names

@@ -97,15 +97,12 @@ def _dequantize(graph: QuantGraph, node: Node) -> None:
             continue
         behind = stored.ndim - 2 if reader is not product and product.op in ("Conv", "ConvTranspose") else 0
         factor = scale.reshape(-1, *(1,) * behind)
-        if any(
-            ours > 1 and theirs not in (1, ours)
-            for ours, theirs in zip(factor.shape[::-1], value.shape[::-1], strict=False)
-        ):
-            refuse(
-                graph, node, "QAT204", f"a bias of shape {list(value.shape)} does not fit {scale.size} scales", _HINT
-            )
+        try:
+            real = (value.astype(np.float64) * factor).astype(np.float32)
+        except ValueError:
+            message = f"a bias of shape {list(value.shape)} does not fit {scale.size} scales"
+            refuse(graph, node, "QAT204", message, _HINT)
             continue
-        real = (value.astype(np.float64) * factor).astype(np.float32)
         reader.inputs[index] = graph.constant(f"{reader.inputs[index].name}_real", real)
     _float(product.outputs[0])
     _float(node.inputs[0])

@@ -32,7 +32,7 @@ from qatc.compiler.passes.bodies import report_bodies
 from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.known import report_malformed, report_unknown
-from qatc.compiler.passes.lowered import products_of_integers
+from qatc.compiler.passes.lowered import refuse_products_of_integers
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes
@@ -288,9 +288,7 @@ class _Compilation:
         strip(graph)
         self.collect(graph)
         if not graph.params:
-            lowered = products_of_integers(graph)
-            if lowered:
-                raise CompileError(lowered)
+            refuse_products_of_integers(graph)
             raise fail("QAT101", f"{printable(self.path.name)} has no fake quantization left after normalization")
         infer_shapes(graph, self.proving.shapes)
         fold_sizes(graph)

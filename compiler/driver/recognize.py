@@ -13,7 +13,7 @@ from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import Source
 from qatc.compiler.passes.bodies import quantized_bodies
 from qatc.compiler.passes.known import unknown
-from qatc.compiler.passes.lowered import products_of_integers
+from qatc.compiler.passes.lowered import refuse_products_of_integers
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.registry import frontends
 
@@ -61,9 +61,7 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         return Recognition(name, evidence, note=None if options.qat else said)
     message, hint = f"{printable(path.name)} has no fake quantization that any dialect knows", _EXPORT
     others, inner = _unknown(graph), quantized_bodies(graph)
-    lowered = products_of_integers(graph)
-    if lowered:
-        raise CompileError(lowered)
+    refuse_products_of_integers(graph)
     if inner:
         ops = ", ".join(sorted({node.op for node, _ in inner}))
         message, hint = f"{message}, but in the bodies of {printable(ops)}, which are not compiled", _WRITTEN_OUT

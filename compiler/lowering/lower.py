@@ -361,7 +361,7 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("its result is not quantized by the model", node.outputs[0].name)
     if operators.is_far_apart(state, node, node.outputs[0]):
         return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
-    if is_noise(state, node, node.outputs[0], Affine()):
+    if is_noise(state, node):
         return Reason("its result's steps are finer than what float32 knows of the sum: they hold rounding errors")
     option = unasked(state, node)
     if option is not None:

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of, value_of
-from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale, Shape
+from qatc.compiler.graph import Constant, Node, Tensor, rank_of, repeats_into, shape_of, value_of
+from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.model.links import is_op, label_of
@@ -76,17 +76,10 @@ def _scalar(state: State, node: Node, tensor: Tensor) -> float | None:
         other = next((shape_of(t) for t in node.inputs if not isinstance(t, Constant)), None)
         if params is not None and params.is_per_channel:
             return None
-        if not _covers(other, value.shape) or not (value == value.reshape(-1)[0]).all():
+        if not repeats_into(value.shape, other) or not (value == value.reshape(-1)[0]).all():
             return None
     real = state.graph.real(tensor)
     return None if real is None else float(real.reshape(-1)[0])
-
-
-def _covers(shape: Shape | None, part: Shape) -> bool:
-    """Whether a tensor of the shape `part` only repeats itself to meet one of `shape`."""
-    if shape is None or len(part) > len(shape):
-        return False
-    return all(d in (1, whole) for d, whole in zip(part[::-1], shape[::-1], strict=False))
 
 
 def _root(state: State, tensor: Tensor) -> tuple[Tensor, float | None] | None:

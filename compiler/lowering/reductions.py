@@ -88,16 +88,17 @@ def _is_mean(node: Node, then: Affine) -> bool:
     return found is not None and abs(then.factor * found.count - 1.0) <= _ONE
 
 
-def is_noise(state: State, node: Node, out: Tensor, then: Affine) -> bool:
+def is_noise(state: State, node: Node) -> bool:
     """Whether the result's steps are finer than what float32 knows of the sum: training saw rounding errors.
 
     The mean of what a normalization made is zero but for those; calibration gives it their range. The error that is
     meant is one standard deviation of the probabilistic bound of docs/verification.md.
     """
-    read = _read(state, node, out)
-    if read is None:
-        return False
-    have, want, found = read
+    read = _read(state, node, node.outputs[0])
+    return read is not None and _is_noise(*read, node, Affine())
+
+
+def _is_noise(have: QuantParams, want: QuantParams, found: _Reduction, node: Node, then: Affine) -> bool:
     zero = have.zero_point[0]
     most = max(have.qmax - zero, zero - have.qmin) * have.scale[0] * found.count * found.share(node)
     return math.sqrt(found.count) * 2.0**-24 * most * abs(then.factor) > want.scale[0] / 2
@@ -114,7 +115,7 @@ def _read(state: State, node: Node, out: Tensor) -> tuple[QuantParams, QuantPara
 def _summed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: int) -> bool:
     """Sums and means over whole dimensions, and ReduceL1 of what is never negative."""
     read = _read(state, node, out)
-    if read is None or is_noise(state, node, out, then):
+    if read is None or _is_noise(*read, node, then):
         return False
     x, (have, want, found) = node.inputs[0], read
     if node.op == "ReduceL1" and have.qmin < have.zero_point[0]:
@@ -181,8 +182,7 @@ def _operands(state: State, ones: Operands, then: Affine, made: str, want: Quant
     names = [ones.x]
     bias: Vector = np.full(ones.channels or 1, then.bias) if then.bias else np.zeros(0)
     integers = mac.tune(state, ones, bias, want.scale[0])
-    if ones.values is not None:
-        names.append(state.build.constant(f"ones_{ones.values.size}", ones.values, ones.weight_params))
+    names.append(state.build.constant(f"ones_{ones.integers.size}", ones.integers, ones.weight_params))
     if integers is not None:
         names.append(state.build.constant(f"{made}_bias", integers))
         state.build.graph.real_biases[made] = bias / ones.acc_scale

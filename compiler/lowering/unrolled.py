@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, repeats_into, shape_of, value_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.quant import Array, number_of
 
@@ -95,7 +95,7 @@ def _spread(graph: QuantGraph, constant: Constant, shape: tuple[int, ...]) -> Ar
     value = np.asarray(value, np.float32)
     if value.ndim > len(shape) and set(value.shape[: value.ndim - len(shape)]) == {1}:
         value = value.reshape(value.shape[value.ndim - len(shape) :])
-    if value.ndim > len(shape) or any(a not in (1, b) for a, b in zip(value.shape[::-1], shape[::-1], strict=False)):
+    if not repeats_into(value.shape, shape):
         return None
     return np.ascontiguousarray(np.broadcast_to(value, shape))
 

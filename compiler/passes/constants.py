@@ -19,7 +19,18 @@ import numpy as np
 import onnx
 
 from qatc.compiler.budget import active
-from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Constant, Dim, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import (
+    FAKE_QUANT,
+    REQUANTIZE,
+    Constant,
+    Dim,
+    Node,
+    QuantGraph,
+    Tensor,
+    repeats_into,
+    shape_of,
+    value_of,
+)
 from qatc.compiler.passes.affine import scaled_weight
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.movement import is_movement, is_value_blind
@@ -144,8 +155,7 @@ def _gemm(node: Node, values: list[Array | None], limit: int) -> Array:
     a, b = (a.T if node.attr("transA", 0) else a), (b.T if node.attr("transB", 0) else b)
     if a.shape[1] != b.shape[0] or a.shape[0] * b.shape[1] * 4 > limit:
         raise Refused("its operands do not fit, or its result is large")
-    sizes = (b.shape[1], a.shape[0])
-    if c is not None and (c.ndim > 2 or any(d not in (1, n) for d, n in zip(c.shape[::-1], sizes, strict=False))):
+    if c is not None and not repeats_into(c.shape, (a.shape[0], b.shape[1])):
         raise Refused("its bias does not fit")
     product = np.float32(node.attr("alpha", 1.0)) * (a @ b)
     return np.asarray(product if c is None else product + np.float32(node.attr("beta", 1.0)) * c, np.float32)

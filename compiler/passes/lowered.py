@@ -9,9 +9,9 @@ from typing import Final
 
 import onnx
 
-from qatc.compiler.diagnostics import Diagnostic
+from qatc.compiler.diagnostics import CompileError, Diagnostic
 from qatc.compiler.graph import Node, QuantGraph, Tensor
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import constants_from_nodes
@@ -25,12 +25,15 @@ _STATIC: Final = "quantize with scales that are constants, and export the model 
 _BEFORE: Final = "export the model that fake-quantizes in float, from before its products were made integer"
 
 
-def products_of_integers(graph: QuantGraph) -> list[Diagnostic]:
-    """One error for each product of integers by an operator that is meant for real numbers.
+def refuse_products_of_integers(graph: QuantGraph) -> None:
+    """Look for products of integers by operators that are meant for real numbers.
 
     That is not fake quantization any more, but what a tool made of it. Where what it rounds is divided by a number that
     depends on the model's inputs, there is no scale to compile with either. The graph is folded for that, and its
     constant conditions have chosen: nothing else is to be done with it.
+
+    Raises:
+        CompileError: where there are any, QAT205 or QAT104 for each.
     """
     constants_from_nodes(graph)
     fold_constants(graph)
@@ -40,7 +43,7 @@ def products_of_integers(graph: QuantGraph) -> list[Diagnostic]:
     computed = _computed(graph)
     for node in graph.nodes:
         casts = [graph.producer(t) for t in node.inputs[:2]] if is_product(node) else []
-        rounded = [n for n in casts if n is not None and n.op == "Cast" and n.attr("to") in _INTEGERS]
+        rounded = [n for n in casts if is_op(n, "Cast") and n.attr("to") in _INTEGERS]
         if not rounded:
             continue
         scales = [_scale_of(graph, n) for n in rounded]
@@ -51,7 +54,8 @@ def products_of_integers(graph: QuantGraph) -> list[Diagnostic]:
         else:
             message = f"this {node.op} multiplies integers, which is no fake quantization any more"
             found.append(Diagnostic("QAT104", message, node=label_of(node), tensor=node.inputs[0].name, hint=_BEFORE))
-    return found
+    if found:
+        raise CompileError(found)
 
 
 def _scale_of(graph: QuantGraph, cast: Node) -> Tensor | None:

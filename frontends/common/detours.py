@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement, joined
 from qatc.frontends.common.integers import is_q
@@ -40,9 +41,9 @@ def shorten(graph: QuantGraph) -> int:
 
 
 def _shorten(graph: QuantGraph, node: Node) -> bool:
-    parts = joined(node) or (node.inputs[:1] if is_movement(node) or (node.op == "Clip" and not node.domain) else [])
+    parts = joined(node) or (node.inputs[:1] if is_movement(node) or is_op(node, "Clip") else [])
     readers = [reader for tensor in node.outputs for reader in graph.consumers(tensor)]
-    kinds = {reader.attr("to") if reader.op == "Cast" and not reader.domain else None for reader in readers}
+    kinds = {reader.attr("to") if is_op(reader, "Cast") else None for reader in readers}
     if not parts or len(kinds) != 1 or not kinds <= _NARROW or any(graph.is_output(t) for t in node.outputs):
         return False
     kind = int(kinds.pop() or 0)
@@ -68,7 +69,7 @@ def _narrowed(graph: QuantGraph, tensor: Tensor, kind: int) -> Tensor | None:
     if isinstance(tensor, Constant):
         return _constant(graph, tensor, kind, clamps=False)
     cast = graph.producer(tensor)
-    if cast is None or cast.op != "Cast" or cast.domain or cast.attr("to") not in _WIDE:
+    if not is_op(cast, "Cast") or cast.attr("to") not in _WIDE:
         return None
     return cast.inputs[0] if _kind_of(graph, cast.inputs[0]) == kind else None
 
@@ -76,7 +77,7 @@ def _narrowed(graph: QuantGraph, tensor: Tensor, kind: int) -> Tensor | None:
 def _kind_of(graph: QuantGraph, tensor: Tensor) -> int | None:
     """The element type of a tensor, from what makes it where it is not stated."""
     maker = graph.producer(tensor)
-    if maker is not None and maker.op == "Cast" and not maker.domain:
+    if is_op(maker, "Cast"):
         return int(maker.attr("to"))
     zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
     return element_type(tensor) if zero is None else int(onnx.helper.np_dtype_to_tensor_dtype(zero.dtype))

@@ -18,7 +18,17 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
+from qatc.compiler.graph import (
+    Constant,
+    Node,
+    QuantGraph,
+    Tensor,
+    is_constant,
+    rank_of,
+    repeats_into,
+    shape_of,
+    value_of,
+)
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.passes.movement import order_of
@@ -155,9 +165,7 @@ def keeps_shape(value: Array, data: Tensor) -> bool:
     shape, rank = shape_of(data), rank_of(data)
     if value.size == 1:
         return value.ndim <= (rank or 0)
-    if shape is None or value.ndim > len(shape):
-        return False
-    return all(v in (1, d) for v, d in zip(value.shape[::-1], shape[::-1], strict=False))
+    return repeats_into(value.shape, shape)
 
 
 def unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
