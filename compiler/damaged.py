@@ -21,23 +21,13 @@ ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZi
 HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError, tokenize.TokenError)
 #: Of pictures, as Pillow decodes them (and its own DecompressionBombError).
 IMAGE: Final = (OSError, ValueError, SyntaxError)
-#: Of either of the first two.
-ARRAY: Final = (*ARCHIVE, *HEADER)
-
-#: How numpy's words begin, which go on with advice that is none here, and what they mean.
-_NUMPY: Final = {
-    "This file contains pickled": "it is no .npy file",
-    "Object arrays cannot be loaded": "it holds Python objects, which are never loaded",
-}
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, printable: without the number and the path that the system adds, and numpy's advice."""
+    """What an error says, printable: without the number and the path that the system adds."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error)
-    said = next((said for start, said in _NUMPY.items() if text.startswith(start)), text)
-    return printable(said or type(error).__name__)
+    return printable(str(error) or type(error).__name__)
 
 
 @contextlib.contextmanager

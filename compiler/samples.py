@@ -9,14 +9,15 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 
 from qatc.compiler.budget import active
-from qatc.compiler.damaged import ARRAY, reason
+from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, fail, printable
 from qatc.compiler.graph import QuantGraph, rank_of, value_of
+from qatc.compiler.npy import mapped_npy
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
 
@@ -236,13 +237,8 @@ def load(
 def read_array(path: Path, found: Diagnostics) -> Array | None:
     """The array of a .npy file, memory-mapped; a QAT008 in `found` and None where it cannot be read."""
     try:
-        with np.errstate(over="ignore"):  # of a shape beyond 2^64, which is refused
-            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            array.close()
-            raise ValueError("it is an archive of arrays, not one array")
-        return cast("Array", array)
-    except ARRAY as error:
+        return mapped_npy(path)
+    except (OSError, ValueError) as error:
         message = f"cannot read {printable(str(path))}: {reason(error)}"
         found.error("QAT008", message, hint="save the array with numpy.save(path, array)")
         return None
@@ -257,7 +253,7 @@ def check_fits(
         return True
     found.error(
         "QAT008",
-        f"{where} holds {array.dtype} {list(array.shape)}: {problem}",
+        f"{printable(where)} holds {array.dtype} {list(array.shape)}: {problem}",
         tensor=port.name,
         hint=f"the input is {describe(port)}",
     )

@@ -30,6 +30,7 @@ LEVELS = {
     "qatc.compiler.graph": 1,
     "qatc.compiler.model": 1,
     "qatc.compiler.model_io": 1,
+    "qatc.compiler.npy": 1,
     "qatc.compiler.result": 1,
     "qatc.compiler.storage": 1,
     "qatc.compiler.target": 1,

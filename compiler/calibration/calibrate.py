@@ -16,8 +16,9 @@ import numpy as np
 
 from qatc.compiler.budget import active
 from qatc.compiler.calibration.histogram import METHODS, Histogram, Range, grid_of
-from qatc.compiler.damaged import ARRAY, looking, reason
+from qatc.compiler.damaged import ARCHIVE, looking, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail, misused, printable, suggested
+from qatc.compiler.npy import npy_array
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Port
 from qatc.compiler.samples import Feeds, as_port, check_fits, describe, read_array
@@ -99,23 +100,24 @@ class CalibrationData:
 
     def _arrays(self, path: Path, found: Diagnostics) -> dict[str, Array]:
         """The arrays of one file by input name."""
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = read_array(path, found)
             if len(self.ports) != 1:
                 names = ", ".join(printable(p.name) for p in self.ports)
                 found.error(
                     "QAT008",
-                    f"{path} holds one array, the model has {len(self.ports)} inputs: {names}",
+                    f"{printable(str(path))} holds one array, the model has {len(self.ports)} inputs: {names}",
                     hint="save an .npz with one array per input: numpy.savez(path, name=array, ...)",
                 )
             return {} if array is None else {self.ports[0].name: array}
         try:
-            with ZipFile(path) as archive:  # what it says is what is unpacked at most
-                size = sum(member.file_size for member in archive.infolist())
-            active().ask(size, f"unpacking {printable(path.name)}", "give calibration data in several smaller files")
-            with np.load(path, allow_pickle=False) as arrays:
-                members = {name: arrays[name] for name in arrays.files}
-        except ARRAY as error:
+            with ZipFile(path) as archive:
+                held = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                size = sum(member.file_size for member in held)  # what it says is what is unpacked at most
+                hint = "give calibration data in several smaller files"
+                active().ask(size, f"unpacking {printable(path.name)}", hint)
+                members = {member.filename.removesuffix(".npy"): npy_array(archive.read(member)) for member in held}
+        except ARCHIVE as error:
             message = f"cannot read {printable(str(path))}: {reason(error)}"
             found.error("QAT008", message, hint="save the arrays with numpy.savez")
             return {}
@@ -130,7 +132,7 @@ class CalibrationData:
             have, want = ", ".join(map(printable, members)), ", ".join(map(printable, names))
             found.error(
                 "QAT008",
-                f"{path} holds the arrays {have or '(none)'}; the model's inputs are {want}",
+                f"{printable(str(path))} holds the arrays {have or '(none)'}; the model's inputs are {want}",
                 hint="save one array per input under the input's name",
             )
             return {}
@@ -142,7 +144,7 @@ class CalibrationData:
             listed = ", ".join(f"{printable(n)}: {c}" for n, (c, _) in counts.items())
             raise fail(
                 "QAT008",
-                f"the arrays of {path} have different numbers of batches ({listed})",
+                f"the arrays of {printable(str(path))} have different numbers of batches ({listed})",
                 hint="every input needs the same number of samples along its first axis",
             )
         total = next(iter(counts.values()))[0]
@@ -175,27 +177,25 @@ class CalibrationData:
     def _count(self, path: Path, port: Port, array: Array) -> tuple[int, int]:
         """How many units the array holds, and how many are fed at once: samples where the batch is free, else feeds."""
         dims = self._dims(port)
-        if array.ndim == len(dims) - 1:
-            return 1, 1
-        if array.ndim == len(dims) + 1:
-            return array.shape[0], 1
-        if array.ndim != len(dims):
+        if abs(array.ndim - len(dims)) > 1:
             raise self._wrong(path, port, array, f"the rank is {array.ndim}, not {len(dims)}")
-        if not dims:
+        if array.ndim < len(dims) or not array.ndim:
             return 1, 1
-        if isinstance(dims[0], int):
-            if not array.shape[0] or array.shape[0] % dims[0]:
-                raise self._wrong(path, port, array, f"the first axis is no multiple of the batch, {dims[0]}")
-            return array.shape[0] // dims[0], 1
         if not array.shape[0]:
             raise self._wrong(path, port, array, "it has no samples")
+        if array.ndim > len(dims):
+            return array.shape[0], 1
+        if isinstance(dims[0], int):
+            if array.shape[0] % dims[0]:
+                raise self._wrong(path, port, array, f"the first axis is no multiple of the batch, {dims[0]}")
+            return array.shape[0] // dims[0], 1
         size = max(1, array[:1].nbytes)
         return array.shape[0], max(1, min(_BATCH, _BATCH_BYTES // size))
 
     def _wrong(self, path: Path, port: Port, array: Array, why: str) -> CompileError:
         return fail(
             "QAT008",
-            f"{path} holds {array.dtype} {list(array.shape)}: {why}",
+            f"{printable(str(path))} holds {array.dtype} {list(array.shape)}: {why}",
             tensor=port.name,
             hint=f"the input is {describe(port)}; the first axis of the data counts samples",
         )
@@ -229,23 +229,15 @@ def read_data(path: Path, ports: Sequence[Port], shapes: Mapping[str, Sequence[i
 
 def _files(path: Path, expected: str) -> tuple[Path, ...]:
     """The files with data at `path`; `expected` says what arrays of the inputs look like."""
+    shown, hint = printable(str(path)), f"save arrays for the inputs {expected}"
     if path.is_dir():
-        files = tuple(sorted(f for f in path.iterdir() if f.suffix in _SUFFIXES and f.is_file()))
+        files = tuple(sorted(f for f in path.iterdir() if f.suffix.lower() in _SUFFIXES and f.is_file()))
         if not files:
-            raise fail(
-                "QAT008",
-                f"the folder {path} has no .npy or .npz file",
-                hint=f"save arrays for the inputs {expected}",
-            )
+            raise fail("QAT008", f"the folder {shown} has no .npy or .npz file", hint=hint)
         return files
-    if path.is_file():
-        if path.suffix not in _SUFFIXES:
-            raise fail(
-                "QAT008",
-                f"{path} is neither an .npy nor an .npz file",
-                hint=f"save arrays for the inputs {expected}",
-            )
-        return (path,)
-    raise fail(
-        "QAT008", f"{path} does not exist", hint=f"give an .npy, an .npz or a folder of them; inputs: {expected}"
-    )
+    if not path.is_file():
+        hint = f"give an .npy, an .npz or a folder of them; inputs: {expected}"
+        raise fail("QAT008", f"{shown} does not exist", hint=hint)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise fail("QAT008", f"{shown} is neither an .npy nor an .npz file", hint=hint)
+    return (path,)

@@ -25,17 +25,18 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from qatc.compiler.damaged import ARRAY, reason
+from qatc.compiler.damaged import ARCHIVE, reason
 from qatc.compiler.diagnostics import CompileError, fail, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
-from qatc.compiler.package.samples import npy_header
+from qatc.compiler.npy import npy_header
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
 
 _DATA: Final = ("x", "inputs", "data", "images", "arr_0")
 _LABELS: Final = ("labels", "label", "y", "arr_1")
 _TARGETS: Final = ("targets", "target")
-_TROUBLE: Final = (*ARRAY, MemoryError)  # a member is read a sample at a time: no memory is a header without end
+# a member is read a sample at a time: what is more than memory, or than can be counted, is a header without end
+_TROUBLE: Final = (*ARCHIVE, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,9 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an npy stream, which then stands at the data; ValueError for what cannot be read in order."""
-    shape, fortran, dtype = npy_header(stream, newest=2)
-    if dtype.hasobject or dtype.names is not None:
-        raise ValueError(f"its elements are no numbers but {dtype}")
+    shape, fortran, dtype = npy_header(stream)
     if fortran and len(shape) > 1:
         raise ValueError("it lies in Fortran order; save numpy.ascontiguousarray(array)")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the shape {list(shape)} is none")
     if not shape:
         raise ValueError("it is a single number; the first axis counts samples")
     return shape, dtype

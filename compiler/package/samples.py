@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.lib import format as npy
 from onnx import numpy_helper
 
-from qatc.compiler.damaged import HEADER
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.package.writer import PackageWriter
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, Port
 
 _FLOAT_TOLERANCE: Final = 1e-5
-_LONGEST_HEADER: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -99,42 +96,3 @@ def npy_bytes(array: Array) -> bytes:
     stream = io.BytesIO()
     npy.write_array(stream, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
     return stream.getvalue()
-
-
-def npy_header(stream: IO[bytes], newest: int = 1) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and type of an npy stream, up to version `newest`.0, which then stands at the data.
-
-    Raises:
-        ValueError: where the header is wrong or longer than headers of plain arrays are.
-    """
-    version = npy.read_magic(stream)
-    if version[1] or version[0] not in range(1, newest + 1):
-        raise ValueError(f"npy version {version} is not {' or '.join(f'{v}.0' for v in range(1, newest + 1))}")
-    read = npy.read_array_header_1_0 if version[0] == 1 else npy.read_array_header_2_0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Python 2 wrote it is no matter
-        try:
-            return read(stream, max_header_size=_LONGEST_HEADER)
-        except ValueError:
-            raise
-        except (*HEADER, MemoryError) as error:  # numpy reads the header as Python source
-            raise ValueError(f"the npy header is malformed: {error}") from error
-
-
-def read_npy(data: bytes) -> Array:
-    """An array from the bytes of an untrusted npy file; the header is checked before memory is taken.
-
-    Raises:
-        ValueError: where the header is wrong or does not fit the length of the data.
-    """
-    stream = io.BytesIO(data)
-    shape, fortran, dtype = npy_header(stream)
-    if fortran or dtype.hasobject or dtype.names is not None or any(extent < 0 for extent in shape):
-        raise ValueError("the npy header is not that of a plain array in C order")
-    count = 1
-    for extent in shape:
-        count *= extent
-    if count * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"the npy header {dtype} {list(shape)} does not fit {len(data) - stream.tell()} bytes of data")
-    values: np.ndarray[Any, Any] = np.frombuffer(data, dtype, count, stream.tell()) if count else np.empty(0, dtype)
-    return values.reshape(shape)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.model.tensors import TensorError, external_place, held_array
+from qatc.compiler.npy import npy_array
 from qatc.compiler.package.integer_file import (
     INTEGER_BIN,
     INTEGER_JSON,
@@ -23,7 +24,6 @@ from qatc.compiler.package.integer_file import (
     read_params,
 )
 from qatc.compiler.package.read import read_json, regular_file
-from qatc.compiler.package.samples import read_npy
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Port
 
@@ -67,7 +67,7 @@ def read_samples(folder: Path, manifest: Mapping[str, Any], role: str = "inputs"
     for sample in manifest["samples"]:
         files: Sequence[str] = sample[role]
         yield {
-            port["name"]: read_npy(regular_file(folder, name).read_bytes())
+            port["name"]: npy_array(regular_file(folder, name).read_bytes())
             for port, name in zip(manifest[role], files, strict=True)
         }
 

@@ -21,9 +21,9 @@ from google.protobuf.message import DecodeError
 from qatc.compiler.damaged import looking, reason
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, counted, fail, printable
 from qatc.compiler.model.protos import all_bodies, all_nodes, tensors_of
+from qatc.compiler.npy import npy_array
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
-from qatc.compiler.package.samples import read_npy
 from qatc.compiler.package.signing import check_signature
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
@@ -410,7 +410,7 @@ def _load(folder: Path, name: str) -> Array:
         path = regular_file(folder, name)
         if path.stat().st_size > LARGEST_JSON << 4:
             raise ValueError("it is larger than 4 GiB")
-        return read_npy(path.read_bytes())
+        return npy_array(path.read_bytes())
     except (OSError, ValueError) as error:
         raise fail("QAT502", f"{printable(name)}: {reason(error)}", hint=_COPY_AGAIN) from error
 

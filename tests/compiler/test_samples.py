@@ -119,7 +119,7 @@ def test_files_that_do_not_fit_are_all_named(tmp_path: Path):
     assert "the element type is not int64" in messages[1]
     assert "NaN" in messages[2]
     assert messages[3].endswith("missing.npy: No such file or directory")
-    assert messages[4].endswith("test_samples.py: it is no .npy file")
+    assert messages[4].endswith("test_samples.py: it is no npy file")
 
 
 def test_an_input_that_the_model_does_not_have_is_an_error_of_usage():

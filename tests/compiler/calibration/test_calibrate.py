@@ -15,6 +15,7 @@ from qatc.compiler.budget import SMALLEST, limited
 from qatc.compiler.calibration.calibrate import calibrate, read_data
 from qatc.compiler.calibration.histogram import METHODS, Histogram, entropy, grid_of, minmax, mse, percentile
 from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import dtype_range
 from qatc.compiler.result import Port
 from qatc.compiler.simulation import Simulation
@@ -246,8 +247,11 @@ def test_what_does_not_fit_is_said_with_what_is_expected(tmp_path: Path):
     assert "the rank is 5, not 2" in complaint(saved(np.zeros((1, 1, 1, 1, 3), np.float32)), [PORT])
     assert "the element type is not float32" in complaint(saved(np.zeros((2, 3), np.int32)), [PORT])
     assert "NaN" in complaint(saved(np.full((2, 3), np.nan, np.float32)), [PORT])
-    assert "no samples" in complaint(saved(np.zeros((0, 3), np.float32)), [PORT])
     fixed = [Port("x", "float32", (4, 3))]
+    for empty in (np.zeros((0, 3), np.float32), np.zeros((0, 4, 3), np.float32)):
+        assert "it has no samples" in complaint(saved(empty), [PORT])
+        assert "it has no samples" in complaint(saved(empty), fixed)
+    assert "it has no samples" in complaint(saved(np.zeros(0, np.float32)), [Port("x", "float32", ())])
     assert "no multiple of the batch, 4" in complaint(saved(np.zeros((6, 3), np.float32)), fixed)
     assert "2 inputs: a, b" in complaint(saved(np.zeros((6, 3), np.float32)), TWO)
 
@@ -297,6 +301,38 @@ def test_hostile_archives(tmp_path: Path):
     for data in (whole[:100], whole[:-10], encrypted, damaged, unknown):
         (tmp_path / "y.npz").write_bytes(bytes(data))
         assert "cannot read" in complaint(tmp_path / "y.npz", [PORT])
+
+
+def test_a_header_that_promises_too_much(tmp_path: Path):
+    data = npy_bytes(np.zeros((4, 3), np.float32)).replace(b"(4, 3), }        ", b"(99999999, 3), } ")
+    with ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", data)
+    assert "does not fit the 48 bytes" in complaint(tmp_path / "x.npz", [PORT])
+
+
+def test_members_that_are_no_arrays(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3), np.float32))
+    with ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("README.txt", b"how these came to be")
+    assert shapes(tmp_path / "x.npz", [PORT]) == [{"x": (2, 3)}]
+    with ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x", b"bare bytes")
+    assert "holds the arrays (none); the model's inputs are x" in complaint(tmp_path / "x.npz", [PORT])
+
+
+@pytest.mark.filterwarnings("error")
+def test_headers_of_python_2(tmp_path: Path):
+    data = npy_bytes(np.ones((2, 3), np.float32)).replace(b"(2, 3), }  ", b"(2L, 3L), }")
+    (tmp_path / "x.npy").write_bytes(data)
+    with ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", data)
+    assert shapes(tmp_path, [PORT]) == [{"x": (2, 3)}] * 2
+
+
+def test_suffixes_in_any_letter_case(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+    (tmp_path / "x.npy").rename(tmp_path / "X.NPY")
+    assert shapes(tmp_path / "X.NPY", [PORT]) == shapes(tmp_path, [PORT]) == [{"x": (2, 3)}]
 
 
 def test_an_archive_asks_before_it_is_unpacked(tmp_path: Path):
