@@ -81,12 +81,21 @@ def test_a_find_is_a_coded_error(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("scale", [0.125, 3e38])
-def test_a_slope_or_a_grid_beyond_float32_is_a_table(tmp_path: Path, scale: float) -> None:
+def test_a_slope_beyond_float32_is_a_table(tmp_path: Path) -> None:
     model = attribute_of("qoperator", "QLinearLeakyRelu", "alpha", 3e38)
-    node = next(n for n in model.graph.node if n.op_type == "QLinearLeakyRelu")
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale, np.float32), "wide"))
-    node.input[1] = node.input[3] = "wide"
     onnx.save(model, tmp_path / "model.onnx")
     result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
     assert result.coverage.share == 1.0
+
+
+@pytest.mark.parametrize("scale", [3e38, 2e36])
+def test_a_grid_on_which_float32_holds_no_numbers_is_told(tmp_path: Path, scale: float) -> None:
+    model = attribute_of("qoperator", "QLinearLeakyRelu", "alpha", 0.1)
+    node = next(n for n in model.graph.node if n.op_type == "QLinearLeakyRelu")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale, np.float32), "odd"))
+    node.input[1] = node.input[3] = "odd"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(CompileError) as caught:
+        compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert {d.code for d in caught.value.diagnostics} == {"QAT201"}
+    assert "on a scale of" in str(caught.value)

@@ -163,7 +163,7 @@ def other_step(reader: Reader, node: Node) -> bool:
     readers = reader.graph.consumers(node.outputs[0])
     if len(node.inputs) < 2 or (readers and all(is_q(n) for n in readers)):
         return False
-    real = reader.on_other_grid(node.inputs[0], reader.grid(node, 1))
+    real = reader.on_other_grid(node, node.inputs[0], reader.grid(node, 1))
     if real is None:
         return False
     reader.finish(node, real, None)
@@ -225,7 +225,7 @@ def as_floats(reader: Reader, node: Node) -> bool:
         reader.graph.constant(f"{name}_scale", np.asarray(scale, np.float32)),
         reader.graph.constant(f"{name}_zero_point", np.asarray(zero, np.int32)),
     )
-    real = reader.on_other_grid(node.inputs[0], read) or reader.real(node.inputs[0], have)
+    real = reader.on_other_grid(node, node.inputs[0], read) or reader.real(node.inputs[0], have)
     reader.finish(maker, real, None)
     return True
 

@@ -15,7 +15,7 @@ import onnx
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, rank_of, value_of
 from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.movement import is_movement, is_value_blind
-from qatc.compiler.quant import Array, number_of
+from qatc.compiler.quant import LARGEST, SMALLEST, Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.operands import constant_input, refuse
 from qatc.frontends.common.rounded import STATIC, extreme_behind, refuse_casts
@@ -115,17 +115,27 @@ class Reader:
     def operand(self, node: Node, index: int, axis: int = 0) -> Tensor:
         """The real numbers of the operand at `index`, whose scale and zero point follow it."""
         x, grid = node.inputs[index], self.grid(node, index + 1)
-        return self.on_other_grid(x, grid) or self.real(x, grid, axis)
+        return self.on_other_grid(node, x, grid) or self.real(x, grid, axis)
 
-    def on_other_grid(self, x: Tensor, grid: Grid) -> Tensor | None:
-        """What integers stand for that are read on another grid than their own: an affine function of their numbers."""
+    def on_other_grid(self, node: Node, x: Tensor, grid: Grid) -> Tensor | None:
+        """What integers stand for that are read on another grid than their own: an affine function of their numbers.
+
+        None where the grid is their own, or none that makes sense, or (then an error is recorded) where float32 cannot
+        hold the numbers.
+        """
         have = self.grids.get(id(x))
         own, read = None if have is None else have.numbers(), grid.numbers()
         if have is None or own is None or read is None or own == read:
             return None
-        factor = self.graph.constant(f"{x.name}_factor", np.asarray(read[0] / own[0], np.float32))
+        ratio, offset = read[0] / own[0], read[0] * (own[1] - read[1])
+        widest = max(own[0], read[0]) * 256.0 ** element_of(x).itemsize
+        if widest > LARGEST or not SMALLEST <= ratio <= LARGEST:
+            message = f"{node.op} reads what has a scale of {own[0]:.9g} on a scale of {read[0]:.9g}"
+            hint = "float32 cannot hold the numbers: was the scale exported right?"
+            refuse(self.graph, node, "QAT201", message, hint)
+            return None
+        factor = self.graph.constant(f"{x.name}_factor", np.asarray(ratio, np.float32))
         y = self.insert("Mul", [self.real(x, have), factor], f"{x.name}_scaled")
-        offset = read[0] * (own[1] - read[1])
         if not offset:
             return y
         return self.insert(
