@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qatc import compile_model
 from qatc.cli import cli
 from qatc.compiler.verify import Limits
 
@@ -154,6 +155,14 @@ def test_every_option_is_on_the_page_of_the_command_line() -> None:
     }
     missing = {name for name in options if name.startswith("--") and not re.search(rf"{name}\b", page)}
     assert not missing
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/package.md"])
+def test_the_files_of_a_package_are_listed(page: str, tmp_path: Path) -> None:
+    compile_model(SUPPLIES["model.onnx"], output=tmp_path / "out", verify=False)
+    written = {re.sub(r"\d+", "", made.name) for made in (tmp_path / "out").iterdir()}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert {name for name in written if not re.search(rf"(^ {{6}}|[` ]){re.escape(name)}", text, re.MULTILINE)} == set()
 
 
 def test_the_first_screen_holds_the_two_commands() -> None:
