@@ -176,13 +176,13 @@ def _assigned(where: str, arrays: Mapping[str, _Stored], ports: Ports) -> _Shard
 
 
 def _check_target(where: str, targets: dict[str, _Stored], labels: _Stored | None, ports: Ports) -> None:
-    """Labels that are floats are targets of the first output: what it should be, not a class."""
-    first = ports.outputs[0].name if ports.outputs else ""
-    if labels is not None and labels.dtype.kind == "f" and first not in targets:
-        targets[first] = labels
+    """Labels that are floats are targets of the output that labels belong to: what it should be, not a class."""
+    if labels is not None and labels.dtype.kind == "f" and ports.labeled not in targets:
+        targets[ports.labeled] = labels
     for name, stored in targets.items():
         if stored.dtype.kind not in "fiu":
-            raise fail("QAT008", f"the targets {printable(name)} of {printable(where)} are {stored.dtype}, no numbers")
+            message = f"the targets {printable(name)} of {printable(where)} are {stored.dtype}, no real numbers"
+            raise fail("QAT008", message, hint="save them as floats or integers")
 
 
 def _port(name: str, ports: Sequence[Port], role: str, single: Sequence[str]) -> Port | None:
@@ -216,7 +216,8 @@ def _open_npy(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
     if len(ports.inputs) != 1:
         names = ", ".join(printable(port.name) for port in ports.inputs)
         hint = "save an .npz with one array an input: numpy.savez(path, name=array, ...)"
-        raise fail("QAT008", f"{path.name} holds one array, the model has the inputs {names}", hint=hint)
+        message = f"{printable(path.name)} holds one array, the model has the inputs {names}"
+        raise fail("QAT008", message, hint=hint)
     return ArrayData((_Shard({ports.inputs[0].name: stored}, None, {}),))
 
 
@@ -250,10 +251,13 @@ def _open_npz(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
 
 def _open_folder(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
     del options
-    archives = _with_suffix(path, ".npz")
+    archives, files = _with_suffix(path, ".npz"), _with_suffix(path, ".npy")
+    if archives and files:
+        message = f"{printable(path.name)} holds both .npz files and .npy files, such as {printable(files[0].name)}"
+        raise fail("QAT008", message, hint="put all arrays into .npz files, or each into an .npy file")
     if archives:
         return ArrayData(tuple(_archive(archive, ports) for archive in archives))
-    arrays = {file.stem: _stored(file.name, partial(_file, file)) for file in _with_suffix(path, ".npy")}
+    arrays = {file.stem: _stored(file.name, partial(_file, file)) for file in files}
     return ArrayData((_assigned(path.name, arrays, ports),))
 
 

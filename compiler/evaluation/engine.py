@@ -110,12 +110,8 @@ class Batches:
         feed: dict[str, Array] = {}
         for port in self.ports:
             values = [self._value(item, port) for item in items]
-            odd = next((v for v in values if v.shape != values[0].shape), None)
-            if odd is not None:
-                shapes = f"{list(values[0].shape)} and {list(odd.shape)}"
-                hint = f"the input is {describe(port)}; --batch 1 takes samples of different sizes"
-                raise fail("QAT008", f"samples of one batch have the shapes {shapes}", tensor=port.name, hint=hint)
-            feed[port.name] = np.stack([*values, *[values[-1]] * padding])
+            hint = f"the input is {describe(port)}; --batch 1 takes samples of different sizes"
+            feed[port.name] = _stacked("samples", [*values, *[values[-1]] * padding], port.name, hint)
         return Batch(self._checked(feed), items, padding=padding)
 
     def _checked(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -128,6 +124,15 @@ class Batches:
                 fitting[port.name] = as_port(as_fed, value)
         found.check()
         return fitting
+
+
+def _stacked(what: str, values: Sequence[Array], tensor: str, hint: str) -> Array:
+    """Arrays of equal shape along a first axis of their own."""
+    odd = next((v for v in values if v.shape != values[0].shape), None)
+    if odd is not None:
+        message = f"{what} of one batch have the shapes {list(values[0].shape)} and {list(odd.shape)}"
+        raise fail("QAT008", message, tensor=tensor, hint=hint)
+    return np.stack(values)
 
 
 def _is_real(port: Port, value: Array) -> bool:
@@ -167,8 +172,8 @@ class _Row:
         wanted = self._wanted(outputs, items)
         for name, scorer in self.scorers.items():
             found = outputs[name][self.output]
-            if self.against == TARGETS and wanted.size == found.size:  # axes of length one may be written or not
-                wanted = wanted.reshape(found.shape)
+            if self.against == TARGETS and _long_axes(wanted) == _long_axes(found):
+                wanted = wanted.reshape(found.shape)  # axes of length one may be written or not
             try:
                 scorer.add(found, wanted)
             except ValueError as error:
@@ -181,18 +186,23 @@ class _Row:
             labels = [item.label for item in items]
             if any(label is None for label in labels):
                 raise fail("QAT008", "a sample has no label", hint=f"{self.metric.name} compares with labels")
-            return np.stack([np.asarray(label) for label in labels])
+            values = [np.asarray(label) for label in labels]
+            return _stacked("labels", values, self.output, "give every sample a label of the same shape")
         if self.against == TARGETS:
             targets = [item.targets.get(self.output) for item in items]
             present = [np.asarray(target) for target in targets if target is not None]
             if len(present) != len(items):
                 raise fail("QAT008", "a sample has no target for the output", tensor=self.output)
-            return np.stack(present)
+            return _stacked("targets", present, self.output, "give every sample a target of the output's shape")
         return outputs[self.against][self.output]
 
     def score(self) -> Score:
         values = {name: scorer.value() for name, scorer in self.scorers.items()}
         return Score(self.metric.name, self.output, self.against, self.metric.better, self.metric.unit, values)
+
+
+def _long_axes(value: Array) -> list[int]:
+    return [size for size in value.shape if size != 1]
 
 
 @dataclass
@@ -224,14 +234,12 @@ class Scoreboard:
         asked: the metrics.
         runs: the names of the contestants.
         ports: the package's ports.
-        output: the output that labels belong to.
         absent: why runs do not take part, by name.
     """
 
     asked: Sequence[Asked]
     runs: Sequence[str]
     ports: Ports
-    output: str
     absent: Mapping[str, str]
     rows: list[_Row | _TaskRow] = field(default_factory=list["_Row | _TaskRow"])
 
@@ -257,7 +265,7 @@ class Scoreboard:
                 hint = "add an array named labels to the data, or images in a folder a class"
                 found.error("QAT008", f"{metric.name} needs labels, and the data set has none", hint=hint)
                 return
-            yield self._row(metric, self.output, LABELS)
+            yield self._row(metric, self.ports.labeled, LABELS)
             return
         for port in self.ports.outputs:
             has_targets = port.name in first.targets
@@ -268,8 +276,10 @@ class Scoreboard:
                 continue
             if yardstick != TARGETS and yardstick not in self.runs:
                 why = self.absent.get(yardstick, "it was not asked for")
-                hint = f"give the source with --model, or compare with the reference: {metric.name}@reference"
-                found.error("QAT008", f"{metric.name} compares with the {yardstick}, which is absent: {why}", hint=hint)
+                add = "give the source with --model" if yardstick in self.absent else f"add {yardstick} to --runs"
+                hint = f"{add}, or compare with another run: {metric.name}@{self.runs[0]}"
+                message = f"{metric.name} compares with the run {yardstick}, which is absent: {why}"
+                found.error("QAT008", message, hint=hint)
                 return
             yield self._row(metric, port.name, yardstick)
 

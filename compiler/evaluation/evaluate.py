@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -128,6 +128,10 @@ def _chosen(
     for name in chosen.runs or ():
         if name not in RUNS:
             raise misused(f"there is no run {printable(name)}", f"known are {', '.join(RUNS)}")
+    for run, option, file in ((FLOAT, "--float-model", chosen.float_model), (SIMULATION, "--model", chosen.model)):
+        if file is not None and chosen.runs is not None and run not in chosen.runs:
+            message = f"{option} is given, but the run {run} takes no part"
+            raise misused(message, f"add {run} to --runs, or leave {option} out")
     for key, value in (("batch", chosen.batch), ("limit", chosen.limit)):
         if value is not None and value < 1:
             raise misused(f"{key} is {value}, not a number of samples", "give 1 or more")
@@ -161,14 +165,13 @@ class _Evaluation:
             from qatc.compiler.evaluation.embed import check_package
 
             check_package(self.package)
-        ports = _ports(opened)
-        output = self._output(ports)
+        ports = self._labeled(_ports(opened))
         loader = self.catalog.loader(self.data, self.options.dataset)
         dataset = self._dataset(loader, ports)
         contestants = self._contestants(opened, ports)
         names = [contestant.name for contestant in contestants]
         self._check_bounds(names)
-        board = Scoreboard(self.asked, names, ports, output, self.absent)
+        board = Scoreboard(self.asked, names, ports, self.absent)
         total = min(len(dataset), self.options.limit or len(dataset))
         batches = Batches(ports.inputs, self.options.batch).of(islice(iter(dataset), total))
         counted = walk(self._watched(batches, ports), total, contestants, board, self.progress)
@@ -183,7 +186,7 @@ class _Evaluation:
         if self.options.report:
             from qatc.compiler.evaluation.embed import embed
 
-            result = embed(result)
+            result = embed(result, opened.manifest)
         self.progress("done", 1.0)
         return result
 
@@ -211,16 +214,15 @@ class _Evaluation:
                 hint = f"add --metric {name}" if PACKAGE in runs else self.absent.get(PACKAGE, "add package to --runs")
                 raise misused(f"a limit is given for {printable(name)}, which is not measured of the package", hint)
 
-    def _output(self, ports: Ports) -> str:
+    def _labeled(self, ports: Ports) -> Ports:
+        """The ports with the output that labels belong to."""
         names = [port.name for port in ports.outputs]
         wanted = self.options.output
-        if wanted is None:
-            return names[0]
-        if wanted not in names:
+        if wanted is not None and wanted not in names:
             raise misused(
                 f"the package has no output {printable(wanted)}", f"it has {', '.join(map(printable, names))}"
             )
-        return wanted
+        return replace(ports, labeled=names[0] if wanted is None else wanted)
 
     def _limits(self, given: Mapping[str, float]) -> dict[str, float]:
         """Limits by the metrics' own names; as elsewhere, any letter case will do."""

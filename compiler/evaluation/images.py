@@ -102,10 +102,12 @@ class ImageData:
         for path, label in self.files:
             try:
                 with pillow.open(path) as image:
+                    if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
+                        raise ValueError("its pixels are integers or floats of more than 8 bits")
                     value = self.preparation.of(image)
             except (*IMAGE, pillow.DecompressionBombError) as error:
                 reason = printable(str(error) or type(error).__name__)
-                hint = "remove the file, or save it again as png"
+                hint = "remove the file, or save it again as png with 8 bits a channel"
                 raise fail("QAT008", f"cannot read the image {printable(str(path))}: {reason}", hint=hint) from error
             yield Item({self.input: value}, label)
 
@@ -130,9 +132,13 @@ def _open(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
 
 def _files(path: Path) -> Iterator[tuple[Path, int | None]]:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and _images(entry))
+    beside = _images(path)
     if not folders:
-        yield from ((file, None) for file in _images(path))
+        yield from ((file, None) for file in beside)
         return
+    if beside:
+        message = f"{printable(beside[0].name)} lies beside the folders of classes"
+        raise fail("QAT008", message, hint="move it into the folder of its class, or out of the data")
     numbers = _numbers(path, [folder.name for folder in folders])
     for folder in folders:
         yield from ((file, numbers[folder.name]) for file in _images(folder))
@@ -142,7 +148,7 @@ def _numbers(path: Path, names: Sequence[str]) -> dict[str, int]:
     """The class of each folder: its line in classes.txt; else its name where all are numbers; else its place."""
     listing = path / _CLASSES
     if listing.is_file():
-        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         listed = {name.strip(): number for number, name in reversed(list(enumerate(lines))) if name.strip()}
         missing = [name for name in names if name not in listed]
         if missing:

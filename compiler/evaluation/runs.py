@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.arithmetic import Profile
+from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute_op
@@ -101,7 +102,11 @@ def by_reference(
     def run(feed: Mapping[str, Array]) -> Outputs:
         values: dict[str, Array] = {**graph.constants, **{p.name: p.rounded(feed[p.name]) for p in inputs}}
         for op, gone in zip(graph.ops, dead, strict=True):
-            results = execute_op(graph, op, values, profile, evaluate)
+            try:
+                results = execute_op(graph, op, values, profile, evaluate)
+            except ValueError as error:  # sizes that the network does not take
+                hint = "feed samples of the sizes that the network was made for"
+                raise fail("QAT008", f"the reference cannot run a batch: {error}", hint=hint) from error
             values.update((name, value) for name, value in zip(op.outputs, results, strict=True) if name)
             for name in gone:
                 values.pop(name, None)

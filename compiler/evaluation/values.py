@@ -51,11 +51,14 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Ports:
-    """What data must fit: the package's inputs and outputs, and the layout of each by name ("NCHW"), where known."""
+    """What data must fit: the package's inputs and outputs, the layout of each by name ("NCHW"), where known, and the
+    output that labels belong to.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     layouts: Mapping[str, str] = field(default_factory=dict[str, str])
+    labeled: str = ""
 
 
 @dataclass(frozen=True)

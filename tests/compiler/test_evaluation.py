@@ -12,9 +12,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx.parser
 import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
+from onnx import helper
 
 from qatc import CompileError, cli, compile_model, evaluate_package, verify_package
 from qatc.compiler.compare.package import open_package
@@ -24,6 +26,7 @@ from qatc.compiler.report.evaluation import evaluation_document, with_evaluation
 from qatc.compiler.report.page import EVALUATION_BEGIN, EVALUATION_END
 from qatc.compiler.result import Evaluation, EvaluationRun, Score
 from tests.fake_results import HOSTILE, validate
+from tests.graphs import net
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 SOURCE = CORPUS / "drpai__resnet8" / "model.onnx"
@@ -143,7 +146,7 @@ def test_without_its_source_the_simulation_is_absent(package: Path, data: Path) 
     assert [run.name for run in found.runs] == ["reference", "package"]
     said = "net.onnx, which was compiled, is not beside the package; name it with --model"
     assert found.absent == (("simulation", said),)
-    with pytest.raises(CompileError, match=r"mse compares with the simulation, which is absent: net\.onnx") as caught:
+    with pytest.raises(CompileError, match=r"the run simulation, which is absent: net\.onnx") as caught:
         evaluate_package(package, data, ["mse"])
     assert "mse@reference" in str(caught.value)
     found = evaluate_package(package, data, ["mse"], model=SOURCE, limit=5)
@@ -179,9 +182,6 @@ def test_another_model_is_refused(package: Path, data: Path, tmp_path: Path) -> 
 
 def test_a_source_that_onnx_runtime_does_not_run(tmp_path: Path) -> None:
     """Nodes of a vendor: the simulation is the normalized graph."""
-    import onnx
-    from onnx import helper
-
     model = onnx.load(SOURCE)
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -211,6 +211,8 @@ def test_a_source_that_onnx_runtime_does_not_run(tmp_path: Path) -> None:
         (["top1"], {"require": {"top1": 0.1, "TOP1": 0.2}}, "two limits are given for top1"),
         (["top1"], {"runs": ["device"]}, "there is no run device"),
         (["top1"], {"runs": ["float"]}, "the run float needs a model"),
+        (["top1"], {"runs": ["package"], "model": SOURCE}, "--model is given, but the run simulation takes no part"),
+        (["top1"], {"runs": ["package"], "float_model": SOURCE}, "--float-model is given, but the run float"),
         (["top1"], {"output": "logits"}, "the package has no output logits"),
         (["top1"], {"require": {"mse": 0.1}}, "a limit is given for mse, which is not measured"),
         (["top1"], {"require": {"top1": 0.1}, "runs": ["simulation"]}, "which is not measured of the package"),
@@ -233,6 +235,29 @@ def test_labels_and_targets_that_are_missing(package: Path, tmp_path: Path) -> N
         evaluate_package(package, tmp_path / "d.npy", ["top1", "mse@targets"])
     assert "top1 needs labels, and the data set has none" in str(caught.value)
     assert "the data set has no targets" in str(caught.value)
+
+
+def test_what_is_compared_with_is_absent(package: Path, data: Path) -> None:
+    for metric, runs, hint in (
+        ("mse@float", None, "add float to --runs"),
+        ("mse", ["reference", "package"], "add simulation to --runs"),
+    ):
+        with pytest.raises(CompileError) as caught:
+            evaluate_package(package, data, [metric], runs=runs)
+        assert hint in str(caught.value)
+
+
+def test_data_that_the_network_does_not_take(tmp_path: Path) -> None:
+    body = "a = A(x)\nb = D(w)\nc = Conv(a, b)\ny = A(c)"
+    weight = f"float[1,1,3,3] w = {{{', '.join(['1'] * 9)}}}"
+    model = onnx.parser.parse_model(net("(float[n,1,h,v] x) => (float[n,1,i,j] y)", body, weight))
+    onnx.save(model, tmp_path / "m.onnx")
+    package = tmp_path / "m.qatc"
+    compile_model(tmp_path / "m.onnx", qat=True, output=package)
+    np.save(tmp_path / "d.npy", np.ones((2, 1, 2, 2), np.float32))
+    with pytest.raises(CompileError, match=r"the reference cannot run a batch: .*does not fit the input") as caught:
+        evaluate_package(package, tmp_path / "d.npy", ["mse@reference"], runs=["reference", "package"])
+    assert {d.code for d in caught.value.diagnostics} == {"QAT008"}
 
 
 def test_a_damaged_package_is_not_scored(package: Path, data: Path) -> None:
@@ -374,6 +399,35 @@ def test_the_report_takes_the_result_in(package: Path, data: Path, tmp_path: Pat
     assert [(each["data"], each["samples"]) for each in report["evaluations"]] == [("e.npz", 7), ("d.npz", 4)]
     assert (package / "report.html").read_text().count('<h2 id="evaluation">') == 1
     assert verify_package(package).passed
+
+
+def test_a_package_that_is_replaced_meanwhile_does_not_take_it_in(package: Path, data: Path, tmp_path: Path) -> None:
+    other = compiled(tmp_path / "other", io="integer", calibrate=CORPUS / "drpai__resnet8" / "calibration.npy")
+
+    def swap(step: str, share: float) -> None:
+        if step.startswith("running") and other.exists():
+            shutil.rmtree(package)
+            other.rename(package)
+
+    with pytest.raises(CompileError, match="another package than the one that was opened") as caught:
+        evaluate_package(package, data, ["top1"], runs=["reference"], limit=5, report=True, progress=swap)
+    assert {d.code for d in caught.value.diagnostics} == {"QAT502"}
+    assert verify_package(package).passed
+    assert json.loads((package / "report.json").read_bytes())["evaluations"] == []
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html", "model.onnx"])
+def test_a_file_that_is_damaged_meanwhile_is_not_signed_off(package: Path, data: Path, name: str) -> None:
+    manifest = (package / "manifest.json").read_bytes()
+
+    def damage(step: str, share: float) -> None:
+        if step.startswith("running"):
+            content = (package / name).read_bytes()
+            (package / name).write_bytes(content[:-1] + b"~")
+
+    with pytest.raises(CompileError, match="QAT502"):
+        evaluate_package(package, data, ["top1"], runs=["reference"], limit=5, report=True, progress=damage)
+    assert (package / "manifest.json").read_bytes() == manifest
 
 
 def test_equal_evaluations_are_equal_bytes(package: Path, data: Path) -> None:

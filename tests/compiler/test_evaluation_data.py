@@ -7,6 +7,7 @@ import io
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from hypothesis import strategies as st
 
 from qatc import CompileError
 from qatc.compiler.evaluation.catalog import Catalog
-from qatc.compiler.evaluation.engine import Batches, beyond
+from qatc.compiler.evaluation.engine import Asked, Batches, Scoreboard, beyond
 from qatc.compiler.evaluation.values import Dataset, Item, Ports
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import Port
 
-ONE = Ports((Port("input", "float32", ("n", 2, 3)),), (Port("scores", "float32", ("n", 4)),))
-TWO = Ports((Port("a:0", "float32", ("n", 2)), Port("b", "int64", ("n",))), (Port("y", "float32", ("n", 1)),))
+ONE = Ports((Port("input", "float32", ("n", 2, 3)),), (Port("scores", "float32", ("n", 4)),), labeled="scores")
+TWO = Ports(
+    (Port("a:0", "float32", ("n", 2)), Port("b", "int64", ("n",))), (Port("y", "float32", ("n", 1)),), labeled="y"
+)
 X = np.arange(30, dtype=np.float32).reshape(5, 2, 3)
 LABELS = np.array([3, 1, 0, 2, 2])
 
@@ -95,6 +98,14 @@ def test_several_inputs(tmp_path: Path) -> None:
 def test_labels_that_are_floats_are_targets(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=np.full((5, 4), 0.5))
     assert [item.targets["scores"].tolist() for item in opened(tmp_path / "d.npz")] == [[0.5] * 4] * 5
+    both = replace(ONE, outputs=(Port("more", "float32", ("n", 4)), *ONE.outputs))
+    assert [list(item.targets) for item in opened(tmp_path / "d.npz", both)] == [["scores"]] * 5
+
+
+def test_a_folder_of_both_kinds_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X)
+    np.save(tmp_path / "labels.npy", LABELS)
+    assert "holds both .npz files and .npy files, such as labels.npy" in str(refused(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +276,36 @@ def test_samples_of_different_sizes() -> None:
     assert [b.feed["input"].shape for b in Batches(ports, 1).of(iter(odd))] == [(1, 3), (1, 4)]
 
 
+@pytest.mark.parametrize("name", ["labels", "scores"])
+def test_labels_and_targets_of_different_shapes(name: str) -> None:
+    """Of two files in one folder, say."""
+    values = [np.zeros(4), np.zeros((4, 1))]
+    odd = [Item({}, v) if name == "labels" else Item({}, targets={name: v}) for v in values]
+    metric = Catalog().metrics.get("top1" if name == "labels" else "mse")
+    board = Scoreboard([Asked(metric)], ["package"], ONE, {})
+    board.begin(odd[0])
+    with pytest.raises(CompileError, match=r"of one batch have the shapes \[4\] and \[4, 1\]") as caught:
+        board.rows[0].add({"package": {"scores": np.zeros((2, 4))}}, odd)
+    assert {d.code for d in caught.value.diagnostics} == {"QAT008"}
+
+
+def test_targets_lack_axes_of_length_one_alone() -> None:
+    """Another layout of as many elements is another array."""
+    ports = replace(ONE, outputs=(Port("scores", "float32", ("n", 3, 2, 1)),))
+
+    def scored(target: np.ndarray) -> float:
+        item = Item({}, targets={"scores": target})
+        board = Scoreboard([Asked(Catalog().metrics.get("mse"))], ["package"], ports, {})
+        board.begin(item)
+        board.rows[0].add({"package": {"scores": np.arange(6.0).reshape(1, 3, 2, 1)}}, [item])
+        return board.scores()[0].values["package"]
+
+    right = np.arange(6.0).reshape(3, 2)
+    assert scored(right) == scored(right[None, ..., None, None]) == 0
+    with pytest.raises(CompileError, match=r"shape \[1, 3, 2, 1\], what it is compared with \[1, 2, 3\]"):
+        scored(right.T)
+
+
 def test_integers_of_a_quantized_input_may_be_given_as_reals() -> None:
     port = Port("input", "uint8", ("n", 3), QuantParams.per_tensor(0.5, 10, "uint8"))
     real = next(Batches((port,)).of(iter([Item({"input": np.array([0.0, 1.0, 2.0], np.float32)})])))
@@ -315,6 +356,21 @@ def test_images_of_the_right_size_are_read_exactly(tmp_path: Path) -> None:
     assert np.array_equal(gray.inputs["input"], image[None, ..., 0])
 
 
+def test_an_image_beside_the_folders_of_classes_is_not_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    for name in ("cat/a.ppm", "b.ppm"):
+        ppm(tmp_path / name, pixels(0, 4, 6, 3))
+    assert "b.ppm lies beside the folders of classes" in str(refused(tmp_path, NCHW))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path, dtype: str) -> None:
+    """Pillow cuts them off at 255: a white picture."""
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.fromarray(pixels(0, 4, 6).astype(dtype)).save(tmp_path / "a.tiff")
+    assert "more than 8 bits" in str(refused(tmp_path, Gray))
+
+
 def test_the_middle_is_cut_out(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     image = pixels(1, 8, 10, 3)
@@ -333,7 +389,7 @@ def test_classes_of_folders(tmp_path: Path) -> None:
     for name in ("zebra", "ant"):
         ppm(tmp_path / name / "a.ppm", pixels(0, 4, 6, 3))
     assert [item.label for item in opened(tmp_path, NHWC)] == [0, 1]  # ant, zebra
-    (tmp_path / "classes.txt").write_text("background\nzebra\nant\n")
+    (tmp_path / "classes.txt").write_text("background\nzebra\nant\n", encoding="utf-8-sig")  # as Notepad writes it
     assert [item.label for item in opened(tmp_path, NHWC)] == [2, 1]
     (tmp_path / "classes.txt").write_text("zebra\n")
     assert "classes.txt does not list the folder ant" in str(refused(tmp_path, NHWC))
