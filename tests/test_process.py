@@ -48,7 +48,10 @@ def process(
 
 # -- streams -------------------------------------------------------------------------------------------------------
 @posix
-@pytest.mark.parametrize("arguments", [["explain"], ["dialects", "--json"], ["inspect", str(MODEL)]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["compile", "-h"], ["explain"], ["dialects", "--json"], ["inspect", str(MODEL)]],
+)
 def test_a_reader_that_has_gone_away_changes_no_exit_code(arguments: list[str], tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

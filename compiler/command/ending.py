@@ -69,7 +69,19 @@ def answer(
         ctx.exit(status)
 
 
-class Command(click.Command):
+class _Answering(click.Command):
+    """A command whose --help ends with 0, too, where its reader has gone away: click would end it with 1."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments, which is where click prints what --help and --version ask for."""
+        with printing():
+            return super().make_context(info_name, args, parent, **extra)
+        raise click.exceptions.Exit(0)
+
+
+class Command(_Answering):
     """A command whose failures are diagnostics: rendered for people, or as JSON with --json; never a bare traceback."""
 
     def make_context(
@@ -143,7 +155,7 @@ class CompileCommand(Command):
         return translated
 
 
-class Group(click.Group):
+class Group(_Answering, click.Group):
     """The commands of qatc, in the order of their use; an unknown one gets a suggestion."""
 
     command_class = Command
