@@ -35,8 +35,8 @@ from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.boundary import Exact, exact_at
 
 _MOST_CAUSES: Final = 12  # tensors with an error of their own whose cause is looked for, in a sample
-_MOST_FINDINGS: Final = 20
 _NAMES: Final = 3
+_NOTHING_EQUAL: Final = Measure(0.0, None, None, float("-inf"), 0.0, within=False)
 _RECORDED: Final = "equal to the recorded sample; the reference differs from it behind operators that stay in float"
 
 
@@ -71,7 +71,7 @@ def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0
     found = Diagnostics()
     entries = list_dump(Path(dump), found)
     if not 0 <= sample < len(opened.samples):
-        message = f"the package has {len(opened.samples)} samples, no sample {sample}"
+        message = f"the package has {counted(len(opened.samples), 'sample')}, no sample {sample}"
         raise misused(message, "samples are counted from 0")
     by_sample: dict[int, list[Entry]] = {}
     for entry in entries:
@@ -157,7 +157,7 @@ class _Run:
         names = Names(self.graph, self.opened.names, self.golden)
         strangers: list[str] = []
         for entry in entries:
-            candidates = names.find(entry.path, entry.inner).tensors
+            candidates = names.find(entry.path, entry.inner)
             if not candidates:
                 strangers.append(entry.where)
                 continue
@@ -171,7 +171,7 @@ class _Run:
                 )
             elif name in self.found:
                 first = self.found[name].entry
-                if (first.path, first.is_raw) != (entry.path, False) and first.path != entry.path:
+                if first.path != entry.path:
                     message = f"{printable(entry.where)} is not read: {printable(first.where)} is the same tensor"
                     self.findings.warning("QAT407", message, tensor=self.shown(name))
             else:
@@ -262,15 +262,15 @@ class _Run:
 
     def _measure(self, name: str, value: Array, expected: Array) -> Measure:
         if value.shape != expected.shape:
-            return Measure(0.0, None, None, float("-inf"), 0.0, within=False)
+            return _NOTHING_EQUAL
         return measure(value, expected, self.graph.tensors[name].params, self.tolerance)
 
     def _compare(self, name: str, as_is: _Local, repaired: _Local, *, look: bool) -> TensorComparison:
         found, expected = self.found[name], self.expected[name]
         if found.dumped is None:
-            shape = Cause("shape", printable(str(found.problem)), 1.0)
-            worst = Measure(0.0, None, None, float("-inf"), 0.0, within=False)
-            return self._result(name, found, worst, "local", 0.0, shape, printable(str(found.problem)))
+            message = printable(str(found.problem))
+            shape = Cause("shape", message, 1.0) if found.problem is not None and found.problem.is_shape else None
+            return self._result(name, found, _NOTHING_EQUAL, "local", 0.0, shape, message)
         whole = self._measure(name, found.dumped.value, expected)
         if whole.within:
             return self._result(name, found, whole, "none", 1.0, None, found.dumped.message)

@@ -14,6 +14,7 @@ from qatc.compiler.npy import npy_array
 from qatc.compiler.quant import Array, QuantParams
 
 _WORD: Final = 4  # bytes: devices like to dump one element a word
+_FARTHEST: Final = 2**62  # beyond any grid; differences of what is farther apart would wrap around
 _LEAST_REAL: Final = 2.0**-60  # magnitude of raw floats; their bits are integers beyond half a billion
 _HEADER: Final = 1 << 16  # room for an npy header
 
@@ -70,6 +71,8 @@ def interpret(entry: Entry, place: Place, expected: Array) -> Dumped:
     Raises:
         NotATensorError: with the reason where it cannot be.
     """
+    if place.dtype.hasobject:
+        raise NotATensorError("the tensor holds text, which cannot be compared")
     most = expected.size * 16 + _HEADER
     if entry.size > most:
         raise NotATensorError(f"it has {entry.size:,} bytes, the tensor {expected.size:,} elements of {place.dtype}")
@@ -135,7 +138,8 @@ def _finish(stored: Array, message: str, place: Place, expected: Array) -> Dumpe
     elif stored.dtype.kind == "f":
         stored, message = _on_grid(stored, place, expected, shaped=shaped, message=message)
     else:
-        stored = stored.astype(np.int64)
+        info = np.iinfo(stored.dtype) if stored.dtype.kind in "iu" else np.iinfo(np.uint8)
+        stored = stored.clip(max(info.min, -_FARTHEST), min(info.max, _FARTHEST)).astype(np.int64)
     value = place.restored(stored) if shaped else stored
     return Dumped(value, stored, message)
 
@@ -145,15 +149,16 @@ def _on_grid(stored: Array, place: Place, expected: Array, *, shaped: bool, mess
     params = place.params
     if params is None or not np.isfinite(stored).all():
         raise NotATensorError("it holds NaN or infinity where there should be integers")
-    if np.abs(stored).max(initial=0.0) >= 2.0**52:
+    real = stored.astype(np.float64)
+    if np.abs(real).max(initial=0.0) >= 2.0**52:
         raise NotATensorError("it holds floats that are no integers of any grid")
     axis = params.axis
     if axis is not None:
         if not shaped:
             raise NotATensorError(message, is_shape=True)
         params = params.with_axis(place.axes.index(axis))
-    real = stored.astype(np.float64)
-    scaled = np.rint(real / params.scale_array(stored.ndim) + params.zero_array(stored.ndim)).clip(-(2**62), 2**62)
+    scaled = np.rint(real / params.scale_array(stored.ndim) + params.zero_array(stored.ndim))
+    scaled = scaled.clip(-_FARTHEST, _FARTHEST)
     if np.array_equal(np.rint(real), real) and _apart(real, expected) < _apart(scaled, expected):
         return real.astype(np.int64), _joined(message, "integers saved as floats")
     return scaled.astype(np.int64), _joined(message, "real values, put on the grid")

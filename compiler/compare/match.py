@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
@@ -12,13 +11,6 @@ from qatc.compiler.golden.tensors import GoldenTensor
 from qatc.compiler.integer import IntegerGraph
 
 _NUMBER: Final = re.compile(r"(?:tensor|t)?[_-]?(\d{1,9})", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Match:
-    """The tensors of the graph that a path of the dump may stand for, by the first rule that knows it."""
-
-    tensors: tuple[str, ...]
 
 
 class Names:
@@ -47,8 +39,11 @@ class Names:
         self._numbers = {tensor.index: tensor.name for tensor in golden.values()}
         self._plain = tuple(_plainly(table) for table in (exact, sources))
 
-    def find(self, path: str, inner: str) -> Match:
-        """The tensors that an array at `path` may be; `inner` is the path below the folder that names the sample."""
+    def find(self, path: str, inner: str) -> tuple[str, ...]:
+        """The tensors that an array at `path` may be, by the first rule that knows it; none where none does.
+
+        `inner` is the path below the folder that names the sample.
+        """
         for key in _keys(path, inner):
             for table in self._exact:
                 if key in table:
@@ -56,18 +51,18 @@ class Names:
         stem = inner.rsplit("/", 1)[-1]
         number = _NUMBER.fullmatch(stem)
         if number and int(number[1]) in self._numbers:
-            return Match((self._numbers[int(number[1])],))
+            return (self._numbers[int(number[1])],)
         for key in _keys(path, inner):
             for table in self._plain:
                 found = table.get(plain(key))
                 if found:
                     return self._match(found)
-        return Match(())
+        return ()
 
-    def _match(self, candidates: list[str]) -> Match:
+    def _match(self, candidates: list[str]) -> tuple[str, ...]:
         """One tensor where the rest is the same in another form: integers before floats."""
         integers = [name for name in candidates if self.graph.tensors[name].params is not None]
-        return Match(tuple(dict.fromkeys(integers or candidates)))
+        return tuple(dict.fromkeys(integers or candidates))
 
 
 def _keys(path: str, inner: str) -> Iterator[str]:

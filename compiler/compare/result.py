@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import Diagnostic, Severity
+from qatc.compiler.diagnostics import Diagnostic, Severity, counted
 
 #: Kinds of causes that leave a fingerprint.
 CAUSES: Final[dict[str, str]] = {
@@ -126,7 +126,8 @@ class Comparison:
         many = len([t for t in self.tensors if not t.passed])
         off = "" if first.max_lsb is None else f", by up to {first.max_lsb} LSB"
         which = f"the first of {many} tensors that do" if many > 1 else "the only tensor that does"
-        message = f"{1 - first.equal_share:.2%} of its elements differ{off}; it is {which}"
+        differ = first.elements - round(first.equal_share * first.elements)
+        message = f"{differ:,} of {counted(first.elements, 'element')} differ{off}; it is {which}"
         cause = first.cause
         hint = None if cause is None else f"{CAUSES[cause.kind]}: {cause.detail}"
         return Diagnostic("QAT405", message, Severity.ERROR, first.node or None, first.tensor, hint)

@@ -19,7 +19,7 @@ import pytest
 
 from qatc import CompileError, compare_package, compile_model
 from qatc.compiler.compare.dump import Entry
-from qatc.compiler.compare.interpret import Place, interpret
+from qatc.compiler.compare.interpret import NotATensorError, Place, interpret
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Op
@@ -419,6 +419,53 @@ def test_hostile_arrays(unet: Device, tmp_path: Path, kind: str) -> None:
     assert not found.passed
     assert [d.code for d in found.diagnostics if d.severity.value == "error"] == ["QAT406"]
     assert not (Path.cwd() / "owned").exists()
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, 2**63, 2**64 - 1])
+def test_integers_farther_away_than_64_bits_hold_are_not_near(unet: Device, tmp_path: Path, value: int) -> None:
+    """A difference of -2^63 has no magnitude in int64: it passed as none."""
+    name = unet.golden[1].name
+    off = unet.values[name].astype(np.int64 if value < 2**63 else np.uint64)
+    off.flat[3] = value
+    first = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: off}), tolerance=2**31 - 1).first
+    assert first is not None
+    assert first.tensor == unet.shown(name)
+    assert first.max_lsb is not None
+    assert first.max_lsb > 2**61
+    assert first.elements * (1 - first.equal_share) == pytest.approx(1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_half_precision_is_as_good(unet: Device, tmp_path: Path) -> None:
+    halves = {g.name: unet.values[g.name].astype(np.float16) for g in unet.golden if g.params.is_8bit}
+    assert compare_package(unet.package, unet.dump(tmp_path / "dump", halves)).passed
+
+
+def test_what_is_no_tensor_has_no_cause(unet: Device, tmp_path: Path) -> None:
+    name = unet.golden[1].name
+    dump = unet.dump(tmp_path / "dump", {name: np.full(unet.values[name].shape, np.nan)})
+    found = compare_package(unet.package, dump)
+    assert found.first is not None
+    assert (found.first.cause, found.first.message) == (None, "it holds NaN or infinity where there should be integers")
+    assert found.verdict is not None
+    assert found.verdict.hint is None
+
+
+def test_few_of_many_elements_are_counted(unet: Device, tmp_path: Path) -> None:
+    name = unet.golden[1].name
+    off = unet.values[name].copy()
+    off.flat[3] ^= 1
+    verdict = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: off})).verdict
+    assert verdict is not None
+    assert verdict.message.startswith(f"1 of {off.size:,} elements differ, by up to 1 LSB; it is the ")
+
+
+def test_text_is_not_compared() -> None:
+    expected = np.array(["a", "b"], object)
+    for is_raw, data in ((True, bytes(16)), (False, npy_bytes(np.zeros(2)))):
+        entry = Entry("t", "t", 0, "t", is_raw, len(data), lambda _, data=data: data)
+        with pytest.raises(NotATensorError, match="holds text"):
+            interpret(entry, Place.of(None, expected, None), expected)
 
 
 def test_pickles_are_not_loaded(unet: Device, tmp_path: Path) -> None:
