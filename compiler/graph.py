@@ -15,8 +15,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from qatc.compiler.diagnostics import Diagnostics, fail
-from qatc.compiler.model.foreign import shape_twins
+from qatc.compiler.diagnostics import Diagnostics
 from qatc.compiler.model.links import Constant as Constant
 from qatc.compiler.model.links import Dim as Dim
 from qatc.compiler.model.links import Node as Node
@@ -29,26 +28,12 @@ from qatc.compiler.model.links import repeats_into as repeats_into
 from qatc.compiler.model.links import shape_of as shape_of
 from qatc.compiler.model.links import value_of as value_of
 from qatc.compiler.model.names import Names
-from qatc.compiler.model.negative_sizes import up_to_negative_slice
-from qatc.compiler.model.pools import rounded_down
-from qatc.compiler.model.protos import BODIES
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 
 FAKE_QUANT = "FakeQuant"  # canonical node of the frontends: (x) -> y, attrs {"params": QuantParams}; gone after strip
 REQUANTIZE = "Requantize"  # (x) -> y: y is x rounded onto y's own grid, where x is read in another way too
 DOMAIN = "qatc"
-_MOST_SIZES = 1024  # elements of a constant that shape inference is given
-_LONGEST = 1 << 20  # elements of a list whose values shape inference may follow
-
-
-_DimProto = onnx.TensorShapeProto.Dimension
-
-
-_NO_SIZES = frozenset(  # element types that sizes are never of
-    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
-)
-_BLIND_OPSET = 13  # in which ONNX's inference does not see through the computed shapes of a Reshape
 
 
 class QuantGraph:
@@ -377,127 +362,3 @@ def elements(shape: Sequence[Dim] | None) -> int | None:
     if shape is None or any(not isinstance(d, int) for d in shape):
         return None
     return math.prod(d for d in shape if isinstance(d, int))
-
-
-def model_skeleton(graph: QuantGraph) -> onnx.ModelProto:
-    """The graph as a ModelProto without its large constants (they become inputs), for ONNX's shape inference."""
-    from qatc.compiler.model_io import node_proto, value_info
-
-    extra: list[onnx.ValueInfoProto] = []
-    small: list[onnx.TensorProto] = []
-    for tensor in graph.tensors():
-        value = value_of(tensor)
-        if value is None:
-            continue
-        if value.size <= _MOST_SIZES and tensor.name not in graph.params:
-            small.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
-        else:
-            kind = (
-                onnx.TensorProto.FLOAT
-                if tensor.name in graph.params
-                else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-            )
-            declared = onnx.ValueInfoProto(name=tensor.name)  # the helper takes ten times as long
-            declared.type.tensor_type.elem_type = kind
-            declared.type.tensor_type.shape.dim.extend(_DimProto(dim_value=d) for d in value.shape)
-            extra.append(declared)
-    nodes: list[onnx.NodeProto] = []
-    for n in graph.nodes:
-        if n.op in (REQUANTIZE, FAKE_QUANT):
-            nodes.append(onnx.helper.make_node("Identity", [n.inputs[0].name], [n.outputs[0].name]))
-        else:
-            nodes += shape_twins(rounded_down(node_proto(n)))
-    imports = [onnx.helper.make_opsetid(d, v) for d, v in {"": graph.opset, **graph.domains}.items()]
-    model = onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=imports)  # the helpers copy all of it twice
-    model.graph.name = graph.name or "graph"
-    model.graph.node.extend(nodes)
-    model.graph.input.extend([*(value_info(t) for t in graph.inputs), *extra])
-    model.graph.output.extend(value_info(t) for t in graph.outputs)
-    model.graph.initializer.extend(small)
-    return model
-
-
-def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
-    """Fill in shapes and element types by ONNX shape inference; large constants are not serialized for it.
-
-    A second inference with symbolic dimensions pinned (to `pinned` by input name, else to 1) fills
-    `graph.sample_shapes`, which see through shapes that are computed in the graph.
-    """
-    skeleton = model_skeleton(graph)
-    if graph.opset == _BLIND_OPSET and all(len(n.outputs) == 1 for n in graph.nodes if n.op == "BatchNormalization"):
-        skeleton.opset_import[0].version += 1  # the operators say the same there
-    known = _inferred(skeleton)
-    shapes = _shapes(known)
-    for tensor in graph.tensors():
-        found = known.get(tensor.name)
-        if found is None or not isinstance(tensor, Variable):
-            continue
-        if found.elem_type:
-            tensor.dtype = found.elem_type
-        if tensor.name in shapes:
-            tensor.shape = list(shapes[tensor.name])
-    _pin(skeleton, pinned or {})
-    if not _is_static(graph):
-        shapes = _shapes(_inferred(skeleton, trial=True))
-    inputs = {i.name: i.type.tensor_type for i in skeleton.graph.input}
-    for name, dims in (shapes | _shapes(inputs)).items():
-        sizes = tuple(d for d in dims if isinstance(d, int))
-        if len(sizes) == len(dims):
-            graph.sample_shapes[name] = sizes
-
-
-def infer_new_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
-    """`infer_shapes` again, where there are tensors that it has not seen."""
-    for tensor in graph.tensors():
-        if isinstance(tensor, Variable) and (tensor.dtype is None or tensor.name not in graph.sample_shapes):
-            infer_shapes(graph, pinned)
-            return
-
-
-def _is_static(graph: QuantGraph) -> bool:
-    return all(elements(shape_of(t)) is not None for t in graph.inputs)
-
-
-def _pin(model: onnx.ModelProto, pinned: Mapping[str, Sequence[int]]) -> None:
-    """Give every symbolic dimension of the inputs a number, and forget what the outputs declare."""
-    for info in model.graph.input:
-        shape = pinned.get(info.name)
-        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = shape[axis] if shape is not None and axis < len(shape) else 1
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
-
-
-def _inferred(model: onnx.ModelProto, *, trial: bool = False) -> dict[str, onnx.TypeProto.Tensor]:
-    """What inference knows; sizes that are only tried out may turn out to be too small for the model."""
-    try:
-        model = up_to_negative_slice(model, data_prop=False, trial=trial)
-        found = onnx.shape_inference.infer_shapes(model).graph
-        if _computes_sizes(found) and not any(map(_is_long, (*found.input, *found.value_info, *found.output))):
-            model = up_to_negative_slice(model, data_prop=True, trial=trial)
-            found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        message = f"the shapes or types of the model contradict each other: {error}"
-        raise fail("QAT004", message, hint="onnx.checker.check_model(path, full_check=True) tells more") from error
-    return {v.name: v.type.tensor_type for v in [*found.value_info, *found.output] if v.type.HasField("tensor_type")}
-
-
-def _computes_sizes(graph: onnx.GraphProto) -> bool:
-    """Whether operators make integers that may be sizes; where none does, there are no values to follow."""
-    if any(v.type.tensor_type.elem_type not in _NO_SIZES for v in (*graph.value_info, *graph.output)):
-        return True
-    return any(a.type in BODIES for n in graph.node for a in n.attribute)
-
-
-def _is_long(info: onnx.ValueInfoProto) -> bool:
-    """Whether a list has more elements than any list of sizes: following its values would take gigabytes."""
-    dims = info.type.tensor_type.shape.dim
-    return len(dims) == 1 and dims[0].dim_value > _LONGEST
-
-
-def _shapes(kinds: Mapping[str, onnx.TypeProto.Tensor]) -> dict[str, tuple[Dim, ...]]:
-    """The shapes of the tensors whose rank is known."""
-    from qatc.compiler.model_io import dims_of
-
-    return {name: dims_of(kind) for name, kind in kinds.items() if kind.HasField("shape")}

@@ -6,7 +6,6 @@ import numpy as np
 import onnx.parser
 
 from qatc.compiler.arithmetic import get_profile
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Dequantize, Float, IntegerGraph, Move, Quantize
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.affine import fold_affine
@@ -14,6 +13,7 @@ from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import net, stripped
 
 _AROUND = (Quantize, Dequantize)

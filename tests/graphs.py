@@ -11,10 +11,11 @@ import numpy as np
 import onnx.parser
 
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import QuantGraph, infer_shapes, value_of
+from qatc.compiler.graph import QuantGraph, value_of
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.model_io import load, node_proto, value_info
 from qatc.compiler.passes.strip import strip
+from qatc.compiler.shapes import infer_shapes
 from qatc.frontends.common import qdq
 from qatc.frontends.common.lift import lift
 

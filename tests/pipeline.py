@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import load
@@ -21,6 +21,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import normalize
 
 Values = Mapping[str, np.ndarray]

@@ -32,6 +32,7 @@ LEVELS = {
     "qatc.compiler.model_io": 1,
     "qatc.compiler.npy": 1,
     "qatc.compiler.result": 1,
+    "qatc.compiler.shapes": 1,
     "qatc.compiler.storage": 1,
     "qatc.compiler.target": 1,
     "qatc.compiler.integer": 2,

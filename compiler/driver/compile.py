@@ -19,7 +19,7 @@ from qatc.compiler.driver.options import CompileOptions, parse_ranges, pin_shape
 from qatc.compiler.driver.proving import Proving
 from qatc.compiler.driver.recognize import Recognition, recognize
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import QuantGraph, infer_new_shapes, infer_shapes
+from qatc.compiler.graph import QuantGraph
 from qatc.compiler.inspection import inspection, overflows, view
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
@@ -41,6 +41,7 @@ from qatc.compiler.passes.training import report_training
 from qatc.compiler.ports import integer_ports, port_of, ports_of_integer, tensor_records
 from qatc.compiler.registry import backends, frontends
 from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
+from qatc.compiler.shapes import infer_new_shapes, infer_shapes
 from qatc.compiler.storage import SPILL_AT, scratch_folder
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, printable
 from qatc.compiler.driver.footprint import ask_to_run
 from qatc.compiler.driver.options import CompileOptions
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.ports import port_of
 from qatc.compiler.registry import backends
 from qatc.compiler.result import Verification
+from qatc.compiler.shapes import infer_shapes
 
 if TYPE_CHECKING:
     from qatc.compiler.backend import Emission

@@ -26,17 +26,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.graph import (
-    Constant,
-    Node,
-    QuantGraph,
-    Tensor,
-    Variable,
-    infer_shapes,
-    rank_of,
-    shape_of,
-    value_of,
-)
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, rank_of, shape_of, value_of
 from qatc.compiler.model.links import is_op, label_of, relink
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
@@ -46,6 +36,7 @@ from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
+from qatc.compiler.shapes import infer_shapes
 from qatc.compiler.windows import window
 
 OPSET: Final = 13  # what the rules below write

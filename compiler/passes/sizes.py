@@ -13,10 +13,11 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, infer_shapes, shape_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, shape_of, value_of
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.constants import dims_read, fold_constants
 from qatc.compiler.quant import Array
+from qatc.compiler.shapes import infer_shapes
 
 _ROUNDS: Final = 64  # each infers shapes once more; networks nest a dozen
 

@@ -16,9 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, infer_shapes, shape_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.shapes import infer_shapes
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.vendor import container, grid_behind
 

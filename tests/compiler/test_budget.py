@@ -13,8 +13,8 @@ from qatc import CompileError, compile_model
 from qatc.compiler import budget
 from qatc.compiler.budget import Budget, active, limited, parse_size, size_text
 from qatc.compiler.driver.footprint import peak_activations
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.runtime.sessions import memory_ran_out
+from qatc.compiler.shapes import infer_shapes
 from tests.hostile_models import saved, sound
 from tests.pipeline import canonical
 

@@ -6,11 +6,11 @@ import onnx
 import pytest
 
 from qatc.compiler.coverage import coverage, islands
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Float, IntegerGraph, Tensor
 from qatc.compiler.lowering import lower
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import net, stripped
 
 D = "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\n"

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.lowering import lower
 from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import normalize
 from tests.mutations import damage
 from tests.random_models import Seeded, random_model

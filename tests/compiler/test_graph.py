@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.graph import Constant, Node, QuantGraph, Variable, elements, infer_shapes, rank_of, shape_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Variable, elements, rank_of, shape_of
 from qatc.compiler.quant import QuantParams
-from tests.graphs import canonical, expect, loaded, net
+from tests.graphs import expect, loaded, net
 
 GRID = QuantParams.per_tensor(0.5, 128)
 
@@ -285,58 +284,6 @@ def test_shapes_of_every_kind() -> None:
     assert (elements((2, 3)), elements(()), elements(("N", 3)), elements(None)) == (6, 1, None, None)
 
 
-def test_shapes_are_inferred_through_computed_ones() -> None:
-    graph = loaded(
-        net(
-            "(float[N,2,3] x) => (float[N,M] y)",
-            "s = Shape(x)\nn = Gather(s, zero)\nd = Concat<axis = 0>(n, rest)\nr = Reshape(x, d)\ny = Relu(r)",
-            "int64[1] zero = {0}, int64[1] rest = {-1}",
-        )
-    )
-    infer_shapes(graph)
-    assert graph.sample_shapes["r"] == (1, 6)
-    infer_shapes(graph, {"x": (4, 2, 3)})
-    assert graph.sample_shapes["r"] == (4, 6)
-
-
-@pytest.mark.parametrize(
-    ("body", "times"),
-    [
-        ("a = Neg(x)\ny = Reshape(a, flat)", 1),
-        ("s = Shape(x)\ny = Reshape(x, s)", 2),
-        ("y = If(c)<then_branch = g () => (float[3] b) {s = Shape(x)\nb = Reshape(x, s)},"
-         " else_branch = h () => (float[3] d) {d = Neg(x)}>", 2),
-    ],
-)  # fmt: skip
-def test_values_are_followed_only_where_sizes_are_computed(
-    monkeypatch: pytest.MonkeyPatch, body: str, times: int
-) -> None:
-    graph = graph_of(body, "(float[3] x, bool c) => (float[K] y)", "int64[1] flat = {-1}")
-    runs: list[bool] = []
-    inferred = onnx.shape_inference.infer_shapes
-
-    def watched(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.ModelProto:
-        runs.append(data_prop)
-        return inferred(model, data_prop=data_prop)
-
-    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", watched)
-    infer_shapes(graph)
-    assert runs == [False, True][:times]
-    assert shape_of(graph.outputs[0]) == (3,)
-
-
-def test_large_and_quantized_constants_are_not_handed_to_inference() -> None:
-    graph = canonical(
-        net(
-            "(float[1,2] x) => (float[P,Q] y)",
-            "w = DequantizeLinear(wq, sD, zD)\ny = MatMul(x, w)",
-            "int8[2,3] wq = {1,2,3,4,5,6}",
-        )
-    )
-    infer_shapes(graph)
-    assert shape_of(graph.outputs[0]) == (1, 3)
-
-
 def test_removed_nodes_leave_no_links() -> None:
     graph = graph_of("a = Neg(x)\nb = Add(a, a)\nc = Mul(a, b)\nd = Abs(a)\ny = Add(d, d)")
     neg, add, product, keep, _ = graph.nodes
@@ -363,21 +310,6 @@ def test_dumps_are_stable_and_tell_constants_apart() -> None:
     assert "y = Clip(b, _, 6)" in dump
     assert "a = Add(x, w:float32[2]{1,2})" in dump
     assert dump != loaded(text.replace("7,8,9}", "7,8,8}")).dump()
-
-
-@pytest.mark.parametrize("opset", [13, 14, 18])
-def test_computed_shapes_are_seen_through_in_every_opset(opset: int) -> None:
-    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
-    g (float[N,12,16] x) => (float[] y) <int64 zero = {{0}}, int64[1] first = {{0}}, int64[2] rest = {{24, 8}}> {{
-        s = Shape(x)
-        n = Gather<axis=0>(s, zero)
-        u = Unsqueeze(n, first)
-        c = Concat<axis=0>(u, rest)
-        y = Reshape(x, c)
-    }}"""
-    graph = loaded(text)
-    infer_shapes(graph)
-    assert graph.sample_shapes["y"] == (1, 24, 8)
 
 
 # -- attributes -------------------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.graph import Constant, QuantGraph, infer_shapes
+from qatc.compiler.graph import Constant, QuantGraph
 from qatc.compiler.model_io import Source, load
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import to_model
 
 

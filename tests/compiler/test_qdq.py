@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qatc.backends.qdq import BACKEND
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.graph import Node, QuantGraph, Variable, infer_shapes
+from qatc.compiler.graph import Node, QuantGraph, Variable
 from qatc.compiler.qdq import QdqModel, can_raise, to_qdq
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime.processor import is_exact
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import stripped
 from tests.pipeline import canonical, passes
 from tests.random_models import models, random_input

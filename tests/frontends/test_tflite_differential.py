@@ -10,7 +10,7 @@ import pytest
 
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import Constant, QuantGraph, infer_shapes
+from qatc.compiler.graph import Constant, QuantGraph
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import load
@@ -20,6 +20,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import OrtEvaluator
+from qatc.compiler.shapes import infer_shapes
 from qatc.frontends import tensorflow
 from tests.tflite_file import Stored, stored_tensors
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Conv, MatMul
 from qatc.compiler.lowering import lower
+from qatc.compiler.shapes import infer_shapes
 from tests.agreeing import lowered_net
 from tests.graphs import net, stripped
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from qatc.backends.onnx import BACKEND
 from qatc.compiler.arithmetic import get_profile
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import Conv, Elementwise, IntegerGraph, Rescale
 from qatc.compiler.lowering import lower
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.agreeing import lowered_net, reasons
 from tests.graphs import expect, stripped
 

@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from qatc import CompileError, compare_package, compile_model, inspect_model, verify_package
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import IntegerGraph, LayerNorm, Softmax
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.reference import execute, execute_op
+from qatc.compiler.shapes import infer_shapes
 from qatc.compiler.target import Target, load_target, wanted_operators
 from tests.compiler.package.test_integer_file import same, through_json
 from tests.graphs import expect, net, stripped

@@ -8,12 +8,12 @@ import onnx
 import pytest
 
 from qatc import compile_model, verify_package
-from qatc.compiler.graph import infer_shapes
 from qatc.compiler.integer import IntegerGraph, LayerNorm
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.propagate import propagate
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import net, stripped
 
 SHAPE = "(float[2,3,4] x) => (float[2,3,4] y)"

@@ -6,9 +6,10 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qatc.compiler.graph import infer_shapes, shape_of
+from qatc.compiler.graph import shape_of
 from qatc.compiler.model.foreign import shape_twins
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import loaded
 
 B, C = "float[2,3] b = {1, 2, 3, 4, 5, 6}", "float[4,3,1,1] c = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}"

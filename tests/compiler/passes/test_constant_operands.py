@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from qatc.backends.onnx import BACKEND
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import QuantGraph
 from qatc.compiler.integer import Conv, Float
 from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.pipeline import canonical, integer, simulate
 
 

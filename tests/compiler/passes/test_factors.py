@@ -10,8 +10,9 @@ import onnx.parser
 import pytest
 
 from qatc import compile_model
-from qatc.compiler.graph import QuantGraph, infer_shapes
+from qatc.compiler.graph import QuantGraph
 from qatc.compiler.passes.factors import move_factors
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import net, stripped
 from tests.pipeline import simulate
 

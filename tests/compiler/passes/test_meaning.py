@@ -12,7 +12,7 @@ import onnx
 from hypothesis import HealthCheck, given, settings
 
 from qatc.compiler.arithmetic import PROFILES
-from qatc.compiler.graph import QuantGraph, Tensor, infer_shapes, is_constant
+from qatc.compiler.graph import QuantGraph, Tensor, is_constant
 from qatc.compiler.integer import Conv, Elementwise, MatMul, Pool
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.strip import strip
@@ -20,6 +20,7 @@ from qatc.compiler.qdq import to_qdq
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import OrtEvaluator, RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.pipeline import canonical, folded, passes, rounded_tensors, simulate
 from tests.random_models import models, random_input
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatc import compile_model
-from qatc.compiler.graph import Node, QuantGraph, infer_shapes
+from qatc.compiler.graph import Node, QuantGraph
 from qatc.compiler.passes import offsets
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.qdq import to_qdq
 from qatc.compiler.runtime.sessions import RunnableModel
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import net, stripped
 
 WEIGHT = "int8[2,2,3,3] wq = {" + ", ".join(str(v % 17 - 8) for v in range(0, 36 * 5, 5)) + "}, float k = {0.17}"

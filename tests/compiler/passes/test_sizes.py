@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from qatc.compiler.graph import QuantGraph, infer_shapes, value_of
+from qatc.compiler.graph import QuantGraph, value_of
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import loaded, net
 
 CHUNK = """

@@ -47,12 +47,12 @@ RESNET, UNET, SHARED = "fx-fbgemm-nofold__resnet8", "fx-u8pc__unet", "fxqd-u8pc-
 def integer_of(name: str) -> IntegerGraph:
     """A TensorFlow case: its weights need the dialect."""
     from qatc.compiler.frontend import FrontendOptions
-    from qatc.compiler.graph import infer_shapes
     from qatc.compiler.lowering import lower
     from qatc.compiler.model_io import load
     from qatc.compiler.passes.affine import fold_affine
     from qatc.compiler.passes.propagate import propagate
     from qatc.compiler.passes.strip import strip
+    from qatc.compiler.shapes import infer_shapes
     from qatc.frontends.tensorflow import FRONTEND
 
     graph, _ = load(CORPUS / name / "model.onnx")
