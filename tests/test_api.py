@@ -67,6 +67,20 @@ def test_every_wrong_option_is_named_at_once() -> None:
     assert [d.message for d in caught.value.diagnostics] == ["the option samples is 0", "the option io is 'int'"]
 
 
+def test_options_that_others_leave_without_effect_are_refused() -> None:
+    options = {"inputs": {"x": "x.npy"}, "samples": 3, "calibration_method": "mse", "tolerance": {"max_lsb": 1}}
+    with pytest.raises(qatc.CompileError) as caught:
+        qatc.compile_model("missing.onnx", **options, verify=False)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+    assert [d.message.partition(" ")[0] for d in caught.value.diagnostics] == [
+        "--samples",
+        "--calibration-method",
+        "--tolerance",
+    ]
+    with pytest.raises(qatc.CompileError, match="QAT002"):
+        qatc.compile_model("missing.onnx", inputs={"x": "x.npy"}, calibration_method="minmax", tolerance={"max_lsb": 1})
+
+
 def test_inputs_may_be_a_dictionary(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 16, 16), np.float32))
     model, file = ROOT / "samples" / "models" / "resnet8_qat.onnx", tmp_path / "x.npy"

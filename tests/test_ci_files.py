@@ -267,7 +267,23 @@ def test_a_file_that_cannot_be_written_is_said_once(option: str, tmp_path: Path)
     done = run("compile", str(MODEL), "-a", "-o", str(tmp_path / "p"), option, str(tmp_path / "no" / "file"))
     assert done.exit_code == 2
     assert done.stderr.count("error[QAT007]: cannot write ") == 1
+    assert done.stdout.startswith("compiled ")
     assert run("compile", "nowhere.onnx", option, str(tmp_path / "no" / "file")).exit_code == 1
+
+
+def test_what_was_found_is_told_where_a_file_cannot_be_written(tmp_path: Path) -> None:
+    """It was lost, and so was that it had failed."""
+    package = tiny_package.build(tmp_path / "p")
+    arguments = ("verify", str(package), "--json", "--junit", str(package / "model.onnx" / "file"))
+    done = run(*arguments)
+    assert done.exit_code == 2
+    answer = json.loads(done.stdout)
+    assert (answer["exit_code"], answer["result"]["passed"]) == (2, True)
+    assert [d["code"] for d in answer["diagnostics"]] == ["QAT007"]
+    (package / "quantization.json").unlink()
+    done = run(*arguments)
+    assert done.exit_code == 3
+    assert [d["code"] for d in json.loads(done.stdout)["diagnostics"]] == ["QAT502", "QAT007"]
 
 
 def test_folders_of_files_are_made(tmp_path: Path) -> None:

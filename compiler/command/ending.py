@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qatc.compiler.report.screen import Screen
     from qatc.compiler.result import Json
 
+MISUSED: Final = 2
 FAILED: Final = 3
 BUG: Final = 70
 
@@ -38,6 +39,8 @@ def answer(
 ) -> None:
     """Tell what the running command found; where that is no pass, end it with exit code 3.
 
+    A file of --junit or --sarif that cannot be written is told beside it, and takes the place of exit code 0.
+
     Args:
         screen: where it is shown.
         found: the diagnostics, for the machines.
@@ -50,10 +53,9 @@ def answer(
     """
     ctx = click.get_current_context()
     status = 0 if passed else FAILED
-    if cases is not None:
-        wrong = _write_for_ci(ctx, found, status, cases)
-        if wrong:
-            raise CompileError(wrong, 2)
+    wrong = [] if cases is None else _write_for_ci(ctx, found, status, cases)
+    if wrong:
+        found, told, status = [*found, *wrong], [*told, *wrong], status or MISUSED
     if screen.json:
         from qatc.compiler.report import envelope
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -70,7 +70,23 @@ class CompileOptions:
             chosen["inputs"] = [(name, Path(path)) for name, path in pairs]
         if "target" in chosen:
             chosen["target"] = os.fspath(chosen["target"])
-        return cls(**chosen, output=None if output is None else Path(output))
+        found = cls(**chosen, output=None if output is None else Path(output))
+        unheard = list(found.unheard())
+        if unheard:
+            raise CompileError(unheard, 2)
+        return found
+
+    def unheard(self) -> Iterator[Diagnostic]:
+        """QAT007 for every option that others leave without anything to do."""
+        if self.inputs and (self.samples, self.seed) != (1, 0):
+            message = "--samples and --seed are for generated samples, and --input gives some"
+            yield Diagnostic("QAT007", message, hint="leave either out")
+        if self.calibrate is None and self.calibration_method != "minmax":
+            message = f"--calibration-method {self.calibration_method} has no data to find ranges in"
+            yield Diagnostic("QAT007", message, hint="give some with --calibrate, or leave it out")
+        if self.tolerance and not self.verify:
+            message = "--tolerance is for the verification, and --no-verify leaves that out"
+            yield Diagnostic("QAT007", message, hint="leave either out")
 
     def recorded(self) -> dict[str, Json]:
         """The options that shape the package: files by their bare names, nothing of this machine."""
