@@ -34,11 +34,13 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
+from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
-from qatc.frontends.common.chains import Clamp, Doubles, State, affine_of, backward, bounds_of, fit, forward, narrowed
+from qatc.frontends.common import roundings
+from qatc.frontends.common.chains import Clamp, Doubles, State, backward, bounds_of, fit, forward, narrowed
 from qatc.frontends.common.detours import shorten
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.params import OF_ELEMENT, make_params, on_whole_zero
@@ -58,6 +60,7 @@ _BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("in
 
 def rewrite(graph: QuantGraph) -> int:
     """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
+    roundings.rewrite(graph)
     drop_straight_through(graph)
     shorten(graph)
     sink(graph)
@@ -71,20 +74,19 @@ def rewrite(graph: QuantGraph) -> int:
 @np.errstate(all="ignore")  # constants may be infinite; what they lead to is checked
 def quantizer(graph: QuantGraph, node: Node) -> bool:
     """A Round (or Floor of v + 0.5) between operators that undo each other."""
-    source = node.inputs[0]
-    if node.op == "Floor":
-        half = graph.producer(source)
-        affine = affine_of(half, half.inputs[0]) if half is not None else None
-        if half is None or affine is None or half.op != "Add" or not np.all(affine[1] == 0.5):
-            raise NoMatch("it rounds down, with no half of a step added before")
-        source = half.inputs[0]
+    source, offset = node.inputs[0], 0.0
     after = [s for s in forward(graph, node.outputs[0]) if s.multiplied]
     if not after:
         return False
     if isinstance(source, Constant):
         return _constant(graph, node, source, after)
+    if node.op == "Floor":
+        half = roundings.less_half(graph, source)
+        source, offset = (source, -0.5) if half is None else (half, 0.0)
     reason = "nothing around the rounding undoes its scale and offset"
-    found = _stretches(graph, source, after)
+    found = _stretches(graph, source, after, offset)
+    if not found and offset:
+        raise NoMatch("it rounds down, with no half of a step added before")
     if not found and _behind_a_factor(graph, node, source, after):
         return True
     for begin, ends in found:
@@ -95,15 +97,18 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     raise NoMatch(reason)
 
 
-def _stretches(graph: QuantGraph, source: Tensor, after: list[State]) -> list[tuple[State, list[State]]]:
+def _stretches(graph: QuantGraph, source: Tensor, after: list[State], offset: float) -> list[tuple[State, list[State]]]:
     """Where what follows a rounding undoes what precedes it: the state before, and the states from the one after on.
 
     Of single numbers the stretch that begins first comes first: what it leaves outside stays arithmetic of floats.
     (One that begins later and ends later holds the next quantizer's division.) Channels that are scaled apart come
     last, the shortest stretch first: no integer product knows such steps of its data. Where there is none of these, the
-    offsets may miss each other by part of a step (see `_moved`).
+    offsets may miss each other by part of a step (see `_moved`). A Floor is a Round at an `offset` of -0.5, where none
+    of its whole numbers becomes a tie.
     """
-    before = list(backward(graph, source))
+    before = list(backward(graph, source, offset))
+    if offset:
+        before = [b for b in before if not any(_is_tie(v) for v in (b.offset, *_ends_of(b.clamps)))]
     single: list[tuple[int, list[tuple[State, list[State]]]]] = []  # where each begins, and with its later clamps
     apart: list[tuple[State, list[State]]] = []
     for index, end in enumerate(after):
@@ -117,12 +122,24 @@ def _stretches(graph: QuantGraph, source: Tensor, after: list[State]) -> list[tu
             single.append((max(begins, default=-1), found))
     single.sort(key=lambda stretch: stretch[0], reverse=True)
     found = [stretch for _, stretches in single for stretch in stretches] + apart
-    return found or [
+    if found or offset:
+        return found
+    return [
         (begin, after[index:])
         for index, end in enumerate(after)
         for begin in before
         if begin.offset.size == end.offset.size == 1 and _undo(begin, end, within=_HALF_A_STEP)
     ]
+
+
+def _is_tie(values: Doubles) -> bool:
+    """Whether a number lies halfway between two whole ones."""
+    return bool(np.any(np.abs(np.abs(values - np.rint(values)) - 0.5) <= _WHOLE))
+
+
+def _ends_of(clamps: tuple[Clamp, ...]) -> list[Doubles]:
+    """The ends of clamps, as what is rounded."""
+    return [(end - clamp.offset) / clamp.scale for clamp in clamps for end in (clamp.low, clamp.high)]
 
 
 def _undo(before: State, after: State, *, within: float = _WHOLE) -> bool:
@@ -363,7 +380,9 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
         return False
     ends = [e for e in after if np.all(e.scale > 0)]
     end = next((e for e in reversed(ends) if _is_whole(2 * e.offset / e.scale)), after[0])
-    rounded = np.rint(source.values.astype(np.float64))
+    if _goes_on(graph, end.tensor) or np.any(end.scale < 0):
+        raise NoMatch("other constants than steps multiply what it makes of this one")
+    rounded = (np.floor if node.op == "Floor" else np.rint)(source.values.astype(np.float64))
     join = _varying(source, end.scale)
     if join is not None:
         rounded, end = rounded.reshape(join.flat), join.state(end)
@@ -391,6 +410,12 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
         join.apart(graph, constant, apart)
         graph.replace(result, apart)
     return True
+
+
+def _goes_on(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether constants multiply a constant further: the signs of APoT's magnitudes, the mask of pruned weights."""
+    node = graph.only_consumer(tensor)
+    return is_op(node, "Mul", "Div") and all(t is tensor or is_constant(t) for t in node.inputs)
 
 
 def _fits_in(shape: tuple[int, ...], *arrays: Doubles) -> bool:

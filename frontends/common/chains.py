@@ -63,9 +63,9 @@ def fit(*arrays: Array) -> bool:
     return True
 
 
-def start(tensor: Tensor) -> State:
-    """A walk's first state."""
-    return State(tensor, np.ones(()), np.zeros(()))
+def start(tensor: Tensor, offset: float = 0.0) -> State:
+    """A walk's first state: v = tensor + offset."""
+    return State(tensor, np.ones(()), np.asarray(offset))
 
 
 def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
@@ -91,6 +91,11 @@ def narrowed(value: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
         if size > 1 and np.all(value == start):
             value = start
     return value.reshape(()) if value.size == 1 else value
+
+
+def data_of(node: Node | None) -> Tensor | None:
+    """The first input of a node that is no constant."""
+    return None if node is None else next((t for t in node.inputs if t.name and not is_constant(t)), None)
 
 
 def affine_of(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
@@ -162,9 +167,9 @@ def _clamps_of_cast(node: Node, state: State) -> tuple[Clamp, ...] | None:
     return () if dtype is None else (Clamp(state.scale, state.offset, *map(float, dtype_range(dtype))),)
 
 
-def backward(graph: QuantGraph, tensor: Tensor) -> Iterator[State]:
-    """The states before each operator, from the rounded value's input upwards."""
-    state = start(tensor)
+def backward(graph: QuantGraph, tensor: Tensor, offset: float = 0.0) -> Iterator[State]:
+    """The states before each operator, from the rounded value's input upwards; what is rounded is that and `offset`."""
+    state = start(tensor, offset)
     yield state
     for _ in range(LONGEST):
         node = graph.producer(state.tensor)

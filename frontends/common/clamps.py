@@ -3,7 +3,8 @@
 Cast(c) * a + Cast(Not(c)) * b              Where(c, a, b)   tf2onnx writes tf.where so, whatever is chosen
 Where(Less(x, c), c, x)                     Max(x, c)            likewise Greater, LessOrEqual, GreaterOrEqual
 Where(Greater(c, x), x, full_like(x, c))    Min(x, c)
-Where(Less(x, c), Relu(x), c)               Min(Relu(x), c)      c >= 0; likewise other clamps that let c through
+Where(Less(x, c), Relu(x), c)               Min(Relu(x), c)      c >= 0; likewise other clamps
+Where(Less(x, c), d, a * x + b)             Max(a * x + b, d)    a > 0 and d = a * c + b: QIL
 (|x| - |x - a| + a) * 0.5                   Clip(x, 0, a)        PACT, as its paper writes it (also / 2)
 """
 
@@ -20,11 +21,14 @@ from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends.common.chains import affine_of, bounds_of, data_of
 
 COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _RULES: Final = Rules("clamps")
 _BOOL: Final = onnx.TensorProto.BOOL
 _TERMS: Final = 3
+_LONGEST: Final = 8  # operators of one line
+_CLOSE: Final = 1e-5  # by how much of its terms float arithmetic may miss a number
 
 
 def rewrite(graph: QuantGraph) -> int:
@@ -74,33 +78,39 @@ def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
     then, other = node.inputs[1], node.inputs[2]
     if bound is None:
         return False
-    number = float(bound)
-    kept = next((t for t in (then, other) if t is x or _lets_through(graph, t, x, number)), None)
-    if kept is None or _number(graph, other if kept is then else then) != number:
+    for kept, end in ((then, _scalar(graph, other)), (other, _scalar(graph, then))):
+        if end is not None and _is_met(graph, kept, x, float(bound), float(end)):
+            break
+    else:
         return False
     smaller = condition.op.startswith("Less") == (x is left)  # the condition says that x is the smaller one
     node.op = "Min" if smaller == (kept is then) else "Max"
-    node.inputs = [kept, graph.constant(f"{node.outputs[0].name}_bound", bound)]
+    node.inputs = [kept, graph.constant(f"{node.outputs[0].name}_bound", end)]
     return True
 
 
-def _lets_through(graph: QuantGraph, clamped: Tensor, x: Tensor, number: float) -> bool:
-    """Whether `clamped` is a clamp of x to [low, high] with low <= number <= high: it keeps x on its side of number."""
-    node = graph.producer(clamped)
-    if not is_op(node, "Relu", "Clip", "Min", "Max"):
-        return False
-    if node.op == "Relu":
-        return node.inputs[0] is x and number >= 0
-    ends = [_number(graph, t) if t.name else None for t in node.inputs if t is not x]
-    given = [t.name for t in node.inputs if t is not x]
-    if len(ends) == len(node.inputs) or (node.op == "Clip" and node.inputs[0] is not x):
-        return False
-    if any(name and end is None for name, end in zip(given, ends, strict=True)):
-        return False
-    if node.op != "Clip":
-        ends = [*ends, None] if node.op == "Max" else [None, *ends]
-    low, high = (*ends, None, None)[:2]
-    return (low is None or low <= number) and (high is None or number <= high)
+def _is_met(graph: QuantGraph, kept: Tensor, x: Tensor, number: float, end: float) -> bool:
+    """Whether `kept` never falls where x rises, and is `end` where x is `number`."""
+    row: list[tuple[Node, Tensor]] = []
+    while kept is not x and len(row) < _LONGEST:
+        node = graph.producer(kept)
+        data = data_of(node)
+        if node is None or data is None:
+            return False
+        row.append((node, data))
+        kept = data
+    value, size = number, 0.0  # of the largest term
+    for node, data in reversed(row):
+        affine, ends = affine_of(node, data), bounds_of(graph, node, data)
+        if affine is not None and all(v.size == 1 for v in affine) and affine[0] > 0:
+            value, offset = value * affine[0].item(), affine[1].item()
+            size = max(size * affine[0].item(), abs(value), abs(offset))
+            value += offset
+        elif ends is not None:
+            value = min(max(value, ends[0]), ends[1])
+        else:
+            return False
+    return kept is x and abs(value - end) <= _CLOSE * size
 
 
 @_RULES.on("Mul", "Div")

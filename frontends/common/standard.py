@@ -51,6 +51,7 @@ def normalize(
     modernize(graph)
     clamps.rewrite(graph)  # before constants are folded: it shows which roundings head quantizers
     settle(graph, keep=lookalikes.heads_quantizer)
+    clamps.rewrite(graph)  # those between numbers that constants come to
     if nodes is not None:
         nodes(graph)
     arithmetic.rewrite(graph)

@@ -140,3 +140,47 @@ def test_the_clamp_of_pact_in_double_precision() -> None:
     assert [n.op for n in graph.nodes] == ["Clip"]
     x = np.asarray([-1.0, 2.5, 9.0])
     np.testing.assert_array_equal(run(to_model(graph), x)[0], [0.0, 2.5, 3.75])
+
+
+LINE = "float m = {0.25}, float k = {0.5}, float low = {-2}, float high = {2}, float zero = {0}, float one = {1}"
+QIL = "t = Mul(x, m) b = Add(t, k)"
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        f"{QIL} g = Greater(x, high) c = Where(g, one, b) h = Less(x, low) d = Where(h, zero, c)",
+        f"{QIL} g = Less(x, low) c = Where(g, zero, b) h = LessOrEqual(x, high) d = Where(h, c, one)",
+        "i = Div(one, m) j = Div(one, i) t = Mul(j, x) b = Add(t, k) "
+        "g = Greater(x, high) c = Where(g, one, b) h = Less(x, low) d = Where(h, zero, c)",
+    ],
+)
+def test_lines_that_are_cut_off_by_choice(nodes: str) -> None:
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{LINE}, float n = {{16}}> '
+        f"{{ {nodes} q = Mul(d, n) r = Round(q) y = Div(r, n) }}"
+    )
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert "y = FakeQuant[params=uint8[0,16] scale 0.0625 zero 0]" in graph.dump()
+    x = np.asarray([[-70, -1.31, 0.2], [1.1, 1.93, 90]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "t = Mul(x, low) g = Less(x, high) y = Where(g, t, low)",  # it falls
+        f"{QIL} g = Greater(x, high) y = Where(g, k, b)",  # it jumps
+        "g = Less(x, high) y = Where(g, x, end)",  # it jumps, by little
+    ],
+)
+def test_other_choices_stay(nodes: str) -> None:
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,3] x) => (float[] y) <{LINE}, float end = {{2.00001}}> '
+        f"{{ {nodes} }}"
+    )
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert "Where" in {n.op for n in graph.nodes}

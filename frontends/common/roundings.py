@@ -1,0 +1,172 @@
+"""Roundings to the nearest number written in other ways become Round, so that whatever looks for quantizers sees one.
+
+Sign(x) * Floor(|x| + 0.5)                       Round(x)            micronet; half away from zero, as C rounds
+Sign(x) * Round(|x| * n) / n                     Round(x * n) / n    APoT, and whatever else quantizes magnitudes
+Sign(v) * Floor(|v|), v = x + 0.5 * Sign(x)      Round(x)            torch.trunc
+Where(x >= 0, Floor(x + 0.5), Ceil(x - 0.5))     Round(x)
+Floor(Clip(x, a, b))                             Clip(Floor(x), Floor(a), Floor(b))
+
+They differ from it on exact ties at most. A clamp of the magnitude to [0, n] is one of the number to [-n, n].
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.model.links import is_op
+from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.quant import number_of
+from qatc.compiler.rewrite import Rules, sweep
+from qatc.frontends.common.chains import affine_of, bounds_of, data_of
+
+_RULES: Final = Rules("roundings")
+_LONGEST: Final = 8  # operators between a magnitude and its sign
+_Step = tuple[str, list[Tensor]]  # an operator of one number, and its constants
+
+
+def rewrite(graph: QuantGraph) -> int:
+    """Rewrite a modernized graph with folded constants in place; returns how many roundings were found."""
+    return sweep(graph, _RULES)
+
+
+# -- magnitudes ---------------------------------------------------------------------------------------------------
+
+
+@_RULES.on("Mul")
+def of_magnitude(graph: QuantGraph, node: Node) -> bool:
+    """A magnitude that is rounded, and given its sign again."""
+    for signs, magnitude in (node.inputs, node.inputs[::-1]):
+        sign = graph.producer(signs)
+        found = _magnitude(graph, magnitude) if is_op(sign, "Sign") else None
+        if found is None or not is_op(sign, "Sign"):
+            continue
+        signed = _less_half_of_sign(graph, sign.inputs[0]) or sign.inputs[0]
+        if not _same_sign(graph, signed, found[0]):
+            continue
+        result, steps = found
+        for op, constants in steps:
+            name = f"{node.outputs[0].name}_signed"
+            result = graph.apply(op, [result, *constants], name, element_type(result), shape_of(result), name=node.name)
+        graph.replace(node.outputs[0], result)
+        return True
+    return False
+
+
+def _magnitude(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, list[_Step]] | None:
+    """What a tensor takes the magnitude of, and what it does with that, rounding it among others.
+
+    All steps are made odd functions: of -x they make what they make of x, with a minus.
+    """
+    steps: list[_Step] = []
+    for _ in range(_LONGEST):
+        node = graph.producer(tensor)
+        if node is None or node.domain:
+            return None
+        if node.op == "Abs":
+            return (node.inputs[0], steps[::-1]) if any(op == "Round" for op, _ in steps) else None
+        data = data_of(node)
+        if data is None:
+            return None
+        if node.op == "Round":
+            steps.append(("Round", []))
+        elif node.op == "Floor":
+            steps.append(("Round", []))
+            less, size = less_half(graph, data), graph.producer(data)
+            if less is None:
+                x = _less_half_of_sign(graph, size.inputs[0]) if is_op(size, "Abs") else None
+                return None if x is None else (x, steps[::-1])
+            data = less
+        elif (affine := affine_of(node, data)) is not None:
+            if np.any(affine[1] != 0) or not np.all(affine[0] > 0):
+                return None
+            steps.append((node.op, [t for t in node.inputs if t is not data]))
+        else:
+            bounds = bounds_of(graph, node, data)
+            if bounds is None or not bounds[0] <= 0 <= bounds[1]:
+                return None
+            steps += [("Clip", _ends(graph, node, data, bounds[1]))] if np.isfinite(bounds[1]) else []
+        tensor = data
+    return None
+
+
+def _ends(graph: QuantGraph, node: Node, data: Tensor, end: float) -> list[Tensor]:
+    """-end and end, in the type of a clamp's own constants."""
+    stated = next(v for t in node.inputs if t is not data and (v := value_of(t)) is not None)
+    return [graph.constant(f"{node.outputs[0].name}_end", np.asarray(v, stated.dtype)) for v in (-end, end)]
+
+
+def less_half(graph: QuantGraph, tensor: Tensor, half: float = 0.5) -> Tensor | None:
+    """The number to which `half` is added."""
+    node = graph.producer(tensor)
+    data = data_of(node) if is_op(node, "Add", "Sub") else None
+    affine = affine_of(node, data) if node is not None and data is not None else None
+    return data if affine is not None and np.all(affine[0] == 1) and np.all(affine[1] == half) else None
+
+
+def _less_half_of_sign(graph: QuantGraph, tensor: Tensor) -> Tensor | None:
+    """The number to which half of its sign is added."""
+    total = graph.producer(tensor)
+    for x, part in (total.inputs, total.inputs[::-1]) if is_op(total, "Add") else ():
+        product = graph.producer(part)
+        for signs, factor in (product.inputs, product.inputs[::-1]) if is_op(product, "Mul") else ():
+            sign = graph.producer(signs)
+            if number_of(value_of(factor)) == 0.5 and is_op(sign, "Sign") and sign.inputs[0] is x:
+                return x
+    return None
+
+
+def _same_sign(graph: QuantGraph, signed: Tensor, x: Tensor) -> bool:
+    """Whether x has the sign of another tensor wherever it is not zero, as far as single numbers scale and clamp."""
+    for _ in range(_LONGEST):
+        if x is signed:
+            return True
+        node = graph.producer(x)
+        data = data_of(node)
+        if node is None or data is None:
+            return False
+        affine, bounds = affine_of(node, data), bounds_of(graph, node, data)
+        is_scaled = affine is not None and bool(np.all(affine[0] > 0) and np.all(affine[1] == 0))
+        if not is_scaled and (bounds is None or not bounds[0] <= 0 <= bounds[1]):
+            return False
+        x = data
+    return False
+
+
+# -- choices, and clamps under them -------------------------------------------------------------------------------
+
+
+@_RULES.on("Where")
+def half_away_by_choice(graph: QuantGraph, node: Node) -> bool:
+    """Floor(x + 0.5) where x is not negative, and Ceil(x - 0.5) elsewhere."""
+    condition, *sides = (graph.producer(t) for t in node.inputs)
+    if not is_op(condition, "Less", "LessOrEqual", "Greater", "GreaterOrEqual"):
+        return False
+    down, up = sides if condition.op.startswith("Greater") else sides[::-1]
+    if not is_op(down, "Floor") or not is_op(up, "Ceil") or number_of(value_of(condition.inputs[1])) != 0:
+        return False
+    x, same = less_half(graph, down.inputs[0]), less_half(graph, up.inputs[0], -0.5)
+    if x is None or x is not same or x is not condition.inputs[0]:
+        return False
+    node.op, node.inputs = "Round", [x]
+    return True
+
+
+@_RULES.on("Floor")
+def clamped_before(graph: QuantGraph, node: Node) -> bool:
+    """A clamp that is rounded down is a clamp of what is rounded down."""
+    clamp = graph.producer(node.inputs[0])
+    if not is_op(clamp, "Clip", "Min", "Max") or graph.only_consumer(node.inputs[0]) is not node:
+        return False
+    data = data_of(clamp)
+    if data is None or bounds_of(graph, clamp, data) is None:
+        return False
+    for index, tensor in enumerate(clamp.inputs):
+        if tensor is not data and (value := value_of(tensor)) is not None:
+            clamp.inputs[index] = graph.constant(f"{tensor.name}_floor", np.floor(value))
+    rounded = graph.apply("Floor", [data], f"{node.outputs[0].name}_unclamped", element_type(data), shape_of(data))
+    clamp.inputs[next(i for i, t in enumerate(clamp.inputs) if t is data)] = rounded
+    graph.replace(node.outputs[0], clamp.outputs[0])
+    return True
