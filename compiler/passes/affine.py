@@ -275,15 +275,15 @@ def _skip(graph: QuantGraph, node: Node) -> None:
     """Take an affine node out of its chain: its data input stands for its output, under the output's name."""
     data, out = next(t for t in node.inputs if not isinstance(t, Constant)), node.outputs[0]
     name = out.name
-    params, origin = graph.params.pop(name, None), graph.origin.pop(name, None)
+    tables: tuple[dict[str, Any], ...] = (graph.params, graph.origin, graph.shifted)
+    told = [table.pop(name, None) for table in tables]
     graph.replace(out, data)
     if data.name != name:
         graph.rename(out, graph.fresh(f"{name}_folded"))
         graph.rename(data, name)
-    if params is not None:
-        graph.params[name] = params
-    if origin is not None:
-        graph.origin[name] = origin
+    for table, value in zip(tables, told, strict=True):
+        if value is not None:
+            table[name] = value
 
 
 def _set_bias(graph: QuantGraph, mac: Mac, bias: Vector) -> None:

@@ -146,7 +146,8 @@ class LocalCheck:
                     sample.anchored.add(name)
                 continue
             values[name] = self._compare(op, name, place, sample, simulated[place], computed, judged)
-            sample.anchored.add(name)
+            if judged is not None or self.graph.tensors[name].params is not None:
+                sample.anchored.add(name)
 
     def _judged(self, op: Op, sample: Sample) -> _Judged | None:
         """What is judged by the results of `op`; None where what it is made of was rounded otherwise."""

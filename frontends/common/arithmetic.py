@@ -380,10 +380,11 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
         return False
     ends = [e for e in after if np.all(e.scale > 0)]
     end = next((e for e in reversed(ends) if _is_whole(2 * e.offset / e.scale)), after[0])
-    if _goes_on(graph, end.tensor) or np.any(end.scale < 0):
-        raise NoMatch("other constants than steps multiply what it makes of this one")
-    rounded = (np.floor if node.op == "Floor" else np.rint)(source.values.astype(np.float64))
     join = _varying(source, end.scale)
+    is_moved = end.offset.size > end.scale.size  # AdaRound adds 0 or 1 to each element
+    if is_moved or np.any(end.scale < 0) or _goes_on(graph, end.tensor):
+        raise NoMatch("other constants than steps and zero points act on what it makes of this one")
+    rounded = (np.floor if node.op == "Floor" else np.rint)(source.values.astype(np.float64))
     if join is not None:
         rounded, end = rounded.reshape(join.flat), join.state(end)
     if not _is_whole(end.offset / end.scale):

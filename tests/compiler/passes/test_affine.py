@@ -255,6 +255,15 @@ def test_matmul_keeps_its_bias_as_one_add() -> None:
     )
 
 
+def test_what_is_told_of_a_result_stays_told_of_it() -> None:
+    """By how much the file's tensor is larger than the one that is rounded (LSQ+ learns such offsets)."""
+    body = WEIGHT.format(axis=1) + "c = MatMul(x, w)\nd = Mul(c, k)\nn = Add(d, k)\ny = A(n)"
+    graph = stripped(net(X2, body, f"{DENSE}, float[2] k = {{2.0, -1.0}}"))
+    graph.shifted["y"] = ("shown", 0.125)
+    fold_affine(graph)
+    assert graph.shifted == {"y": ("shown", 0.125)}
+
+
 def test_matmul_without_an_offset_keeps_no_add() -> None:
     graph = after_fold(X2, "c = MatMul(x, w)\nn = Mul(c, k)\ny = A(n)", f"{DENSE}, float[2] k = {{2.0, -1.0}}", axis=1)
     expect(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx.parser
 import pytest
 
-from qatc.compiler.integer import Conv
+from qatc.compiler.integer import Conv, Float, MatMul
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import verify
@@ -82,3 +83,27 @@ def test_what_is_only_moved_since_it_was_rounded_is_judged_where_the_file_rounds
     wrong = [check for check in found.local if not check.passed]
     assert [check.op for check in wrong] == ["Move"] * spoiled
     assert all(re.search(r"element \[\d, \d, 2\] is ", check.message) for check in wrong)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_real_numbers_behind_what_the_file_does_not_show_judge_nothing(hidden: bool) -> None:
+    """A wrong product is found where the file rounds it; where it has no such place, what reads it is not blamed."""
+    rng = np.random.default_rng(5)
+    weight = rng.integers(-127, 128, (8, 8))
+    text = net(
+        "(float[4,8] x) => (float[4,8] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\nq = B(m)\n"
+        "l = LayerNormalization(q, one)\ny = A(l)",
+        f"int8[8,8] wq = {{{', '.join(map(str, weight.ravel()))}}}, float[8] one = {{1, 1, 1, 1, 1, 1, 1, 1}}",
+    )
+    graph, model = lowered(text), onnx.parser.parse_model(text)
+    (product,) = (op for op in graph.ops if isinstance(op, MatMul))
+    graph.constants[product.inputs[1]] = -graph.constants[product.inputs[1]]
+    (norm,) = (op for op in graph.ops if isinstance(op, Float))
+    graph.tensors[norm.output] = replace(graph.tensors[norm.output], source="l")
+    if hidden:
+        graph.tensors[product.output] = replace(graph.tensors[product.output], source=None)
+    feeds = {"x": rng.normal(0, 10, (4, 8)).astype(np.float32)}
+    found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
+    assert [check.op for check in found.local if not check.passed] == ([] if hidden else ["MatMul"])
+    assert any("not judged" in check.message for check in found.local) == hidden

@@ -103,6 +103,7 @@ def test_only_ties_are_rounded_differently(nodes: str, steps: list[int]) -> None
         "i = Sign(w) m = Abs(w) p = Mul(m, n) r = Round(p) q = Div(r, n) k = Mul(q, i)",  # APoT
         "v = Div(w, g) r = Round(v) c = Clip(r, lo, hi) q = Mul(c, g) k = Mul(q, mask)",  # pruned
         "v = Div(w, g) r = Round(v) q = Mul(g, r) t = Mul(q, mask) k = Div(t, n)",
+        "v = Div(w, g) r = Floor(v) u = Add(r, mask) c = Clip(u, lo, hi) k = Mul(c, g)",  # AdaRound
     ],
 )
 def test_constants_beyond_a_weights_quantizer_leave_it_on_its_grid(nodes: str) -> None:
