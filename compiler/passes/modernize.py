@@ -10,6 +10,7 @@
     CastLike(x, y: float)                   Cast[to=float](x)
     SequenceAt(SplitToSequence(x, s), 1)    the second output of Split(x, s): see `sequences`
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
+    QuantizeLinear(x: int32)                QuantizeLinear(Cast(x)): the integers are the numbers, in every opset
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
 to the type its input has. SAME padding becomes numbers where the sizes are known: runtimes refuse it with dilations, or
@@ -50,6 +51,8 @@ _LISTS: Final = {
     "TopK": ("k",),
     "Slice": ("starts", "ends", "axes"),
 }
+_FLOAT: Final = int(onnx.TensorProto.FLOAT)
+_INT32: Final = int(onnx.TensorProto.INT32)
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
 
 INERT: Final = Rules("modernize")
@@ -78,7 +81,14 @@ def modernize(graph: QuantGraph) -> None:
             message = f"{node.op} makes a sequence of tensors"
             graph.diagnostics.error("QAT302", message, node=label_of(node), hint=hint)
     widen(graph)
-    _sweep(graph, INERT, lambda n: _has_no_type(n) or (_is_same(n) and n.attr("dilations")))
+    whole = any(t.dtype == _INT32 for t in graph.inputs) or any(
+        n.op == "Cast" and n.attr("to") == _INT32 for n in graph.nodes
+    )
+    _sweep(
+        graph,
+        INERT,
+        lambda n: _has_no_type(n) or (_is_same(n) and n.attr("dilations")) or (whole and _quantizes_the_unknown(n)),
+    )
     _sweep(graph, PRODUCTS, lambda n: is_op(n, "Attention", "Einsum"))  # what did nothing hid constants
     if graph.opset < OPSET:
         sweep(graph, UPGRADE)
@@ -98,6 +108,11 @@ def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]
 def _has_no_type(node: Node) -> bool:
     """Whether a Cast or CastLike reads a tensor of unknown element type."""
     return is_op(node, "Cast", "CastLike") and any(element_type(t) is None for t in node.inputs)
+
+
+def _quantizes_the_unknown(node: Node) -> bool:
+    """Whether a QuantizeLinear reads a tensor of unknown element type."""
+    return is_op(node, "QuantizeLinear") and bool(node.inputs) and element_type(node.inputs[0]) is None
 
 
 def infer_if_possible(graph: QuantGraph) -> None:
@@ -214,6 +229,16 @@ def cast_to_a_known_type(graph: QuantGraph, node: Node) -> bool:
     if kind == element_type(node.inputs[0]) and _bypass(graph, node):
         return True
     node.op, node.inputs, node.attrs["to"] = "Cast", node.inputs[:1], kind
+    return True
+
+
+@INERT.on("QuantizeLinear")
+def quantized_integers(graph: QuantGraph, node: Node) -> bool:
+    """A QuantizeLinear of int32 rounds the numbers that its integers are: behind it, tensors are real."""
+    if not node.inputs or element_type(x := node.inputs[0]) != _INT32:
+        return False
+    node.inputs[0] = graph.variable(f"{x.name}_real", _FLOAT, x.shape)
+    graph.insert("Cast", [x], [node.inputs[0]], attrs={"to": _FLOAT})
     return True
 
 

@@ -40,6 +40,9 @@ from qatc.frontends.common.integers import (
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import OF_ELEMENT, linear_params
 
+_QUANTIZED: Final = frozenset(  # `modernize` casts int32
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+)
 _LOWERED: Final = (
     "integers may be moved, clipped and dequantized; of what a tool lowered to integer arithmetic of its own, give the"
     " model from before that; for integer operators (QLinearConv, ConvInteger, ...) use -m qoperator"
@@ -169,6 +172,12 @@ class _Lifter:
             return
         if id(node.inputs[0]) in self.integers:
             self._check_reads(node)
+            return
+        kind = element_type(node.inputs[0])
+        if kind is not None and kind not in _QUANTIZED:
+            name = onnx.TensorProto.DataType.Name(kind).lower()
+            message = f"QuantizeLinear reads {name}, and ONNX has it of floats and int32 alone"
+            refuse(self.graph, node, "QAT104", message, "cast what it reads to float in front of it")
             return
         params = self._params(node)
         if params is None:

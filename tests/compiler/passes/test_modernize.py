@@ -313,3 +313,28 @@ def test_a_hard_swish_in_a_file_too_old_for_it(opset: int) -> None:
     modernize(graph)
     assert [n.op for n in graph.nodes] == (["HardSwish", "Neg"] if opset == 14 else ["HardSigmoid", "Mul", "Neg"])
     np.testing.assert_allclose(run(to_model(graph))[0], -X * np.clip(X / 6 + 0.5, 0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<ir_version: 8, opset_import: ["" : 13]>\ng (int32[2,4] x) => (uint8[2,4] y) <float s = {0.5}, uint8 z = {3}>'
+        " { y = QuantizeLinear(x, s, z) }",
+        '<ir_version: 8, opset_import: ["" : 13]>\ng (float[2,4] x) => (uint8[2,4] y) <float s = {0.5}, uint8 z = {3}>'
+        " { i = Cast<to=6>(x) j = Neg(i) y = QuantizeLinear(j, s, z) }",
+    ],
+)
+def test_what_is_quantized_is_real(text: str) -> None:
+    """ONNX quantizes int32, too: its integers are the numbers."""
+    graph = loaded(text)
+    modernize(graph)
+    graph.verify(stripped=False)
+    (quantize,) = [n for n in graph.nodes if n.op == "QuantizeLinear"]
+    cast = graph.producer(quantize.inputs[0])
+    assert cast is not None
+    assert (cast.op, cast.attr("to")) == ("Cast", onnx.TensorProto.FLOAT)
+    model = to_model(graph)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.array([[-9, -1, 0, 1], [7, 126, 127, 1 << 30]], np.int32 if "int32[" in text else np.float32)
+    wanted = np.clip((x.astype(np.int64) if "int32[" in text else -x.astype(np.int64)) * 2 + 3, 0, 255)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], wanted)

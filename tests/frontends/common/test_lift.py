@@ -526,3 +526,29 @@ def test_parts_that_the_data_choose_are_none() -> None:
         " p = Compress<axis=1>(q, c) y = DequantizeLinear(p, s, z)"
     )
     assert codes(text) == ["QAT104"]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "double"])
+def test_what_onnx_quantizes_is_float_or_int32(dtype: str) -> None:
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 13]>\ng ({dtype}[2,3] x) => (float[2,3] y)'
+        " <float s = {0.5}, uint8 z = {3}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    )
+    graph = loaded(text)
+    normalize(graph, None)
+    (found,) = graph.diagnostics
+    assert (found.code, found.tensor) == ("QAT104", "x")
+    assert found.message == f"QuantizeLinear reads {dtype}, and ONNX has it of floats and int32 alone"
+
+
+def test_int32_is_quantized_as_the_numbers_that_it_is() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]>\ng (int32[2,3] x) => (float[2,3] y)'
+        " <float s = {0.5}, uint8 z = {3}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    )
+    graph = loaded(text)
+    normalize(graph, None)
+    graph.diagnostics.check()
+    x = np.array([[-5, -1, 0], [1, 99, 500]], np.int32)
+    wanted = np.array([[-1.5, -1, 0], [1, 99, 126]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], wanted)
