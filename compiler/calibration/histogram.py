@@ -20,6 +20,7 @@ from qatc.compiler.quant import Array, QuantParams, dtype_range
 Range = tuple[float, float]
 Doubles = npt.NDArray[np.float64]
 _BINS: Final = 1 << 13  # over [-limit, limit]; a power of two, so that pairs can be merged
+_LEAST: Final = 2.0**-100  # limit: that of smaller ones is no factor of float32
 _COARSE: Final = tuple(np.geomspace(1.0, 0.01, 100).tolist())  # shares of the full range that the search tries
 _FINE: Final = tuple(np.linspace(0.96, 1.04, 33).tolist())  # and then of the best one
 _PERCENTILE: Final = 99.99
@@ -60,7 +61,7 @@ class Histogram:
                 zeros = int(self.counts[_BINS // 2])
                 self.counts[:] = 0
                 self.counts[_BINS // 2] = zeros
-                self.limit = size
+                self.limit = max(size, _LEAST)
             return
         while size > self.limit:
             merged = self.counts.reshape(-1, 2).sum(axis=1)

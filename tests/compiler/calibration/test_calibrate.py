@@ -190,6 +190,19 @@ def test_data_that_overflow_are_said(tmp_path: Path):
     assert (caught.value.diagnostics[0].code, caught.value.diagnostics[0].tensor) == ("QAT008", "y")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_first_batch_of_next_to_nothing(method: str):
+    """Its limit has no reciprocal in float32; zeros were counted as the lowest value."""
+    seen = Histogram()
+    seen.add(np.array([0, 1e-42, -1e-45], np.float32))
+    seen.add(np.linspace(-1, 1, 100_000, dtype=np.float32))
+    low, high = METHODS[method](seen, grid_of)
+    assert -1 <= low < -0.9
+    assert 0.9 < high <= 1
+    assert int(seen.counts.sum()) == 100_003
+
+
 # -- data -------------------------------------------------------------------------------------------------------------
 TWO = (Port("a", "float32", ("N", 2)), Port("b", "int64", ("N",)))
 
