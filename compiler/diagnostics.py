@@ -6,11 +6,12 @@ lives in `CODES`; its long explanation is a page beside this module (`qatc expla
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path
 from typing import Final
 
 _LONGEST_NAME: Final = 120
@@ -120,9 +121,14 @@ def counted(number: int, noun: str, verb: str = "", *, plural: str = "") -> str:
     return f"{said} {verb}{'s' if one else ''}" if verb else said
 
 
-def file_name(path: PurePath) -> str:
-    """A file's name as packages hold it: its bytes on the disk, as UTF-8 whatever the locale; what is none escaped."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+def file_name(path: Path) -> str:
+    """The name of a file or folder as packages hold it: its bytes on the disk, as UTF-8 whatever the locale; what is
+    none is escaped. That of `.` and `..` is where they lead.
+    """
+    if path.name in ("", ".."):
+        with contextlib.suppress(OSError):  # nowhere any more
+            path = path.resolve()
+    return os.fsencode(path.name or path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import click
 from qatc._version import __version__
 from qatc.compiler.command.arguments import SECTIONS, in_our_words
 from qatc.compiler.command.process import OutputError, interrupted, printing
-from qatc.compiler.diagnostics import CompileError, Diagnostic, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, printable
 
 if TYPE_CHECKING:
     from qatc.compiler.report.junit import Case
@@ -213,22 +213,12 @@ def _write_for_ci(
         from qatc.compiler.report.sarif import sarif
 
         place = subject / "manifest.json" if package else subject  # SARIF wants a file
-        data = junit(_called(subject), cases(), found, status) if option == "junit" else sarif(place, found, status)
+        data = junit(file_name(subject), cases(), found, status) if option == "junit" else sarif(place, found, status)
         try:
             _screen(ctx.params).write_file(file, data)
         except CompileError as error:
             wrong += [d for d in error.diagnostics if d not in found]
     return wrong
-
-
-def _called(subject: Path) -> str:
-    """The name of a file or folder, also where its path does not end in it: `.` and `..` are where they lead."""
-    if subject.name not in ("", ".."):
-        return subject.name
-    try:
-        return subject.resolve().name or str(subject)
-    except OSError:  # nowhere any more
-        return str(subject)
 
 
 def _stages(error: CompileError) -> Sequence[Case]:

@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from qatc.compiler.damaged import ARCHIVE, reason
-from qatc.compiler.diagnostics import CompileError, fail, printable
+from qatc.compiler.diagnostics import CompileError, fail, file_name, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.npy import npy_header
 from qatc.compiler.quant import Array
@@ -212,11 +212,11 @@ class ArrayData:
 
 def _open_npy(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
     del options
-    stored = _stored(path.name, partial(_file, path))
+    stored = _stored(file_name(path), partial(_file, path))
     if len(ports.inputs) != 1:
         names = ", ".join(printable(port.name) for port in ports.inputs)
         hint = "save an .npz with one array an input: numpy.savez(path, name=array, ...)"
-        message = f"{printable(path.name)} holds one array, the model has the inputs {names}"
+        message = f"{printable(file_name(path))} holds one array, the model has the inputs {names}"
         raise fail("QAT008", message, hint=hint)
     return ArrayData((_Shard({ports.inputs[0].name: stored}, None, {}),))
 
@@ -226,12 +226,14 @@ def _archive(path: Path, ports: Ports) -> _Shard:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
     except _TROUBLE as error:
-        raise _unreadable(path.name, error) from error
+        raise _unreadable(file_name(path), error) from error
     arrays = {
-        name.removesuffix(".npy"): _stored(f"{path.name}[{name.removesuffix('.npy')}]", partial(_member, path, name))
+        name.removesuffix(".npy"): _stored(
+            f"{file_name(path)}[{name.removesuffix('.npy')}]", partial(_member, path, name)
+        )
         for name in names
     }
-    return _assigned(path.name, arrays, ports)
+    return _assigned(file_name(path), arrays, ports)
 
 
 def _file(path: Path) -> IO[bytes]:
@@ -253,12 +255,14 @@ def _open_folder(path: Path, ports: Ports, options: Mapping[str, str]) -> Datase
     del options
     archives, files = _with_suffix(path, ".npz"), _with_suffix(path, ".npy")
     if archives and files:
-        message = f"{printable(path.name)} holds both .npz files and .npy files, such as {printable(files[0].name)}"
+        message = (
+            f"{printable(file_name(path))} holds both .npz files and .npy files, such as {printable(files[0].name)}"
+        )
         raise fail("QAT008", message, hint="put all arrays into .npz files, or each into an .npy file")
     if archives:
         return ArrayData(tuple(_archive(archive, ports) for archive in archives))
-    arrays = {file.stem: _stored(file.name, partial(_file, file)) for file in files}
-    return ArrayData((_assigned(path.name, arrays, ports),))
+    arrays = {file.stem: _stored(file_name(file), partial(_file, file)) for file in files}
+    return ArrayData((_assigned(file_name(path), arrays, ports),))
 
 
 def _with_suffix(path: Path, suffix: str) -> list[Path]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qatc.compiler.diagnostics import few, printable
+from qatc.compiler.diagnostics import counted, few, printable
 from qatc.compiler.result import InspectedOp, Inspection
 from qatc.compiler.target import OPTIONAL_OPERATORS
 
@@ -87,12 +87,13 @@ def _weights(operators: Sequence[InspectedOp]) -> Iterator[str]:
     ]
     if weak:
         number, channels = sum(facts.weak for _, facts in weak), sum(facts.channels for _, facts in weak)
-        share = f"{number:,} of {channels:,} channels use less than 5 of 8 bits"
+        share = f"{number:,} of {channels:,} channels {'uses' if number == 1 else 'use'} less than 5 of 8 bits"
         yield f"Quantize weights per channel: under one scale {share}, in {_named([node for node, _ in weak])}."
     dead = [(op.node, op.weights.dead) for op in operators if op.weights is not None and op.weights.dead]
     if dead:
         number = sum(count for _, count in dead)
-        yield f"Prune {number:,} output channels whose weights are all zero, in {_named([node for node, _ in dead])}."
+        said = counted(number, "output channel")
+        yield f"Prune {said} whose weights are all zero, in {_named([node for node, _ in dead])}."
 
 
 def _sums(found: Inspection) -> Iterator[str]:
@@ -103,8 +104,9 @@ def _sums(found: Inspection) -> Iterator[str]:
     pairs = [op for op in wide if op.sums is not None and op.sums.saturating]
     if pairs:
         yield (
-            f"Train weights in [-64, 63] (reduce_range) if x86 processors without VNNI are a target: in {len(pairs):,} "
-            "operators pairs of products may saturate 16 bits there, and run in a slower form. Others need nothing."
+            "Train weights in [-64, 63] (reduce_range) if x86 processors without VNNI are a target: in "
+            f"{counted(len(pairs), 'operator')} pairs of products may saturate 16 bits there, and run in a slower form."
+            " Others need nothing."
         )
 
 

@@ -60,7 +60,7 @@ def source_file(path: Path) -> SourceFile:
     files = {f"./{p.relative_to(path).as_posix()}": _hashed(p) for p in path.rglob("*") if p.is_file()}
     lines = [f"{files[name].sha256}  {name}\n" for name in sorted(files, key=os.fsencode)]
     listing = hashlib.sha256(b"".join(map(os.fsencode, lines)))
-    return SourceFile(file_name(path.absolute()), sum(f.size for f in files.values()), listing.hexdigest())
+    return SourceFile(file_name(path), sum(f.size for f in files.values()), listing.hexdigest())
 
 
 def _hashed(path: Path) -> SourceFile:

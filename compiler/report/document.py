@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from qatc._version import __version__
-from qatc.compiler.diagnostics import Diagnostic
+from qatc.compiler.diagnostics import Diagnostic, file_name
 from qatc.compiler.package import port_document, report_document
 from qatc.compiler.package.content import coverage_document, params_document
 from qatc.compiler.result import CompileResult, Inspection, Json
@@ -33,7 +33,7 @@ def result_json(result: CompileResult) -> dict[str, Json]:
 def inspection_json(found: Inspection) -> dict[str, Json]:
     """An inspection as JSON data."""
     return {
-        "source": found.source.name,
+        "source": file_name(found.source),
         "size": found.source_bytes,
         "dialect": found.dialect,
         "evidence": found.evidence,

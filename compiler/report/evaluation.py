@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qatc.compiler.diagnostics import counted, one_line, printable
+from qatc.compiler.diagnostics import counted, file_name, one_line, printable
 from qatc.compiler.report import text
 from qatc.compiler.report.facts import Column, Facts, listing
 from qatc.compiler.report.junit import Case
@@ -79,7 +79,7 @@ def evaluation_cases(found: Evaluation) -> list[Case]:
 def evaluation_document(found: Evaluation) -> dict[str, Json]:
     """An evaluation as report.json holds it: no paths and no timings, so that equal evaluations are equal bytes."""
     return {
-        "data": found.data.name,
+        "data": file_name(found.data),
         "loader": found.loader,
         "samples": found.samples,
         "runs": [{"name": run.name, "description": run.description} for run in found.runs],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -428,6 +429,21 @@ def test_a_file_that_is_damaged_meanwhile_is_not_signed_off(package: Path, data:
     with pytest.raises(CompileError, match="QAT502"):
         evaluate_package(package, data, ["top1"], runs=["reference"], limit=5, report=True, progress=damage)
     assert (package / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.skipif(os.fsencode("\udcff") != b"\xff", reason="names are bytes here")
+def test_data_have_a_name_wherever_they_lie(
+    package: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lone surrogates, which JSON of others does not hold, and no empty name."""
+    (tmp_path / "set").mkdir()
+    odd = data.rename(tmp_path / "set" / os.fsdecode(b"d\xff.npz"))
+    monkeypatch.chdir(tmp_path / "set")
+    for path in (odd, Path()):
+        assert evaluate_package(package, path, ["top1"], limit=2, report=True).reported
+    report = json.loads((package / "report.json").read_bytes())
+    assert [each["data"] for each in report["evaluations"]] == ["d\\xff.npz", "set"]
+    assert verify_package(package).passed
 
 
 def test_equal_evaluations_are_equal_bytes(package: Path, data: Path) -> None:
