@@ -11,6 +11,7 @@ import onnx
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Dim, QuantGraph, Variable, elements, shape_of, value_of
 from qatc.compiler.model.foreign import shape_twins
+from qatc.compiler.model.links import label_of
 from qatc.compiler.model.negative_sizes import up_to_negative_slice
 from qatc.compiler.model.pools import rounded_down
 from qatc.compiler.model.protos import BODIES
@@ -22,6 +23,8 @@ _BLIND_OPSET: Final = 13  # in which ONNX's inference does not see through the c
 _NO_SIZES: Final = frozenset(  # element types that sizes are never of
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 )
+#: What moves over its input, and the smallest size of a result that ONNX Runtime takes.
+_WINDOWS: Final = {"AveragePool": 0, "Conv": 0, "ConvTranspose": 1, "LpPool": 0, "MaxPool": 0}
 _DimProto = onnx.TensorShapeProto.Dimension
 
 
@@ -80,6 +83,8 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
             tensor.dtype = found.elem_type
         if tensor.name in shapes:
             tensor.shape = list(shapes[tensor.name])
+            if None in tensor.shape or 0 in tensor.shape:
+                _refuse_too_large(graph, tensor, found)
     _pin(skeleton, pinned or {})
     if not _is_static(graph):
         shapes = _shapes(_inferred(skeleton, trial=True))
@@ -88,6 +93,18 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
         sizes = tuple(d for d in dims if isinstance(d, int))
         if len(sizes) == len(dims):
             graph.sample_shapes[name] = sizes
+
+
+def _refuse_too_large(graph: QuantGraph, tensor: Variable, found: onnx.TypeProto.Tensor) -> None:
+    """QAT004 for a window that is larger than what it slides over: inference goes on with sizes below zero."""
+    maker = graph.producer(tensor)
+    if maker is None or maker.domain or maker.op not in _WINDOWS:
+        return
+    sizes = [dim.dim_value for dim in list(found.shape.dim)[2:] if dim.HasField("dim_value")]
+    if sizes and min(sizes) < _WINDOWS[maker.op]:
+        message = f"{maker.op} would have a result of size {min(sizes)}: its window or padding is too large"
+        hint = "give the model larger inputs, or repair it: ONNX Runtime cannot run it either"
+        raise fail("QAT004", message, node=label_of(maker), tensor=tensor.name, hint=hint)
 
 
 def infer_new_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:

@@ -105,6 +105,9 @@ def _misshapen(node: Node) -> Reason | None:
         listed = node.attr(name)
         if isinstance(listed, (list, tuple)) and len(listed) != each * (rank - 2):  # pyright: ignore[reportUnknownArgumentType]
             return Reason(f"its {name} is not for a weight of {rank} dimensions", weight.name)
+    kernel, stated = (shape_of(weight) or ())[2:], node.attr("kernel_shape")
+    if stated and kernel and list(kernel) != list(stated):
+        return Reason(f"its kernel_shape is {list(stated)}, but its weight's {list(kernel)}", weight.name)
     groups, shape = int(node.attr("group", 1)), shape_of(weight)
     channels = shape[0] if shape is not None else None
     if groups < 1 or (isinstance(channels, int) and channels % groups):

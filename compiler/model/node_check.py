@@ -5,7 +5,7 @@ Everything behind the loader may rely on it. Operators that onnx does not know a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
@@ -30,6 +30,8 @@ _LISTS: Final[dict[int, int]] = {
     AttributeProto.INTS: AttributeProto.INT,
     AttributeProto.STRINGS: AttributeProto.STRING,
 }
+_LEAST: Final = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0}  # of what moves over its input
+_MOST: Final = 2**31 - 1
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
 
@@ -43,6 +45,7 @@ class _Form:
     variadic: int | None  # the first of any number of inputs, none of which may be absent
     required: frozenset[str]
     kinds: Mapping[str, int]  # attribute -> AttributeProto type
+    sizes: frozenset[str]  # attributes with the sizes of a window
 
 
 class NodeRecord(NamedTuple):
@@ -99,6 +102,10 @@ class NodeChecker:
             if kind not in (wanted, AttributeProto.UNDEFINED):
                 found = _KINDS.get(kind, "?")
                 yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
+        if form.sizes:
+            for attribute in node.attributes:
+                if attribute.name in form.sizes:
+                    yield from _sizes(op, attribute.name, attribute.ints)
 
     def findings_in(self, node: Node) -> Iterator[str]:
         """The same for a node of the graph, which a frontend may have made of a vendor's."""
@@ -112,6 +119,8 @@ class NodeChecker:
             wanted = form.kinds.get(name)
             if wanted is not None and not _is_of(value, wanted):
                 yield f"the attribute {name} of {node.op} is not of type {_KINDS[wanted]}"
+            elif name in form.sizes:
+                yield from _sizes(node.op, name, value)
 
 
 def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
@@ -130,6 +139,12 @@ def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterat
         yield f"{op} has {form.outputs} outputs, not {outputs}"
 
 
+def _sizes(op: str, name: str, values: Iterable[int]) -> Iterator[str]:
+    bad = next((v for v in values if not _LEAST[name] <= v <= _MOST), None)
+    if bad is not None:
+        yield f"the attribute {name} of {op} holds {bad}"
+
+
 def _is_of(value: object, wanted: int) -> bool:
     """Whether the Python value of an attribute may be written as an AttributeProto of type `wanted`."""
     if wanted in _LISTS:
@@ -143,6 +158,7 @@ def _form(op: str, opset: int) -> _Form | None:
     if not onnx.defs.has(op, opset, ""):
         return None
     schema = onnx.defs.get_schema(op, opset, "")
+    attributes = schema.attributes.keys()
     single = onnx.defs.OpSchema.FormalParameterOption.Single
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
     return _Form(
@@ -155,4 +171,5 @@ def _form(op: str, opset: int) -> _Form | None:
             name: AttributeProto.AttributeType.Value(str(a.type).rpartition(".")[2])
             for name, a in schema.attributes.items()
         },
+        frozenset(_LEAST.keys() & attributes if "strides" in attributes else ()),  # a Pad may take away
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from qatc import CompileError
 from qatc.compiler.graph import QuantGraph, shape_of
 from qatc.compiler.shapes import infer_shapes
 from tests.graphs import canonical, loaded, net
@@ -79,3 +80,25 @@ def test_computed_shapes_are_seen_through_in_every_opset(opset: int) -> None:
     graph = loaded(text)
     infer_shapes(graph)
     assert graph.sample_shapes["y"] == (1, 24, 8)
+
+
+@pytest.mark.parametrize(
+    ("node", "size"),
+    [
+        ("MaxPool<kernel_shape = [6, 3]>(x)", -1), ("Conv<dilations = [1, 9]>(x, w)", -14),
+        ("ConvTranspose<pads = [3, 3, 3, 3]>(x, w)", 0), ("ConvTranspose<pads = [0, 9, 0, 0]>(x, w)", -3),
+    ],
+)  # fmt: skip
+def test_a_window_larger_than_its_input_is_told(node: str, size: int) -> None:
+    graph = graph_of(
+        f"y = {node}", "(float[N,1,4,4] x) => (float[N,C,H,W] y)", "float[1,1,3,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}"
+    )
+    with pytest.raises(CompileError, match=rf"QAT004.*a result of size {size}:") as caught:
+        infer_shapes(graph)
+    assert caught.value.diagnostics[0].tensor == "y"
+
+
+def test_a_result_without_elements_is_a_size() -> None:
+    graph = graph_of("y = MaxPool<kernel_shape = [5, 3]>(x)", "(float[N,1,4,4] x) => (float[N,C,H,W] y)")
+    infer_shapes(graph)
+    assert shape_of(graph.outputs[0]) == ("N", 1, 0, 2)

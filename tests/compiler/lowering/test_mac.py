@@ -228,6 +228,16 @@ def test_a_gemm_of_more_than_matrices_stays_float() -> None:
     assert [r for r in reasons(graph) if "dimensions" in r] == ["Gemm: it multiplies 4 dimensions"]
 
 
+def test_a_kernel_that_is_not_the_weights_stays_float() -> None:
+    """ONNX Runtime refuses it; the weight alone must not decide."""
+    graph = lowered_net(
+        "(float[1,1,4,4] x) => (float[1,1,2,2] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nc = Conv<kernel_shape = [3, 3]>(a, w)\ny = B(c)",
+        "int8[1,1,2,3] wq = {1, 2, 3, 4, 5, 6}",
+    )
+    assert reasons(graph) == ["Conv: its kernel_shape is [3, 3], but its weight's [2, 3]"]
+
+
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
 def test_convolutions_along_four_axes_stay_float(op: str) -> None:
     """ONNX Runtime runs them in float; integer ones end at three axes (found by a fuzzer: the reference refused it)."""
