@@ -174,7 +174,7 @@ class _Lifter:
             self._check_reads(node)
             return
         kind = element_type(node.inputs[0])
-        if kind is not None and kind not in _QUANTIZED:
+        if kind is not None and kind not in _QUANTIZED and self.graph.quant(node.inputs[0]) is None:
             name = onnx.TensorProto.DataType.Name(kind).lower()
             message = f"QuantizeLinear reads {name}, and ONNX has it of floats and int32 alone"
             refuse(self.graph, node, "QAT104", message, "cast what it reads to float in front of it")
