@@ -169,6 +169,8 @@ FRONTEND: Final = Frontend(
     importer=IMPORTER,
     exporters=(
         "tf2onnx 1.16 and 1.17 of tfmot 0.8 (TensorFlow 2.15, 2.19 and 2.21, opset 11 to 18)",
+        "tfmot 0.8 as collaborative optimization (PQAT, CQAT, PCQAT), its n-bit scheme, own QuantizeConfigs"
+        " (tf2onnx 1.17 of Keras, SavedModel and frozen graph, opset 11 to 18; .tflite with and without optimizations)",
         "tf2onnx 1.8, 1.13 and 1.15 of tfmot 0.5 and 0.7 (TensorFlow 2.4, 2.8 and 2.12, opset 10 to 17)",
         "tf2onnx 1.8 of TensorFlow 1.15's tf.contrib.quantize (frozen, SavedModel; opset 9 to 13; 8 and 4 bits)",
         "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
@@ -186,7 +188,8 @@ FRONTEND: Final = Frontend(
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
         ".tflite files with weights in blocks, or of 2 bits; LSTM layers in them, which tf2onnx does not read",
-        "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image: give the .tflite itself",
+        "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image, 1.17 the scales of weights"
+        " that a float .tflite quantizes per channel as it runs: give the .tflite itself",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "HGQ: activations whose elements have widths of their own, and rounding down",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",

@@ -93,7 +93,7 @@ def narrowed(value: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     return value.reshape(()) if value.size == 1 else value
 
 
-def data_of(node: Node | None) -> Tensor | None:
+def variable_of(node: Node | None) -> Tensor | None:
     """The first input of a node that is no constant."""
     return None if node is None else next((t for t in node.inputs if t.name and not is_constant(t)), None)
 

@@ -21,7 +21,7 @@ from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends.common.chains import affine_of, bounds_of, data_of
+from qatc.frontends.common.chains import affine_of, bounds_of, variable_of
 
 COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _RULES: Final = Rules("clamps")
@@ -94,7 +94,7 @@ def _is_met(graph: QuantGraph, kept: Tensor, x: Tensor, number: float, end: floa
     row: list[tuple[Node, Tensor]] = []
     while kept is not x and len(row) < _LONGEST:
         node = graph.producer(kept)
-        data = data_of(node)
+        data = variable_of(node)
         if node is None or data is None:
             return False
         row.append((node, data))

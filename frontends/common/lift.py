@@ -47,6 +47,10 @@ _LOWERED: Final = (
     "integers may be moved, clipped and dequantized; of what a tool lowered to integer arithmetic of its own, give the"
     " model from before that; for integer operators (QLinearConv, ConvInteger, ...) use -m qoperator"
 )
+_FIRST_CHANNEL: Final = (
+    "one side has the first channel's scale for all, as tf2onnx --tflite writes weights that are quantized as the"
+    " network runs: give qatc the .tflite file itself, or convert with optimizations = [tf.lite.Optimize.DEFAULT]"
+)
 
 
 def lift(graph: QuantGraph) -> None:
@@ -279,8 +283,11 @@ class _Lifter:
             self.graph.diagnostics.error("QAT104", message, node=label_of(node), tensor=tensor.name, hint=_LOWERED)
 
     def _disagree(self, node: Node, stated: Iterable[QuantParams | None]) -> None:
-        message = "integers of different grids meet: " + "; ".join(str(p) for p in dict.fromkeys(stated))
+        grids = list(dict.fromkeys(stated))
+        message = "integers of different grids meet: " + "; ".join(map(str, grids))
         hint = "quantize and dequantize a tensor with the same scale, zero point and axis"
+        if len({p.scale[0] for p in grids if p is not None}) == 1 and len({p.is_per_channel for p in grids if p}) == 2:
+            hint = _FIRST_CHANNEL
         refuse(self.graph, node, "QAT203", message, hint)
 
     # -- the real numbers behind integers -------------------------------------------------------------------------

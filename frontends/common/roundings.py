@@ -20,7 +20,7 @@ from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends.common.chains import affine_of, bounds_of, data_of
+from qatc.frontends.common.chains import affine_of, bounds_of, variable_of
 
 _RULES: Final = Rules("roundings")
 _LONGEST: Final = 8  # operators between a magnitude and its sign
@@ -67,7 +67,7 @@ def _magnitude(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, list[_Step]] 
             return None
         if node.op == "Abs":
             return (node.inputs[0], steps[::-1]) if any(op == "Round" for op, _ in steps) else None
-        data = data_of(node)
+        data = variable_of(node)
         if data is None:
             return None
         if node.op == "Round":
@@ -101,7 +101,7 @@ def _ends(graph: QuantGraph, node: Node, data: Tensor, end: float) -> list[Tenso
 def less_half(graph: QuantGraph, tensor: Tensor, half: float = 0.5) -> Tensor | None:
     """The number to which `half` is added."""
     node = graph.producer(tensor)
-    data = data_of(node) if is_op(node, "Add", "Sub") else None
+    data = variable_of(node) if is_op(node, "Add", "Sub") else None
     affine = affine_of(node, data) if node is not None and data is not None else None
     return data if affine is not None and np.all(affine[0] == 1) and np.all(affine[1] == half) else None
 
@@ -124,7 +124,7 @@ def _same_sign(graph: QuantGraph, signed: Tensor, x: Tensor) -> bool:
         if x is signed:
             return True
         node = graph.producer(x)
-        data = data_of(node)
+        data = variable_of(node)
         if node is None or data is None:
             return False
         affine, bounds = affine_of(node, data), bounds_of(graph, node, data)
@@ -160,7 +160,7 @@ def clamped_before(graph: QuantGraph, node: Node) -> bool:
     clamp = graph.producer(node.inputs[0])
     if not is_op(clamp, "Clip", "Min", "Max") or graph.only_consumer(node.inputs[0]) is not node:
         return False
-    data = data_of(clamp)
+    data = variable_of(clamp)
     if data is None or bounds_of(graph, clamp, data) is None:
         return False
     for index, tensor in enumerate(clamp.inputs):

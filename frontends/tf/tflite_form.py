@@ -20,9 +20,12 @@ from qatc.frontends.tf.load import needed
 _MAGIC: Final = b"TFL3"
 _INT32: Final = 2
 _INT8: Final = 9
+_BYTES: Final = {3: np.uint8, _INT8: np.int8}
 _INT4: Final = 17
 _OTHER_TYPES: Final = {18: "bfloat16", 19: "int2", 20: "uint4"}
+_FLOAT32: Final = 0
 _FULLY_CONNECTED: Final = 9  # its operator code
+_QUANTIZE: Final = 114
 _BLOCKWISE: Final = 2  # of the ways in which a tensor may be quantized
 _NEWER_CODE: Final = 127  # stands in an operator's older code, a byte, where its newer code alone tells
 
@@ -33,7 +36,8 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     An operator has an older and a newer code, and TFLite takes the larger one. tf2onnx takes the older, which
     ai-edge-quantizer leaves at 0, which is Add. Tensors of int4, two to a byte, become tensors of int8 with the same
     integers. A fully connected operator that flattens its input gets a Reshape in front: where tf2onnx (1.17) puts one
-    there itself, it loses the bias.
+    there itself, it loses the bias. Weights that a float model quantizes per channel as it runs are stored in integers:
+    tf2onnx would take the first channel's scale for all of them.
 
     Raises:
         CompileError: QAT012 for what is no TFLite file, and for types of tensors that have no counterpart; QAT103 for
@@ -59,11 +63,12 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     pairs = [(c.DeprecatedBuiltinCode(), c.BuiltinCode()) for c in codes]
     is_old = _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs)
-    if is_old and not any(max(pair) == _FULLY_CONNECTED for pair in pairs):
+    if is_old and not any(max(pair) in (_FULLY_CONNECTED, _QUANTIZE) for pair in pairs):
         return source
     files = needed("tensorflow.lite.tools.flatbuffer_utils")
     content = files.read_model_from_bytearray(bytearray(data))
-    if not _flatten_inputs(content) and is_old:
+    found = [_flatten_inputs(content), _store_integers(content)]
+    if not any(found) and is_old:
         return source
     for code in content.operatorCodes:
         code.deprecatedBuiltinCode = _older(code.deprecatedBuiltinCode, code.builtinCode)
@@ -114,6 +119,43 @@ def _rows(schema: Any, content: Any, graph: Any, op: Any) -> Any:
     reshape.outputs = np.asarray([first], np.int32)
     op.inputs = np.asarray([first, *op.inputs[1:]], np.int32)
     return reshape
+
+
+def _store_integers(content: Any) -> bool:
+    """Do what operators do that quantize a constant per channel, and take them out; whether there is one."""
+    codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    found = False
+    for graph in content.subgraphs:
+        kept: list[Any] = []
+        for op in graph.operators:
+            integers = _quantized(content, graph, op) if codes[op.opcodeIndex] == _QUANTIZE else None
+            if integers is None:
+                kept.append(op)
+                continue
+            buffer, found = copy.copy(content.buffers[0]), True
+            buffer.data = integers.reshape(-1).view(np.uint8)
+            graph.tensors[op.outputs[0]].buffer = len(content.buffers)
+            content.buffers.append(buffer)
+        graph.operators = kept
+    return found
+
+
+def _quantized(content: Any, graph: Any, op: Any) -> Array | None:
+    """The integers that an operator makes of a constant, per channel; None for other operators."""
+    given, made = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
+    data, params = content.buffers[given.buffer].data, made.quantization
+    if given.type != _FLOAT32 or data is None or made.type not in _BYTES or params is None or params.scale is None:
+        return None
+    shape = tuple(int(d) for d in given.shape)
+    values, axis = np.asarray(data, np.uint8).view("<f4"), int(params.quantizedDimension)
+    scale, zero = np.asarray(params.scale, np.float32), np.asarray(params.zeroPoint, np.int64)
+    if scale.size < 2 or values.size != math.prod(shape) or shape[axis : axis + 1] != scale.shape:
+        return None
+    row = [-1 if i == axis else 1 for i in range(len(shape))]
+    steps = values.reshape(shape) / scale.reshape(row)
+    ends = np.iinfo(_BYTES[made.type])
+    rounded = np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5)) + np.resize(zero, scale.size).reshape(row)
+    return np.asarray(np.clip(rounded, ends.min, ends.max).astype(ends.dtype))
 
 
 def _refuse_blocks(tensors: Iterable[Any]) -> None:

@@ -298,6 +298,16 @@ def test_what_is_wrong_is_reported(nodes: str, more: str, want: list[str]) -> No
     assert sorted(found) == sorted(want) or set(found) == set(want)
 
 
+def test_the_first_channels_scale_for_all_is_known_as_tf2onnxs() -> None:
+    graph = loaded(body("q = QuantizeLinear(w, b, z) y = DequantizeLinear<axis=1>(q, k, n)", more=(
+        ", float[2,2] w = {1,2,3,4}, float b = {0.5}, float[2] k = {0.5, 0.25}, uint8[2] n = {128, 128}"
+    )))  # fmt: skip
+    normalize(graph)
+    (found,) = graph.diagnostics.errors
+    assert found.code == "QAT203"
+    assert "give qatc the .tflite file itself" in (found.hint or "")
+
+
 def test_all_findings_come_at_once_and_name_their_places() -> None:
     nodes = (
         "[first] q = QuantizeLinear(x, b, z) d = DequantizeLinear(q, b, z) m = ReduceMax<keepdims=0>(x)"

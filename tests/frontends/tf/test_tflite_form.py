@@ -119,6 +119,43 @@ def test_weights_in_blocks_are_refused(tmp_path: Path) -> None:
         readable_tflite(path, tmp_path / "new.tflite")
 
 
+def quantized_as_it_runs(content: Any) -> None:
+    """The weights per channel are floats that an operator quantizes, a quarter of a step beside their integers."""
+    schema: Any = pytest.importorskip("tensorflow.lite.python.schema_py_generated")
+    graph, first = content.subgraphs[0], []
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    for index, tensor in enumerate(list(graph.tensors)):
+        stored, params = content.buffers[tensor.buffer].data, tensor.quantization
+        if tensor.type != INT8 or stored is None or len(params.scale) < 2:
+            continue
+        row = [-1 if i == params.quantizedDimension else 1 for i in range(len(tensor.shape))]
+        steps = np.asarray(stored, np.uint8).view(np.int8).reshape(tensor.shape).astype(np.float32)
+        steps -= np.sign(steps) * np.float32(0.25)
+        reals, buffer, op = schema.TensorT(), schema.BufferT(), schema.OperatorT()
+        buffer.data = (steps * np.asarray(params.scale, np.float32).reshape(row)).reshape(-1).view(np.uint8)
+        reals.name, reals.shape, reals.type, reals.buffer = (
+            tensor.name + b"_real",
+            tensor.shape,
+            0,
+            len(content.buffers),
+        )
+        op.inputs, op.outputs = np.asarray([len(graph.tensors)], np.int32), np.asarray([index], np.int32)
+        op.opcodeIndex, tensor.buffer = len(content.operatorCodes), 0
+        graph.tensors.append(reals)
+        content.buffers.append(buffer)
+        first.append(op)
+    assert len(first) > 10
+    content.operatorCodes.append(code)
+    graph.operators = [*first, *graph.operators]
+
+
+def test_weights_that_are_quantized_as_it_runs_keep_the_scales_of_all_channels(tmp_path: Path) -> None:
+    """tf2onnx 1.17 takes the first channel's for all; `onnx_of` compares the file's answer with TensorFlow's."""
+    plain = rewritten(tmp_path / "plain" / "net.tflite", lambda _: None)
+    assert onnx_of(rewritten(tmp_path / "net.tflite", quantized_as_it_runs)) == onnx_of(plain)
+
+
 def flattening(content: Any) -> None:
     """The mean in front of the last product keeps its dimensions, and its bias is far from zero."""
     graph = content.subgraphs[0]
