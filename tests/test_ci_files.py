@@ -21,6 +21,7 @@ from qatc import cli
 from qatc.compiler.diagnostics import CODES, Diagnostic, Severity
 from qatc.compiler.report.junit import Case, compile_cases, junit
 from qatc.compiler.report.sarif import sarif
+from qatc.compiler.result import Coverage
 from tests import fake_results as fake
 from tests import tiny_package
 from tests.fake_results import HOSTILE
@@ -195,6 +196,11 @@ def test_a_compile_as_junit() -> None:
         "QAT304 /fc",
         "QAT105: -a or -m says something else than the file",
     ]
+
+
+def test_a_network_without_products_claims_no_share_of_them() -> None:
+    (case, *_) = compile_cases(fake.result(coverage=Coverage(0, 0, 0, 1, 0)))
+    assert case.output == "no multiply-accumulates, 0 in float"
 
 
 def test_failures_as_junit() -> None:

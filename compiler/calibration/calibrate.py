@@ -186,7 +186,7 @@ class CalibrationData:
         if array.ndim > len(dims):
             return array.shape[0], 1
         if isinstance(dims[0], int):
-            if array.shape[0] % dims[0]:
+            if not dims[0] or array.shape[0] % dims[0]:
                 raise self._wrong(path, port, array, f"the first axis is no multiple of the batch, {dims[0]}")
             return array.shape[0] // dims[0], 1
         size = max(1, array[:1].nbytes)

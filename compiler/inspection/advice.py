@@ -58,7 +58,7 @@ def _floats(found: Inspection) -> Iterator[str]:
     if unread and not found.missing:  # no integer operator would read them
         kinds, nodes = _kinds(Counter(op.op_type for op in unread)), _named([op.node for op in unread])
         yield (
-            f"Only floats read what {kinds} make ({nodes}), so that --calibrate leaves them: quantize their results in "
+            f"Only floats read the results of {kinds} ({nodes}), so that --calibrate leaves them: quantize them in "
             "training, if they are to be integers."
         )
     explained = (*_ACTIONS, "tensors")

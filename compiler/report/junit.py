@@ -29,8 +29,12 @@ class Case:
 def compile_cases(result: CompileResult) -> list[Case]:
     """A finished compile: the compile itself, and what was compared in which stage of its verification."""
     coverage = result.coverage
-    share = f"{text.percent(coverage.share)} of the multiply-accumulates in integers, {len(result.islands):,} in float"
-    cases = [Case("compile", output=share, seconds=sum(result.timings.values()) - result.timings.get("verify", 0.0))]
+    macs = coverage.integer_macs + coverage.float_macs
+    share = (
+        f"{text.percent(coverage.share)} of the multiply-accumulates in integers" if macs else "no multiply-accumulates"
+    )
+    said = f"{share}, {len(result.islands):,} in float"
+    cases = [Case("compile", output=said, seconds=sum(result.timings.values()) - result.timings.get("verify", 0.0))]
     if result.verification is not None:
         cases += verification_cases(result.verification, result.timings.get("verify", 0.0))
     return cases

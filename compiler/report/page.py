@@ -111,13 +111,14 @@ def _csp_hash(content: str) -> str:
 def _tiles(result: CompileResult) -> list[_Tile]:
     coverage, found = result.coverage, result.verification
     macs = coverage.integer_macs + coverage.float_macs
+    computing = counted(coverage.integer_ops + coverage.float_ops, "computing operator")
     mood = "good" if coverage.share == 1 else "fair" if coverage.share >= 0.5 else "bad"
     share = _Tile("in integers", text.percent(coverage.share), f"of {text.scaled(macs)} multiply-accumulates", mood)
+    if not macs:
+        few = f"of {computing}; no multiply-accumulates"
+        share = _Tile("in integers", f"{coverage.integer_ops:,}", few, "fair" if coverage.float_ops else "good")
     islands = _Tile(
-        "float islands",
-        f"{len(result.islands):,}",
-        f"of {counted(coverage.integer_ops + coverage.float_ops, 'computing operator')}",
-        "fair" if result.islands else "good",
+        "float islands", f"{len(result.islands):,}", f"of {computing}", "fair" if result.islands else "good"
     )
     before = f"{text.scaled(result.source_bytes, 'B')} before, {text.times(result.source_bytes, result.package_bytes)}"
     size = _Tile("size", text.scaled(result.package_bytes, "B"), before)

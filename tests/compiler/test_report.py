@@ -115,6 +115,14 @@ def test_summary_without_multiply_accumulates() -> None:
     )
 
 
+def test_the_page_without_multiply_accumulates() -> None:
+    """All of none is no praise for a network in floats."""
+    html = report_html(fake.result(coverage=Coverage(0, 0, 1, 2, 1))).decode()
+    tile = html[html.index('<div class="tile">') : html.index("float islands")]
+    assert '<b class="fair">1</b>' in tile
+    assert "of 3 computing operators; no multiply-accumulates" in tile
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [

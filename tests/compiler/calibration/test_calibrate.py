@@ -266,6 +266,8 @@ def test_what_does_not_fit_is_said_with_what_is_expected(tmp_path: Path):
         assert "it has no samples" in complaint(saved(empty), fixed)
     assert "it has no samples" in complaint(saved(np.zeros(0, np.float32)), [Port("x", "float32", ())])
     assert "no multiple of the batch, 4" in complaint(saved(np.zeros((6, 3), np.float32)), fixed)
+    nothing = [Port("x", "float32", (0, 3))]
+    assert "no multiple of the batch, 0" in complaint(saved(np.zeros((6, 3), np.float32)), nothing)
     assert "2 inputs: a, b" in complaint(saved(np.zeros((6, 3), np.float32)), TWO)
 
 

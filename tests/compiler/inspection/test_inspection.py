@@ -115,7 +115,7 @@ def test_what_only_floats_read_is_named(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     found = inspect_model(tmp_path / "m.onnx")
     assert found.missing == ()
-    only = "Only floats read what 1 Sigmoid, 1 Mul make (Sigmoid -> s, Mul -> m), so that --calibrate leaves them:"
+    only = "Only floats read the results of 1 Sigmoid, 1 Mul (Sigmoid -> s, Mul -> m), so that --calibrate leaves them:"
     assert [line for line in found.advice if line.startswith(only)]
     assert "1 LayerNormalization" in "\n".join(found.advice)
 
