@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import stat
 import warnings
 from pathlib import Path
 from typing import IO, Any, Final
@@ -67,5 +68,7 @@ def npy_array(data: bytes | mmap.mmap) -> Array:
 
 def mapped_npy(path: Path) -> Array:
     """The array of an npy file, memory-mapped. ValueError as `npy_array`; OSError where it cannot be read."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise ValueError("it is no regular file")
     with path.open("rb") as file:
         return npy_array(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

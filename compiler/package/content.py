@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -66,6 +67,8 @@ def source_file(path: Path) -> SourceFile:
 def _hashed(path: Path) -> SourceFile:
     digest, size = hashlib.sha256(), 0
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise fail("QAT002", f"{path} is not a regular file", hint="give the path of a file")
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)

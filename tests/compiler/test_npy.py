@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.npy import mapped_npy, npy_array
+from qatc.compiler.package import source_file
 from qatc.compiler.package.samples import npy_bytes
 
 
@@ -41,6 +44,16 @@ def test_what_python_2_wrote_is_read_without_a_word(tmp_path: Path, fortran: boo
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + array.tobytes("F" if fortran else "C")
     (tmp_path / "x.npy").write_bytes(data)
     np.testing.assert_array_equal(mapped_npy(tmp_path / "x.npy"), array)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are needed")
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npy")
+    for path in (tmp_path / "x.npy", tmp_path):
+        with pytest.raises(ValueError, match="no regular file"):
+            mapped_npy(path)
+    with pytest.raises(CompileError, match="QAT002"):
+        source_file(tmp_path / "x.npy")
 
 
 def archived() -> bytes:
