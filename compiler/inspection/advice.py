@@ -23,7 +23,9 @@ _ACTIONS: Final = {
     "no integer kernel": "Quantize what {} read to 8 bits: wider integers run in float.",
     **{f"-p {o}=integer": f"{{}} may run in integers on this target: -p {o}=integer." for o in OPTIONAL_OPERATORS},
     "computed at run time": "Make the bias of {} a constant.",
+    "the weight takes 16 bits": "Quantize weights to 8 bits, per output channel: {} joins two products for one.",
 }
+_UNRANGED: Final = ("its input is not quantized", "its result is not quantized")  # reasons of what lacks a range
 
 
 def advice(found: Inspection) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ def _floats(found: Inspection) -> Iterator[str]:
         if affected:
             kinds, nodes = _kinds(Counter(op.op_type for op in affected)), _named([op.node for op in affected])
             yield action.format(f"{kinds} ({nodes})")
-    unread = [op for op in floats if op.tensor and not any(reason in op.reason for reason in _ACTIONS)]
+    unread = [op for op in floats if any(reason in op.reason for reason in _UNRANGED)]
     if unread and not found.missing:  # no integer operator would read them
         kinds, nodes = _kinds(Counter(op.op_type for op in unread)), _named([op.node for op in unread])
         yield (

@@ -120,6 +120,16 @@ def test_what_only_floats_read_is_named(tmp_path: Path) -> None:
     assert "1 LayerNormalization" in "\n".join(found.advice)
 
 
+def test_sums_of_halves_are_advice_about_weights(tmp_path: Path) -> None:
+    """The Add is qatc's own: no training could quantize its result."""
+    body = "a = A(x)\nb = W(w)\nm = MatMul(a, b)\ny = B(m)"
+    text = net("(float[2,2] x) => (float[2,2] y)", body, "float[2,2] w = {1000.0, -2000.5, 3.5, 16000.0}")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    (line, *more) = inspect_model(tmp_path / "m.onnx").advice
+    assert line.startswith("Quantize weights to 8 bits, per output channel: 1 Add (")
+    assert not [each for each in more if "floats read" in each]
+
+
 @pytest.mark.parametrize("case", ["fx-fbgemm-nofold__resnet8", "fxqd-w4-dynamo__mlp"])
 def test_what_is_well_trained_needs_no_advice(case: str) -> None:
     """Activations for fbgemm have seven bits; four-bit weights that qatc stretched are none of training's doing."""
