@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import qatc
-from qatc.compiler.driver.keywords import CompileKeywords, breach
+from qatc.compiler.driver.keywords import COMPILE, EVALUATE, CompileKeywords, check_options
 from qatc.compiler.driver.options import CompileOptions
+from qatc.compiler.evaluation.evaluate import EvaluateOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONS = ["compile_model", "inspect_model", "verify_package", "compare_package", "evaluate_package"]
@@ -59,6 +60,25 @@ def test_values_of_another_kind_are_usage_errors(name: str, value: object) -> No
             function("missing.onnx", **{name: value})  # type: ignore[arg-type]
         assert caught.value.exit_code == 2
         assert "it has to be " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"metrics": "mse"}, {"metrics": [3]}, {"metrics": None}, {"batch": "3"}, {"batch": 0}, {"limit": 2.5},
+     {"runs": "package"}, {"require": {"mse": "x"}}, {"require": ["mse"]}, {"max_loss": {"mse": float("nan")}},
+     {"plugins": "x.py"}, {"data_options": {"mean": 1}}, {"report": 1}, {"model": 5}, {"output": 3}],
+)  # fmt: skip
+def test_options_of_an_evaluation_are_checked_before_any_work(option: dict[str, object]) -> None:
+    (name,) = option
+    with pytest.raises(qatc.CompileError, match=f"the option {name} is ") as caught:
+        qatc.evaluate_package("missing", "missing.npz", **{"metrics": ["mse"], **option})  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+
+
+def test_a_tolerance_below_zero_is_none() -> None:
+    with pytest.raises(qatc.CompileError, match="the tolerance is -1") as caught:
+        qatc.compare_package("missing", "missing", tolerance=-1)
+    assert caught.value.exit_code == 2
 
 
 def test_every_wrong_option_is_named_at_once() -> None:
@@ -111,7 +131,9 @@ def test_the_types_of_the_options_are_those_of_the_options() -> None:
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert fields <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     default = CompileOptions()
-    assert [name for name in fields if breach(name, getattr(default, name)) is not None] == []
+    check_options({name: getattr(default, name) for name in fields}, COMPILE)
+    assert set(COMPILE) == fields
+    assert set(EVALUATE) == {f.name for f in dataclasses.fields(EvaluateOptions)}
 
 
 def test_public_names_are_documented_and_typed() -> None:

@@ -67,6 +67,8 @@ def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0
     >>> found.passed, found.first, found.missing
     (True, None, ())
     """
+    if tolerance < 0:
+        raise misused(f"the tolerance is {tolerance}", "give a number of LSB, at least 0")
     opened = open_package(Path(package))
     found = Diagnostics()
     entries = list_dump(Path(dump), found)

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Final, Literal, TypedDict, cast
 
+from qatc.compiler.diagnostics import CompileError, Diagnostic, misused, printable
+
 File = str | os.PathLike[str]
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]  # option -> whether a value will do, and in words which do
 
 
 class CompileKeywords(TypedDict, total=False):
@@ -42,10 +45,22 @@ class CompileKeywords(TypedDict, total=False):
     certificate: File | None
 
 
-def breach(name: str, value: object) -> str | None:
-    """What a known option has to be where `value` is something else; None where it fits."""
-    fits, wanted = _RULES[name]
-    return None if fits(value) else wanted
+def check_options(options: Mapping[str, Any], rules: Rules) -> None:
+    """Check the options of a call.
+
+    Raises:
+        CompileError: QAT007 with exit code 2 for a name that `rules` do not know, else for all values of another kind.
+    """
+    unknown = sorted(options.keys() - rules.keys())
+    if unknown:
+        raise misused(f"unknown option {printable(unknown[0])}", f"known are {', '.join(sorted(rules))}")
+    wrong = [
+        Diagnostic("QAT007", f"the option {name} is {printable(repr(value))}", hint=f"it has to be {rules[name][1]}")
+        for name, value in options.items()
+        if not rules[name][0](value)
+    ]
+    if wrong:
+        raise CompileError(wrong, 2)
 
 
 def _is_file(value: object) -> bool:
@@ -109,6 +124,18 @@ def _is_limit(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
+def _are_bounds(value: object) -> bool:
+    return _maps(value, _is_score)
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, cast("list[object]", value)))
+
+
 def _is_method(value: object) -> bool:
     from qatc.compiler.calibration.histogram import METHODS
 
@@ -118,7 +145,7 @@ def _is_method(value: object) -> bool:
 _FLAG: Final = (_is_flag, "True or False")
 _TEXT: Final = (_is_text, "a string")
 _FILE: Final = (_optional(_is_file), "a path")
-_RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+COMPILE: Final[Rules] = {
     "qat": _FLAG,
     "dialect": _TEXT,
     "target": (_is_file, "the name of a target, or the path of a description"),
@@ -146,4 +173,22 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "max_memory": (lambda _: True, ""),  # `budget.limited` says what is wrong with it
     "sign": _FILE,
     "certificate": _FILE,
+}
+_COUNT: Final = (_optional(_is_whole(1)), "a number of at least 1")
+_NAME: Final = (_optional(_is_text), "a string")
+_BOUNDS: Final = (_are_bounds, "a dictionary of numbers by metrics")
+EVALUATE: Final[Rules] = {
+    "metrics": (_are(_is_text), "a list of strings"),
+    "model": _FILE,
+    "float_model": _FILE,
+    "runs": (_optional(_are(_is_text)), "a list of strings"),
+    "plugins": (_are(_is_file), "a list of paths"),
+    "dataset": _NAME,
+    "data_options": (lambda value: _maps(value, _is_text), "a dictionary of strings"),
+    "output": _NAME,
+    "batch": _COUNT,
+    "limit": _COUNT,
+    "require": _BOUNDS,
+    "max_loss": _BOUNDS,
+    "report": _FLAG,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, misused, printable
-from qatc.compiler.driver.keywords import breach
+from qatc.compiler.driver.keywords import COMPILE, check_options
 from qatc.compiler.frontend import RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, shape_of
 from qatc.compiler.result import Json
@@ -50,17 +50,7 @@ class CompileOptions:
     @classmethod
     def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
         """The options of a call. CompileError (QAT007, exit code 2) for unknown names and values of another kind."""
-        known = {f.name for f in dataclasses.fields(cls)} - {"output"}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise misused(f"unknown option {unknown[0]}", f"known are {', '.join(sorted(known))}")
-        wrong = [
-            Diagnostic("QAT007", f"the option {name} is {printable(repr(value))}", hint=f"it has to be {wanted}")
-            for name, value in options.items()
-            if (wanted := breach(name, value)) is not None
-        ]
-        if wrong:
-            raise CompileError(wrong, 2)
+        check_options(options, COMPILE)
         chosen: dict[str, Any] = {
             name: Path(value) if name in _FILES and value else value for name, value in options.items()
         }

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.damaged import looking
 from qatc.compiler.diagnostics import CompileError, Diagnostics, fail, misused, printable
+from qatc.compiler.driver.keywords import EVALUATE, check_options
 from qatc.compiler.evaluation.catalog import Catalog
 from qatc.compiler.evaluation.engine import Asked, Batch, Batches, Scoreboard, beyond, walk
 from qatc.compiler.evaluation.runs import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 RUNS: Final = (FLOAT, SIMULATION, REFERENCE, PACKAGE)
+_LISTS: Final = ("metrics", "runs", "plugins")
 _OUTSIDE: Final = 0.05  # share of input elements beyond the grid of the input from which the preparation is doubted
 
 
@@ -42,6 +44,7 @@ _OUTSIDE: Final = 0.05  # share of input elements beyond the grid of the input f
 class EvaluateOptions:
     """What an evaluation is told; names and meanings as the command line's (docs/evaluation.md)."""
 
+    metrics: Sequence[str]
     model: Path | None = None
     float_model: Path | None = None
     runs: Sequence[str] | None = None
@@ -99,8 +102,8 @@ def evaluate_package(
     >>> [(score.metric, score.against, score.values["package"]) for score in found.scores]
     [('agreement', 'simulation', 1.0)]
     """
-    chosen = _chosen(options, model, float_model, plugins)
-    evaluation = _Evaluation(Path(package), Path(data), list(metrics), chosen, progress or _silent)
+    chosen = _chosen({**options, "metrics": metrics, "model": model, "float_model": float_model, "plugins": plugins})
+    evaluation = _Evaluation(Path(package), Path(data), chosen, progress or _silent)
     try:
         return evaluation.run()
     except CompileError:
@@ -112,19 +115,14 @@ def evaluate_package(
         raise theirs from error
 
 
-def _chosen(
-    options: Mapping[str, Any], model: str | Path | None, float_model: str | Path | None, plugins: Iterable[str | Path]
-) -> EvaluateOptions:
-    try:
-        chosen = EvaluateOptions(
-            model=None if model is None else Path(model),
-            float_model=None if float_model is None else Path(float_model),
-            plugins=tuple(map(Path, plugins)),
-            **options,
-        )
-    except TypeError as error:
-        known = ", ".join(sorted(EvaluateOptions.__dataclass_fields__))
-        raise misused(f"unknown option: {error}", f"known are {known}") from error
+def _chosen(given: Mapping[str, Any]) -> EvaluateOptions:
+    """The options of a call; CompileError QAT007 with exit code 2 for those that are wrong, or of no use."""
+    kept: dict[str, Any] = {name: _listed(value) if name in _LISTS else value for name, value in given.items()}
+    check_options(kept, EVALUATE)
+    for name in ("model", "float_model"):
+        kept[name] = None if kept[name] is None else Path(kept[name])
+    kept["plugins"] = [Path(path) for path in kept["plugins"]]
+    chosen = EvaluateOptions(**kept)
     for name in chosen.runs or ():
         if name not in RUNS:
             raise misused(f"there is no run {printable(name)}", f"known are {', '.join(RUNS)}")
@@ -132,10 +130,14 @@ def _chosen(
         if file is not None and chosen.runs is not None and run not in chosen.runs:
             message = f"{option} is given, but the run {run} takes no part"
             raise misused(message, f"add {run} to --runs, or leave {option} out")
-    for key, value in (("batch", chosen.batch), ("limit", chosen.limit)):
-        if value is not None and value < 1:
-            raise misused(f"{key} is {value}, not a number of samples", "give 1 or more")
     return chosen
+
+
+def _listed(values: object) -> object:
+    """The values of an iterable in a list; anything else, texts included, as it is."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return values
+    return list(cast("Iterable[object]", values))
 
 
 def _silent(step: str, share: float) -> None:
@@ -145,12 +147,10 @@ def _silent(step: str, share: float) -> None:
 class _Evaluation:
     """One evaluation: what it was told, and what is known so far."""
 
-    def __init__(
-        self, package: Path, data: Path, metrics: Sequence[str], options: EvaluateOptions, progress: Progress
-    ) -> None:
+    def __init__(self, package: Path, data: Path, options: EvaluateOptions, progress: Progress) -> None:
         self.package, self.data, self.options, self.progress = package, data, options, progress
         self.catalog = Catalog(options.plugins)
-        self.asked = [self._asked(name) for name in dict.fromkeys(metrics)]
+        self.asked = [self._asked(name) for name in dict.fromkeys(options.metrics)]
         if not self.asked:
             raise misused("no metric is named", f"known are {', '.join(self.catalog.metrics.names())}")
         self.found = Diagnostics()

@@ -219,7 +219,7 @@ def test_a_source_that_onnx_runtime_does_not_run(tmp_path: Path) -> None:
         (["top1"], {"require": {"top1": 0.1}, "runs": ["simulation"]}, "which is not measured of the package"),
         (["mse@package"], {"max_loss": {"mse": 0.1}}, "a limit is given for mse, which is not measured of the package"),
         (["top1"], {"data_options": {"mean": "1"}}, "the data set npz has no option mean"),
-        (["top1"], {"limit": 0}, "limit is 0"),
+        (["top1"], {"limit": 0}, "the option limit is 0"),
         (["top1"], {"speed": 1}, "unknown option"),
     ],
 )
