@@ -101,9 +101,11 @@ def _misshapen(node: Node) -> Reason | None:
         return Reason(
             f"its weight has {rank} dimensions: it moves along {rank - 2} axes, integer ones along three", weight.name
         )
-    for name, each in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", 2)):
+    spatial = rank - 2
+    lengths = dict.fromkeys(("kernel_shape", "strides", "dilations", "output_padding"), (spatial,))
+    for name, fitting in (lengths | {"pads": (2 * spatial,), "output_shape": (spatial, rank)}).items():
         listed = node.attr(name)
-        if isinstance(listed, (list, tuple)) and len(listed) != each * (rank - 2):  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(listed, (list, tuple)) and len(listed) not in fitting:  # pyright: ignore[reportUnknownArgumentType]
             return Reason(f"its {name} is not for a weight of {rank} dimensions", weight.name)
     kernel, stated = (shape_of(weight) or ())[2:], node.attr("kernel_shape")
     if stated and kernel and list(kernel) != list(stated):

@@ -30,7 +30,9 @@ _LISTS: Final[dict[int, int]] = {
     AttributeProto.INTS: AttributeProto.INT,
     AttributeProto.STRINGS: AttributeProto.STRING,
 }
-_LEAST: Final = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0}  # of what moves over its input
+_LEAST: Final = {  # of what moves over its input
+    "kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0, "output_padding": 0, "output_shape": 1,
+}  # fmt: skip
 _MOST: Final = 2**31 - 1
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 

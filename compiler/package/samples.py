@@ -17,6 +17,7 @@ from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, Port
 
 _FLOAT_TOLERANCE: Final = 1e-5
+_LARGEST: Final = (1 << 31) - (1 << 20)  # bytes of an array in a protobuf message, with its name
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def write_samples(
 
     Raises:
         ValueError: where a sample does not have an array of the right dtype for each port.
-        CompileError: QAT008 for an element type that npy cannot hold.
+        CompileError: QAT008 for an element type that npy cannot hold, QAT501 for an array that protobuf cannot.
     """
     entries: list[Json] = []
     for index, sample in enumerate(samples):
@@ -84,6 +85,9 @@ def _write_array(writer: PackageWriter, index: int, stem: str, port: Port, array
             tensor=port.name,
             hint="give the model inputs and outputs of a plain type, such as float32",
         )
+    if array.nbytes > _LARGEST:
+        message = f"a sample of {array.nbytes / 1e9:.3g} GB is more than ONNX test data hold"
+        raise fail("QAT501", message, tensor=port.name, hint="--shape NAME=1,3,224,224 gives samples of smaller sizes")
     plain = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"), copy=False)
     writer.write(f"samples/{index}/{stem}.npy", npy_bytes(plain))
     writer.write(f"samples/{index}/{stem}.bin", memoryview(plain.tobytes()))

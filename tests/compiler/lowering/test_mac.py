@@ -228,6 +228,16 @@ def test_a_gemm_of_more_than_matrices_stays_float() -> None:
     assert [r for r in reasons(graph) if "dimensions" in r] == ["Gemm: it multiplies 4 dimensions"]
 
 
+@pytest.mark.parametrize("attribute", ["output_padding = [1]", "output_shape = [5]", "output_shape = [1, 5, 5]"])
+def test_lists_for_another_rank_stay_float(attribute: str) -> None:
+    graph = lowered_net(
+        "(float[1,1,4,4] x) => (float[N,C,H,W] y)",
+        f"a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nc = ConvTranspose<strides = [2, 2], {attribute}>(a, w)\ny = B(c)",
+        "int8[1,1,2,2] wq = {1, 2, 3, 4}",
+    )
+    assert reasons(graph) == [f"ConvTranspose: its {attribute.split()[0]} is not for a weight of 4 dimensions"]
+
+
 def test_a_kernel_that_is_not_the_weights_stays_float() -> None:
     """ONNX Runtime refuses it; the weight alone must not decide."""
     graph = lowered_net(

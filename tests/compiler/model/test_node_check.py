@@ -30,6 +30,12 @@ def test_windows_of_no_size_are_told(op: str, attribute: str, size: int) -> None
         loaded(pool(op, attribute, size))
 
 
+@pytest.mark.parametrize(("attribute", "size"), [("output_padding", -1), ("output_shape", 0)])
+def test_results_of_no_size_are_told(attribute: str, size: int) -> None:
+    with pytest.raises(CompileError, match=rf"QAT004.*the attribute {attribute} of ConvTranspose holds {size}"):
+        loaded(pool("ConvTranspose", attribute, size))
+
+
 @pytest.mark.parametrize(("attribute", "size"), [("strides", 2**31 - 1), ("pads", 0), ("dilations", 2)])
 def test_windows_of_a_size_are_read(attribute: str, size: int) -> None:
     assert loaded(pool("MaxPool", attribute, size)).nodes[0].attr(attribute)[1] == size

@@ -330,6 +330,13 @@ def test_types_that_npy_lacks_are_a_diagnostic(tmp_path: Path) -> None:
         write_samples(writer, [Sample((np.zeros(1, ml_dtypes.bfloat16),), ())], [port], [])
 
 
+def test_arrays_that_protobuf_lacks_are_a_diagnostic(tmp_path: Path) -> None:
+    large = np.broadcast_to(np.zeros((), np.float32), (1 << 29,))  # no memory
+    port = Port("x", "float32", (1 << 29,))
+    with PackageWriter(tmp_path / "out") as writer, pytest.raises(CompileError, match=r"QAT501.*2\.15 GB"):
+        write_samples(writer, [Sample((large,), ())], [port], [])
+
+
 def test_tolerance_follows_the_largest_value() -> None:
     assert tolerance_of([np.array([3, 200], np.uint8)]) == Tolerance(0.0, 0.0)
     assert tolerance_of([np.array([1.0, -4.0, np.inf, np.nan], np.float32)]) == Tolerance(4e-5, 1e-5)
