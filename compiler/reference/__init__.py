@@ -66,7 +66,7 @@ def execute(
 
     Raises:
         CompileError: QAT008 for inputs that are missing, of another dtype, or hold NaN where they are quantized; QAT302
-            for an operator that cannot be evaluated.
+            for an operator that cannot be evaluated, QAT403 for operands that do not fit each other.
     """
     values: dict[str, Array] = {**graph.constants}
     results: dict[str, Array] = {}
@@ -129,7 +129,10 @@ def _computed(graph: IntegerGraph, op: Op, values: Mapping[str, Array], profile:
         case Concat():
             operands = [_operand(graph, values, op, index) for index in range(len(op.inputs))]
             parts = [profile.rescale(q, params, out, op.lo, op.hi) for q, params in operands]
-            return np.concatenate(parts, axis=op.axis)
+            try:
+                return np.concatenate(parts, axis=op.axis)
+            except ValueError as error:  # ONNX Runtime joins what has no elements, whatever its shape
+                raise fail("QAT403", f"{op.kind} cannot join its operands: {error}") from error
         case _:
             raise TypeError(f"no meaning is defined for {op.kind}")
 

@@ -112,6 +112,16 @@ def test_concat_and_rescale_are_qlinearconcat_bit_for_bit(run_op, exact_runtime,
         np.testing.assert_array_equal(result["r"], expected[:, :1])
 
 
+def test_what_does_not_fit_together_is_told() -> None:
+    """ONNX Runtime joins what has no elements, whatever its shape: nothing else says that the model is wrong."""
+    net, grid = Net(), QuantParams.per_tensor(0.5, 3)
+    names = (net.feed("a", np.zeros((1, 2), np.uint8), grid), net.feed("b", np.zeros((0, 2), np.uint8), grid))
+    net.out("y", grid)
+    net.add(Concat("c", names, ("y",), axis=1, lo=0, hi=255))
+    with pytest.raises(CompileError, match=r"QAT403.*cannot join"):
+        net.run()
+
+
 # -- tables, quantization ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_a_lookup_reads_every_entry(dtype):
