@@ -176,11 +176,14 @@ def shape_of(tensor: Tensor) -> tuple[Dim, ...] | None:
     )
 
 
-def repeats_into(part: Sequence[int], whole: Sequence[Dim] | None) -> bool:
-    """Whether what has the shape `part` surely only repeats itself to meet a tensor of the shape `whole`."""
-    if whole is None or len(part) > len(whole):
+def repeats_into(part: Sequence[Dim] | None, whole: Sequence[Dim] | None) -> bool:
+    """Whether what has the shape `part` surely only repeats itself to meet a tensor of the shape `whole`.
+
+    Sizes of one name are one size.
+    """
+    if part is None or whole is None or len(part) > len(whole):
         return False
-    return all(d in (1, size) for d, size in zip(part[::-1], whole[::-1], strict=False))
+    return all(d == 1 or (d is not None and d == size) for d, size in zip(part[::-1], whole[::-1], strict=False))
 
 
 def rank_of(tensor: Tensor) -> int | None:

@@ -1,6 +1,7 @@
 """Clamps written in other ways become Min, Max and Clip, so that whatever looks for quantizers sees one form.
 
 Cast(c) * a + Cast(Not(c)) * b              Where(c, a, b)   tf2onnx writes tf.where so, whatever is chosen
+Where(true, x, c)                           x
 Where(Less(x, c), c, x)                     Max(x, c)            likewise Greater, LessOrEqual, GreaterOrEqual
 Where(Greater(c, x), x, full_like(x, c))    Min(x, c)
 Where(Less(x, c), Relu(x), c)               Min(Relu(x), c)      c >= 0; likewise other clamps
@@ -16,7 +17,7 @@ import numpy as np
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, repeats_into, shape_of, value_of
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array
@@ -65,6 +66,19 @@ def condition_of(graph: QuantGraph, tensor: Tensor) -> Tensor | None:
     """The condition that a tensor says in numbers, 1 where it holds and 0 elsewhere."""
     cast = graph.producer(tensor)
     return cast.inputs[0] if is_op(cast, "Cast") and element_type(cast.inputs[0]) == _BOOL else None
+
+
+@_RULES.on("Where")
+def chosen_by_constant(graph: QuantGraph, node: Node) -> bool:
+    """One of two tensors, whatever they hold."""
+    condition = value_of(node.inputs[0])
+    if condition is None or not condition.size or not np.all(condition == condition.reshape(-1)[0]):
+        return False
+    chosen, other = node.inputs[1:] if condition.reshape(-1)[0] else node.inputs[:0:-1]
+    if any(not repeats_into(shape_of(t), shape_of(chosen)) for t in (node.inputs[0], other)):
+        return False
+    graph.replace(node.outputs[0], chosen)
+    return True
 
 
 @_RULES.on("Where")

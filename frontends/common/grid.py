@@ -8,7 +8,8 @@ the numbers alone: per channel the smallest k for which w * k / max|w| is whole 
 
 Only weights of Conv, ConvTranspose, MatMul and Gemm are looked at. One grid for the whole tensor is preferred to one
 per channel. Channels whose k divides that of most others (sparse ones) are counted on the same number of levels. Grids
-of up to 255 levels on one side (TF1's asymmetric weights) get a zero point that brings them into 8 bits.
+of up to 255 levels on one side (TF1's asymmetric weights) get a zero point that brings them into 8 bits; of so many on
+both sides they have 16, where none of 8 bits fits.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def find_grid(weights: Array, axis: int | None) -> Grid | None:
     """
     if not weights.size or not np.isfinite(weights).all():
         return None
-    return _find(weights, axis, _SINGLE) or (_find(weights, axis, _HALF) if _is_half(weights) else None)
+    found = _find(weights, axis, _SINGLE) or (_find(weights, axis, _HALF) if _is_half(weights) else None)
+    return found or _find(weights, axis, _SINGLE, "int16")
 
 
 def _is_half(weights: Array) -> bool:
@@ -80,10 +82,10 @@ def _is_half(weights: Array) -> bool:
         return all(bool(np.array_equal(part.astype(np.float16), part)) for part in (head, weights))
 
 
-def _find(weights: Array, axis: int | None, precision: _Precision) -> Grid | None:
+def _find(weights: Array, axis: int | None, precision: _Precision, dtype: str = "int8") -> Grid | None:
     one_row = weights.reshape(1, -1)
     whole = _levels(one_row, precision)
-    grid = None if whole is None else _grid(one_row, whole, weights.shape, None, precision)
+    grid = None if whole is None else _grid(one_row, whole, weights.shape, None, precision, dtype)
     if grid is not None:
         return grid
     if axis is None or weights.shape[axis] == 1:
@@ -91,7 +93,7 @@ def _find(weights: Array, axis: int | None, precision: _Precision) -> Grid | Non
     rows = np.moveaxis(weights, axis, 0)
     flat = rows.reshape(rows.shape[0], -1)
     levels = _levels(flat, precision)
-    return None if levels is None else _grid(flat, levels, rows.shape, axis, precision)
+    return None if levels is None else _grid(flat, levels, rows.shape, axis, precision, dtype)
 
 
 def _levels(rows: Array, precision: _Precision) -> Indices | None:
@@ -160,7 +162,9 @@ def _whole(values: Doubles, k: Doubles, precision: _Precision) -> Flags:
     return np.abs(values - np.rint(values)) <= k * precision.share + np.abs(values) * precision.own
 
 
-def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None, precision: _Precision) -> Grid | None:
+def _grid(
+    flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None, precision: _Precision, dtype: str
+) -> Grid | None:
     """Scales and integers from the number of levels; a zero point where a side has more than 127 of them."""
     peak = np.abs(flat).max(axis=1).astype(np.float64)
     live = peak > 0
@@ -173,14 +177,16 @@ def _grid(flat: Array, levels: Indices, shape: tuple[int, ...], axis: int | None
         scale = _fitted(flat, whole, scale)
     zero = _zero_points(whole)
     if zero is None:
-        return None
-    integers = (whole + zero[:, None].astype(np.int16)).astype(np.int8).reshape(shape)
+        if dtype == "int8":
+            return None
+        zero = np.zeros(len(whole), np.int64)  # nine bits: DoReFa's of eight, and those of HGQ2 beside their sign
+    integers = (whole + zero[:, None].astype(np.int16)).astype(dtype).reshape(shape)
     span = 128 if zero.any() else int(levels.max())  # 7 says that the weights have four bits
-    lowest, highest = -span, min(span, 127)
+    lowest, highest = -span, min(span, int(np.iinfo(dtype).max))
     if axis is None:
-        return Grid(integers, QuantParams.per_tensor(float(scale[0]), int(zero[0]), "int8", lowest, highest))
+        return Grid(integers, QuantParams.per_tensor(float(scale[0]), int(zero[0]), dtype, lowest, highest))
     moved = np.asarray(np.moveaxis(integers, 0, axis), order="C")
-    return Grid(moved, QuantParams.per_channel(scale, axis, zero, "int8", lowest, highest))
+    return Grid(moved, QuantParams.per_channel(scale, axis, zero, dtype, lowest, highest))
 
 
 def _fitted(flat: Array, whole: npt.NDArray[np.int16], scale: Doubles) -> Doubles:

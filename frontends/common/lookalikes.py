@@ -87,9 +87,14 @@ def looks_like_quantizer(node: Node) -> bool:
     for _ in range(LONGEST):
         after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
         before = _neighbors(maker for n in before for tensor in n.inputs for maker in tensor.inputs)
-        if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") for n in (*after, *before)):
+        if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") or _is_condition(n) for n in (*after, *before)):
             return True
     return False
+
+
+def _is_condition(node: Node) -> bool:
+    """Whether a Cast says a comparison in numbers: a choice by products, as tf2onnx writes it."""
+    return is_op(node, "Cast") and is_op(maker_of(node.inputs[0]), *COMPARISONS, "Not")
 
 
 def holds_weight(node: Node) -> bool:

@@ -18,6 +18,7 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import infer_if_possible, modernize
+from qatc.compiler.passes.spread import unspread
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.frontends.common.integers import clips_weight, fold_fills, gather_known_parts
 
@@ -37,6 +38,8 @@ def prepare(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) ->
 def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
     """The rest of `prepare`, for a graph whose operators are modern."""
     fold(graph, keep=keep)
+    if unspread(graph):
+        fold(graph, keep=keep)
     inferred = False
     while True:
         while inline_branches(graph):  # what a branch holds may decide another

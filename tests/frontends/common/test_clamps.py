@@ -168,6 +168,33 @@ def test_lines_that_are_cut_off_by_choice(nodes: str) -> None:
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("sizes", ["2", "n"])
+def test_bits_that_are_spread_to_each_element(sizes: str) -> None:
+    """HGQ2 through tf2onnx: ends and step of fixed point are computed with the shape of the data, the batch open."""
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[{sizes},3] x) => (float[] y) <float one = {{1}}, '
+        "float[1,1] i = {2}, float[1,1] f = {3}, float two = {2}, float half = {0.5}, float zero = {0}, "
+        "int64[1] first = {0}, int64[1] three = {3}> { a = Shape(x) b = Gather(a, first) s = Concat<axis=0>(b, three) "
+        "whole = Expand(i, s) part = Expand(f, s) scale = Pow(two, part) less = Neg(part) step = Pow(two, less) "
+        "end = Pow(two, whole) top = Sub(end, step) low = Neg(top) "
+        "g = Greater(x, top) gn = Not(g) gc = Cast<to=1>(g) gnc = Cast<to=1>(gn) "
+        "l = Less(x, low) ln = Not(l) lc = Cast<to=1>(l) lnc = Cast<to=1>(ln) "
+        "p = Mul(lc, low) q = Mul(x, lnc) r = Add(p, q) t = Mul(gc, top) u = Mul(r, gnc) v = Add(t, u) "
+        "w = Mul(v, scale) h = Add(w, half) k = Floor(h) d = Sub(w, w) e = Add(k, d) o = Div(e, scale) "
+        "bits = Add(whole, part) any = Greater(bits, zero) z = Shape(o) none = ConstantOfShape(z) "
+        "y = Where(any, o, none) }"
+    )
+    graph = loaded(text)
+    assert FRONTEND.recognize(graph, "") == "1 fake quantization written as arithmetic, producer unknown"
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert "y = FakeQuant[params=int8[-31,31] scale 0.125 zero 0]" in graph.dump()
+    assert [n.op for n in graph.nodes] == ["FakeQuant"]
+    x = np.asarray([[-70, -1.3, 0.2], [1.1, 3.6, 90]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
 @pytest.mark.parametrize(
     "nodes",
     [

@@ -53,6 +53,18 @@ def test_integers_come_back(case: tuple[np.ndarray, np.ndarray, int]) -> None:
         np.testing.assert_array_equal(want * top[1], have * top[0])
 
 
+@pytest.mark.parametrize("axis", [None, 0])
+def test_integers_of_nine_bits_come_back(axis: int | None) -> None:
+    """DoReFa's weights of eight bits, 2 * q / 255 - 1, have a zero point of 127.5."""
+    integers = 2 * np.random.default_rng(0).integers(0, 256, (4, 40)) - 255
+    integers[:, :2] = -255, 255
+    grid = find_grid((integers / 255).astype(np.float32), axis)
+    assert grid is not None
+    np.testing.assert_array_equal(grid.integers, integers)
+    assert grid.params == QuantParams.per_tensor(grid.params.scale[0], 0, "int16", -255, 255)
+    assert grid.params.scale[0] == pytest.approx(1 / 255)
+
+
 @given(trained(), st.booleans())
 def test_integers_come_back_from_half_precision(case: tuple[np.ndarray, np.ndarray, int], per_tensor: bool) -> None:
     """What an exporter folds in float16: the scale is rounded to it, and so is each weight."""
