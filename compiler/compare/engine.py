@@ -104,7 +104,7 @@ def _check_samples(by_sample: Mapping[int, Sequence[Entry]], count: int, found: 
             found.error("QAT407", message, hint="samples are counted from 0; compile with --samples for more")
     absent = [str(i) for i in range(count) if i not in by_sample]
     if absent and by_sample:
-        found.note("QAT407", f"the dump has nothing of sample {', '.join(absent[:10])}")
+        found.note("QAT407", f"the dump has nothing of sample {few(absent, 10)}")
 
 
 @dataclass(frozen=True)

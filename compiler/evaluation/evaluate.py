@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -28,7 +29,7 @@ from qatc.compiler.evaluation.source import find_source, open_source
 from qatc.compiler.evaluation.values import TARGETS, Dataset, Loader, Ports
 from qatc.compiler.package.stored import read_ports
 from qatc.compiler.result import Evaluation, EvaluationRun, Score
-from qatc.compiler.runtime.sessions import open_file, version
+from qatc.compiler.runtime.sessions import open_file, run_session, version
 from qatc.compiler.simulation import Simulation
 
 if TYPE_CHECKING:
@@ -295,12 +296,8 @@ class _Evaluation:
         files: Mapping[str, Mapping[str, int]] = opened.manifest["files"]
         size = sum(entry["size"] for path, entry in files.items() if path.startswith(name))
         session = open_file(opened.folder / name, nodes=len(opened.graph.ops), weights=size)
-
-        def run(names: list[str], feed: dict[str, Any]) -> list[Any]:
-            return list(session.run(names, feed))
-
         what = f"{name} in ONNX Runtime {version()}"
-        return Contestant(PACKAGE, what, by_package(run, ports.inputs, ports.outputs))
+        return Contestant(PACKAGE, what, by_package(partial(run_session, session), ports.inputs, ports.outputs))
 
     # -- judging --------------------------------------------------------------------------------------------------
     def _watched(self, batches: Iterator[Batch], ports: Ports) -> Iterator[Batch]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from qatc.compiler.arithmetic import Profile
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute_op
 from qatc.compiler.result import Port
-from qatc.compiler.runtime.sessions import OrtEvaluator
+from qatc.compiler.runtime.sessions import OrtEvaluator, errors
 from qatc.compiler.simulation import Simulation
 
 FLOAT: Final = "float"
@@ -23,6 +23,7 @@ SIMULATION: Final = "simulation"
 REFERENCE: Final = "reference"
 PACKAGE: Final = "package"
 
+_SIZES: Final = "feed samples of the sizes that the network was made for"
 Outputs = dict[str, Array]
 
 
@@ -65,7 +66,11 @@ def by_model(simulation: Simulation, inputs: tuple[Port, ...], outputs: tuple[Po
 
     def run(feed: Mapping[str, Array]) -> Outputs:
         given = {feeds[p.name]: as_read(simulation, feeds[p.name], p.params, feed[p.name]) for p in inputs}
-        found = simulation.run(given, list(wanted.values()))
+        try:
+            found = simulation.run(given, list(wanted.values()))
+        except CompileError as error:
+            hint = f"{_SIZES}; a newer onnxruntime may know the operator"
+            raise CompileError(replace(d, hint=hint) for d in error.diagnostics) from error
         return {p.name: real(p, np.asarray(found[wanted[p.name]])) for p in outputs}
 
     return run
@@ -105,8 +110,7 @@ def by_reference(
             try:
                 results = execute_op(graph, op, values, profile, evaluate)
             except ValueError as error:  # sizes that the network does not take
-                hint = "feed samples of the sizes that the network was made for"
-                raise fail("QAT008", f"the reference cannot run a batch: {error}", hint=hint) from error
+                raise fail("QAT008", f"the reference cannot run a batch: {error}", hint=_SIZES) from error
             values.update((name, value) for name, value in zip(op.outputs, results, strict=True) if name)
             for name in gone:
                 values.pop(name, None)
@@ -122,7 +126,10 @@ def by_package(
 
     def run(feed: Mapping[str, Array]) -> Outputs:
         given = {p.name: p.rounded(feed[p.name]) for p in inputs}
-        found = session([p.name for p in outputs], given)
+        try:
+            found = session([p.name for p in outputs], given)
+        except errors() as error:
+            raise fail("QAT008", f"the package's model cannot run a batch: {error}", hint=_SIZES) from error
         return {p.name: real(p, np.asarray(value)) for p, value in zip(outputs, found, strict=True)}
 
     return run

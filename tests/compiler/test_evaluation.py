@@ -255,10 +255,15 @@ def test_data_that_the_network_does_not_take(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     package = tmp_path / "m.qatc"
     compile_model(tmp_path / "m.onnx", qat=True, output=package)
-    np.save(tmp_path / "d.npy", np.ones((2, 1, 2, 2), np.float32))
-    with pytest.raises(CompileError, match=r"the reference cannot run a batch: .*does not fit the input") as caught:
-        evaluate_package(package, tmp_path / "d.npy", ["mse@reference"], runs=["reference", "package"])
-    assert {d.code for d in caught.value.diagnostics} == {"QAT008"}
+    np.savez(tmp_path / "d.npz", np.ones((2, 1, 2, 2), np.float32), np.zeros((2, 1, 1), np.int64))
+    told = {"simulation": "QAT403", "reference": "QAT008", "package": "QAT008"}
+    for run, code in told.items():
+        with pytest.raises(CompileError) as caught:
+            evaluate_package(package, tmp_path / "d.npz", ["top1"], runs=[run])
+        (found,) = caught.value.diagnostics
+        assert found.code == code
+        assert "cannot run" in found.message
+        assert (found.hint or "").startswith("feed samples of the sizes that the network was made for")
 
 
 def test_a_damaged_package_is_not_scored(package: Path, data: Path) -> None:
