@@ -39,8 +39,10 @@ def console(stream: TextIO) -> Console:
     reconfigure: Any = getattr(stream, "reconfigure", None)
     if reconfigure is not None:  # a terminal that cannot show a character shows its number
         reconfigure(errors="backslashreplace")
-    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
-    return Plain(file=stream, markup=False, emoji=False, highlight=False, width=width)
+    sizes = ("COLUMNS", "LINES")  # rich takes any digits for one: in no columns at all it prints nothing
+    environment = {k: v for k, v in os.environ.items() if k not in sizes or (v.isdecimal() and v.strip("0"))}
+    width = None if stream.isatty() or "COLUMNS" in environment else _PIPED_WIDTH
+    return Plain(file=stream, markup=False, emoji=False, highlight=False, width=width, _environ=environment)
 
 
 @dataclass

@@ -375,6 +375,21 @@ def test_a_narrow_encoding_is_no_error() -> None:
 
 
 # -- progress ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("columns", "piped", "terminal"),
+    [("0", 160, 80), ("²", 160, 80), ("wide", 160, 80), ("-5", 160, 80), ("42", 42, 42)],
+)
+def test_lines_are_as_wide_as_columns_says_where_that_is_a_number(
+    monkeypatch: pytest.MonkeyPatch, columns: str, piped: int, terminal: int
+) -> None:
+    """In no columns at all, as some terminals have at first, nothing was printed."""
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = io.StringIO()
+    assert console(stream).width == piped
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    assert console(stream).width == terminal
+
+
 def test_progress_in_a_pipe_speaks_up_only_when_it_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     screen = Screen(clock=lambda: now)
