@@ -138,6 +138,8 @@ FRONTEND: Final = Frontend(
         "Renesas DRP-AI recipe (torch 2.13)",
         "coremltools 9.0 LinearQuantizer (symmetric, affine; torch 2.13)",
         "hand-written LSQ, PACT and DoReFa (torch 2.13)",
+        "hand-written LSQ+, TQT, EWGS, DuQ (PROFIT), QIL, StatsQ, APoT (uniform), BSQ, AdaRound, HAWQ, ZeroQ,"
+        " micronet, learned zero points and logarithms of scales, casts to integers (torch 2.13, both exporters)",
         "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm; torchao 0.18)",
         "ONNX Runtime 1.31 and 1.32 quantize_static (QDQ; QNN configurations, 4 and 16 bits, overrides, contrib Q/DQ)",
         "ONNX Runtime 1.8, 1.10, 1.12, 1.14, 1.16 and 1.20 quantize_static (QDQ; opset 10 to 17, contrib, 16 bits)",

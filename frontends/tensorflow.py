@@ -179,6 +179,7 @@ FRONTEND: Final = Frontend(
         "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits)",
         "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.13 and 1.17)",
         "HGQ 0.2 (fixed point that rounds half up and saturates, one width a tensor, through tf2onnx 1.17)",
+        "HGQ2 0.2 (Keras 3.15; SAT and SAT_SYM, one width a tensor for activations; model.export and tf2onnx 1.17)",
         "larq 0.12 and 0.14 (signs, ternary and DoReFa, through tf2onnx 1.13 and 1.17)",
         "ai-edge-quantizer 0.10 (.tflite; static int8, weights of 4 and 8 bits)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
@@ -191,7 +192,7 @@ FRONTEND: Final = Frontend(
         "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image, 1.17 the scales of weights"
         " that a float .tflite quantizes per channel as it runs: give the .tflite itself",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
-        "HGQ: activations whose elements have widths of their own, and rounding down",
+        "HGQ and HGQ2: activations whose elements have widths of their own, rounding down, and values that wrap around",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",
         "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
     ),

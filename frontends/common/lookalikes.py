@@ -27,10 +27,15 @@ from qatc.frontends.common.clamps import COMPARISONS
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.rounded import STATIC, extreme_behind
 
-_BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Where", "Transpose"})
+_BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Neg", "Where", "Transpose"})
 _FARTHEST: Final = 2 * LONGEST  # operators from a Round to its scale: a quantizer's, and a clamp in another type
 _PROBED: Final = 64  # elements that are looked at before all are
 _FEWEST, _BYTE = 3.0, 255.0  # the largest whole number of a weight that was quantized
+_ON_A_GRID: Final = "integers need real = scale * (q - zero_point), a whole zero_point, and a clamp on both sides"
+_SATURATE: Final = (
+    "train and export with quantizers that clamp (HGQ2: overflow_mode='SAT', also for activations, where 'WRAP' is the"
+    " default): the same numbers wherever nothing overflows"
+)
 _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"})
 
 
@@ -83,6 +88,8 @@ def looks_like_quantizer(node: Node) -> bool:
     """Whether `heads_quantizer` holds and a clamp is near by, on either side (constants need not be folded yet)."""
     if not node.inputs or not heads_quantizer(node):
         return False
+    if _wraps(node):
+        return True
     after, before = [node], [node]
     for _ in range(LONGEST):
         after = _neighbors(reader for n in after for reader in n.outputs[0].outputs)
@@ -90,6 +97,26 @@ def looks_like_quantizer(node: Node) -> bool:
         if any(n.op in ("Clip", "Min", "Max", "Where", "Abs") or _is_condition(n) for n in (*after, *before)):
             return True
     return False
+
+
+def _wraps(node: Node) -> bool:
+    """Whether rounded values are scaled and taken modulo their range, as integers are that overflow (HGQ2)."""
+    for _ in range(LONGEST):
+        readers = [n for n in _few(node.outputs[0].outputs) if not is_value_blind(n)]
+        if any(is_op(n, "Mod") or _is_remainder(n, node.outputs[0]) for n in readers):
+            return True
+        if len(readers) != 1 or not is_op(readers[0], "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Transpose"):
+            return False
+        node = readers[0]
+    return False
+
+
+def _is_remainder(node: Node, value: Tensor) -> bool:
+    """Whether a node takes Floor(value / range) * range off a value."""
+    product = maker_of(node.inputs[1]) if is_op(node, "Sub") and node.inputs[0] is value else None
+    floors = [m for t in product.inputs if is_op(m := maker_of(t), "Floor")] if is_op(product, "Mul") else []
+    quotients = [maker_of(floor.inputs[0]) for floor in floors]
+    return any(is_op(quotient, "Div") and quotient.inputs[0] is value for quotient in quotients)
 
 
 def _is_condition(node: Node) -> bool:
@@ -166,16 +193,18 @@ def report_others(graph: QuantGraph) -> None:
             tensor = node.outputs[0].name
             graph.diagnostics.error("QAT205", message, node=label_of(node), tensor=tensor, hint=STATIC)
             continue
+        if _wraps(node):
+            _note(graph, node, "values beyond its range wrap around, which integer kernels clamp", _SATURATE)
+            continue
         try:
             arithmetic.quantizer(graph, node)
         except NoMatch as no:
-            graph.diagnostics.note(
-                "QAT109",
-                f"this rounding looks like a quantizer, but is none of integers: {no.reason}",
-                node=label_of(node),
-                tensor=node.outputs[0].name,
-                hint="integers need real = scale * (q - zero_point), a whole zero_point, and a clamp on both sides",
-            )
+            _note(graph, node, no.reason, _ON_A_GRID)
+
+
+def _note(graph: QuantGraph, node: Node, why: str, hint: str) -> None:
+    message = f"this rounding looks like a quantizer, but is none of integers: {why}"
+    graph.diagnostics.note("QAT109", message, node=label_of(node), tensor=node.outputs[0].name, hint=hint)
 
 
 def _scaled_by_extreme(graph: QuantGraph, node: Node) -> Node | None:

@@ -4,6 +4,7 @@ Sign(x) * Floor(|x| + 0.5)                       Round(x)            micronet; h
 Sign(x) * Round(|x| * n) / n                     Round(x * n) / n    APoT, and whatever else quantizes magnitudes
 Sign(v) * Floor(|v|), v = x + 0.5 * Sign(x)      Round(x)            torch.trunc
 Where(x >= 0, Floor(x + 0.5), Ceil(x - 0.5))     Round(x)
+-Floor(-x + 0.5), Ceil(x - 0.5)                  Round(x)            half down (HGQ2's RND_MIN_INF, RND_ZERO)
 Floor(Clip(x, a, b))                             Clip(Floor(x), Floor(a), Floor(b))
 
 They differ from it on exact ties at most. A clamp of the magnitude to [0, n] is one of the number to [-n, n].
@@ -135,20 +136,36 @@ def _same_sign(graph: QuantGraph, signed: Tensor, x: Tensor) -> bool:
     return False
 
 
+@_RULES.on("Neg", "Ceil")
+def half_down(graph: QuantGraph, node: Node) -> bool:
+    """Ceil(x - 0.5), which may be written by Floor."""
+    if node.op == "Ceil":
+        x = less_half(graph, node.inputs[0], -0.5)
+    else:
+        floor = graph.producer(node.inputs[0])
+        half = less_half(graph, floor.inputs[0]) if is_op(floor, "Floor") else None
+        negative = graph.producer(half) if half is not None else None
+        x = negative.inputs[0] if is_op(negative, "Neg") else None
+    if x is None:
+        return False
+    node.op, node.inputs = "Round", [x]
+    return True
+
+
 # -- choices, and clamps under them -------------------------------------------------------------------------------
 
 
 @_RULES.on("Where")
 def half_away_by_choice(graph: QuantGraph, node: Node) -> bool:
-    """Floor(x + 0.5) where x is not negative, and Ceil(x - 0.5) elsewhere."""
+    """Floor(x + 0.5) where x is not negative, and Ceil(x - 0.5) elsewhere, which is a Round by now."""
     condition, *sides = (graph.producer(t) for t in node.inputs)
     if not is_op(condition, "Less", "LessOrEqual", "Greater", "GreaterOrEqual"):
         return False
     down, up = sides if condition.op.startswith("Greater") else sides[::-1]
-    if not is_op(down, "Floor") or not is_op(up, "Ceil") or number_of(value_of(condition.inputs[1])) != 0:
+    if not is_op(down, "Floor") or not is_op(up, "Round") or number_of(value_of(condition.inputs[1])) != 0:
         return False
-    x, same = less_half(graph, down.inputs[0]), less_half(graph, up.inputs[0], -0.5)
-    if x is None or x is not same or x is not condition.inputs[0]:
+    x = less_half(graph, down.inputs[0])
+    if x is None or x is not up.inputs[0] or x is not condition.inputs[0]:
         return False
     node.op, node.inputs = "Round", [x]
     return True

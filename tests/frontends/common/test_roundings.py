@@ -51,6 +51,16 @@ def _text(nodes: str) -> str:
             "r = Where(g, e, f) c = Clip(r, lo, hi) y = Mul(c, s)",
             "int8[-8,7] scale 0.25 zero 0",
         ),
+        (
+            "v = Div(x, s) m = Neg(v) t = Add(m, half) f = Floor(t) r = Neg(f) c = Clip(r, lo, hi) y = Mul(c, s)",
+            "int8[-8,7] scale 0.25 zero 0",
+        ),
+        (
+            "v = Div(x, s) i = Sign(v) b = Abs(v) m = Neg(b) t = Add(m, half) f = Floor(t) k = Neg(f) r = Mul(k, i) "
+            "c = Clip(r, lo, hi) y = Mul(c, s)",
+            "int8[-8,7] scale 0.25 zero 0",
+        ),
+        ("v = Div(x, s) t = Sub(v, half) r = Ceil(t) c = Clip(r, lo, hi) y = Mul(c, s)", "int8[-8,7] scale 0.25"),
         ("t = Add(x, eighth) v = Div(t, s) f = Floor(v) c = Clip(f, lo, hi) y = Mul(c, s)", "int8[-8,7] scale 0.25"),
         ("v = Div(x, s) t = Add(v, half) c = Clip(t, zero, hi) f = Floor(c) y = Mul(f, s)", "uint8[0,7] scale 0.25"),
     ],
@@ -119,3 +129,25 @@ def test_constants_beyond_a_weights_quantizer_leave_it_on_its_grid(nodes: str) -
     assert graph.quant(weight) is not None
     x = np.asarray([[-0.3, 1.2], [0.6, 0.1]], np.float32)
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "modulo",
+    [
+        "k = Add(d, one) q = Div(k, two) f = Floor(q) p = Mul(f, two) m = Sub(k, p)",  # tf2onnx
+        "k = Add(d, one) m = Mod<fmod=1>(k, two)",
+    ],
+)
+def test_values_that_wrap_around_are_said_to(modulo: str) -> None:
+    """HGQ2's WRAP, which saturating kernels do not do."""
+    nodes = f"v = Div(x, s) r = Round(v) d = Mul(r, s) {modulo} y = Sub(m, one)"
+    text = _text(nodes).replace("float one = {1}", "float one = {1}, float two = {2}")
+    graph = loaded(text)
+    assert FRONTEND.recognize(graph, "")
+    FRONTEND.normalize(graph, FrontendOptions())
+    (found,) = graph.diagnostics
+    assert (found.code, "wrap around" in found.message, "overflow_mode='SAT'" in (found.hint or "")) == (
+        "QAT109",
+        True,
+        True,
+    )
