@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _FILTERS: Final = ("nearest", "bilinear", "bicubic", "lanczos")
+_MOST_PIXELS: Final = 1 << 27
 _CLASSES: Final = "classes.txt"
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 _OPTIONS: Final = {
@@ -67,8 +68,9 @@ class Preparation:
         pixels = pixels.reshape(self.height, self.width, self.channels)
         if self.reverse:
             pixels = pixels[..., ::-1]
-        real = pixels / np.float32(self.scale)
-        real = (real - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is refused as data of arrays are
+            real = pixels / np.float32(self.scale)
+            real = (real - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         if np.dtype(self.dtype).kind in "iu":
             info = np.iinfo(self.dtype)
             real = np.clip(np.rint(real), info.min, info.max)
@@ -81,6 +83,8 @@ class Preparation:
             return image.resize((self.width, self.height), how)
         factor = max(self.short / min(image.size), self.height / image.height, self.width / image.width)
         size = max(self.width, round(image.width * factor)), max(self.height, round(image.height * factor))
+        if math.prod(size) > _MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels become {size[0]:,} x {size[1]:,}")
         image = image if size == image.size else image.resize(size, how)
         left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
@@ -178,7 +182,9 @@ def _preparation(port: Port, layout: str | None, options: Mapping[str, str]) -> 
         if value not in choices:
             raise _wrong(key, value, f"one of {', '.join(choices)}")
     is_integer = np.dtype(port.dtype).kind in "iu"
-    short = _numbers_of("resize", options.get("resize", "0"), 1)[0]
+    short = _numbers_of("resize", options.get("resize", "1"), 1)[0]  # the shorter side of the input is the least
+    if not short.is_integer() or not 1 <= short <= _MOST_PIXELS:
+        raise _wrong("resize", options["resize"], "a whole number of pixels")
     scale = _numbers_of("scale", options.get("scale", "1" if is_integer else "255"), 1)[0]
     std = _numbers_of("std", options.get("std", "1"), channels)
     if not scale or not all(std):

@@ -363,6 +363,15 @@ def test_an_image_beside_the_folders_of_classes_is_not_left_out(tmp_path: Path) 
     assert "b.ppm lies beside the folders of classes" in str(refused(tmp_path, NCHW))
 
 
+def test_an_image_that_grows_beyond_reason_is_named(tmp_path: Path) -> None:
+    """It kept its proportions until memory ran out."""
+    pytest.importorskip("PIL")
+    ppm(tmp_path / "thin.ppm", pixels(0, 1, 60_000))
+    said = str(refused(tmp_path, NCHW, resize="4000"))
+    assert "cannot read the image" in said
+    assert "60000 x 1 pixels become 240,000,000 x 4,000" in said
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
 def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path, dtype: str) -> None:
     """Pillow cuts them off at 255: a white picture."""
@@ -408,6 +417,9 @@ def test_classes_of_folders(tmp_path: Path) -> None:
         ({"std": "0"}, "std is '0', not another number"),
         ({"fit": "squash"}, "fit is 'squash', not one of crop, stretch"),
         ({"scale": "nan"}, "scale is 'nan', not a number"),
+        ({"resize": "0.5"}, "resize is '0.5', not a whole number of pixels"),
+        ({"resize": "-5"}, "resize is '-5', not a whole number of pixels"),
+        ({"resize": "1e30"}, "resize is '1e30', not a whole number of pixels"),
     ],
 )
 def test_wrong_options(tmp_path: Path, option: dict[str, str], said: str) -> None:
