@@ -67,3 +67,11 @@ def test_what_gives_a_result_its_shape_stays_spread(nodes: str) -> None:
     x, z = np.ones((2, 3), np.float32), np.full((1, 3), 5, np.float32)
     (found,) = run_canonical(graph, x, z)
     np.testing.assert_array_equal(found, run(onnx.parser.parse_model(text), x, z)[0])
+
+
+def test_a_row_that_no_data_meets_stays_as_it_is() -> None:
+    """What quantizes a class token behind its Expand is one quantizer, not two halves."""
+    graph = loaded(text_of("e = Expand(d, s) f = Mul(e, two) r = Round(f) y = Concat<axis = 0>(r, x)"))
+    before = graph.dump()
+    assert not unspread(graph)
+    assert graph.dump() == before
