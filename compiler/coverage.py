@@ -123,15 +123,15 @@ _PAST: Final = {
 def _attention(op: Float, operands: list[Shape | None]) -> int:
     """Both products of an attention over queries [N, S, H] or [N, heads, S, size] and as many keys as there are."""
     query, key, value = operands[:3]
-    if query is None or len(query) not in (3, 4, 5):
+    place = _PAST[op.op_type]
+    past = operands[place] if place < len(op.inputs) else None
+    if query is None or any(shape is not None and len(shape) not in (3, 4, 5) for shape in (query, key, value, past)):
         return 0
     wide = _count(query)
     if key is None:  # queries, keys and values in one tensor
         heads = int(op.attrs.get("num_heads", 1))
         parts = 3.0 if len(query) == 5 else 1 + 2 * int(op.attrs.get("kv_num_heads", heads)) / heads
         wide, key = round(wide / parts), query
-    place = _PAST[op.op_type]
-    past = operands[place] if place < len(op.inputs) else None
     length = _length(key) + (_length(past) if past is not None else 0)
     if value is None or op.op_type == "GroupQueryAttention":  # the values are as wide as the queries
         return 2 * wide * length

@@ -14,7 +14,7 @@ from qatc.compiler.model.foreign import shape_twins
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.negative_sizes import up_to_negative_slice
 from qatc.compiler.model.pools import rounded_down
-from qatc.compiler.model.protos import BODIES
+from qatc.compiler.model.protos import BODIES, CHECK_ERRORS
 from qatc.compiler.model_io import dims_of, node_proto, value_info
 
 _MOST_SIZES: Final = 1024  # elements of a constant that shape inference is given
@@ -138,7 +138,7 @@ def _inferred(model: onnx.ModelProto, *, trial: bool = False) -> dict[str, onnx.
         if _computes_sizes(found) and not any(map(_is_long, (*found.input, *found.value_info, *found.output))):
             model = up_to_negative_slice(model, data_prop=True, trial=trial)
             found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as error:
+    except CHECK_ERRORS as error:
         message = f"the shapes or types of the model contradict each other: {error}"
         raise fail("QAT004", message, hint="onnx.checker.check_model(path, full_check=True) tells more") from error
     return {v.name: v.type.tensor_type for v in [*found.value_info, *found.output] if v.type.HasField("tensor_type")}

@@ -49,8 +49,8 @@ def _bits(graph: QuantGraph, node: Node) -> int:
     """The width of the integers: what the quantizer says, also for the dequantizer behind it; else the zero point's."""
     maker = graph.producer(node.inputs[0]) if node.op == "HzDequantize" and node.inputs else None
     zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    stated = node.attr("bits") if maker is None else maker.attr("bits")
-    return int(stated) if stated else 8 * (1 if zero is None else zero.dtype.itemsize)
+    stated = (node if maker is None else maker).attr("bits", 0)
+    return stated or 8 * (1 if zero is None else zero.dtype.itemsize)
 
 
 def _is_ours(node: Node) -> bool:

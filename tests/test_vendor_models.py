@@ -59,6 +59,8 @@ FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
     "a window of one number": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 3), "QAT004"),
     "a window of half": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 0.5), "QAT004"),
     "padding of text": (attribute_of("qoperator", "QLinearAveragePool", "pads", "all"), "QAT004"),
+    "padding of one side": (attribute_of("qoperator", "QLinearAveragePool", "pads", [1, 1, 1]), "QAT004"),
+    "bits of text": (attribute_of("horizon", "HzQuantize", "bits", "eight"), "QAT004"),
     "a quantizer of nothing": (input_of("mct", "ActivationSymmetricQuantizer", 0, None), "QAT004"),
     "a quantizer of what has no name": (input_of("qonnx", "Quant", 0, ""), "QAT004"),
     "thresholds without elements": (input_of("mct", "WeightsSymmetricQuantizer", 1, np.zeros(0, np.float32)), "QAT104"),

@@ -13,6 +13,7 @@ import onnx
 from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph
+from qatc.compiler.model.protos import CHECK_ERRORS
 from qatc.compiler.model_io import node_proto, value_info
 from qatc.compiler.qdq import to_qdq
 
@@ -61,7 +62,7 @@ def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, which ONNX's own checker holds for one of opset 13."""
     try:
         onnx.checker.check_model(model, full_check=True)  # pyright: ignore[reportUnknownMemberType]
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except CHECK_ERRORS as error:
         words = [line for line in str(error).splitlines() if line.strip()]
         reason = printable(words[0]) if words else type(error).__name__
         hint = "the vendor's tools read opset 13 only: export the model with opset 13"

@@ -5,7 +5,7 @@ Everything behind the loader may rely on it. Operators that onnx does not know a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
@@ -34,6 +34,8 @@ _LEAST: Final = {  # of what moves over its input
     "kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0, "output_padding": 0, "output_shape": 1,
 }  # fmt: skip
 _MOST: Final = 2**31 - 1
+_UNBOUNDED: Final = frozenset({"Constant", "Shape", "Slice"})  # any other number of 64 bits is a size, or a mistake
+_RUNTIMES: Final = frozenset({"", "com.microsoft"})  # whose operators ONNX Runtime has
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
 
@@ -87,6 +89,10 @@ class NodeChecker:
         op = node.op
         if not op:
             yield "the node has no operator"
+        if node.domain in _RUNTIMES and op not in _UNBOUNDED:
+            for attribute in node.attributes:
+                if not -_MOST <= attribute.i <= _MOST:  # divided by or multiplied, some end ONNX Runtime's process
+                    yield f"the attribute {attribute.name} of {op} is {attribute.i}"
         form = None if node.domain else self._form_of(op)
         if form is None:
             if not (node.inputs and node.inputs[0]):  # the data, of every operator that a dialect knows
@@ -105,9 +111,7 @@ class NodeChecker:
                 found = _KINDS.get(kind, "?")
                 yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
         if form.sizes:
-            for attribute in node.attributes:
-                if attribute.name in form.sizes:
-                    yield from _sizes(op, attribute.name, attribute.ints)
+            yield from _sizes(op, {a.name: a.ints for a in node.attributes if a.name in form.sizes})
 
     def findings_in(self, node: Node) -> Iterator[str]:
         """The same for a node of the graph, which a frontend may have made of a vendor's."""
@@ -121,8 +125,9 @@ class NodeChecker:
             wanted = form.kinds.get(name)
             if wanted is not None and not _is_of(value, wanted):
                 yield f"the attribute {name} of {node.op} is not of type {_KINDS[wanted]}"
-            elif name in form.sizes:
-                yield from _sizes(node.op, name, value)
+                return
+        if form.sizes:
+            yield from _sizes(node.op, {name: node.attrs[name] for name in form.sizes & node.attrs.keys()})
 
 
 def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
@@ -141,10 +146,16 @@ def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterat
         yield f"{op} has {form.outputs} outputs, not {outputs}"
 
 
-def _sizes(op: str, name: str, values: Iterable[int]) -> Iterator[str]:
-    bad = next((v for v in values if not _LEAST[name] <= v <= _MOST), None)
-    if bad is not None:
-        yield f"the attribute {name} of {op} holds {bad}"
+def _sizes(op: str, stated: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    axes: dict[str, int] = {}
+    for name, values in sorted(stated.items()):
+        bad = next((v for v in values if not _LEAST[name] <= v <= _MOST), None)
+        if bad is not None:
+            yield f"the attribute {name} of {op} holds {bad}"
+        if len(values) and name != "output_shape":  # which may have all dimensions
+            axes[name] = len(values) if name != "pads" else -(-len(values) // 2)
+    if len(set(axes.values())) > 1 or len(stated.get("pads", ())) % 2:
+        yield f"the attributes {', '.join(axes)} of {op} are not for the same number of axes"
 
 
 def _is_of(value: object, wanted: int) -> bool:

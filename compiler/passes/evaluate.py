@@ -16,6 +16,7 @@ import onnx
 
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import Node
+from qatc.compiler.model.protos import CHECK_ERRORS
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import functions
 from qatc.compiler.reference.evaluate import evaluate_onnx
@@ -79,7 +80,7 @@ def _inferred(node: Node, values: Values, opset: int) -> int | None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
         found = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+    except CHECK_ERRORS as error:
         raise ValueError(str(error)) from error
     size = 0
     for kind in (v.type.tensor_type for v in found.output):

@@ -11,10 +11,8 @@ from qatc.compiler.shapes import infer_shapes
 from tests.graphs import canonical, loaded, net
 
 
-def graph_of(
-    body: str, signature: str = "(float[2] x) => (float[2] y)", constants: str = "", *, opset: int = 17
-) -> QuantGraph:
-    return loaded(net(signature, body, constants, opset=opset))
+def graph_of(body: str, signature: str = "(float[2] x) => (float[2] y)", constants: str = "") -> QuantGraph:
+    return loaded(net(signature, body, constants))
 
 
 def test_shapes_are_inferred_through_computed_ones() -> None:
@@ -106,8 +104,9 @@ def test_a_result_without_elements_is_a_size() -> None:
     assert shape_of(graph.outputs[0]) == ("N", 1, 0, 2)
 
 
-def test_sizes_that_no_list_has_are_told() -> None:
-    """ONNX's inference makes as many results as are stated, and C++ says no."""
-    graph = graph_of("y = Split<num_outputs = 4611686018427387904>(x)", "(float[4] x) => (float[N] y)", opset=18)
+def test_exceptions_of_inference_are_told() -> None:
+    """C++ reads a step from a tensor without elements."""
+    constants = "int64[0] none = {}, float[4] w = {1, 1, 1, 1}"
+    graph = graph_of("y = STFT(x, none, w)", "(float[1,8,1] x) => (float[N,M,F,2] y)", constants)
     with pytest.raises(CompileError, match="QAT004"):
         infer_shapes(graph)

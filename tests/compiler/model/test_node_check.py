@@ -41,6 +41,31 @@ def test_windows_of_a_size_are_read(attribute: str, size: int) -> None:
     assert loaded(pool("MaxPool", attribute, size)).nodes[0].attr(attribute)[1] == size
 
 
+@pytest.mark.parametrize(
+    ("lists", "named"),
+    [
+        ("kernel_shape = [2, 2], pads = [1, 1, 1]", "kernel_shape, pads"), ("kernel_shape = [2], strides = [1, 1]", ""),
+        ("kernel_shape = [2, 2], dilations = [1, 1, 1], strides = [1, 1]", "dilations, kernel_shape, strides"),
+        ("kernel_shape = [2, 2], pads = [1, 1]", "kernel_shape, pads"),
+    ],
+)  # fmt: skip
+def test_lists_are_for_one_number_of_axes(lists: str, named: str) -> None:
+    with pytest.raises(CompileError, match=rf"QAT004.*attributes {named}.* of MaxPool are not for the same number"):
+        loaded(net("(float[1,1,8,8] x) => (float[N,C,H,W] y)", f"y = MaxPool<{lists}>(x)"))
+
+
+@pytest.mark.parametrize("number", [2**31, -(2**31), 2**62])
+def test_numbers_that_no_size_is_are_told(number: int) -> None:
+    """ONNX Runtime's process ends of some: a RoiAlign with so many samples, an attention with so many heads."""
+    with pytest.raises(CompileError, match=rf"QAT004.*the attribute axis of Softmax is {number}"):
+        loaded(net("(float[2,2] x) => (float[2,2] y)", f"y = Softmax<axis = {number}>(x)"))
+
+
+def test_a_shape_may_end_anywhere() -> None:
+    graph = loaded(net("(float[2,3] x) => (int64[N] y)", f"y = Shape<end = {2**63 - 1}>(x)"))
+    assert graph.nodes[0].attr("end") == 2**63 - 1
+
+
 def test_a_pad_may_take_away() -> None:
     graph = loaded(net("(float[4] x) => (float[2] y)", "y = Pad<pads = [-1, -1]>(x)", opset=10))
     assert graph.nodes[0].attr("pads") == [-1, -1]
