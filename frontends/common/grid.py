@@ -71,8 +71,8 @@ def find_grid(weights: Array, axis: int | None) -> Grid | None:
     """
     if not weights.size or not np.isfinite(weights).all():
         return None
-    found = _find(weights, axis, _SINGLE) or (_find(weights, axis, _HALF) if _is_half(weights) else None)
-    return found or _find(weights, axis, _SINGLE, "int16")
+    found = _find(weights, axis, _SINGLE) or _find(weights, axis, _SINGLE, "int16")
+    return found or (_find(weights, axis, _HALF) if _is_half(weights) else None)
 
 
 def _is_half(weights: Array) -> bool:

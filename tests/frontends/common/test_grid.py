@@ -65,6 +65,15 @@ def test_integers_of_nine_bits_come_back(axis: int | None) -> None:
     assert grid.params.scale[0] == pytest.approx(1 / 255)
 
 
+def test_a_few_weights_that_half_precision_holds_are_on_their_own_grid() -> None:
+    """Steps of 1/256: nine bits, and not the 127 levels that two float16 roundings would allow for three numbers."""
+    integers = np.asarray([[183, 231, 240], [82, -217, -169], [-72, 78, 11]])
+    grid = find_grid((integers / 256).astype(np.float32), 0)
+    assert grid is not None
+    assert (grid.params.dtype, set(grid.params.scale)) == ("int16", {1 / 256})
+    np.testing.assert_array_equal(grid.integers, integers)
+
+
 @given(trained(), st.booleans())
 def test_integers_come_back_from_half_precision(case: tuple[np.ndarray, np.ndarray, int], per_tensor: bool) -> None:
     """What an exporter folds in float16: the scale is rounded to it, and so is each weight."""
