@@ -13,6 +13,7 @@ import onnx
 from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph
+from qatc.compiler.model.links import label_of
 from qatc.compiler.model.protos import CHECK_ERRORS
 from qatc.compiler.model_io import node_proto, value_info
 from qatc.compiler.qdq import to_qdq
@@ -60,12 +61,15 @@ def quantized(graph: QuantGraph) -> onnx.ModelProto:
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, which ONNX's own checker holds for one of opset 13."""
+    hint = "the vendor's tools read opset 13 only: export the model with opset 13"
+    for node in model.graph.node:
+        if not onnx.defs.has(node.op_type, OPSET, node.domain):
+            raise fail("QAT302", f"{node.op_type} has no form in opset {OPSET}", node=label_of(node), hint=hint)
     try:
         onnx.checker.check_model(model, full_check=True)  # pyright: ignore[reportUnknownMemberType]
     except CHECK_ERRORS as error:
         words = [line for line in str(error).splitlines() if line.strip()]
         reason = printable(words[0]) if words else type(error).__name__
-        hint = "the vendor's tools read opset 13 only: export the model with opset 13"
         raise fail("QAT302", f"the model has no form in opset {OPSET}: {reason}", hint=hint) from error
     return model
 

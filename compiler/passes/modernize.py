@@ -256,6 +256,16 @@ def same_padding(_: QuantGraph, node: Node) -> bool:
     return True
 
 
+@INERT.on("AveragePool")
+def dilations_of_one(_: QuantGraph, node: Node) -> bool:
+    """Only opset 19 and later know them: ONNX Runtime's optimizer hands them to an operator that does not."""
+    dilations: Sequence[int] = node.attr("dilations", [])
+    if not dilations or any(dilation != 1 for dilation in dilations):
+        return False
+    del node.attrs["dilations"]
+    return True
+
+
 def _is_same(node: Node) -> bool:
     names = ("AveragePool", "Conv", "MaxPool")
     return node.op in names and not node.domain and node.attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")

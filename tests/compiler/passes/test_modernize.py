@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from qatc.compiler.passes.modernize import axes_of, modernize
-from tests.graphs import loaded, to_model
+from tests.graphs import loaded, net, to_model
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
 
@@ -200,6 +200,15 @@ def test_same_padding_finds_its_kernel_behind_a_quantizer() -> None:
     graph = loaded(text)
     modernize(graph)
     assert "auto_pad=NOTSET dilations=[1,2] pads=[0,2,1,2]" in graph.dump()
+
+
+@pytest.mark.parametrize(("dilations", "left"), [([1, 1], None), ([1, 2], [1, 2])])
+def test_dilations_of_one_go_from_averages(dilations: list[int], left: list[int] | None) -> None:
+    """With them ONNX Runtime (1.32) turns an average between Q/DQ into an operator that it then refuses."""
+    text = f"y = AveragePool<kernel_shape = [2, 2], dilations = {dilations}>(x)"
+    graph = loaded(net("(float[1,1,4,4] x) => (float[N,C,H,W] y)", text, opset=19))
+    modernize(graph)
+    assert graph.nodes[0].attr("dilations") == left
 
 
 def test_dead_operators_are_no_readers() -> None:
