@@ -16,7 +16,7 @@ The case that must stay: a raw result that somebody else reads too, and a weight
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -275,7 +275,7 @@ def _skip(graph: QuantGraph, node: Node) -> None:
     """Take an affine node out of its chain: its data input stands for its output, under the output's name."""
     data, out = next(t for t in node.inputs if not isinstance(t, Constant)), node.outputs[0]
     name = out.name
-    tables: tuple[dict[str, Any], ...] = (graph.params, graph.origin, graph.shifted)
+    tables = cast("tuple[dict[str, Any], ...]", (graph.params, graph.origin, graph.shifted))
     told = [table.pop(name, None) for table in tables]
     graph.replace(out, data)
     if data.name != name:
