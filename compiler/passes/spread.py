@@ -26,15 +26,14 @@ _ELEMENTWISE: Final = frozenset(
 
 def unspread(graph: QuantGraph) -> bool:
     """Rewrite a sorted graph with folded constants in place; whether anything changed, which leaves more to fold."""
-    if not any(_source(graph, node) is not None for node in graph.nodes):
+    if not any(map(_is_spread, graph.nodes)):
         return False
     infer_if_possible(graph)
     spreads: dict[int, Tensor | Node] = {}  # id of a tensor -> what is spread, or the node that computes with such
     changed = False
     for node in list(graph.nodes):
-        source = _source(graph, node)
-        if source is not None:
-            spreads[id(node.outputs[0])] = source
+        if _is_spread(node):
+            spreads[id(node.outputs[0])] = _source(graph, node)
         elif not node.domain and node.op in _ELEMENTWISE and any(id(t) in spreads for t in node.inputs):
             data = [t for t in node.inputs if id(t) not in spreads and not is_constant(t)]
             if not data:
@@ -49,12 +48,17 @@ def unspread(graph: QuantGraph) -> bool:
     return changed
 
 
-def _source(graph: QuantGraph, node: Node) -> Tensor | None:
-    """The constant that a node spreads to sizes which are none."""
-    if is_op(node, "Expand") and is_constant(node.inputs[0]) and not is_constant(node.inputs[1]):
+def _is_spread(node: Node) -> bool:
+    """Whether a node spreads a constant to sizes which are none."""
+    if is_op(node, "Expand"):
+        return is_constant(node.inputs[0]) and not is_constant(node.inputs[1])
+    return is_op(node, "ConstantOfShape") and not is_constant(node.inputs[0])
+
+
+def _source(graph: QuantGraph, node: Node) -> Tensor:
+    """The constant that a node spreads."""
+    if node.op == "Expand":
         return node.inputs[0]
-    if not is_op(node, "ConstantOfShape") or is_constant(node.inputs[0]):
-        return None
     value = np.asarray(node.attr("value", np.zeros(1, np.float32)))
     return graph.constant(f"{node.outputs[0].name}_value", value.reshape(()))
 
