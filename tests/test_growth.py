@@ -56,7 +56,7 @@ def test_steps_grow_with_the_model(tmp_path: Path, name: str) -> None:
 
 
 def test_steps_for_a_node_of_a_chain(tmp_path: Path) -> None:
-    """About 670 on Python 3.11: pure Python takes as long as it makes calls, so this is what the speed rests on."""
+    """About 685 on Python 3.11: pure Python takes as long as it makes calls, so this is what the speed rests on."""
 
     def run(blocks: int) -> None:
         compile_model(models.chain(tmp_path, blocks), qat=True, verify=False, output=tmp_path / "out")
