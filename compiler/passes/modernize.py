@@ -81,13 +81,11 @@ def modernize(graph: QuantGraph) -> None:
             message = f"{node.op} makes a sequence of tensors"
             graph.diagnostics.error("QAT302", message, node=label_of(node), hint=hint)
     widen(graph)
-    whole = any(t.dtype == _INT32 for t in graph.inputs) or any(
-        n.op == "Cast" and n.attr("to") == _INT32 for n in graph.nodes
-    )
+    counts = _may_quantize_integers(graph)
     _sweep(
         graph,
         INERT,
-        lambda n: _has_no_type(n) or (_is_same(n) and n.attr("dilations")) or (whole and _quantizes_the_unknown(n)),
+        lambda n: _has_no_type(n) or (_is_same(n) and n.attr("dilations")) or (counts and _quantizes_the_unknown(n)),
     )
     _sweep(graph, PRODUCTS, lambda n: is_op(n, "Attention", "Einsum"))  # what did nothing hid constants
     if graph.opset < OPSET:
@@ -108,6 +106,13 @@ def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]
 def _has_no_type(node: Node) -> bool:
     """Whether a Cast or CastLike reads a tensor of unknown element type."""
     return is_op(node, "Cast", "CastLike") and any(element_type(t) is None for t in node.inputs)
+
+
+def _may_quantize_integers(graph: QuantGraph) -> bool:
+    """Whether there are int32 that a QuantizeLinear might read, of whose types the file says nothing."""
+    return any(t.dtype == _INT32 for t in graph.inputs) or any(
+        is_op(n, "Cast") and n.attr("to") == _INT32 for n in graph.nodes
+    )
 
 
 def _quantizes_the_unknown(node: Node) -> bool:

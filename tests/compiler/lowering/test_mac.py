@@ -232,7 +232,7 @@ def test_a_gemm_of_more_than_matrices_stays_float() -> None:
 def test_lists_for_another_rank_stay_float(attribute: str) -> None:
     graph = lowered_net(
         "(float[1,1,4,4] x) => (float[N,C,H,W] y)",
-        f"a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nc = ConvTranspose<strides = [2, 2], {attribute}>(a, w)\ny = B(c)",
+        f"a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nc = ConvTranspose<{attribute}>(a, w)\ny = B(c)",
         "int8[1,1,2,2] wq = {1, 2, 3, 4}",
     )
     assert reasons(graph) == [f"ConvTranspose: its {attribute.split()[0]} is not for a weight of 4 dimensions"]
