@@ -44,6 +44,9 @@ _STREAM: Final = "give the path of an .onnx file; standard input and pipes are n
 _MAX_FILE: Final = 2**31 - 1  # what protobuf can parse
 _MAX_FINDINGS: Final = 20  # of a broken file; more would tell nothing more
 _OLDEST_OPSET: Final = 7
+_PER_CHANNEL: Final = 13  # the opset in which QuantizeLinear and DequantizeLinear know channels
+_NO_SCALE: Final = "it has no scale: tf2onnx --tflite leaves those per channel out before opset 13; export with that"
+_QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _NEWEST_OPSET: Final = 26
 CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
@@ -173,7 +176,9 @@ class _Reader:
         self._check_bodies()
         for record in self.records:
             for message in checker.findings(record):
-                self._broken(message, record, record.outputs[0] if record.outputs else "")
+                bare = record.op in _QDQ and len(record.inputs) < 2 and self.opsets[""] < _PER_CHANNEL
+                hint = _NO_SCALE if bare else None
+                self._broken(message, record, record.outputs[0] if record.outputs else "", hint)
         self.found.check()
         nodes = [self._node(n) for n in self._sorted(self.records, {i.name for i in inputs})]
         given = {i.name for i in graph.input}
@@ -261,8 +266,8 @@ class _Reader:
             return nodes
         return self._reordered(nodes, reads, maker)
 
-    def _broken(self, message: str, node: NodeRecord, tensor: str) -> None:
-        self.found.error("QAT004", message, node=label_of(node.proto), tensor=tensor or None)
+    def _broken(self, message: str, node: NodeRecord, tensor: str, hint: str | None = None) -> None:
+        self.found.error("QAT004", message, node=label_of(node.proto), tensor=tensor or None, hint=hint)
 
     def _reordered(self, nodes: list[NodeRecord], reads: list[list[str]], maker: Mapping[str, int]) -> list[NodeRecord]:
         readers: dict[int, list[int]] = {}

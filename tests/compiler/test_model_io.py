@@ -194,6 +194,20 @@ def test_attributes_without_a_value(path: Path) -> None:
     assert refused(path, model) == ["QAT004"]
 
 
+@pytest.mark.parametrize(("opset", "told"), [(11, True), (13, False)])
+def test_a_dequantizer_without_a_scale_in_an_old_opset(path: Path, opset: int, told: bool) -> None:
+    """tf2onnx --tflite writes such where it would need a scale for each channel, which opset 13 brought."""
+    node = helper.make_node("DequantizeLinear", ["w"], ["y"])
+    weight = helper.make_tensor("w", TensorProto.INT8, [1], [3])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    model = helper.make_model(helper.make_graph([node], "g", [], [output], [weight]))
+    model.opset_import[0].version = opset
+    onnx.save(model, path)
+    with pytest.raises(CompileError, match=r"QAT004.*takes 2 to 3 inputs, not 1") as caught:
+        load(path)
+    assert ("opset 13" in (caught.value.diagnostics[0].hint or "")) == told
+
+
 @pytest.mark.parametrize(("dims", "want"), [([-1, 3], [None, 3]), ([0, 3], [0, 3]), (["N", 3], ["N", 3])])
 def test_free_dimensions(path: Path, dims: list[int | str], want: list[int | str | None]) -> None:
     model = simple()
