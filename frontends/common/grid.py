@@ -239,6 +239,8 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
             graph.diagnostics.error("QAT209", message, node=label_of(readers[0]), tensor=weight.name, hint=hint)
             continue
         grid = find_grid(weight.values, axis)
+        if grid is None and all(n.op == "ConvTranspose" for n in readers):  # PyTorch's quantizers count filters there
+            grid = find_grid(weight.values, 0)
         if grid is None:
             trained = [n for n in readers if any(id(t) in on_grid for t in n.inputs[:2] if t is not weight)]
             if not trained:

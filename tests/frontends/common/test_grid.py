@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.quant import QuantParams
 from qatc.frontends.common.grid import Grid, find_grid, quantize_after_training, recover_weights, weight_axis
-from tests.graphs import canonical
+from tests.graphs import canonical, net
 
 
 def whole(grid: Grid) -> np.ndarray:
@@ -260,3 +260,20 @@ def test_true_floats_of_a_graph_are_quantized_or_kept_and_either_is_said() -> No
     assert [(d.code, d.severity.value, d.tensor) for d in graph.diagnostics] == [("QAT206", "warning", "w")]
     assert isinstance(graph.params["w"], QuantParams)
     assert graph.params["w"].axis == 1
+
+
+def test_a_transposed_convolution_may_have_a_scale_for_each_channel_of_its_input() -> None:
+    """PyTorch's quantizers of weights count along the first axis, which is that of filters elsewhere."""
+    rng = np.random.default_rng(6)
+    integers = rng.integers(-127, 128, (4, 3, 2, 2))
+    integers[:, 0, 0, 0] = 127
+    scale = rng.uniform(0.01, 0.02, (4, 1, 1, 1)).astype(np.float32)
+    weights = (integers * scale).astype(np.float32)
+    signature = "(float[1,4,8,8] x) => (float[N,C,H,W] y)"
+    values = ", ".join(map(repr, weights.reshape(-1).tolist()))
+    graph = canonical(net(signature, "a = A(x)\ny = ConvTranspose(a, w)", f"float[4,3,2,2] w = {{{values}}}"))
+    recover_weights(graph, quantize_others=False)
+    params = graph.params["w"]
+    assert (params.axis, len(params.scale)) == (0, 4)
+    np.testing.assert_allclose(params.scale, scale.reshape(-1), rtol=1e-6)
+    assert not graph.diagnostics.items
