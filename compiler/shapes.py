@@ -12,7 +12,7 @@ from qatc.compiler.diagnostics import fail
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Dim, QuantGraph, Variable, elements, shape_of, value_of
 from qatc.compiler.model.foreign import shape_twins
 from qatc.compiler.model.links import label_of
-from qatc.compiler.model.negative_sizes import up_to_negative_slice
+from qatc.compiler.model.negative_sizes import TOO_SMALL, up_to_negative_slice
 from qatc.compiler.model.pools import rounded_down
 from qatc.compiler.model.protos import BODIES, CHECK_ERRORS
 from qatc.compiler.model_io import dims_of, node_proto, value_info
@@ -103,8 +103,7 @@ def _refuse_too_large(graph: QuantGraph, tensor: Variable, found: onnx.TypeProto
     sizes = [dim.dim_value for dim in list(found.shape.dim)[2:] if dim.HasField("dim_value")]
     if sizes and min(sizes) < _WINDOWS[maker.op]:
         message = f"{maker.op} would have a result of size {min(sizes)}: its window or padding is too large"
-        hint = "give the model larger inputs, or repair it: ONNX Runtime cannot run it either"
-        raise fail("QAT004", message, node=label_of(maker), tensor=tensor.name, hint=hint)
+        raise fail("QAT004", message, node=label_of(maker), tensor=tensor.name, hint=TOO_SMALL)
 
 
 def infer_new_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:

@@ -19,6 +19,7 @@ from qatc.compiler.diagnostics import fail
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.protos import captured_names
 
+TOO_SMALL: Final = "give the model larger inputs, or repair it: ONNX Runtime cannot run it either"
 _WINDOWS: Final = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
 _BY_OPERANDS: Final = frozenset({"CenterCropPad", "Expand", "Pad", "Resize", "Split", "Tile", "TopK"})
 _OTHERS: Final = frozenset(
@@ -47,8 +48,7 @@ def up_to_negative_slice(model: onnx.ModelProto, *, data_prop: bool, trial: bool
             if not _infer(model, piece, known, constants, data_prop=data_prop):
                 if not trial:
                     message = "a size before it is below zero: a window or a cut is larger than what it is taken of"
-                    hint = "give the model larger inputs, or repair it: onnxruntime cannot run it either"
-                    raise fail("QAT004", message, node=label_of(node), hint=hint)
+                    raise fail("QAT004", message, node=label_of(node), hint=TOO_SMALL)
                 found = onnx.ModelProto()
                 found.CopyFrom(model)
                 del found.graph.node[index:]

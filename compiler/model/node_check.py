@@ -125,9 +125,8 @@ class NodeChecker:
             wanted = form.kinds.get(name)
             if wanted is not None and not _is_of(value, wanted):
                 yield f"the attribute {name} of {node.op} is not of type {_KINDS[wanted]}"
-                return
-        if form.sizes:
-            yield from _sizes(node.op, {name: node.attrs[name] for name in form.sizes & node.attrs.keys()})
+        stated = {name: node.attrs[name] for name in form.sizes & node.attrs.keys()}
+        yield from _sizes(node.op, {name: v for name, v in stated.items() if _is_of(v, form.kinds[name])})
 
 
 def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:

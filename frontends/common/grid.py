@@ -14,6 +14,7 @@ both sides they have 16, where none of 8 bits fits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,8 +72,8 @@ def find_grid(weights: Array, axis: int | None) -> Grid | None:
     """
     if not weights.size or not np.isfinite(weights).all():
         return None
-    found = _find(weights, axis, _SINGLE) or _find(weights, axis, _SINGLE, "int16")
-    return found or (_find(weights, axis, _HALF) if _is_half(weights) else None)
+    found = _find(weights, axis, _SINGLE, ("int8", "int16"))
+    return found or (_find(weights, axis, _HALF, ("int8",)) if _is_half(weights) else None)
 
 
 def _is_half(weights: Array) -> bool:
@@ -82,18 +83,26 @@ def _is_half(weights: Array) -> bool:
         return all(bool(np.array_equal(part.astype(np.float16), part)) for part in (head, weights))
 
 
-def _find(weights: Array, axis: int | None, precision: _Precision, dtype: str = "int8") -> Grid | None:
-    one_row = weights.reshape(1, -1)
-    whole = _levels(one_row, precision)
-    grid = None if whole is None else _grid(one_row, whole, weights.shape, None, precision, dtype)
-    if grid is not None:
-        return grid
-    if axis is None or weights.shape[axis] == 1:
-        return None
-    rows = np.moveaxis(weights, axis, 0)
-    flat = rows.reshape(rows.shape[0], -1)
-    levels = _levels(flat, precision)
-    return None if levels is None else _grid(flat, levels, rows.shape, axis, precision, dtype)
+def _find(weights: Array, axis: int | None, precision: _Precision, dtypes: tuple[str, ...]) -> Grid | None:
+    wider: list[tuple[Array, Indices, tuple[int, ...], int | None]] = []  # whole numbers that `dtypes[0]` does not hold
+    for rows, shape, along in _rows(weights, axis):
+        levels = _levels(rows, precision)
+        if levels is None:
+            continue
+        grid = _grid(rows, levels, shape, along, precision, dtypes[0])
+        if grid is not None:
+            return grid
+        wider.append((rows, levels, shape, along))
+    grids = (_grid(*found, precision, dtype) for dtype in dtypes[1:] for found in wider)
+    return next((grid for grid in grids if grid is not None), None)
+
+
+def _rows(weights: Array, axis: int | None) -> Iterator[tuple[Array, tuple[int, ...], int | None]]:
+    """All weights in one row, then those of each channel, with the shape and axis that `_grid` is told."""
+    yield weights.reshape(1, -1), weights.shape, None
+    if axis is not None and weights.shape[axis] != 1:
+        rows = np.moveaxis(weights, axis, 0)
+        yield rows.reshape(rows.shape[0], -1), rows.shape, axis
 
 
 def _levels(rows: Array, precision: _Precision) -> Indices | None:
@@ -239,8 +248,8 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
             graph.diagnostics.error("QAT209", message, node=label_of(readers[0]), tensor=weight.name, hint=hint)
             continue
         grid = find_grid(weight.values, axis)
-        if grid is None and all(n.op == "ConvTranspose" for n in readers):  # PyTorch's quantizers count filters there
-            grid = find_grid(weight.values, 0)
+        if grid is None and axis != 0 and all(n.op == "ConvTranspose" for n in readers):
+            grid = find_grid(weight.values, 0)  # PyTorch's quantizers count filters there
         if grid is None:
             trained = [n for n in readers if any(id(t) in on_grid for t in n.inputs[:2] if t is not weight)]
             if not trained:

@@ -22,6 +22,7 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common.chains import affine_of, bounds_of, variable_of
+from qatc.frontends.common.clamps import COMPARISONS
 
 _RULES: Final = Rules("roundings")
 _LONGEST: Final = 8  # operators between a magnitude and its sign
@@ -41,8 +42,7 @@ def of_magnitude(graph: QuantGraph, node: Node) -> bool:
     """A magnitude that is rounded, and given its sign again."""
     for signs, magnitude in (node.inputs, node.inputs[::-1]):
         sign = graph.producer(signs)
-        found = _magnitude(graph, magnitude) if is_op(sign, "Sign") else None
-        if found is None or not is_op(sign, "Sign"):
+        if not is_op(sign, "Sign") or (found := _magnitude(graph, magnitude)) is None:
             continue
         signed = _less_half_of_sign(graph, sign.inputs[0]) or sign.inputs[0]
         if not _same_sign(graph, signed, found[0]):
@@ -159,7 +159,7 @@ def half_down(graph: QuantGraph, node: Node) -> bool:
 def half_away_by_choice(graph: QuantGraph, node: Node) -> bool:
     """Floor(x + 0.5) where x is not negative, and Ceil(x - 0.5) elsewhere, which is a Round by now."""
     condition, *sides = (graph.producer(t) for t in node.inputs)
-    if not is_op(condition, "Less", "LessOrEqual", "Greater", "GreaterOrEqual"):
+    if not is_op(condition, *COMPARISONS):
         return False
     down, up = sides if condition.op.startswith("Greater") else sides[::-1]
     if not is_op(down, "Floor") or not is_op(up, "Round") or number_of(value_of(condition.inputs[1])) != 0:
