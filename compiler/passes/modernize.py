@@ -32,7 +32,7 @@ from qatc.compiler.model.links import is_op, label_of, relink
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.later import LATER, drop_later_defaults
-from qatc.compiler.passes.sequences import split_sequences
+from qatc.compiler.passes.sequences import collected_sequences, split_sequences
 from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
@@ -75,6 +75,7 @@ def modernize(graph: QuantGraph) -> None:
     if any(n.op == "SplitToSequence" for n in graph.nodes):
         infer_if_possible(graph)
         split_sequences(graph)
+    collected_sequences(graph)
     for node in graph.nodes:
         if is_op(node, *_SEQUENCES):
             hint = "export with fixed sizes, so that Split and Concat take its place"

@@ -1,16 +1,23 @@
-"""Sequences of tensors that are split and taken apart at once, as PyTorch's exporter writes `chunk` and `split`.
+"""Sequences of tensors that are split and taken apart at once, or that a Loop collects to be put together.
 
     SplitToSequence(x, [a, b]) -> {SequenceAt(0) -> y, SequenceAt(1) -> z}        Split(x, [a, b]) -> y, z
 
-A sequence that is read in another way stays, and is refused by its name.
+    SequenceEmpty -> Loop {SequenceInsert(s, row) -> s} -> ConcatFromSequence     Loop {Concat(s, row) -> s}
+
+PyTorch's exporters write `chunk` and `split` in the first way, EmbeddingBag in the second. A sequence that is read in
+another way stays, and is refused by its name.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections import Counter
 
-from qatc.compiler.graph import Node, QuantGraph, Variable, shape_of, value_of
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Dim, Node, QuantGraph, Tensor, Variable, shape_of, value_of
 from qatc.compiler.model.links import is_op
+from qatc.compiler.model.protos import all_nodes, domain_of
 from qatc.compiler.quant import number_of
 
 
@@ -62,3 +69,65 @@ def _sizes(node: Node) -> list[int] | None:
     if not isinstance(size, int) or step <= 0:
         return None
     return [min(step, size - at) for at in range(0, size, step)]
+
+
+def collected_sequences(graph: QuantGraph) -> None:
+    """Let Loops put together what they collect in a sequence, where the file says which sizes the whole has."""
+    for whole in [n for n in graph.nodes if is_op(n, "ConcatFromSequence") and not int(n.attr("new_axis", 0))]:
+        loop, shape = graph.producer(whole.inputs[0]), _shape_behind(graph, whole.outputs[0])
+        if is_op(loop, "Loop") and shape is not None and graph.only_consumer(whole.inputs[0]) is whole:
+            _grow(graph, loop, whole, shape)
+
+
+def _shape_behind(graph: QuantGraph, tensor: Tensor) -> tuple[Dim, ...] | None:
+    """The shape of a tensor, as it is declared for it or for what it is cast to."""
+    reader = graph.only_consumer(tensor)
+    while shape_of(tensor) is None and is_op(reader, "Cast", "Identity"):
+        tensor = reader.outputs[0]
+        reader = graph.only_consumer(tensor)
+    return shape_of(tensor)
+
+
+def _grow(graph: QuantGraph, loop: Node, whole: Node, shape: tuple[Dim, ...]) -> None:
+    place = next(i for i, t in enumerate(loop.outputs) if t is whole.inputs[0])
+    axis = int(whole.attr("axis", 0)) % max(1, len(shape))
+    dims: list[Dim] = [0 if i == axis else d for i, d in enumerate(shape)]
+    sizes = [d for d in dims if isinstance(d, int)]
+    start = graph.producer(loop.inputs[2 + place]) if 2 + place < len(loop.inputs) else None
+    grown = loop.outputs[place]
+    if not shape or len(sizes) != len(shape) or not is_op(start, "SequenceEmpty") or not isinstance(grown, Variable):
+        return
+    kind = int(start.attr("dtype", onnx.TensorProto.FLOAT))
+    body = _growing(loop.attrs["body"], place, axis, kind)
+    if body is None:
+        return
+    loop.attrs["body"] = body
+    nothing = np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(kind))
+    loop.inputs[2 + place] = graph.constant(f"{loop.inputs[2 + place].name}_empty", nothing)
+    grown.dtype = kind
+    graph.replace(whole.outputs[0], grown)
+    graph.remove([whole])
+    graph.clean()
+
+
+def _growing(old: onnx.GraphProto, place: int, axis: int, kind: int) -> onnx.GraphProto | None:
+    """The body of a Loop whose state at `place`, a sequence with one tensor more each time, is a growing tensor."""
+    body = onnx.GraphProto()
+    body.CopyFrom(old)
+    if place >= len(body.input) - 2:
+        return None
+    before, after = body.input[2 + place], body.output[1 + place]
+    insert = next((n for n in body.node if n.op_type == "SequenceInsert" and after.name in n.output), None)
+    if insert is None or domain_of(insert.domain) or insert.input[0] != before.name or any(insert.input[2:]):
+        return None
+    read = Counter(name for n in all_nodes(body.node) for name in n.input) + Counter(o.name for o in body.output)
+    if read[before.name] != 1 or read[after.name] != 1:
+        return None
+    insert.op_type, insert.input[:] = "Concat", insert.input[:2]
+    insert.attribute.append(onnx.helper.make_attribute("axis", axis))
+    for info in (before, after):
+        info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, None))
+    kept = [v for v in body.value_info if v.name != after.name]
+    del body.value_info[:]
+    body.value_info.extend(kept)
+    return body

@@ -19,12 +19,12 @@ def model(opset: int, body: str) -> str:
     return f'<ir_version: 4, opset_import: ["" : {opset}]>\ng (float[2,3,4,5] x) => (float[] y) {{ {body} }}'
 
 
-def run(proto: onnx.ModelProto) -> list[np.ndarray]:
+def run(proto: onnx.ModelProto, x: np.ndarray = X) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(v) for v in session.run(None, {"x": X})]
+    return [np.asarray(v) for v in session.run(None, {"x": x})]
 
 
 @pytest.mark.parametrize(
@@ -273,6 +273,61 @@ def test_places_beyond_a_sequence_are_not_taken(place: int, split: str, axis: in
     )
     modernize(graph)
     assert [(d.code, d.severity.value) for d in graph.diagnostics] == [("QAT302", "error")]
+
+
+def _collecting(grow: str, whole: str = "y = ConcatFromSequence<axis=0>(s)", shape: str = "float[N,2] y") -> str:
+    """A Loop as PyTorch's dynamo exporter writes an EmbeddingBag: the rows of `x` from the last on, in a sequence."""
+    body = (
+        "body (int64 i, bool more, empty, int64 place) => (bool next, more_rows, int64 end) {"
+        f" end = Sub(place, one) part = Gather<axis=0>(x, place) row = Unsqueeze(part, zeros) {grow}"
+        " next = Greater(end, zero) }"
+    )
+    constants = "<int64 one = {1}, int64[1] zeros = {0}, int64 zero = {0}, int64 last = {2}, bool on = {1}>"
+    loop = f'none = SequenceEmpty() s, left = Loop("", on, none, last) <body = {body}> {whole}'
+    return f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[N,2] x) => ({shape}) {constants} {{ {loop} }}'
+
+
+@pytest.mark.parametrize(
+    ("whole", "shape"),
+    [
+        ("y = ConcatFromSequence<axis=0>(s)", "float[N,2] y"),
+        ("y = ConcatFromSequence<axis=-1>(s)", "float[1,N] y"),
+        ("c = ConcatFromSequence<axis=0>(s) y = Cast<to=1>(c)", "float[N,2] y"),  # as the exporter writes it
+    ],
+)
+def test_a_sequence_that_a_loop_collects_is_a_growing_tensor(whole: str, shape: str) -> None:
+    text = _collecting("more_rows = SequenceInsert(empty, row)", whole, shape)
+    graph = loaded(text)
+    modernize(graph)
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert graph.nodes[0].op == "Loop"
+    assert not any("Sequence" in n.op for n in graph.nodes)
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    (found,) = run(to_model(graph), x)
+    expected = x[[2, 1]] if "axis=0" in whole else x[[2, 1]].reshape(1, 4)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("grow", "whole", "shape"),
+    [
+        ("more_rows = SequenceInsert(empty, row, zero)", "y = ConcatFromSequence<axis=0>(s)", "float[N,2] y"),
+        ("more_rows = SequenceInsert(empty, row)", "y = ConcatFromSequence<axis=0,new_axis=1>(s)", "float[N,1,2] y"),
+        ("more_rows = SequenceInsert(empty, row)", "y = ConcatFromSequence<axis=0>(s)", "float[N,M] y"),
+        ("more_rows = SequenceInsert(empty, row)", "y = SequenceAt(s, zero)", "float[N,2] y"),
+        ("r = SequenceInsert(empty, row) more_rows = Identity(r)", "y = ConcatFromSequence<axis=0>(s)", "float[N,2] y"),
+        (
+            "l = SequenceLength(empty) more_rows = SequenceInsert(empty, row)",
+            "y = ConcatFromSequence<axis=0>(s)",
+            "float[N,2] y",
+        ),
+    ],
+)
+def test_other_sequences_of_loops_are_refused(grow: str, whole: str, shape: str) -> None:
+    graph = loaded(_collecting(grow, whole, shape))
+    modernize(graph)
+    assert [(d.code, d.node) for d in graph.diagnostics] == [("QAT302", "SequenceEmpty -> none")]
 
 
 @pytest.mark.parametrize(
