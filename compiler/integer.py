@@ -267,6 +267,8 @@ class IntegerGraph:
     signs: dict[str, Sign] = field(default_factory=dict[str, Sign])
     # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
     shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
+    # Quantized tensor that is stored from 0 on -> by how much its integers are smaller than the bytes of the file.
+    lowered: dict[str, int] = field(default_factory=dict[str, int])
 
     def producers(self) -> dict[str, Op]:
         """Tensor name -> the operator that makes it."""

@@ -143,7 +143,8 @@ FRONTEND: Final = Frontend(
         "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm; torchao 0.18)",
         "ONNX Runtime 1.31 and 1.32 quantize_static (QDQ; QNN configurations, 4 and 16 bits, overrides, contrib Q/DQ)",
         "ONNX Runtime 1.8, 1.10, 1.12, 1.14, 1.16 and 1.20 quantize_static (QDQ; opset 10 to 17, contrib, 16 bits)",
-        "such files around onnxsim 0.8, onnxslim 0.1, onnxoptimizer 0.4, onnxscript 0.7 and float16 conversion",
+        "such files around onnxsim 0.8, onnxslim 0.1, onnxoptimizer 0.4, onnxscript 0.7, float16 conversion"
+        " and ONNX Runtime 1.32's optimizer (basic, extended)",
         "torchao 0.18 quantize_ of weights alone (per channel; with --calibrate)",
         "neural-compressor 1.14 and 2.3 (ONNX Runtime's QDQ, SmoothQuant), 3.10 (PT2E)",
         "Optimum ONNX 0.1 ORTQuantizer (AVX2, AVX-512 VNNI, Arm64, PPC64LE and TensorRT presets)",

@@ -131,6 +131,9 @@ class State:
             sample_shape=self.graph.sample_shapes.get(tensor.name),
         )
         self.ints[id(tensor)] = name
+        excess = self.stored(self.graph.params[tensor.name]).zero_point[0] - params.zero_point[0]
+        if excess:
+            self.build.graph.lowered[name] = excess
         if tensor.name in self.graph.shifted:
             self.build.graph.shifted[name] = self.graph.shifted[tensor.name]
         return name

@@ -10,6 +10,7 @@
     CastLike(x, y: float)                   Cast[to=float](x)
     SequenceAt(SplitToSequence(x, s), 1)    the second output of Split(x, s): see `sequences`
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
+    FusedConv[activation=Relu](x, w, b)     Relu(Conv(x, w, b)): see `fused`
     QuantizeLinear(x: int32)                QuantizeLinear(Cast(x)): the integers are the numbers, in every opset
 
 In every opset `Constant` nodes become constants, and what does nothing at inference goes: Identity, Dropout, and a Cast
@@ -31,6 +32,7 @@ from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, ra
 from qatc.compiler.model.links import is_op, label_of, relink
 from qatc.compiler.passes.attention import attention_to_products
 from qatc.compiler.passes.einsum import einsum_to_product
+from qatc.compiler.passes.fused import FUSED, is_fused
 from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.sequences import collected_sequences, split_sequences
 from qatc.compiler.passes.training import drops, trains
@@ -82,6 +84,7 @@ def modernize(graph: QuantGraph) -> None:
             message = f"{node.op} makes a sequence of tensors"
             graph.diagnostics.error("QAT302", message, node=label_of(node), hint=hint)
     widen(graph)
+    _sweep(graph, FUSED, is_fused)
     counts = _may_quantize_integers(graph)
     _sweep(
         graph,

@@ -206,7 +206,7 @@ class LocalCheck:
             _, offset = self.graph.shifted.get(name, ("", 0.0))
             expected = on_grid(simulated - np.float32(offset) if offset else simulated, tensor.params, tally)
         else:
-            expected = _retyped(simulated, computed.dtype)
+            expected = _retyped(simulated, computed.dtype, self.graph.lowered.get(name, 0))
         if expected is None:
             return computed
         where = tally.integers(computed, expected, tensor.params)
@@ -390,10 +390,13 @@ def on_grid(real: Array, params: QuantParams, tally: Tally) -> Array | None:
     return integers
 
 
-def _retyped(integers: Array, dtype: np.dtype[Any]) -> Array:
-    """What a file of integer operators holds, in the graph's type: signed and unsigned differ by half their range."""
-    shift = int(np.iinfo(dtype).min) - int(np.iinfo(integers.dtype).min)
-    return integers if integers.dtype == dtype else (integers.astype(np.int32) + shift).astype(dtype)
+def _retyped(integers: Array, dtype: np.dtype[Any], lowered: int) -> Array:
+    """What a file of integer operators holds, in the graph's type: signed and unsigned differ by half their range.
+
+    Those that the graph stores from 0 on are smaller by `lowered`.
+    """
+    shift = int(np.iinfo(dtype).min) - int(np.iinfo(integers.dtype).min) - lowered
+    return (integers.astype(np.int32) + shift).astype(dtype) if shift else integers.astype(dtype, copy=False)
 
 
 def _same_steps(a: QuantParams, b: QuantParams) -> bool:

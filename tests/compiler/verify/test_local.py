@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx.parser
 import pytest
 
+from qatc import compile_model
 from qatc.compiler.integer import Conv, Float, MatMul
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.simulation import Simulation
@@ -107,3 +110,21 @@ def test_real_numbers_behind_what_the_file_does_not_show_judge_nothing(hidden: b
     found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
     assert [check.op for check in found.local if not check.passed] == ([] if hidden else ["MatMul"])
     assert any("not judged" in check.message for check in found.local) == hidden
+
+
+def test_integers_of_the_file_that_the_package_stores_from_0_on(tmp_path: Path) -> None:
+    """Uint8 around 128 behind a Relu between real numbers, read by an integer operator: stored as 0 to 127."""
+    weight = ", ".join(map(str, np.random.default_rng(0).integers(-90, 90, 36)))
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,2,6,6] x) => (float[1,2,6,6] y)
+        <float s={{0.05}}, uint8 z={{128}}, float t={{0.04}}, float sw={{0.01}}, int8 zw={{0}}, float u={{0.03}},
+         int8[2,2,3,3] w={{{weight}}}> {{
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) k = DequantizeLinear(w, sw, zw)
+            c = Conv<pads=[1,1,1,1]>(d, k) r = Relu(c) a = QuantizeLinear(r, t, z)
+            b = QLinearConv<pads=[1,1,1,1]>(a, t, z, w, sw, zw, u, z) y = DequantizeLinear(b, u, z)
+        }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "mixed.onnx")
+    result = compile_model(tmp_path / "mixed.onnx", qat=True, output=tmp_path / "out")
+    assert result.verification is not None
+    assert result.verification.passed
+    assert {"Conv"} == {check.op for check in result.verification.local if check.tensor in "ay"}
