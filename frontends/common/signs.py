@@ -4,16 +4,19 @@
     x -> Greater(0) -> Where(1, -1) -> Conv(w)     x -> Greater(0) -> Where(1, -1) -> FakeQuant[-1, 1] -> Conv(w)
     x -> Clip(0, 3) -> Round -> Conv(w)            x -> FakeQuant[0, 3] -> Conv(w)
     x -> Mul(20) -> Round -> Clip -> Conv(w)       x -> Mul(20) -> FakeQuant -> Conv(w)
+    x -> Round -> Add(z) -> Clip -> Sub(z) -> Conv(w)     likewise, around the zero point z
 
 larq writes so what it binarizes, without a zero. QKeras writes s + (1 - |s|) of a sign s, and PyTorch takes 1 where s
 is zero; both become larq's form. QKeras's ternary activations are Cast(|x| >= t) * Sign(x). The sign of a product's sum
-becomes that product's own result (the lowering's `signs.py`); any other is taken in float.
+becomes that product's own result (the lowering's `signs.py`); any other is taken in float. Optimizers leave such
+roundings, too: onnxsim moves the scale of a convolution's data into its weights.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +38,7 @@ _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
 _MAKERS: Final = frozenset({"Mul", "Round", "Sign", "Where"})  # of signs, steps and whole numbers
 _BYTES: Final = ("uint8", "int8")
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_STEPS: Final = 255  # of a byte
 _LONGEST: Final = 8  # operators between what makes whole numbers and the product that reads them
 _BETWEEN: Final = frozenset({"Sign", "Where", "Add", "Sub", "Mul", "Div", "Cast", "Clip", "Pad", "Identity"})
 
@@ -61,19 +65,22 @@ def quantize_signs(graph: QuantGraph) -> None:
         _take_zero_for_positive(graph, node)
     for node in [n for n in graph.nodes if is_op(n, "Where")]:
         _choose_one_for_zero(graph, node)
-    for node in [n for n in graph.nodes if n.op in _MAKERS]:
-        whole = _whole(graph, node)
-        if whole is not None and _meets_weights(graph, whole.last.outputs[0]):
+    made = [(n, _whole(graph, n)) for n in graph.nodes if n.op in _MAKERS]
+    rounded = {id(whole.last) for _, whole in made if whole is not None}
+    for node, whole in made:
+        if whole is not None and _meets_weights(graph, whole.last.outputs[0], rounded):
             _quantize_to_ones(graph, whole)
-        elif whole is None and _makes_signs(graph, node) and _meets_weights(graph, node.outputs[0]):
+        elif whole is None and _makes_signs(graph, node) and _meets_weights(graph, node.outputs[0], rounded):
             fake_quantize(graph, node.outputs[0], _SIGNS)
     graph.sort()
 
 
 def _quantize_to_ones(graph: QuantGraph, whole: _Whole) -> None:
-    dtype = next(d for d in _BYTES if _holds(d, (whole.low, whole.high)))
+    low, high = whole.low, whole.high
+    dtype = next((d for d in _BYTES if _holds(d, (low, high))), None)
+    zero = 0 if dtype is not None else -low  # numbers beyond both types are counted from their lowest on
     whole.last.inputs = [whole.source]
-    to_fake_quant(graph, whole.last, QuantParams.per_tensor(1.0, 0, dtype, whole.low, whole.high))
+    to_fake_quant(graph, whole.last, QuantParams.per_tensor(1.0, zero, dtype or "uint8", low + zero, high + zero))
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def _ends(begin: State, end: State) -> tuple[int, int] | None:
     low, high = low + end.offset.item(), high + end.offset.item()
     if not (low.is_integer() and high.is_integer() and low <= 0 <= high):
         return None
-    return (int(low), int(high)) if any(_holds(d, (int(low), int(high))) for d in _BYTES) else None
+    return (int(low), int(high)) if high - low <= _STEPS else None
 
 
 def _holds(dtype: str, bounds: tuple[int, int]) -> bool:
@@ -188,12 +195,12 @@ def _makes_signs(graph: QuantGraph, node: Node) -> bool:
     return is_op(node, "Sign") or _is_step(node)
 
 
-def _meets_weights(graph: QuantGraph, signs: Tensor) -> bool:
-    """Whether a product multiplies what is only moved by what lies on a grid."""
+def _meets_weights(graph: QuantGraph, signs: Tensor, rounded: Collection[int]) -> bool:
+    """Whether a product multiplies what is only moved by what lies on a grid, or is `rounded` to whole numbers, too."""
     waiting, seen = [signs], {id(signs)}
     for tensor in waiting:
         for node in dict.fromkeys(graph.consumers(tensor)):
-            if is_product(node) and _other_is_quantized(graph, node, tensor):
+            if is_product(node) and _other_is_quantized(graph, node, tensor, rounded):
                 return True
             if is_movement(node) and node.inputs[0] is tensor and id(node.outputs[0]) not in seen:
                 seen.add(id(node.outputs[0]))
@@ -201,8 +208,9 @@ def _meets_weights(graph: QuantGraph, signs: Tensor) -> bool:
     return False
 
 
-def _other_is_quantized(graph: QuantGraph, node: Node, tensor: Tensor) -> bool:
+def _other_is_quantized(graph: QuantGraph, node: Node, tensor: Tensor, rounded: Collection[int]) -> bool:
     other = node.inputs[1] if node.inputs[0] is tensor else node.inputs[0]
     while (maker := graph.producer(other)) is not None and is_movement(maker):
         other = maker.inputs[0]
-    return graph.quant(other) is not None or (maker is not None and maker.op == FAKE_QUANT)
+    on_grid = maker is not None and (maker.op == FAKE_QUANT or id(maker) in rounded)
+    return on_grid or graph.quant(other) is not None

@@ -123,7 +123,7 @@ def test_integers_of_the_file_that_the_package_stores_from_0_on(tmp_path: Path) 
             c = Conv<pads=[1,1,1,1]>(d, k) r = Relu(c) a = QuantizeLinear(r, t, z)
             b = QLinearConv<pads=[1,1,1,1]>(a, t, z, w, sw, zw, u, z) y = DequantizeLinear(b, u, z)
         }}"""
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "mixed.onnx")
+    (tmp_path / "mixed.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
     result = compile_model(tmp_path / "mixed.onnx", qat=True, output=tmp_path / "out")
     assert result.verification is not None
     assert result.verification.passed

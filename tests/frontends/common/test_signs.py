@@ -84,11 +84,16 @@ def test_signs_of_qkeras(frontend: Frontend, nodes: str) -> None:
             " y = Mul(v, third)",
             "int8[-1,2] scale 1 zero 0](s)",
         ),
+        (  # of numbers that neither byte holds as they are: onnxsim moves such a scale into the weights behind
+            "s = Div(x, third) a = Round(s) p = Add(a, seven) e = Clip(p, zero, byte) c = Sub(e, seven)"
+            " t = Transpose<perm = [0, 1, 3, 2]>(c) y = Conv(t, w)",
+            "uint8 scale 1 zero 77](s)",
+        ),
     ],
 )
 def test_signs_of_pytorch(frontend: Frontend, nodes: str, want: str) -> None:
     numbers = ", float one = {1}, float zero = {0}, float less = {-1}, float third = {0.33}, float three = {3}"
-    numbers += ", float[1] ends = {1}"
+    numbers += ", float[1] ends = {1}, float seven = {77}, float byte = {255}"
     text = text_of(nodes, QUANTIZED + numbers)
     graph = loaded(text)
     assert pytorch.recognize(graph, "pytorch")
@@ -139,6 +144,23 @@ def test_signs_that_meet_no_quantized_weight_stay(nodes: str, weight: str) -> No
     graph = loaded(text_of(nodes, weight))
     pytorch.FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
+
+
+def test_two_roundings_that_meet_in_a_product() -> None:
+    """ONNX Runtime's optimizer moves the scales of both operands into the factor of a FusedMatMul."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[2,3] x) => (float[2,2] y)
+        <float s = {0.02}, float t = {0.03}, float z = {99}, float low = {0}, float high = {255}>
+        { a = Div(x, s) b = Round(a) c = Add(b, z) d = Clip(c, low, high) e = Sub(d, z)
+          h = Div(x, t) i = Round(h) j = Add(i, z) k = Clip(j, low, high) l = Sub(k, z)
+          y = com.microsoft.FusedMatMul<transB = 1, alpha = 0.0006>(e, l) }"""
+    graph = loaded(text)
+    pytorch.FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert graph.dump().count("FakeQuant[params=uint8 scale 1 zero 99]") == 2
+    numbers = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        run_canonical(graph, numbers)[0], run(onnx.parser.parse_model(text), numbers)[0], rtol=1e-5
+    )
 
 
 def test_a_rounding_scaled_per_channel_is_no_count_of_ones() -> None:
