@@ -15,6 +15,7 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.model.negative_sizes import TOO_SMALL, up_to_negative_slice
 from qatc.compiler.model.pools import rounded_down
 from qatc.compiler.model.protos import BODIES, CHECK_ERRORS
+from qatc.compiler.model.rests import rests_of_reshapes
 from qatc.compiler.model_io import dims_of, node_proto, value_info
 
 _MOST_SIZES: Final = 1024  # elements of a constant that shape inference is given
@@ -137,6 +138,12 @@ def _inferred(model: onnx.ModelProto, *, trial: bool = False) -> dict[str, onnx.
         if _computes_sizes(found) and not any(map(_is_long, (*found.input, *found.value_info, *found.output))):
             model = up_to_negative_slice(model, data_prop=True, trial=trial)
             found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+            told = [] if trial else rests_of_reshapes(found)
+            if told:
+                known = onnx.ModelProto()
+                known.CopyFrom(model)
+                known.graph.value_info.extend(told)
+                found = onnx.shape_inference.infer_shapes(known, data_prop=True).graph
     except CHECK_ERRORS as error:
         message = f"the shapes or types of the model contradict each other: {error}"
         raise fail("QAT004", message, hint="onnx.checker.check_model(path, full_check=True) tells more") from error

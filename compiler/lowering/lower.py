@@ -21,7 +21,7 @@ from qatc.compiler.lowering import channels, mac, operators
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
 from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
-from qatc.compiler.lowering.reductions import Affine, is_noise, reduced
+from qatc.compiler.lowering.reductions import Affine, is_noise, is_open, reduced
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model.links import is_op, label_of
@@ -363,6 +363,10 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
     if is_noise(state, node):
         return Reason("its result's steps are finer than what float32 knows of the sum: they hold rounding errors")
+    if is_open(node):
+        return Reason(
+            "how many elements it adds up is not known: -s NAME=SIZES pins open dimensions", node.inputs[0].name
+        )
     option = unasked(state, node)
     if option is not None:
         return Reason(f"its integer form was not asked for: -p {option}")

@@ -88,6 +88,12 @@ def _is_mean(node: Node, then: Affine) -> bool:
     return found is not None and abs(then.factor * found.count - 1.0) <= _ONE
 
 
+def is_open(node: Node) -> bool:
+    """Whether the file leaves open how many elements a sum over whole dimensions has."""
+    shape, axes = shape_of(node.inputs[0]), _axes_of(node) if is_sum(node) and node.op != "AveragePool" else None
+    return bool(axes) and not (shape and all(isinstance(shape[a % len(shape)], int) for a in axes or ()))
+
+
 def is_noise(state: State, node: Node) -> bool:
     """Whether the result's steps are finer than what float32 knows of the sum: training saw rounding errors.
 

@@ -165,6 +165,14 @@ def test_a_mean_of_rounding_errors_says_so(tmp_path: Path) -> None:
     assert "rounding errors" in island.reason
 
 
+def test_a_sum_of_unknown_length_says_so(tmp_path: Path) -> None:
+    onnx.save(reduction_model("ReduceSum", [2, "T", 3], [1], GRIDS, keepdims=1), tmp_path / "model.onnx")
+    (island,) = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out").islands
+    assert "how many elements it adds up is not known" in island.reason
+    pinned = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out", shapes={"x": [2, 5, 3]})
+    assert not pinned.islands
+
+
 def scaled_model(
     op: str, shape: list[int], grids: list[tuple[float, int]], then: list[tuple[str, float]], attrs: dict[str, Any]
 ) -> onnx.ModelProto:
