@@ -28,6 +28,7 @@ from qatc.frontends.common.vendor import by_nodes, elementwise, grid, refuse_for
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
 _MOST_LEVELS: Final = 1 << 16
+_HALF_PRECISION: Final = 2.0**-11  # how far rounding to float16 moves the ends, of the larger one
 _NAMES: Final = ("input low", "input high", "output low", "output high")
 _ALIGN: Final = (
     "integer arithmetic needs zero on the grid: let NNCF align the ranges (its asymmetric quantizers do, but for"
@@ -77,7 +78,11 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
     beside = np.abs(zero - np.rint(zero)).max()
     if beside > _tolerance(steps):
         if x is None and beside < 0.5 - _tolerance(steps) and np.isin(np.rint(zero), (0, steps)).all():
-            return _end_at_zero(graph, node, ends, steps, float(beside))
+            how = "ends {:.2g} steps beside zero, and is moved there, as nncf.strip does"
+            return _move_to_zero(graph, node, ends, steps, how.format(beside))
+        if beside <= steps * _HALF_PRECISION and all(np.all(end == end.astype(np.float16)) for end in ends):
+            how = "of half precision has a level {:.2g} steps beside zero, and is moved there"
+            return _move_to_zero(graph, node, ends, steps, how.format(beside))
         if x is not None and steps == 1 and np.allclose(out_low, -out_high, rtol=1e-5, atol=0):
             signs = np.where(x > (low + high) / 2, 1, -1)
             params = grid(graph, node, out_high, np.zeros(()), (-1, 1))
@@ -97,14 +102,14 @@ def _ranges(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bool:
     return True
 
 
-def _end_at_zero(graph: QuantGraph, node: Node, ends: _Ends, steps: int, beside: float) -> bool:
-    """A range that begins (or ends) less than half a step beside zero: it is moved there.
+def _move_to_zero(graph: QuantGraph, node: Node, ends: _Ends, steps: int, how: str) -> bool:
+    """A range one of whose levels is almost zero: it is moved by that much.
 
-    NNCF aligns ranges in training, but for this one, which its own `nncf.strip` moves in the same way.
+    NNCF aligns ranges in training, but for those that begin or end less than half a step beside zero, which its own
+    `nncf.strip` moves in the same way; rounding their ends to half precision takes them apart again.
     """
     low, high, out_low, out_high = ends
-    message = f"the range ends {beside:.2g} steps beside zero, and is moved there, as nncf.strip does"
-    graph.diagnostics.note("QAT307", message, node=label_of(node), tensor=data_name(node))
+    graph.diagnostics.note("QAT307", f"the range {how}", node=label_of(node), tensor=data_name(node))
     scale = (out_high - out_low) / steps
     offset = -np.rint(-out_low / scale) * scale - out_low
     return _ranges(graph, node, (low + offset, high + offset, out_low + offset, out_high + offset), steps)
@@ -166,7 +171,7 @@ FRONTEND = Frontend(
         "in its documented form: MQBench (OpenVINO deployment)",
     ),
     limits=(
-        "ranges whose grid has no zero, but for those that end within half a step of it",
+        "ranges whose grid has no zero, but for those that end within half a step of it, and of half precision",
         "more than 65536 levels",
         "FakeConvert (FP8)",
     ),

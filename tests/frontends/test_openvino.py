@@ -161,6 +161,24 @@ def test_a_range_that_ends_beside_zero_is_moved_there(sign: int, low: float) -> 
     assert np.abs(values(graph, x) - params.fake_quantize(x)).max() == 0
 
 
+@pytest.mark.parametrize(
+    ("low", "zero"),
+    [(-2.015625, 128), (-0.865234375, 77), (-0.8653, None), (-0.8701171875, None)],
+)
+def test_ranges_that_half_precision_took_off_zero(low: float, zero: int | None) -> None:
+    """Float16 keeps eleven bits of what NNCF aligned: 0.0016 of 4 is a tenth of a step."""
+    graph = one((low, 2.0, low, 2.0), 256)
+    if zero is None:
+        assert [d.code for d in graph.diagnostics.errors] == ["QAT103"]
+        return
+    graph.diagnostics.check()
+    assert [d.code for d in graph.diagnostics] == ["QAT307"]
+    (params,) = (n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT)
+    assert params.zero_point[0] - params.qmin == zero
+    x = np.linspace(-3, 3, 100, dtype=np.float32)
+    assert np.abs(values(graph, x) - params.fake_quantize(x)).max() == 0
+
+
 def test_zero_outside_the_range_needs_a_wider_type() -> None:
     graph = one((1.0, 2.0, 1.0, 2.0), 256)
     graph.diagnostics.check()
