@@ -10,6 +10,7 @@ In the formulas `q` are integers, `r = scale * (q - zero_point)` is what they st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -19,6 +20,7 @@ import numpy as np
 from qatc.compiler.quant import Array, QuantParams, dtype_name, text_of
 
 Shape = tuple[int | str | None, ...]
+_FARTHEST = 1 << 62  # positions that int64 holds
 _NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0, "groups": 1}
 
 
@@ -171,6 +173,28 @@ class Pool(Clamped):
 
 
 @dataclass(frozen=True)
+class Resize(Clamped):
+    """Linear interpolation along `axes`: element `i` of the result lies at `(slope * i + offset) / denominator` in x.
+
+    inputs: (x,). Positions are held within the input, [0, n - 1]. Between two integers, at `low + f / denominator`, the
+    value is `((denominator - f) * r[low] + f * r[low + 1]) / denominator`; along several axes one after the other. So
+    acc is a sum of q_x - z_x with integer weights, within int32, and out = clamp(round(acc * s_x / (product of the
+    denominators) / s_y) + z_y). One number per axis each; `sizes` are the result's.
+    """
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    slopes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    denominators: tuple[int, ...]
+
+    @property
+    def divisor(self) -> int:
+        """What the weights of one element add up to."""
+        return math.prod(self.denominators)
+
+
+@dataclass(frozen=True)
 class Softmax(Clamped):
     """out = clamp(round(exp(r_x) / sum(exp(r_x)) / s_y) + z_y), the sum along `axis`. inputs: (x,), 8 bits, one scale.
 
@@ -311,6 +335,8 @@ class IntegerGraph:
                 self._verify_clamp(op)
             if isinstance(op, LayerNorm):
                 self._verify_layer_norm(op)
+            if isinstance(op, Resize):
+                self._verify_resize(op)
         for name in self.outputs:
             if name not in ready:
                 raise ValueError(f"graph output {name} is never made")
@@ -329,6 +355,16 @@ class IntegerGraph:
         constants = [self.constants.get(name) for name in op.inputs[1:]]
         if not constants or any(v is None or v.dtype != np.float32 for v in constants) or not op.epsilon > 0:
             raise ValueError(f"LayerNorm {op.name} needs float32 constants and a positive epsilon")
+
+    def _verify_resize(self, op: Resize) -> None:
+        if len({len(op.axes), len(op.sizes), len(op.slopes), len(op.offsets), len(op.denominators)}) > 1:
+            raise ValueError(f"Resize {op.name} does not say the same of each of its axes")
+        params = self.params(op.inputs[0])
+        if params.is_per_channel or min(op.denominators, default=1) < 1 or len(set(op.axes)) < len(op.axes):
+            raise ValueError(f"Resize {op.name} needs one grid, positive denominators and each axis once")
+        ends = (size * abs(slope) + abs(at) for size, slope, at in zip(op.sizes, op.slopes, op.offsets, strict=True))
+        if not fits_int32(op.divisor, params) or max(ends, default=0) > _FARTHEST:
+            raise ValueError(f"Resize {op.name} has weights or positions that are too large")
 
     def dump(self) -> str:
         """A stable text of the graph: one line an operator, for tests and people."""
@@ -379,6 +415,11 @@ def _is_neutral(key: str, value: object) -> bool:
             v == _NEUTRAL[key] for v in (cast("tuple[int, ...]", value) if isinstance(value, tuple) else [value])
         )
     return value is False or value in ((), "")
+
+
+def fits_int32(divisor: int, params: QuantParams) -> bool:
+    """Whether int32 holds sums of q - zero_point, whatever q, with weights that add up to `divisor`."""
+    return divisor << 8 * params.container.itemsize <= 1 << 31
 
 
 def integer_tensor(

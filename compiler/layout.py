@@ -21,6 +21,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
 )
 
@@ -59,7 +60,7 @@ def _walk(graph: IntegerGraph, name: str, neighbor: Callable[[str], Op | None], 
                 return None if base is None else _before(base, order) if forward else _after(base, order)
             case Move(op_type="Transpose") if order is None and "perm" in op.attrs:
                 order = [int(axis) for axis in op.attrs["perm"]]
-            case Quantize() | Dequantize() | Rescale() | Lookup() | Elementwise() | Softmax() | LayerNorm():
+            case Quantize() | Dequantize() | Rescale() | Lookup() | Elementwise() | Resize() | Softmax() | LayerNorm():
                 pass
             case _:
                 return None

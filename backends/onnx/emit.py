@@ -12,6 +12,7 @@ from qatc.backends.onnx.moves import float_op, move
 from qatc.backends.onnx.normalization import layer_norm, softmax
 from qatc.backends.onnx.pooling import pool
 from qatc.backends.onnx.products import product_of, write
+from qatc.backends.onnx.resizing import resize
 from qatc.backends.onnx.stem import foldable, folded
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.backend import Emission
@@ -30,6 +31,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
 )
 
@@ -104,6 +106,8 @@ def _write_alone(w: Writer, op: Op) -> None:
             rescale(w, op)
         case Pool():
             pool(w, op)
+        case Resize():
+            resize(w, op)
         case Softmax():
             softmax(w, op)
         case LayerNorm():

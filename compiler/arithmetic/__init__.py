@@ -22,7 +22,14 @@ from typing import Final
 from qatc.compiler.arithmetic.base import OPS, Profile
 from qatc.compiler.arithmetic.fixedpoint import CmsisNn, Tflite, TfliteSingle, Tosa, TosaDouble
 from qatc.compiler.arithmetic.gemmlowp import quantize_multiplier
-from qatc.compiler.arithmetic.ort import Onnx, mirrored, ort_multipliers, ort_softmax_factor, ort_weight_scales
+from qatc.compiler.arithmetic.ort import (
+    Onnx,
+    mirrored,
+    ort_interpolation_step,
+    ort_multipliers,
+    ort_softmax_factor,
+    ort_weight_scales,
+)
 from qatc.compiler.arithmetic.rational import Rational, round_ratio
 from qatc.compiler.diagnostics import misused, printable, suggested
 
@@ -32,6 +39,7 @@ __all__ = [
     "Profile",
     "get_profile",
     "mirrored",
+    "ort_interpolation_step",
     "ort_multipliers",
     "ort_softmax_factor",
     "ort_weight_scales",

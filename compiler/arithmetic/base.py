@@ -193,6 +193,23 @@ class Profile(ABC):
             raise ValueError("an average over no elements has no value")
         return self._average(total, counts, params, Target.of(out, lo, hi), windowed=windowed)
 
+    def interpolate(
+        self, total: Array, divisor: int, params: QuantParams, out: QuantParams, lo: int, hi: int
+    ) -> Integers:
+        """clamp(round(params.scale * total / divisor / out.scale) + out.zero_point), elementwise.
+
+        Args:
+            total: sums of q - zero_point times integer weights, within int32.
+            divisor: what the weights of each sum add up to.
+            params: per-tensor grid of the interpolated tensor.
+            out: per-tensor grid of the result.
+            lo: smallest result.
+            hi: largest result.
+        """
+        target = Target.of(out, lo, hi)
+        rounder = self._interpolator(divisor, params, target)
+        return _apply(total.reshape(-1, 1, 1), rounder, target).reshape(total.shape)
+
     def softmax(self, q: Integers, params: QuantParams, out: QuantParams, lo: int, hi: int, axis: int) -> Integers:
         """clamp(round(share / out.scale) + out.zero_point), the share of exp(r) in its sum along `axis`.
 
@@ -277,6 +294,9 @@ class Profile(ABC):
     def _averager(self, count: int, params: QuantParams, target: Target, *, windowed: bool) -> Rounder:
         del windowed  # the same to most
         return self._rounder(np.asarray(params.scale, np.float64), target, None, count)
+
+    def _interpolator(self, divisor: int, params: QuantParams, target: Target) -> Rounder:
+        return self._rounder(np.asarray(params.scale, np.float64), target, None, divisor)
 
     def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:
         centered = q.astype(np.int64) - params.zero_point[0]

@@ -10,7 +10,7 @@ quantized again, and so it is here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -32,6 +32,11 @@ def ort_weight_scales(acc_scale: Sequence[float] | Array, x_scale: float) -> Flo
 def ort_multipliers(acc_scale: Sequence[float] | Array, x_scale: float, y_scale: float) -> Floats:
     """The float32 factors that ONNX Runtime makes of x_scale, `ort_weight_scales` and y_scale: (x * w) / y."""
     return _F32(x_scale) * ort_weight_scales(acc_scale, x_scale) / _F32(y_scale)
+
+
+def ort_interpolation_step(x_scale: float, y_scale: float, divisor: int) -> float:
+    """The scale of a QuantizeLinear of sums with integer weights that add up to `divisor`: s_y in units of the sums."""
+    return float(_F32(y_scale / x_scale * divisor))
 
 
 def ort_softmax_factor(y_scale: float, length: int) -> float | None:
@@ -92,6 +97,10 @@ class Onnx(Profile):
         scale = _F32(params.scale[0]) / (_F32(target.scale) * _F32(count))
         return _scaled(np.asarray(scale).reshape(1), target)
 
+    def _interpolator(self, divisor: int, params: QuantParams, target: Target) -> Rounder:
+        step = _F32(ort_interpolation_step(params.scale[0], target.scale, divisor))
+        return _rounded(lambda real, _: np.divide(real, step, out=real), target)
+
     def _rescale(self, q: Integers, params: QuantParams, target: Target) -> Integers:
         return _quantize(params.dequantize(q), target)
 
@@ -140,12 +149,20 @@ def mirrored(params: QuantParams) -> QuantParams:
 
 
 def _scaled(multipliers: Floats, target: Target) -> Rounder:
+    def scale(real: Floats, channels: slice) -> Floats:
+        real *= multipliers[channels].reshape(-1, 1)
+        return real
+
+    return _rounded(scale, target)
+
+
+def _rounded(scale: Callable[[Floats, slice], Floats], target: Target) -> Rounder:
+    """`scale` works on float32 in place: the steps of the result."""
     low, high = target.low, target.high
     wide = target.params.container.itemsize > 2  # float32 cannot hold all results
 
     def rounder(acc: Array, channels: slice) -> Array:
-        real = acc.astype(_F32)
-        real *= multipliers[channels].reshape(-1, 1)
+        real = scale(acc.astype(_F32), channels)
         if wide:
             return np.clip(np.rint(real).astype(np.float64), low, high)
         np.clip(real, low, high, out=real)

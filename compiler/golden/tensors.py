@@ -36,6 +36,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
 )
 from qatc.compiler.model.tensors import held_array
@@ -218,7 +219,7 @@ def feature_maps(graph: IntegerGraph, ranks: Mapping[str, int]) -> set[str]:
 def _keeps_axes(op: Op) -> bool:
     if isinstance(op, Move):
         return op.op_type in _SAME_AXES
-    return isinstance(op, (Elementwise, Lookup, Rescale, Quantize, Dequantize, Concat, Softmax, LayerNorm))
+    return isinstance(op, (Elementwise, Lookup, Rescale, Quantize, Dequantize, Concat, Resize, Softmax, LayerNorm))
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

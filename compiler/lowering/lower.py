@@ -17,7 +17,7 @@ import onnx
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
 from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, MatMul, Move, Rescale, Softmax
-from qatc.compiler.lowering import channels, mac, operators
+from qatc.compiler.lowering import channels, mac, operators, resizing
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
 from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
@@ -301,6 +301,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         or channels.affine(state, node, out, *bounds)
         or channels.prelu(state, node, out, *bounds)
         or normalization(state, node, out, *bounds)
+        or resizing.resize(state, node, out, *bounds)
     )
 
 
@@ -352,6 +353,9 @@ def _why(state: State, node: Node) -> Reason:
     wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]
     if unranged:
         return Reason("its input is not quantized by the model", unranged[0])
+    odd = resizing.stays(state, node)
+    if odd is not None:
+        return Reason(odd)
     if wide:
         return Reason(f"{wide[0]} tensors have no integer kernel")
     constant = _constant_at_fault(state, node)

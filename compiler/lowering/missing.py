@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.lowering.normalization import KINDS
+from qatc.compiler.lowering.resizing import interpolates
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.model.links import is_op
@@ -91,7 +92,8 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
         return _leaves(graph, node), []
     if node.op == "Softmax" and _is_masked(graph, node.inputs[0]):
         return [], []
-    return (_data(node) if is_movement(node) or node.op in integer else []), []
+    is_integer = is_movement(node) or interpolates(node) or node.op in integer
+    return (_data(node) if is_integer else []), []
 
 
 def _fused(graph: QuantGraph, node: Node) -> Node | None:

@@ -30,6 +30,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
     Tensor,
 )
@@ -46,7 +47,8 @@ INTEGER_BIN: Final = "integer.bin"
 _KINDS: Final[Mapping[str, type[Op]]] = {
     kind.__name__: kind
     for kind in (
-        Concat, Conv, Dequantize, Elementwise, Float, LayerNorm, Lookup, MatMul, Move, Pool, Quantize, Rescale, Softmax
+        Concat, Conv, Dequantize, Elementwise, Float, LayerNorm, Lookup, MatMul, Move, Pool, Quantize, Rescale, Resize,
+        Softmax,
     )
 }  # fmt: skip
 _FIELDS: Final = {name: tuple(f.name for f in dataclasses.fields(kind)) for name, kind in _KINDS.items()}

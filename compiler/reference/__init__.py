@@ -30,12 +30,14 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
 )
 from qatc.compiler.quant import Array, Integers, QuantParams
 from qatc.compiler.reference.accumulate import accumulators, bias_of
 from qatc.compiler.reference.evaluate import OnnxEvaluator, evaluate_onnx
 from qatc.compiler.reference.pooling import pool
+from qatc.compiler.reference.resize import resize_linear
 
 _WITHOUT_KERNELS: Final = ("int16", "uint16")  # some operators of ONNX Runtime do not move these
 _MADE_NAN: Final = (
@@ -119,6 +121,8 @@ def _computed(graph: IntegerGraph, op: Op, values: Mapping[str, Array], profile:
             return profile.rescale(x, graph.params(op.inputs[0]), out, op.lo, op.hi)
         case Pool():
             return pool(op, x, graph.params(op.inputs[0]), out, profile)
+        case Resize():
+            return resize_linear(op, x, graph.params(op.inputs[0]), out, profile)
         case Softmax():
             return profile.softmax(x, graph.params(op.inputs[0]), out, op.lo, op.hi, op.axis)
         case LayerNorm():

@@ -1,13 +1,18 @@
-"""Nearest-neighbor Resize: separable, so one index list per axis (onnx.reference walks every element in Python)."""
+"""Resize: separable, so one index list per axis (onnx.reference walks every element in Python); linear on integers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Final
+from fractions import Fraction
+from typing import Final, TypeVar
 
 import numpy as np
 
-from qatc.compiler.quant import Array
+from qatc.compiler.arithmetic import Profile
+from qatc.compiler.budget import active
+from qatc.compiler.integer import Resize
+from qatc.compiler.quant import Array, Integers, QuantParams
 
 _ROUND: Final[dict[str, Callable[[Array], Array]]] = {
     "round_prefer_floor": lambda at: np.ceil(at - 0.5),
@@ -34,7 +39,7 @@ def resize_nearest(
     for axis, (length, factor) in enumerate(zip(lengths, factors, strict=True)):
         if length == x.shape[axis] and factor == 1:
             continue
-        at = _source(np.arange(length, dtype=np.float64), length, x.shape[axis], factor, transformation)
+        at = position(np.arange(length, dtype=np.float64), length, x.shape[axis], np.asarray(factor), transformation)
         if at is None:
             return None
         index = np.clip(_ROUND[nearest](at), 0, x.shape[axis] - 1).astype(np.int64)
@@ -42,18 +47,48 @@ def resize_nearest(
     return [x]
 
 
-def _source(at: Array, length: int, before: int, factor: float, transformation: str) -> Array | None:
-    """Where output positions lie in the input."""
+At = TypeVar("At", Array, Fraction)
+
+
+def position(at: At, length: int, before: int, factor: At, transformation: str) -> At | None:
+    """Where places of an output of `length` lie in an input of `before`; None for a transformation that is not handled.
+
+    `factor` is the scale. Fractions are exact, arrays are computed in their type.
+    """
     if transformation == "asymmetric":
-        source: Array = at / factor
-    elif transformation == "half_pixel" or (transformation == "pytorch_half_pixel" and length > 1):
-        source = (at + 0.5) / factor - 0.5
-    elif transformation == "tf_half_pixel_for_nn":
-        source = (at + 0.5) / factor
-    elif transformation == "align_corners" and length > 1:
-        source = at * (before - 1) / (length - 1)
-    elif transformation in ("pytorch_half_pixel", "align_corners"):
-        source = np.zeros_like(at)
-    else:
-        return None
-    return source
+        return at / factor
+    if transformation == "half_pixel" or (transformation == "pytorch_half_pixel" and length > 1):
+        return ((2 * at + 1) / factor - 1) / 2
+    if transformation == "half_pixel_symmetric":
+        return ((2 * at + 1 - length) / factor + before - 1) / 2
+    if transformation == "tf_half_pixel_for_nn":
+        return (2 * at + 1) / factor / 2
+    if transformation == "align_corners" and length > 1:
+        return at * (before - 1) / (length - 1)
+    return at * 0 if transformation in ("pytorch_half_pixel", "align_corners") else None
+
+
+# -- linear ---------------------------------------------------------------------------------------------------------
+def resize_linear(op: Resize, x: Integers, params: QuantParams, out: QuantParams, profile: Profile) -> Integers:
+    """The result of `op` on `x`. ValueError when the shape does not fit."""
+    if any(not 0 <= axis < x.ndim or not x.shape[axis] for axis in op.axes):
+        raise ValueError(f"Resize {op.name}: there are no axes {list(op.axes)} in the shape {list(x.shape)}")
+    largest = math.prod(max(n, dict(zip(op.axes, op.sizes, strict=True)).get(i, 1)) for i, n in enumerate(x.shape))
+    active().ask(3 * 8 * largest, "an exact interpolation", "compile with --no-verify", node=op.source or op.name)
+    total = np.subtract(x, params.zero_array(x.ndim), dtype=np.int64)
+    for index, axis in enumerate(op.axes):
+        low, high, weight = taps(op, index, x.shape[axis])
+        weight = weight.reshape(-1, *(1,) * (x.ndim - axis - 1))
+        total = total.take(low, axis) * (op.denominators[index] - weight) + total.take(high, axis) * weight
+    return profile.interpolate(total, op.divisor, params, out, op.lo, op.hi)
+
+
+def taps(op: Resize, index: int, before: int) -> tuple[Array, Array, Array]:
+    """Of the axis at `index`: the two places that each element of the result lies between, and the second's weight.
+
+    Weights count in parts of the axis's denominator; the first place has the rest.
+    """
+    denominator = op.denominators[index]
+    at = np.arange(op.sizes[index], dtype=np.int64) * op.slopes[index] + op.offsets[index]
+    low, weight = np.divmod(np.clip(at, 0, (before - 1) * denominator), denominator)
+    return low, np.minimum(low + 1, before - 1), weight

@@ -27,6 +27,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
 )
 from qatc.compiler.quant import Array, QuantParams
@@ -189,6 +190,8 @@ def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Ar
         case Concat():
             real = _concat(graph, op, values, index)
             magnitude = np.abs(real)
+        case Resize():
+            return _in_steps(*_resize(graph, op, values, index), step, zero)
         case Pool(mode="average"):
             real, magnitude, terms = _average(graph, op, values, index)
             return _in_steps(real, magnitude * sum_error(terms), step, zero)
@@ -408,6 +411,30 @@ def _average(graph: IntegerGraph, op: Pool, values: Mapping[str, Array], index: 
             counted = counted * ((position >= low) & (position < high)).sum(axis=1)
         divisor[part] = counted
     return total / divisor, magnitude / divisor, math.prod(op.kernel)
+
+
+def _resize(graph: IntegerGraph, op: Resize, values: Mapping[str, Array], index: Index) -> tuple[Doubles, Doubles]:
+    """Interpolated values at some places, and how far float32 may be away: its places are off as well.
+
+    Those of an axis of n elements by four roundings of n; a value moves by that share of the tensor's whole range.
+    """
+    x, params = values[op.inputs[0]], graph.params(op.inputs[0])
+    total, unsure = np.zeros(index[0].size), 0.0
+    lines = tuple(zip(op.axes, op.slopes, op.offsets, op.denominators, strict=True))
+    for corner in range(1 << len(lines)):
+        place, weight = list(index), np.ones(index[0].size)
+        for side, (axis, slope, offset, denominator) in enumerate(lines):
+            at = (index[axis] * slope + offset).clip(0, (x.shape[axis] - 1) * denominator)
+            low, rest = at // denominator, at % denominator
+            upper = corner >> side & 1
+            place[axis] = np.minimum(low + upper, x.shape[axis] - 1)
+            weight = weight * (rest if upper else denominator - rest)
+        total += weight * (x[tuple(place)].astype(np.float64) - params.zero_point[0])
+    for axis in op.axes:
+        unsure += 4 * UNIT * (x.shape[axis] + 1)
+    largest = params.scale[0] * float(np.abs(x.astype(np.float64) - params.zero_point[0]).max(initial=0.0))
+    error = largest * (2 * unsure + sum_error(1 << len(lines)))
+    return total * params.scale[0] / op.divisor, np.full(total.size, error)
 
 
 # Float operations that end in a relative error of their own: ONNX Runtime's exp (four units, docs/verification.md), the
