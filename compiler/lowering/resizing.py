@@ -103,13 +103,17 @@ def _lines(node: Node, out: Tensor) -> Iterator[_Line]:
             continue
         if not isinstance(n, int) or not isinstance(size, int) or n < 1 or size < 1:
             raise _StaysError(_UNKNOWN)
-        factor = Fraction(size, n) if scale is None else scale
-        first, second = (position(Fraction(i), size, n, factor, way) for i in range(2))
-        if first is None or second is None:
-            raise _StaysError(f"its coordinates ({way}) have no integer form")
-        slope = second - first if size > 1 else Fraction(0)
-        denominator = math.lcm(slope.denominator, first.denominator)
-        yield axis, size, int(slope * denominator), int(first * denominator), denominator
+        yield axis, size, *_places(Fraction(size, n) if scale is None else scale, way, n, size)
+
+
+def _places(factor: Fraction, way: str, n: int, size: int) -> tuple[int, int, int]:
+    """Slope, offset and denominator of an axis of `n` elements that becomes one of `size`."""
+    first, second = (position(Fraction(i), size, n, factor, way) for i in range(2))
+    if first is None or second is None:
+        raise _StaysError(f"its coordinates ({way}) have no integer form")
+    slope = second - first if size > 1 else Fraction(0)
+    denominator = math.lcm(slope.denominator, first.denominator)
+    return int(slope * denominator), int(first * denominator), denominator
 
 
 def _scales(node: Node, before: tuple[Dim, ...]) -> list[Fraction | None]:

@@ -2,6 +2,7 @@
 
     q -> DQ(1, 0) -> Q(1, 128) -> r                      r = q + 128: the real numbers of q, on the zero point + 128
     q -> QLinearMul(1, 0, by -1) -> (1, 255) -> r        r = 255 - q: minus those; an Add of them is a Sub
+    q -> DQ(d, z) -> Resize -> Q(t, y) -> r              see `interpolation.py`
     table, q -> Cast -> GatherElements -> r              a function of real numbers
     a, b -> Where -> r                                   a choice between real numbers
 
@@ -24,9 +25,11 @@ from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range, number_o
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends.common.arithmetic import dequantization
 from qatc.frontends.common.integers import is_dq, is_q
+from qatc.frontends.qoperator.interpolation import centered, interpolation
 from qatc.frontends.qoperator.reader import Grid, Meaning, Reader, element_of
 
 MEANINGS: Final[dict[str, Meaning]] = {}
+MEANINGS["Sub"] = centered
 _INDICES: Final = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 _ONE_OPERAND: Final = (0,)
@@ -130,6 +133,11 @@ def _own(reader: Reader, q: Tensor, out: Tensor, zero_of: Callable[[int], int]) 
 
 
 @_means("QuantizeLinear")
+def requantization(reader: Reader, node: Node) -> bool:
+    """A QuantizeLinear of integers that were only shifted, or interpolated."""
+    return shift(reader, node) or interpolation(reader, node, stated)
+
+
 def shift(reader: Reader, node: Node) -> bool:
     """A QuantizeLinear behind a DequantizeLinear (or a Cast) of the same step, on a grid that is not the integers'."""
     maker, out = reader.graph.producer(node.inputs[0]), node.outputs[0]

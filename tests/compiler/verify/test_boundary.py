@@ -21,6 +21,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
     Tensor,
     integer_tensor,
@@ -115,6 +116,10 @@ def simple_case(rng: np.random.Generator, kind: str) -> tuple[IntegerGraph, dict
             share = QuantParams.per_tensor(float(rng.choice([1 / 256, 0.01])), 0, "uint8")
             op = Softmax("s", ("a",), ("y",), lo=0, hi=255, axis=int(rng.integers(4)))
             return one_op(op, {"a": (a, a_params)}, share), {"a": a}
+        case "Resize":
+            op = Resize("r", ("a",), ("y",), lo=0, hi=255, axes=(2, 3), sizes=(10, 7), slopes=(2, 5), offsets=(-1, 2),
+                        denominators=(4, 6))  # fmt: skip
+            both = {"a": (a, a_params)}
         case "LayerNorm":
             constants = {n: (rng.normal(1, 0.5, 6).astype(np.float32), None) for n in ("w", "b")}
             op = LayerNorm("n", ("a", "w", "b"), ("y",), lo=0, hi=255, epsilon=1e-5)
@@ -135,7 +140,19 @@ CASES: dict[str, Callable[[np.random.Generator], tuple[IntegerGraph, dict[str, n
     "MatMul": matmul_case,
     **{
         kind: (lambda rng, kind=kind: simple_case(rng, kind))
-        for kind in ("Add", "Sub", "Mul", "Concat", "Rescale", "Quantize", "Softmax", "LayerNorm", "Pool", "GlobalPool")
+        for kind in (
+            "Add",
+            "Sub",
+            "Mul",
+            "Concat",
+            "Rescale",
+            "Quantize",
+            "Softmax",
+            "LayerNorm",
+            "Resize",
+            "Pool",
+            "GlobalPool",
+        )
     },
 }
 
