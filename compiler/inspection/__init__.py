@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def _missing(graph: QuantGraph) -> Iterator[MissingRange]:
 
 def _operators(graph: IntegerGraph) -> Iterator[InspectedOp]:
     ranges = clamps(graph)
+    products = Counter(op.source for op in graph.ops if isinstance(op, Conv | MatMul) and op.source)
     for op in graph.ops:
         found = InspectedOp(
             op.source or op.name,
@@ -75,7 +77,10 @@ def _operators(graph: IntegerGraph) -> Iterator[InspectedOp]:
         else:
             found = dataclasses.replace(found, note=_note(graph, op))
         if isinstance(op, Conv | MatMul):
-            found = dataclasses.replace(found, weights=weight_facts(graph, op), sums=sum_bounds(graph, op, ranges))
+            facts = weight_facts(graph, op)
+            if facts is not None and products[op.source] > 1:  # half a weight may be zero where the whole is not
+                facts = dataclasses.replace(facts, weak=0, dead=0)
+            found = dataclasses.replace(found, weights=facts, sums=sum_bounds(graph, op, ranges))
         yield found
 
 

@@ -24,6 +24,8 @@ _ACTIONS: Final = {
     **{f"-p {o}=integer": f"{{}} may run in integers on this target: -p {o}=integer." for o in OPTIONAL_OPERATORS},
     "computed at run time": "Make the bias of {} a constant.",
     "the weight takes 16 bits": "Quantize weights to 8 bits, per output channel: {} joins two products for one.",
+    "zero points at both ends": "Keep the zero points of weights at 0: {} joins two products for one (PyTorch's fused"
+    " observers move those of channels whose weights have one sign).",
 }
 _UNRANGED: Final = ("its input is not quantized", "its result is not quantized")  # reasons of what lacks a range
 

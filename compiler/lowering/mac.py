@@ -448,9 +448,17 @@ def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) ->
         names.append(state.build.add(Dequantize, f"Dequantize_{out.name}", inputs, (result,), source=label))
     state.build.add(
         Float, f"{label}_sum", tuple(names), (state.new_result(out),), op_type="Add", attrs={},
-        reason="the weight takes 16 bits: two products of 8 bits are added", tensor=node.inputs[1].name, source=label,
+        reason=_why_two(state, node), tensor=node.inputs[1].name, source=label,
     )  # fmt: skip
     return True
+
+
+def _why_two(state: State, node: Node) -> str:
+    """What keeps a weight from one product: its type, the axis of its scales, or zero points at both ends."""
+    own = state.graph.quant(node.inputs[1])
+    at_both_ends = own is not None and own.is_8bit and own.axis in (None, _channel_axis(node, node.inputs[1]))
+    cause = "its weight has zero points at both ends of 8 bits" if at_both_ends else "the weight takes 16 bits"
+    return f"{cause}: two products of 8 bits are added"
 
 
 def _parts(state: State, node: Node) -> list[Operands]:

@@ -130,6 +130,18 @@ def test_sums_of_halves_are_advice_about_weights(tmp_path: Path) -> None:
     assert not [each for each in more if "floats read" in each]
 
 
+def test_halves_of_a_weight_are_no_channels_of_zeros(tmp_path: Path) -> None:
+    """PyTorch's fused observers move the zero points of channels whose weights have one sign."""
+    body = "a = A(x)\nw = DequantizeLinear<axis = 1>(wq, ws, wz)\nm = MatMul(a, w)\ny = B(m)"
+    constants = "int8[2,2] wq = {127, -128, -54, -73}, float[2] ws = {0.5, 0.25}, int8[2] wz = {-128, 127}"
+    text = net("(float[2,2] x) => (float[2,2] y)", body, constants)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    found = inspect_model(tmp_path / "m.onnx").advice
+    assert not [line for line in found if "Prune" in line]
+    (line,) = [line for line in found if "zero points" in line]
+    assert "fused observers" in line
+
+
 @pytest.mark.parametrize("case", ["fx-fbgemm-nofold__resnet8", "fxqd-w4-dynamo__mlp"])
 def test_what_is_well_trained_needs_no_advice(case: str) -> None:
     """Activations for fbgemm have seven bits; four-bit weights that qatc stretched are none of training's doing."""
