@@ -134,6 +134,7 @@ FRONTEND: Final = Frontend(
     confidence=10,
     exporters=(
         "torch.onnx.export of FX, eager and PT2E models (torch 2.13, torchao 0.18; legacy and dynamo exporter)",
+        "torch.ao.nn.quantizable LSTM and MultiheadAttention (eager QAT), _LearnableFakeQuantize (torch 2.13)",
         "torch 1.9, 1.12, 2.2 and 2.6: FX and eager QAT at opset 10 to 17, and converted models from 1.12 on",
         "Renesas DRP-AI recipe (torch 2.13)",
         "coremltools 9.0 LinearQuantizer (symmetric, affine; torch 2.13)",
