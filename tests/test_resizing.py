@@ -11,8 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from qatc import compile_model
+from qatc import CompileError, compile_model
+from qatc.compiler.arithmetic import get_profile
+from qatc.compiler.compare.faults import guesses
+from qatc.compiler.compare.package import open_package
+from qatc.compiler.compare.setting import Setting
+from qatc.compiler.integer import IntegerGraph, Resize
 from qatc.compiler.quant import Array
+from qatc.compiler.reference import evaluate_onnx, execute
 from qatc.compiler.verify.package import verify_package
 from tests.frontends.networks import Builder, model_of
 from tests.tiny_package import codes, replace_file, text
@@ -139,3 +145,43 @@ def test_an_integer_graph_that_would_harm(change: dict[str, Any], code: str, sai
     found = verify_package(package)
     assert codes(found) == {code}
     assert said in text(found)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scales"),
+    [
+        ([1, 2, -3, 4], None), ([1, 2, 0, 4], None), ([1, 2, 3], None), ([1, 2, 1 << 62, 1 << 62], None),
+        (None, [1, 1, np.nan, 2]), (None, [1, 1, np.inf, 2]), (None, [1, 1, -2, 2]), (None, [1, 1, 0, 2]),
+        (None, [1, 1, 2]), (None, [1, 1, 1e9, 1e9]), (None, [1, 1, 3e38, 1]), (None, [2.5, 1, 1, 1]),
+    ],
+)  # fmt: skip
+def test_a_file_that_makes_no_sense_is_refused(sizes: Any, scales: Any, tmp_path: Path) -> None:
+    """What ONNX Runtime does not run, or what takes more memory than there is."""
+    net = Builder()
+    at = [net.constant("s", 0.1, "float32"), net.constant("z", 9, "uint8")]
+    by = net.constant("by", *((scales, "float32") if sizes is None else (sizes, "int64")))
+    x = net.node("DequantizeLinear", [net.node("QuantizeLinear", ["input", *at], "q"), *at], "x")
+    r = net.node("Resize", [x, "", by] if sizes is None else [x, "", "", by], "r", mode="linear")
+    net.node("DequantizeLinear", [net.node("QuantizeLinear", [r, *at], "p"), *at], "output")
+    onnx.save(model_of(net, [1, 2, 4, 4]), tmp_path / "model.onnx")
+    with pytest.raises(CompileError) as caught:
+        compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out", max_memory="2GiB")
+    assert {d.code for d in caught.value.diagnostics} <= {"QAT011", "QAT403"}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("half_pixel", "align_corners"), ("align_corners", "asymmetric"),
+                                              ("asymmetric", "half_pixel")])  # fmt: skip
+def test_a_device_with_other_coordinates_is_recognized(ours: str, theirs: str, tmp_path: Path) -> None:
+    graphs: list[IntegerGraph] = []
+    for mode in (ours, theirs):
+        package = compile_model(written(tmp_path, UNet(mode, 0.047)), qat=True, output=tmp_path / mode).package
+        assert package is not None
+        graphs.append(open_package(package).graph)
+    x = np.random.default_rng(0).normal(0, 2, (1, 3, 12, 12)).astype(np.float32)
+    profile = get_profile("onnx")
+    values, found = (execute(graph, {"input": x}, profile) for graph in graphs)
+    (op,) = [op for op in graphs[0].ops if isinstance(op, Resize)]
+    setting = Setting(graphs[0], op, {**graphs[0].constants, **values}, profile, evaluate_onnx, values[op.output])
+    device = found[op.output]
+    assert not np.array_equal(device, values[op.output])
+    assert "coordinates" in {g.kind for g in guesses(setting, device, close=False) if np.array_equal(g.value, device)}

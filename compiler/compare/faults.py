@@ -7,6 +7,7 @@ that does not fit an operator (no bias, no padding, a profile that cannot expres
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -31,6 +32,7 @@ from qatc.compiler.integer import (
     Pool,
     Quantize,
     Rescale,
+    Resize,
     Softmax,
 )
 from qatc.compiler.quant import Array, QuantParams
@@ -84,6 +86,8 @@ def _clamped(setting: Setting, op: Clamped, found: Array | None, *, close: bool)
         yield from _rounded(setting, op)
     if isinstance(op, Pool):
         yield from _pool_padding(setting, op)
+    elif isinstance(op, Resize):
+        yield from _other_places(setting, op)
     elif isinstance(op, Softmax):
         yield from _other_axes(setting, op)
     elif isinstance(op, LayerNorm):
@@ -141,6 +145,20 @@ def _other_axes(setting: Setting, op: Softmax) -> Iterator[Guess]:
             other = dataclasses.replace(op, axis=axis)
             text = f"the sum goes along axis {axis}, not along axis {op.axis}"
             yield from setting.guess("axis", text, op=other)
+
+
+def _other_places(setting: Setting, op: Resize) -> Iterator[Guess]:
+    """The coordinates that people mix up, at the same scale or from corner to corner."""
+    pairs = [(setting.values[op.inputs[0]].shape[axis], size) for axis, size in zip(op.axes, op.sizes, strict=True)]
+    forms = {
+        "at its corner": [(n, 0, size) for n, size in pairs],
+        "at its center": [(2 * n, n - size, 2 * size) for n, size in pairs],
+        "from the first to the last": [(n - 1, 0, max(1, size - 1)) for n, size in pairs],
+    }
+    for text, lines in forms.items():
+        slopes, offsets, denominators = zip(*(tuple(v // math.gcd(*line) for v in line) for line in lines), strict=True)
+        other = dataclasses.replace(op, offsets=offsets, slopes=slopes, denominators=denominators)
+        yield from setting.guess("coordinates", f"elements are interpolated {text}", op=other)
 
 
 def _normalization(setting: Setting, op: LayerNorm) -> Iterator[Guess]:

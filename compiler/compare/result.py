@@ -19,6 +19,7 @@ CAUSES: Final[dict[str, str]] = {
     "scale": "the scale of another channel or operand",
     "bias": "a missing bias",
     "axis": "a sum along another axis",
+    "coordinates": "an interpolation at other places",
     "epsilon": "a missing constant",
     "padding": "a wrong padding value",
     "byte-order": "byte order",

@@ -119,7 +119,10 @@ def _places(factor: Fraction, way: str, n: int, size: int) -> tuple[int, int, in
 def _scales(node: Node, before: tuple[Dim, ...]) -> list[Fraction | None]:
     """Per axis the scale that is given, None where the two sizes tell it."""
     rank = len(before)
-    axes = [int(axis) % rank for axis in node.attr("axes") or range(rank)] if rank else []
+    named = [int(axis) for axis in node.attr("axes") or range(rank)]
+    axes = [axis % rank for axis in named if -rank <= axis < rank]
+    if len(set(axes)) < len(named):
+        raise _StaysError("its axes are not those of its input")
     given, sizes = (_operand(node, index) for index in (_SCALES, _SIZES))
     found: list[Fraction | None] = [Fraction(1)] * rank
     if given is not None:
@@ -163,5 +166,8 @@ def _common(node: Node, sizes: Array, before: list[Dim]) -> list[Fraction | None
     if not known or not len(known) == len(before) == sizes.size or sizes.min() < 1:
         raise _StaysError(_UNKNOWN)
     ratios = [Fraction(int(size), n) for size, n in zip(sizes.reshape(-1), known, strict=True)]
-    is_least = str(node.attr("keep_aspect_ratio_policy")) == "not_larger"
-    return [min(ratios) if is_least else max(ratios)] * len(ratios)
+    choices = {"not_larger": min(ratios), "not_smaller": max(ratios)}
+    found = choices.get(str(node.attr("keep_aspect_ratio_policy")))
+    if found is None:
+        raise _StaysError(_UNKNOWN)
+    return [found] * len(ratios)

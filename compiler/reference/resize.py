@@ -26,7 +26,7 @@ def resize_nearest(
     x: Array, scales: Array | None, sizes: Array | None, transformation: str, nearest: str
 ) -> list[Array] | None:
     """ONNX Resize (opset 11 and later) with mode "nearest", over all axes; None for a variant that is not handled."""
-    if nearest not in _ROUND:
+    if nearest not in _ROUND or transformation == "half_pixel_symmetric":  # of whose halves only float32 decides
         return None
     if sizes is not None and sizes.size:
         lengths = [int(n) for n in sizes]

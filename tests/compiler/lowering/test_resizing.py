@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qatc.compiler.arithmetic import get_profile
+from qatc.compiler.arithmetic import PROFILES, get_profile
 from qatc.compiler.integer import IntegerGraph, Rescale, Resize
 from qatc.compiler.reference import execute
 from tests.agreeing import lowered_net, reasons
@@ -142,6 +142,11 @@ def test_16_bits() -> None:
             {"sizes": (1, 1, 4096, 4096), "coordinate_transformation_mode": "align_corners"},
             "the weights of its scales and uint8 values do not fit 32 bits together",
         ),
+        (
+            (1, 1, 6, 6),
+            {"scales": (1, 1, 2, 2), "coordinate_transformation_mode": "tf_crop_and_resize"},
+            "its coordinates (tf_crop_and_resize) have no integer form",
+        ),
         ((1, 1, "H", 6), {"scales": (1, 1, 2, 2)}, "its sizes are not known: --shape pins those of the input"),
         ((1, 1, "H", 6), {"sizes": (1, 1, 4, 4)}, "its sizes are not known: --shape pins those of the input"),
     ],
@@ -221,6 +226,9 @@ def test_it_is_the_rounded_rational(sizes: list[tuple[int, int]], mode: str, gri
     (real,) = run_one_op("Resize", [have.dequantize(found[graph.ops[0].output]), None, None, wanted], [np.float32],
                          attrs, opset=19)  # fmt: skip
     (rounded,) = run_one_op("QuantizeLinear", [real, np.float32(scale), np.dtype(dtype).type(zero)], [dtype])
+    steps = [execute(graph, feeds, profile)[graph.ops[-1].inputs[0]].astype(int) for profile in PROFILES.values()
+             if profile.name != "pow2"]  # fmt: skip
+    assert max(np.abs(q - steps[-1]).max() for q in steps) <= 1
     ours = execute(graph, feeds, get_profile("onnx"))["y"]
     theirs = (rounded.astype(np.float32) - zero) * np.float32(scale)
     assert np.abs(ours - theirs).max() <= scale * 1.001

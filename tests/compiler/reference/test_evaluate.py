@@ -114,6 +114,7 @@ def test_resize_leaves_what_it_does_not_know_to_onnx():
     assert resize_nearest(X, None, None, "half_pixel", "floor") is None
     assert resize_nearest(X, np.array([1, 1, 2, 2.0]), None, "tf_crop_and_resize", "floor") is None
     assert resize_nearest(X, np.array([1, 1, 2, 2.0]), None, "half_pixel", "up") is None
+    assert resize_nearest(X, np.array([1, 1, 2, 2.0]), None, "half_pixel_symmetric", "floor") is None
 
 
 def test_an_operator_that_nothing_can_run_is_a_diagnostic():
