@@ -19,7 +19,8 @@ from qatc.compiler.quant import DTYPES, LARGEST, SMALLEST, Array, QuantParams, d
 from qatc.frontends.common.operands import constant_input, refuse
 
 _HINT_SCALE: Final = (
-    "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed"
+    "a scale must be positive, finite and at least 1.18e-38; zero means that the range was never observed;"
+    " NNCF's symmetric compression of weights makes negative ones: use nncf.quantize, or compress asymmetrically"
 )
 _HINT_RANK: Final = "pin the inputs' shapes with -s NAME=1,3,224,224, from which ranks follow; or export with shapes"
 _HINT_AXIS: Final = "the exporter states another axis than it quantized: set the node's axis, or export again"

@@ -84,5 +84,6 @@ FRONTEND: Final = Frontend(
         "weights in blocks (MatMulNBits)",
         "Aidge 0.10 after quantize_network: Gemm of int8 and QuantizeLinear to float32, which ONNX does not have",
         "QAttention and other fused operators of com.microsoft",
+        "QuantizeML 1.2 of BrainChip (integer arithmetic of its own, in functions of com.brainchip)",
     ),
 )
