@@ -53,7 +53,7 @@ def resize(w: Writer, op: Resize) -> None:
         _gathered(w, op, before, reach, grid)
         return
     x = _steps(w, w.read(name), have, op.divisor)
-    if have.scale == want.scale:  # some versions of ONNX Runtime would interpolate between bytes, which cuts off
+    if have.scale == want.scale:  # up to 1.26 at least, ONNX Runtime would interpolate bytes and cut off
         x = w.node("Sum", [x])
     scales = w.array(np.asarray(kernel.scales, np.float32), f"{w.label}_scales")
     made = w.node("Resize", (x, "", scales), mode="linear", coordinate_transformation_mode=kernel.way)
