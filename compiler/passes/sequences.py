@@ -94,8 +94,7 @@ def _grow(graph: QuantGraph, loop: Node, whole: Node, shape: tuple[Dim, ...]) ->
     dims: list[Dim] = [0 if i == axis else d for i, d in enumerate(shape)]
     sizes = [d for d in dims if isinstance(d, int)]
     start = graph.producer(loop.inputs[2 + place]) if 2 + place < len(loop.inputs) else None
-    grown = loop.outputs[place]
-    if not shape or len(sizes) != len(shape) or not is_op(start, "SequenceEmpty") or not isinstance(grown, Variable):
+    if not shape or len(sizes) != len(shape) or not is_op(start, "SequenceEmpty"):
         return
     kind = int(start.attr("dtype", onnx.TensorProto.FLOAT))
     body = _growing(loop.attrs["body"], place, axis, kind)
@@ -104,9 +103,9 @@ def _grow(graph: QuantGraph, loop: Node, whole: Node, shape: tuple[Dim, ...]) ->
     loop.attrs["body"] = body
     nothing = np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(kind))
     loop.inputs[2 + place] = graph.constant(f"{loop.inputs[2 + place].name}_empty", nothing)
-    grown.dtype = kind
-    graph.replace(whole.outputs[0], grown)
+    result = whole.outputs[0]
     graph.remove([whole])
+    loop.outputs[place] = result  # the file's own tensor of that name is a sequence
     graph.clean()
 
 
