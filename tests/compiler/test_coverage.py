@@ -126,7 +126,8 @@ def test_products_that_an_optimizer_fused(node: str, shape: str, constants: str,
     width = constants[constants.index(",") + 1 : constants.index("]")]
     given = f"{constants} = {{{','.join(['1'] * size)}}}, float[{width}] b = {{{','.join(['0'] * int(width))}}}"
     head = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
-    graph = stripped(f"{head} g (float[{shape}] x) => (float[M] y) <{given}> {{ {node} }}")
+    sizes = ",".join("klm"[: shape.count(",") + 1])
+    graph = stripped(f"{head} g (float[{shape}] x) => (float[{sizes}] y) <{given}> {{ {node} }}")
     found = coverage(lower(graph))
     assert (found.integer_macs, found.float_macs) == (0, macs)
 
