@@ -45,12 +45,13 @@ def from_zero(graph: QuantGraph) -> dict[str, QuantParams]:
         if multiplied.isdisjoint(group):
             continue
         low, high = min(reached[name].qmin for name in group), max(reached[name].qmax for name in group)
-        for name in group:
-            params = reached[name].with_range(low, high)
-            excess = _excess(params)
-            if excess:
-                (zero,) = params.zero_point
-                forms[name] = replace(params, zero_point=(zero - excess,), qmin=low - excess, qmax=high - excess)
+        excess = _excess(reached[group[0]].with_range(low, high))
+        for name in group if excess else ():
+            params = reached[name]  # its own range: a clamp that cuts nothing off is none
+            (zero,) = params.zero_point
+            forms[name] = replace(
+                params, zero_point=(zero - excess,), qmin=params.qmin - excess, qmax=params.qmax - excess
+            )
     return forms
 
 

@@ -54,6 +54,17 @@ def test_which_begin_at_zero(body: str, form: tuple[int, int, int]) -> None:
     assert _form(graph) == form
 
 
+def test_a_clamp_that_cuts_nothing_off_stays_none() -> None:
+    """Padding reaches further than what it pads, which is on the same grid and keeps its own range."""
+    body = "t = Transpose<perm = [0, 1, 3, 2]>(x)\nr = Clip(t, zero, zero)\np = Pad(r, pads, half)\na = D(p)\n"
+    graph = lowered_net(
+        f"({_INPUT}) => (float[1,2,h,v] y)",
+        body + _CONV.format("a"),
+        f"{_WEIGHT}, float zero = {{0}}, float half = {{0.5}}, int64[8] pads = {{0, 0, 1, 1, 0, 0, 1, 1}}",
+    )
+    assert (_form(graph)[:2], kinds(graph).count("Rescale")) == ((0, 0), 0)
+
+
 def test_only_what_a_product_reads() -> None:
     graph = lowered_net(f"({_INPUT}) => ({_INPUT.replace(' x', ' y')})", "r = Relu(x)\ny = D(r)")
     assert _form(graph, "y") == (128, 0, 255)
