@@ -37,6 +37,7 @@ from qatc.compiler.integer import (
 from qatc.compiler.model.tensors import held_array
 from qatc.compiler.package.content import params_document
 from qatc.compiler.package.encoding import SCHEMA_VERSION
+from qatc.compiler.package.integer_check import check_read
 from qatc.compiler.quant import Array, QuantParams, dtype_name
 from qatc.compiler.result import Json
 from qatc.compiler.storage import release
@@ -281,6 +282,7 @@ def read_integer_graph(document: Any, initializers: Initializers, stored: Array)
         graph.verify()
     except KeyError as error:
         raise ValueError(f"a tensor is not described: {error.args[0]}") from error
+    check_read(graph)
     names = {e["name"]: e["package"] for e in document["tensors"] if e["package"] is not None}
     return StoredGraph(graph, names, document["layout"])
 

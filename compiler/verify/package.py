@@ -182,7 +182,7 @@ def _parse(folder: Path, name: str, found: Diagnostics) -> Any:
 
 
 def _check_schema(document: Json, schema_name: str, name: str, found: Diagnostics) -> None:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
 
     if not isinstance(document, Mapping):
         found.error("QAT502", f"{name} does not hold a JSON object", hint=_COPY_AGAIN)
@@ -193,13 +193,20 @@ def _check_schema(document: Json, schema_name: str, name: str, found: Diagnostic
             "QAT502", f"{name} has schema version {version}", hint="verify it with a newer qatc; this one knows 1"
         )
         return
-    validator: Any = Draft202012Validator(schema(schema_name))  # its type is that of any validator, partly unknown
+    made: Any = validators  # whose types are partly unknown
+    integers: Any = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
+    validator = made.extend(Draft202012Validator, type_checker=integers)(schema(schema_name))
     try:
         for error in itertools.islice(validator.iter_errors(document), _MOST_FINDINGS):
             where = "".join(f"[{part!r}]" for part in error.absolute_path)
             found.error("QAT502", f"{name}{printable(where)}: {printable(error.message)}", hint=_COPY_AGAIN)
     except RecursionError:
         found.error("QAT502", f"{name} is nested too deeply", hint=_COPY_AGAIN)
+
+
+def _is_integer(_: object, value: object) -> bool:
+    """Whether a number is written as an integer: for JSON Schema 2.0 and 1e30 are such, too, and no index."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_references(manifest: Mapping[str, Any], found: Diagnostics) -> None:

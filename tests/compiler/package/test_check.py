@@ -424,6 +424,10 @@ def test_an_integer_graph_that_contradicts_the_model(compiled: Path, tmp_path: P
     ("kind", "change", "code", "said"),
     [
         ("Conv", {"strides": [0, 0]}, "QAT502", "0 is less than the minimum of 1"),
+        ("Conv", {"dilations": [1, 1 << 62]}, "QAT502", "greater than the maximum"),
+        ("Conv", {"dilations": [1]}, "QAT502", "strides, dilations and pads of different axes"),
+        ("Conv", {"strides": [2.0, 2.0]}, "QAT502", "2.0 is not of type 'integer'"),
+        ("Conv", {"inputs": [""]}, "QAT502", "cannot have the operands"),
         ("Conv", {"acc_scale": [1e300]}, "QAT502", "greater than the maximum"),
         ("Conv", {"acc_scale": [float("nan")]}, "QAT502", "it holds NaN"),
         ("Conv", {"pads": [10**5] * 4}, "QAT011", "an exact convolution would take"),
