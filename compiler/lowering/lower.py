@@ -42,7 +42,8 @@ def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerG
     options = options or LoweringOptions()
     state = State(graph, options, build, raw=_raw, why=_why)
     if options.activations == "uint8":
-        state.forms.update(from_zero(graph))
+        state.begun = from_zero(graph)
+        state.forms.update(state.begun)
     for tensor in graph.inputs:
         _input(state, tensor)
     for node in graph.nodes:

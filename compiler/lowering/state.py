@@ -80,6 +80,7 @@ class State:
     ints: dict[int, str] = field(default_factory=dict[int, str])
     floats: dict[int, str] = field(default_factory=dict[int, str])
     forms: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
+    begun: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])  # those that begin at 0
     unrounded: dict[int, str] = field(default_factory=dict[int, str])
     functions: dict[int, Function] = field(default_factory=dict[int, Function])
     tables: dict[int, tuple[Function, npt.NDArray[Any]]] = field(
@@ -131,9 +132,9 @@ class State:
             sample_shape=self.graph.sample_shapes.get(tensor.name),
         )
         self.ints[id(tensor)] = name
-        excess = self.stored(self.graph.params[tensor.name]).zero_point[0] - params.zero_point[0]
-        if excess:
-            self.build.graph.lowered[name] = excess
+        if tensor.name in self.begun:
+            kept = self.stored(self.graph.params[tensor.name])
+            self.build.graph.lowered[name] = kept.zero_point[0] - params.zero_point[0]
         if tensor.name in self.graph.shifted:
             self.build.graph.shifted[name] = self.graph.shifted[tensor.name]
         return name
