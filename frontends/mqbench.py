@@ -1,4 +1,4 @@
-"""MQBench: fake-quantization nodes that the exporter writes into the default domain, under names of its own.
+"""MQBench: fake-quantization nodes under names of its own, which the exporter writes into the default domain.
 
     x -> LearnablePerTensorAffine(s, z, qmin, qmax) -> y                    x -> FakeQuant -> y
     w -> FakeQuantizeLearnablePerchannelAffine(s, z){quant_min} -> y        w -> FakeQuant(axis from the reader) -> y
@@ -6,7 +6,8 @@
 
 All of them mean clip(round(x / s) + round(z), qmin, qmax): zero points are floats as training left them. The learnable
 per-channel node does not write its axis, which is that of the output channels in the operator that reads the weight.
-The sophgo dialect has the same nodes in a domain of its own.
+Its descendants put the same nodes into domains of theirs, which current PyTorch demands (mqbench-torch2 mqbench_custom):
+the names tell, whatever the domain. In sophgo-mq's domains they mean more than they say: that is the sophgo dialect.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_nodes, grid, implied_axis, refuse_formats
 
-DOMAINS: Final = ("", "mqbench")
+SOPHGO: Final = ("Sophgo_custom", "tpu_custom")
 _AFFINE: Final = (
     "LearnablePerTensorAffine",
     "FixedPerTensorAffine",
@@ -40,9 +41,13 @@ _REFUSED: Final = {
 _NAMES: Final = frozenset({*_AFFINE, *_REFUSED})
 
 
-def is_node_of(domains: tuple[str, ...]) -> Callable[[Node], bool]:
-    """Tells the fake-quantization nodes of MQBench in any of these domains."""
-    return lambda node: node.op in _NAMES and (node.domain or "") in domains
+def _is_node(node: Node) -> bool:
+    """Tells the fake-quantization nodes of MQBench and its descendants, sophgo-mq's among them."""
+    return node.op in _NAMES
+
+
+def _means_what_it_says(node: Node) -> bool:
+    return _is_node(node) and node.domain not in SOPHGO
 
 
 def _affine(graph: QuantGraph, node: Node) -> bool:
@@ -72,11 +77,12 @@ def _affine(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-def read_nodes(graph: QuantGraph, options: FrontendOptions, domains: tuple[str, ...]) -> None:
-    """Normalize a graph with fake-quantization nodes of MQBench in any of these domains."""
-    qdq.prepare(graph, keep=is_node_of(domains))
+def read_nodes(graph: QuantGraph, options: FrontendOptions, is_node: Callable[[Node], bool] = _is_node) -> None:
+    """Normalize a graph with fake-quantization nodes of MQBench: of those that `is_node` tells."""
+    domains = tuple(sorted({node.domain or "" for node in graph.nodes if is_node(node)}))
+    qdq.prepare(graph, keep=is_node)
     hint = "train with an affine backend, for instance prepare_by_platform(model, BackendType.Tensorrt)"
-    refuse_formats(graph, lambda node: _REFUSED.get(node.op), hint)
+    refuse_formats(graph, lambda node: _REFUSED.get(node.op) if is_node(node) else None, hint)
     rules = Rules("mqbench")
     rules.on(*_AFFINE, domain=domains)(_affine)
     sweep(graph, rules)
@@ -84,16 +90,19 @@ def read_nodes(graph: QuantGraph, options: FrontendOptions, domains: tuple[str, 
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
-    read_nodes(graph, options, DOMAINS)
+    read_nodes(graph, options, _means_what_it_says)
 
 
 FRONTEND = Frontend(
     name="mqbench",
     description="LearnablePerTensorAffine and the other fake-quantization nodes of MQBench",
-    recognize=by_nodes(is_node_of(DOMAINS)),
+    recognize=by_nodes(_means_what_it_says),
     normalize=_normalize,
     confidence=80,
-    exporters=("MQBench 0.0.7 (TensorRT, PPL, ONNX_QNN, Vitis and academic backends) and its main branch",),
+    exporters=(
+        "MQBench 0.0.7 (TensorRT, PPL, ONNX_QNN, Vitis and academic backends) and its main branch",
+        "mqbench-torch2 0.1 (TensorRT, OpenVINO, SNPE, ONNX_QNN and PPL backends; torch 2.13)",
+    ),
     limits=(
         "NNIE's logarithmic format",
         "exports of MQBench's main branch are plain Q/DQ, and lose ranges other than 0..127 (--quant-range)",

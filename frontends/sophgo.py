@@ -18,7 +18,6 @@ from qatc.compiler.quant import QuantParams
 from qatc.frontends import mqbench
 from qatc.frontends.common.vendor import by_nodes, grid_behind
 
-DOMAINS: Final = ("Sophgo_custom", "tpu_custom")
 _BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
@@ -57,14 +56,14 @@ def _accumulator(graph: QuantGraph, node: Node) -> QuantParams | None:
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
-    mqbench.read_nodes(graph, options, (*DOMAINS, *mqbench.DOMAINS))
+    mqbench.read_nodes(graph, options)
     round_biases(graph)
 
 
 FRONTEND = Frontend(
     name="sophgo",
     description="the fake-quantization nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
-    recognize=by_nodes(lambda node: node.domain in DOMAINS),
+    recognize=by_nodes(lambda node: node.domain in mqbench.SOPHGO),
     normalize=_normalize,
     confidence=90,
     exporters=("sophgo-mq, main branch (BM168x, BM1690, CV18xx, CV186x)",),
