@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, MatMul, Move, Op, Quantize, Shape
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.result import Coverage, Island
 
 _RECURRENT_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -48,7 +49,7 @@ def macs_of(graph: IntegerGraph, op: Op) -> int:
         return _conv(op.transposed, operands, out)
     if isinstance(op, MatMul):
         return _matmul(operands[0], out, transposed=False)
-    if not isinstance(op, Float) or op.domain not in ("", "com.microsoft"):
+    if not isinstance(op, Float) or op.domain not in ("", MICROSOFT):
         return 0
     match op.op_type:
         case "Attention" | "QAttention" | "DecoderMaskedSelfAttention" if op.domain:

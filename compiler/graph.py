@@ -28,6 +28,7 @@ from qatc.compiler.model.links import repeats_into as repeats_into
 from qatc.compiler.model.links import shape_of as shape_of
 from qatc.compiler.model.links import value_of as value_of
 from qatc.compiler.model.names import Names
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 
@@ -286,7 +287,7 @@ class QuantGraph:
         made: set[int] = {id(t) for t in self.inputs}
         names: dict[str, int] = {}
         for node in self.nodes:
-            standard = node.domain in (None, "", "com.microsoft")
+            standard = node.domain in (None, "", MICROSOFT)
             if stripped and standard and node.op in ("QuantizeLinear", "DequantizeLinear", FAKE_QUANT):
                 raise ValueError(f"{node.op} {node.name} is left after strip")
             for tensor in node.inputs:

@@ -10,7 +10,7 @@ more Q/DQ pair. Stripping the result gives the same QuantGraph again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -33,6 +33,7 @@ from qatc.compiler.graph import (
     value_of,
 )
 from qatc.compiler.model.names import Names
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.model_io import node_proto, value_info
 from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
@@ -40,7 +41,6 @@ from qatc.compiler.quant import Array, QuantParams, dtype_range
 BiasForm = Literal["int32", "float"]
 IoForm = Literal["source", "float"]
 
-_MICROSOFT: Final = "com.microsoft"
 _WIDE_OPSET: Final = 21  # QuantizeLinear knows 16 bits from here on
 _STORED: Final = {"int2": "int8", "uint2": "uint8", "int4": "int8", "uint4": "uint8"}
 _LARGE: Final = 1 << 12  # bytes from which a constant may go to a data file
@@ -134,7 +134,7 @@ class _Writer:
             if self.portable and can_raise(self.graph, _WIDE_OPSET):
                 self.opset = _WIDE_OPSET
             else:
-                self.wide_domain = _MICROSOFT
+                self.wide_domain = MICROSOFT
                 self.notes.append("16-bit tensors use com.microsoft QuantizeLinear: the opset cannot be raised to 21")
 
     def write(self) -> QdqModel:
@@ -154,8 +154,8 @@ class _Writer:
             tensors,
         )
         domains = {d: v for d, v in self.graph.domains.items() if any(n.domain == d for n in self.graph.nodes)}
-        if any(n.domain == _MICROSOFT for n in self.nodes):
-            domains.setdefault(_MICROSOFT, 1)
+        if any(n.domain == MICROSOFT for n in self.nodes):
+            domains.setdefault(MICROSOFT, 1)
         imports = [onnx.helper.make_opsetid("", self.opset)]
         imports += [onnx.helper.make_opsetid(d, v) for d, v in sorted(domains.items())]
         model = onnx.helper.make_model(body, opset_imports=imports, ir_version=self.ir_version, producer_name="qatc")
@@ -224,7 +224,7 @@ class _Writer:
         ]
         outputs = [Variable(self._raw_name(t)) for t in node.outputs]
         copy = Node(node.op, self._node_name(node), dict(node.attrs), inputs, outputs, node.domain)
-        self.nodes.extend(_raised(node_proto(copy), self))
+        self.nodes.append(_raised(node_proto(copy), self))
         for tensor in node.outputs:
             params = self.graph.params.get(tensor.name)
             if params is not None:
@@ -283,7 +283,7 @@ class _Writer:
         integer_output = tensor.name in self.outputs and self._is_integer_port(tensor)
         if integer_output:
             params = self._port_params(tensor)
-        source = self._cast(tensor, source, _FLOAT)
+        source = self._as_float(tensor, source)
         clipped = (params.qmin, params.qmax) != dtype_range(_STORED.get(params.dtype, params.dtype))
         scale, zero = self._grid(tensor.name, params)
         last = tensor.name if integer_output else self.names.fresh(f"{tensor.name}_QuantizeLinear_Output")
@@ -326,12 +326,12 @@ class _Writer:
         self.rounded[tensor.name] = result
         return result
 
-    def _cast(self, tensor: Tensor, source: str, kind: int) -> str:
+    def _as_float(self, tensor: Tensor, source: str) -> str:
         """`source` as float32: half and double tensors are rounded in float32, as QuantParams does."""
-        if tensor.dtype in (None, kind) or not isinstance(tensor.dtype, int):
+        if tensor.dtype == _FLOAT or not isinstance(tensor.dtype, int):
             return source
         result = self.names.fresh(f"{tensor.name}_QuantizeLinear_Float")
-        self.nodes.append(onnx.helper.make_node("Cast", [source], [result], self.names.fresh(result), to=kind))
+        self.nodes.append(onnx.helper.make_node("Cast", [source], [result], self.names.fresh(result), to=_FLOAT))
         return result
 
     def _add(self, op: str, name: str, inputs: Sequence[str], output: str, params: QuantParams) -> None:
@@ -459,11 +459,11 @@ def can_raise(graph: QuantGraph, opset: int) -> bool:
     return all(node.domain or graph.opset >= _FROZEN.get(node.op, 0) for node in graph.nodes) and opset <= _WIDE_OPSET
 
 
-def _raised(node: onnx.NodeProto, writer: _Writer) -> Iterable[onnx.NodeProto]:
+def _raised(node: onnx.NodeProto, writer: _Writer) -> onnx.NodeProto:
     """The node as the written opset has it: what was an attribute in the graph's opset may be an input there."""
     old, new = writer.graph.opset, writer.opset
     if old == new or node.domain:
-        return [node]
+        return node
     attributes = {a.name: a for a in node.attribute}
     if node.op_type in _REDUCTIONS and old < 18 <= new and "axes" in attributes:
         axes = np.asarray(attributes["axes"].ints, np.int64)
@@ -476,4 +476,4 @@ def _raised(node: onnx.NodeProto, writer: _Writer) -> Iterable[onnx.NodeProto]:
     elif node.op_type == "GridSample" and old < 20 <= new and "mode" in attributes:
         mode = attributes["mode"].s.decode()
         attributes["mode"].s = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode).encode()
-    return [node]
+    return node

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.backends.onnx.islands import feeds_float_weights
-from qatc.backends.onnx.writer import CONTRIB, Writer, stored, tensor_type
+from qatc.backends.onnx.writer import Writer, stored, tensor_type
 from qatc.compiler.arithmetic import mirrored
 from qatc.compiler.integer import Concat, Dequantize, Elementwise, Quantize, Rescale
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import QuantParams, dtype_range
 
 
@@ -66,7 +67,7 @@ def rescale(w: Writer, op: Rescale) -> None:
         w.quantize(w.real(op.inputs[0]), want, op.output, op.lo, op.hi)
         return
     else:
-        w.node("QLinearConcat", (w.scale(want), w.zero(want), *w.on(x, have)), made, domain=CONTRIB, axis=0)
+        w.node("QLinearConcat", (w.scale(want), w.zero(want), *w.on(x, have)), made, domain=MICROSOFT, axis=0)
     w.clip(made, op.lo, op.hi, theirs, op.output)
 
 
@@ -85,7 +86,7 @@ def elementwise(w: Writer, op: Elementwise) -> None:
     if op.op == "Sub":
         b, b_grid = _mirrored(w, op.inputs[1], b, b_grid)
     made = w.target(op.lo, op.hi, dtype, op.output)
-    w.node(kind, (*w.on(a, a_grid), *w.on(b, b_grid), w.scale(out), w.zero(out)), made, domain=CONTRIB)
+    w.node(kind, (*w.on(a, a_grid), *w.on(b, b_grid), w.scale(out), w.zero(out)), made, domain=MICROSOFT)
     w.clip(made, op.lo, op.hi, dtype, op.output)
 
 
@@ -99,7 +100,7 @@ def _mirrored(w: Writer, name: str, b: str, grid: QuantParams) -> tuple[str, Qua
     # -1 * (q - 0) + ends, exact in float: a product with the constant 0 on a grid of zero point 1
     one, zero = w.scalar(1.0, "float32"), w.scalar(0, dtype)
     inputs = (b, one, zero, zero, one, w.scalar(1, dtype), one, w.scalar(ends, dtype))
-    return w.node("QLinearMul", inputs, domain=CONTRIB), mirrored(grid)
+    return w.node("QLinearMul", inputs, domain=MICROSOFT), mirrored(grid)
 
 
 def concat(w: Writer, op: Concat) -> None:
@@ -121,7 +122,7 @@ def concat(w: Writer, op: Concat) -> None:
     inputs = [w.scale(out), w.zero(out)]
     for name in op.inputs:
         inputs += w.on(*w.as_dtype(name, dtype))
-    w.node("QLinearConcat", inputs, made, domain=CONTRIB, axis=op.axis)
+    w.node("QLinearConcat", inputs, made, domain=MICROSOFT, axis=op.axis)
     w.clip(made, op.lo, op.hi, dtype, op.output)
 
 

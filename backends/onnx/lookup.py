@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from qatc.backends.onnx.writer import CONTRIB, Writer, stored
+from qatc.backends.onnx.writer import Writer, stored
 from qatc.compiler.integer import Lookup
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import LARGEST, SMALLEST, Array, Floats, QuantParams, dtype_range
 
 _MARGIN = 1e-3  # LSB between a value and the nearest rounding boundary, well beyond any kernel's float error
@@ -83,15 +84,15 @@ def _contrib(w: Writer, op: Lookup, view: _Table) -> bool:
     x = w.read(op.inputs[0])
     scaled = _scaled(view)
     if scaled is not None and w.rank(op.inputs[0]) != 0:
-        w.node("QLinearConcat", (w.scale(want), w.zero(want), *w.on(x, scaled)), op.output, domain=CONTRIB, axis=0)
+        w.node("QLinearConcat", (w.scale(want), w.zero(want), *w.on(x, scaled)), op.output, domain=MICROSOFT, axis=0)
         return True
     inputs = (*w.on(x, have), w.scale(want), w.zero(want))
     if _is_sigmoid(view):
-        w.node("QLinearSigmoid", inputs, op.output, domain=CONTRIB)
+        w.node("QLinearSigmoid", inputs, op.output, domain=MICROSOFT)
         return True
     alpha = _leak(view)
     if alpha is not None:
-        w.node("QLinearLeakyRelu", inputs, op.output, domain=CONTRIB, alpha=alpha)
+        w.node("QLinearLeakyRelu", inputs, op.output, domain=MICROSOFT, alpha=alpha)
         return True
     return False
 

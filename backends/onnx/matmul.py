@@ -13,9 +13,10 @@ from onnx import TensorProto
 from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.products import Product, bias_of, is_uniform, multiply, product_of, to_real, weight_scales
 from qatc.backends.onnx.weights import Weight, narrow
-from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
+from qatc.backends.onnx.writer import Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_multipliers, ort_weight_scales
 from qatc.compiler.integer import Dequantize, MatMul
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import QuantParams
 
 
@@ -81,7 +82,7 @@ def _gemm(w: Writer, a: str, have: QuantParams, weight: Weight, product: Product
         zeros = w.array(np.full(len(product.scale), weight.zero, np.int8), f"{w.label}_zero_points")
     bias = "".join(bias_of(w, product))
     inputs = (*w.on(a, have), matrix, weight_scales(w, scales), zeros, bias, w.scale(grid), w.zero(grid))
-    return w.node("QGemm", inputs, out, domain=CONTRIB)
+    return w.node("QGemm", inputs, out, domain=MICROSOFT)
 
 
 def _pointwise(
@@ -102,7 +103,7 @@ def _pointwise(
         made = w.node("QLinearConv", inputs, kernel_shape=[1] * spatial)
         made = to_last(w, made, spatial, last)
     else:
-        made = w.node("QLinearConv", inputs, last, domain=CONTRIB, kernel_shape=[1] * spatial, channels_last=1)
+        made = w.node("QLinearConv", inputs, last, domain=MICROSOFT, kernel_shape=[1] * spatial, channels_last=1)
     if flat:
         w.node("Squeeze", (made, w.ints([0])), out)
 

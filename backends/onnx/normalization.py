@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored
+from qatc.backends.onnx.writer import Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_softmax_factor
 from qatc.compiler.integer import LayerNorm, Softmax
+from qatc.compiler.model.protos import MICROSOFT
 
 _BYTE = "uint8"
 _LAYER_NORMALIZATION = 17  # the opset that has it
@@ -31,7 +32,7 @@ def softmax(w: Writer, op: Softmax) -> None:
     byte = in_bytes(out, _BYTE)
     made = w.target(op.lo, op.hi, have, op.output)
     inputs = (*w.on(x, grid), w.scale(byte), w.zero(byte))
-    result = w.node("QLinearSoftmax", inputs, made if have == _BYTE else "", domain=CONTRIB, axis=op.axis, opset=13)
+    result = w.node("QLinearSoftmax", inputs, made if have == _BYTE else "", domain=MICROSOFT, axis=op.axis, opset=13)
     if have != _BYTE:
         w.shift(result, _BYTE, have, made)
     w.clip(made, op.lo, op.hi, have, op.output)

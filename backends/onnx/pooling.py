@@ -16,10 +16,11 @@ from onnx import TensorProto
 
 from qatc.backends.onnx.convolution import moves_of
 from qatc.backends.onnx.moves import to_first, to_last
-from qatc.backends.onnx.writer import CONTRIB, Writer, in_bytes, stored, tensor_type
+from qatc.backends.onnx.writer import Writer, in_bytes, stored, tensor_type
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.integer import Pool
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.pooling import Windows, covers
 
@@ -75,7 +76,7 @@ def _maximum(w: Writer, op: Pool, x: str, out: str, *, whole: bool, bytes_: bool
         w.nodes("MaxPool", [x], [out], attrs=attrs)
         return
     made = w.fresh(f"{out}_nhwc")
-    w.nodes("NhwcMaxPool", [to_last(w, x, spatial)], [made], domain=CONTRIB, attrs=attrs)
+    w.nodes("NhwcMaxPool", [to_last(w, x, spatial)], [made], domain=MICROSOFT, attrs=attrs)
     to_first(w, made, spatial, out)
 
 
@@ -102,7 +103,7 @@ def _global_average(w: Writer, op: Pool, out: str) -> None:
         w.quantize(w.node("GlobalAveragePool", [w.real(op.inputs[0])]), want, out)
         return
     inputs = (*w.on(w.read(op.inputs[0]), have), w.scale(want), w.zero(want))
-    w.node("QLinearGlobalAveragePool", inputs, out, domain=CONTRIB)
+    w.node("QLinearGlobalAveragePool", inputs, out, domain=MICROSOFT)
 
 
 def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
@@ -166,7 +167,7 @@ def _by_kernel(w: Writer, op: Pool, out: str) -> None:
         w.nodes("AveragePool", [w.dequantize(x, have)], [made], attrs=attrs)
         w.quantize(made, want, out)
         return
-    w.nodes("QLinearAveragePool", (*w.on(x, have), w.scale(want), w.zero(want)), [out], domain=CONTRIB, attrs=attrs)
+    w.nodes("QLinearAveragePool", (*w.on(x, have), w.scale(want), w.zero(want)), [out], domain=MICROSOFT, attrs=attrs)
 
 
 def _attributes(op: Pool) -> dict[str, Any]:

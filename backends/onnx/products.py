@@ -25,9 +25,10 @@ from qatc.backends.onnx.convolution import Convolution, moves_of
 from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.stem import widened
 from qatc.backends.onnx.weights import Weight
-from qatc.backends.onnx.writer import CONTRIB, INT64_MAX, Writer, in_bytes, stored
+from qatc.backends.onnx.writer import INT64_MAX, Writer, in_bytes, stored
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.integer import Conv, Dequantize, MatMul
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import Array, Floats, QuantParams
 
 _EXACT_FLOAT: Final = 1 << 24  # float32 holds every integer up to here
@@ -188,7 +189,7 @@ def _multiply_to_real(w: Writer, inputs: list[str], product: Product, out: str) 
     while not inputs[-1]:
         inputs.pop()
     apart = product.bias is not None and not columns
-    made = w.node("MatMulIntegerToFloat", inputs, "" if apart else out, domain=CONTRIB)
+    made = w.node("MatMulIntegerToFloat", inputs, "" if apart else out, domain=MICROSOFT)
     return _add_bias(w, made, product, out) if apart else made
 
 

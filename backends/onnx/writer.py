@@ -18,11 +18,11 @@ from qatc.backends.onnx.saturation import signed_bytes, wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.model.names import Names
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.model_io import attribute_proto
 from qatc.compiler.quant import Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.storage import SPILL_AT
 
-CONTRIB: Final = "com.microsoft"
 INT64_MAX: Final = 2**63 - 1
 _WIDE_OPSET: Final = 21  # QuantizeLinear and DequantizeLinear know 16 bits from here on
 _SHARED: Final = 1024  # constants of up to so many bytes are compared and shared
@@ -291,7 +291,7 @@ class Writer:
         return self._reals[name]
 
     def _wide_domain(self) -> str:
-        return CONTRIB if self.opset < _WIDE_OPSET else ""
+        return MICROSOFT if self.opset < _WIDE_OPSET else ""
 
     def _is_wide(self, params: QuantParams) -> bool:
         return params.container.itemsize == 2 and self.opset < _WIDE_OPSET
@@ -379,7 +379,7 @@ class Writer:
         """The model without its graph."""
         used = {node.domain for node in self._nodes}
         imports = [onnx.helper.make_opsetid("", self.opset)]
-        domains = {CONTRIB: 1, **self.graph.domains}
+        domains = {MICROSOFT: 1, **self.graph.domains}
         imports += [onnx.helper.make_opsetid(d, v) for d, v in sorted(domains.items()) if d in used]
         ir_version = max(_OLDEST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
         return ModelProto(ir_version=ir_version, producer_name="qatc", opset_import=imports)

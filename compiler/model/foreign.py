@@ -13,7 +13,8 @@ from typing import Final
 
 import onnx
 
-_MICROSOFT: Final = "com.microsoft"
+from qatc.compiler.model.protos import MICROSOFT
+
 _KEEP_SHAPE: Final = frozenset(
     {"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
@@ -26,7 +27,7 @@ _SUM: Final = 3  # the output of a fused sum and normalization that is the sum
 
 def shape_twins(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Nodes of ONNX that give the outputs the shapes and types that `node` does; the node alone if it is of ONNX."""
-    if node.domain != _MICROSOFT:
+    if node.domain != MICROSOFT:
         return [node]
     if node.op_type in _KEEP_SHAPE:
         kept = [name for name in (*node.output[:1], *node.output[_SUM : _SUM + 1]) if name]

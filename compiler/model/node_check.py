@@ -15,7 +15,7 @@ import onnx.defs
 from onnx import AttributeProto
 
 from qatc.compiler.model.links import Node
-from qatc.compiler.model.protos import BODIES, domain_of
+from qatc.compiler.model.protos import BODIES, MICROSOFT, domain_of
 
 _SPARSE: Final = ("Loop", "Scan")  # their states may be absent
 _PYTHON: Final[dict[int, type | tuple[type, ...]]] = {
@@ -35,7 +35,7 @@ _LEAST: Final = {  # of what moves over its input
 }  # fmt: skip
 _MOST: Final = 2**31 - 1
 _UNBOUNDED: Final = frozenset({"Constant", "Shape", "Slice"})  # any other number of 64 bits is a size, or a mistake
-_RUNTIMES: Final = frozenset({"", "com.microsoft"})  # whose operators ONNX Runtime has
+_RUNTIMES: Final = frozenset({"", MICROSOFT})  # whose operators ONNX Runtime has
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
 

@@ -11,6 +11,7 @@ from onnx import AttributeProto, TensorProto
 
 #: What ONNX's checker and shape inference raise: exceptions of C++ come through as Python's.
 CHECK_ERRORS: Final = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, IndexError)
+MICROSOFT: Final = "com.microsoft"  # the domain of ONNX Runtime's own operators
 BODIES: Final = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS})
 _HOLDS_TENSORS: Final = frozenset(
     {AttributeProto.TENSOR, AttributeProto.TENSORS, AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS}

@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, rank_of
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.passes.later import made
 from qatc.compiler.rewrite import NoMatch, Rules
 
-MICROSOFT: Final = "com.microsoft"
 FUSED: Final = Rules("modernize")
 # The attributes that the numbers of `activation_params` are, in their order.
 _PARAMETERS: Final = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"), "Clip": ("min", "max")}

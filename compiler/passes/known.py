@@ -10,10 +10,10 @@ from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.node_check import NodeChecker
-from qatc.compiler.model.protos import domain_of
+from qatc.compiler.model.protos import MICROSOFT, domain_of
 from qatc.compiler.passes.bodies import inner_nodes
 
-_DOMAINS: Final = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
+_DOMAINS: Final = frozenset({"ai.onnx.ml", MICROSOFT, "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _OWN: Final = frozenset({FAKE_QUANT, REQUANTIZE})
 _HINT: Final = "no dialect knows it, nor does ONNX Runtime; export it as standard operators"
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from qatc.compiler.graph import REQUANTIZE, Constant, Node
+from qatc.compiler.model.protos import MICROSOFT
 
 Values = npt.NDArray[np.float64]
 _erf: Final = np.vectorize(math.erf, otypes=[np.float64])
@@ -154,7 +155,7 @@ LOGIC: Final[dict[str, Callable[..., Values]]] = {
 # what tells of a number only on which side of another it lies
 SIGNS: Final = frozenset({"Sign", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _VARIADIC: Final = frozenset({"Max", "Min"})
-_MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
+_OF_MICROSOFT: Final = frozenset({"Gelu", "QuickGelu"})
 _STANDARD: Final = frozenset({"Clip", "Div", "Where", *UNARY, *BINARY, *LOGIC, *_WITH_ATTRIBUTES}) - {
     "QuickGelu",
     "Requantize",
@@ -168,7 +169,7 @@ def is_elementwise(node: Node) -> bool:
     if node.op == "Cast":
         return not node.domain and node.attr("to") in _INDICES
     if node.domain:
-        return node.domain == "com.microsoft" and node.op in _MICROSOFT
+        return node.domain == MICROSOFT and node.op in _OF_MICROSOFT
     return node.op in _STANDARD
 
 

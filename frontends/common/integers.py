@@ -8,13 +8,14 @@ import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.model.links import maker_of
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.passes.movement import is_movement, joined
 from qatc.compiler.quant import DTYPES, Array, dtype_name
 from qatc.frontends.common.params import linear_params
 
 WIDEST: Final = (-(2**63), 2**63 - 1)
 ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
-_DOMAINS: Final = frozenset({"", "com.microsoft"})
+_DOMAINS: Final = frozenset({"", MICROSOFT})
 
 
 def is_q(node: Node) -> bool:

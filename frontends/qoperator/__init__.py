@@ -19,13 +19,14 @@ from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, rank_of
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.frontends.common import qdq
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_nodes
 from qatc.frontends.qoperator.meanings import MEANINGS, declare_inputs, is_table
 from qatc.frontends.qoperator.operators import RULES
-from qatc.frontends.qoperator.reader import MICROSOFT, Reader, is_unreadable
+from qatc.frontends.qoperator.reader import Reader, is_unreadable
 
 __all__ = ["FRONTEND", "MICROSOFT"]
 _SUMS: Final = ("MatMulInteger", "ConvInteger")

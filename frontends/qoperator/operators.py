@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 
 from qatc.compiler.graph import Node, Tensor, rank_of
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.qoperator import meanings
-from qatc.frontends.qoperator.reader import MICROSOFT, Grid, Reader, Rule
+from qatc.frontends.qoperator.reader import Grid, Reader, Rule
 
 _SAME_RANK: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "Clip", "Relu", "MaxPool", "AveragePool", "Sigmoid"}

@@ -14,13 +14,13 @@ import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, is_constant, rank_of, value_of
 from qatc.compiler.model.links import is_op, label_of
+from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.passes.movement import is_movement, is_value_blind
 from qatc.compiler.quant import LARGEST, SMALLEST, Array, number_of
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.operands import constant_input, refuse
 from qatc.frontends.common.rounded import STATIC, extreme_behind, refuse_casts
 
-MICROSOFT: Final = "com.microsoft"
 _FLOAT: Final = onnx.TensorProto.FLOAT
 AT_RUN_TIME: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 IN_BLOCKS: Final = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE"})
