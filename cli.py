@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qatc.compiler.report.screen import Screen
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("qatc", cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name="qatc", message="%(prog)s %(version)s")
 def cli() -> None:
     """Compile quantization-aware-trained ONNX models into verified INT8 packages.

@@ -176,6 +176,15 @@ def test_a_usage_error_is_json_where_json_is_wanted(compiler: Driver) -> None:
     assert [d["code"] for d in document["diagnostics"]] == ["QAT007"]
 
 
+@pytest.mark.parametrize("arguments", ["frobnicate --json", "model.onnx -a --json", "--json"])
+def test_without_a_command_a_usage_error_is_json_too(compiler: Driver, arguments: str) -> None:
+    found = run(*arguments.split())
+    assert (found.exit_code, found.stderr) == (2, "")
+    document = validate(found.stdout_bytes)
+    assert (document["command"], document["exit_code"], document["result"]) == ("qatc", 2, None)
+    assert [d["code"] for d in document["diagnostics"]] == ["QAT007"]
+
+
 # -- what comes back -----------------------------------------------------------------------------------------------
 def test_a_compile_prints_its_summary(compiler: Driver) -> None:
     found = run("compile", "m.onnx")

@@ -78,27 +78,21 @@ class _Answering(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Parse the arguments, which is where click prints what --help and --version ask for."""
-        with printing():
-            return super().make_context(info_name, args, parent, **extra)
+        wants_json = "--json" in args
+        try:
+            with printing():
+                return super().make_context(info_name, self.understood(args), parent, **extra)
+        except click.UsageError as error:
+            raise _as_wanted(error, self, json=wants_json) from None
         raise click.exceptions.Exit(0)
+
+    def understood(self, args: list[str]) -> list[str]:
+        """The arguments in the words of this command's options."""
+        return args
 
 
 class Command(_Answering):
     """A command whose failures are diagnostics: rendered for people, or as JSON with --json; never a bare traceback."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        """Parse the arguments; with --json a usage error is a JSON document too."""
-        wants_json = "--json" in args
-        try:
-            return super().make_context(info_name, self.understood(args), parent, **extra)
-        except click.UsageError as error:
-            if not wants_json:
-                raise
-            command = info_name or self.name or ""
-            _write_failure(command, [Diagnostic("QAT007", error.format_message())], error.exit_code)
-            raise click.exceptions.Exit(error.exit_code) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options that --help lists: under headings where there are many."""
@@ -113,10 +107,6 @@ class Command(_Answering):
                     formatter.write_dl(found)
         with formatter.section("Others"):
             formatter.write_dl(list(rows.values()))
-
-    def understood(self, args: list[str]) -> list[str]:
-        """The arguments in the words of this command's options."""
-        return args
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn whatever it raises into diagnostics and an exit code."""
@@ -178,11 +168,16 @@ class Group(_Answering, click.Group):
             close = get_close_matches(args[0].lower(), self.commands, 1)
             if args[0].lower().endswith((".onnx", ".keras", ".h5", ".tflite")):
                 close = [f"compile {printable(args[0])}"]
-            if not close:
-                raise
-            raise click.UsageError(
-                f"No such command {printable(args[0])!r}. Did you mean qatc {close[0]}?", ctx
-            ) from error
+            told = f"No such command {printable(args[0])!r}. Did you mean qatc {close[0]}?" if close else error.message
+            raise _as_wanted(click.UsageError(told, ctx), self, json="--json" in args) from None
+
+
+def _as_wanted(error: click.UsageError, command: click.Command, *, json: bool) -> Exception:
+    """A usage error as it is to be raised: with --json it is written as a document first, and the end is left."""
+    if not json:
+        return error
+    _write_failure(command.name or "", [Diagnostic("QAT007", error.format_message())], error.exit_code)
+    return click.exceptions.Exit(error.exit_code)
 
 
 def _screen(params: Mapping[str, Any]) -> Screen:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, few, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, few, misused, printable
 from qatc.compiler.driver.importing import as_onnx
 from qatc.compiler.driver.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.driver.proving import Proving
@@ -118,9 +118,10 @@ def simulate_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Sim
     from qatc.compiler.simulation import Simulation
 
     compilation = _Compilation(Path(model), CompileOptions.of_keywords({**options, "qat": True}), _silent)
-    graph, _, _ = compilation.canonical()
-    compilation.strip(graph)
-    return Simulation.of_graph(graph)
+    with compilation.scratch:
+        graph, _, _ = compilation.canonical()
+        compilation.strip(graph)
+        return Simulation.of_graph(graph)
 
 
 @contextmanager
@@ -184,6 +185,7 @@ class _Compilation:
         with self.step("lower"):
             integer = self.lowered(graph, target)
             graph.integer_ports |= integer_ports(integer)
+        proof = self.proof(integer, target)
         with self.step("emit"):
             emission = backend.emit(graph if backend.level == "float" else integer, options)
         from qatc.compiler.driver.assemble import assemble  # package and report: only a real compile needs them
@@ -197,7 +199,6 @@ class _Compilation:
                 )
         result = self.result(graph, source, integer, emission, seen, target, verification)
         with self.step("write"):
-            proof = self.proof(integer, target)
             files = self.companions(backend, graph, proof, options)
             result = assemble(result, output, emission, self.proving.feeds, source.external, proof, files, seal)
         self.progress("done", 1.0)
@@ -235,9 +236,12 @@ class _Compilation:
     def proof(self, integer: IntegerGraph, target: Target) -> Proof:
         """What the package holds for bring-up."""
         from qatc.compiler.arithmetic import get_profile
-        from qatc.compiler.golden.tensors import Proof
+        from qatc.compiler.golden.tensors import Proof, integer_tensors
 
         golden, header = self.options.golden, self.options.golden_header
+        if (golden or header) and not integer_tensors(integer):
+            message = "no tensor of this network is made of integers: there are no golden tensors"
+            raise misused(message, f"leave {'--golden' if golden else '--golden-header'} out; qatc inspect says why")
         return Proof(integer, get_profile(target.arithmetic), golden, header, target.layout)
 
     def companions(
@@ -314,8 +318,9 @@ class _Compilation:
                 self.calibrate(graph, self.options.calibrate, [t.name for t in missing])
         elif missing:
             names = few([t.name for t in missing])
+            whose = "its" if len(missing) == 1 else "their"
             message = (
-                f"{counted(len(missing), 'tensor')} without a range in the file ({names}): their readers stay float"
+                f"{counted(len(missing), 'tensor')} without a range in the file ({names}): {whose} readers stay float"
             )
             hint = "--calibrate DATA.npy finds their ranges from representative inputs"
             self.diagnostics.append(Diagnostic("QAT208", message, Severity.NOTE, hint=hint))

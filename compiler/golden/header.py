@@ -9,7 +9,7 @@ everything but plain characters escaped; long ones are cut (index.json has them 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,8 +60,8 @@ class HeaderTensor:
     params: QuantParams
 
 
-def header_chunks(tensors: Sequence[HeaderTensor]) -> Iterator[str]:
-    """The text of the header, ASCII, in pieces of bounded size."""
+def header_chunks(tensors: Iterable[HeaderTensor]) -> Iterator[str]:
+    """The text of the header, ASCII, in pieces of bounded size; each tensor is asked for when its turn comes."""
     yield _TYPES
     rows: list[str] = []
     for tensor in tensors:

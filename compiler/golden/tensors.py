@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -148,10 +149,16 @@ def initializers_of(emission: Emission) -> Initializers:
 
 
 # -- which tensors, and how they lie --------------------------------------------------------------------------------
+def integer_tensors(graph: IntegerGraph) -> list[tuple[str, QuantParams]]:
+    """Every integer tensor that is computed or fed, in execution order, with its grid."""
+    made = [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]
+    return [(name, params) for name in made if (params := graph.tensors[name].params) is not None]
+
+
 def golden_tensors(
     graph: IntegerGraph, names: Mapping[str, str | None], ranks: Mapping[str, int], layout: str
 ) -> list[GoldenTensor]:
-    """Every integer tensor that is computed or fed, in execution order.
+    """The `integer_tensors` as the golden index has them.
 
     Args:
         graph: the integer graph.
@@ -160,8 +167,7 @@ def golden_tensors(
         layout: one of `LAYOUTS`.
     """
     maps = feature_maps(graph, ranks)
-    made = [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]
-    chosen = [(name, params) for name in made if (params := graph.tensors[name].params) is not None]
+    chosen = integer_tensors(graph)
     width = max(4, len(str(len(chosen))))
     found: list[GoldenTensor] = []
     for index, (name, params) in enumerate(chosen):
@@ -232,24 +238,28 @@ def _write_golden(
 ) -> None:
     tensors: list[GoldenTensor] = []
     files: dict[int, list[Json]] = {}
-    headers: list[HeaderTensor] = []
-    for sample, feed in enumerate(feeds):
-        values = execute(proof.graph, feed, proof.profile, evaluate=evaluate)
-        if not tensors:
-            ranks = {name: value.ndim for name, value in values.items()}
-            tensors = golden_tensors(proof.graph, names, ranks, proof.layout)
-        for tensor in tensors:
-            value = as_stored(tensor, values[tensor.name])
-            if proof.golden:
-                files.setdefault(tensor.index, []).append(_write_value(writer, sample, tensor, value))
-            if proof.header:
-                headers.append(HeaderTensor(sample, tensor.stem, tensor.name, value, tensor.params))
-    if proof.golden:
-        writer.write(INDEX, dump_json(_index_document(proof, tensors, files)))
+
+    def written() -> Iterator[HeaderTensor]:
+        """Compute sample after sample, and write what the header does not hold: no more than one is in memory."""
+        for sample, feed in enumerate(feeds):
+            values = execute(proof.graph, feed, proof.profile, evaluate=evaluate)
+            if not tensors:
+                ranks = {name: value.ndim for name, value in values.items()}
+                tensors.extend(golden_tensors(proof.graph, names, ranks, proof.layout))
+            for tensor in tensors:
+                value = as_stored(tensor, values[tensor.name])
+                if proof.golden:
+                    files.setdefault(tensor.index, []).append(_write_value(writer, sample, tensor, value))
+                yield HeaderTensor(sample, tensor.stem, tensor.name, value, tensor.params)
+
     if proof.header:
         with writer.open(HEADER) as stream:
-            for chunk in header_chunks(headers):
+            for chunk in header_chunks(written()):
                 stream.write(chunk.encode("ascii"))
+    else:
+        deque(written(), 0)
+    if proof.golden:
+        writer.write(INDEX, dump_json(_index_document(proof, tensors, files)))
 
 
 def as_stored(tensor: GoldenTensor, value: Array) -> Array:

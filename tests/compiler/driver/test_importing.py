@@ -6,17 +6,22 @@ import hashlib
 import json
 import shutil
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qatc import CompileError, compile_model, inspect_model
 from qatc.compiler.diagnostics import Diagnostic, Severity, fail
 from qatc.compiler.driver import importing
-from qatc.compiler.driver.importing import as_onnx, importer_of
+from qatc.compiler.driver.compile import simulate_model
+from qatc.compiler.driver.importing import Imported, as_onnx, importer_of
 from qatc.compiler.frontend import Frontend, Importer
 from qatc.compiler.package.content import source_file
 from qatc.compiler.registry import frontends
+from qatc.compiler.storage import scratch_folder
 from qatc.frontends.pytorch import FRONTEND
 
 MODEL = Path(__file__).resolve().parents[3] / "samples" / "models" / "resnet8_qat.onnx"
@@ -117,3 +122,20 @@ def test_the_hash_of_a_folder_can_be_checked_with_a_shell(tmp_path: Path) -> Non
     command = "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     shell = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
     assert (found.name, found.size, found.sha256) == ("saved", 7, shell.stdout.split()[0])
+
+
+def test_the_simulation_of_a_converted_model_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays stay mapped; the folder that the conversion wrote to is gone."""
+    places: list[Path] = []
+
+    @contextmanager
+    def converted(path: Path) -> Generator[Imported]:
+        with scratch_folder() as scratch:
+            places.append(Path(shutil.copy(path, scratch / "model.onnx")))
+            yield Imported(places[0])
+
+    monkeypatch.setattr("qatc.compiler.driver.compile.as_onnx", converted)
+    simulation = simulate_model(MODEL)
+    assert not places[0].parent.exists()
+    (scores,) = simulation.run({"input": np.zeros((1, 1, 16, 16), np.float32)}, simulation.outputs).values()
+    assert scores.shape == (1, 10)

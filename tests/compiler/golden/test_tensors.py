@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 from jsonschema import Draft202012Validator
 
-from qatc import compile_model, verify_package
+from qatc import CompileError, compile_model, verify_package
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.compare.package import open_package
 from qatc.compiler.golden.header import HeaderTensor, c_string, header_chunks
@@ -109,6 +112,40 @@ def test_without_golden_there_is_none(tmp_path: Path) -> None:
     compile_model(CORPUS / "eager-u8pc__eager" / "model.onnx", qat=True, output=path, verify=False)
     assert not (path / "golden").exists()
     assert (path / "integer.json").is_file()
+
+
+def test_a_header_takes_one_sample_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def computed(*given: Any, **named: Any) -> Any:
+        events.append("computed")
+        return execute(*given, **named)
+
+    def chunks(tensors: Iterable[HeaderTensor]) -> Iterator[str]:
+        for tensor in tensors:
+            events.append(f"sample {tensor.sample}")
+            yield ""
+
+    monkeypatch.setattr("qatc.compiler.golden.tensors.execute", computed)
+    monkeypatch.setattr("qatc.compiler.golden.tensors.header_chunks", chunks)
+    model = CORPUS / "eager-u8pc__eager" / "model.onnx"
+    compile_model(model, qat=True, output=tmp_path / "p", samples=2, verify=False, golden_header=True)
+    told = [event for event, _ in itertools.groupby(events)]
+    assert told == ["computed", "sample 0", "computed", "sample 1"]
+
+
+@pytest.mark.parametrize("option", ["golden", "golden_header"])
+def test_a_network_without_integers_has_none(tmp_path: Path, option: Any) -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["": 17]> g (float[2,2] x) => (float[2,2] y)'
+        " <float[2,2] w = {1, 2, 3, 4}, float s = {0.1}, int8 z = {0}>"
+        " { q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) y = MatMul(x, d) }"
+    )
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    with pytest.raises(CompileError, match="no tensor of this network is made of integers") as caught:
+        compile_model(path, qat=True, output=tmp_path / "p", **{option: True})
+    assert (caught.value.exit_code, caught.value.diagnostics[-1].code) == (2, "QAT007")
 
 
 def test_equal_compiles_give_equal_bytes(package: Path, tmp_path: Path) -> None:
