@@ -27,7 +27,7 @@ from qatc.compiler.model.inlining import inline
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.node_check import NodeChecker, NodeRecord
 from qatc.compiler.model.protos import all_bodies, captured_names, damaged_text, opsets_of, tensors_of
-from qatc.compiler.model.tensors import MAX_RANK, TensorError, TensorReader, few
+from qatc.compiler.model.tensors import MAX_RANK, TensorError, TensorReader, shape_text
 from qatc.compiler.quant import Array
 
 _CHECKPOINT: Final = "export the model: torch.onnx.export(model, ...)"
@@ -229,7 +229,7 @@ class _Reader:
         if len(kind.shape.dim) > MAX_RANK:
             self.found.error("QAT005", f"the input has {len(kind.shape.dim):,} dimensions", tensor=info.name)
         if any(d.dim_value < -1 for d in kind.shape.dim):
-            stated = few([d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim])
+            stated = shape_text([d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim])
             self.found.error("QAT004", f"the shape {stated} has a negative dimension", tensor=info.name)
         if info.name in self.tensors:
             self.found.error("QAT004", "two graph inputs have the same name", tensor=info.name)

@@ -274,8 +274,8 @@ def _problems(port: Port, array: Array, pinned: Sequence[int] | None) -> Iterato
     if target.kind == "f":
         if array.dtype.kind != "f":
             yield f"the element type is not {port.dtype}"
-        elif not np.isfinite(array).all():
-            yield "it has NaN or infinite elements"
+        elif not np.isfinite(as_port(port, array)).all():
+            yield f"it has elements that are NaN, infinite or beyond {port.dtype}"
     elif target.kind in "iu":
         if array.dtype.kind not in "iu":
             yield f"the element type is not {port.dtype}"
@@ -287,4 +287,5 @@ def _problems(port: Port, array: Array, pinned: Sequence[int] | None) -> Iterato
 
 def as_port(port: Port, array: Array) -> Array:
     """`array` (checked by `check_fits`) as a contiguous array of the port's element type, in memory."""
-    return np.ascontiguousarray(array, np.dtype(port.dtype))
+    with np.errstate(over="ignore"):  # the check tells it
+        return np.ascontiguousarray(array, np.dtype(port.dtype))

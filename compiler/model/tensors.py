@@ -70,7 +70,7 @@ class TensorReader:
         """The value of a TensorProto: a view of its bytes where they are raw, a memory map where they are external."""
         dims = list(proto.dims)
         if len(dims) > MAX_RANK or min(dims, default=0) < 0:
-            raise TensorError("QAT004", f"the dimensions {few(dims)} are not a shape")
+            raise TensorError("QAT004", f"the dimensions {shape_text(dims)} are not a shape")
         count = math.prod(dims)
         if proto.data_type == TensorProto.STRING:
             if len(proto.string_data) != count:
@@ -88,7 +88,7 @@ class TensorReader:
                 raise TensorError("QAT004", f"{len(raw):,} bytes of data for the shape {dims} of {dtype}")
             if not packed:
                 return np.frombuffer(raw, stored).reshape(dims)
-        if count > 64 + 2 * proto.ByteSize():  # two packed elements a byte at most
+        if count > 64 + 4 * proto.ByteSize():  # four packed elements a byte at most
             raise TensorError(
                 "QAT004", f"the shape {dims} has {count:,} elements but the file holds {proto.ByteSize():,} bytes"
             )
@@ -248,6 +248,6 @@ def _check_regular(info: os.stat_result, location: str) -> None:
         raise TensorError("QAT003", f"external data file {location} is empty")
 
 
-def few(dims: Sequence[int | str | None]) -> str:
+def shape_text(dims: Sequence[int | str | None]) -> str:
     """A shape for a message."""
     return f"{list(dims)}" if len(dims) <= MAX_RANK else f"of {len(dims):,} numbers"

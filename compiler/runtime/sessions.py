@@ -274,7 +274,7 @@ def open_session(
         moved = onnx.ModelProto()
         moved.CopyFrom(model)  # saving takes the data out of the proto
         onnx.save(moved, path, save_as_external_data=True, location="model.bin")  # pyright: ignore[reportUnknownMemberType]
-        return _session_of(ForRuntime(path), _options(optimize=optimize))
+        return _session_of(ForRuntime(path), options)
 
 
 def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:

@@ -146,3 +146,11 @@ def test_integers_out_of_range_are_refused(tmp_path: Path):
     with pytest.raises(CompileError) as caught:
         load([Port("q", "uint8", (1,))], [("q", tmp_path / "q.npy")])
     assert "values outside uint8" in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float32", 1e300), ("float16", 1e6), ("float32", np.inf)])
+def test_numbers_that_the_input_cannot_hold_are_told(tmp_path: Path, dtype: str, value: float) -> None:
+    """As infinities they would saturate, whatever they are."""
+    np.save(tmp_path / "x.npy", np.array([1.0, value]))
+    with pytest.raises(CompileError, match=f"NaN, infinite or beyond {dtype}"):
+        load([Port("x", dtype, (2,))], [("x", tmp_path / "x.npy")])

@@ -77,3 +77,15 @@ def test_a_tensor_that_must_hold_its_data() -> None:
     tensor.data_location = TensorProto.EXTERNAL
     with pytest.raises(ValueError, match="in another file"):
         held_array(tensor)
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("INT2", 4), ("UINT2", 4), ("INT4", 2), ("UINT4", 2)])
+def test_elements_that_share_a_byte(kind: str, shared: int) -> None:
+    if kind not in TensorProto.DataType.keys():  # noqa: SIM118 - an enumeration of protobuf, no dictionary
+        pytest.skip("this onnx has no integers of 2 bits")
+    tensor = TensorProto(data_type=TensorProto.DataType.Value(kind), dims=[4000], raw_data=b"\x11" * (4000 // shared))
+    value = held_array(tensor)
+    assert value.shape == (4000,)
+    assert value[:4].astype(np.int64).tolist() == ([1, 0, 1, 0] if shared == 4 else [1, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"5,000 elements|do not fit"):
+        held_array(TensorProto(data_type=tensor.data_type, dims=[5000], raw_data=tensor.raw_data))

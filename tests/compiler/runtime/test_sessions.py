@@ -228,3 +228,16 @@ def test_an_infinity_where_none_should_be_fails_the_check():
     tally = Tally("t", "Float", "local")
     tally.floats(np.array([np.inf, 1.0]), np.array([1.0, 1.0]), 1e-5)
     assert (tally.check().passed, tally.check().sqnr_db) == (False, -np.inf)
+
+
+def test_a_model_beyond_what_a_proto_holds_keeps_its_weights(monkeypatch: pytest.MonkeyPatch):
+    """It is loaded from a file; the arrays that were taken out of it still come from memory."""
+    weight = np.arange(8 * 256, dtype=np.float32).reshape(8, 256)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    monkeypatch.setattr("qatc.compiler.runtime.sessions._MAX_PROTO", 1)
+    found = RunnableModel(model)
+    assert "w" in found.weights
+    np.testing.assert_array_equal(found.run({"x": np.eye(8, dtype=np.float32)})["y"], weight)
