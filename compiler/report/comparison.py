@@ -106,7 +106,7 @@ def _table(found: Comparison, console: Console, *, verbose: bool) -> None:
         listing(console, columns, [_row(t, several=several) for t in tensors])
     left = len(found.tensors) - len(tensors)
     if left:
-        console.print(f"  {counted(left, 'more tensor')} (-v lists them)")
+        console.print(f"  {counted(left, 'more tensor' if tensors else 'tensor')} (-v lists them)")
 
 
 def _row(tensor: TensorComparison, *, several: bool) -> list[Text | str]:

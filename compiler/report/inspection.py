@@ -15,7 +15,6 @@ from qatc.compiler.report.summary import integers, notes
 from qatc.compiler.result import InspectedOp, Inspection
 
 _ROWS: Final = 120  # operators that are listed without -v; what stays in float always is
-_ALL: Final = 1_000_000
 _COLUMNS: Final = (
     Column("operator"),
     Column("runs in"),
@@ -93,7 +92,7 @@ def _print_facts(found: Inspection, console: Console, *, verbose: bool) -> None:
     facts.row("dialect", Text(printable(found.dialect)).append(f" ({text.prose(found.evidence)})", style="dim"))
     facts.row("target", printable(found.target))
     for label, ports in (("inputs", found.inputs), ("outputs", found.outputs)):
-        facts.row(label, *(_port(port.name, text.shape(port)) for port in ports[: _ALL if verbose else 6]))
+        facts.row(label, *_shown([[_port(port.name, text.shape(port))] for port in ports], 6, verbose=verbose))
     facts.row("integers", integers(found.coverage))
     weights = sum(op.parameters for op in found.operators)
     facts.row("weights", f"{text.scaled(weights)} in a file of {text.scaled(found.source_bytes, 'B')}")
@@ -130,22 +129,26 @@ def _port(name: str, kind: str) -> Text:
 
 
 def _disagreeing(found: Inspection, *, verbose: bool) -> list[Text]:
-    shown = _ALL if verbose else 5
-    lines: list[Text] = []
-    for apart in found.disagreeing[:shown]:
-        lines.append(Text(printable(apart.tensor)).append(f" {text.prose(apart.reason)}", style="dim"))
-        lines += [Text(f"  {text.grid(params)}", style="dim") for params in apart.grids[: _ALL if verbose else 2]]
-    if len(found.disagreeing) > shown:
-        lines.append(Text(f"and {len(found.disagreeing) - shown:,} more (-v lists them)", style="dim"))
-    return lines
+    entries: list[list[Text]] = []
+    for apart in found.disagreeing:
+        head = Text(printable(apart.tensor)).append(f" {text.prose(apart.reason)}", style="dim")
+        grids = [[Text(f"  {text.grid(params)}", style="dim")] for params in apart.grids]
+        entries.append([head, *_shown(grids, 2, verbose=verbose, indent="  ")])
+    return _shown(entries, 5, verbose=verbose)
 
 
 def _missing(found: Inspection, *, verbose: bool) -> list[Text]:
-    shown = _ALL if verbose else 5
     lines = [
         Text(printable(missing.tensor)).append(f": {text.prose(missing.reason)}", style="dim")
-        for missing in found.missing[:shown]
+        for missing in found.missing
     ]
-    if len(found.missing) > shown:
-        lines.append(Text(f"and {len(found.missing) - shown:,} more (-v lists them)", style="dim"))
+    return _shown([[line] for line in lines], 5, verbose=verbose)
+
+
+def _shown(entries: Sequence[list[Text]], most: int, *, verbose: bool, indent: str = "") -> list[Text]:
+    """The lines of the first entries, and how many more there are; with `verbose` of all."""
+    shown = len(entries) if verbose else most
+    lines = [line for entry in entries[:shown] for line in entry]
+    if len(entries) > shown:
+        lines.append(Text(f"{indent}and {len(entries) - shown:,} more (-v lists them)", style="dim"))
     return lines

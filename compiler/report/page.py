@@ -23,7 +23,7 @@ from qatc.compiler.diagnostics import Severity, counted, escaped, file_name, pri
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
-from qatc.compiler.result import CompileResult, Coverage, Port, ProfileDifference, TensorCheck, Verification
+from qatc.compiler.result import CompileResult, Coverage, Island, Port, ProfileDifference, TensorCheck, Verification
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -58,7 +58,10 @@ def report_html(result: CompileResult) -> bytes:
         "version": __version__,
         "tiles": _tiles(result),
         "facts": _facts(result),
-        "islands": [_island_group(reason, members, result.coverage) for reason, members in _groups(result)],
+        "islands": [
+            _island_group(reason, members, result.coverage)
+            for reason, members in text.islands_by_reason(result.islands)
+        ],
         "filled": [(f.tensor, f.method, text.grid(f.params)) for f in result.filled],
         "diagnostics": sorted(result.diagnostics, key=lambda d: -list(Severity).index(d.severity)),
         "verification": found,
@@ -149,11 +152,7 @@ def _port(port: Port) -> str:
     return f"{text.shape(port)}, {text.grid(port.params)}" if port.params else text.shape(port)
 
 
-def _groups(result: CompileResult) -> list[tuple[str, list[Any]]]:
-    return list(text.islands_by_reason(result.islands))
-
-
-def _island_group(reason: str, members: Sequence[Any], coverage: Coverage) -> dict[str, Any]:
+def _island_group(reason: str, members: Sequence[Island], coverage: Coverage) -> dict[str, Any]:
     total = coverage.integer_macs + coverage.float_macs
     macs = sum(island.macs for island in members)
     return {

@@ -40,7 +40,9 @@ def lsb_plot(checks: Sequence[TensorCheck]) -> Markup:
 
 
 def sqnr_plot(checks: Sequence[TensorCheck]) -> Markup:
-    """A point per tensor in the order of execution: its signal to noise ratio in dB; equal ones on the upper edge."""
+    """A point per tensor in the order of execution: its signal to noise ratio in dB; equal ones on the upper edge,
+    those without any signal on the lower one.
+    """
     shown = _binned(checks, lambda check: check.sqnr_db)
     values = [check.sqnr_db for check in shown if math.isfinite(check.sqnr_db)]
     ticks = _ticks(min([*values, 0.0]), max([*values, 60.0]))
@@ -49,10 +51,11 @@ def sqnr_plot(checks: Sequence[TensorCheck]) -> Markup:
     points: list[str] = []
     marks: list[Markup] = []
     for index, check in enumerate(shown):
-        known = math.isfinite(check.sqnr_db)
-        x, y = _LEFT + (index + 0.5) * step, _y(check.sqnr_db, ticks) if known else _TOP
+        equal = check.sqnr_db == math.inf
+        level = check.sqnr_db if math.isfinite(check.sqnr_db) else ticks[-1] if equal else ticks[0]
+        x, y = _LEFT + (index + 0.5) * step, _y(level, ticks)
         points.append(f"{x:.1f},{y:.1f}")
-        circle = f'<circle class="{"dot" if known else "dot equal"}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+        circle = f'<circle class="{"dot equal" if equal else "dot"}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
         label = f"{check.tensor}: {text.decibels(check.sqnr_db)}"
         marks.append(Markup(circle) + _title(label) + Markup("</circle>"))
     if len(points) > 1:

@@ -16,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from qatc.compiler.compare.result import Comparison, TensorComparison
 from qatc.compiler.diagnostics import CODES, Diagnostic, Severity, counted
 from qatc.compiler.explain import explanation
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import envelope, inspection_json, report_html, result_json, text
+from qatc.compiler.report.comparison import comparison
 from qatc.compiler.report.facts import Column, listing
 from qatc.compiler.report.inspection import inspection
 from qatc.compiler.report.listings import page
+from qatc.compiler.report.plot import sqnr_plot
 from qatc.compiler.report.screen import Screen, console
 from qatc.compiler.report.summary import summary
 from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, Json, OutputCheck, SumBounds
@@ -210,6 +213,22 @@ def test_inspection_of_a_deep_network_lists_the_floats() -> None:
     assert "/conv7" not in said
     assert "/softmax" in said
     assert "and 500 more operators in integers (-v lists them)" in said
+
+
+def test_inspection_says_what_a_short_list_leaves_out() -> None:
+    base = fake.inspection()
+    ports = tuple(replace(base.inputs[0], name=f"x{index}") for index in range(9))
+    apart = replace(base.disagreeing[0], grids=tuple(QuantParams.per_tensor(0.5 + index) for index in range(4)))
+    found = replace(base, inputs=ports, disagreeing=(apart,))
+    said = shown(inspection, found, width=120)
+    assert " x5 " in said
+    assert " x6 " not in said
+    assert "               and 3 more (-v lists them)\n" in said
+    assert "                 and 2 more (-v lists them)\n" in said
+    full = shown(inspection, found, width=120, verbose=True)
+    assert " x8 " in full
+    assert "scale 3.5" in full
+    assert "lists them" not in full
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -572,3 +591,23 @@ def test_page_survives_every_ratio(sqnr: float) -> None:
     outputs = (OutputCheck("y", math.inf, math.nan, None),)
     html = report_html(fake.result(verification=fake.verification(tensors=(odd,), outputs=outputs)))
     assert not re.search(rb'="(nan|-?inf)"', html)
+
+
+def test_only_what_is_equal_is_drawn_as_equal() -> None:
+    """Noise beside no signal at all, and what is not known, stay at the bottom."""
+    ratios = [math.inf, -math.inf, math.nan, 30.0]
+    drawing = sqnr_plot([replace(fake.check(i, f"t{i}", 3), sqnr_db=ratio) for i, ratio in enumerate(ratios)])
+    circles = re.findall(r'<circle class="([a-z ]+)" cx="[\d.]+" cy="([\d.]+)"', drawing)
+    assert [kind for kind, _ in circles] == ["dot equal", "dot", "dot", "dot"]
+    top, *lower, middle = (float(y) for _, y in circles)
+    assert lower[0] == lower[1] > middle > top
+
+
+# -- comparisons ---------------------------------------------------------------------------------------------------
+def test_a_long_comparison_without_differences_lists_nothing() -> None:
+    same = TensorComparison(0, 0, "t", None, "", "Conv", 8, 1.0, 0, 0.0, math.inf, 1.0, True, "none")
+    tensors = tuple(replace(same, index=index) for index in range(41))
+    found = Comparison(Path("p.qatc"), Path("dump"), "onnx", 0, tensors, ())
+    assert "\n  41 tensors (-v lists them)\n" in shown(comparison, found)
+    one = replace(found, tensors=(*tensors, replace(same, passed=False, error="local", max_lsb=3)))
+    assert "\n  41 more tensors (-v lists them)\n" in shown(comparison, one)
