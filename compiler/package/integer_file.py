@@ -53,7 +53,6 @@ _KINDS: Final[Mapping[str, type[Op]]] = {
     )
 }  # fmt: skip
 _FIELDS: Final = {name: tuple(f.name for f in dataclasses.fields(kind)) for name, kind in _KINDS.items()}
-_BASE: Final = ("name", "source", "inputs", "outputs")
 _ALIGNMENT: Final = 16
 _PLAIN: Final = "biufc"  # numpy kinds whose bytes say everything
 

@@ -7,6 +7,7 @@ manifest as well, only a signature helps.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,8 +183,6 @@ def _parse(folder: Path, name: str, found: Diagnostics) -> Any:
 
 
 def _check_schema(document: Json, schema_name: str, name: str, found: Diagnostics) -> None:
-    from jsonschema import Draft202012Validator, validators
-
     if not isinstance(document, Mapping):
         found.error("QAT502", f"{name} does not hold a JSON object", hint=_COPY_AGAIN)
         return
@@ -193,15 +192,21 @@ def _check_schema(document: Json, schema_name: str, name: str, found: Diagnostic
             "QAT502", f"{name} has schema version {version}", hint="verify it with a newer qatc; this one knows 1"
         )
         return
-    made: Any = validators  # whose types are partly unknown
-    integers: Any = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
-    validator = made.extend(Draft202012Validator, type_checker=integers)(schema(schema_name))
     try:
-        for error in itertools.islice(validator.iter_errors(document), _MOST_FINDINGS):
+        for error in itertools.islice(_validator(schema_name).iter_errors(document), _MOST_FINDINGS):
             where = "".join(f"[{part!r}]" for part in error.absolute_path)
             found.error("QAT502", f"{name}{printable(where)}: {printable(error.message)}", hint=_COPY_AGAIN)
     except RecursionError:
         found.error("QAT502", f"{name} is nested too deeply", hint=_COPY_AGAIN)
+
+
+@functools.cache
+def _validator(schema_name: str) -> Any:
+    from jsonschema import Draft202012Validator, validators
+
+    made: Any = validators  # whose types are partly unknown
+    integers: Any = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
+    return made.extend(Draft202012Validator, type_checker=integers)(schema(schema_name))
 
 
 def _is_integer(_: object, value: object) -> bool:

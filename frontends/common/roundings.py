@@ -21,7 +21,7 @@ from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import Rules, sweep
-from qatc.frontends.common.chains import affine_of, bounds_of, variable_of
+from qatc.frontends.common.chains import CLAMPS, affine_of, bounds_of, variable_of
 from qatc.frontends.common.clamps import COMPARISONS
 
 _RULES: Final = Rules("roundings")
@@ -80,15 +80,12 @@ def _magnitude(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, list[_Step]] 
                 x = _less_half_of_sign(graph, size.inputs[0]) if is_op(size, "Abs") else None
                 return None if x is None else (x, steps[::-1])
             data = less
-        elif (affine := affine_of(node, data)) is not None:
-            if np.any(affine[1] != 0) or not np.all(affine[0] > 0):
-                return None
+        elif (bounds := _keeping_sign(graph, node, data)) is None:
+            return None
+        elif node.op not in CLAMPS:
             steps.append((node.op, [t for t in node.inputs if t is not data]))
-        else:
-            bounds = bounds_of(graph, node, data)
-            if bounds is None or not bounds[0] <= 0 <= bounds[1]:
-                return None
-            steps += [("Clip", _ends(graph, node, data, bounds[1]))] if np.isfinite(bounds[1]) else []
+        elif np.isfinite(bounds[1]):
+            steps.append(("Clip", _ends(graph, node, data, bounds[1])))
         tensor = data
     return None
 
@@ -128,12 +125,19 @@ def _same_sign(graph: QuantGraph, signed: Tensor, x: Tensor) -> bool:
         data = variable_of(node)
         if node is None or data is None:
             return False
-        affine, bounds = affine_of(node, data), bounds_of(graph, node, data)
-        is_scaled = affine is not None and bool(np.all(affine[0] > 0) and np.all(affine[1] == 0))
-        if not is_scaled and (bounds is None or not bounds[0] <= 0 <= bounds[1]):
+        if _keeping_sign(graph, node, data) is None:
             return False
         x = data
     return False
+
+
+def _keeping_sign(graph: QuantGraph, node: Node, data: Tensor) -> tuple[float, float] | None:
+    """What an operator clamps numbers to, or scales them without bounds, so that none gets another sign; else None."""
+    affine = affine_of(node, data)
+    if affine is not None:
+        return (-np.inf, np.inf) if np.all(affine[0] > 0) and np.all(affine[1] == 0) else None
+    bounds = bounds_of(graph, node, data)
+    return bounds if bounds is not None and bounds[0] <= 0 <= bounds[1] else None
 
 
 @_RULES.on("Neg", "Ceil")

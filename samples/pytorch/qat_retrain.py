@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     example = torch.from_numpy(data.train.take(np.arange(1)))
     model = entry.make(example.shape[1], len(data.classes))
     model.load_state_dict(saved["state"])
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     recipes = list(RECIPES) if args.recipe == "all" else [args.recipe]
     names = {"default": load_target(args.target).recipe}  # a target may bring its own
     rows = [(f"{args.model}, {names.get(r, r)}", retrain(model, data, args, r, saved["accuracy"])) for r in recipes]
