@@ -48,6 +48,7 @@ class QuantGraph:
             grid without a whole zero point is one with, and an addition.
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
             there in integers; once lowered, the deployed graph.
+        declared: graph output name -> the shape that the source file states for it.
         annotations: tensor name -> what the file's quantization annotations say of it, by key.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others. `body_opset` that of the file, in
             which the bodies of If, Loop and Scan stay.
@@ -75,6 +76,7 @@ class QuantGraph:
         self.origin: dict[str, str] = {}
         self.shifted: dict[str, tuple[str, float]] = {}
         self.integer_ports: dict[str, int] = {}
+        self.declared = {t.name: shape_of(t) for t in outputs}
         self.annotations: dict[str, dict[str, str]] = {}
         self.diagnostics = Diagnostics()
         self.storage = Storage()

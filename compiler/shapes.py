@@ -26,6 +26,7 @@ _NO_SIZES: Final = frozenset(  # element types that sizes are never of
 )
 #: What moves over its input, and the smallest size of a result that ONNX Runtime takes.
 _WINDOWS: Final = {"AveragePool": 0, "Conv": 0, "ConvTranspose": 1, "LpPool": 0, "MaxPool": 0}
+_MADE_UP: Final = "unk__"  # what the names begin with that inference gives to sizes that it cannot tell
 _DimProto = onnx.TensorShapeProto.Dimension
 
 
@@ -86,6 +87,7 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
             tensor.shape = list(shapes[tensor.name])
             if None in tensor.shape or 0 in tensor.shape:
                 _refuse_too_large(graph, tensor, found)
+    _name_sizes(graph)
     _pin(skeleton, pinned or {})
     if not _is_static(graph):
         shapes = _shapes(_inferred(skeleton, trial=True))
@@ -94,6 +96,17 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
         sizes = tuple(d for d in dims if isinstance(d, int))
         if len(sizes) == len(dims):
             graph.sample_shapes[name] = sizes
+
+
+def _name_sizes(graph: QuantGraph) -> None:
+    """Open sizes of the outputs get the file's names for them where inference made one up."""
+    for tensor in graph.outputs:
+        stated, found = graph.declared.get(tensor.name), shape_of(tensor)
+        if isinstance(tensor, Variable) and stated and found and len(stated) == len(found):
+            tensor.shape = [
+                name if isinstance(name, str) and str(size).startswith(_MADE_UP) else size
+                for name, size in zip(stated, found, strict=True)
+            ]
 
 
 def _refuse_too_large(graph: QuantGraph, tensor: Variable, found: onnx.TypeProto.Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 from qatc import CompileError
 from qatc.compiler.graph import QuantGraph, shape_of
 from qatc.compiler.shapes import infer_shapes
-from tests.graphs import canonical, loaded, net
+from tests.graphs import canonical, loaded, net, stripped
 
 
 def graph_of(body: str, signature: str = "(float[2] x) => (float[2] y)", constants: str = "") -> QuantGraph:
@@ -110,3 +110,14 @@ def test_exceptions_of_inference_are_told() -> None:
     graph = graph_of("y = STFT(x, none, w)", "(float[1,8,1] x) => (float[N,M,F,2] y)", constants)
     with pytest.raises(CompileError, match="QAT004"):
         infer_shapes(graph)
+
+
+def test_open_sizes_of_outputs_keep_the_names_that_the_file_has_for_them() -> None:
+    """Inference calls what it cannot tell "unk__0", and quantization takes the declared tensor away."""
+    graph = stripped(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[batch,1,2,2] x) => (float[batch,1,4,4] y)'
+        " <float s = {0.1}, uint8 z = {0}, float[4] sizes = {1, 1, 2, 2}>"
+        " { r = Resize(x, , sizes) q = QuantizeLinear(r, s, z) y = DequantizeLinear(q, s, z) }"
+    )
+    infer_shapes(graph)
+    assert shape_of(graph.outputs[0]) == ("batch", 1, 4, 4)
