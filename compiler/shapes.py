@@ -9,7 +9,18 @@ import numpy as np
 import onnx
 
 from qatc.compiler.diagnostics import fail
-from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Dim, QuantGraph, Variable, elements, shape_of, value_of
+from qatc.compiler.graph import (
+    FAKE_QUANT,
+    REQUANTIZE,
+    Dim,
+    Node,
+    QuantGraph,
+    Variable,
+    elements,
+    rank_of,
+    shape_of,
+    value_of,
+)
 from qatc.compiler.model.foreign import shape_twins
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.negative_sizes import TOO_SMALL, up_to_negative_slice
@@ -87,6 +98,9 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
             tensor.shape = list(shapes[tensor.name])
             if None in tensor.shape or 0 in tensor.shape:
                 _refuse_too_large(graph, tensor, found)
+    for node in graph.nodes:
+        if node.op in _WINDOWS and not node.domain:
+            _refuse_other_rank(node)
     _name_sizes(graph)
     _pin(skeleton, pinned or {})
     if not _is_static(graph):
@@ -107,6 +121,16 @@ def _name_sizes(graph: QuantGraph) -> None:
                 name if isinstance(name, str) and str(size).startswith(_MADE_UP) else size
                 for name, size in zip(stated, found, strict=True)
             ]
+
+
+def _refuse_other_rank(node: Node) -> None:
+    """QAT004 for a window over a tensor of another rank: inference leaves its result open and goes on."""
+    weight = rank_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    wanted, rank = weight or len(node.attr("kernel_shape", [])) + 2, rank_of(node.inputs[0])
+    if rank not in (None, wanted) and wanted > 2:
+        message = f"{node.op} has a window for {wanted} dimensions, its input has {rank}"
+        hint = "repair the model: ONNX Runtime cannot run it either"
+        raise fail("QAT004", message, node=label_of(node), tensor=node.inputs[0].name, hint=hint)
 
 
 def _refuse_too_large(graph: QuantGraph, tensor: Variable, found: onnx.TypeProto.Tensor) -> None:

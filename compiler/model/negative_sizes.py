@@ -68,7 +68,8 @@ def _may_shrink(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto],
     held = [constants.get(name) for name in node.input[1:] if name]
     if data_prop and None in held:
         return True
-    return any((onnx.numpy_helper.to_array(tensor) < 0).any() for tensor in held if tensor is not None)
+    values = [onnx.numpy_helper.to_array(tensor) for tensor in held if tensor is not None]
+    return any(value.dtype.kind not in "iuf" or (value < 0).any() for value in values)  # text is inference's to refuse
 
 
 def _fits_everything(node: onnx.NodeProto) -> bool:

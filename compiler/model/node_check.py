@@ -33,6 +33,7 @@ _LISTS: Final[dict[int, int]] = {
 _LEAST: Final = {  # of what moves over its input
     "kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0, "output_padding": 0, "output_shape": 1,
 }  # fmt: skip
+_PADDINGS: Final = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 _MOST: Final = 2**31 - 1
 _UNBOUNDED: Final = frozenset({"Constant", "Shape", "Slice"})  # any other number of 64 bits is a size, or a mistake
 _RUNTIMES: Final = frozenset({"", MICROSOFT})  # whose operators ONNX Runtime has
@@ -112,6 +113,7 @@ class NodeChecker:
                 yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
         if form.sizes:
             yield from _sizes(op, {a.name: a.ints for a in node.attributes if a.name in form.sizes})
+            yield from _padding(op, [a.s.decode("utf-8", "replace") for a in node.attributes if a.name == "auto_pad"])
 
     def findings_in(self, node: Node) -> Iterator[str]:
         """The same for a node of the graph, which a frontend may have made of a vendor's."""
@@ -127,6 +129,8 @@ class NodeChecker:
                 yield f"the attribute {name} of {node.op} is not of type {_KINDS[wanted]}"
         stated = {name: node.attrs[name] for name in form.sizes & node.attrs.keys()}
         yield from _sizes(node.op, {name: v for name, v in stated.items() if _is_of(v, form.kinds[name])})
+        if form.sizes:
+            yield from _padding(node.op, [str(node.attr("auto_pad"))] if "auto_pad" in node.attrs else [])
 
 
 def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
@@ -155,6 +159,12 @@ def _sizes(op: str, stated: Mapping[str, Sequence[int]]) -> Iterator[str]:
             axes[name] = len(values) if name != "pads" else -(-len(values) // 2)
     if len(set(axes.values())) > 1 or len(stated.get("pads", ())) % 2:
         yield f"the attributes {', '.join(axes)} of {op} are not for the same number of axes"
+
+
+def _padding(op: str, stated: Sequence[str]) -> Iterator[str]:
+    for mode in stated:
+        if mode not in _PADDINGS:
+            yield f"the attribute auto_pad of {op} is {mode!r}, none of {', '.join(_PADDINGS)}"
 
 
 def _is_of(value: object, wanted: int) -> bool:

@@ -121,3 +121,23 @@ def test_open_sizes_of_outputs_keep_the_names_that_the_file_has_for_them() -> No
     )
     infer_shapes(graph)
     assert shape_of(graph.outputs[0]) == ("batch", 1, 4, 4)
+
+
+@pytest.mark.parametrize("padding", ["SAME_UPPER", "NOTSET"])
+@pytest.mark.parametrize("shape", ["1,4", "4", "1,1,4", "1,1,4,4,4"])
+@pytest.mark.parametrize(
+    ("node", "op"),
+    [
+        ("MaxPool<kernel_shape = [2, 2], auto_pad = P>(x)", "MaxPool"),
+        ("Conv<auto_pad = P>(x, w)", "Conv"),
+        ("ConvTranspose<auto_pad = P>(x, w)", "ConvTranspose"),
+    ],
+)
+def test_a_window_over_a_tensor_of_another_rank_is_refused(node: str, op: str, shape: str, padding: str) -> None:
+    """Inference passes it on, and lowering looked for sizes that there are not."""
+    body = f"r = {node}\ny = Neg(r)".replace("= P", f'= "{padding}"')
+    graph = graph_of(body, f"(float[{shape}] x) => (float[N] y)", "float[1,1,2,2] w = {1, 2, 3, 4}")
+    with pytest.raises(
+        CompileError, match=f"{op} has a window for 4 dimensions, its input has {len(shape.split(','))}"
+    ):
+        infer_shapes(graph)

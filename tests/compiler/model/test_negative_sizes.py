@@ -101,3 +101,12 @@ def test_a_broken_model_is_refused(tmp_path: Path) -> None:
         compile_model(tmp_path / "m.onnx", qat=True, output=tmp_path / "out")
     (found,) = caught.value.diagnostics
     assert (found.code, found.node) == ("QAT004", "Slice -> y")
+
+
+@pytest.mark.parametrize("op", ["Expand(x, text)", "Tile(x, text)", "Pad(x, text)", "Resize(x, , text)"])
+def test_a_text_for_sizes_is_inferences_to_refuse(op: str) -> None:
+    """It was compared with 0, which ended in an exception of Python's."""
+    text = onnx.TensorProto(name="text", data_type=onnx.TensorProto.STRING, dims=[1], string_data=[b"wide"])
+    model = _model(f"r = {op}\ny = Slice(r, start, end, axis)")
+    model.graph.initializer.append(text)
+    assert up_to_negative_slice(model, data_prop=False) is model

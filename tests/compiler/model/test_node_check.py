@@ -69,3 +69,12 @@ def test_a_shape_may_end_anywhere() -> None:
 def test_a_pad_may_take_away() -> None:
     graph = loaded(net("(float[4] x) => (float[2] y)", "y = Pad<pads = [-1, -1]>(x)", opset=10))
     assert graph.nodes[0].attr("pads") == [-1, -1]
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool", "Conv", "ConvTranspose"])
+@pytest.mark.parametrize("mode", ["SAME", "same_upper", ""])
+def test_a_padding_that_there_is_not_is_told(op: str, mode: str) -> None:
+    """What is none of ONNX's was taken for one of the SAME ones."""
+    text = pool(op, "strides", 1).replace("strides = [1, 1]", f'auto_pad = "{mode}"')
+    with pytest.raises(CompileError, match=rf"QAT004.*the attribute auto_pad of {op} is '{mode}', none of NOTSET"):
+        loaded(text)
