@@ -119,7 +119,7 @@ def inspect_command(model: Path, dump: bool, svg: Path | None, screen: Screen, *
 @click.option(
     "--reference/--no-reference",
     default=True,
-    show_default="on",
+    show_default=True,
     help="Compare every tensor with the reference executor, too.",
 )
 @click.option("--key", type=FILE, metavar="PUB.pem", help="Check that the owner of this public key signed it.")

@@ -232,7 +232,7 @@ proof_options = _options(
                  help="Seed of the generated samples."),
     repeated("--tolerance", form="NAME=VALUE", convert=limit, known=TOLERANCES,
              help=f"A limit of the verification, repeatable: {', '.join(TOLERANCES)}."),
-    click.option("--verify/--no-verify", default=True, show_default="on",
+    click.option("--verify/--no-verify", default=True, show_default=True,
                  help="Compare simulation, reference and package before anything is written."),
     click.option("--arithmetic", type=click.Choice(PROFILES),
                  help="How the reference rounds, instead of as the target does."),

@@ -389,7 +389,10 @@ def _exact(segment: Segment, base: Array, place: int) -> str:
     if not segment.ops or segment.ops[-1].output != segment.name or params is None or params.is_per_channel:
         return ""
     found = exact_at(segment.graph, segment.ops[-1], {**segment.values, segment.name: base}, np.array([place]))
-    return f"{float(found.value[0]):.6f}" if isinstance(found, Exact) else ""
+    if not isinstance(found, Exact):
+        return ""
+    exact = float(found.value[0])
+    return f"exactly {exact:.6f}" + (", before its clamp" if abs(exact - int(base.flat[place])) > 1 else "")
 
 
 def _where(evidence: Evidence, segment: Segment) -> str:
@@ -403,7 +406,7 @@ def _where(evidence: Evidence, segment: Segment) -> str:
     at = [int(i) for i in np.unravel_index(first, base.shape)] if base.ndim else []
     exact = _exact(segment, base, first) if base.dtype.kind in "iu" else ""
     text = f"{count:,} of {base.size:,} elements differ, the first at {at}: {value.flat[first]}, not {base.flat[first]}"
-    text += f" (exactly {exact})" if exact else ""
+    text += f" ({exact})" if exact else ""
     if base.ndim > 1 and base.shape[1] > 1:
         channels = np.flatnonzero(differs.any(axis=tuple(i for i in range(base.ndim) if i != 1)))
         if channels.size < base.shape[1]:

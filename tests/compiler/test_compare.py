@@ -26,6 +26,7 @@ from qatc.compiler.integer import Op
 from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
+from qatc.compiler.verify.boundary import Exact, exact_at
 from tests.compiler.planted import EVALUATE, PLANTERS
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
@@ -210,6 +211,21 @@ def test_one_code_is_told_with_what_it_should_be(unet: Device, tmp_path: Path) -
     assert told is not None, first.cause.detail
     assert (int(told[1]), int(told[2])) == (right + 1, right)
     assert abs(float(told[3]) - right) <= 0.501  # the bias is rounded
+
+
+def test_an_exact_result_beyond_the_clamp_says_so(unet: Device, tmp_path: Path) -> None:
+    op = next(op for op in unet.opened.graph.ops if op.kind == "Conv")
+    wrong = unet.values[op.output].copy()
+    base, values = unet.values[op.output], {**unet.opened.graph.constants, **unet.values}
+    low = np.flatnonzero(base == op.lo)
+    exact = exact_at(unet.opened.graph, op, values, low)
+    assert isinstance(exact, Exact)
+    place = int(low[int(np.argmin(exact.value))])
+    wrong.flat[place] += 1
+    first = compare_package(unet.package, unet.dump(tmp_path / "dump", {op.output: wrong})).first
+    assert first is not None
+    assert first.cause is not None
+    assert re.search(rf"{op.lo + 1}, not {op.lo} \(exactly -?[\d.]+, before its clamp\)", first.cause.detail)
 
 
 # -- what a device team can produce -----------------------------------------------------------------------------------
