@@ -16,29 +16,18 @@ class GraphOptimizationLevel(Enum):
     ORT_ENABLE_LAYOUT = 3
     ORT_ENABLE_ALL = 99
 
-class ExecutionMode(Enum):
-    ORT_SEQUENTIAL = 0
-    ORT_PARALLEL = 1
-
 class OrtValue:
     @staticmethod
     def ortvalue_from_numpy(numpy_obj: npt.NDArray[Any], device_type: str = "cpu", device_id: int = 0) -> OrtValue: ...
 
 class SessionOptions:
-    enable_cpu_mem_arena: bool
-    enable_mem_pattern: bool
-    enable_profiling: bool
-    execution_mode: ExecutionMode
     graph_optimization_level: GraphOptimizationLevel
-    inter_op_num_threads: int
     intra_op_num_threads: int
     log_severity_level: int
     optimized_model_filepath: str
-    use_deterministic_compute: bool
     def __init__(self) -> None: ...
     def add_session_config_entry(self, key: str, value: str | bytes, /) -> None: ...
     def add_external_initializers(self, names: Sequence[str], values: Sequence[OrtValue], /) -> None: ...
-    def add_free_dimension_override_by_name(self, name: str, value: int, /) -> None: ...
 
 class RunOptions:
     log_severity_level: int
@@ -64,7 +53,6 @@ class InferenceSession:
     ) -> None: ...
     def get_inputs(self) -> list[NodeArg]: ...
     def get_outputs(self) -> list[NodeArg]: ...
-    def get_providers(self) -> list[str]: ...
     # Tensors alone: sequences, maps and sparse tensors are not quantized networks' outputs.
     def run(
         self,
@@ -73,5 +61,4 @@ class InferenceSession:
         run_options: RunOptions | None = None,
     ) -> list[npt.NDArray[Any]]: ...
 
-def get_available_providers() -> list[str]: ...
 def set_default_logger_severity(severity: int, /) -> None: ...

@@ -1,9 +1,4 @@
-from onnxruntime.quantization.calibrate import CalibraterBase as CalibraterBase
 from onnxruntime.quantization.calibrate import CalibrationDataReader as CalibrationDataReader
-from onnxruntime.quantization.calibrate import CalibrationMethod as CalibrationMethod
-from onnxruntime.quantization.calibrate import TensorData as TensorData
-from onnxruntime.quantization.calibrate import TensorsData as TensorsData
-from onnxruntime.quantization.calibrate import create_calibrator as create_calibrator
 from onnxruntime.quantization.quant_utils import QuantFormat as QuantFormat
 from onnxruntime.quantization.quant_utils import QuantType as QuantType
 from onnxruntime.quantization.quantize import quantize_static as quantize_static

@@ -1,18 +1,10 @@
 """ONNX Runtime's range calibrators."""
 
 import abc
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from enum import Enum
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
-
-class CalibrationMethod(Enum):
-    MinMax = 0
-    Entropy = 1
-    Percentile = 2
-    Distribution = 3
 
 class CalibrationDataReader(abc.ABC):
     @abc.abstractmethod
@@ -20,36 +12,3 @@ class CalibrationDataReader(abc.ABC):
     def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]: ...
     def __next__(self) -> dict[str, npt.NDArray[Any]]: ...
     def __len__(self) -> int: ...
-
-class TensorData:
-    lowest: npt.NDArray[Any]
-    highest: npt.NDArray[Any]
-    @property
-    def range_value(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
-
-class TensorsData:
-    calibration_method: CalibrationMethod
-    data: dict[str, TensorData]
-    def __iter__(self) -> Iterator[str]: ...
-    def __contains__(self, key: object) -> bool: ...
-    def __getitem__(self, key: str) -> TensorData: ...
-    def keys(self) -> KeysView[str]: ...
-    def values(self) -> ValuesView[TensorData]: ...
-    def items(self) -> ItemsView[str, TensorData]: ...
-
-class CalibraterBase:
-    def set_execution_providers(self, execution_providers: Sequence[str] = ...) -> None: ...
-    def create_inference_session(self) -> None: ...
-    def augment_graph(self) -> None: ...
-    def collect_data(self, data_reader: CalibrationDataReader) -> None: ...
-    def compute_data(self) -> TensorsData: ...
-
-def create_calibrator(
-    model: str | Path,
-    op_types_to_calibrate: Sequence[str] | None = None,
-    augmented_model_path: str | Path = "augmented_model.onnx",
-    calibrate_method: CalibrationMethod = ...,
-    use_external_data_format: bool = False,
-    providers: Sequence[str] | None = None,
-    extra_options: Mapping[str, object] = ...,
-) -> CalibraterBase: ...
