@@ -232,7 +232,7 @@ def compare_command(package: Path, dump: Path, tolerance: int, sample: int, scre
 )
 @click.option("--report", is_flag=True, help="Write the result into the package's report, too.")
 @ci_options
-@output_options  # fmt: skip
+@output_options
 def evaluate_command(package: Path, data: Path, metrics: Sequence[str], screen: Screen, **chosen: Any) -> None:
     """Score PACKAGE on data, beside the simulation (the model that was compiled) and the reference.
 

@@ -102,7 +102,7 @@ _MEASURES: Final[dict[str, Callable[[Setup], list[Row]]]] = {
     show_default=True,
     help="Where results.json and results.md go; parts measured before stay in them.",
 )
-def main(only: Sequence[str], quick: bool, corpus: Path, out: Path) -> None:  # fmt: skip
+def main(only: Sequence[str], quick: bool, corpus: Path, out: Path) -> None:
     """Measure qatc and its peers, in ratios of one run."""
     from rich.console import Console
 

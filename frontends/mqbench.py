@@ -6,7 +6,7 @@
 
 All of them mean clip(round(x / s) + round(z), qmin, qmax): zero points are floats as training left them. The learnable
 per-channel node does not write its axis, which is that of the output channels in the operator that reads the weight.
-Its descendants put the same nodes into domains of theirs, which current PyTorch demands (mqbench-torch2 mqbench_custom):
+Its descendants put these nodes into domains of theirs, which current PyTorch demands (mqbench-torch2 mqbench_custom):
 the names tell, whatever the domain. In sophgo-mq's domains they mean more than they say: that is the sophgo dialect.
 """
 

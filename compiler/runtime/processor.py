@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
+from qatc.compiler.model.names import Names
 from qatc.compiler.quant import Array
 from qatc.compiler.runtime.sessions import open_session, tidy, with_outputs
 
@@ -51,15 +52,16 @@ def by_processor(fast: ModelProto, wide: GraphProto) -> ModelProto:
     outputs = [port for port in fast.graph.output if port.name in made]
     taken = made | {t.name for t in fast.graph.initializer} | {p.name for p in fast.graph.input}
     taken |= {name for node in wide.node for name in node.output} | {t.name for t in wide.initializer}
+    names = Names(taken)
     model = ModelProto(ir_version=fast.ir_version, producer_name=fast.producer_name, opset_import=fast.opset_import)
     graph = model.graph
     graph.name = fast.graph.name
     graph.input.extend(fast.graph.input)
     graph.output.extend(fast.graph.output)
     graph.initializer.extend(fast.graph.initializer)
-    condition = _probe(graph, taken)
-    inner = {port.name: _free(f"{port.name}_chosen", taken) for port in outputs}
-    choice = graph.node.add(op_type="If", name=_free("by_processor", taken), input=[condition], output=list(inner))
+    condition = _probe(graph, names)
+    inner = {port.name: names.fresh(f"{port.name}_chosen") for port in outputs}
+    choice = graph.node.add(op_type="If", name=names.fresh("by_processor"), input=[condition], output=list(inner))
     for branch, nodes in (("then_branch", fast.graph.node), ("else_branch", wide.node)):
         attribute = choice.attribute.add(name=branch, type=onnx.AttributeProto.GRAPH)
         body = attribute.g
@@ -127,7 +129,7 @@ def probe() -> ModelProto:
     """A model without inputs that says whether 8-bit products are exact; check.py in packages carries it, too."""
     model = ModelProto(ir_version=8, opset_import=[onnx.helper.make_opsetid("", 13)])
     model.graph.name = _PROBE
-    condition = _probe(model.graph, set())
+    condition = _probe(model.graph, Names())
     model.graph.output.append(onnx.helper.make_tensor_value_info(condition, onnx.TensorProto.BOOL, ()))
     return model
 
@@ -137,31 +139,21 @@ def may_saturate(model: ModelProto) -> bool:
     return any(node.op_type in _PRODUCTS for node in model.graph.node) and not is_exact()
 
 
-def _probe(graph: GraphProto, taken: set[str]) -> str:
+def _probe(graph: GraphProto, taken: Names) -> str:
     """Add a product that saturates wherever any does; the name of whether it is what it should be."""
     constants: tuple[Array, ...] = (
         np.full((4, _DEPTH), 255, np.uint8),
         np.full((_DEPTH, 16), 127, np.int8),
         np.asarray(_EXACT, np.int32),
     )
-    names = [_free(f"{_PROBE}_{part}", taken) for part in ("bytes", "weights", "sum")]
+    names = [taken.fresh(f"{_PROBE}_{part}") for part in ("bytes", "weights", "sum")]
     graph.initializer.extend(onnx.numpy_helper.from_array(c, n) for c, n in zip(constants, names, strict=True))
-    product, least, condition = (_free(name, taken) for name in (f"{_PROBE}_product", f"{_PROBE}_least", _PROBE))
+    product, least, condition = map(taken.fresh, (f"{_PROBE}_product", f"{_PROBE}_least", _PROBE))
     graph.node.add(op_type="MatMulInteger", name=product, input=names[:2], output=[product])
     lowest = graph.node.add(op_type="ReduceMin", name=least, input=[product], output=[least])
     lowest.attribute.append(onnx.helper.make_attribute("keepdims", 0))
     graph.node.add(op_type="Equal", name=condition, input=[least, names[2]], output=[condition])
     return condition
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A name that nothing has yet; it is taken then."""
-    found, count = name, 0
-    while found in taken:
-        count += 1
-        found = f"{name}_{count}"
-    taken.add(found)
-    return found
 
 
 def _rename(nodes: Iterable[NodeProto], names: dict[str, str]) -> None:
