@@ -118,8 +118,8 @@ def test_movement_and_shape_arithmetic() -> None:
         s<int64 3> = Float[op_type=Shape](x_quantized)
         n<int64 1> = Move[op_type=Gather](s, zero)
         d<int64 2> = Move[axis=0 op_type=Concat](n, rest)
-        y_quantized<uint8 scale 0.5 zero 128 Nxunk__0> = Move[op_type=Reshape](x_quantized, d)
-        y<float32 Nxunk__0> = Dequantize(y_quantized)
+        y_quantized<uint8 scale 0.5 zero 128 NxM> = Move[op_type=Reshape](x_quantized, d)
+        y<float32 NxM> = Dequantize(y_quantized)
         output y
         """,
     )
