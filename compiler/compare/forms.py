@@ -189,8 +189,12 @@ def _channel_orders(base: Array, found: Array) -> Iterator[Guess]:
         count = base.shape[axis]
         if count < 2:
             continue
-        want = [row.tobytes() for row in np.moveaxis(base, axis, 0).reshape(count, -1).astype(np.int64)]
-        have = [row.tobytes() for row in np.moveaxis(found, axis, 0).reshape(count, -1).astype(np.int64)]
+        kind = np.dtype(np.int64) if base.dtype.kind in "iu" else base.dtype
+        with np.errstate(invalid="ignore", over="ignore"):
+            want, have = (
+                [row.tobytes() for row in np.moveaxis(each, axis, 0).reshape(count, -1).astype(kind)]
+                for each in (base, found)
+            )
         places: dict[bytes, int] = {}
         for index, content in enumerate(want):
             places.setdefault(content, index)

@@ -62,11 +62,12 @@ class Setting:
 
 
 def contained(value: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers as operators can read them: integers saturated to their type."""
+    """Numbers as operators can read them: integers saturated to their type, floats beyond it infinite."""
     if dtype.kind in "iu":
         info = np.iinfo(dtype.name)
         value = np.clip(value, info.min, info.max)
-    return value.astype(dtype)
+    with np.errstate(over="ignore"):
+        return value.astype(dtype)
 
 
 def _with_params(tensor: Tensor, params: QuantParams) -> Tensor:

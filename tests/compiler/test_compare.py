@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import pytest
 
 from qatc import CompileError, compare_package, compile_model
 from qatc.compiler.compare.dump import Entry
+from qatc.compiler.compare.forms import _channel_orders  # pyright: ignore[reportPrivateUsage]
 from qatc.compiler.compare.interpret import NotATensorError, Place, interpret
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
@@ -116,6 +118,26 @@ def test_floats_on_the_way_are_named(tmp_path: Path) -> None:
     assert found.first is not None
     assert "computed in floats on the way" in found.first.message
     assert "dump that to tell" in found.first.message
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -1e30, 1e300])
+def test_numbers_that_no_network_computes_are_told_quietly(unet: Device, tmp_path: Path, odd: float) -> None:
+    value = np.load(unet.package / "samples" / "0" / "output_0.npy").astype(np.float64)
+    value[0, 0, 0, :2] = odd
+    np.save(tmp_path / "output_0.npy", value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = compare_package(unet.package, tmp_path).first
+    assert first is not None
+    assert first.cause is not None
+    assert (first.cause.kind, first.equal_share) == ("unknown", 1 - 2 / value.size)
+
+
+def test_channels_of_floats_are_told_apart_behind_the_point() -> None:
+    """All of them were 0 as integers, and no order of theirs was found."""
+    base = np.array([[0.125, 0.25, 0.5]], np.float32)
+    (guess,) = _channel_orders(base, base[:, ::-1].astype(np.float64))
+    assert (guess.kind, guess.detail) == ("channel-order", "the channels run backwards")
 
 
 def test_planted_faults_are_found(devices: dict[str, Device], tmp_path: Path) -> None:
