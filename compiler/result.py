@@ -77,6 +77,11 @@ class TensorCheck:
         return self.histogram.get(0, 0) / self.elements if self.elements else 1.0
 
     @property
+    def rounded(self) -> int:
+        """How many elements are floats that are not equal, but within tolerance: they have no LSB to count in."""
+        return self.elements - sum(self.histogram.values())
+
+    @property
     def max_lsb(self) -> int:
         """The largest difference in LSB."""
         return max((lsb for lsb, count in self.histogram.items() if count), default=0)

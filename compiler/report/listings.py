@@ -55,14 +55,12 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
 
 def _referred(found: PackageCheck) -> str:
     """How the tensors compare with those of the reference executor."""
-    elements = sum(check.elements for check in found.tensors)
-    different = elements - sum(check.histogram.get(0, 0) for check in found.tensors)
     worst = max(check.max_lsb for check in found.tensors)
     failed = sum(not check.passed for check in found.tensors)
-    share = text.percent(different / elements) if different else ""
-    said = f"{share} differ, by at most {worst} LSB" if different else "equal bit for bit"
-    if different and not worst:
-        said = f"integers equal bit for bit, {share} differ in the last bits of floats"
+    differ = 1 - (text.equal_share(found.tensors) or 0.0)
+    said = f"{text.percent(differ)} differ, by at most {worst} LSB" if worst else "equal bit for bit"
+    if any(check.rounded for check in found.tensors):
+        said = f"{said if worst else f'integers {said}'}, floats within tolerance"
     if not found.judged:
         outputs = counted(len(found.tensors), "output")
         return f"{outputs} end to end: {said}; not judged, since the model computes in floats"

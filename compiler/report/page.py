@@ -186,14 +186,13 @@ def _profile_row(found: ProfileDifference) -> dict[str, str]:
 
 
 def _stage(name: str, meaning: str, checks: Sequence[TensorCheck]) -> dict[str, Any]:
-    elements = sum(check.elements for check in checks)
-    equal = sum(check.histogram.get(0, 0) for check in checks)
+    equal = text.equal_share(checks)
     failed = [check for check in checks if not check.passed]
     return {
         "name": name,
-        "meaning": meaning,
+        "meaning": f"{meaning}; floats within tolerance" if any(check.rounded for check in checks) else meaning,
         "count": len(checks),
-        "equal": text.percent(equal / elements) if elements else "",
+        "equal": "" if equal is None else text.percent(equal),
         "max_lsb": max((check.max_lsb for check in checks), default=0),
         "failed": len(failed),
         "first": f"{failed[0].tensor}: {failed[0].message}" if failed else "",

@@ -132,14 +132,13 @@ def _checks(checks: Sequence[TensorCheck], noun: str) -> Text:
         message = f": {text.prose(failed[0].message)}" if failed[0].message else ""
         fail = f"{len(failed):,} of {what} {'fails' if len(failed) == 1 else 'fail'}"
         return Text(f"{fail}, first {printable(failed[0].tensor)}{message}", style="bold red")
-    elements = sum(check.elements for check in checks)
-    equal = sum(check.histogram.get(0, 0) for check in checks)
     worst = max(check.max_lsb for check in checks)
+    floats = ", floats within tolerance" if any(check.rounded for check in checks) else ""
     if not worst:
-        return Text(f"{what}, ").append("bit-exact", style="green")
-    share = text.percent(equal / elements) if elements else "?"
+        return Text(f"{what}, ").append("bit-exact", style="green").append(floats, style="default")
+    share = text.percent(text.equal_share(checks) or 0.0)
     rest = "rest 1 LSB" if worst == 1 else f"rest at most {worst:,} LSB"
-    return Text(f"{what}, ").append(f"{share} equal", style="green").append(f", {rest}", style="default")
+    return Text(f"{what}, ").append(f"{share} equal", style="green").append(f", {rest}{floats}", style="default")
 
 
 def _output(check: OutputCheck, *, named: bool) -> Text:

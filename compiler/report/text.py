@@ -106,6 +106,12 @@ def islands_by_reason(islands: Iterable[Island]) -> list[tuple[str, list[Island]
     return sorted(groups.items(), key=lambda group: (-sum(i.macs for i in group[1]), -len(group[1])))
 
 
+def equal_share(checks: Sequence[TensorCheck]) -> float | None:
+    """Share of the elements that are equal, 0..1, floats within tolerance left out; None where nothing is counted."""
+    counted_in_lsb = sum(check.elements - check.rounded for check in checks)
+    return sum(check.histogram.get(0, 0) for check in checks) / counted_in_lsb if counted_in_lsb else None
+
+
 def mean_lsb(check: TensorCheck) -> float:
     """The mean difference of a tensor's elements in LSB."""
     return sum(lsb * number for lsb, number in check.histogram.items()) / check.elements if check.elements else 0.0

@@ -28,7 +28,7 @@ from qatc.compiler.report.listings import page
 from qatc.compiler.report.plot import sqnr_plot
 from qatc.compiler.report.screen import Screen, console
 from qatc.compiler.report.summary import summary
-from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, Json, OutputCheck, SumBounds
+from qatc.compiler.result import CompileResult, Coverage, InspectedOp, Island, Json, OutputCheck, SumBounds, TensorCheck
 from tests import fake_results as fake
 from tests.fake_results import validate
 
@@ -70,6 +70,25 @@ def test_summary_keeps_to_its_columns_and_leaves_no_trailing_blanks(width: int) 
     lines = shown(summary, replace(fake.busy_result(), package=None), width=width).splitlines()
     assert all(line == line.rstrip() for line in lines)
     assert width < 48 or max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize(
+    ("integers", "floats", "said"),
+    [
+        ({0: 10}, {0: 10}, "2 operators, bit-exact\n"),
+        ({0: 10}, {0: 1}, "2 operators, bit-exact, floats within tolerance\n"),
+        ({0: 9, 1: 1}, {0: 10}, "2 operators, 95.0% equal, rest 1 LSB\n"),
+        ({0: 9, 1: 1}, {0: 0}, "2 operators, 90.0% equal, rest 1 LSB, floats within tolerance\n"),
+    ],
+)
+def test_floats_that_are_not_equal_are_neither_bit_exact_nor_lsb(
+    integers: dict[int, int], floats: dict[int, int], said: str
+) -> None:
+    checks = [TensorCheck(name, "Conv", "local", 10, counts) for name, counts in (("q", integers), ("f", floats))]
+    found = replace(fake.verification(), local=tuple(checks))
+    assert f"reference = simulation: {said}" in shown(summary, replace(fake.result(), verification=found), width=160)
+    shown_page = report_html(replace(fake.result(), verification=found)).decode()
+    assert ("floats within tolerance" in shown_page) == ("floats within tolerance" in said)
 
 
 def test_summary_says_what_stays_in_float_and_why() -> None:
