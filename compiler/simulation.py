@@ -34,6 +34,9 @@ _AFTER_ROUNDING: Final = frozenset(
 )
 _FINAL: Final = ("QAT005", "QAT011")  # time and memory: the graph takes as much as the file
 _INTEGERS: Final = "_quantized"
+_STOPPED: Final = "while running"  # what ONNX Runtime says of an operator that it knows and that its operands stopped
+_NEWER: Final = "a newer onnxruntime may know the operator"
+_VALUES: Final = "generated samples may not be what it takes (boxes, indices): give real ones, --input NAME=FILE.npy"
 _ROUNDINGS: Final = frozenset({"Round", "Floor", "Ceil"})
 _BYTES: Final[dict[int, str]] = {
     onnx.TensorProto.INT4: "int4",
@@ -170,10 +173,9 @@ class Simulation:
         except KeyError as error:
             raise fail("QAT403", f"the simulation has no tensor {error.args[0]}") from error
         except errors() as error:
+            hint = f"{_VALUES if _STOPPED in str(error) else _NEWER}; --no-verify compiles without the comparison"
             raise fail(
-                "QAT403",
-                f"ONNX Runtime {version()} cannot run {self.description}: {error}",
-                hint="a newer onnxruntime may know the operator; --no-verify compiles without the comparison",
+                "QAT403", f"ONNX Runtime {version()} cannot run {self.description}: {error}", hint=hint
             ) from error
 
 

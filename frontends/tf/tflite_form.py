@@ -37,7 +37,8 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     ai-edge-quantizer leaves at 0, which is Add. Tensors of int4, two to a byte, become tensors of int8 with the same
     integers. A fully connected operator that flattens its input gets a Reshape in front: where tf2onnx (1.17) puts one
     there itself, it loses the bias. Weights that a float model quantizes per channel as it runs are stored in integers:
-    tf2onnx would take the first channel's scale for all of them.
+    tf2onnx would take the first channel's scale for all of them. An activation to -1..1 that an operator has fused
+    becomes an operator behind it: tf2onnx knows no fused ones but Relu and Relu6.
 
     Raises:
         CompileError: QAT012 for what is no TFLite file, and for types of tensors that have no counterpart; QAT103 for
@@ -63,11 +64,9 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     pairs = [(c.DeprecatedBuiltinCode(), c.BuiltinCode()) for c in codes]
     is_old = _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs)
-    if is_old and not any(max(pair) in (_FULLY_CONNECTED, _QUANTIZE) for pair in pairs):
-        return source
     files = needed("tensorflow.lite.tools.flatbuffer_utils")
     content = files.read_model_from_bytearray(bytearray(data))
-    found = [_flatten_inputs(content), _store_integers(content)]
+    found = [_flatten_inputs(content), _store_integers(content), _part_clamps(content)]
     if not any(found) and is_old:
         return source
     for code in content.operatorCodes:
@@ -137,6 +136,37 @@ def _store_integers(content: Any) -> bool:
             graph.tensors[op.outputs[0]].buffer = len(content.buffers)
             content.buffers.append(buffer)
         graph.operators = kept
+    return found
+
+
+def _part_clamps(content: Any) -> bool:
+    """Put what clamps to -1..1 behind every operator that has it fused; whether there is one.
+
+    The operator's result has the grid of what it was, so that it is rounded once: clamping integers to the grid and
+    then to -1..1 is clamping them to both.
+    """
+    schema: Any = needed("tensorflow.lite.python.schema_py_generated")
+    fused = schema.ActivationFunctionType
+    clamp = schema.OperatorCodeT()
+    clamp.builtinCode = clamp.deprecatedBuiltinCode = schema.BuiltinOperator.RELU_N1_TO_1
+    found = False
+    for graph in content.subgraphs:
+        operators: list[Any] = []
+        for op in graph.operators:
+            operators.append(op)
+            if getattr(op.builtinOptions, "fusedActivationFunction", fused.NONE) != fused.RELU_N1_TO_1:
+                continue
+            op.builtinOptions.fusedActivationFunction, found = fused.NONE, True
+            whole, behind = copy.copy(graph.tensors[op.outputs[0]]), schema.OperatorT()
+            whole.name += b"_unclamped"
+            behind.opcodeIndex = len(content.operatorCodes)  # behind those that are there
+            behind.inputs, behind.outputs = np.asarray([len(graph.tensors)], np.int32), op.outputs
+            op.outputs = behind.inputs
+            graph.tensors.append(whole)
+            operators.append(behind)
+        graph.operators = operators
+    if found:
+        content.operatorCodes.append(clamp)
     return found
 
 

@@ -95,6 +95,35 @@ def test_what_onnx_runtime_cannot_run_is_simulated_from_the_graph(tmp_path: Path
     assert caught.value.diagnostics[0].code == "QAT403"
 
 
+def test_generated_boxes_that_an_operator_refuses_are_asked_for(tmp_path: Path) -> None:
+    """RoiAlign reads the image of a box from a column of random numbers: no newer ONNX Runtime would take them."""
+    body = """a = A(x)
+        column = Slice(boxes, zero, one, one)
+        indices = Cast<to = 7>(column)
+        image = Squeeze(indices, one)
+        places = Slice(boxes, one, five, one)
+        aligned = RoiAlign<output_height = 2, output_width = 2>(a, places, image)
+        y = A(aligned)"""
+    text = net(
+        "(float[1,1,8,8] x, float[9,5] boxes) => (float[M,N,H,W] y)",
+        body,
+        "int64[1] zero = {0}, int64[1] one = {1}, int64[1] five = {5}",
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    with pytest.raises(CompileError) as caught:
+        compile_model(tmp_path / "model.onnx", output=tmp_path / "out", qat=True)
+    for found in caught.value.diagnostics:
+        assert found.code == "QAT403"
+        assert "--input NAME=FILE.npy" in str(found.hint)
+        assert "newer" not in str(found.hint)
+    inputs = {name: tmp_path / f"{name}.npy" for name in ("x", "boxes")}
+    np.save(inputs["x"], np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32))
+    np.save(inputs["boxes"], np.asarray([[0, 1, 1, 5, 5]] * 9, np.float32))
+    result = compile_model(tmp_path / "model.onnx", output=tmp_path / "out", qat=True, inputs=inputs)
+    assert result.verification is not None
+    assert result.verification.passed
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_file_whose_integer_products_saturate_is_no_reference(
     exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

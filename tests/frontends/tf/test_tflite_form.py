@@ -175,3 +175,38 @@ def test_a_fully_connected_operator_that_flattens_keeps_its_bias(tmp_path: Path)
     (product,) = (n for n in found.node if n.op_type == "MatMul")
     (reader,) = (n for n in found.node if product.output[0] in n.input)
     assert reader.op_type == "Add"
+
+
+def test_a_fused_clamp_to_one_is_an_operator_behind(tmp_path: Path) -> None:
+    """tf2onnx (1.17) refuses it; the integers are those that TensorFlow's kernels clamp."""
+    schema: Any = pytest.importorskip("tensorflow.lite.python.schema_py_generated")
+    lite: Any = pytest.importorskip("tensorflow").lite
+    pytest.importorskip("tf2onnx")
+    from qatc.frontends.tf.importer import convert
+
+    fused, count = schema.ActivationFunctionType, 0
+
+    def clamped(content: Any) -> None:
+        nonlocal count
+        for op in content.subgraphs[0].operators:
+            if getattr(op.builtinOptions, "fusedActivationFunction", fused.NONE) == fused.RELU6:
+                op.builtinOptions.fusedActivationFunction = fused.RELU_N1_TO_1
+                count += 1
+
+    path = rewritten(tmp_path / "clamped.tflite", clamped)
+    assert count > 5
+    convert(path, tmp_path / "net.onnx")
+    nodes = onnx.ModelProto.FromString((tmp_path / "net.onnx").read_bytes()).graph.node
+    assert sum(n.op_type == "TFL_RELU_N1_TO_1" for n in nodes) == count  # which the dialect reads
+
+    def answer(file: Path) -> np.ndarray:
+        network = lite.Interpreter(model_path=str(file))
+        network.allocate_tensors()
+        given = network.get_input_details()[0]
+        network.set_tensor(given["index"], np.random.default_rng(0).normal(size=given["shape"]).astype(given["dtype"]))
+        network.invoke()
+        return np.asarray(network.get_tensor(network.get_output_details()[0]["index"]))
+
+    parted = readable_tflite(path, tmp_path / "new.tflite")
+    assert parted != path
+    np.testing.assert_array_equal(answer(parted), answer(path))
