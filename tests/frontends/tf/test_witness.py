@@ -62,6 +62,17 @@ def test_a_model_that_tensorflow_cannot_run_is_told(tmp_path: Path) -> None:
     assert "no kernel for TRANSPOSE_CONV" in found.message
 
 
+def test_a_model_that_tensorflow_stops_on_a_random_input_is_told(tmp_path: Path) -> None:
+    """TFLite's integer DIV stops at a divisor that is 0; the file was refused, as if tf2onnx could not convert it."""
+
+    def asked(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        raise RuntimeError("div.cc:242 data[i] != 0 was not true.Node number 25 (DIV) failed to invoke.")
+
+    (found,) = compare(converted(tmp_path, [4, 6]), asked)
+    assert (found.code, found.severity) == ("QAT014", Severity.NOTE)
+    assert "on a random input: div.cc:242 data[i] != 0" in found.message
+
+
 @pytest.mark.parametrize(
     ("shape", "op", "why"),
     [
