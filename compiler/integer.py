@@ -20,6 +20,7 @@ import numpy as np
 from qatc.compiler.quant import Array, QuantParams, dtype_name, text_of
 
 Shape = tuple[int | str | None, ...]
+CHOOSERS = frozenset({"Where", "Max", "Min"})  # Move: each element is one of those in its place in the operands
 _FARTHEST = 1 << 62  # positions that int64 holds
 _NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0, "groups": 1}
 
@@ -231,6 +232,8 @@ class Concat(Clamped):
 @dataclass(frozen=True)
 class Move(Op):
     """An ONNX operator that only moves elements (Reshape, Transpose, Slice, Gather, Pad, Resize nearest, Split, ...).
+
+    Max and Min of tensors are among them, like Where: of the elements in a place they take one.
 
     Executed on the stored integers as they are; quantized inputs and outputs share their grid. Further inputs (shapes,
     indices, pad values as integers) are as the ONNX operator `op_type` of opset `IntegerGraph.opset` has them.

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from qatc.backends.onnx.writer import Writer, tensor_type
 from qatc.compiler.graph import Node, Variable
-from qatc.compiler.integer import Float, Move
+from qatc.compiler.integer import CHOOSERS, Float, Move
 from qatc.compiler.model_io import captures_of, node_proto
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 
@@ -31,6 +31,8 @@ _MISSING: Final = {
 }
 # element type -> the type that Where has a kernel for in every version, and Cast goes to and from exactly
 _CHOSEN: Final = {"int8": TensorProto.INT32, "int16": TensorProto.INT32, "uint16": TensorProto.INT32}
+# the same for Max and Min: ONNX Runtime 1.18 has none for bytes
+_COMPARED: Final = {"uint8": TensorProto.INT32, **_CHOSEN}
 _THROUGH: Final = {"int16": TensorProto.FLOAT, "uint16": TensorProto.FLOAT, "int32": TensorProto.DOUBLE}
 _CONV_RANK: Final = 3
 _MATRIX: Final = 2
@@ -51,8 +53,8 @@ def move(w: Writer, op: Move) -> None:
     """`Move`, through a float type where there is no kernel for the elements."""
     inputs = [w.read(name) if name else "" for name in op.inputs]
     dtype = w.graph.tensors[op.inputs[0]].dtype
-    if op.op_type == "Where":
-        _where(w, op, inputs)
+    if op.op_type in CHOOSERS:
+        _choice(w, op, inputs)
         return
     if _as_transpose(w, op, inputs[0]) or _flattens_pooled(w, op, inputs[0]):
         return
@@ -68,15 +70,16 @@ def move(w: Writer, op: Move) -> None:
     w.node("Cast", [made], op.output, to=back)
 
 
-def _where(w: Writer, op: Move, inputs: list[str]) -> None:
+def _choice(w: Writer, op: Move, inputs: list[str]) -> None:
     """A choice between integers."""
     dtype = w.graph.tensors[op.output].dtype
-    through = _CHOSEN.get(dtype)
+    conditions, through = (1, _CHOSEN.get(dtype)) if op.op_type == "Where" else (0, _COMPARED.get(dtype))
     if through is None:
-        w.node("Where", inputs, op.output)
+        w.node(op.op_type, inputs, op.output)
         return
-    sides = [w.node("Cast", [name], to=through) for name in inputs[1:]]
-    w.node("Cast", [w.node("Where", [inputs[0], *sides])], op.output, to=tensor_type(np.dtype(dtype)))
+    sides = [w.node("Cast", [name], to=through) for name in inputs[conditions:]]
+    made = w.node(op.op_type, [*inputs[:conditions], *sides])
+    w.node("Cast", [made], op.output, to=tensor_type(np.dtype(dtype)))
 
 
 def _as_transpose(w: Writer, op: Move, x: str) -> bool:

@@ -25,6 +25,7 @@ from qatc.compiler.arithmetic import Profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.golden.header import HeaderTensor, header_chunks
 from qatc.compiler.integer import (
+    CHOOSERS,
     Concat,
     Conv,
     Dequantize,
@@ -59,7 +60,7 @@ LAYOUTS: Final = ("channels_first", "channels_last")
 _READABLE: Final = 40  # characters of a name that its stem keeps
 _LETTERS: Final = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
 # Movement that keeps what the axes mean.
-_SAME_AXES: Final = frozenset({"Resize", "Pad", "Identity", "DepthToSpace", "SpaceToDepth", "Slice", "Where"})
+_SAME_AXES: Final = frozenset({"Resize", "Pad", "Identity", "DepthToSpace", "SpaceToDepth", "Slice", *CHOOSERS})
 
 
 @dataclass(frozen=True)

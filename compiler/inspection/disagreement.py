@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qatc.compiler.graph import REQUANTIZE, QuantGraph
-from qatc.compiler.integer import Concat, IntegerGraph, Move, Op, Pool, Rescale
+from qatc.compiler.integer import CHOOSERS, Concat, IntegerGraph, Move, Op, Pool, Rescale
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.result import Disagreement
 
@@ -53,7 +53,7 @@ def _origin(graph: IntegerGraph, makers: Mapping[str, Op], name: str) -> tuple[s
     """The source file's name of a tensor, looked for above what only moves it, and what moved it last."""
     moved = ""
     while graph.tensors[name].source is None and isinstance(move := makers.get(name), Move | Pool):
-        if (isinstance(move, Pool) and move.mode != "max") or (isinstance(move, Move) and move.op_type == "Where"):
+        if (isinstance(move, Pool) and move.mode != "max") or (isinstance(move, Move) and move.op_type in CHOOSERS):
             break
         name, moved = move.inputs[0], moved or (move.op_type if isinstance(move, Move) else "MaxPool")
     return graph.tensors[name].source or name, moved

@@ -298,7 +298,7 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         _clamp(state, node, out, *bounds)
         or operators.elementwise(state, node, out, *bounds)
         or operators.concat(state, node, out, *bounds)
-        or operators.where(state, node, out, *bounds)
+        or operators.choice(state, node, out, *bounds)
         or channels.affine(state, node, out, *bounds)
         or channels.prelu(state, node, out, *bounds)
         or normalization(state, node, out, *bounds)

@@ -74,7 +74,7 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
     Rounding moves in front of movement and concatenation (propagate): what only they read needs no range of its own.
     """
     node = graph.producer(tensor)
-    if node is not None and len(node.outputs) == 1 and (is_movement(node) or joined(node)):
+    if node is not None and len(node.outputs) == 1 and _moves(node):
         data = _data(node)
         alone = [t for t in data if t.name not in graph.params and graph.only_consumer(t) is not None]
         return [t for t in data if t not in alone], alone
@@ -94,6 +94,11 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
         return [], []
     is_integer = is_movement(node) or interpolates(node) or node.op in integer
     return (_data(node) if is_integer else []), []
+
+
+def _moves(node: Node) -> bool:
+    """Whether rounding moves in front of a node; a Max or Min may as well be of two functions of one tensor."""
+    return is_movement(node) or bool(joined(node) and not is_op(node, "Max", "Min"))
 
 
 def _fused(graph: QuantGraph, node: Node) -> Node | None:

@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, Tensor, rank_of, repeats_into, shape_of, value_of
-from qatc.compiler.integer import Concat, Elementwise, Move, Pool, Quantize, Rescale
+from qatc.compiler.integer import CHOOSERS, Concat, Elementwise, Move, Pool, Quantize, Rescale
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.modernize import axes_of
-from qatc.compiler.passes.movement import MAXIMA, is_movement, on_grid, pad_value
+from qatc.compiler.passes.movement import MAXIMA, is_movement, joined, on_grid, pad_value
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.reference.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.windows import Window, sized_window, window
@@ -213,22 +213,27 @@ def concat(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     return True
 
 
-def where(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """Where between constants, or tensors of which one is quantized at least: each goes onto the grid of the result."""
+def choice(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
+    """Where, Max or Min between constants, or tensors that are quantized: each goes onto the grid of the result.
+
+    Of a Where one at least: the other may be rounded here. Rounding is monotone, so that the larger of two rounded
+    numbers is the larger one, rounded.
+    """
     params = state.params(out)
-    if not is_op(node, "Where") or params is None or params.is_per_channel:
+    if not is_op(node, *CHOOSERS) or params is None or params.is_per_channel:
         return False
-    sides = node.inputs[1:3]
+    sides = joined(node)
     computed = [state.params(t) for t in sides if not isinstance(t, Constant)]
-    if (computed and not any(computed)) or any(p is not None and p.is_per_channel for p in computed):
+    known = any if node.op == "Where" else all
+    if (computed and not known(computed)) or any(p is not None and p.is_per_channel for p in computed):
         return False
     reals = [state.graph.real(t) for t in sides]
     if any(real is not None and np.isnan(real).any() for real in reals):
         return False
     names = [_onto_grid(state, tensor, real, params, lo, hi) for tensor, real in zip(sides, reals, strict=True)]
     label = label_of(node)
-    inputs = (state.float_name(node.inputs[0]), *names)
-    state.build.add(Move, label, inputs, (state.new_int(out),), op_type="Where", attrs={}, source=label)
+    inputs = (state.float_name(node.inputs[0]), *names) if node.op == "Where" else tuple(names)
+    state.build.add(Move, label, inputs, (state.new_int(out),), op_type=node.op, attrs={}, source=label)
     return True
 
 

@@ -1,7 +1,7 @@
 """Operators that only move elements: which ones they are, and where a channel axis goes through them.
 
 Rounding commutes with moving: for these operators Q(move(x)) = move(Q(x)), element for element.
-MaxPool, ReduceMax and ReduceMin belong here since rounding is monotone, and Resize in its nearest mode.
+MaxPool, ReduceMax, ReduceMin, Max and Min belong here since rounding is monotone, and Resize in its nearest mode.
 """
 
 from __future__ import annotations
@@ -51,10 +51,16 @@ def is_movement(node: Node) -> bool:
 
 
 def joined(node: Node) -> list[Tensor]:
-    """The operands whose elements a Concat or a Where brings together as they are; none for other operators."""
+    """The operands whose elements a Concat, Where, Max or Min brings together as they are; none for other operators."""
     if node.domain:
         return []
-    return list(node.inputs) if node.op == "Concat" else list(node.inputs[1:3]) if node.op == "Where" else []
+    match node.op:
+        case "Concat" | "Max" | "Min":
+            return list(node.inputs)
+        case "Where":
+            return list(node.inputs[1:3])
+        case _:
+            return []
 
 
 def pad_value(node: Node) -> float | None:

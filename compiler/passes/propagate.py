@@ -5,6 +5,7 @@
     a, b -> Concat -> y<P>               a<P>, b<P> -> Concat -> y<P>     backward, where a and b are not rounded yet
     c ? a<P> : 0 -> y                    c ? a<P> : 0<P> -> y<P>          forward: zero is on every grid
     c ? a : -inf -> y<P>                 c ? a<P> : qmin -> y<P>          backward: Where chooses, it computes nothing
+    a, b -> Max -> y<P>                  a<P>, b<P> -> Max -> y<P>        backward, where neither is rounded yet
     x<P> -> Relu -> y                    x<P> -> Relu -> y<P, qmin = z>   forward: zero is on every grid
     MaxPool -> x -> Relu -> y<P>         MaxPool -> x<P, qmin = z> -> Relu -> y<P>      backward: on to what is moved
     W<P, axis 0> -> Transpose -> MatMul  W'<P, axis 1> -> MatMul          constants: the integers are moved
@@ -18,7 +19,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.movement import (
     LAYOUT,
@@ -190,7 +191,10 @@ def backward(graph: QuantGraph) -> None:
     """Round a tensor before it is moved, where all its readers move it onto one grid."""
     for node in reversed(graph.nodes):
         _before_clamp(graph, node)
-        data = set(map(id, node.inputs[:1] if is_movement(node) else joined(node)))
+        parts = node.inputs[:1] if is_movement(node) else joined(node)
+        if is_op(node, "Max", "Min") and not all(_is_rounded(graph, t) or _wanted(graph, t) is not None for t in parts):
+            continue  # of two functions of one tensor (x and x / 10), which is a table of it
+        data = set(map(id, parts))
         for index, tensor in enumerate(node.inputs):
             if id(tensor) not in data:
                 continue
@@ -204,6 +208,10 @@ def backward(graph: QuantGraph) -> None:
             elif tensor.name not in graph.params and any(t.name in graph.params for t in node.outputs):
                 why = f"{printable(tensor.name)} is read unrounded or on another grid, too"
                 graph.explain("propagate", f"not rounded before {node.op} at {printable(label_of(node))}: {why}")
+
+
+def _is_rounded(graph: QuantGraph, tensor: Tensor) -> bool:
+    return isinstance(tensor, Constant) or tensor.name in graph.params
 
 
 def _before_clamp(graph: QuantGraph, node: Node) -> None:

@@ -16,6 +16,7 @@ from qatc.compiler.arithmetic import Profile
 from qatc.compiler.budget import active
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.integer import (
+    CHOOSERS,
     Concat,
     Conv,
     Dequantize,
@@ -190,7 +191,7 @@ def _evaluated(
     opset = graph.domains.get(domain, 1) if domain else graph.opset
     inputs = [values[name] if name else None for name in op.inputs]
     moved = [value for value in inputs if value is not None]
-    if isinstance(op, Move) and (op.op_type == "Where" or moved[0].dtype.name in _WITHOUT_KERNELS):
+    if isinstance(op, Move) and (op.op_type in CHOOSERS or moved[0].dtype.name in _WITHOUT_KERNELS):
         evaluate = evaluate_onnx
     return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs)))
 

@@ -207,6 +207,8 @@ class _Lifter:
         if bounds is not None:
             self._hold(node, tuple(parents), _clamp(parent.low, bounds), _clamp(parent.high, bounds), clip=True)
             return True
+        if node.op in ("Min", "Max"):
+            return self._choose(node)
         if node.op == "Cast":
             return self._cast(node, parent)
         if node.op != "Concat" and not is_movement(node):
@@ -223,7 +225,7 @@ class _Lifter:
         return True
 
     def _choose(self, node: Node) -> bool:
-        """A Where between integers of one grid, of which one may be constant."""
+        """A Where, Max or Min between integers of one grid, of which one may be constant."""
         sides = joined(node)
         found = [self.integers.get(id(t)) for t in sides]
         known = next((f for f in found if f is not None), None)
