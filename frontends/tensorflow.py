@@ -97,6 +97,13 @@ def gelu(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
+@_LEFT.on("PartitionedCall", "StatefulPartitionedCall")
+def call_left_behind(graph: QuantGraph, node: Node) -> bool:
+    """QAT106: what TensorFlow marked for XLA, as Keras does grouped convolutions, is called, and not in the file."""
+    hint = "give qatc the Keras file or the SavedModel itself, or write the file with qatc.frontends.tf_qat.export"
+    return refuse(graph, node, "QAT106", "tf2onnx left a function that TensorFlow compiles out of the file", hint)
+
+
 @_LEFT.on("TFL_RELU_0_TO_1", "TFL_RELU_N1_TO_1")
 def clip_at_one(graph: QuantGraph, node: Node) -> bool:
     """A Clip to 0..1 or -1..1."""
@@ -173,7 +180,8 @@ FRONTEND: Final = Frontend(
         " (tf2onnx 1.17 of Keras, SavedModel and frozen graph, opset 11 to 18; .tflite with and without optimizations)",
         "tf2onnx 1.8, 1.13 and 1.15 of tfmot 0.5 and 0.7 (TensorFlow 2.4, 2.8 and 2.12, opset 10 to 17)",
         "tf2onnx 1.8 of TensorFlow 1.15's tf.contrib.quantize (frozen, SavedModel; opset 9 to 13; 8 and 4 bits)",
-        "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them)",
+        "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them; 65 more,"
+        " full integer per channel and per tensor, int16 activations, int8, uint8 and float interfaces)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
         "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits)",
@@ -193,6 +201,7 @@ FRONTEND: Final = Frontend(
         ".tflite files with weights in blocks, or of 2 bits; LSTM layers in them, which tf2onnx does not read",
         "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image, 1.17 the scales of weights"
         " that a float .tflite quantizes per channel as it runs: give the .tflite itself",
+        "grouped convolutions of Keras in a file that tf2onnx wrote by itself, which leaves them out: give the Keras file",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "HGQ and HGQ2: activations whose elements have widths of their own, rounding down, and values that wrap around",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",

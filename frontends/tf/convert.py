@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,14 @@ from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import Array
 from qatc.frontends.tf.load import first_words, load_keras, needed
-from qatc.frontends.tf.tflite_form import readable_tflite
+from qatc.frontends.tf.tflite_form import readable_tflite, unread_operators
 from qatc.frontends.tf.witness import Answer, NoWitnessError, compare
 
 OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
+_FOR_XLA: Final = "_XlaMustCompile"
+_BEFORE_INLINING: Final = "disable_lower_using_switch_merge"  # what TensorFlow calls with the graph to inline
+_RECURRENT: Final = "SEQUENCE"  # in the names of TFLite's operators that run a layer over time
 _DEFAULT_SIGNATURE: Final = "serving_default"
 _OUTSIDE: Final = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "XlaCustomCallV2"})
 
@@ -46,7 +50,7 @@ def write_keras(model: Any, path: Path, *, opset: int = OPSET, names: Sequence[s
         found: Any = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
         return {results[0]: found} if len(results) == 1 else dict(zip(results, found, strict=True))
 
-    with tfmot.quantization.keras.quantize_scope():
+    with tfmot.quantization.keras.quantize_scope(), _inlined():
         proto, _ = converter.from_function(tensorflow.function(network), input_signature=signature, opset=opset)
     order = {name: i for i, name in enumerate(results)}  # a dictionary's outputs come sorted by name
     outputs = sorted(proto.graph.output, key=lambda o: order.get(o.name, len(order)))
@@ -80,9 +84,14 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
         if source.is_dir():
             _loadable(source)
         hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
+        why = first_words(error)
         if source.suffix.lower() == ".tflite":
             hint = "tf2onnx reads what tf.lite.TFLiteConverter writes; give the Keras file or the SavedModel behind it"
-        raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {first_words(error)}", hint=hint) from error
+            unread = unread_operators(source)
+            why = f"it does not read {', '.join(unread)}" if unread else why
+            if any(_RECURRENT in name for name in unread):
+                hint = "give the Keras file or the SavedModel behind it, or convert the layer unrolled (unroll=True)"
+        raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {why}", hint=hint) from error
 
 
 def _loadable(folder: Path) -> None:
@@ -174,9 +183,38 @@ def _by_program(arguments: Sequence[str], destination: Path) -> None:
     program = needed("tf2onnx.convert")
     before, sys.argv = sys.argv, ["tf2onnx", *arguments, "--opset", str(OPSET), "--output", str(destination)]
     try:
-        program.main()
+        with _inlined():
+            program.main()
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _inlined() -> Generator[None, None, None]:
+    """Let TensorFlow inline the functions, too, that are marked for XLA: tf2onnx would leave their calls as they are.
+
+    Keras compiles grouped convolutions so, since TensorFlow itself has none on CPUs; ONNX has.
+    """
+    module = needed("tensorflow.python.framework.convert_to_constants")
+    plain: Any = getattr(module, _BEFORE_INLINING, None)
+
+    def unmarked(graph: Any) -> Any:
+        found = plain(graph)
+        functions = found.library.function
+        nodes = itertools.chain(found.node, *(function.node_def for function in functions))
+        for attributes in (each.attr for each in (*nodes, *functions)):
+            if _FOR_XLA in attributes:
+                del attributes[_FOR_XLA]
+        return found
+
+    if plain is None:  # another TensorFlow: as it comes
+        yield
+        return
+    setattr(module, _BEFORE_INLINING, unmarked)
+    try:
+        yield
+    finally:
+        setattr(module, _BEFORE_INLINING, plain)
 
 
 def _signature(folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ _FLOAT32: Final = 0
 _FULLY_CONNECTED: Final = 9  # its operator code
 _QUANTIZE: Final = 114
 _BLOCKWISE: Final = 2  # of the ways in which a tensor may be quantized
+_READ: Final = frozenset({"GELU", "RELU_0_TO_1", "RELU_N1_TO_1"})  # by `frontends/tensorflow.py`
 _NEWER_CODE: Final = 127  # stands in an operator's older code, a byte, where its newer code alone tells
 
 
@@ -74,6 +75,21 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     _widen(content.buffers, (t for graph in content.subgraphs for t in graph.tensors if t.type == _INT4))
     destination.write_bytes(files.convert_object_to_bytearray(content))
     return destination
+
+
+def unread_operators(source: Path) -> list[str]:
+    """The operators of a TFLite file that tf2onnx has no rule for, by name; those that the dialect reads are none."""
+    operators: Any = needed("tf2onnx.tflite.BuiltinOperator").BuiltinOperator
+    needed("tf2onnx.tflite_handlers")  # whose import registers the rules
+    rules: Any = needed("tf2onnx.handler").tf_op.get_opsets()
+    model: Any = needed("tf2onnx.tflite.Model").Model.GetRootAsModel(source.read_bytes(), 0)
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    used = {max(code.DeprecatedBuiltinCode(), code.BuiltinCode()) for code in codes}
+    known: set[str] = {name for versions in rules.values() for one in versions for name in one}
+    numbers: dict[str, Any] = operators.__dict__
+    names = {number: name for name, number in numbers.items() if isinstance(number, int)}
+    found = (names.get(code, f"number {code}") for code in sorted(used))
+    return [name for name in found if f"TFL_{name}" not in known and name not in _READ]
 
 
 def _flatten_inputs(content: Any) -> bool:

@@ -209,6 +209,14 @@ def test_biases_of_64_bits(bias: list[int], fits: bool) -> None:
     assert found == ([("int32", (0.5, 0.25))] if fits else [])
 
 
+def test_a_function_that_was_left_out_is_named_with_the_way_around() -> None:
+    graph = model([helper.make_node("PartitionedCall", ["x"], ["y"], name="conv2d")], {})
+    FRONTEND.normalize(graph, FrontendOptions())
+    (found,) = graph.diagnostics.errors
+    assert (found.code, found.node) == ("QAT106", "conv2d")
+    assert "Keras file or the SavedModel" in str(found.hint)
+
+
 def test_the_exact_gelu_is_one_table() -> None:
     """tf2onnx leaves the Erfc of tf.nn.gelu(approximate=False), which no ONNX runtime knows."""
     nodes = [

@@ -84,6 +84,27 @@ def test_every_form_compiles_to_what_tensorflow_answers(saved: Path, form: str, 
     assert np.abs(got - stored["y"]).max() <= 2.01 * step
 
 
+@pytest.mark.parametrize("form", ["net.keras", "saved"])
+def test_grouped_convolutions_come_along(form: str, tmp_path: Path) -> None:
+    """Keras compiles them as functions of their own (XLA), which tf2onnx leaves out of what it writes."""
+    layers = keras.layers
+    given = layers.Input((8, 8, 4))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", groups=2, use_bias=False)(given)))
+    x = layers.Conv2D(6, 1, groups=2)(x)
+    model = tfmot.quantization.keras.quantize_model(keras.Model(given, x))
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        model(random.normal(size=(8, 8, 8, 4)).astype(np.float32), training=True)
+    model.save(tmp_path / form)
+    result = compile_model(tmp_path / form, qat=True, output=tmp_path / "out")
+    assert result.coverage.share == 1
+    assert not result.islands
+    assert "QAT014" not in {d.code for d in result.diagnostics}
+    x = random.normal(size=(1, 8, 8, 4)).astype(np.float32)
+    step = result.outputs[0].params.scale[0]  # type: ignore[union-attr]
+    assert np.abs(answer(tmp_path / "out", x) - model(x, training=False).numpy()).max() <= 1.01 * step
+
+
 def test_names_and_layout_are_the_model_s_own(saved: Path) -> None:
     for form in ("net.h5", "net.keras", "saved"):
         found = inspect_model(saved / form)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatc import CompileError
-from qatc.frontends.tf.tflite_form import readable_tflite, unpacked
+from qatc.frontends.tf.tflite_form import readable_tflite, unpacked, unread_operators
 
 FILE = Path(__file__).parents[2] / "corpus" / "tfmot-op13__mobilenetv2" / "model.tflite"
 INT8, INT4 = 9, 17
@@ -210,3 +210,19 @@ def test_a_fused_clamp_to_one_is_an_operator_behind(tmp_path: Path) -> None:
     parted = readable_tflite(path, tmp_path / "new.tflite")
     assert parted != path
     np.testing.assert_array_equal(answer(parted), answer(path))
+
+
+def test_operators_that_tf2onnx_does_not_read_are_named(tmp_path: Path) -> None:
+    """tf2onnx itself says of an LSTM that it cannot find a node with the output of one of its constants."""
+    keras: Any = pytest.importorskip("tf_keras")
+    lite: Any = pytest.importorskip("tensorflow").lite
+    pytest.importorskip("tf2onnx")
+    from qatc.frontends.tf.importer import convert
+
+    network = keras.Sequential([keras.layers.Input((3, 4), batch_size=1), keras.layers.LSTM(5)])
+    path = tmp_path / "recurrent.tflite"
+    path.write_bytes(lite.TFLiteConverter.from_keras_model(network).convert())
+    assert unread_operators(path) == ["UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    assert unread_operators(FILE) == []
+    with pytest.raises(CompileError, match=r"QAT012.*it does not read UNIDIRECTIONAL_SEQUENCE_LSTM(.|\n)*unroll=True"):
+        convert(path, tmp_path / "net.onnx")
