@@ -50,7 +50,7 @@ CODES: Final[dict[str, str]] = {
     "QAT105": "-a or -m says something else than the file",
     "QAT106": "an operator is unknown",
     "QAT107": "the quantization range may have been lost by the exporter",
-    "QAT108": "half precision is computed in float32",
+    "QAT108": "half or double precision is computed in float32",
     "QAT109": "a rounding that looks like a quantizer has no integer form",
     "QAT110": "fake quantization in the body of a loop or branch stays in float",
     "QAT111": "an operator is random or in training mode",

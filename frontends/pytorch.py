@@ -169,6 +169,9 @@ FRONTEND: Final = Frontend(
         "qwix 0.1 (OdmlQatProvider; 8 and 4 bits, through jax2onnx 0.17)",
         "pytorch-quantization 2.1 (use_fb_fake_quant; torch 1.12)",
         "PPQ 0.6 (ONNXRUNTIME and OPENVINO_INT8)",
+        "XSlim 2.1 (SpacemiT; precision levels 0 and 2)",
+        "transformers 5.24 I-BERT (quant_mode; legacy exporter)",
+        "BladeDISC torch-quant 0.4 (DISC)",
         "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training",
     ),
     limits=(

@@ -104,7 +104,7 @@ class Proving:
         if self.options.quant_range is not None:
             return "with the ranges of --quant-range"
         if any(d.code == "QAT108" for d in graph.diagnostics):
-            return "half precision is computed in float32"
+            return "half or double precision is computed in float32"
         if any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics):
             return "with the weights that qatc rounded"
         return ""

@@ -54,6 +54,7 @@ _LISTS: Final = {
     "Slice": ("starts", "ends", "axes"),
 }
 _FLOAT: Final = int(onnx.TensorProto.FLOAT)
+_DOUBLE: Final = int(onnx.TensorProto.DOUBLE)
 _INT32: Final = int(onnx.TensorProto.INT32)
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional"})
 
@@ -108,8 +109,12 @@ def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]
 
 
 def _has_no_type(node: Node) -> bool:
-    """Whether a Cast or CastLike reads a tensor of unknown element type."""
-    return is_op(node, "Cast", "CastLike") and any(element_type(t) is None for t in node.inputs)
+    """Whether a Cast or CastLike reads a tensor of unknown element type, or begins a stretch of double precision."""
+    if not is_op(node, "Cast", "CastLike"):
+        return False
+    return any(element_type(t) is None for t in node.inputs) or (
+        node.attr("to") == _DOUBLE and element_type(node.outputs[0]) is None
+    )
 
 
 def _may_quantize_integers(graph: QuantGraph) -> bool:

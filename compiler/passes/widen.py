@@ -1,5 +1,7 @@
 """Widen: tensors of half precision become float32, so that later passes see one type of real numbers.
 
+So do those of a graph that is of double precision throughout, as `model.double()` leaves it; see below.
+
     x: float16 -> Conv(W: float16) -> Relu -> y: float16
     x: float16 -> Cast -> Conv(W: float32) -> Relu -> Cast -> y: float16
 
@@ -8,6 +10,10 @@ between half and single precision in the graph do nothing any more and go (`mode
 of the float32 computation: training computed them in float32 as a rule (mixed precision), and where it did not they
 differ by what half precision loses. The integers of weights are the file's own: from opset 23 on QuantizeLinear divides
 in the precision of its scale, and to half precision one quotient in seventy falls on another side of a tie.
+
+Grids are of float32 (`real = scale * (q - zero_point)`), so what computes on them in double precision alone means the
+same in float32, but for ties. Doubles beside float32 stay: they are there for what float32 cannot hold, such as the
+products of 32-bit mantissas in I-BERT.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from qatc.compiler.graph import Constant, QuantGraph, Variable
+from qatc.compiler.graph import Constant, QuantGraph, Tensor, Variable
 from qatc.compiler.model.links import relink
 from qatc.compiler.model.protos import all_bodies, tensors_of
 from qatc.compiler.quant import Array
@@ -27,46 +33,54 @@ from qatc.compiler.storage import release
 _SINGLE: Final = int(onnx.TensorProto.FLOAT)
 _HALF: Final = int(onnx.TensorProto.FLOAT16)
 _DIVIDES_IN_HALF: Final = 23  # the opset from which on QuantizeLinear has a precision, its scale's by default
+_DOUBLE: Final = int(onnx.TensorProto.DOUBLE)
 _HALVES: Final = frozenset({_HALF, int(onnx.TensorProto.BFLOAT16)})
-_NAMES: Final = frozenset({"float16", "bfloat16"})
+_DOUBLES: Final = frozenset({_DOUBLE})
+_NAMES: Final = {"float16": _HALF, "bfloat16": int(onnx.TensorProto.BFLOAT16), "float64": _DOUBLE, "float32": _SINGLE}
+_KEPT: Final = frozenset({_HALF, _DOUBLE})  # the types of inputs and outputs that NumPy has
 _TYPED: Final = ("to", "dtype")  # attributes that name the type of a result
 
 
 def widen(graph: QuantGraph) -> None:
-    """Rewrite a graph of half precision in place, the bodies of its nodes (If, Loop, Scan) with it."""
-    if not _has_halves(graph):
+    """Rewrite a graph of half, or throughout of double precision, in place, the bodies of its nodes with it."""
+    held = _kinds(graph)
+    kinds = _HALVES if held & _HALVES else _DOUBLES
+    if not held & kinds or (kinds is _DOUBLES and _SINGLE in held):
         return
-    if graph.opset >= _DIVIDES_IN_HALF:
+    if kinds is _HALVES and graph.opset >= _DIVIDES_IN_HALF:
         _round_weights(graph)
-    given = [t for t in graph.inputs if t.dtype == _HALF]
-    wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype == _HALF]
+    given = [t for t in graph.inputs if t.dtype in kinds & _KEPT]
+    wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype in kinds & _KEPT]
+    types = {id(t): _kind(t) for t in (*given, *wanted)}
     for tensor in list(graph.tensors()):
         if isinstance(tensor, Constant):
-            if _holds_halves(tensor):
+            if _kind(tensor) in kinds:
                 single = graph.storage.empty(tensor.values.shape, np.float32)
-                single[...] = tensor.values
+                with np.errstate(over="ignore"):  # a mask's -1e300 is minus infinity
+                    single[...] = tensor.values
                 release(tensor.values)
                 release(single)
                 tensor.values = single
-        elif isinstance(tensor, Variable) and _is_half(tensor.dtype):
+        elif isinstance(tensor, Variable) and tensor.dtype in kinds:
             tensor.dtype = _SINGLE
     for node in graph.nodes:
         for key, value in node.attrs.items():
-            if key in _TYPED and value in _HALVES:
+            if key in _TYPED and value in kinds:
                 node.attrs[key] = _SINGLE
-            elif isinstance(value, np.ndarray) and str(cast("Array", value).dtype) in _NAMES:
+            elif isinstance(value, np.ndarray) and _NAMES.get(str(cast("Array", value).dtype)) in kinds:
                 node.attrs[key] = cast("Array", value).astype(np.float32)
             elif isinstance(value, onnx.GraphProto):
-                node.attrs[key] = _widened_body(value)
+                node.attrs[key] = _widened_body(value, kinds)
     for tensor in given:
-        _cast_input(graph, tensor)
+        _cast_input(graph, tensor, types[id(tensor)])
     for tensor in wanted:
-        _cast_output(graph, tensor)
+        _cast_output(graph, tensor, types[id(tensor)])
     graph.sort()
+    precision, kept = ("half", " of float16") if kinds is _HALVES else ("double", "")
     graph.diagnostics.note(
         "QAT108",
-        "tensors of half precision are computed in float32",
-        hint="inputs and outputs of float16 keep their type",
+        f"tensors of {precision} precision are computed in float32",
+        hint=f"inputs and outputs{kept} keep their type",
     )
 
 
@@ -91,15 +105,15 @@ def _round_weights(graph: QuantGraph) -> None:
             node.inputs[0] = graph.constant(f"{x.name}_rounded", rounded)
 
 
-def _cast_input(graph: QuantGraph, tensor: Variable) -> None:
+def _cast_input(graph: QuantGraph, tensor: Variable, kind: int) -> None:
     """The input keeps its type; what reads it reads a cast."""
     single = graph.variable(f"{tensor.name}_single", _SINGLE, tensor.shape)
     relink(tensor, single)
-    tensor.dtype = _HALF
+    tensor.dtype = kind
     graph.insert("Cast", [tensor], [single], attrs={"to": _SINGLE})
 
 
-def _cast_output(graph: QuantGraph, tensor: Variable) -> None:
+def _cast_output(graph: QuantGraph, tensor: Variable, kind: int) -> None:
     """The output keeps its type and name; what made it makes its value in float32."""
     single = graph.variable(f"{tensor.name}_single", _SINGLE, tensor.shape)
     maker = graph.producer(tensor)
@@ -107,39 +121,38 @@ def _cast_output(graph: QuantGraph, tensor: Variable) -> None:
         return
     maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = single
     relink(tensor, single)
-    tensor.dtype = _HALF
-    graph.insert("Cast", [single], [tensor], attrs={"to": _HALF})
+    tensor.dtype = kind
+    graph.insert("Cast", [single], [tensor], attrs={"to": kind})
 
 
-def _has_halves(graph: QuantGraph) -> bool:
-    if any(n.op == "Cast" and n.attr("to") in _HALVES for n in graph.nodes):
-        return True
-    return any(_holds_halves(t) if isinstance(t, Constant) else _is_half(t.dtype) for t in graph.tensors())
+def _kinds(graph: QuantGraph) -> set[int]:
+    """The types of real numbers that a graph's constants hold, and that it states of tensors."""
+    cast = {n.attr("to") for n in graph.nodes if n.op == "Cast"}
+    return {_kind(tensor) for tensor in graph.tensors()} | {kind for kind in _NAMES.values() if kind in cast}
 
 
-def _holds_halves(constant: Constant) -> bool:
-    dtype = constant.values.dtype
-    return dtype.itemsize == 2 and dtype.name in _NAMES  # numpy takes longer to say its name
+def _kind(tensor: Tensor) -> int:
+    """The type of a tensor of real numbers as TensorProto counts it, 0 for others and where it is unknown."""
+    if isinstance(tensor, Constant):
+        dtype = tensor.values.dtype
+        return 0 if dtype.kind in "iub" else _NAMES.get(dtype.name, 0)  # numpy takes long to say a name
+    return tensor.dtype if isinstance(tensor.dtype, int) else 0
 
 
-def _is_half(kind: object) -> bool:
-    return kind in _HALVES
-
-
-def _widened_body(body: onnx.GraphProto) -> onnx.GraphProto:
-    """The body with float32 in the place of half precision, and so the bodies in it."""
+def _widened_body(body: onnx.GraphProto, kinds: frozenset[int]) -> onnx.GraphProto:
+    """The body with float32 in the place of these types, and so the bodies in it."""
     made = onnx.GraphProto()
     made.CopyFrom(body)
     for graph in (made, *all_bodies(made.node)):
         for port in (*graph.input, *graph.output, *graph.value_info):
-            if _is_half(port.type.tensor_type.elem_type):
+            if port.type.tensor_type.elem_type in kinds:
                 port.type.tensor_type.elem_type = _SINGLE
         attributes = [a for node in graph.node for a in node.attribute]
         for attribute in attributes:
-            if attribute.name in _TYPED and _is_half(attribute.i):
+            if attribute.name in _TYPED and attribute.i in kinds:
                 attribute.i = _SINGLE
         for tensor in (*graph.initializer, *(t for a in attributes for t in tensors_of(a))):
-            if _is_half(tensor.data_type):
+            if tensor.data_type in kinds:
                 single = np.asarray(onnx.numpy_helper.to_array(tensor), np.float32)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(single, tensor.name))
         _drop_casts(graph)

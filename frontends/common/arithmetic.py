@@ -44,7 +44,7 @@ from qatc.frontends.common.chains import Clamp, Doubles, State, backward, bounds
 from qatc.frontends.common.detours import shorten
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.params import OF_ELEMENT, make_params, on_whole_zero
-from qatc.frontends.common.qdq import to_fake_quant
+from qatc.frontends.common.qdq import in_single, to_fake_quant
 from qatc.frontends.common.sinking import sink
 from qatc.frontends.common.straight_through import drop_straight_through, unscaled
 from qatc.frontends.common.vendor import container
@@ -167,6 +167,7 @@ def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[
         return False
     if not all(np.isfinite(v).all() for v in (begin.scale, begin.offset, end.scale, end.offset)):
         return False
+    begin = replace(begin, tensor=in_single(graph, begin.tensor))
     name, kind, shape = f"{begin.tensor.name}_scaled", element_type(begin.tensor), shape_of(begin.tensor)
     scaled = product = graph.variable(name, kind, shape)
     scale, offset = begin.scale * end.scale, begin.offset * end.scale + end.offset
@@ -289,7 +290,7 @@ def _moved(graph: QuantGraph, begin: State, end: State) -> Tensor:
     shift = _shift_of(begin, end)
     if np.all(np.abs(shift) <= _WHOLE):
         return begin.tensor
-    x, name = begin.tensor, f"{begin.tensor.name}_moved"
+    x, name = in_single(graph, begin.tensor), f"{begin.tensor.name}_moved"
     by = graph.constant(f"{name}_by", np.asarray(shift * end.scale, np.float32).reshape(()))
     return graph.apply("Add", [x, by], name, element_type(x), shape_of(x), name=name)
 

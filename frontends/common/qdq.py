@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
+import onnx
 
 from qatc.compiler.diagnostics import suggested
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, is_constant
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
-from qatc.compiler.passes.modernize import infer_if_possible, modernize
+from qatc.compiler.passes.modernize import element_type, infer_if_possible, modernize
 from qatc.compiler.passes.spread import unspread
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.frontends.common.integers import clips_weight, fold_fills, gather_known_parts
 
+_SINGLE: Final = int(onnx.TensorProto.FLOAT)
+_DOUBLE: Final = int(onnx.TensorProto.DOUBLE)
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
 _STEERED: Final = frozenset(
     {"Resize", "Upsample", "Reshape", "Expand", "Tile", "Pad", "Slice", "Clip", "TopK", "OneHot", "QuantizeLinear",
@@ -62,8 +65,11 @@ def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> No
 def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: float = 0.0) -> None:
     """Turn a vendor's node (its first input is the tensor, its first output the result) into a FakeQuant in place.
 
-    With `offset` the grid is `params` moved by so much: round(x - offset) + offset, which is exact.
+    With `offset` the grid is `params` moved by so much: round(x - offset) + offset, which is exact. Quantized tensors
+    are float32: what computes in double precision around one reads and writes it through Casts.
     """
+    node.inputs[0] = in_single(graph, node.inputs[0])
+    _out_in_single(graph, node)
     if offset:
         _shift(graph, node, offset)
     node.op, node.domain = FAKE_QUANT, None
@@ -73,6 +79,29 @@ def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: fl
     y = node.outputs[0]
     if not offset:
         graph.origin[y.name] = y.name
+
+
+def in_single(graph: QuantGraph, x: Tensor) -> Tensor:
+    """A tensor of double precision in float32, which it may have been before; others, and constants, as they are."""
+    if is_constant(x) or element_type(x) != _DOUBLE:
+        return x
+    maker = graph.producer(x)
+    if is_op(maker, "Cast") and element_type(maker.inputs[0]) == _SINGLE:
+        return maker.inputs[0]
+    return graph.apply("Cast", [x], f"{x.name}_single", _SINGLE, x.shape, attrs={"to": _SINGLE})
+
+
+def _out_in_single(graph: QuantGraph, node: Node) -> None:
+    """Let a node that made a tensor of double precision make it in float32."""
+    y = node.outputs[0]
+    if element_type(y) != _DOUBLE:
+        return
+    single = graph.variable(f"{y.name}_single", _SINGLE, y.shape)
+    node.outputs[0] = single
+    for reader in graph.consumers(y):
+        if is_op(reader, "Cast") and reader.attr("to") == _SINGLE:
+            graph.replace(reader.outputs[0], single)
+    graph.insert("Cast", [single], [y], attrs={"to": _DOUBLE})
 
 
 def _shift(graph: QuantGraph, node: Node, offset: float) -> None:

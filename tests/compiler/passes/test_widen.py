@@ -56,6 +56,39 @@ def test_single_precision_is_left_alone() -> None:
     assert (graph.dump(), list(graph.diagnostics)) == (before, [])
 
 
+def quantized_in_doubles() -> str:
+    """A product of what arithmetic of double precision quantizes, and its bias."""
+    weight = ", ".join(str(k / 8) for k in range(-6, 6))
+    return (
+        '<ir_version: 8, opset_import: ["" : 17]>\ng (double[2,3] x) => (double[2,4] y) <double s = {0.25}'
+        f", double t = {{0.125}}, double l = {{-128}}, double u = {{127}}, double[3,4] w = {{{weight}}}"
+        ", double[4] b = {0.3, 0.1, -2, 5}> { a = Div(x, s) c = Round(a) d = Clip(c, l, u) e = Mul(d, s)"
+        " f = Div(w, t) g = Round(f) h = Clip(g, l, u) i = Mul(h, t) m = MatMul(e, i) n = Add(m, b)"
+        " o = Div(n, s) p = Round(o) q = Clip(p, l, u) y = Mul(q, s) }"
+    )
+
+
+def test_double_precision_throughout_runs_in_integers(tmp_path: Path) -> None:
+    """What `model.double()` exports: the grids are of float32, the interface keeps its type."""
+    model = onnx.parser.parse_model(quantized_in_doubles())
+    onnx.save(model, tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert result.coverage.float_ops == 0
+    assert "QAT108" in {d.code for d in result.diagnostics}
+    x = np.random.default_rng(3).normal(0, 2, (2, 3))
+    got = run(tmp_path / "out" / "model.onnx", x)[0]
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, run(model, x)[0])
+
+
+def test_doubles_beside_single_precision_stay() -> None:
+    text = quantized_in_doubles().replace("y = Mul(q, s)", "r = Mul(q, s) y = Cast<to=1>(r)")
+    graph = loaded(text.replace("double[2,4] y", "float[2,4] y"))
+    modernize(graph)
+    assert [d.code for d in graph.diagnostics] == []
+    assert {t.values.dtype.name for t in graph.tensors() if isinstance(t, Constant)} == {"float64"}
+
+
 @pytest.mark.parametrize("opset", [19, 21])
 def test_a_half_precision_export_runs_in_integers(opset: int, tmp_path: Path) -> None:
     """QuantizeLinear with scales of float16, as opset 19 has it."""

@@ -817,3 +817,44 @@ def test_whatever_is_recognized_means_the_same(chain: list[tuple[str, tuple[floa
     found = values(graph, x)
     steady = np.abs(above - below) < 1e-4 if any(n.op == "FakeQuant" for n in graph.nodes) else np.ones_like(x, bool)
     np.testing.assert_allclose(found[steady], want[steady], rtol=1e-5, atol=1e-4)
+
+
+DOUBLES = ", double ds = {0.25}, double dlo = {-128}, double dhi = {127}, double big = {1073741824}"
+S8 = "FakeQuant[params=int8 scale 0.25 zero 0]"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "want"),
+    [
+        (  # a scale of float64, as NumPy gives it, takes everything to double precision, and a Cast takes it back
+            "w = Cast<to=11>(x) a = Div(w, ds) b = Round(a) c = Clip(b, dlo, dhi) e = Mul(c, ds) f = Cast<to=1>(e)"
+            " y = Mul(f, z)",
+            f"{S8}(x)",
+        ),
+        (  # it begins in float32 and ends in double precision, which something else reads
+            "a = Div(x, s) b = Round(a) c = Clip(b, l, u) d = Cast<to=11>(c) e = Mul(d, ds) f = Exp(e)"
+            " y = Cast<to=1>(f)",
+            f"{S8}(x)",
+        ),
+        (  # what it rounds is of double precision for good
+            "w = Cast<to=11>(x) v = Sigmoid(w) a = Div(v, ds) b = Round(a) c = Clip(b, dlo, dhi) e = Mul(c, ds)"
+            " y = Cast<to=1>(e)",
+            f"{S8}(v_single)",
+        ),
+        (  # I-BERT: mantissas are multiplied in double precision, where a scale is one the product is no quantizer's
+            "j = Round(x) k = Clip(j, l, u) a = Cast<to=11>(k) b = Mul(a, big) c = Div(b, big) d = Round(c)"
+            " w = Cast<to=11>(x) e = Add(d, w) y = Cast<to=1>(e)",
+            "FakeQuant[params=int8 scale 1 zero 0](x)",
+        ),
+    ],
+)
+def test_quantizers_among_doubles_are_of_single_precision(nodes: str, want: str) -> None:
+    """A tensor of double precision has no integers in ONNX: Casts stand around those that are quantized."""
+    text = text_of(nodes, f", float l = {{-128}}, float u = {{127}}{DOUBLES}").replace("float[] y", "float[2,3] y")
+    x = np.random.default_rng(1).normal(0, 9, (2, 3)).astype(np.float32)
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.sort()
+    graph.verify(stripped=False)
+    assert want in graph.dump()
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
