@@ -54,6 +54,7 @@ _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
 _BYTE: Final = 255  # steps between the ends of an 8-bit range
 _HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
+_WAYS: Final = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
 _FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 _BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
 
@@ -70,16 +71,18 @@ def rewrite(graph: QuantGraph) -> int:
 # -- quantizers ---------------------------------------------------------------------------------------------------
 
 
-@RULES.on("Round", "Floor")
+@RULES.on("Round", "Floor", "Ceil")
 @np.errstate(all="ignore")  # constants may be infinite; what they lead to is checked
 def quantizer(graph: QuantGraph, node: Node) -> bool:
-    """A Round (or Floor of v + 0.5) between operators that undo each other."""
+    """A Round (or Floor of v + 0.5) between operators that undo each other; Ceil(v - 0.5) is a Round by now."""
     source, offset = node.inputs[0], 0.0
     after = [s for s in forward(graph, node.outputs[0]) if s.multiplied]
     if not after:
         return False
     if isinstance(source, Constant):
         return _constant(graph, node, source, after)
+    if node.op == "Ceil":
+        raise NoMatch("it rounds up, with no half of a step taken off before")
     if node.op == "Floor":
         half = roundings.less_half(graph, source)
         source, offset = (source, -0.5) if half is None else (half, 0.0)
@@ -385,7 +388,7 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     is_moved = end.offset.size > end.scale.size  # AdaRound adds 0 or 1 to each element
     if is_moved or np.any(end.scale < 0) or _goes_on(graph, end.tensor):
         raise NoMatch("other constants than steps and zero points act on what it makes of this one")
-    rounded = (np.floor if node.op == "Floor" else np.rint)(source.values.astype(np.float64))
+    rounded = _WAYS[node.op](source.values.astype(np.float64))
     if join is not None:
         rounded, end = rounded.reshape(join.flat), join.state(end)
     if not _is_whole(end.offset / end.scale):

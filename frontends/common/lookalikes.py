@@ -27,6 +27,7 @@ from qatc.frontends.common.clamps import COMPARISONS
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.rounded import STATIC, extreme_behind
 
+_ROUNDINGS: Final = frozenset({"Round", "Floor", "Ceil"})
 _BEFORE_THE_SCALE: Final = frozenset({"Add", "Sub", "Cast", "CastLike", "Identity", "Neg", "Where", "Transpose"})
 _FARTHEST: Final = 2 * LONGEST  # operators from a Round to its scale: a quantizer's, and a clamp in another type
 _PROBED: Final = 64  # elements that are looked at before all are
@@ -41,7 +42,7 @@ _SCALING: Final = frozenset({"Sub", "Mul", "Div", "Cast", "CastLike", "Identity"
 
 def heads_quantizer(node: Node) -> bool:
     """Whether a Round (of a constant weight) starts what looks like a quantizer: folding it would lose its integers."""
-    if node.op not in ("Round", "Floor") or node.domain:  # asked of every node: without a call
+    if node.op not in _ROUNDINGS or node.domain:  # asked of every node: without a call
         return False
     found = _scaling(node)
     return found is not None and not _is_offset(node, found[0].outputs[0])
@@ -185,7 +186,7 @@ def report_others(graph: QuantGraph) -> None:
     stay float (QAT109, a note).
     """
     for node in list(graph.nodes):
-        if node.op not in ("Round", "Floor") or not looks_like_quantizer(node):
+        if node.op not in _ROUNDINGS or not looks_like_quantizer(node):
             continue
         found = _scaled_by_extreme(graph, node)
         if found is not None:
@@ -238,7 +239,7 @@ def _is_divided_by_data(node: Node) -> bool:
 
 def _neighbors(nodes: Iterable[object]) -> list[Node]:
     """Those of the nodes that may belong to a quantizer (a few: a hub is none)."""
-    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs", "Transpose")
+    chain = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Min", "Max", "Where", "Abs", "Neg", "Transpose")
     return [n for n in _few(nodes) if n.op in chain]
 
 

@@ -124,7 +124,7 @@ def test_a_bound_has_the_type_of_what_it_bounds(dtype: str) -> None:
     )
     graph = loaded(text)
     FRONTEND.normalize(graph, FrontendOptions())
-    assert [n.op for n in graph.nodes] == ["Min"]
+    assert [n.op for n in graph.nodes if n.op != "Cast"] == ["Min"]  # doubles alone are computed in float32
     x = np.arange(4).astype(dtype)
     np.testing.assert_array_equal(run(to_model(graph), x)[0], run(onnx.parser.parse_model(text), x)[0])
 
@@ -137,7 +137,7 @@ def test_the_clamp_of_pact_in_double_precision() -> None:
     )
     graph = loaded(text)
     FRONTEND.normalize(graph, FrontendOptions())
-    assert [n.op for n in graph.nodes] == ["Clip"]
+    assert [n.op for n in graph.nodes if n.op != "Cast"] == ["Clip"]
     x = np.asarray([-1.0, 2.5, 9.0])
     np.testing.assert_array_equal(run(to_model(graph), x)[0], [0.0, 2.5, 3.75])
 

@@ -67,6 +67,7 @@ def _text(nodes: str) -> str:
 )
 def test_quantizers_with_unusual_roundings(nodes: str, params: str) -> None:
     graph = loaded(_text(nodes))
+    assert "fake quantization written as arithmetic" in (FRONTEND.recognize(graph, "") or "nothing")
     FRONTEND.normalize(graph, FrontendOptions())
     graph.diagnostics.check()
     assert f"y = FakeQuant[params={params}" in graph.dump()
@@ -93,6 +94,25 @@ def test_what_does_not_round_to_the_nearest_number_stays(nodes: str) -> None:
     assert "FakeQuant" not in graph.dump()
     x = np.asarray([[-70, -1.3, -1, -0.2], [0, 1, 1.6, 90]], np.float32)
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(_text(nodes)), x)[0])
+
+
+def test_weights_that_are_rounded_half_down_keep_their_integers() -> None:
+    nodes = "v = Div(w, s) t = Sub(v, half) r = Ceil(t) c = Clip(r, lo, hi) d = Mul(c, s) y = MatMul(x, d)"
+    text = _text(nodes).replace("> {", ", float[4,2] w = {0.3, -1.1, 0.6, 0.9, -0.2, 1.4, 0.7, -0.8}> {")
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    (product,) = graph.nodes
+    assert str(graph.quant(product.inputs[1])) == "int8[-8,7] scale 0.25 zero 0"
+    x = np.asarray([[-7, -1.3, -0.9, -0.2], [0.2, 1.1, 1.6, 9]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+def test_rounding_up_is_told() -> None:
+    graph = loaded(_text("v = Div(x, s) r = Ceil(v) c = Clip(r, lo, hi) y = Mul(c, s)"))
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert [(d.code, d.message.split(": ")[1]) for d in graph.diagnostics] == [
+        ("QAT109", "it rounds up, with no half of a step taken off before")
+    ]
 
 
 @given(
