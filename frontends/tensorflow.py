@@ -201,7 +201,8 @@ FRONTEND: Final = Frontend(
         ".tflite files with weights in blocks, or of 2 bits; LSTM layers in them, which tf2onnx does not read",
         "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image, 1.17 the scales of weights"
         " that a float .tflite quantizes per channel as it runs: give the .tflite itself",
-        "grouped convolutions of Keras in a file that tf2onnx wrote by itself, which leaves them out: give the Keras file",
+        "grouped convolutions of Keras in a file that tf2onnx wrote by itself, which leaves them out:"
+        " give the Keras file",
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "HGQ and HGQ2: activations whose elements have widths of their own, rounding down, and values that wrap around",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",
