@@ -84,7 +84,7 @@ def _plain_gemm(graph: QuantGraph, mac: Mac) -> bool:
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
     has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
     bias = graph.real(node.inputs[2]) if has_bias else None
-    if (alpha, beta) == (1.0, 1.0) or (has_bias and bias is None):
+    if (alpha, beta) == (1.0, 1.0) or (has_bias and bias is None) or not np.isfinite(beta):
         return False
     scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, np.full(mac.channels, alpha))
     if scaled is None:
@@ -317,13 +317,13 @@ def scaled_weight(
 ) -> tuple[npt.NDArray[Any], QuantParams] | None:
     """A quantized weight with its output channels (along `axis`) multiplied by `factor`; scales, signs, zeros change.
 
-    None where that cannot be said: channels along another axis, or a scale that leaves float32.
+    None where that cannot be said: channels along another axis, or a scale that leaves float32 or is no number.
     """
     uniform = factor.size > 0 and bool(np.all(factor == factor[0]))
     scales = np.asarray(params.scale) * (factor[0] if uniform else 1.0)
     if uniform and np.all((scales >= SMALLEST) & (scales <= LARGEST)):
         return integers, replace(params, scale=tuple(scales.tolist()))
-    if params.axis not in (None, axis) or np.any(np.asarray(params.scale) * np.abs(factor) > LARGEST):
+    if params.axis not in (None, axis) or not np.all(np.asarray(params.scale) * np.abs(factor) <= LARGEST):
         return None
     count = factor.size
     zeros = params.zero_point * (1 if params.is_per_channel else count)

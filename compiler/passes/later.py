@@ -126,6 +126,10 @@ def normalization(graph: QuantGraph, node: Node) -> bool:
         raise NoMatch("its mean or deviation is read, too")
     if axis >= 0 and rank is None:
         raise NoMatch("how many dimensions it normalizes is not known")
+    operands = [t for t in node.inputs[1:] if t.name]
+    if not 1 <= len(operands) <= 2:
+        raise NoMatch("it has no factor, or more than a factor and a bias")
+    factor, *bias = operands
     axes = list(range(axis, 0 if axis < 0 else rank or 0))
 
     def mean(of: Tensor, what: str) -> Tensor:
@@ -136,7 +140,6 @@ def normalization(graph: QuantGraph, node: Node) -> bool:
     variance = mean(made(graph, "Mul", [x, x], f"{name}_squared"), "variance")
     raised = _plus(graph, variance, float(node.attr("epsilon", 1e-5)), f"{name}_raised")
     scaled = made(graph, "Div", [x, made(graph, "Sqrt", [raised], f"{name}_deviation")], f"{name}_scaled")
-    factor, *bias = [t for t in node.inputs[1:] if t.name]
     if bias:
         scaled = made(graph, "Mul", [scaled, factor], f"{name}_unbiased")
     node.op, node.inputs, node.outputs = "Add" if bias else "Mul", [scaled, *(bias or [factor])], node.outputs[:1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -295,6 +297,17 @@ def test_gemm_alpha_and_beta(bias: str, value: str) -> None:
     assert node.inputs[1].values.tolist() == [[-10, 20]]  # type: ignore[union-attr]
     assert (node.attr("alpha"), node.attr("beta")) == (1.0, 1.0)
     assert node.inputs[2].values.reshape(-1).tolist() == [2 * float(v) for v in value.split(",")]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_a_gemm_whose_factor_is_no_number_stays(name: str, number: float) -> None:
+    body = WEIGHT.format(axis=1) + "n = Gemm<alpha = 0.5, beta = 2.0>(x, w, k)\ny = A(n)"
+    graph = stripped(net(X2, body, f"{DENSE}, float[2] k = {{1.0, 2.0}}"))
+    node = next(n for n in graph.nodes if n.op == "Gemm")
+    node.attrs[name] = number
+    fold_affine(graph)
+    assert node.attr(name) is number
 
 
 def test_gemm_with_a_transposed_weight() -> None:

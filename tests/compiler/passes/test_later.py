@@ -95,6 +95,14 @@ def test_statistics_that_are_read_leave_a_normalization_as_it_is() -> None:
     assert graph.nodes[0].op == "LayerNormalization"
 
 
+@pytest.mark.parametrize("call", ["LayerNormalization(x)", "LayerNormalization(x, f, b, b)", "RMSNormalization(x)"])
+def test_a_normalization_without_what_it_takes_stays_as_it_is(call: str) -> None:
+    """An opset that does not know the operator asks for no number of inputs."""
+    graph = loaded(model(13, f"{CONSTANTS} y = {call}"))
+    modernize(graph)
+    assert [n.op for n in graph.nodes] == [call.partition("(")[0]]
+
+
 def test_axes_of_a_reduction_become_the_attribute_that_they_were() -> None:
     graph = loaded(model(18, "a = Constant<value_ints = [-1, 0]>() y = ReduceMax(x, a)"))
     modernize(graph)
