@@ -6,10 +6,11 @@ the numbers alone: per channel the smallest k for which w * k / max|w| is whole 
 
     w = [-0.0371, 0.0, 0.0186, 0.0557]   ->   k = 3, scale = 0.0557 / 3, integers [-2, 0, 1, 3]
 
-Only weights of Conv, ConvTranspose, MatMul and Gemm are looked at. One grid for the whole tensor is preferred to one
-per channel. Channels whose k divides that of most others (sparse ones) are counted on the same number of levels. Grids
-of up to 255 levels on one side (TF1's asymmetric weights) get a zero point that brings them into 8 bits; of so many on
-both sides they have 16, where none of 8 bits fits.
+Only weights of Conv, ConvTranspose, MatMul and Gemm are looked at, and tables whose rows reach them as data: the dynamo
+exporter folds an embedding's quantizer, too, where the table is small. One grid for the whole tensor is preferred to
+one per channel. Channels whose k divides that of most others (sparse ones) are counted on the same number of levels.
+Grids of up to 255 levels on one side (TF1's asymmetric weights) get a zero point that brings them into 8 bits; of so
+many on both sides they have 16, where none of 8 bits fits.
 """
 
 from __future__ import annotations
@@ -240,6 +241,10 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
     Weights that lie on none stay floats, with a note (QAT206), where their data operand is quantized; with
     `quantize_others` they are quantized as after training, with a warning.
     """
+    for table in _float_tables(graph):
+        grid = find_grid(table.values, None)
+        if grid is not None and grid.params.dtype in ("int8", "uint8"):
+            _set(graph, table, grid)
     on_grid = _on_grid(graph)
     for weight, axis, readers in float_weights(graph):
         if not np.isfinite(weight.values).all():
@@ -259,9 +264,32 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
                 continue
             grid = quantize_after_training(weight.values, axis)
             _report_quantized(graph, weight, trained[0], grid)
-        weight.values = grid.integers
-        graph.params[weight.name] = grid.params
-        graph.origin.setdefault(weight.name, weight.name)
+        _set(graph, weight, grid)
+
+
+def _set(graph: QuantGraph, weight: Constant, grid: Grid) -> None:
+    weight.values = grid.integers
+    graph.params[weight.name] = grid.params
+    graph.origin.setdefault(weight.name, weight.name)
+
+
+def _float_tables(graph: QuantGraph) -> list[Constant]:
+    """Float constants that products read through operators that move elements, a Gather among them; each once."""
+    seen: set[int] = set()
+    found: dict[int, Constant] = {}
+    for product in graph.nodes:
+        for tensor in product.inputs[:2] if is_product(product) else ():
+            gathers = False
+            while id(tensor) not in seen:
+                seen.add(id(tensor))
+                node = graph.producer(tensor)
+                if node is None or not is_movement(node):
+                    break
+                gathers = gathers or node.op in ("Gather", "GatherND")
+                tensor = node.inputs[0]
+            if gathers and isinstance(tensor, Constant) and tensor.name not in graph.params and tensor.values.ndim > 1:
+                found[id(tensor)] = tensor
+    return [t for t in found.values() if t.values.dtype == np.float32 and np.isfinite(t.values).all()]
 
 
 def weight_axis(node: Node, index: int, shape: tuple[int, ...]) -> int | None:

@@ -249,6 +249,20 @@ def test_weights_of_a_graph() -> None:
     np.testing.assert_array_equal(graph.real(graph.nodes[2].inputs[1]), [[0.5, 0.25], [-1, 0.75], [0.5, -0.25]])
 
 
+@pytest.mark.parametrize("first", [0.5, 0.4142])
+def test_rows_of_a_table_that_a_product_reads(first: float) -> None:
+    """An embedding whose quantizer the exporter folded; one that was not quantized stays as it is, without a word."""
+    table = f"{first}, -0.75, 1.5, 0.25, -1, 0, 0.5, 1"
+    weight = "0.3, 1, 2, 3, 1.1, 0.2, 0.7, 5"
+    text = f"""g (int64[2,1] x) => (float[] y) <float[2,4] t = {{{table}}}, float[4,2] v = {{{weight}}}> {{
+        a = Gather<axis = 0>(t, x) b = Flatten(a) c = GatherND(t, x) d = MatMul(c, v) e = MatMul(b, v)
+        y = Add(d, e) }}"""
+    graph = canonical(text)
+    recover_weights(graph, quantize_others=False)
+    assert not list(graph.diagnostics)
+    assert str(graph.params.get("t")) == ("int8[-6,6] scale 0.25 zero 0" if first == 0.5 else "None")
+
+
 def test_true_floats_of_a_graph_are_quantized_or_kept_and_either_is_said() -> None:
     text = TEXT.format("0.5123, 0.25, -1.001, 0.75, 0.5, -0.2512")
     graph = canonical(text)
