@@ -82,21 +82,27 @@ def compute_quantized(graph: QuantGraph) -> None:
 
     The result is rounded onto the grid that the graph states for it; where it states none, products and curves are
     computed, and what is made of their results. A factor for each channel is one of the scales: the weight g * v / |v|
-    of a layer with weight normalization keeps the integers of v. Operators that move elements stay.
+    of a layer with weight normalization keeps the integers of v. Operators that move elements stay, but for those
+    between what is computed and what is rounded in the end: a tracer that quantizes all arithmetic quantizes that of
+    weights, too (standardized ones, say), and leaves out what it does not know.
     """
     gone = 0
+    between = _between(graph)
     for node in graph.nodes:
-        if node.domain or is_movement(node) or any(not isinstance(t, Constant) and t.name for t in node.inputs):
+        passed = any(id(t) in between for t in node.outputs)
+        if _is_foreign(node) or any(not isinstance(t, Constant) and t.name for t in node.inputs):
             continue
         quantized = [t.name in graph.params for t in node.inputs]
-        if len(node.outputs) != 1 or not (any(quantized) or (gone and _candidate(graph, node))):
+        if is_movement(node) and any(quantized) and not passed:
+            continue
+        if len(node.outputs) != 1 or not (any(quantized) or passed or (gone and _candidate(graph, node))):
             continue
         scaled = _scaled(graph, node) if quantized.count(True) == 1 else None
         if scaled is not None:
             graph.replace(node.outputs[0], graph.constant(node.outputs[0].name, *scaled))
             gone += 1
             continue
-        loses_grid = node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
+        loses_grid = passed or node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
         if any(quantized) and node.outputs[0].name not in graph.params and not loses_grid:
             continue  # it may keep its operands' grid
         out = node.outputs[0]
@@ -110,6 +116,32 @@ def compute_quantized(graph: QuantGraph) -> None:
     if gone:
         graph.sort()
         graph.clean()
+
+
+def _is_foreign(node: Node) -> bool:
+    return bool(node.domain) and node.op != REQUANTIZE
+
+
+def _between(graph: QuantGraph) -> set[int]:
+    """The unrounded tensors made of constants alone that only go into such as are rounded in the end."""
+    known: set[int] = set()
+    for node in graph.nodes:
+        of_constants = node.inputs and all(isinstance(t, Constant) or not t.name or id(t) in known for t in node.inputs)
+        if of_constants and not _is_foreign(node):
+            known.update(map(id, node.outputs))
+    ends: set[int] = set()
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        for tensor in node.outputs:
+            if id(tensor) not in known:
+                continue
+            readers = graph.consumers(tensor)
+            if tensor.name in graph.params:
+                ends.add(id(tensor))
+            elif readers and not graph.is_output(tensor) and all(id(t) in ends for r in readers for t in r.outputs):
+                ends.add(id(tensor))
+                found.add(id(tensor))
+    return found
 
 
 def _scaled(graph: QuantGraph, node: Node) -> tuple[Array, QuantParams] | None:
@@ -140,6 +172,8 @@ def _scaled(graph: QuantGraph, node: Node) -> tuple[Array, QuantParams] | None:
 
 def _of_quantized(graph: QuantGraph, node: Node, limit: int) -> Array:
     values = [graph.real(t) if t.name else None for t in node.inputs]
+    if node.op == REQUANTIZE and values[0] is not None:
+        return values[0]  # which is rounded next
     if node.op == "Gemm":
         return _gemm(node, values, limit)
     size = size_of_result(node, values, graph.opset)

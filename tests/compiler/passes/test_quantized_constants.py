@@ -115,3 +115,37 @@ def test_what_is_no_factor_of_channels_stays(line: str) -> None:
     graph = stripped(net("(float[2,3] x) => (float[] y)", body, f"{WIDE}, {more}"))
     propagate(graph)
     assert [n.op for n in graph.nodes] == ["Mul", "MatMul"]
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
+def test_a_weight_that_is_standardized_with_roundings_in_between_is_a_constant(op: str) -> None:
+    """PyTorch's FX quantizes what a network does to its weights, and leaves out the division and the float operand."""
+    body = (
+        f"w = D(k)\nm = ReduceMean<axes = [0], keepdims = 1>(w)\nn = C(m)\nc = {op}(k, n)\ns = C(g)\nd = Div(c, s)\n"
+        "r = Reshape(d, shape)\nf = B(r)\nt = QuantizeLinear<axis = 0>(f, sw, zw)\n"
+        "u = DequantizeLinear<axis = 0>(t, sw, zw)\na = A(x)\ny = MatMul(a, u)"
+    )
+    constants = (
+        "float[2,2] k = {1, -0.7, 0.3, 2.2}, float[1,2] g = {0.6, 1.9}, float[2] sw = {0.01, 0.02}, "
+        "int8[2] zw = {0, 0}, int64[2] shape = {2, 2}"
+    )
+    text = net("(float[2,2] x) => (float[2,2] y)", body, constants, opset=17)
+    graph = stripped(text)
+    propagate(graph)
+    (product,) = graph.nodes
+    assert product.op == "MatMul"
+    weight = product.inputs[1]
+    assert (graph.params[weight.name].dtype, graph.params[weight.name].axis) == ("int8", 0)
+    x = np.eye(2, dtype=np.float32) * 0.5  # one step of A
+    want = RunnableModel(onnx.parser.parse_model(text)).run({"x": x})["y"]
+    value = graph.real(weight)
+    assert value is not None
+    np.testing.assert_array_equal(x @ value, want)
+
+
+def test_arithmetic_that_is_not_rounded_in_the_end_stays() -> None:
+    graph = spread(
+        "w = DequantizeLinear(wq, sD, zD)\nc = Sub(w, k)\na = A(x)\ny = MatMul(a, c)",
+        f"{WEIGHT}, float[2,2] k = {{1, 2, 3, 4}}",
+    )
+    assert [n.op for n in graph.nodes] == ["Sub", "MatMul"]
