@@ -5,6 +5,8 @@
     y -> Add(0) or Sub(0)           y       (a range that begins at zero)
     y -> Div(1)                     y       (an equalization that was not asked for)
     y + (v - v)                     y
+    y + 0 * v                       y       (the share of what is not quantized, once training has faded it out)
+    Where(true, y, v)               y       (a quantizer that is switched on)
     Sign(n) * Floor(Sign(n) * n)    n       (jax2tf casts a rounded n to integers so; also Floor, Ceil and Round of it)
 
 All of it is gone before a quantizer of arithmetic is looked for. What is left must have the shape of the whole: a
@@ -41,10 +43,11 @@ _LONGEST: Final = 8  # transpositions and negations that are looked through
 
 def drop_straight_through(graph: QuantGraph) -> None:
     """Take out of a modernized graph what changes no value; shapes are inferred where the answer depends on them."""
-    pairs = [p for n in graph.nodes if n.op in ("Add", "Sub") and (p := _undone(graph, n)) is not None]
-    if any(shape_of(t) is None for pair in pairs for t in pair):
+    found = [p for n in graph.nodes if (p := _undone(graph, n) or _faded(graph, n) or _chosen(n)) is not None]
+    if any(shape_of(t) is None for pair in found for t in pair):
         infer_if_possible(graph)
-    sweep(graph, _RULES)
+    if sweep(graph, _RULES):
+        graph.clean()  # what is left out reads nothing any more
 
 
 @_RULES.on("Add", "Sub")
@@ -61,7 +64,7 @@ def straight_through(graph: QuantGraph, node: Node) -> bool:
 
 def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
     """(a, b) where a node adds b to a - b or to -b + a, or subtracts b - a from b, or adds b - b to a."""
-    if node.domain or len(node.inputs) != 2:
+    if not is_op(node, "Add", "Sub") or len(node.inputs) != 2:
         return None
     if node.op == "Add":
         for one, other in (node.inputs, node.inputs[::-1]):
@@ -76,6 +79,54 @@ def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
     if is_op(maker, "Sub") and _equal(maker.inputs[0], node.inputs[0]):
         return maker.inputs[1], node.inputs[0]
     return None
+
+
+@_RULES.on("Add", "Sub")
+def faded_out(graph: QuantGraph, node: Node) -> bool:
+    """A share of zero of another tensor, added."""
+    found = _faded(graph, node)
+    if found is None or _broadcasts(*found):
+        return False
+    graph.replace(node.outputs[0], found[0])
+    return True
+
+
+def _faded(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
+    """(a, b) where a node adds b, which is zero times something, to a, or takes it off."""
+    if not is_op(node, "Add", "Sub") or len(node.inputs) != 2:
+        return None
+    for kept, share in (node.inputs, node.inputs[::-1]) if node.op == "Add" else (node.inputs,):
+        maker = graph.producer(share)
+        for factor in maker.inputs if is_op(maker, "Mul") else ():
+            value = value_of(factor)
+            if value is not None and value.size and not np.any(value) and not is_constant(kept):
+                return kept, share
+    return None
+
+
+@_RULES.on("Where")
+def switched(graph: QuantGraph, node: Node) -> bool:
+    """A choice that a constant makes for all elements."""
+    found = _chosen(node)
+    if found is None or any(shape_of(t) is None for t in found) or _broadcasts(*found):
+        return False
+    value = value_of(node.inputs[0])
+    if value is None or not keeps_shape(value, found[0]):
+        return False
+    graph.replace(node.outputs[0], found[0])
+    return True
+
+
+def _chosen(node: Node) -> tuple[Tensor, Tensor] | None:
+    """The side of a Where that a constant condition takes for all elements, and the other one."""
+    if not is_op(node, "Where") or len(node.inputs) != 3:
+        return None
+    condition, *sides = node.inputs
+    value = value_of(condition)
+    if value is None or not value.size or np.any(value) != np.all(value):
+        return None
+    chosen, other = sides if np.all(value) else sides[::-1]
+    return chosen, other
 
 
 def _broadcasts(kept: Tensor, other: Tensor) -> bool:

@@ -640,6 +640,27 @@ def test_what_changes_something_stays(nodes: str) -> None:
     assert len(graph.nodes) == 1
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "y = Where(on, e, x)",
+        "y = Where(off, x, e)",
+        "f = Mul(x, lo) y = Add(f, e)",  # (1 - alpha) * x + alpha * e
+        "f = Sub(e, x) g = Mul(f, lo) i = Sub(e, g) j = Add(x, f) y = Where(off, j, i)",  # torch.lerp
+    ],
+)
+def test_a_quantizer_that_training_switched_on(nodes: str) -> None:
+    """Where a constant says so, with nothing left of what is not quantized."""
+    more = ", bool on = {1}, bool[1,1] off = {0}, float l = {-128}, float u = {127}"
+    text = text_of(f"a = Div(x, s) b = Round(a) c = Clip(b, l, u) e = Mul(c, s) {nodes}", more)
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert [n.op for n in graph.nodes] == ["FakeQuant"]
+    assert "FakeQuant[params=int8 scale 0.25 zero 0](x)" in graph.dump()
+    x = np.random.default_rng(2).normal(0, 20, (2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
 def test_straight_through_by_twice_the_difference() -> None:
     """What is left of c - (c - round(c / s) * s), whose inner difference is detached."""
     graph = loaded(
@@ -701,11 +722,17 @@ def test_constants_that_do_not_fit_are_no_quantizer(nodes: str) -> None:
 
 @pytest.mark.parametrize(
     "nodes",
-    ["g = GlobalAveragePool(x) d = Sub(g, x) y = Add(d, x)", "g = GlobalAveragePool(x) d = Sub(x, g) y = Sub(x, d)"],
+    [
+        "g = GlobalAveragePool(x) d = Sub(g, x) y = Add(d, x)",
+        "g = GlobalAveragePool(x) d = Sub(x, g) y = Sub(x, d)",
+        "g = GlobalAveragePool(x) d = Mul(x, lo) y = Add(g, d)",
+        "g = GlobalAveragePool(x) y = Where(yes, g, x)",
+        "g = GlobalAveragePool(x) y = Where(some, x, g)",
+    ],
 )
 def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:
     """(g - x) + x has the shape of x, g has not."""
-    text = text_of(nodes, x="float[1,2,3,3] x")
+    text = text_of(nodes, ", bool yes = {1}, bool[3] some = {1, 0, 1}", x="float[1,2,3,3] x")
     graph = loaded(text)
     FRONTEND.normalize(graph, FrontendOptions())
     x = np.random.default_rng(0).integers(-8, 8, (1, 2, 3, 3)).astype(np.float32)
