@@ -44,7 +44,7 @@ from qatc.frontends.common.chains import Clamp, Doubles, State, backward, bounds
 from qatc.frontends.common.detours import shorten
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.params import OF_ELEMENT, make_params, on_whole_zero
-from qatc.frontends.common.qdq import in_single, to_fake_quant
+from qatc.frontends.common.qdq import in_single, make_double, to_fake_quant
 from qatc.frontends.common.sinking import sink
 from qatc.frontends.common.straight_through import drop_straight_through, unscaled
 from qatc.frontends.common.vendor import container
@@ -409,7 +409,11 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     constant = graph.constant(source.name, integers, params)
     if join is None:
         graph.origin[constant.name] = result.name
-        graph.replace(result, constant)
+        if element_type(result) == onnx.TensorProto.DOUBLE:
+            graph.detach_producer(result)
+            make_double(graph, constant, result)
+        else:
+            graph.replace(result, constant)
     else:
         apart = graph.variable(f"{source.name}_apart", onnx.TensorProto.FLOAT, join.shape)
         join.apart(graph, constant, apart)

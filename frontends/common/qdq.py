@@ -94,10 +94,13 @@ def in_single(graph: QuantGraph, x: Tensor) -> Tensor:
 def _out_in_single(graph: QuantGraph, node: Node) -> None:
     """Let a node that made a tensor of double precision make it in float32."""
     y = node.outputs[0]
-    if element_type(y) != _DOUBLE:
-        return
-    single = graph.variable(f"{y.name}_single", _SINGLE, y.shape)
-    node.outputs[0] = single
+    if element_type(y) == _DOUBLE:
+        node.outputs[0] = single = graph.variable(f"{y.name}_single", _SINGLE, y.shape)
+        make_double(graph, single, y)
+
+
+def make_double(graph: QuantGraph, single: Tensor, y: Tensor) -> None:
+    """Make a tensor of double precision, which nothing makes, of one in float32; who casts it to that reads that."""
     for reader in graph.consumers(y):
         if is_op(reader, "Cast") and reader.attr("to") == _SINGLE:
             graph.replace(reader.outputs[0], single)

@@ -739,6 +739,21 @@ def test_what_broadcasts_is_no_straight_through(nodes: str) -> None:
     np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
 
+def test_a_weight_that_a_product_of_doubles_reads() -> None:
+    """Its integers stand for float32; the exporter divided it already."""
+    nodes = "a = Round(w) c = Clip(a, dlo, dhi) d = Mul(c, ds) e = Cast<to=11>(x) f = MatMul(e, d) y = Cast<to=1>(f)"
+    text = text_of(nodes, f", double[3,2] w = {{4, -8.2, 3, 2.6, -127.4, 1}}{DOUBLES}")
+    text = text.replace("float[] y", "float[2,2] y")
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.sort()
+    graph.verify(stripped=False)
+    assert [n.op for n in graph.nodes if n.op != "Cast"] == ["MatMul"]
+    assert "int8 scale 0.25 zero 0" in {str(p) for p in graph.params.values()}
+    x = np.random.default_rng(4).normal(0, 9, (2, 3)).astype(np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("number", ["inf", "nan"])
 def test_a_step_that_is_no_number_is_no_quantizer(number: str) -> None:
     graph = loaded(
