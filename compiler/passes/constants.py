@@ -87,11 +87,13 @@ def compute_quantized(graph: QuantGraph) -> None:
     weights, too (standardized ones, say), and leaves out what it does not know.
     """
     gone = 0
-    between = _between(graph)
+    between: set[int] | None = None
     for node in graph.nodes:
-        passed = any(id(t) in between for t in node.outputs)
-        if _is_foreign(node) or any(not isinstance(t, Constant) and t.name for t in node.inputs):
+        foreign = node.domain and node.op != REQUANTIZE
+        if foreign or any(not isinstance(t, Constant) and t.name for t in node.inputs):
             continue
+        between = _between(graph) if between is None else between
+        passed = any(id(t) in between for t in node.outputs)
         quantized = [t.name in graph.params for t in node.inputs]
         if is_movement(node) and any(quantized) and not passed:
             continue
@@ -118,16 +120,12 @@ def compute_quantized(graph: QuantGraph) -> None:
         graph.clean()
 
 
-def _is_foreign(node: Node) -> bool:
-    return bool(node.domain) and node.op != REQUANTIZE
-
-
 def _between(graph: QuantGraph) -> set[int]:
     """The unrounded tensors made of constants alone that only go into such as are rounded in the end."""
     known: set[int] = set()
     for node in graph.nodes:
         of_constants = node.inputs and all(isinstance(t, Constant) or not t.name or id(t) in known for t in node.inputs)
-        if of_constants and not _is_foreign(node):
+        if of_constants and (not node.domain or node.op == REQUANTIZE):
             known.update(map(id, node.outputs))
     ends: set[int] = set()
     found: set[int] = set()

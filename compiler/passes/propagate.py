@@ -19,7 +19,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.model.links import is_op, label_of
+from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.movement import (
     LAYOUT,
@@ -192,7 +192,7 @@ def backward(graph: QuantGraph) -> None:
     for node in reversed(graph.nodes):
         _before_clamp(graph, node)
         parts = node.inputs[:1] if is_movement(node) else joined(node)
-        if is_op(node, "Max", "Min") and not all(_is_rounded(graph, t) or _wanted(graph, t) is not None for t in parts):
+        if node.op in ("Max", "Min") and not all(_is_rounded(graph, t) or _wanted(graph, t) is not None for t in parts):
             continue  # of two functions of one tensor (x and x / 10), which is a table of it
         data = set(map(id, parts))
         for index, tensor in enumerate(node.inputs):

@@ -1,6 +1,7 @@
 """Sizes: what a graph computes from the shape of a tensor becomes a constant, where the sizes it takes are known.
 
     Shape(x: ?x16x8x8) -> Gather(1) -> Add(1) -> Div(2) -> Slice(x, 0, .)     ->     Slice(x, 0, 8)
+    Shape(x: ?x16x8x8) -> Gather(0, 2, 3, 1) -> Split -> n, h, w, c           ->     n, 8, 8, 16
 
 An exporter that traces with a dynamic batch computes every other size, too (torch.chunk, view, interpolate). ONNX's
 shape inference does not see through all of that (it knows no Div), so that everything behind it has unknown sizes.
@@ -13,12 +14,14 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, shape_of, value_of
-from qatc.compiler.model.links import is_op
+from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.constants import dims_read, fold_constants
 from qatc.compiler.quant import Array
+from qatc.compiler.reference.moves import MOVES, Call
 from qatc.compiler.shapes import infer_shapes
 
+_TAKERS: Final = frozenset({"Shape", "Gather", "Slice", "Split", "Squeeze", "Unsqueeze"})
+_OPEN: Final = -1  # in the place of a size that is not known
 _ROUNDS: Final = 64  # each infers shapes once more; networks nest a dozen
 
 
@@ -29,29 +32,58 @@ def fold_sizes(graph: QuantGraph) -> None:
         CompileError: QAT004 where shapes turn out to contradict each other.
     """
     for _ in range(_ROUNDS):
-        found = [(node, value) for node in graph.nodes if (value := _taken(graph, node)) is not None]
+        found = _taken(graph)
         if not found:
             return
-        for node, value in found:
-            graph.fix(node.outputs[0], value)
+        for node, tensor, value in found:
+            graph.fix(tensor, value)
             graph.explain("sizes", f"{node.op} {node.name} takes sizes that are known: {value.tolist()}")
         graph.clean()
         fold_constants(graph)
+        gather_known_parts(graph)
         infer_shapes(graph)
 
 
-def _taken(graph: QuantGraph, node: Node) -> Array | None:
-    """What Gather takes out of the shape of a tensor, if it takes known sizes only."""
-    if not is_op(node, "Gather") or int(node.attr("axis", 0)) != 0:
-        return None
-    maker, index = graph.producer(node.inputs[0]), value_of(node.inputs[1])
-    if not is_op(maker, "Shape") or index is None:
-        return None
-    shape = shape_of(maker.inputs[0])
+def _taken(graph: QuantGraph) -> list[tuple[Node, Tensor, Array]]:
+    """What is taken out of the shapes of tensors, where only sizes are that are known."""
+    held: dict[int, Array] = {}
+    found: list[tuple[Node, Tensor, Array]] = []
+    for node in graph.nodes:
+        if node.op not in _TAKERS:
+            continue
+        values = _sizes(node) if node.op == "Shape" else _moved(node, held)
+        for tensor, value in zip(node.outputs, values or (), strict=False):
+            held[id(tensor)] = value
+            if node.op != "Shape" and (value != _OPEN).all() and (tensor.outputs or graph.is_output(tensor)):
+                found.append((node, tensor, value.astype(np.int64)))
+    return found
+
+
+def _sizes(node: Node) -> list[Array] | None:
+    shape = None if node.domain else shape_of(node.inputs[0])
     if shape is None:
         return None
-    sizes = dims_read(maker, shape)
-    wanted = [int(i) for i in index.reshape(-1)]
-    if not all(-len(sizes) <= i < len(sizes) and isinstance(sizes[i], int) for i in wanted):
+    return [np.asarray([d if isinstance(d, int) else _OPEN for d in dims_read(node, shape)])]
+
+
+def _moved(node: Node, held: dict[int, Array]) -> list[Array] | None:
+    """The sizes that a node takes of others, by constants; None where it takes none that there are."""
+    if node.domain or not node.inputs or id(node.inputs[0]) not in held:
         return None
-    return np.asarray([sizes[i] for i in wanted], np.int64).reshape(index.shape)
+    told = [value_of(t) if t.name else None for t in node.inputs[1:]]
+    if any(value is None and t.name for value, t in zip(told, node.inputs[1:], strict=True)):
+        return None
+    try:
+        return MOVES[node.op](Call([held[id(node.inputs[0])], *told], node.attrs, len(node.outputs)))
+    except (ValueError, TypeError, LookupError):
+        return None
+
+
+def gather_known_parts(graph: QuantGraph) -> None:
+    """Make a Gather of each Compress by a constant condition along an axis: tf2onnx pads symmetrically with them."""
+    for node in graph.nodes:
+        condition = value_of(node.inputs[1]) if node.op == "Compress" and len(node.inputs) > 1 else None
+        if condition is None or node.domain or "axis" not in node.attrs or condition.ndim != 1:
+            continue
+        parts = np.flatnonzero(condition).astype(np.int64)
+        node.op, node.inputs[1] = "Gather", graph.constant(f"{node.inputs[1].name}_parts", parts)

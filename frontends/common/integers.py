@@ -72,16 +72,6 @@ def fold_fills(graph: QuantGraph) -> None:
             node.inputs[2] = graph.constant(node.inputs[2].name, integers)
 
 
-def gather_known_parts(graph: QuantGraph) -> None:
-    """Make a Gather of each Compress by a constant condition along an axis: tf2onnx pads symmetrically with them."""
-    for node in graph.nodes:
-        condition = value_of(node.inputs[1]) if node.op == "Compress" and len(node.inputs) > 1 else None
-        if condition is None or node.domain or "axis" not in node.attrs or condition.ndim != 1:
-            continue
-        parts = np.flatnonzero(condition).astype(np.int64)
-        node.op, node.inputs[1] = "Gather", graph.constant(f"{node.inputs[1].name}_parts", parts)
-
-
 def clips_weight(node: Node) -> bool:
     """Whether the node is a Clip of constant integers for a DequantizeLinear: folding it would lose the range."""
     return (

@@ -19,9 +19,10 @@ from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import element_type, infer_if_possible, modernize
+from qatc.compiler.passes.sizes import gather_known_parts
 from qatc.compiler.passes.spread import unspread
 from qatc.compiler.quant import QuantParams, dtype_range
-from qatc.frontends.common.integers import clips_weight, fold_fills, gather_known_parts
+from qatc.frontends.common.integers import clips_weight, fold_fills
 
 _SINGLE: Final = int(onnx.TensorProto.FLOAT)
 _DOUBLE: Final = int(onnx.TensorProto.DOUBLE)

@@ -90,3 +90,31 @@ def test_a_quantized_tensor_of_sizes_becomes_integers() -> None:
     (add,) = graph.nodes
     assert value_of(add.inputs[1]).tolist() == [67]  # type: ignore[union-attr]
     assert graph.quant(add.inputs[1]) == QuantParams((0.5,), (3,), "uint8")
+
+
+def test_what_is_taken_apart_step_by_step_is_known_in_parts() -> None:
+    """tf2onnx's symmetric padding with an open batch: the sizes in another order, one by one, choose what is kept."""
+    body = """
+    s = Shape(x)
+    p = Gather<axis = 0>(s, order)
+    n, h, w, c = Split(p)
+    f = Slice(p, two, four)
+    r = ReduceProd(f)
+    k = ConstantOfShape<value = bool[1] {1}>(h)
+    m = ScatterElements(k, ends, no)
+    y = Compress<axis = 2>(x, m)
+    z = Reshape(y, r2)
+    b = ConstantOfShape<value = int64[1] {1}>(n)
+    q = Concat<axis = 0>(r, b)
+    """
+    constants = (
+        "int64[4] order = {0, 2, 3, 1}, int64[1] two = {2}, int64[1] four = {4}, int64[2] ends = {1, -2}, "
+        "bool[2] no = {0, 0}, int64[2] r2 = {-1, 24}"
+    )
+    graph = loaded(net("(float[n,3,6,2] x) => (float[k,24] z, int64[j] q)", body, constants))
+    infer_shapes(graph)
+    fold_sizes(graph)
+    (kept,) = [n for n in graph.nodes if n.op == "Gather" and n.attr("axis") == 2]
+    assert value_of(kept.inputs[1]).tolist() == [0, 2, 3, 5]  # type: ignore[union-attr]
+    (joined,) = [n for n in graph.nodes if n.op == "Concat"]
+    assert value_of(joined.inputs[0]).tolist() == [6]  # type: ignore[union-attr]
