@@ -53,71 +53,89 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
     `keep` says which nodes stay whatever their inputs are; `limit` is the largest result in bytes. What is not folded
     stays as it was; the reason goes to `graph.explain`.
     """
-    gone = 0
-    grown = 0
+    folder = _Folder(graph, limit)
     for node in list(graph.nodes):
-        if not _candidate(graph, node) or (keep is not None and keep(node)):
-            continue
+        if _candidate(graph, node) and (keep is None or not keep(node)):
+            folder.fold(node)
+    folder.tidy()
+    return folder.gone
+
+
+class _Folder:
+    """Turns nodes into constants of `graph`, within limits; knows how many went and by how much constants grew."""
+
+    def __init__(self, graph: QuantGraph, limit: int) -> None:
+        self.graph, self.limit = graph, limit
+        self.gone = self._grown = 0
+
+    def fold(self, node: Node) -> None:
+        """Make constants of the node's results; where that is refused, it stays, and why goes to `graph.explain`."""
         try:
-            values = _fold(graph, node, limit)
-            held = [_held(graph, t, v) for t, v in zip(node.outputs, values, strict=False)]
-            grown += _growth(node, values)
-            if grown > _GROWTH * limit:
-                raise Refused(f"what was folded already takes {grown:,} bytes more than what it was made of")
+            values = _fold(self.graph, node, self.limit)
+            held = [_held(self.graph, t, v) for t, v in zip(node.outputs, values, strict=False)]
+            self._grown += _growth(node, values)
+            if self._grown > _GROWTH * self.limit:
+                raise Refused(f"what was folded already takes {self._grown:,} bytes more than what it was made of")
         except Refused as refused:
-            graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
-            continue
+            self.stays(node, refused)
+            return
         for tensor, value in zip(list(node.outputs), held, strict=False):
             if tensor.name:
-                graph.fix(tensor, value)
-        gone += 1
-    if gone:
-        graph.sort()
-        graph.clean()
-    return gone
+                self.graph.fix(tensor, value)
+        self.gone += 1
+
+    def stays(self, node: Node, refused: Refused) -> None:
+        """Say why a node stays."""
+        self.graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
+
+    def tidy(self) -> None:
+        """Take the nodes without readers out."""
+        if self.gone:
+            self.graph.sort()
+            self.graph.clean()
 
 
 def compute_quantized(graph: QuantGraph) -> None:
     """Compute what is made of quantized constants alone, in a stripped graph: the first step of an unrolled GRU, say.
 
     The result is rounded onto the grid that the graph states for it; where it states none, products and curves are
-    computed, and what is made of their results. A factor for each channel is one of the scales: the weight g * v / |v|
-    of a layer with weight normalization keeps the integers of v. Operators that move elements stay, but for those
-    between what is computed and what is rounded in the end: a tracer that quantizes all arithmetic quantizes that of
-    weights, too (standardized ones, say), and leaves out what it does not know.
+    computed, and what is made or moved of their results (the position bias of Swin V2 comes out of a network of its
+    own). A factor for each channel is one of the scales: the weight g * v / |v| of a layer with weight normalization
+    keeps the integers of v. Operators that move quantized elements stay, but for those between what is computed and
+    what is rounded in the end: a tracer that quantizes all arithmetic quantizes that of weights, too (standardized
+    ones, say), and leaves out what it does not know.
     """
-    gone = 0
+    folder = _Folder(graph, LIMIT)
     between: set[int] | None = None
-    for node in graph.nodes:
+    for node in list(graph.nodes):
+        if folder.gone and _candidate(graph, node):
+            folder.fold(node)
+            continue
         foreign = node.domain and node.op != REQUANTIZE
         if foreign or any(not isinstance(t, Constant) and t.name for t in node.inputs):
             continue
         between = _between(graph) if between is None else between
         passed = any(id(t) in between for t in node.outputs)
         quantized = [t.name in graph.params for t in node.inputs]
-        if is_movement(node) and any(quantized) and not passed:
+        if len(node.outputs) != 1 or not (passed or (any(quantized) and not is_movement(node))):
             continue
-        if len(node.outputs) != 1 or not (any(quantized) or passed or (gone and _candidate(graph, node))):
-            continue
+        out = node.outputs[0]
         scaled = _scaled(graph, node) if quantized.count(True) == 1 else None
         if scaled is not None:
-            graph.replace(node.outputs[0], graph.constant(node.outputs[0].name, *scaled))
-            gone += 1
+            graph.replace(out, graph.constant(out.name, *scaled))
+            folder.gone += 1
             continue
         loses_grid = passed or node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
-        if any(quantized) and node.outputs[0].name not in graph.params and not loses_grid:
+        if any(quantized) and out.name not in graph.params and not loses_grid:
             continue  # it may keep its operands' grid
-        out = node.outputs[0]
         try:
             value = _held(graph, out, _of_quantized(graph, node, LIMIT))
         except Refused as refused:
-            graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
+            folder.stays(node, refused)
             continue
         graph.replace(out, graph.constant(out.name, value, graph.quant(out)))
-        gone += 1
-    if gone:
-        graph.sort()
-        graph.clean()
+        folder.gone += 1
+    folder.tidy()
 
 
 def _between(graph: QuantGraph) -> set[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qatc.compiler.arithmetic import get_profile
-from qatc.compiler.integer import Move, Pool
+from qatc.compiler.integer import Move, Pool, Rescale
 from qatc.compiler.reference import execute
 from tests.agreeing import lowered_net, reasons
 from tests.graphs import expect
@@ -161,6 +161,29 @@ def test_movement_into_a_narrower_range_clamps() -> None:
         output y
         """,
     )
+
+
+@pytest.mark.parametrize(("last", "clamped"), [(200, False), (201, True)])
+def test_a_constant_moved_into_a_narrower_range_is_clamped_where_it_leaves_it(last: int, *, clamped: bool) -> None:
+    """A table reads back with the range of its type: qdq packages have no other, what its readers state they do say."""
+    graph = lowered_net(
+        "(float[4] x) => (float[4] y)",
+        """
+        w = DequantizeLinear(k, sA, zA)
+        g = Gather(w, i)
+        q = QuantizeLinear(g, sA, zA)
+        c = Clip(q, l, h)
+        d = DequantizeLinear(c, sA, zA)
+        a = A(x)
+        s = Add(a, d)
+        y = A(s)
+        """,
+        f"uint8[3] k = {{100, 150, {last}}}, int64[4] i = {{0, 1, 2, 1}}, uint8 l = {{100}}, uint8 h = {{200}}",
+    )
+    (gather,) = (op for op in graph.ops if isinstance(op, Move))
+    assert [isinstance(op, Rescale) for op in graph.ops if gather.output in op.inputs] == [clamped]
+    moved = execute(graph, {"x": np.zeros(4, np.float32)}, get_profile("onnx"))["y"]
+    assert moved.tolist() == [-14.0, 11.0, 36.0, 11.0]
 
 
 def test_pad_values_are_integers_of_the_grid() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Variable
+from qatc.compiler.graph import Constant, Node, QuantGraph, Variable, value_of
 from qatc.compiler.passes.constants import compute_quantized, fold_constants
 from qatc.compiler.passes.evaluate import Refused, evaluate, size_of_result
 from qatc.compiler.passes.modernize import modernize
@@ -163,6 +163,24 @@ def test_a_product_of_constants_whose_bias_does_not_fit_stays(shape: tuple[int, 
     graph.outputs.append(out)
     compute_quantized(graph)
     assert [node.op for node in graph.nodes] == ["Gemm"]
+
+
+def test_what_is_moved_and_made_of_a_product_of_constants_is_computed() -> None:
+    """The position bias of Swin V2: a quantized layer over a table, picked apart, squashed, and added at run time."""
+    graph = QuantGraph([], [], [])
+    weight = graph.constant("w", np.asarray([[1, 2], [3, 4]], np.int8), QuantParams.per_tensor(0.5, 0, "int8"))
+    shapes = {name: [4] for name in "xbcdy"} | {"a": [2, 2]}
+    x, y, *made = (graph.variable(name, onnx.TensorProto.FLOAT, shapes[name]) for name in "xyabcd")
+    graph.inputs.append(x)
+    graph.outputs.append(y)
+    graph.insert("MatMul", [graph.constant("t", np.eye(2, dtype=np.float32)), weight], [made[0]])
+    graph.insert("Reshape", [made[0], graph.constant("s", np.asarray([4]))], [made[1]])
+    graph.insert("Gather", [made[1], graph.constant("i", np.asarray([3, 2, 1, 0]))], [made[2]], attrs={"axis": 0})
+    graph.insert("Mul", [made[2], graph.constant("k", np.asarray([16.0], np.float32))], [made[3]])
+    graph.insert("Add", [x, made[3]], [y])
+    compute_quantized(graph)
+    (add,) = graph.nodes
+    assert value_of(add.inputs[1]) == pytest.approx(np.asarray([32.0, 24.0, 16.0, 8.0]), abs=0)
 
 
 def test_unknown_operators_are_refused() -> None:
