@@ -180,7 +180,7 @@ FRONTEND: Final = Frontend(
         " (tf2onnx 1.17 of Keras, SavedModel and frozen graph, opset 11 to 18; .tflite with and without optimizations)",
         "tf2onnx 1.8, 1.13 and 1.15 of tfmot 0.5 and 0.7 (TensorFlow 2.4, 2.8 and 2.12, opset 10 to 17)",
         "tf2onnx 1.8 of TensorFlow 1.15's tf.contrib.quantize (frozen, SavedModel; opset 9 to 13; 8 and 4 bits)",
-        "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them; 65 more,"
+        "tf2onnx 1.17 --tflite, with and without --dequantize (14 networks of keras.applications among them; 55 more,"
         " full integer per channel and per tensor, int16 activations, int8, uint8 and float interfaces)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
