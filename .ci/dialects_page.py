@@ -24,7 +24,8 @@ dialects that other packages bring.
 |---|---|---|---|
 """
 TAIL = """
-A range that the exporter lost (the dynamo exporter and PT2E write none) is stated with `--quant-range`: for all
+PyTorch's dynamo exporter and PT2E write no ranges, but the calls that nodes were exported from, as metadata: ranges are
+read from there, and told (QAT112). One that is lost altogether, or another one, is stated with `--quant-range`: for all
 activations and weights, `--quant-range act=0..127,weight=-127..127`, or tensor by tensor with a file,
 `--quant-range ranges.toml`:
 
@@ -36,9 +37,9 @@ weight = "-127..127"    # weights likewise
 "/layer4/conv2/Conv_output_0" = "0..255"
 ```
 
-What the exporter left without any range is found with
-`--calibrate`. What is not an affine integer grid (FP8, MXFP, BF16, block floating point, logarithms), or has no fake
-quantization at all, is refused with a code that `qatc explain` explains.
+What the exporter left without any range is found with `--calibrate`. What is not an affine integer grid (FP8, MXFP,
+BF16, block floating point, logarithms), or has no fake quantization at all, is refused with a code that `qatc explain`
+explains.
 """
 
 

@@ -54,6 +54,7 @@ CODES: Final[dict[str, str]] = {
     "QAT109": "a rounding that looks like a quantizer has no integer form",
     "QAT110": "fake quantization in the body of a loop or branch stays in float",
     "QAT111": "an operator is random or in training mode",
+    "QAT112": "ranges are those of the exporter's metadata",
     "QAT201": "a scale is not a positive finite number",
     "QAT202": "a zero point is outside its type's range",
     "QAT203": "one tensor has parameters that disagree",

@@ -78,6 +78,7 @@ class QuantGraph:
         self.integer_ports: dict[str, int] = {}
         self.declared = {t.name: shape_of(t) for t in outputs}
         self.annotations: dict[str, dict[str, str]] = {}
+        self.calls: dict[str, str] = {}  # what QuantizeLinear makes -> the call that PyTorch's exporter made it of
         self.diagnostics = Diagnostics()
         self.storage = Storage()
         self.explains = False

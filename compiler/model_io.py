@@ -47,6 +47,7 @@ _OLDEST_OPSET: Final = 7
 _PER_CHANNEL: Final = 13  # the opset in which QuantizeLinear and DequantizeLinear know channels
 _NO_SCALE: Final = "it has no scale: tf2onnx --tflite leaves those per channel out before opset 13; export with that"
 _QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_CALL: Final = "pkg.torch.onnx.fx_node"  # metadata of PyTorch's dynamo exporter: the call that a node is made of
 _NEWEST_OPSET: Final = 26
 CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
@@ -190,6 +191,13 @@ class _Reader:
         read = QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
         for note in graph.quantization_annotation:
             read.annotations[note.tensor_name] = {pair.key: pair.value for pair in note.quant_parameter_tensor_names}
+        read.calls = {
+            record.outputs[0]: pair.value
+            for record in self.records
+            if record.op == "QuantizeLinear" and record.outputs
+            for pair in record.proto.metadata_props
+            if pair.key == _CALL
+        }
         return read
 
     def _initializer(self, proto: TensorProto) -> None:

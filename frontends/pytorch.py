@@ -2,18 +2,22 @@
 
 The node forms are in `common/lift.py` (Q/DQ) and `common/arithmetic.py`. What is PyTorch's own is what its exporters
 lose: `quantize_per_tensor` of the dynamo exporter ignores quant_min and quant_max, so that a model trained on 0..127
-(the default of the fbgemm and x86 qconfigs) is written as one on 0..255. The file cannot tell; the user can.
+(the default of the fbgemm and x86 qconfigs) is written as one on 0..255. The call that a node was exported from is in
+the node's metadata, with both numbers. Where that is gone, as behind most optimizers, the user can tell.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import numpy as np
 
-from qatc.compiler.frontend import Frontend, FrontendOptions
+from qatc.compiler.diagnostics import counted
+from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
 from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
-from qatc.compiler.quant import Array, QuantParams, blocks
+from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.quant import Array, QuantParams, blocks, dtype_range
 from qatc.frontends.common import standard
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.qdq import fake_quants
@@ -23,6 +27,16 @@ _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the
 _CENTER_OF_7_BITS: Final = 80  # tensors around zero have zero points of 64 or so on 0..127, of 128 or so on 0..255
 _ENOUGH: Final = 3
 _FIRST_DYNAMO: Final = (2, 1)  # the first PyTorch with an exporter that loses ranges
+# quantize_per_tensor(x, scale, zero_point, quant_min, quant_max, dtype) as torch.fx prints it; per channel an axis is
+# in front of quant_min, and tensors stand there by name.
+_NUMBER: Final = r"(%[^,]+|-?\d+(?:\.\d+)?(?:e-?\d+)?)"
+_QUANTIZE: Final = re.compile(
+    r"%\S+ : \[num_users=\d+\] = call_function"
+    r"\[target=torch\.ops\.quantized_decomposed\.quantize_per_(?:tensor|channel)\.\w+\]"
+    rf"\(args = \(%[^,]+, {_NUMBER}, {_NUMBER},(?: -?\d+,)? (-?\d{{1,5}}), (-?\d{{1,5}}), torch\.(u?int(?:8|16))\),"
+    r" kwargs = \{\}\)"
+)
+_SAME: Final = 1e-6  # relative: a scale of float32 in all its digits
 
 
 def recognize(graph: QuantGraph, producer: str) -> str | None:
@@ -34,12 +48,62 @@ def recognize(graph: QuantGraph, producer: str) -> str | None:
 def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     converted = _is_converted(graph)
+    _restore_ranges(graph, options)
     standard.normalize(graph, options, quantize_weights=False)
     if not graph.diagnostics.errors:
         _suggest_ranges(graph, options, converted=converted)
 
 
 # -- ranges that the exporter lost --------------------------------------------------------------------------------
+
+
+def _restore_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
+    """Clamp the integers of a Q to the range of the call that it was exported from, unless the user states another."""
+    restored: dict[str, tuple[int, int]] = {}
+    for node in [n for n in graph.nodes if is_q(n)] if graph.calls else []:
+        found = _range_of_call(graph, node)
+        if found is None or _is_stated(graph, node, options.ranges):
+            continue
+        integers = node.outputs[0]
+        clamped = graph.variable(f"{integers.name}_clamped", element_type(integers), integers.shape)
+        graph.replace(integers, clamped)
+        kind = np.asarray(value_of(node.inputs[2])).dtype
+        ends = [graph.constant(f"{integers.name}_end", np.asarray(end, kind)) for end in found]
+        graph.insert("Clip", [integers, *ends], [clamped])
+        restored[node.inputs[0].name] = found
+    if restored:
+        graph.sort()
+        ranges = ", ".join(f"{low}..{high}" for low, high in sorted(set(restored.values())))
+        message = f"{counted(len(restored), 'tensor')} clamped to {ranges}, as the exporter's metadata says"
+        hint = "the file's own nodes have no range; --quant-range states another one"
+        graph.diagnostics.note("QAT112", message, tensor=next(iter(restored)), hint=hint)
+
+
+def _is_stated(graph: QuantGraph, node: Node, ranges: RangeOverride) -> bool:
+    """Whether the user states a range for what a Q rounds: by kind, or by name as `apply_ranges` knows it."""
+    x = node.inputs[0]
+    names = (x.name, *(t.name for reader in graph.consumers(node.outputs[0]) for t in reader.outputs))
+    general = ranges.weights if is_constant(x) else ranges.activations
+    return general is not None or any(name in ranges.tensors for name in names)
+
+
+def _range_of_call(graph: QuantGraph, node: Node) -> tuple[int, int] | None:
+    """The range of the call that a Q was exported from, where it is narrower than the type.
+
+    None where the call is not known, or none of this node: an optimizer may have given it the metadata of another one.
+    """
+    call = _QUANTIZE.fullmatch(graph.calls.get(node.outputs[0].name, ""))
+    if call is None or len(node.inputs) < 3:
+        return None
+    scale, zero = map(value_of, node.inputs[1:3])
+    if scale is None or zero is None or zero.dtype.name != call[5]:
+        return None
+    for said, value in ((call[1], scale), (call[2], zero)):
+        if not said.startswith("%") and not np.allclose(value.astype(np.float64), float(said), rtol=_SAME, atol=0):
+            return None
+    low, high = int(call[3]), int(call[4])
+    lowest, highest = dtype_range(call[5])
+    return (low, high) if lowest <= low < high <= highest and (low, high) != (lowest, highest) else None
 
 
 def _is_converted(graph: QuantGraph) -> bool:
@@ -133,7 +197,8 @@ FRONTEND: Final = Frontend(
     normalize=normalize,
     confidence=10,
     exporters=(
-        "torch.onnx.export of FX, eager and PT2E models (torch 2.13, torchao 0.18; legacy and dynamo exporter)",
+        "torch.onnx.export of FX, eager and PT2E models (torch 2.13, 2.14, torchao 0.18; legacy and dynamo exporter)",
+        "torchvision 0.29 (classification, segmentation, detection, video), timm 1.0 and transformers 5.24 (PT2E)",
         "torch.ao.nn.quantizable LSTM and MultiheadAttention (eager QAT), _LearnableFakeQuantize (torch 2.13)",
         "torch 1.9, 1.12, 2.2 and 2.6: FX and eager QAT at opset 10 to 17, and converted models from 1.12 on",
         "Renesas DRP-AI recipe (torch 2.13)",
@@ -175,7 +240,8 @@ FRONTEND: Final = Frontend(
         "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training",
     ),
     limits=(
-        "the dynamo exporter drops quant_min and quant_max of activations: state them with --quant-range",
+        "the dynamo exporter drops quant_min and quant_max: they are read from the metadata of its nodes, or stated"
+        " (--quant-range) where an optimizer has dropped those, too",
         "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
         "weights alone, where the exporter folded their scale into them, show no quantization (optimize=False helps)",
         "qwix: QtProvider and PtqProvider (products of bytes)",

@@ -103,6 +103,8 @@ class Proving:
             return "with the ranges of --ranges"
         if self.options.quant_range is not None:
             return "with the ranges of --quant-range"
+        if any(d.code == "QAT112" for d in graph.diagnostics):
+            return "with the ranges of the exporter's metadata"
         if any(d.code == "QAT108" for d in graph.diagnostics):
             return "half or double precision is computed in float32"
         if any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics):
