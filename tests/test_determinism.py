@@ -63,7 +63,7 @@ def test_runs_are_alike(
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads follow the processors on Linux alone")
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.parent.name)
 def test_threads_do_not_matter(tmp_path: Path, wanted: dict[Path, dict[str, str]], model: Path) -> None:
-    """BLAS and ONNX Runtime take as many threads as there are processors, or as they are told."""
+    """However many threads BLAS is told to have, and however many processors there are."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor")
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

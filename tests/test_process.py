@@ -141,6 +141,27 @@ def test_what_does_not_look_up_is_ended() -> None:
     assert found.returncode == 143
 
 
+@pytest.mark.parametrize(
+    ("stated", "threads"),
+    [({}, ["1", "1"]), ({"OPENBLAS_NUM_THREADS": "4"}, ["4", "1"]), ({"OMP_NUM_THREADS": "3"}, [None, None])],
+)
+def test_blas_has_one_thread_unless_the_user_says_how_many(
+    stated: dict[str, str], threads: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    for name in (*names, "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    body = f"""\
+        import os, sys
+        from qatc import __main__, cli
+        early = "numpy" in sys.modules
+        cli.main = lambda: print(early, [os.environ.get(name) for name in {names}])
+        __main__.main()
+        """
+    found = process([sys.executable, "-c", textwrap.dedent(body)], stated)
+    assert found.stdout == f"False {threads}\n", found.stderr
+
+
 def test_another_thread_may_run_a_command() -> None:
     body = "import threading\nfrom qatc.cli import cli\nfrom qatc.compiler.command.process import run\n"
     body += (
