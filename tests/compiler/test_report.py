@@ -72,6 +72,15 @@ def test_summary_keeps_to_its_columns_and_leaves_no_trailing_blanks(width: int) 
     assert width < 48 or max(map(len, lines)) <= width
 
 
+def test_a_list_of_islands_says_what_it_leaves_out() -> None:
+    def shown_page(count: int) -> str:
+        islands = [Island(f"/n{i}", "Erf", "no range") for i in range(count)]
+        return report_html(replace(fake.result(), islands=tuple(islands))).decode()
+
+    assert "and 2 more; report.json has all" in shown_page(3002)
+    assert "report.json has all</li>" not in shown_page(3000)
+
+
 @pytest.mark.parametrize(
     ("integers", "floats", "said"),
     [
