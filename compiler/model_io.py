@@ -192,7 +192,7 @@ class _Reader:
         for note in graph.quantization_annotation:
             read.annotations[note.tensor_name] = {pair.key: pair.value for pair in note.quant_parameter_tensor_names}
         read.calls = {
-            record.outputs[0]: pair.value
+            record.outputs[0]: str(pair.value)  # which is bytes where it is not UTF-8
             for record in self.records
             if record.op == "QuantizeLinear" and record.outputs
             for pair in record.proto.metadata_props

@@ -185,6 +185,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
             rule(graph, node)
     if graph.diagnostics.errors:
         return
+    graph.sort()
     graph.clean()
     finish(graph, options)
 

@@ -37,6 +37,23 @@ def nan_weight() -> onnx.ModelProto:
     return model
 
 
+def empty_weight() -> onnx.ModelProto:
+    """A weight without filters that TensorFlow would quantize on its own."""
+    model = onnx.load(KERAS)
+    weight = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((0, *weight.dims[1:]), np.float32), weight.name))
+    return model
+
+
+def damaged_metadata() -> onnx.ModelProto:
+    """Metadata that are no text, where PyTorch's exporter writes down the call that a node was."""
+    model = sound()
+    next(n for n in model.graph.node if n.op_type == "QuantizeLinear").metadata_props.add(
+        key="pkg.torch.onnx.fx_node", value="call"
+    )
+    return onnx.ModelProto.FromString(model.SerializeToString().replace(b"call", b"\xff\xfe\xfd\xfc"))
+
+
 def nameless_operand() -> onnx.ModelProto:
     return sound(nodes=[helper.make_node("Concat", ["", "q2"], ["y"], axis=1)], result="y")
 
@@ -161,6 +178,8 @@ def quantized_text() -> onnx.ModelProto:
 
 FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a weight of NaN, seeds 41, 66, 595": (nan_weight, {"QAT209"}),
+    "a weight without elements, seeds 83265, 83380": (empty_weight, {"QAT004", "QAT401", "QAT403"}),
+    "metadata that are no text, seed 79631": (damaged_metadata, {"compiles"}),
     "an operand without a name, seed 575": (nameless_operand, {"QAT004"}),
     "a model that does not run, seed 71": (sizes_that_do_not_fit, {"QAT004", "QAT401", "QAT403"}),
     "a vector as a kernel, seed 620": (flat_kernel, {"QAT004", "QAT401", "QAT403"}),

@@ -309,7 +309,7 @@ def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[No
             tensor = node.inputs[index]
             if not isinstance(tensor, Constant) or tensor.name in graph.params or tensor.values.dtype != np.float32:
                 continue
-            if tensor.values.ndim < 2:
+            if tensor.values.ndim < 2 or not tensor.values.size:
                 continue
             entry = found.setdefault(id(tensor), (tensor, set(), []))
             entry[1].add(weight_axis(node, index, tensor.values.shape))

@@ -173,3 +173,15 @@ def test_what_is_refused(nodes: str, code: str) -> None:
         o=np.asarray([1], np.int8),
     )
     assert {d.code for d in graph.diagnostics.errors} == {code}
+
+
+def test_an_input_of_double_precision_is_cast_in_front() -> None:
+    """The cast is made last and read first: it was taken for a node that nobody reads."""
+    nodes = 'q = AscendQuant<scale = 4.0, offset = 3.0, dst_type = "INT8">(x) c = Conv<pads = [0, 1, 0, 1]>(q, w, b)'
+    model = model_of(f"{nodes} y = AscendDequant(c, d)", w=WEIGHT, b=BIAS, d=deq(SCALES))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    graph = loaded(model)
+    ascend.FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    np.testing.assert_allclose(run_canonical(graph, X.astype(np.float64))[0], expected(3), rtol=1e-6, atol=1e-6)
