@@ -50,6 +50,7 @@ class QuantGraph:
             there in integers; once lowered, the deployed graph.
         declared: graph output name -> the shape that the source file states for it.
         annotations: tensor name -> what the file's quantization annotations say of it, by key.
+        calls: name of what a QuantizeLinear makes -> the call that PyTorch's exporter made it of, from its metadata.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others. `body_opset` that of the file, in
             which the bodies of If, Loop and Scan stay.
         explains: whether `explain` keeps what it is told in `explanation` (the user asked with `--explain`).
@@ -78,7 +79,7 @@ class QuantGraph:
         self.integer_ports: dict[str, int] = {}
         self.declared = {t.name: shape_of(t) for t in outputs}
         self.annotations: dict[str, dict[str, str]] = {}
-        self.calls: dict[str, str] = {}  # what QuantizeLinear makes -> the call that PyTorch's exporter made it of
+        self.calls: dict[str, str] = {}
         self.diagnostics = Diagnostics()
         self.storage = Storage()
         self.explains = False
