@@ -60,7 +60,7 @@ def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 def _restore_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
     """Clamp the integers of a Q to the range of the call that it was exported from, unless the user states another."""
     restored: dict[str, tuple[int, int]] = {}
-    for node in [n for n in graph.nodes if is_q(n)] if graph.calls else []:
+    for node in [n for n in graph.nodes if is_q(n) and n.outputs] if graph.calls else []:
         found = _range_of_call(graph, node)
         if found is None or _is_stated(graph, node, options.ranges):
             continue

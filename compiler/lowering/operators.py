@@ -268,12 +268,11 @@ def movement(state: State, node: Node) -> bool:
         return False
     rescaled: list[tuple[str, Tensor, QuantParams]] = []
     names: list[str] = []
-    reach = _reach(state, node, params)
     for tensor in node.outputs:
         wanted = state.params(tensor) if tensor.name else None
         if wanted is None:
             names.append("")
-        elif _moves_onto(node, params, reach, wanted):
+        elif _moves_onto(state, node, params, wanted):
             names.append(state.new_int(tensor))
         else:
             between = state.build.quantized(f"{tensor.name}_moved", params, shape_of(tensor))
@@ -288,19 +287,17 @@ def movement(state: State, node: Node) -> bool:
     return True
 
 
-def _reach(state: State, node: Node, params: QuantParams) -> tuple[int, int]:
-    """The smallest and the largest integer that may be moved, on the grid `params`: those of a constant are known."""
-    x = node.inputs[0]
-    if not isinstance(x, Constant) or not x.values.size or node.op == "Pad":  # which adds another one
-        return params.qmin, params.qmax
-    moved = params.zero_point[0] - state.graph.params[x.name].zero_point[0]
-    return int(x.values.min()) + moved, int(x.values.max()) + moved
-
-
-def _moves_onto(node: Node, params: QuantParams, reach: tuple[int, int], wanted: QuantParams) -> bool:
+def _moves_onto(state: State, node: Node, params: QuantParams, wanted: QuantParams) -> bool:
     """Whether moved integers are those of the result as they are: the same grid, and no range that cuts some off."""
-    contained = wanted.qmin <= reach[0] and reach[1] <= wanted.qmax
-    return wanted.same_grid(params) and wanted.dtype == params.dtype and (contained or node.op in MAXIMA)  # these clamp
+    if not wanted.same_grid(params) or wanted.dtype != params.dtype:
+        return False
+    if node.op in MAXIMA or (wanted.qmin <= params.qmin and params.qmax <= wanted.qmax):  # maxima clamp
+        return True
+    x = node.inputs[0]
+    if not isinstance(x, Constant) or not x.values.size or node.op == "Pad":  # which adds another number
+        return False
+    moved = params.zero_point[0] - state.graph.params[x.name].zero_point[0]
+    return wanted.qmin <= int(x.values.min()) + moved and int(x.values.max()) + moved <= wanted.qmax
 
 
 def _move_inputs(state: State, node: Node, params: QuantParams) -> tuple[str, ...] | None:

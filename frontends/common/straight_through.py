@@ -47,8 +47,7 @@ def drop_straight_through(graph: QuantGraph) -> None:
     found = [p for n in nodes if (p := _undone(graph, n) or _faded(graph, n) or _chosen(n)) is not None]
     if any(shape_of(t) is None for pair in found for t in pair):
         infer_if_possible(graph)
-    if sweep(graph, _RULES):
-        graph.clean()  # what is left out reads nothing any more
+    sweep(graph, _RULES)
 
 
 @_RULES.on("Add", "Sub")
