@@ -50,7 +50,7 @@ class QuantGraph:
             there in integers; once lowered, the deployed graph.
         declared: graph output name -> the shape that the source file states for it.
         annotations: tensor name -> what the file's quantization annotations say of it, by key.
-        calls: name of what a QuantizeLinear makes -> the call that PyTorch's exporter made it of, from its metadata.
+        calls: name of what a Q or DQ makes -> the call that PyTorch's exporter made the node of, from its metadata.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others. `body_opset` that of the file, in
             which the bodies of If, Loop and Scan stay.
         explains: whether `explain` keeps what it is told in `explanation` (the user asked with `--explain`).

@@ -194,7 +194,7 @@ class _Reader:
         read.calls = {
             record.outputs[0]: str(pair.value)  # which is bytes where it is not UTF-8
             for record in self.records
-            if record.op == "QuantizeLinear" and record.outputs
+            if record.op in _QDQ and record.outputs
             for pair in record.proto.metadata_props
             if pair.key == _CALL
         }

@@ -15,11 +15,11 @@ import numpy as np
 
 from qatc.compiler.diagnostics import counted
 from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
-from qatc.compiler.graph import Node, QuantGraph, is_constant, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array, QuantParams, blocks, dtype_range
 from qatc.frontends.common import standard
-from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.qdq import fake_quants
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
@@ -27,14 +27,14 @@ _ONE_SIDED: Final = 16  # zero points up to here are those of ReLU, SiLU and the
 _CENTER_OF_7_BITS: Final = 80  # tensors around zero have zero points of 64 or so on 0..127, of 128 or so on 0..255
 _ENOUGH: Final = 3
 _FIRST_DYNAMO: Final = (2, 1)  # the first PyTorch with an exporter that loses ranges
-# quantize_per_tensor(x, scale, zero_point, quant_min, quant_max, dtype) as torch.fx prints it; per channel an axis is
-# in front of quant_min, and tensors stand there by name.
-_NUMBER: Final = r"(%[^,]+|-?\d+(?:\.\d+)?(?:e-?\d+)?)"
-_QUANTIZE: Final = re.compile(
+# (de)quantize_per_tensor(x, scale, zero_point, quant_min, quant_max, dtype) as torch.fx prints it; per channel an axis
+# is in front of quant_min, and tensors stand there by name.
+_NUMBER: Final = r"%[^,]+|-?\d+(?:\.\d+)?(?:e-?\d+)?"
+_CALL: Final = re.compile(
     r"%\S+ : \[num_users=\d+\] = call_function"
-    r"\[target=torch\.ops\.quantized_decomposed\.quantize_per_(?:tensor|channel)\.\w+\]"
-    rf"\(args = \(%[^,]+, {_NUMBER}, {_NUMBER},(?: -?\d+,)? (-?\d{{1,5}}), (-?\d{{1,5}}), torch\.(u?int(?:8|16))\),"
-    r" kwargs = \{\}\)"
+    r"\[target=torch\.ops\.quantized_decomposed\.(?P<way>quantize|dequantize)_per_(?:tensor|channel)\.\w+\]"
+    rf"\(args = \(%[^,]+, (?P<scale>{_NUMBER}), (?P<zero>{_NUMBER}),(?: -?\d+,)?"
+    r" (?P<low>-?\d{1,5}), (?P<high>-?\d{1,5}), torch\.(?P<dtype>u?int(?:8|16))\), kwargs = \{\}\)"
 )
 _SAME: Final = 1e-6  # relative: a scale of float32 in all its digits
 
@@ -58,25 +58,41 @@ def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 
 
 def _restore_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
-    """Clamp the integers of a Q to the range of the call that it was exported from, unless the user states another."""
+    """Clamp integers to the range of the call that a Q was exported from, unless the user states another.
+
+    Weights that are stored as integers lie in the range that their DQ's call has, which is how many bits they have.
+    """
+    if not graph.calls:
+        return
     restored: dict[str, tuple[int, int]] = {}
-    for node in [n for n in graph.nodes if is_q(n) and n.outputs] if graph.calls else []:
+    for node in [n for n in graph.nodes if n.outputs and (is_q(n) or is_dq(n))]:
         found = _range_of_call(graph, node)
-        if found is None or _is_stated(graph, node, options.ranges):
+        if found is None:
             continue
-        integers = node.outputs[0]
+        integers = node.outputs[0] if is_q(node) else node.inputs[0]
+        if _is_stated(graph, node, options.ranges) if is_q(node) else not _holds(integers, found):
+            continue
         clamped = graph.variable(f"{integers.name}_clamped", element_type(integers), integers.shape)
-        graph.replace(integers, clamped)
+        if is_q(node):
+            graph.replace(integers, clamped)
+            restored[node.inputs[0].name] = found
+        else:
+            node.inputs[0] = clamped
         kind = np.asarray(value_of(node.inputs[2])).dtype
         ends = [graph.constant(f"{integers.name}_end", np.asarray(end, kind)) for end in found]
         graph.insert("Clip", [integers, *ends], [clamped])
-        restored[node.inputs[0].name] = found
+    graph.sort()
     if restored:
-        graph.sort()
         ranges = ", ".join(f"{low}..{high}" for low, high in sorted(set(restored.values())))
         message = f"{counted(len(restored), 'tensor')} clamped to {ranges}, as the exporter's metadata says"
         hint = "the file's own nodes have no range; --quant-range states another one"
         graph.diagnostics.note("QAT112", message, tensor=next(iter(restored)), hint=hint)
+
+
+def _holds(integers: Tensor, span: tuple[int, int]) -> bool:
+    """Whether all elements of a constant lie in a range."""
+    stored = value_of(integers)
+    return stored is not None and stored.size > 0 and span[0] <= stored.min() and stored.max() <= span[1]
 
 
 def _is_stated(graph: QuantGraph, node: Node, ranges: RangeOverride) -> bool:
@@ -88,21 +104,21 @@ def _is_stated(graph: QuantGraph, node: Node, ranges: RangeOverride) -> bool:
 
 
 def _range_of_call(graph: QuantGraph, node: Node) -> tuple[int, int] | None:
-    """The range of the call that a Q was exported from, where it is narrower than the type.
+    """The range of the call that a Q or DQ was exported from, where it is narrower than the type.
 
     None where the call is not known, or none of this node: an optimizer may have given it the metadata of another one.
     """
-    call = _QUANTIZE.fullmatch(graph.calls.get(node.outputs[0].name, ""))
-    if call is None or len(node.inputs) < 3:
+    call = _CALL.fullmatch(graph.calls.get(node.outputs[0].name, ""))
+    if call is None or len(node.inputs) < 3 or (call["way"] == "quantize") != is_q(node):
         return None
     scale, zero = map(value_of, node.inputs[1:3])
-    if scale is None or zero is None or zero.dtype.name != call[5]:
+    if scale is None or zero is None or zero.dtype.name != call["dtype"]:
         return None
-    for said, value in ((call[1], scale), (call[2], zero)):
+    for said, value in ((call["scale"], scale), (call["zero"], zero)):
         if not said.startswith("%") and not np.allclose(value.astype(np.float64), float(said), rtol=_SAME, atol=0):
             return None
-    low, high = int(call[3]), int(call[4])
-    lowest, highest = dtype_range(call[5])
+    low, high = int(call["low"]), int(call["high"])
+    lowest, highest = dtype_range(call["dtype"])
     return (low, high) if lowest <= low < high <= highest and (low, high) != (lowest, highest) else None
 
 

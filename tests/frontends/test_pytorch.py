@@ -84,6 +84,30 @@ def test_what_is_no_call_of_this_node_changes_nothing(text: str) -> None:
     assert not list(graph.diagnostics)
 
 
+@pytest.mark.parametrize(
+    ("last", "span"),
+    [(7, (-8, 7)), (8, (-128, 127))],  # beyond the range the metadata are those of another weight
+)
+def test_stored_weights_have_the_bits_that_their_call_has(last: int, span: tuple[int, int]) -> None:
+    """A PT2E model's weights of four bits in eight: no number changes, so nothing is told."""
+    model = onnx.parser.parse_model(
+        net(
+            "(float[1,2] x) => (float[1,2] y)",
+            "a = A(x)\nw = DequantizeLinear<axis = 1>(k, s, z)\nm = MatMul(a, w)\ny = A(m)",
+            f"int8[2,2] k = {{-8, 1, 2, {last}}}, float[2] s = {{0.25, 0.5}}, int8[2] z = {{0, 0}}",
+        )
+    )
+    dequantize = next(n for n in model.graph.node if n.input[0] == "k")
+    operands = "%b__frozen_param0, %b__scale_0, %b__zero_point_0, 1, -8, 7, torch.int8"
+    text = call("dequantize_per_channel.default", operands)
+    dequantize.metadata_props.add(key="pkg.torch.onnx.fx_node", value=text)
+    graph = loaded(model)
+    pytorch.normalize(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics if d.code in ("QAT107", "QAT112")] == []
+    params = next(p for p in graph.params.values() if p.is_per_channel)
+    assert (params.qmin, params.qmax) == span
+
+
 def test_other_metadata_are_not_read() -> None:
     assert spans(read(call(TENSOR, "%x, 0.25, 10, 0, 127, torch.uint8"), key="comment")) == [(0, 255)]
 
