@@ -241,7 +241,10 @@ class QuantGraph:
         self.replace(node.outputs[0], node.inputs[0])
 
     def clean(self) -> None:
-        """Remove nodes whose results nobody reads, and what is said of tensors that are gone."""
+        """Remove nodes whose results nobody reads, and what is said of tensors that are gone.
+
+        The nodes must be in order: one that stands behind its reader would be taken for unread (see `insert`).
+        """
         needed = {id(o) for o in self.outputs}
         dead: list[Node] = []
         for node in reversed(self.nodes):

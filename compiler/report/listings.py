@@ -59,8 +59,8 @@ def _referred(found: PackageCheck) -> str:
     failed = sum(not check.passed for check in found.tensors)
     differ = 1 - (text.equal_share(found.tensors) or 0.0)
     said = f"{text.percent(differ)} differ, by at most {worst} LSB" if worst else "equal bit for bit"
-    if any(check.rounded for check in found.tensors):
-        said = f"{said if worst else f'integers {said}'}, floats within tolerance"
+    floats = text.floats(found.tensors)
+    said = f"integers {said}{floats}" if floats and not worst else said + floats
     if not found.judged:
         outputs = counted(len(found.tensors), "output")
         return f"{outputs} end to end: {said}; not judged, since the model computes in floats"

@@ -190,7 +190,7 @@ def _stage(name: str, meaning: str, checks: Sequence[TensorCheck]) -> dict[str, 
     failed = [check for check in checks if not check.passed]
     return {
         "name": name,
-        "meaning": f"{meaning}; floats within tolerance" if any(check.rounded for check in checks) else meaning,
+        "meaning": meaning + text.floats(checks, ";"),
         "count": len(checks),
         "equal": "" if equal is None else text.percent(equal),
         "max_lsb": max((check.max_lsb for check in checks), default=0),

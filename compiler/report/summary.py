@@ -133,7 +133,7 @@ def _checks(checks: Sequence[TensorCheck], noun: str) -> Text:
         fail = f"{len(failed):,} of {what} {'fails' if len(failed) == 1 else 'fail'}"
         return Text(f"{fail}, first {printable(failed[0].tensor)}{message}", style="bold red")
     worst = max(check.max_lsb for check in checks)
-    floats = ", floats within tolerance" if any(check.rounded for check in checks) else ""
+    floats = text.floats(checks)
     if not worst:
         return Text(f"{what}, ").append("bit-exact", style="green").append(floats, style="default")
     share = text.percent(text.equal_share(checks) or 0.0)

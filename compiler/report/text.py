@@ -112,6 +112,11 @@ def equal_share(checks: Sequence[TensorCheck]) -> float | None:
     return sum(check.histogram.get(0, 0) for check in checks) / counted_in_lsb if counted_in_lsb else None
 
 
+def floats(checks: Sequence[TensorCheck], mark: str = ",") -> str:
+    """What is added, behind `mark`, to what is said of integers where floats are not all equal bit for bit."""
+    return f"{mark} floats within tolerance" if any(check.rounded for check in checks) else ""
+
+
 def mean_lsb(check: TensorCheck) -> float:
     """The mean difference of a tensor's elements in LSB."""
     return sum(lsb * number for lsb, number in check.histogram.items()) / check.elements if check.elements else 0.0

@@ -67,7 +67,7 @@ def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: fl
     """Turn a vendor's node (its first input is the tensor, its first output the result) into a FakeQuant in place.
 
     With `offset` the grid is `params` moved by so much: round(x - offset) + offset, which is exact. Quantized tensors
-    are float32: what computes in double precision around one reads and writes it through Casts.
+    are float32: what computes in double precision around one reads and writes it through Casts, new nodes (`insert`).
     """
     node.inputs[0] = in_single(graph, node.inputs[0])
     _out_in_single(graph, node)
