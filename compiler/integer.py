@@ -55,8 +55,13 @@ class Op:
 
     @property
     def kind(self) -> str:
-        """The operator's name as it is shown: `Conv`, `Lookup`, ..."""
+        """The operator's name in integer.json: `Conv`, `Lookup`, ..."""
         return type(self).__name__
+
+    @property
+    def title(self) -> str:
+        """The operator's name as people read it, in the words of ONNX where it has some: `Add`, `MaxPool`."""
+        return self.kind
 
     @property
     def output(self) -> str:
@@ -126,6 +131,11 @@ class Elementwise(Clamped):
 
     op: str
 
+    @property
+    def title(self) -> str:
+        """`Add`, `Sub` or `Mul`."""
+        return self.op
+
 
 @dataclass(frozen=True)
 class Lookup(Clamped):
@@ -167,6 +177,12 @@ class Pool(Clamped):
         ones = (1,) * len(self.kernel)
         for name, default in (("strides", ones), ("dilations", ones), ("pads", (0,) * 2 * len(ones))):
             object.__setattr__(self, name, getattr(self, name) or default)
+
+    @property
+    def title(self) -> str:
+        """`MaxPool`, `GlobalAveragePool`, ..."""
+        where = "" if self.kernel else "Global"
+        return f"{where}MaxPool" if self.mode == "max" else f"{where}AveragePool"
 
     def over(self, spatial: tuple[int, ...]) -> Pool:
         """The same with its kernel spelled out, where that is all of `spatial`."""
@@ -242,6 +258,11 @@ class Move(Op):
     op_type: str
     attrs: Mapping[str, Any]
 
+    @property
+    def title(self) -> str:
+        """The ONNX operator."""
+        return self.op_type
+
 
 @dataclass(frozen=True)
 class Float(Op):
@@ -255,6 +276,11 @@ class Float(Op):
     reason: str
     domain: str = ""
     tensor: str = ""
+
+    @property
+    def title(self) -> str:
+        """The ONNX operator."""
+        return self.op_type
 
 
 @dataclass(frozen=True)

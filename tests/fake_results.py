@@ -60,14 +60,14 @@ def check(index: int, name: str, ones: int, *, kind: str = "Conv", elements: int
 
 
 def verification(**changes: Any) -> Verification:
-    kinds = ["Conv", "Conv", "Elementwise", "Conv", "Pool", "MatMul"]
+    kinds = ["Conv", "Conv", "Add", "Conv", "MaxPool", "MatMul"]
     names = [f"/layer{i // 3 + 1}/{kind.lower()}/output_{i}" for i, kind in enumerate(kinds * 4)]
     pairs = list(zip(names, kinds * 4, strict=True))
     found = Verification(
         samples=1,
         simulation="resnet8_qat.onnx in ONNX Runtime 1.31.0, unoptimized",
         package=tuple(check(i, n, 0, kind=k) for i, (n, k) in enumerate(pairs)),
-        local=tuple(check(i, n, 3 if k == "Elementwise" else 0, kind=k) for i, (n, k) in enumerate(pairs)),
+        local=tuple(check(i, n, 3 if k == "Add" else 0, kind=k) for i, (n, k) in enumerate(pairs)),
         tensors=tuple(check(i, n, 5 * i * i % 900, kind=k) for i, (n, k) in enumerate(pairs)),
         outputs=(OutputCheck("logits", 0.0123, 0.0041, 1.0),),
         passed=True,

@@ -348,7 +348,7 @@ class _Run:
             index=None if golden is None else golden.index,
             tensor=self.shown(name),
             source=self.graph.tensors[name].source,
-            op="Input" if op is None else op.kind,
+            op="Input" if op is None else op.title,
             node="" if op is None else op.source,
             file=found.entry.where,
             elements=int(self.expected[name].size),

@@ -14,7 +14,7 @@ from qatc.compiler.inspection.advice import advice
 from qatc.compiler.inspection.bounds import clamps, overflows, sum_bounds, weight_facts
 from qatc.compiler.inspection.disagreement import disagreements
 from qatc.compiler.inspection.memory import peak_bytes, tensor_bytes
-from qatc.compiler.inspection.view import kind_of, view
+from qatc.compiler.inspection.view import view
 from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, Lookup, MatMul, Move, Op, Quantize
 from qatc.compiler.lowering.missing import missing_ranges
 from qatc.compiler.model_io import Source
@@ -62,7 +62,7 @@ def _operators(graph: IntegerGraph) -> Iterator[InspectedOp]:
     for op in graph.ops:
         found = InspectedOp(
             op.source or op.name,
-            kind_of(op),
+            op.title,
             "integer",
             activation_bytes=sum(tensor_bytes(graph, name) for name in op.outputs if name),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qatc.compiler.integer import Dequantize, Elementwise, Float, IntegerGraph, Lookup, Move, Op, Pool, Quantize
+from qatc.compiler.integer import Dequantize, Float, IntegerGraph, Lookup, Move, Op, Quantize
 from qatc.compiler.result import GraphView, ViewNode
 
 
@@ -30,24 +30,10 @@ def _node(graph: IntegerGraph, op: Op) -> ViewNode:
     if isinstance(op, Float):
         kind = "moved" if not op.reason else "island" if op.tensor else "fallback"
         why = op.reason + (f" ({op.tensor})" if op.tensor else "")
-        return ViewNode(name, op.op_type, kind, f"{why}; {detail}" if why else detail)
+        return ViewNode(name, op.title, kind, f"{why}; {detail}" if why else detail)
     if isinstance(op, Move | Quantize | Dequantize):
-        return ViewNode(name, kind_of(op), "moved", detail)
-    return ViewNode(name, kind_of(op), "integer", f"{op.function}; {detail}" if isinstance(op, Lookup) else detail)
-
-
-def kind_of(op: Op) -> str:
-    """An operator's kind in the words of ONNX, where it has some: `Add`, `MaxPool`; else its own: `Rescale`."""
-    match op:
-        case Move() | Float():
-            return op.op_type
-        case Elementwise():
-            return op.op
-        case Pool():
-            where = "" if op.kernel else "Global"
-            return f"{where}MaxPool" if op.mode == "max" else f"{where}AveragePool"
-        case _:
-            return op.kind
+        return ViewNode(name, op.title, "moved", detail)
+    return ViewNode(name, op.title, "integer", f"{op.function}; {detail}" if isinstance(op, Lookup) else detail)
 
 
 def _described(graph: IntegerGraph, name: str) -> str:

@@ -92,7 +92,7 @@ class DeployedCheck:
             if name not in self.names:
                 continue
             place = self.names[name]
-            tally = self.tallies.setdefault(name, Tally(place, op.kind, "package"))
+            tally = self.tallies.setdefault(name, Tally(place, op.title, "package"))
             actual = found[place]
             if actual.dtype != computed.dtype or actual.shape != computed.shape:
                 have, want = f"{actual.dtype} {list(actual.shape)}", f"{computed.dtype} {list(computed.shape)}"

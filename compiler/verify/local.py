@@ -194,7 +194,7 @@ class LocalCheck:
     ) -> Array:
         """Compare and return what readers get: the simulation's value, on the tensor's grid where it has one."""
         tensor = self.graph.tensors[name]
-        tally = self.tallies.setdefault(name, Tally(place, op.kind, "local"))
+        tally = self.tallies.setdefault(name, Tally(place, op.title, "local"))
         if tensor.params is None:
             return computed if judged is None else self._compare_floats(op, name, tally, sample, computed, simulated)
         if simulated.shape != computed.shape or simulated.dtype.kind not in "fiu":

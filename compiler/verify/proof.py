@@ -231,7 +231,7 @@ class _Ends:
         if params is None or place is None or name not in self.local.located:
             return
         expected = sample.values[name]
-        tally = self.tensors.setdefault(name, Tally(self.local.located[name], op.kind, "end-to-end"))
+        tally = self.tensors.setdefault(name, Tally(self.local.located[name], op.title, "end-to-end"))
         tally.integers(found[place], expected.astype(found[place].dtype, copy=False), params)
 
     def outputs(self, run: _Run, simulation: Simulation) -> None:

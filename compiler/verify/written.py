@@ -75,7 +75,7 @@ def _compare(
             if not name:
                 continue
             values[twin] = expected[name]
-            tally = tallies.setdefault(name, Tally(name, op.kind, "package"))
+            tally = tallies.setdefault(name, Tally(name, op.title, "package"))
             params = graph.tensors[name].params
             if params is None:
                 tally.floats(value, expected[name], _tolerance(graph, op, expected[name]))

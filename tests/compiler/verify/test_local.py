@@ -84,7 +84,7 @@ def test_what_is_only_moved_since_it_was_rounded_is_judged_where_the_file_rounds
     feeds = {"x": rng.normal(0, 1.5, (1, 8, 3, 5)).astype(np.float32)}
     found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
     wrong = [check for check in found.local if not check.passed]
-    assert [check.op for check in wrong] == ["Move"] * spoiled
+    assert [check.op for check in wrong] == ["Transpose"] * spoiled
     assert all(re.search(r"element \[\d, \d, 2\] is ", check.message) for check in wrong)
 
 

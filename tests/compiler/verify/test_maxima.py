@@ -98,7 +98,7 @@ def test_it_is_judged_and_passes(seed: int, op: str, window: dict[str, object] |
     emission = BACKEND.emit(graph, BACKEND.checked({})).whole()
     found = verify(graph, get_profile("onnx"), Simulation(model, "the file"), emission, [sample(model, rng)])
     assert found.passed, [c for c in (*found.package, *found.local) if not c.passed]
-    (pool,) = [c for c in found.local if c.op == "Pool"]
+    (pool,) = [c for c in found.local if c.op == "MaxPool"]
     assert not pool.message
 
 
@@ -112,4 +112,4 @@ def test_a_fault_before_pooling_is_found_behind_it(window: dict[str, object]) ->
     graph.constants[maker.inputs[2]] = graph.constants[maker.inputs[2]] + np.int32(unit)
     emission = BACKEND.emit(graph, BACKEND.checked({})).whole()
     found = verify(graph, get_profile("onnx"), Simulation(model, "the file"), emission, [sample(model, rng)])
-    assert [c.op for c in found.local if not c.passed] == ["Pool"]
+    assert [c.op for c in found.local if not c.passed] == ["MaxPool"]
