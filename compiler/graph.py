@@ -53,6 +53,8 @@ class QuantGraph:
         calls: name of what a Q or DQ makes -> the call that PyTorch's exporter made the node of, from its metadata.
         opset: the ai.onnx opset that the nodes are written in; `domains` the others. `body_opset` that of the file, in
             which the bodies of If, Loop and Scan stay.
+        restated: in which ways the graph computes other numbers than the source file, in words; it is proved against
+            itself then, not against the file.
         explains: whether `explain` keeps what it is told in `explanation` (the user asked with `--explain`).
     """
 
@@ -80,6 +82,7 @@ class QuantGraph:
         self.declared = {t.name: shape_of(t) for t in outputs}
         self.annotations: dict[str, dict[str, str]] = {}
         self.calls: dict[str, str] = {}
+        self.restated: list[str] = []
         self.diagnostics = Diagnostics()
         self.storage = Storage()
         self.explains = False

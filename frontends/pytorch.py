@@ -83,6 +83,7 @@ def _restore_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
         graph.insert("Clip", [integers, *ends], [clamped])
     graph.sort()
     if restored:
+        graph.restated.append("with the ranges of the exporter's metadata")
         ranges = ", ".join(f"{low}..{high}" for low, high in sorted(set(restored.values())))
         message = f"{counted(len(restored), 'tensor')} clamped to {ranges}, as the exporter's metadata says"
         hint = "the file's own nodes have no range; --quant-range states another one"

@@ -81,35 +81,25 @@ class Proving:
 
     def restart(self, graph: QuantGraph) -> None:
         """Hold the result to `graph` from here on: calibration gave it ranges that the source does not compute."""
-        from qatc.compiler.simulation import Simulation
-
+        graph.restated.append("with the ranges that --calibrate filled in")
         if self.options.verify:
-            self.simulation = Simulation.of_graph(graph, "with the ranges that --calibrate filled in")
+            self.simulation = self._restated(graph)
 
     def _opened(self, path: Path, graph: QuantGraph) -> Simulation:
         """What the result is compared with, proved to run on the first sample."""
-        from qatc.compiler.simulation import Simulation, open_simulation
+        from qatc.compiler.simulation import open_simulation
 
-        why = self._restated(graph)
-        if not why:
+        if not graph.restated:
             return open_simulation(path, graph, self.feeds[0])
-        found = Simulation.of_graph(graph, why)
+        found = self._restated(graph)
         found.run(self.feeds[0], found.outputs)
         return found
 
-    def _restated(self, graph: QuantGraph) -> str:
-        """What the user or a policy changed of what the file itself computes; nothing where all is as in the file."""
-        if self.options.ranges is not None:
-            return "with the ranges of --ranges"
-        if self.options.quant_range is not None:
-            return "with the ranges of --quant-range"
-        if any(d.code == "QAT112" for d in graph.diagnostics):
-            return "with the ranges of the exporter's metadata"
-        if any(d.code == "QAT108" for d in graph.diagnostics):
-            return "half or double precision is computed in float32"
-        if any(d.code == "QAT206" and d.severity is Severity.WARNING for d in graph.diagnostics):
-            return "with the weights that qatc rounded"
-        return ""
+    def _restated(self, graph: QuantGraph) -> Simulation:
+        """What the graph itself computes."""
+        from qatc.compiler.simulation import Simulation
+
+        return Simulation.of_graph(graph, ", ".join(dict.fromkeys(graph.restated)))
 
     def _sample_feeds(self, graph: QuantGraph) -> list[Feeds]:
         """The user's sample inputs, or generated ones."""

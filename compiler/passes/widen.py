@@ -76,6 +76,7 @@ def widen(graph: QuantGraph) -> None:
     for tensor in wanted:
         _cast_output(graph, tensor, types[id(tensor)])
     graph.sort()
+    graph.restated.append("half or double precision is computed in float32")
     precision, kept = ("half", " of float16") if kinds is _HALVES else ("double", "")
     graph.diagnostics.note(
         "QAT108",

@@ -201,6 +201,7 @@ def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
         done.add(id(tensor))
         qdq.fake_quantize(graph, tensor, params)
     graph.sort()
+    graph.restated.append("with the ranges of --ranges")
     finish(graph, options)
 
 

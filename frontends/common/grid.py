@@ -342,6 +342,7 @@ def _report_float(graph: QuantGraph, weight: Constant, reader: Node) -> None:
 
 
 def _report_quantized(graph: QuantGraph, weight: Constant, reader: Node, grid: Grid) -> None:
+    graph.restated.append("with the weights that qatc rounded")
     error = float(np.abs(grid.params.dequantize(grid.integers) - weight.values).max())
     many = "per channel" if grid.params.is_per_channel else "per tensor"
     graph.diagnostics.warning(

@@ -159,10 +159,10 @@ def apply_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
         general = spans[kind] if params.is_full_range else None
         if name is not None:
             applied.add(name)
-            node.attrs["params"] = _with_range(graph, node, params, stated.tensors[name])
+            _restate(graph, node, stated.tensors[name])
         elif general is not None:
             applied.add(kind)
-            node.attrs["params"] = _with_range(graph, node, params, general)
+            _restate(graph, node, general)
     for name in sorted(stated.tensors.keys() - applied):
         hint = suggested(name, seen, "qatc inspect MODEL lists the quantized tensors")
         message = "a range is stated for a tensor that is not fake-quantized"
@@ -176,11 +176,16 @@ def apply_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
             graph.diagnostics.warning("QAT007", message, hint=hint)
 
 
-def _with_range(graph: QuantGraph, node: Node, params: QuantParams, stated: tuple[int, int]) -> QuantParams:
+def _restate(graph: QuantGraph, node: Node, stated: tuple[int, int]) -> None:
+    """Give a FakeQuant the range that the user states."""
+    params = node.attrs["params"]
     low, high = dtype_range(params.dtype)
     if low <= stated[0] <= stated[1] <= high:
         _check_weights(graph, node, params, stated)
-        return params.with_range(*stated)
+        if stated != (params.qmin, params.qmax):
+            node.attrs["params"] = params.with_range(*stated)
+            graph.restated.append("with the ranges of --quant-range")
+        return
     graph.diagnostics.error(
         "QAT007",
         f"the stated range {stated[0]}..{stated[1]} does not fit {params.dtype}",
@@ -188,7 +193,6 @@ def _with_range(graph: QuantGraph, node: Node, params: QuantParams, stated: tupl
         tensor=node.outputs[0].name,
         hint="state a range for this tensor by name",
     )
-    return params
 
 
 def _check_weights(graph: QuantGraph, node: Node, params: QuantParams, stated: tuple[int, int]) -> None:
