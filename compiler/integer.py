@@ -127,7 +127,10 @@ class MatMul(Clamped):
 
 @dataclass(frozen=True)
 class Elementwise(Clamped):
-    """out = clamp(round((r_a op r_b) / s_y) + z_y) for op "Add", "Sub" or "Mul", numpy broadcasting. inputs: (a, b)."""
+    """out = clamp(round((r_a op r_b) / s_y) + z_y) for op "Add", "Sub" or "Mul", numpy broadcasting. inputs: (a, b).
+
+    An "Add" may have more operands: their sum is rounded once. inputs: (a, b, c, ...).
+    """
 
     op: str
 

@@ -72,13 +72,18 @@ def rescale(w: Writer, op: Rescale) -> None:
 
 
 def elementwise(w: Writer, op: Elementwise) -> None:
-    """`Elementwise`: QLinearAdd and QLinearMul on bytes, with Sub as the Add of the mirrored right side."""
+    """`Elementwise`: QLinearAdd and QLinearMul on bytes, with Sub as the Add of the mirrored right side.
+
+    No kernel adds more than two of them and rounds once: that goes by way of floats.
+    """
     out = w.graph.params(op.output)
     grids = [w.graph.params(name) for name in op.inputs]
-    direct = not w.standard and all(p.is_byte for p in (*grids, out))
+    direct = not w.standard and len(grids) == 2 and all(p.is_byte for p in (*grids, out))
     if not direct:
-        a, b = (w.real(name) for name in op.inputs)
-        w.quantize(w.node(op.op, (a, b)), out, op.output, op.lo, op.hi)
+        real, *others = (w.real(name) for name in op.inputs)
+        for other in others:
+            real = w.node(op.op, (real, other))
+        w.quantize(real, out, op.output, op.lo, op.hi)
         return
     dtype = stored(out)
     (a, a_grid), (b, b_grid) = (w.as_dtype(name, dtype) for name in op.inputs)

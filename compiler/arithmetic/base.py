@@ -129,25 +129,26 @@ class Profile(ABC):
     def elementwise(
         self,
         op: str,
-        a: Integers,
-        a_params: QuantParams,
-        b: Integers,
-        b_params: QuantParams,
+        sides: Sequence[Side],
         out: QuantParams,
         lo: int,
         hi: int,
     ) -> Integers:
-        """clamp(round((r_a op r_b) / out.scale) + out.zero_point), op one of `OPS`, per-tensor grids; broadcasting."""
+        """clamp(round((r_a op r_b) / out.scale) + out.zero_point), op one of `OPS`, per-tensor grids; broadcasting.
+
+        Of an Add there may be more than two sides.
+        """
         if op not in OPS:
             raise ValueError(f"unknown element-wise operator {op}; known are {', '.join(OPS)}")
         target = Target.of(out, lo, hi)
-        shape = np.broadcast_shapes(a.shape, b.shape)
-        op, *sides = self._arranged(op, (a, a_params), (b, b_params))
-        left, right = (_operand(q, params, shape) for q, params in sides)
+        shape = np.broadcast_shapes(*(q.shape for q, _ in sides))
+        if len(sides) == 2:
+            op, *sides = self._arranged(op, *sides)
+        operands = [_operand(q, params, shape) for q, params in sides]
         result = np.empty(math.prod(shape), out.container)
         for start in range(0, result.size, BLOCK):
             part = slice(start, start + BLOCK)
-            result[part] = self._combine(op, left.block(part), right.block(part), target)
+            result[part] = self._combine(op, [each.block(part) for each in operands], target)
         return result.reshape(shape)
 
     def rescale(self, q: Integers, params: QuantParams, out: QuantParams, lo: int, hi: int) -> Integers:
@@ -260,7 +261,7 @@ class Profile(ABC):
         """A function that rounds acc * scales / (target.scale * divisor) and clamps to [target.low, target.high]."""
 
     @abstractmethod
-    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
+    def _combine(self, op: str, operands: Sequence[Operand], target: Target) -> Array:
         """`elementwise` for one flat block, zero point and clamp included."""
 
     def _softmax(self, rows: Integers, params: QuantParams, target: Target) -> Array:

@@ -6,6 +6,7 @@ A real factor is a 31-bit mantissa and a shift, as both specifications make it: 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -53,9 +54,8 @@ class FixedPoint(Profile):
         mantissa, shift = quantize_multiplier(np.asarray([factor]))
         return self._scale(values, mantissa, shift)
 
-    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
-        a_scale, b_scale = left.scale, right.scale
-        for operand in (left, right):
+    def _combine(self, op: str, operands: Sequence[Operand], target: Target) -> Array:
+        for operand in operands:
             if operand.params.container.itemsize not in _HEADROOM:
                 raise fail(
                     "QAT302",
@@ -63,13 +63,14 @@ class FixedPoint(Profile):
                     hint="it takes 8- and 16-bit tensors",
                 )
         if op == "Mul":
-            real = self._times(left.centered() * right.centered(), a_scale * b_scale / target.scale)
+            left, right = operands
+            real = self._times(left.centered() * right.centered(), left.scale * right.scale / target.scale)
         else:
-            bits = min(_HEADROOM[o.params.container.itemsize] for o in (left, right))
-            widest = 2.0 * max(a_scale, b_scale)
-            a = self._widened(left.centered(), a_scale / widest, bits)
-            b = self._widened(right.centered(), b_scale / widest, bits)
-            real = self._times(a + b if op == "Add" else a - b, widest / (2.0**bits * target.scale))
+            bits = min(_HEADROOM[o.params.container.itemsize] for o in operands)
+            widest = float(len(operands)) * max(o.scale for o in operands)  # their sum stays as short as one of them
+            first, *others = (self._widened(o.centered(), o.scale / widest, bits) for o in operands)
+            total = first - others[0] if op == "Sub" else sum(others, first)
+            real = self._times(total, widest / (2.0**bits * target.scale))
         result: Array = np.clip(real + target.zero, target.lo, target.hi)
         return result
 

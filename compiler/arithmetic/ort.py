@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Final
 
 import numpy as np
@@ -126,9 +127,10 @@ class Onnx(Profile):
             left, right = right, left  # the kernel takes the repeated element second
         return op, left, right
 
-    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
-        if not (left.params.is_8bit and right.params.is_8bit and target.params.is_8bit):
-            return _float_combine(op, left, right, target)
+    def _combine(self, op: str, operands: Sequence[Operand], target: Target) -> Array:
+        if len(operands) > 2 or not all(params.is_8bit for params in (target.params, *(o.params for o in operands))):
+            return _float_combine(op, operands, target)
+        left, right = operands
         if op == "Mul":
             ratio = _F32(left.scale) * _F32(right.scale) / _F32(target.scale)
             product = (left.centered() * right.centered()).astype(_F32)
@@ -179,11 +181,11 @@ def _quantize(real: Floats, target: Target) -> Integers:
     return result
 
 
-def _float_combine(op: str, left: Operand, right: Operand, target: Target) -> Integers:
-    a: Floats = left.centered().astype(_F32) * np.asarray(left.scale, _F32)
-    b: Floats = right.centered().astype(_F32) * np.asarray(right.scale, _F32)
-    real: Floats = a + b if op == "Add" else a - b if op == "Sub" else a * b
-    return _quantize(real, target)
+def _float_combine(op: str, operands: Sequence[Operand], target: Target) -> Integers:
+    """One operand after the other in float32."""
+    reals: list[Floats] = [o.centered().astype(_F32) * np.asarray(o.scale, _F32) for o in operands]
+    function = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[op]
+    return _quantize(reduce(function, reals), target)
 
 
 def _first_is_repeated(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

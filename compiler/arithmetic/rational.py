@@ -9,6 +9,7 @@ farther than that from every half-integer, V lies on the same side of it, and bo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
@@ -113,34 +114,35 @@ class Rational(Profile):
             rounded = round_ratio(product, ratio.denominator, half_up=self.ties_up)
             nearest[:, channel][where] = rounded.astype(np.float64)
 
-    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
-        a, b = left.centered(), right.centered()
+    def _combine(self, op: str, operands: Sequence[Operand], target: Target) -> Array:
+        terms, scales = [o.centered() for o in operands], [o.scale for o in operands]
         if op == "Mul":  # a requantization whose scale is the product of both, exact in float64 (24 + 24 bits)
-            rounder = self._rounder(np.asarray([left.scale * right.scale]), target, None)
-            return rounder((a * b).reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
+            rounder = self._rounder(np.asarray([math.prod(scales)]), target, None)
+            return rounder((terms[0] * terms[1]).reshape(-1, 1, 1), slice(0, 1)).reshape(-1) + target.zero
         if op == "Sub":
-            b = -b
-        for operand in (left, right):
-            self._check_ratios(np.asarray(operand.params.scale), target)
-        first, second = a * left.scale, b * right.scale
-        bound = (np.abs(first).max(initial=0.0) + np.abs(second).max(initial=0.0)) / target.scale
-        real = (first + second) / target.scale
+            terms[1] = -terms[1]
+        self._check_ratios(np.asarray(scales), target)
+        reals = [term * scale for term, scale in zip(terms, scales, strict=True)]
+        bound = sum(float(np.abs(real).max(initial=0.0)) for real in reals) / target.scale
+        real: Array = sum(reals[1:], reals[0]) / target.scale
         np.clip(real, target.low - 1, target.high + 1, out=real)
         nearest = np.rint(real)
-        doubtful = np.abs(real - nearest) >= 0.5 - _ERROR * (bound + 1)
+        doubtful = np.abs(real - nearest) >= 0.5 - _ERROR * (bound + 1) * len(terms)
         if doubtful.any():
-            nearest[doubtful] = self._sums(a[doubtful], left.scale, b[doubtful], right.scale, target)
-        return np.clip(nearest, target.low, target.high) + target.zero
+            nearest[doubtful] = self._sums([term[doubtful] for term in terms], scales, target)
+        clamped: Array = np.clip(nearest, target.low, target.high) + target.zero
+        return clamped
 
-    def _sums(self, a: Array, a_scale: float, b: Array, b_scale: float, target: Target) -> Array:
-        """(a * a_scale + b * b_scale) / target.scale, rounded exactly."""
-        ra, rb = Fraction(a_scale) / Fraction(target.scale), Fraction(b_scale) / Fraction(target.scale)
-        common = math.lcm(ra.denominator, rb.denominator)
-        ka, kb = int(ra * common), int(rb * common)
-        widest = int(np.abs(a).max()) * ka + int(np.abs(b).max()) * kb
-        if widest >= _SMALL or common >= _SMALL // 2:
-            a, b = a.astype(object), b.astype(object)
-        return round_ratio(a * ka + b * kb, common, half_up=self.ties_up).astype(np.float64)
+    def _sums(self, terms: Sequence[Integers], scales: Sequence[float], target: Target) -> Array:
+        """The sum of terms times their scales, divided by target.scale, rounded exactly."""
+        ratios = [Fraction(scale) / Fraction(target.scale) for scale in scales]
+        common = math.lcm(*(ratio.denominator for ratio in ratios))
+        factors = [int(ratio * common) for ratio in ratios]
+        widest = sum(int(np.abs(term).max()) * factor for term, factor in zip(terms, factors, strict=True))
+        kind = object if widest >= _SMALL or common >= _SMALL // 2 else np.int64
+        first, *others = (term.astype(kind) * factor for term, factor in zip(terms, factors, strict=True))
+        total: Array = sum(others, first)
+        return round_ratio(total, common, half_up=self.ties_up).astype(np.float64)
 
     # -- power-of-two scales ----------------------------------------------------------------------------------------
     def _check_ratios(self, scales: Array, target: Target) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -40,9 +40,9 @@ class Plain(Profile):
 
         return rounder
 
-    def _combine(self, op: str, left: Operand, right: Operand, target: Target) -> Array:
-        a, b = left.centered() * np.asarray(left.scale), right.centered() * np.asarray(right.scale)
-        real = a * b if op == "Mul" else a + b if op == "Add" else a - b
+    def _combine(self, op: str, operands: Sequence[Operand], target: Target) -> Array:
+        a, b, *more = (o.centered() * np.asarray(o.scale) for o in operands)
+        real = a * b if op == "Mul" else sum(more, a + b) if op == "Add" else a - b
         values = np.clip(self.function(real / target.scale), target.low, target.high)
         return values + target.zero
 

@@ -20,6 +20,7 @@ from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
 from qatc.compiler.passes.products import SUMS, is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
+from qatc.compiler.passes.sums import addends
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference.functions import SIGNS, is_elementwise
 
@@ -138,7 +139,7 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     """
     if _has_float_vector(graph, node):
         return []
-    own = _computed(node)
+    own = [t for t in addends(graph, node) if t.name and not is_constant(t)]
     leaves: dict[int, Tensor] = {}
     waiting, seen = deque(own), set[int]()
     while waiting and len(leaves) < 2 and len(seen) < _LONGEST_CHAIN:

@@ -17,6 +17,7 @@ from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import MAXIMA, is_movement, joined, on_grid, pad_value
+from qatc.compiler.passes.sums import addends
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.reference.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.windows import Window, sized_window, window
@@ -114,14 +115,15 @@ def table(state: State, function: Function, out: Tensor) -> bool:
 
 
 def elementwise(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """Add, Sub or Mul of two quantized tensors (one may be a quantized constant)."""
+    """Add, Sub or Mul of two quantized tensors (one may be a quantized constant), or a sum of more."""
     if not is_op(node, "Add", "Sub", "Mul") or state.usable(out) is None:
         return False
-    if any(state.usable(t) is None for t in node.inputs) or all(isinstance(t, Constant) for t in node.inputs):
+    operands = addends(state.graph, node)  # which are rounded once, together
+    if any(state.usable(t) is None for t in operands) or all(isinstance(t, Constant) for t in operands):
         return False
     if is_far_apart(state, node, out):
         return False
-    names = tuple(state.int_name(t) for t in node.inputs)
+    names = tuple(state.int_name(t) for t in operands)
     label = label_of(node)
     state.build.add(Elementwise, label, names, (state.new_int(out),), lo=lo, hi=hi, op=node.op, source=label)
     return True
@@ -135,7 +137,8 @@ def is_far_apart(state: State, node: Node, out: Tensor) -> bool:
     wanted = state.usable(out)
     if not is_op(node, "Add", "Sub") or wanted is None:
         return False
-    return any(p.scale[0] > _FAR * wanted.scale[0] for t in node.inputs if (p := state.usable(t)) is not None)
+    grids = (state.usable(t) for t in addends(state.graph, node))
+    return any(p.scale[0] > _FAR * wanted.scale[0] for p in grids if p is not None)
 
 
 def pool(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:

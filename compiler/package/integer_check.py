@@ -32,7 +32,7 @@ _OPERANDS: Final[Mapping[type[Op], tuple[int, int, int]]] = {
     Concat: (1, _ANY, _ANY),
     Conv: (2, 3, 2),
     Dequantize: (1, 2, 1),
-    Elementwise: (2, 2, 2),
+    Elementwise: (2, _ANY, _ANY),
     LayerNorm: (2, 3, 1),
     Lookup: (2, 2, 1),
     MatMul: (2, 3, 2),
@@ -62,6 +62,8 @@ def _check_operands(graph: IntegerGraph, op: Op) -> None:
             raise ValueError(f"{op.kind} {op.name} has no operand")
         return
     least, most, quantized = _OPERANDS[type(op)]
+    if isinstance(op, Elementwise) and op.op != "Add":
+        most = least
     if not least <= len(op.inputs) <= most or not all(op.inputs[:least]):
         raise ValueError(f"{op.kind} {op.name} cannot have the operands {list(op.inputs)}")
     if len(op.outputs) != 1 or not op.output:

@@ -10,6 +10,7 @@
     CastLike(x, y: float)                   Cast[to=float](x)
     SequenceAt(SplitToSequence(x, s), 1)    the second output of Split(x, s): see `sequences`
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
+    Sum(x, y, z)                            Add(Add(x, y), z): see `sums`
     FusedConv[activation=Relu](x, w, b)     Relu(Conv(x, w, b)): see `fused`
     QuantizeLinear(x: int32)                QuantizeLinear(Cast(x)): the integers are the numbers, in every opset
 
@@ -35,6 +36,7 @@ from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.fused import FUSED, is_fused
 from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.sequences import collected_sequences, split_sequences
+from qatc.compiler.passes.sums import sum_of_pairs
 from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
@@ -65,6 +67,7 @@ PRODUCTS: Final = Rules("modernize")
 ALIKE: Final = Rules("modernize")
 PRODUCTS.on("Einsum")(einsum_to_product)
 PRODUCTS.on("Attention")(attention_to_products)
+ALIKE.on("Sum")(sum_of_pairs)
 
 
 def modernize(graph: QuantGraph) -> None:

@@ -116,8 +116,8 @@ def _computed(graph: IntegerGraph, op: Op, values: Mapping[str, Array], profile:
         case Quantize():
             return _quantize(graph, op, x)
         case Elementwise():
-            (a, a_params), (b, b_params) = _operand(graph, values, op, 0), _operand(graph, values, op, 1)
-            return profile.elementwise(op.op, a, a_params, b, b_params, out, op.lo, op.hi)
+            operands = [_operand(graph, values, op, index) for index in range(len(op.inputs))]
+            return profile.elementwise(op.op, operands, out, op.lo, op.hi)
         case Rescale():
             return profile.rescale(x, graph.params(op.inputs[0]), out, op.lo, op.hi)
         case Pool():

@@ -143,7 +143,7 @@ def kernel_error(graph: IntegerGraph, op: Op) -> float:
     reach = 255.0 + abs(out.zero_point[0])
     if op.op == "Mul":
         return 2 * UNIT * reach
-    for name in op.inputs[:2]:
+    for name in op.inputs:
         params = graph.params(name)
         reach += params.scale[0] / out.scale[0] * (255 + abs(params.zero_point[0]))
     return 4 * UNIT * reach
@@ -180,6 +180,7 @@ def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Ar
             return _product(graph, op, values, index, step, zero)
         case Elementwise():
             real, magnitude = _elementwise(graph, op, values, index, shape)
+            return _in_steps(real, magnitude * sum_error(len(op.inputs) - 1), step, zero)
         case Rescale() | Quantize():
             real = _real(values[op.inputs[0]][index], graph.tensors[op.inputs[0]].params, index)
             magnitude = np.abs(real)
@@ -365,10 +366,10 @@ def _transposed_gather(op: Conv, x: Array, weight: Array) -> Gather:
 def _elementwise(
     graph: IntegerGraph, op: Elementwise, values: Mapping[str, Array], index: Index, shape: tuple[int, ...]
 ) -> tuple[Doubles, Doubles]:
-    a, b = (_broadcast_real(values[name], graph.tensors[name].params, index, shape) for name in op.inputs[:2])
+    a, b, *more = (_broadcast_real(values[name], graph.tensors[name].params, index, shape) for name in op.inputs)
     if op.op == "Mul":
         return a * b, np.abs(a * b)
-    return (a + b if op.op == "Add" else a - b), np.abs(a) + np.abs(b)
+    return sum(more, a + b if op.op == "Add" else a - b), sum(map(np.abs, more), np.abs(a) + np.abs(b))
 
 
 def _broadcast_real(q: Array, params: QuantParams | None, index: Index, shape: tuple[int, ...]) -> Doubles:

@@ -81,6 +81,19 @@ def test_sixteen_bits_go_through_floats(op: str, opset: int, types: Sequence[str
     assert results["auto"].domains == {""}
 
 
+@pytest.mark.parametrize("types", [BYTES, ["uint8"], ["int8", "uint16"]])
+@pytest.mark.parametrize("count", [3, 5])
+def test_sums_of_many_go_through_floats(count: int, types: Sequence[str]) -> None:
+    dice, net = np.random.default_rng(count), Net()
+    grids = [grid(dice, types[i % len(types)]) for i in range(count)]
+    shapes = [(2, 3, 4, 5), (4, 5), (), (3, 1, 1), (2, 3, 4, 5)]
+    names = [net.input(integers(dice, g, shape), g) for g, shape in zip(grids, shapes[:count], strict=True)]
+    out = QuantParams.per_tensor(grids[0].scale[0] * 2, 120, "uint8")
+    results = same(net, net.add(Elementwise, names, out, op="Add", lo=3, hi=250))
+    assert results["auto"].domains == {""}
+    assert results["auto"].ops["Add"] == count - 1
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_bounds_are_a_clip_on_integers(op: str) -> None:
     assert same(*elementwise(op, bounds=(20, 180)), within=1)["auto"].ops["Clip"] == 1

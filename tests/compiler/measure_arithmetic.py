@@ -60,7 +60,7 @@ def elementwise(op):
         factor = float(b_params.scale[0] * 40) if op == "Mul" else 1.0
         out = grid(rng, factor * (a_params.scale[0] * rng.integers(1, 12) / 3 if related else rng.uniform(0.02, 0.2)))
         a, b = integers(rng, (SIZE,)), integers(rng, (SIZE,))
-        arguments = (op, a, a_params, b, b_params, out, 0, 255)
+        arguments = (op, [(a, a_params), (b, b_params)], out, 0, 255)
         exact = PROFILES["exact"].elementwise(*arguments)
         for name in ("onnx", "tflite", "tosa"):
             yield name, PROFILES[name].elementwise(*arguments), exact

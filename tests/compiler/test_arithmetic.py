@@ -186,8 +186,27 @@ def test_exact_elementwise_is_rational(data, op, output):
     left, right = np.broadcast_arrays(a, b)
     pairs = zip(left.reshape(-1), right.reshape(-1), strict=True)
     expected = [clamped(function(real(p, a_params), real(q, b_params)), out, lo, hi) for p, q in pairs]
-    result = EXACT.elementwise(op, a, a_params, b, b_params, out, lo, hi)
+    result = EXACT.elementwise(op, [(a, a_params), (b, b_params)], out, lo, hi)
     assert result.reshape(-1).tolist() == expected
+
+
+@given(st.data(), st.integers(3, 9), outputs(("int8", "uint8")))
+def test_exact_sums_of_many_are_rational(data, count, output):
+    out, lo, hi = output
+    related = st.integers(1, 12).map(lambda k: float(np.float32(out.scale[0] * k / 4)))
+    scale = data.draw(st.sampled_from([float32s, related]))
+    sides = [data.draw(operands((6,), scale)) for _ in range(count)]
+    expected = [clamped(sum(real(q[i], params) for q, params in sides), out, lo, hi) for i in range(6)]
+    assert EXACT.elementwise("Add", sides, out, lo, hi).tolist() == expected
+
+
+@given(st.data(), st.integers(3, 9), st.sampled_from(["onnx", "tflite", "tosa"]), outputs(("int8", "uint8")))
+def test_sums_of_many_differ_by_one_lsb_at_most(data, count, name, output):
+    out, lo, hi = output
+    sides = [data.draw(operands((6,))) for _ in range(count)]
+    assume(max(params.scale[0] for _, params in sides) < 2**10 * out.scale[0])
+    theirs = PROFILES[name].elementwise("Add", sides, out, lo, hi).astype(np.int64)
+    assert (np.abs(theirs - EXACT.elementwise("Add", sides, out, lo, hi)) <= 1).all()
 
 
 @given(st.data(), outputs())
@@ -196,7 +215,7 @@ def test_exact_sum_with_a_raw_accumulator_is_rational(data, output):
     acc = data.draw(hnp.arrays(np.int32, (2, 3, 2), elements=st.one_of(INT32, st.integers(-300, 300))))
     raw = QuantParams.per_tensor(data.draw(st.one_of(float32s, st.just(out.scale[0] / 2))), 0, "int32")
     b, b_params = data.draw(operands((2, 3, 2)))
-    result = EXACT.elementwise("Add", acc, raw, b, b_params, out, lo, hi)
+    result = EXACT.elementwise("Add", [(acc, raw), (b, b_params)], out, lo, hi)
     for index in np.ndindex(acc.shape):
         total = Fraction(raw.scale[0]) * int(acc[index]) + real(b[index], b_params)
         assert result[index] == clamped(total, out, lo, hi)
@@ -236,8 +255,8 @@ def test_elementwise_differs_by_one_lsb_at_most(data, op, name, output):
     a, a_params = data.draw(operands((20,)))
     b, b_params = data.draw(operands((20,)))
     assume(max(a_params.scale[0], b_params.scale[0]) < 2**10 * out.scale[0])
-    theirs = PROFILES[name].elementwise(op, a, a_params, b, b_params, out, lo, hi).astype(np.int64)
-    exact = EXACT.elementwise(op, a, a_params, b, b_params, out, lo, hi).astype(np.int64)
+    theirs = PROFILES[name].elementwise(op, [(a, a_params), (b, b_params)], out, lo, hi).astype(np.int64)
+    exact = EXACT.elementwise(op, [(a, a_params), (b, b_params)], out, lo, hi).astype(np.int64)
     assert (np.abs(theirs - exact) <= 1).all()
 
 
@@ -333,7 +352,7 @@ def test_tflite_addition_is_its_reference_kernel(data, output):
     factors = [a_params.scale[0] / twice, b_params.scale[0] / twice, twice / (2.0**20 * out.scale[0])]
     first, second, last = (reference_multiplier(f) for f in factors)
     assume(last[1] <= 0)
-    result = PROFILES["tflite"].elementwise("Add", a, a_params, b, b_params, out, lo, hi)
+    result = PROFILES["tflite"].elementwise("Add", [(a, a_params), (b, b_params)], out, lo, hi)
     for p, q, r in zip(a, b, result, strict=True):
         left = gemmlowp((int(p) - a_params.zero_point[0]) << 20, *first)
         right = gemmlowp((int(q) - b_params.zero_point[0]) << 20, *second)
@@ -405,7 +424,7 @@ def test_pow2_refuses_other_scales():
         PROFILES["pow2"].requantize(np.arange(4), [0.3], out, 0, 255, 0)
     q = np.zeros(3, np.uint8)
     with pytest.raises(CompileError, match="not a power of two"):
-        PROFILES["pow2"].elementwise("Add", q, QuantParams.per_tensor(0.3), q, out, out, 0, 255)
+        PROFILES["pow2"].elementwise("Add", [(q, QuantParams.per_tensor(0.3)), (q, out)], out, 0, 255)
 
 
 def test_shapes_and_bounds_are_checked():
@@ -418,16 +437,18 @@ def test_shapes_and_bounds_are_checked():
     with pytest.raises(ValueError, match="one grid"):
         EXACT.requantize(acc, [0.1], QuantParams.per_channel([0.1], 0), 0, 1, 0)
     with pytest.raises(ValueError, match="reads one grid"):
-        EXACT.elementwise("Add", acc, out, acc, QuantParams.per_channel([0.1, 0.2], 0, dtype="int32"), out, 0, 255)
+        EXACT.elementwise(
+            "Add", [(acc, out), (acc, QuantParams.per_channel([0.1, 0.2], 0, dtype="int32"))], out, 0, 255
+        )
     with pytest.raises(ValueError, match="reads one grid"):
         EXACT.rescale(acc, QuantParams.per_channel([0.1, 0.2], 0, dtype="int32"), out, 0, 255)
     with pytest.raises(ValueError, match="unknown element-wise"):
-        EXACT.elementwise("Pow", acc, out, acc, out, out, 0, 255)
+        EXACT.elementwise("Pow", [(acc, out), (acc, out)], out, 0, 255)
     for profile in (EXACT, PROFILES["tflite"]):
         with pytest.raises(ValueError, match="average over no elements"):
             profile.average(acc, 0, out, out, 0, 255)
     raw = QuantParams.per_tensor(0.5, 0, "int32")
     with pytest.raises(CompileError, match="QAT302"):
-        PROFILES["tflite"].elementwise("Add", acc, raw, acc, raw, out, 0, 255)
+        PROFILES["tflite"].elementwise("Add", [(acc, raw), (acc, raw)], out, 0, 255)
     with pytest.raises(CompileError, match="TOSA"):
         PROFILES["tosa"].requantize(acc, [2.0**31], out, 0, 255, 0)

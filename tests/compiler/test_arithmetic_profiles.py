@@ -130,7 +130,8 @@ def test_cmsis_elementwise_is_that_of_tflite(data, op):
     ]
     a, b = (data.draw(hnp.arrays(np.int8, shape)) for _ in range(2))
     results = [
-        PROFILES[name].elementwise(op, a, grids[0], b, grids[1], grids[2], -128, 127) for name in ("cmsis-nn", "tflite")
+        PROFILES[name].elementwise(op, [(a, grids[0]), (b, grids[1])], grids[2], -128, 127)
+        for name in ("cmsis-nn", "tflite")
     ]
     np.testing.assert_array_equal(*results)
 

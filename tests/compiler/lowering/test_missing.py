@@ -44,6 +44,13 @@ IMAGE = "(float[1,2,4,4] x) => (float[M] y)"
             id="a residual sum needs both operands",
         ),
         pytest.param(
+            IMAGE,
+            "a = A(x)\n" + D + "c = Conv(a, w)\ns = Add(c, a)\nt = Add(s, a)\ny = A(t)",
+            W4,
+            ["c"],
+            id="a sum of three needs what it adds up, not the partial sum",
+        ),
+        pytest.param(
             "(bool[2] c, float[2] x, float[2] u) => (float[2] y)",
             "a = A(x)\ns = Where(c, a, u)\nm = Mul(s, a)\ny = A(m)",
             "",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qatc.compiler.arithmetic import get_profile
-from qatc.compiler.integer import Move, Pool, Rescale
+from qatc.compiler.integer import Elementwise, Move, Pool, Rescale
 from qatc.compiler.reference import execute
 from tests.agreeing import lowered_net, reasons
 from tests.graphs import expect
@@ -33,6 +33,40 @@ def test_sums_and_products_of_two_tensors() -> None:
         output y
         """,
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Sum(a, b, a, k)",
+        "p = Add(a, b)\nq = Add(p, a)\ns = Add(q, k)",
+        "p = Add(a, b)\nq = Add(a, k)\ns = Add(p, q)",
+    ],
+)
+def test_a_sum_of_many_is_rounded_once(body: str) -> None:
+    graph = lowered_net(
+        "(float[2] x, float[2] u) => (float[2] y)",
+        f"a = A(x)\nb = B(u)\nk = D(c)\n{body}\ny = C(s)",
+        "float[2] c = {0.5, 1.0}",
+    )
+    (total,) = [op for op in graph.ops if isinstance(op, Elementwise)]
+    assert (total.op, total.inputs) == ("Add", ("x_quantized", "u_quantized", "x_quantized", "c_int8"))
+    assert not reasons(graph)
+    feeds = {"x": np.float32([0.4, -3.3]), "u": np.float32([0.06, 1.1])}
+    a, b = np.rint(feeds["x"] / 0.5) * 0.5, np.rint(np.maximum(feeds["u"], 0) / 0.25) * 0.25
+    want = np.rint((2 * a + b + [0.5, 1.0]) / 0.125) * 0.125
+    assert execute(graph, feeds, get_profile("onnx"))["y"].tolist() == want.tolist()
+
+
+def test_a_partial_sum_that_somebody_else_reads_is_made_in_float() -> None:
+    graph = lowered_net(
+        "(float[2] x, float[2] u) => (float[2] y, float[2] p)",
+        "a = A(x)\nb = B(u)\np = Add(a, b)\ns = Add(p, a)\ny = C(s)",
+    )
+    assert reasons(graph) == [
+        "Add: its result is not quantized by the model",
+        "Add: its input is not quantized by the model",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qatc.compiler.integer import Conv, Dequantize, Float, IntegerGraph, Lookup, Op, Pool, Tensor, integer_tensor
+from qatc.compiler.integer import (
+    Conv,
+    Dequantize,
+    Elementwise,
+    Float,
+    IntegerGraph,
+    Lookup,
+    Op,
+    Pool,
+    Tensor,
+    integer_tensor,
+)
 from qatc.compiler.package.integer_check import check_read
 from qatc.compiler.quant import QuantParams
 
@@ -18,6 +29,7 @@ _CONV = Conv("conv", ("x", "w"), ("y",), lo=0, hi=255, strides=(1, 1), pads=(0,)
              acc_scale=(0.01,))  # fmt: skip
 _POOL = Pool("pool", ("x",), ("y",), lo=0, hi=255, mode="max", kernel=(2, 2))
 _TABLE = Lookup("table", ("x", "t"), ("y",), lo=0, hi=255, function="Sigmoid")
+_SUM = Elementwise("sum", ("x", "x", "x"), ("y",), lo=0, hi=255, op="Add")
 _FLOAT = Float("float", ("x", ""), ("y",), op_type="Relu", attrs={}, reason="")
 
 
@@ -31,7 +43,7 @@ def _graph(op: Op, **tensors: Tensor) -> IntegerGraph:
     return IntegerGraph("net", ["x"], ["y"], [op], described, {"w": np.zeros((8, 3, 1, 1), np.uint8)}, 17)
 
 
-@pytest.mark.parametrize("op", [_CONV, _POOL, _TABLE, _FLOAT, replace(_CONV, inputs=("x", "w", ""))])
+@pytest.mark.parametrize("op", [_CONV, _POOL, _TABLE, _FLOAT, _SUM, replace(_CONV, inputs=("x", "w", ""))])
 def test_what_can_be_run(op: Op) -> None:
     check_read(_graph(op))
 
@@ -43,6 +55,9 @@ def test_what_can_be_run(op: Op) -> None:
         (replace(_CONV, inputs=("x", "")), "cannot have the operands"),
         (replace(_POOL, inputs=("x", "x")), "cannot have the operands"),
         (replace(_FLOAT, inputs=("", "")), "has no operand"),
+        (replace(_SUM, inputs=("x",)), "cannot have the operands"),
+        (replace(_SUM, inputs=("x", "x", "")), "which is not quantized"),
+        (replace(_SUM, op="Mul"), "cannot have the operands"),
         (replace(_CONV, outputs=("y", "z")), "cannot have the results"),
         (replace(_POOL, outputs=("",)), "cannot have the results"),
         (replace(_CONV, inputs=("x", "t")), "reads t, which is not quantized"),

@@ -54,6 +54,8 @@ def run(proto: onnx.ModelProto, x: np.ndarray = X) -> list[np.ndarray]:
             "c = Constant<value = float[3] {0.5, -1.0, 2.0}>() v = Constant<value = float[3] {0.5, 1.0, 2.0}>()"
             " y = BatchNormalization<epsilon=0.01>(x, c, c, c, v)",
         ),
+        (7, "a = Relu(x) b = Neg(x) y = Sum(x, a, b)"),
+        (13, "c = Constant<value = float[5] {0.5, -1.0, 2.0, 4.0, 8.0}>() b = Sum(x) y = Sum(c, b)"),
         (13, "y = Softmax<axis=1>(x)"),
         (18, "i = Shape<start=3>(x) c = CastLike(i, x) d = CastLike(c, c) y = Mul(x, d)"),
         (

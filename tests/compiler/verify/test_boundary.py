@@ -105,6 +105,8 @@ def simple_case(rng: np.random.Generator, kind: str) -> tuple[IntegerGraph, dict
     match kind:
         case "Add" | "Sub" | "Mul":
             op: Op = Elementwise("e", ("a", "b"), ("y",), lo=0, hi=255, op=kind)
+        case "Sum":
+            op = Elementwise("e", ("a", "b", "b", "a"), ("y",), lo=0, hi=255, op="Add")
         case "Concat":
             op = Concat("c", ("a", "b"), ("y",), lo=0, hi=255, axis=1)
         case "Rescale":
@@ -144,6 +146,7 @@ CASES: dict[str, Callable[[np.random.Generator], tuple[IntegerGraph, dict[str, n
             "Add",
             "Sub",
             "Mul",
+            "Sum",
             "Concat",
             "Rescale",
             "Quantize",
