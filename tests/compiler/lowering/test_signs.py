@@ -267,7 +267,7 @@ def test_a_wrong_sign_is_found_behind_pooling() -> None:
     graph.constants[op.inputs[2]] = graph.constants[op.inputs[2]] - np.int32(400)
     emission = BACKEND.emit(graph, BACKEND.checked({})).whole()
     found = verify(graph, get_profile("onnx"), Simulation(model, "the file"), emission, [feeds])
-    assert [c.op for c in found.local if not c.passed] == ["Pool"]
+    assert [c.op for c in found.local if not c.passed] == ["MaxPool"]
 
 
 def test_where_a_sign_may_go_either_way() -> None:
