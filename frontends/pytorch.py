@@ -9,6 +9,7 @@ the node's metadata, with both numbers. Where that is gone, as behind most optim
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -48,8 +49,8 @@ def recognize(graph: QuantGraph, producer: str) -> str | None:
 def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     converted = _is_converted(graph)
-    _restore_ranges(graph, options)
-    standard.normalize(graph, options, quantize_weights=False)
+    restore = partial(_restore_ranges, options=options)
+    standard.normalize(graph, options, quantize_weights=False, nodes=restore)
     if not graph.diagnostics.errors:
         _suggest_ranges(graph, options, converted=converted)
 

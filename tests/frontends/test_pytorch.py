@@ -59,6 +59,18 @@ def test_the_range_of_the_call_is_restored_and_told(target: str, operands: str, 
     assert note.message == f"1 tensor clamped to {span[0]}..{span[1]}, as the exporter's metadata says"
 
 
+@pytest.mark.parametrize("maker", ["t = Constant<value_float = 0.25>()", "t = Identity(s)"])
+def test_nodes_in_front_of_the_scale_hide_no_call(maker: str) -> None:
+    """Exports that nothing optimized have them."""
+    nodes = f"{maker}\nq = QuantizeLinear(x, t, z)\ny = DequantizeLinear(q, t, z)"
+    model = onnx.parser.parse_model(net("(float[4] x) => (float[4] y)", nodes, "float s = {0.25}, uint8 z = {10}"))
+    text = call(TENSOR, "%x, 0.25, 10, 0, 127, torch.uint8")
+    model.graph.node[1].metadata_props.add(key="pkg.torch.onnx.fx_node", value=text)
+    graph = loaded(model)
+    pytorch.normalize(graph, FrontendOptions())
+    assert spans(graph) == [(0, 127)]
+
+
 @pytest.mark.parametrize(
     "text",
     [
