@@ -16,6 +16,7 @@ from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.factors import move_factors
+from qatc.compiler.passes.padding import absorb_padding
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.qdq import to_qdq
@@ -52,6 +53,8 @@ def passes(model: onnx.ModelProto) -> Iterator[tuple[str, QuantGraph]]:
     infer_shapes(graph)
     propagate(graph)
     yield _checked("propagate", graph)
+    absorb_padding(graph)
+    yield _checked("padding", graph)
     place_constants(graph)
     yield _checked("constant operands", graph)
     move_factors(graph)

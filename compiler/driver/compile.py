@@ -34,6 +34,7 @@ from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.known import report_malformed, report_unknown
 from qatc.compiler.passes.lowered import refuse_products_of_integers
 from qatc.compiler.passes.offsets import move_offsets
+from qatc.compiler.passes.padding import absorb_padding
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.passes.strip import strip
@@ -304,6 +305,7 @@ class _Compilation:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""
         with self.step("fold"):
             propagate(graph)
+            absorb_padding(graph)
             place_constants(graph)
             move_factors(graph)
             fold_affine(graph)
