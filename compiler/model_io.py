@@ -184,8 +184,9 @@ class _Reader:
         nodes = [self._node(n) for n in self._sorted(self.records, {i.name for i in inputs})]
         given = {i.name for i in graph.input}
         outputs = [self._output(o, given) for o in graph.output]
-        if len({o.name for o in graph.output}) < len(graph.output):
-            self.found.error("QAT004", "two graph outputs have the same name")
+        for name in (n for n, times in Counter(o.name for o in graph.output).items() if times > 1):
+            hint = "give each a name of its own: an Identity behind the tensor makes another"
+            self.found.error("QAT004", "two graph outputs have the same name", tensor=name, hint=hint)
         self.found.check()
         others = {n.domain: 1 for n in nodes if n.domain} | {d: v for d, v in self.opsets.items() if d}
         read = QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)

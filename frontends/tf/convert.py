@@ -187,6 +187,23 @@ def _by_program(arguments: Sequence[str], destination: Path) -> None:
             program.main()
     finally:
         sys.argv = before
+    _name_apart(destination)
+
+
+def _name_apart(path: Path) -> None:
+    """Give what a network returns several times a name for each: a TFLite file lists its outputs by number."""
+    proto = read_proto(path)[0]
+    graph = proto.graph
+    once = {port.name for port in graph.output}
+    if len(once) == len(graph.output):
+        return
+    taken = [name for node in graph.node for name in node.output if name and name not in once]
+    names = _distinct([*taken, *(port.name for port in graph.output)])[len(taken) :]
+    for port, name in zip(graph.output, names, strict=True):
+        if port.name != name:
+            graph.node.add(op_type="Identity", name=f"{name}_again", input=[port.name], output=[name])
+            port.name = name
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager
@@ -236,14 +253,14 @@ def _signature(folder: Path) -> list[str]:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names, with a number behind those that came before."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for name in names:
         new, i = name, 0
         while new in found:
             i += 1
             new = f"{name}_{i}"
-        found.append(new)
-    return found
+        found[new] = None
+    return list(found)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -163,6 +163,26 @@ def test_inputs_and_outputs_keep_their_order(tmp_path: Path) -> None:
     assert [(p.name, list(p.shape)[1:]) for p in found.outputs] == [("quant_z", [2]), ("quant_y", [3])]
 
 
+def test_a_tensor_that_a_tflite_file_returns_twice_has_two_names(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    kernel = tensorflow.constant(random.normal(size=(3, 3, 3, 4)).astype(np.float32))
+    module = tensorflow.Module()
+
+    @tensorflow.function(input_signature=[tensorflow.TensorSpec((1, 8, 8, 3), tensorflow.float32)])
+    def both(x: Any) -> dict[str, Any]:
+        y = tensorflow.nn.relu(tensorflow.nn.conv2d(x, kernel, 1, "SAME"))
+        return {"first": y, "second": y}
+
+    converter = tensorflow.lite.TFLiteConverter.from_concrete_functions([both.get_concrete_function()], module)
+    converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([images(random, 1)] for _ in range(20))
+    (tmp_path / "twice.tflite").write_bytes(converter.convert())
+    compile_model(tmp_path / "twice.tflite", qat=True, output=tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert len({port.name for port in session.get_outputs()}) == 2
+    np.testing.assert_array_equal(*session.run(None, {session.get_inputs()[0].name: images(random, 1)}))
+
+
 # -- what is refused ------------------------------------------------------------------------------------------------
 def refused(path: Path) -> str:
     with pytest.raises(CompileError) as raised:
