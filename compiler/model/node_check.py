@@ -137,7 +137,7 @@ def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterat
     fewest, most = form.inputs
     count = len(inputs)
     if not fewest <= count <= most:
-        span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        span = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most < _MOST else f"at least {fewest}"
         yield f"{op} takes {span} inputs, not {count}"
     for index, name in form.needed:
         if index < count and not inputs[index]:
@@ -177,16 +177,25 @@ def _is_of(value: object, wanted: int) -> bool:
 
 
 def _form(op: str, opset: int) -> _Form | None:
-    if not onnx.defs.has(op, opset, ""):
+    """The form of an operator in an opset; of one that came later, what the first that has it cannot do without.
+
+    An exporter's own operator may be called so, with more inputs and attributes than the one that was standardized.
+    """
+    newest = max(opset, onnx.defs.onnx_opset_version())
+    since = next((v for v in range(opset, newest + 1) if onnx.defs.has(op, v, "")), None)
+    if since is None:
         return None
-    schema = onnx.defs.get_schema(op, opset, "")
-    attributes = schema.attributes.keys()
+    schema = onnx.defs.get_schema(op, since, "")
     single = onnx.defs.OpSchema.FormalParameterOption.Single
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    needed = tuple((i, p.name) for i, p in enumerate(schema.inputs) if p.option == single)
+    if since > opset:
+        return _Form((schema.min_input, _MOST), _MOST, needed, None, frozenset(), {}, frozenset())
+    attributes = schema.attributes.keys()
     return _Form(
         (schema.min_input, schema.max_input),
         schema.max_output,
-        tuple((i, p.name) for i, p in enumerate(schema.inputs) if p.option == single),
+        needed,
         next((i for i, p in enumerate(schema.inputs) if p.option == variadic and op not in _SPARSE), None),
         frozenset(name for name, a in schema.attributes.items() if a.required),
         {

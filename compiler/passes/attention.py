@@ -18,15 +18,12 @@ from qatc.compiler.passes.later import made
 from qatc.compiler.rewrite import NoMatch
 
 _RANK: Final = 4
-_OPERANDS: Final = 3
 _BOOL: Final = onnx.TensorProto.BOOL
 
 
 def attention_to_products(graph: QuantGraph, node: Node) -> bool:
     """The rule, for Attention nodes of ai.onnx."""
-    if len(node.inputs) < _OPERANDS:  # in an opset that does not know the operator nothing checks that
-        raise NoMatch("it has fewer than three operands")
-    query, key, value = node.inputs[:_OPERANDS]
+    query, key, value = node.inputs[:3]
     shapes = [shape_of(t) for t in (query, key, value)]
     if any(s is None or len(s) != _RANK for s in shapes):
         raise NoMatch("its operands are not known to have four dimensions")

@@ -78,3 +78,23 @@ def test_a_padding_that_there_is_not_is_told(op: str, mode: str) -> None:
     text = pool(op, "strides", 1).replace("strides = [1, 1]", f'auto_pad = "{mode}"')
     with pytest.raises(CompileError, match=rf"QAT004.*the attribute auto_pad of {op} is '{mode}', none of NOTSET"):
         loaded(text)
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        ("CastLike(x)", "CastLike takes at least 2 inputs, not 1"),
+        ('LessOrEqual(x, "")', "LessOrEqual needs its input B"),
+        ("LayerNormalization(x)", "LayerNormalization takes at least 2 inputs, not 1"),
+        ("Attention(x, x)", "Attention takes at least 3 inputs, not 2"),
+    ],
+)
+def test_operators_that_are_newer_than_the_file_have_their_inputs(call: str, found: str) -> None:
+    """Some ended a compile in an exception: the opset's own operators alone were checked."""
+    with pytest.raises(CompileError, match=f"QAT004.*{found}"):
+        loaded(net("(float[2,2] x) => (float[2,2] y)", f"y = {call}", opset=11))
+
+
+def test_an_operator_of_an_exporter_s_own_may_be_called_as_a_later_one() -> None:
+    graph = loaded(net("(float[2] x) => (float[2] y)", "y, z, u = Swish<alpha = [1, 2], beta = 1>(x, x, x)", opset=11))
+    assert len(graph.nodes[0].inputs) == 3
