@@ -31,6 +31,7 @@ from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams
 
+_RECURRENT: Final = ("GRU", "LSTM", "RNN")  # whatever their operands are
 _FUSED: Final = frozenset({"Add", "Mul", "Div"})  # what a product takes in: its bias, and a factor
 
 
@@ -349,6 +350,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("it is in training mode: the statistics are those of its input")
     if unoffered(state, node):
         return Reason("the target has no integer form of it")
+    if is_op(node, *_RECURRENT):
+        return Reason(f"{node.op} has no exact integer form")
     floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
     unranged = [t.name for t in floats if t.name not in state.graph.params]
     wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]
