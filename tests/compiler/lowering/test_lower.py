@@ -306,7 +306,7 @@ def test_outputs_that_are_inputs_or_constants() -> None:
             "", 17, ["If: If runs graphs of its own"],
         ),
         (
-            "(float[3,1,2] x, float[1,1,2] s) => (float[3,1,1,2] y)",  # its state has no grid, which would change nothing
+            "(float[3,1,2] x, float[1,1,2] s) => (float[3,1,1,2] y)",  # a state without a grid
             'a = A(x)\nw = D(k)\nr = D(l)\nu, h, c = LSTM<hidden_size = 2>(a, w, r, "", "", s)\ny = D(u)',
             "float[1,8,2] k = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}, "
             "float[1,8,2] l = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}", 17,
