@@ -26,6 +26,7 @@ _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _MOST_DIMENSIONS: Final = 5  # of a convolution's weight: three of them in space
+_MATRICES: Final = frozenset({"Gemm", "MatMul"})
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
 
 
@@ -33,8 +34,10 @@ def refusal(state: State, node: Node) -> Reason | None:
     """Why a multiply-accumulate node cannot run in integers, None where it can."""
     if not is_product(node):
         return Reason(f"{node.op} is not a multiply-accumulate operator")
-    for what, tensor in zip(("input", "weight"), node.inputs[:2], strict=False):
+    for role, tensor in zip(("input", "weight"), node.inputs[:2], strict=False):
         params = state.params(tensor)
+        joins = node.op in _MATRICES and not isinstance(tensor, Constant)  # of an attention both are computed
+        what = "input" if joins else role
         if params is None:
             return Reason(f"its {what} is not quantized by the model", tensor.name)
         if isinstance(tensor, Constant) and not tensor.values.size:

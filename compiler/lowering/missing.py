@@ -17,6 +17,7 @@ from qatc.compiler.lowering.resizing import interpolates
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.model.links import is_op
+from qatc.compiler.passes.leaves import LONGEST_CHAIN, computed, has_vector, leaves_of
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
 from qatc.compiler.passes.products import SUMS, is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
@@ -24,7 +25,6 @@ from qatc.compiler.passes.sums import addends
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference.functions import SIGNS, is_elementwise
 
-_LONGEST_CHAIN = 64  # element-wise operators that are looked through for the one tensor they depend on
 _INTEGER = frozenset({"Add", "Sub", "Mul", "Concat", "Where", "BatchNormalization", *SUMS}) - {"ReduceL1"}
 _MASKED = -100.0  # Softmax makes nothing of it: exp(-100) added to one is one in float32
 
@@ -105,10 +105,10 @@ def _moves(node: Node) -> bool:
 def _fused(graph: QuantGraph, node: Node) -> Node | None:
     """The product or sum that an element-wise node fuses into, as a factor or what is added, alone or behind others."""
     maker: Node | None = node
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(LONGEST_CHAIN):
         if not is_op(maker, "Add", "Mul", "Div"):
             break
-        own = _computed(maker)
+        own = computed(maker)
         if len(own) != 1 or own[0].name in graph.params or _has_float_vector(graph, maker):
             return None
         maker = graph.producer(own[0])
@@ -140,32 +140,10 @@ def _leaves(graph: QuantGraph, node: Node) -> list[Tensor]:
     if _has_float_vector(graph, node):
         return []
     own = [t for t in addends(graph, node) if t.name and not is_constant(t)]
-    leaves: dict[int, Tensor] = {}
-    waiting, seen = deque(own), set[int]()
-    while waiting and len(leaves) < 2 and len(seen) < _LONGEST_CHAIN:
-        tensor = waiting.popleft()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        maker = graph.producer(tensor)
-        if tensor.name in graph.params or maker is None or not is_elementwise(maker) or _has_vector(maker):
-            leaves[id(tensor)] = tensor
-        else:
-            waiting.extend(_computed(maker))
-    if len(leaves) != 1 or _has_vector(node):
+    leaves = leaves_of(graph, own)
+    if len(leaves) != 1 or has_vector(node):
         return [] if len(own) == 1 and _is_product(graph, own[0]) else own
-    leaf = next(iter(leaves.values()))
-    return [] if _is_signed_sum(graph, leaf) else [leaf]
-
-
-def _computed(node: Node) -> list[Tensor]:
-    """The operands that are not constant."""
-    return [t for t in node.inputs if t.name and not is_constant(t)]
-
-
-def _has_vector(node: Node) -> bool:
-    """Whether a constant operand differs from element to element."""
-    return any((v := value_of(t)) is not None and v.size > 1 for t in node.inputs)
+    return [] if _is_signed_sum(graph, leaves[0]) else leaves
 
 
 def _has_float_vector(graph: QuantGraph, node: Node) -> bool:
@@ -179,13 +157,13 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
     Clamps, transpositions and pooling for the largest may lie between (`signs.py`).
     """
     reader = graph.only_consumer(tensor)
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(LONGEST_CHAIN):
         if reader is None or clamp_bounds(graph, reader) is None:
             break
         reader = graph.only_consumer(reader.outputs[0])
     if not is_op(reader, *SIGNS):
         return False
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(LONGEST_CHAIN):
         if _is_product(graph, tensor):
             return True
         maker = graph.producer(tensor)
@@ -193,7 +171,7 @@ def _is_signed_sum(graph: QuantGraph, tensor: Tensor) -> bool:
             return False
         if maker.op not in ("Add", "Mul", "Div", *SIGN_KEEPERS) and clamp_bounds(graph, maker) is None:
             return False
-        data = _computed(maker)
+        data = computed(maker)
         if len(data) != 1:
             return False
         tensor = data[0]

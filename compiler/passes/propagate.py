@@ -8,9 +8,11 @@
     a, b -> Max -> y<P>                  a<P>, b<P> -> Max -> y<P>        backward, where neither is rounded yet
     x<P> -> Relu -> y                    x<P> -> Relu -> y<P, qmin = z>   forward: zero is on every grid
     MaxPool -> x -> Relu -> y<P>         MaxPool -> x<P, qmin = z> -> Relu -> y<P>      backward: on to what is moved
+    f(x<P>) -> Resize -> y<Q>            f(x<P>) -> Requantize -> q<Q> -> Resize -> y<Q>           a table for this reader
     W<P, axis 0> -> Transpose -> MatMul  W'<P, axis 1> -> MatMul          constants: the integers are moved
 
-Backward only where every reader of the tensor moves it onto the same grid: a reader of the unrounded value forbids it.
+Backward only where every reader of the tensor moves it onto the same grid: a reader of the unrounded value forbids it,
+but for functions of an 8-bit tensor, which are a table for each grid that they are read on.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from __future__ import annotations
 import numpy as np
 
 from qatc.compiler.diagnostics import printable
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable, value_of
+from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, Variable, shape_of, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.constants import compute_quantized
+from qatc.compiler.passes.leaves import computed, has_vector, leaves_of
 from qatc.compiler.passes.movement import (
     LAYOUT,
     all_on_grid,
@@ -32,6 +35,7 @@ from qatc.compiler.passes.movement import (
     params_through,
 )
 from qatc.compiler.quant import QuantParams, number_of
+from qatc.compiler.reference.functions import is_elementwise
 
 
 def propagate(graph: QuantGraph) -> None:
@@ -188,7 +192,8 @@ def _clamped(params: QuantParams, low: float, high: float) -> QuantParams | None
 
 
 def backward(graph: QuantGraph) -> None:
-    """Round a tensor before it is moved, where all its readers move it onto one grid."""
+    """Round a tensor before it is moved, where all its readers move it onto one grid, or for each as a table."""
+    before = len(graph.nodes)
     for node in reversed(graph.nodes):
         _before_clamp(graph, node)
         parts = node.inputs[:1] if is_movement(node) else joined(node)
@@ -206,8 +211,37 @@ def backward(graph: QuantGraph) -> None:
                 graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}")
                 graph.params[tensor.name] = params
             elif tensor.name not in graph.params and any(t.name in graph.params for t in node.outputs):
+                if _as_table(graph, node, index, tensor):
+                    continue
                 why = f"{printable(tensor.name)} is read unrounded or on another grid, too"
                 graph.explain("propagate", f"not rounded before {node.op} at {printable(label_of(node))}: {why}")
+    if len(graph.nodes) > before:
+        graph.sort()
+
+
+def _as_table(graph: QuantGraph, node: Node, index: int, tensor: Tensor) -> bool:
+    """Round for this reader alone a function of an 8-bit tensor that others read unrounded, or on another grid."""
+    maker, params = graph.producer(tensor), graph.quant(node.outputs[0])
+    if maker is None or params is None or params.is_per_channel or len(node.outputs) > 1:
+        return False
+    if not is_elementwise(maker) or has_vector(maker) or params_through(node, params) is None:
+        return False
+    leaves = leaves_of(graph, computed(maker))
+    root = graph.quant(leaves[0]) if len(leaves) == 1 else None
+    if root is None or root.is_per_channel or not root.is_8bit:
+        return False
+    rounded = next((n.outputs[0] for n in graph.consumers(tensor) if _rounds_onto(graph, n, params)), None)
+    if rounded is None:
+        rounded = graph.variable(f"{tensor.name}_for_{node.name or node.op}", tensor.dtype, shape_of(tensor))
+        graph.insert(REQUANTIZE, [tensor], [rounded], hint=f"Requantize_{tensor.name}", domain="qatc")
+        graph.params[rounded.name] = params
+    node.inputs[index] = rounded
+    graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}, for it alone")
+    return True
+
+
+def _rounds_onto(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
+    return node.op == REQUANTIZE and graph.quant(node.outputs[0]) == params
 
 
 def _is_rounded(graph: QuantGraph, tensor: Tensor) -> bool:

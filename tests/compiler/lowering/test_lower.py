@@ -256,6 +256,10 @@ def test_outputs_that_are_inputs_or_constants() -> None:
             "float[1,2] w = {1.0, 2.0}", 17, ["MatMul: its weight is not quantized by the model"],
         ),
         (
+            "(float[3,2] x, float[2,3] v) => (float[3,3] y)", "a = A(x)\nm = MatMul(a, v)\ny = A(m)",
+            "", 17, ["MatMul: its input is not quantized by the model"],
+        ),
+        (
             "(float[3,1] x, float[2] b) => (float[3,2] y)",
             "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = Gemm(a, w, b)\ny = A(m)",
             "int8[1,2] wq = {1, 2}", 17, ["Gemm: its bias is computed at run time"],

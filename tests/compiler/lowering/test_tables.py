@@ -7,6 +7,7 @@ import pytest
 
 from qatc.compiler.quant import Floats, Integers, QuantParams
 from tests.agreeing import agrees, lowered_net, reasons
+from tests.agreeing import kinds as kinds_of
 from tests.graphs import expect, net
 
 
@@ -22,6 +23,27 @@ def test_tables_round_as_float32_does() -> None:
     exact = np.rint(real.astype(np.float64) * float(np.float32(0.1)) / float(np.float32(0.8)) / 0.125)
     assert not np.array_equal(steps, exact)  # the case is there
     np.testing.assert_array_equal(graph.constants["y_table"], steps + 131)
+
+
+def test_a_function_on_two_grids_is_two_tables() -> None:
+    """In YOLO's neck the same SiLU goes onto one grid in a Concat, and onto another where it is upsampled first."""
+    graph = agrees(
+        net(
+            "(float[1,1,4,4] x) => (float[1,2,4,4] y, float[1,1,8,8] z)",
+            """
+            a = A(x)
+            s = Sigmoid(a)
+            f = Mul(a, s)
+            b = B(f)
+            y = Concat<axis = 1>(b, b)
+            r = Resize<mode = "nearest">(f, , sizes)
+            z = C(r)
+            """,
+            "float[4] sizes = {1.0, 1.0, 2.0, 2.0}",
+        )
+    )
+    assert not reasons(graph)
+    assert sorted(kinds_of(graph)) == ["Concat", "Lookup", "Lookup", "Resize"]
 
 
 def test_no_values_are_worked_out_for_a_sum_of_two_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -428,3 +428,49 @@ def test_a_tensor_that_is_concatenated_with_itself() -> None:
         output y
         """,
     )
+
+
+def test_a_function_is_rounded_for_each_reader_that_moves_it_onto_a_grid_of_its_own() -> None:
+    """A table for each grid: in YOLO's neck the same SiLU goes onto one grid in a Concat, onto another upsampled."""
+    graph = after_propagate(
+        "(float[1,1,2,2] x) => (float[1,2,2,2] y, float[1,1,4,4] z, float[1,1,4] t)",
+        """
+        a = A(x)
+        s = Sigmoid(a)
+        f = Mul(a, s)
+        b = B(f)
+        m = Concat<axis = 1>(b, b)
+        y = Relu(m)
+        r = Resize<mode = "nearest">(f, , sizes)
+        c = C(r)
+        z = Neg(c)
+        d = Reshape(f, shape)
+        t = C(d)
+        """,
+        "float[4] sizes = {1.0, 1.0, 2.0, 2.0}, int64[3] shape = {1, 1, 4}",
+    )
+    made = {n.name: n for n in graph.nodes if n.op == "Requantize"}
+    assert sorted(str(graph.quant(n.outputs[0])) for n in made.values()) == [
+        "int8 scale 0.125 zero 3",  # for Resize and Reshape together
+        "uint8 scale 0.25 zero 0",
+    ]
+    moved = {n.op: n.inputs[0] for n in graph.nodes if n.op in ("Resize", "Reshape")}
+    assert moved["Resize"] is moved["Reshape"]
+
+
+@pytest.mark.parametrize("of", ["x", "p"])  # a float, and the raw result of a product: no table
+def test_what_is_no_function_of_8_bits_is_not_rounded_for_one_reader(of: str) -> None:
+    graph = after_propagate(
+        "(float[1,1,2,2] x, float[1,1,2,2] u) => (float[1,1,2,2] y, float[1,1,4,4] z)",
+        f"""
+        a = A(u)
+        p = MatMul(a, a)
+        s = Sigmoid({of})
+        f = Mul({of}, s)
+        y = B(f)
+        r = Resize<mode = "nearest">(f, , sizes)
+        z = C(r)
+        """,
+        "float[4] sizes = {1.0, 1.0, 2.0, 2.0}",
+    )
+    assert [n.outputs[0].name for n in graph.nodes if n.op == "Requantize"] == ["y"]
