@@ -111,6 +111,12 @@ class Simulation:
             for node in self._runnable.model.graph.node
         )
 
+    def interpolated(self) -> list[str]:
+        """What its Resize nodes make that choose no nearest element."""
+        makers = self._runnable.makers.items()
+        resized = {name: node for name, node in makers if node.op_type == "Resize" and not node.domain}
+        return [n for n, node in resized.items() if any(a.name == "mode" and a.s != b"nearest" for a in node.attribute)]
+
     def reads_integers(self, name: str) -> bool:
         """Whether the input `name` is one of integers."""
         for port in self._runnable.model.graph.input:
@@ -198,8 +204,11 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
         why = "ONNX Runtime pads its pools as if they had no dilations"
     else:
         try:
-            simulation.run({n: np.asarray(a) for n, a in sample.items()}, simulation.outputs)
-            return simulation
+            resized = simulation.interpolated()
+            made = simulation.run({n: np.asarray(a) for n, a in sample.items()}, [*simulation.outputs, *resized])
+            if not any(made[name].dtype.kind in "iu" for name in resized):
+                return simulation
+            why = "ONNX Runtime cuts off what a Resize finds between two integers"
         except CompileError as error:
             if any(d.code in _FINAL for d in error.diagnostics):
                 raise

@@ -8,7 +8,7 @@
     a, b -> Max -> y<P>                  a<P>, b<P> -> Max -> y<P>        backward, where neither is rounded yet
     x<P> -> Relu -> y                    x<P> -> Relu -> y<P, qmin = z>   forward: zero is on every grid
     MaxPool -> x -> Relu -> y<P>         MaxPool -> x<P, qmin = z> -> Relu -> y<P>      backward: on to what is moved
-    f(x<P>) -> Resize -> y<Q>            f(x<P>) -> Requantize -> q<Q> -> Resize -> y<Q>           a table for this reader
+    f(x<P>) -> Resize -> y<Q>            f(x<P>) -> Requantize -> q<Q> -> Resize -> y<Q>   a table for this reader
     W<P, axis 0> -> Transpose -> MatMul  W'<P, axis 1> -> MatMul          constants: the integers are moved
 
 Backward only where every reader of the tensor moves it onto the same grid: a reader of the unrounded value forbids it,

@@ -27,6 +27,7 @@ IN_BLOCKS: Final = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized
 _ON_INTEGERS: Final = frozenset(
     {"Clip", "Relu", "Min", "Max", "Cast", "Concat", "Shape", "Size"}
 )  # the core reads them
+_ORDER: Final = frozenset({"ArgMax", "ArgMin"})  # all that they read of numbers is which is larger
 _LEAST: Final = {  # inputs that an operator cannot do without; the others take five
     "QLinearConv": 8,
     "QLinearMatMul": 8,
@@ -246,12 +247,14 @@ class Reader:
         self.grids[id(node.outputs[0])] = grid
 
     def read_as_real(self, node: Node) -> None:
-        """A float operator on integers is ill-typed ONNX: it means the real numbers."""
+        """A float operator on integers is ill-typed ONNX: it means the real numbers, whose order is the integers'."""
         for index, tensor in enumerate(list(node.inputs)):
             known = self.grids.get(id(tensor))
             if known is None:
                 continue
             node.inputs[index] = self.real(tensor, known)
+            if node.op in _ORDER:
+                continue
             self.graph.diagnostics.warning(
                 "QAT104",
                 f"{node.op} reads integers as if they were numbers; the real numbers they stand for are taken",

@@ -201,3 +201,20 @@ def test_dilations_that_onnx_runtime_forgets_are_kept(op: str, mode: str, tmp_pa
     want = RunnableModel(onnx.parser.parse_model(text("pads = [2, 2]"))).run({"x": x})["y"]
     found = RunnableModel(onnx.load(tmp_path / "out" / "model.onnx")).run({"x": x})["y"]
     assert np.abs(found - want).max() <= 0.5
+
+
+def test_between_integers_a_resize_rounds_whatever_onnx_runtime_does(tmp_path: Path) -> None:
+    """Its kernel for bytes cuts off, devices round, and so does qatc, as its note says: the file is no reference."""
+    parameters = "float s = {0.5}, uint8 z = {128}, float[4] r = {1.0, 1.0, 2.0, 2.0}"
+    body = """q = QuantizeLinear(x, s, z)
+        g = com.microsoft.QLinearSigmoid(q, s, z, t, u)
+        m = Resize<mode = "linear">(g, , r)
+        y = DequantizeLinear(m, t, u)"""
+    parameters += ", float t = {0.01}, uint8 u = {0}"
+    text = f"agraph (float[1,1,4,4] x) => (float[1,1,8,8] y) <{parameters}> {{ {body} }}"
+    header = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    onnx.save(onnx.parser.parse_model(header + text), tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", output=tmp_path / "out")
+    assert result.verification is not None
+    assert result.verification.passed
+    assert "cuts off" in result.verification.simulation

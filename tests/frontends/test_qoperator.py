@@ -297,6 +297,20 @@ def test_a_resize_interpolates_between_real_numbers() -> None:
     assert set(np.unique(got)) <= {0.0, 0.5, 1.0}
 
 
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_which_integer_is_the_largest_needs_no_real_numbers(op: str) -> None:
+    """ONNX Runtime's quantizer leaves the operator on integers: nothing is wrong with that, and nothing is said."""
+    b = Builder(opsets={"": 17, MICROSOFT: 1})
+    at = [b.constant("s", np.float32(0.5)), b.constant("z", np.uint8(128))]
+    x = b.node("QuantizeLinear", ["input", *at], "x")
+    y = b.node("QLinearSigmoid", [x, *at, *at], "y", MICROSOFT)
+    b.node("Cast", [b.node(op, [y], "place", axis=1, keepdims=0)], "output", to=onnx.TensorProto.FLOAT)
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert not list(graph.diagnostics)
+    graph.verify(stripped=False)
+
+
 @pytest.mark.parametrize(("op", "code"), [("MatMulNBits", "QAT103"), ("DynamicQuantizeMatMul", "QAT205")])
 def test_what_is_quantized_otherwise_is_refused_by_name(op: str, code: str) -> None:
     """Weights in blocks and scales of run time stand alone in their files: they are seen, and named."""
