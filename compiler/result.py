@@ -89,12 +89,17 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """One graph output, package against simulation, end to end: largest differences and argmax agreement."""
+    """One graph output, package against simulation, end to end: largest differences and argmax agreement.
+
+    `chosen_by` names the operator (TopK, NonMaxSuppression, ...) that chooses what an output holds which is not equal:
+    another choice counts as a difference. Where it is another number of elements, the difference is infinite.
+    """
 
     name: str
     max_abs: float
     max_rel: float
     argmax_agreement: float | None
+    chosen_by: str = ""
 
 
 @dataclass(frozen=True)

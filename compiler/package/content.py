@@ -278,6 +278,7 @@ def _output_check(check: OutputCheck) -> dict[str, Json]:
         "max_abs": _finite(check.max_abs),
         "max_rel": _finite(check.max_rel),
         "argmax_agreement": None if agreement is None else _finite(agreement),
+        "chosen_by": check.chosen_by,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -146,8 +147,12 @@ def _output(check: OutputCheck, *, named: bool) -> Text:
     line = Text(f"end to end{name}: ")
     if check.max_abs == 0:
         line.append("equal", style="green")
+    elif check.chosen_by and math.isinf(check.max_abs):
+        line.append(f"another number of elements, which {check.chosen_by} chooses")
     else:
         line.append(f"off by at most {check.max_abs:.3g} ({text.percent(check.max_rel)})")
+        if check.chosen_by:
+            line.append(f", what {check.chosen_by} chooses otherwise included")
     if check.argmax_agreement is not None:
         line.append(f", argmax agrees {text.percent(check.argmax_agreement)}")
     return line

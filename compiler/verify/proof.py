@@ -223,6 +223,7 @@ class _Ends:
 
     def __post_init__(self) -> None:
         self.names = {name: self.package.names[name] for name in self.graph.outputs if name in self.package.names}
+        self.found.graph = self.graph
 
     def tensor(self, op: Op, name: str, sample: Sample, found: Mapping[str, Array]) -> None:
         """Count one tensor; `sample.values` has the simulation's integers under the tensor's name."""
@@ -231,6 +232,8 @@ class _Ends:
         if params is None or place is None or name not in self.local.located:
             return
         expected = sample.values[name]
+        if found[place].shape != expected.shape and self.found.chosen_by(name):
+            return
         tally = self.tensors.setdefault(name, Tally(self.local.located[name], op.title, "end-to-end"))
         tally.integers(found[place], expected.astype(found[place].dtype, copy=False), params)
 

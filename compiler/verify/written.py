@@ -113,7 +113,7 @@ def compare_outputs(
     that ONNX Runtime then makes saturate.
     """
     runnable = RunnableModel(model, optimize=is_exact())
-    outputs = Outputs()
+    outputs = Outputs(graph=graph)
     for feeds in samples:
         expected = simulation.run(feeds, simulation.outputs)
         try:

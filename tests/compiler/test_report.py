@@ -639,3 +639,18 @@ def test_a_long_comparison_without_differences_lists_nothing() -> None:
     assert "\n  41 tensors (-v lists them)\n" in shown(comparison, found)
     one = replace(found, tensors=(*tensors, replace(same, passed=False, error="local", max_lsb=3)))
     assert "\n  41 more tensors (-v lists them)\n" in shown(comparison, one)
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (OutputCheck("y", 398.0, 0.864, None, "TopK"), "by at most 398 (86.4%), what TopK chooses otherwise included"),
+        (OutputCheck("y", math.inf, math.inf, None, "TopK"), "another number of elements, which TopK chooses"),
+    ],
+)
+def test_outputs_that_an_operator_chooses(check: OutputCheck, said: str) -> None:
+    found = fake.result(verification=fake.verification(outputs=(check,)))
+    assert said in shown(summary, found, width=200)
+    words = Page(report_html(found)).words
+    assert "what TopK chooses" in words
+    assert ("another number of elements" in words) == math.isinf(check.max_abs)
