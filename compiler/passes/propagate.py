@@ -24,6 +24,7 @@ from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, 
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.leaves import computed, has_vector, leaves_of
+from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import (
     LAYOUT,
     all_on_grid,
@@ -232,7 +233,7 @@ def _as_table(graph: QuantGraph, node: Node, index: int, tensor: Tensor) -> bool
         return False
     rounded = next((n.outputs[0] for n in graph.consumers(tensor) if _rounds_onto(graph, n, params)), None)
     if rounded is None:
-        rounded = graph.variable(f"{tensor.name}_for_{node.name or node.op}", tensor.dtype, shape_of(tensor))
+        rounded = graph.variable(f"{tensor.name}_for_{label_of(node)}", element_type(tensor), shape_of(tensor))
         graph.insert(REQUANTIZE, [tensor], [rounded], hint=f"Requantize_{tensor.name}", domain="qatc")
         graph.params[rounded.name] = params
     node.inputs[index] = rounded

@@ -35,9 +35,9 @@ def test_how_many_elements_are_chosen_may_differ() -> None:
 def test_what_is_equal_names_no_operator_that_chose_it() -> None:
     graph = lowered_net("(float[1,4] x) => (int64[1,1] y)", "a = A(x)\ny = ArgMax<axis = 1>(a)")
     outputs = Outputs(graph=graph)
-    outputs.add("y", np.int64([[3]]), np.int64([[3]]), None)
+    outputs.add("y", np.array([[3]]), np.array([[3]]), None)
     assert outputs.finish(Limits(), {})[0][0].chosen_by == ""
-    outputs.add("y", np.int64([[3]]), np.int64([[1]]), None)
+    outputs.add("y", np.array([[3]]), np.array([[1]]), None)
     assert outputs.finish(Limits(), {})[0][0].chosen_by == "ArgMax"
 
 
