@@ -33,6 +33,7 @@ from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.known import report_malformed, report_unknown
 from qatc.compiler.passes.lowered import refuse_products_of_integers
+from qatc.compiler.passes.modernize import constants_from_nodes
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.padding import absorb_padding
 from qatc.compiler.passes.propagate import propagate
@@ -268,6 +269,7 @@ class _Compilation:
             graph.storage.spill = source.size > SPILL_AT
             graph.explains = self.options.explain
             pin_shapes(graph, self.options.shapes)
+            constants_from_nodes(graph)  # by the values of constants dialects are recognized
         with self.step("normalize"):
             seen = recognize(self.path, graph, source, self.options)
             self.diagnostics += [seen.note] if seen.note else []

@@ -14,7 +14,6 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor
 from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
-from qatc.compiler.passes.modernize import constants_from_nodes
 from qatc.compiler.passes.products import is_product
 
 _FAR: Final = 6  # operators between a scale and the integers: Round, Clip, Cast, ...
@@ -35,7 +34,6 @@ def refuse_products_of_integers(graph: QuantGraph) -> None:
     Raises:
         CompileError: where there are any, QAT205 or QAT104 for each.
     """
-    constants_from_nodes(graph)
     fold_constants(graph)
     if inline_branches(graph):
         fold_constants(graph)

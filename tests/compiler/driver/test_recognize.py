@@ -57,3 +57,20 @@ def refused(body: str, folder: Path) -> list[tuple[str, str | None]]:
 )
 def test_products_of_integers_are_told(body: str, found: tuple[str, str | None], tmp_path: Path) -> None:
     assert refused(body, tmp_path) == [found]
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [
+        pytest.param("", id="in the graph"),
+        pytest.param("w = Constant<value = int8[4,3] {1,2,3,4,5,6,7,8,9,10,11,12}>()\n", id="in a node"),
+    ],
+)
+def test_weights_are_seen_wherever_the_exporter_put_them(maker: str, tmp_path: Path) -> None:
+    head = '<ir_version: 10, opset_import: ["" : 17]>\nnet (float[2,4] x) => (float[2,3] y)'
+    constants = "float s = {0.1}" if maker else CONSTANTS
+    text = f"{head}\n<{constants}>\n{{\n{maker}f = Cast<to = 1>(w)\nk = Mul(f, s)\ny = MatMul(x, k)\n}}"
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    assert compile_model(tmp_path / "model.onnx", output=tmp_path / "out").evidence.startswith(
+        "1 Cast of integer weights"
+    )
