@@ -584,11 +584,14 @@ def test_a_compile_that_fails_tells_what_it_had_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "why"),
-    [(["--quant-range", "act=0..255"], "--quant-range"), (["--calibrate", "calibration.npy"], "--calibrate")],
+    ("name", "options", "why"),
+    [
+        ("eager-u8pc__eager", ["--quant-range", "act=0..200"], "--quant-range"),
+        ("drpai__resnet8", ["--calibrate", "calibration.npy"], "--calibrate"),
+    ],
 )
-def test_another_simulation_than_the_file_says_why(options: list[str], why: str, tmp_path: Path) -> None:
-    case = CORPUS / "drpai__resnet8"
+def test_another_simulation_than_the_file_says_why(name: str, options: list[str], why: str, tmp_path: Path) -> None:
+    case = CORPUS / name
     given = [str(case / option) if option.endswith(".npy") else option for option in options]
     found = run("compile", str(case / "model.onnx"), "-o", str(tmp_path / "out"), *given)
     assert found.exit_code == 0, found.stderr
