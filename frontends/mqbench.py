@@ -102,6 +102,7 @@ FRONTEND = Frontend(
     exporters=(
         "MQBench 0.0.7 (TensorRT, PPL, ONNX_QNN, Vitis and academic backends) and its main branch",
         "mqbench-torch2 0.1 (TensorRT, OpenVINO, SNPE, ONNX_QNN and PPL backends; torch 2.13)",
+        "in its documented form: MMDeploy (the nodes that MMRazor 1.0 exports)",
     ),
     limits=(
         "NNIE's logarithmic format",

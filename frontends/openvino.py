@@ -168,6 +168,7 @@ FRONTEND = Frontend(
     confidence=80,
     exporters=(
         "NNCF 2.9 and 3.4 (PyTorch, unstripped or stripped)",
+        "MMRazor 1.0 (OpenVINO exporter; torch 2.14)",
         "in its documented form: MQBench (OpenVINO deployment)",
     ),
     limits=(

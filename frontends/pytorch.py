@@ -255,6 +255,8 @@ FRONTEND: Final = Frontend(
         "XSlim 2.1 (SpacemiT; precision levels 0 and 2)",
         "transformers 5.24 I-BERT (quant_mode; legacy exporter)",
         "BladeDISC torch-quant 0.4 (DISC)",
+        "fasterai 0.4 (PT2E through export_qdq, on torchao 0.18; export_onnx)",
+        "elasticai.creator 0.67 (quantized_grads)",
         "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training",
     ),
     limits=(
@@ -264,6 +266,8 @@ FRONTEND: Final = Frontend(
         "weights alone, where the exporter folded their scale into them, show no quantization (optimize=False helps)",
         "qwix: QtProvider and PtqProvider (products of bytes)",
         "negative scales of weights (NNCF compress_weights, INT8_SYM and INT4_SYM); PQuantML's values that wrap around",
-        "roundings down (the averages of ai8x-training, NEMO) and weights with an offset of part of a step stay float",
+        "roundings down (the averages of ai8x-training, NEMO, PQuantML's TRN) and weights with an offset of part of a"
+        " step stay float; roundings toward zero (elasticai.creator's layers) show no quantization",
+        "zero points of int32 (MMRazor's exporter to TensorRT, esp-ppq's 16 bits): their range is lost",
     ),
 )

@@ -186,6 +186,12 @@ class _Lifter:
         params = self._params(node)
         if params is None:
             return
+        if params.dtype == "int32":  # what runs it all the same takes 8 bits, and saturates
+            message = "QuantizeLinear makes integers of 32 bits, and ONNX has it of 16 at most: its range is lost"
+            refuse(
+                self.graph, node, "QAT104", message, "give zero points of the type that was meant, int8 for instance"
+            )
+            return
         self.integers[id(node.outputs[0])] = _Integers(node.outputs[0], node, (), params, params.qmin, params.qmax)
 
     # -- operators on integers ------------------------------------------------------------------------------------

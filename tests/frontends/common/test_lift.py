@@ -551,6 +551,18 @@ def test_what_onnx_quantizes_is_float_or_int32(dtype: str) -> None:
     assert found.message == f"QuantizeLinear reads {dtype}, and ONNX has it of floats and int32 alone"
 
 
+def test_integers_of_32_bits_have_lost_their_range() -> None:
+    """MMRazor's exporter to TensorRT leaves zero points of int32, and no Clip: weights beyond int8 were not clamped."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]>\ng (float[2,3] x) => (float[2,3] y)'
+        " <float s = {0.5}, int32 z = {0}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    )
+    graph = loaded(text)
+    normalize(graph, None)
+    (found,) = graph.diagnostics
+    assert (found.code, found.tensor, "its range is lost" in found.message) == ("QAT104", "x", True)
+
+
 def test_int32_is_quantized_as_the_numbers_that_it_is() -> None:
     text = (
         '<ir_version: 8, opset_import: ["" : 13]>\ng (int32[2,3] x) => (float[2,3] y)'
