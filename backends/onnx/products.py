@@ -22,6 +22,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qatc.backends.onnx.convolution import Convolution, moves_of
+from qatc.backends.onnx.groups import joined, together
 from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.stem import widened
 from qatc.backends.onnx.weights import Weight
@@ -71,7 +72,7 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
     if c.weight.doubled:
         c = _repeated(w, c)
     if product.grid is not None:
-        _quantized(w, widened(w, c), product, product.grid, out)
+        _quantized(w, widened(w, joined(w, c)), product, product.grid, out)
     elif w.fast and not w.standard and _is_better_in_float(c):
         _float_conv(w, c, product, out)
     else:
@@ -124,7 +125,7 @@ def _attributes(c: Convolution) -> dict[str, Any]:
 def _accumulated(w: Writer, c: Convolution, product: Product, out: str) -> None:
     """The accumulator, or the real numbers that it stands for, in the fastest of the integer forms."""
     if not w.standard and _is_better_dense(w, c):
-        c = _dense(c)
+        c = together(c, c.groups)
     if not w.standard and _is_better_unrolled(c):
         _unrolled(w, c, product, out)
     else:
@@ -215,17 +216,6 @@ def _is_better_dense(w: Writer, c: Convolution) -> bool:
     if c.groups == 1 or len(sizes) < c.spatial:
         return False
     return c.weight.values.size * math.prod(sizes) // math.prod(c.strides) <= _PER_GROUP
-
-
-def _dense(c: Convolution) -> Convolution:
-    """A grouped convolution as one of all channels, with zeros where groups do not meet."""
-    values = c.weight.values
-    filters, per_group = values.shape[0] // c.groups, values.shape[1]
-    dense = np.full((values.shape[0], per_group * c.groups, *values.shape[2:]), c.weight.zero, values.dtype)
-    for group in range(c.groups):
-        rows, columns = slice(group * filters, (group + 1) * filters), slice(group * per_group, (group + 1) * per_group)
-        dense[rows, columns] = values[rows]
-    return replace(c, weight=replace(c.weight, values=dense), groups=1)
 
 
 def _is_better_in_float(c: Convolution) -> bool:
