@@ -14,6 +14,7 @@ from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.biases import part_biases
 from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.padding import absorb_padding
@@ -55,6 +56,8 @@ def passes(model: onnx.ModelProto) -> Iterator[tuple[str, QuantGraph]]:
     yield _checked("propagate", graph)
     absorb_padding(graph)
     yield _checked("padding", graph)
+    part_biases(graph)
+    yield _checked("biases", graph)
     place_constants(graph)
     yield _checked("constant operands", graph)
     move_factors(graph)

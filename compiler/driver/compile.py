@@ -28,6 +28,7 @@ from qatc.compiler.model_io import Source, load
 from qatc.compiler.package import check_destination
 from qatc.compiler.package.signing import sealer
 from qatc.compiler.passes.affine import fold_affine
+from qatc.compiler.passes.biases import part_biases
 from qatc.compiler.passes.bodies import report_bodies
 from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.factors import move_factors
@@ -308,6 +309,7 @@ class _Compilation:
         with self.step("fold"):
             propagate(graph)
             absorb_padding(graph)
+            part_biases(graph)
             place_constants(graph)
             move_factors(graph)
             fold_affine(graph)
