@@ -186,11 +186,10 @@ class _Lifter:
         params = self._params(node)
         if params is None:
             return
-        if params.dtype == "int32":  # what runs it all the same takes 8 bits, and saturates
+        if params.dtype == "int32" and not _is_vector(node.inputs[0]):  # what runs it takes 8 bits, and saturates
             message = "QuantizeLinear makes integers of 32 bits, and ONNX has it of 16 at most: its range is lost"
-            refuse(
-                self.graph, node, "QAT104", message, "give zero points of the type that was meant, int8 for instance"
-            )
+            hint = "give zero points of the type that was meant, int8 for instance"
+            refuse(self.graph, node, "QAT104", message, hint)
             return
         self.integers[id(node.outputs[0])] = _Integers(node.outputs[0], node, (), params, params.qmin, params.qmax)
 
@@ -497,6 +496,11 @@ def _peel(value: _Integers, bounds: tuple[int, int]) -> tuple[_Integers, int, in
         bounds = (_clamp(value.low, bounds), _clamp(value.high, bounds))
         value = value.parents[0]
     return value, _clamp(value.low, bounds), _clamp(value.high, bounds)
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Whether a constant has the dimensions of a bias, whose integers have 32 bits everywhere."""
+    return isinstance(tensor, Constant) and tensor.values.ndim <= 1
 
 
 def _of_element(tensor: Tensor) -> str | None:

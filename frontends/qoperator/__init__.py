@@ -83,7 +83,8 @@ FRONTEND: Final = Frontend(
     limits=(
         "dynamic quantization (scales found at run time), as Keras 3 writes it (model.quantize)",
         "weights in blocks (MatMulNBits)",
-        "Aidge 0.10 after quantize_network: Gemm of int8 and QuantizeLinear to float32, which ONNX does not have",
+        "Aidge 0.10 after quantize_network: Gemm of int8, QuantizeLinear to float32 and floats that are stated to be"
+        " integers (set_to_qdq), which ONNX does not have",
         "QAttention and other fused operators of com.microsoft",
         "QuantizeML 1.2 of BrainChip (integer arithmetic of its own, in functions of com.brainchip)",
     ),

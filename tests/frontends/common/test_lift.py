@@ -563,6 +563,16 @@ def test_integers_of_32_bits_have_lost_their_range() -> None:
     assert (found.code, found.tensor, "its range is lost" in found.message) == ("QAT104", "x", True)
 
 
+def test_biases_have_32_bits() -> None:
+    """Aidge quantizes them in the graph."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]>\ng (float[2,3] x) => (float[2,3] y)'
+        " <float s = {0.5}, int32 z = {0}, float[3] b = {0.2, 0.3, 1000}>"
+        " { q = QuantizeLinear(b, s, z) d = DequantizeLinear(q, s, z) y = Add(x, d) }"
+    )
+    assert codes(text) == []
+
+
 def test_int32_is_quantized_as_the_numbers_that_it_is() -> None:
     text = (
         '<ir_version: 8, opset_import: ["" : 13]>\ng (int32[2,3] x) => (float[2,3] y)'
