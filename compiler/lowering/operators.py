@@ -15,9 +15,8 @@ from qatc.compiler.integer import CHOOSERS, Concat, Elementwise, Move, Pool, Qua
 from qatc.compiler.lowering.signs import as_sign
 from qatc.compiler.lowering.state import Function, State, permuted
 from qatc.compiler.model.links import is_op, label_of
-from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.movement import MAXIMA, is_movement, joined, on_grid, pad_value
-from qatc.compiler.passes.sums import addends
+from qatc.compiler.passes.sums import addends, axes_of
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.reference.functions import Values, evaluate, is_elementwise, is_table
 from qatc.compiler.windows import Window, sized_window, window

@@ -22,8 +22,8 @@ from qatc.compiler.lowering import mac, operators
 from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model.links import label_of
-from qatc.compiler.passes.modernize import axes_of
 from qatc.compiler.passes.products import MEANS, Vector, is_sum
+from qatc.compiler.passes.sums import axes_of
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
 from qatc.compiler.windows import window
 

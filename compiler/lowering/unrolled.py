@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, repeats_into, shape_of, value_of
-from qatc.compiler.passes.modernize import axes_of
+from qatc.compiler.passes.sums import axes_of
 from qatc.compiler.quant import Array, number_of
 
 _FACTORS: Final = 6  # of one product

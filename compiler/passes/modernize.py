@@ -10,7 +10,7 @@
     CastLike(x, y: float)                   Cast[to=float](x)
     SequenceAt(SplitToSequence(x, s), 1)    the second output of Split(x, s): see `sequences`
     Swish(x), which is of opset 24          x * Sigmoid(x): see `later`
-    Sum(x, y, z)                            Add(Add(x, y), z): see `sums`
+    Sum(x, y, z), ReduceMean(ReduceMean(x)) Add(Add(x, y), z), one ReduceMean: see `sums`
     FusedConv[activation=Relu](x, w, b)     Relu(Conv(x, w, b)): see `fused`
     QuantizeLinear(x: int32)                QuantizeLinear(Cast(x)): the integers are the numbers, in every opset
 
@@ -36,7 +36,7 @@ from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.fused import FUSED, is_fused
 from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.sequences import collected_sequences, split_sequences
-from qatc.compiler.passes.sums import sum_of_pairs
+from qatc.compiler.passes.sums import reduction_of_a_reduction, sum_of_pairs
 from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
@@ -68,6 +68,7 @@ ALIKE: Final = Rules("modernize")
 PRODUCTS.on("Einsum")(einsum_to_product)
 PRODUCTS.on("Attention")(attention_to_products)
 ALIKE.on("Sum")(sum_of_pairs)
+ALIKE.on("ReduceMean", "ReduceSum")(reduction_of_a_reduction)
 
 
 def modernize(graph: QuantGraph) -> None:
@@ -148,23 +149,6 @@ def element_type(tensor: Tensor) -> int | None:
     if kind is None or isinstance(kind, int):
         return kind or None
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
-
-
-def axes_of(node: Node) -> tuple[int, ...] | None:
-    """The axes of a Reduce*, Squeeze or Unsqueeze, from its attribute or its second input; () means all of them.
-
-    Counted from the front where the rank is known. None where they are computed at run time.
-    """
-    listed = node.attr("axes")
-    if listed is None and len(node.inputs) > 1 and node.inputs[1].name:
-        value = value_of(node.inputs[1])
-        if value is None:
-            return None
-        listed = value.reshape(-1).tolist()
-    if listed is None:
-        return ()
-    rank = rank_of(node.outputs[0] if node.op == "Unsqueeze" else node.inputs[0])
-    return tuple(int(a) + (rank if rank is not None and a < 0 else 0) for a in listed)
 
 
 # -- constants ----------------------------------------------------------------------------------------------------

@@ -6,8 +6,15 @@ Add(Add(x, y), z)       x, y and z are the addends, where the partial sum has no
 
 from __future__ import annotations
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor
+from typing import Final
+
+import numpy as np
+
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, value_of
 from qatc.compiler.model.links import is_op
+from qatc.compiler.rewrite import NoMatch
+
+_LONGEST: Final = 8  # operators between a constant and the sum of what is made of it
 
 
 def sum_of_pairs(graph: QuantGraph, node: Node) -> bool:
@@ -36,3 +43,53 @@ def addends(graph: QuantGraph, node: Node) -> list[Tensor]:
         else:
             found.append(tensor)
     return found
+
+
+def axes_of(node: Node) -> tuple[int, ...] | None:
+    """The axes of a Reduce*, Squeeze or Unsqueeze, from its attribute or its second input; () means all of them.
+
+    Counted from the front where the rank is known. None where they are computed at run time.
+    """
+    listed = node.attr("axes")
+    if listed is None and len(node.inputs) > 1 and node.inputs[1].name:
+        value = value_of(node.inputs[1])
+        if value is None:
+            return None
+        listed = value.reshape(-1).tolist()
+    if listed is None:
+        return ()
+    rank = rank_of(node.outputs[0] if node.op == "Unsqueeze" else node.inputs[0])
+    return tuple(int(a) + (rank if rank is not None and a < 0 else 0) for a in listed)
+
+
+def reduction_of_a_reduction(graph: QuantGraph, node: Node) -> bool:
+    """A mean of means over other dimensions is one mean, a sum of sums one sum: all groups have as many elements."""
+    x = node.inputs[0]
+    inner = graph.producer(x)
+    if not is_op(inner, node.op) or graph.only_consumer(x) is None or _is_made_of_constants(graph, inner.inputs[0]):
+        return False
+    first, second = axes_of(inner), axes_of(node)
+    keeps = node.attr("keepdims", 1)
+    if not first or not second or min(*first, *second) < 0 or inner.attr("keepdims", 1) != keeps:
+        raise NoMatch("which dimensions the two go over is not known, or one keeps them and one does not")
+    left = [axis for axis in range(len(first) + max(second) + 1) if axis not in first]
+    axes = sorted({*first, *(second if keeps else (left[axis] for axis in second))})
+    node.inputs[0] = inner.inputs[0]
+    if "axes" in node.attrs:
+        node.attrs["axes"] = axes
+    else:
+        node.inputs[1] = graph.constant(f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64))
+    return True
+
+
+def _is_made_of_constants(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether it is computed of constants alone, such as the scale of a weight: that is folded as the file has it."""
+    for _ in range(_LONGEST):
+        maker = graph.producer(tensor)
+        if maker is None:
+            return isinstance(tensor, Constant)
+        computed = [t for t in maker.inputs if t.name and not isinstance(t, Constant)]
+        if len(computed) != 1:
+            return not computed
+        tensor = computed[0]
+    return False

@@ -89,6 +89,15 @@ def test_pools(call: str, mode: str, kernel: tuple[int, ...], pads: tuple[int, .
     assert not reasons(graph)
 
 
+def test_a_mean_of_means_is_one() -> None:
+    """`x.mean(3).mean(2)`, which many networks end in."""
+    means = "m = ReduceMean<axes = [3], keepdims = 0>(a)\np = ReduceMean<axes = [2], keepdims = 0>(m)"
+    graph = lowered_net("(float[1,2,4,4] x) => (float[M] y)", f"a = A(x)\n{means}\ny = A(p)")
+    (pool,) = [op for op in graph.ops if isinstance(op, Pool)]
+    assert (pool.mode, pool.kernel, pool.keepdims) == ("average", (), False)
+    assert not reasons(graph)
+
+
 @pytest.mark.parametrize(
     ("shape", "axes", "keepdims", "moves"),
     [

@@ -8,7 +8,9 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from qatc.compiler.passes.modernize import axes_of, modernize
+from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.passes.sums import axes_of
+from qatc.compiler.shapes import infer_shapes
 from tests.graphs import loaded, net, to_model
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
@@ -56,6 +58,14 @@ def run(proto: onnx.ModelProto, x: np.ndarray = X) -> list[np.ndarray]:
         ),
         (7, "a = Relu(x) b = Neg(x) y = Sum(x, a, b)"),
         (13, "c = Constant<value = float[5] {0.5, -1.0, 2.0, 4.0, 8.0}>() b = Sum(x) y = Sum(c, b)"),
+        (13, "a = ReduceMean<axes=[3], keepdims=0>(x) y = ReduceMean<axes=[2], keepdims=0>(a)"),
+        (13, "a = ReduceMean<axes=[-3], keepdims=0>(x) y = ReduceMean<axes=[1, 0], keepdims=0>(a)"),
+        (18, "i = Constant<value_ints=[1]>() a = ReduceMean(x, i) y = ReduceMean(a, i)"),
+        (
+            13,
+            "i = Constant<value_ints=[1]>() a = ReduceSum<keepdims=0>(x, i) b = ReduceSum<keepdims=0>(a, i)"
+            " y = ReduceSum<keepdims=0>(b, i)",
+        ),
         (13, "y = Softmax<axis=1>(x)"),
         (18, "i = Shape<start=3>(x) c = CastLike(i, x) d = CastLike(c, c) y = Mul(x, d)"),
         (
@@ -405,3 +415,36 @@ def test_what_is_quantized_is_real(text: str) -> None:
     x = np.array([[-9, -1, 0, 1], [7, 126, 127, 1 << 30]], np.int32 if "int32[" in text else np.float32)
     wanted = np.clip((x.astype(np.int64) if "int32[" in text else -x.astype(np.int64)) * 2 + 3, 0, 255)
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "axes"),
+    [
+        ("a = ReduceMean<axes=[3], keepdims=0>(x) y = ReduceMean<axes=[2], keepdims=0>(a)", [2, 3]),
+        ("a = ReduceMean<axes=[1], keepdims=0>(x) y = ReduceMean<axes=[1, 2], keepdims=0>(a)", [1, 2, 3]),
+        ("a = ReduceMean<axes=[1]>(x) y = ReduceMean<axes=[3]>(a)", [1, 3]),
+        ("a = ReduceMean<axes=[-1], keepdims=0>(x) b = ReduceMean<axes=[-1], keepdims=0>(a)"
+         " y = ReduceMean<axes=[0], keepdims=0>(b)", [0, 2, 3]),
+    ],
+)  # fmt: skip
+def test_means_of_means_are_one(body: str, axes: list[int]) -> None:
+    graph = loaded(model(13, body))
+    infer_shapes(graph)
+    modernize(graph)
+    assert [(n.op, axes_of(n)) for n in graph.nodes] == [("ReduceMean", tuple(axes))]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = ReduceMean<axes=[3], keepdims=0>(x) y = ReduceMean<axes=[2]>(a)",  # it keeps another dimension
+        "a = ReduceMean<axes=[3], keepdims=0>(x) b = ReduceSum<keepdims=0>(a) y = Mul(b, b)",
+        "a = ReduceMean<axes=[3]>(x) b = ReduceMean<axes=[2]>(a) c = ReduceMax(a) y = Add(b, c)",  # it is read twice
+        "w = Constant<value_floats=[1.0, 2.0]>() v = Abs(w) a = ReduceMean<axes=[0]>(v) b = ReduceMean<axes=[0]>(a)"
+        " y = Mul(x, b)",  # the scale of a weight
+    ],
+)
+def test_other_reductions_stay_as_they_are(body: str) -> None:
+    graph = loaded(model(13, body))
+    modernize(graph)
+    assert sum(n.op.startswith("Reduce") for n in graph.nodes) >= 2
