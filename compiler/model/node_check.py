@@ -114,6 +114,7 @@ class NodeChecker:
         if form.sizes:
             yield from _sizes(op, {a.name: a.ints for a in node.attributes if a.name in form.sizes})
             yield from _padding(op, [a.s.decode("utf-8", "replace") for a in node.attributes if a.name == "auto_pad"])
+            yield from _grouping(op, [a.i for a in node.attributes if a.name == "group"])
 
     def findings_in(self, node: Node) -> Iterator[str]:
         """The same for a node of the graph, which a frontend may have made of a vendor's."""
@@ -131,6 +132,7 @@ class NodeChecker:
         yield from _sizes(node.op, {name: v for name, v in stated.items() if _is_of(v, form.kinds[name])})
         if form.sizes:
             yield from _padding(node.op, [str(node.attr("auto_pad"))] if "auto_pad" in node.attrs else [])
+            yield from _grouping(node.op, [v for v in (node.attrs.get("group"),) if isinstance(v, int)])
 
 
 def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
@@ -165,6 +167,12 @@ def _padding(op: str, stated: Sequence[str]) -> Iterator[str]:
     for mode in stated:
         if mode not in _PADDINGS:
             yield f"the attribute auto_pad of {op} is {mode!r}, none of {', '.join(_PADDINGS)}"
+
+
+def _grouping(op: str, stated: Sequence[int]) -> Iterator[str]:
+    for groups in stated:
+        if groups < 1:  # ONNX Runtime divides by it, before 1.23 without a look
+            yield f"the attribute group of {op} is {groups}"
 
 
 def _is_of(value: object, wanted: int) -> bool:

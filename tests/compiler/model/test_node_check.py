@@ -80,6 +80,14 @@ def test_a_padding_that_there_is_not_is_told(op: str, mode: str) -> None:
         loaded(text)
 
 
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("groups", [0, -2])
+def test_channels_lie_in_groups(op: str, groups: int) -> None:
+    """ONNX Runtime's process ended of a division by none, up to version 1.22."""
+    with pytest.raises(CompileError, match=rf"QAT004.*the attribute group of {op} is {groups}"):
+        loaded(pool(op, "strides", 1).replace("strides = [1, 1]", f"group = {groups}"))
+
+
 @pytest.mark.parametrize(
     ("call", "found"),
     [
