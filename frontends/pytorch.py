@@ -217,6 +217,8 @@ FRONTEND: Final = Frontend(
     exporters=(
         "torch.onnx.export of FX, eager and PT2E models (torch 2.13, 2.14, torchao 0.18; legacy and dynamo exporter)",
         "torchvision 0.29 (classification, segmentation, detection, video), timm 1.0 and transformers 5.24 (PT2E)",
+        "pytorchcv 0.0.74, segmentation_models_pytorch 0.6 and MONAI 1.6 (FX), torchaudio 2.11, diffusers 0.42,"
+        " asteroid 0.7, open_clip 3.3 and spandrel 0.4 (ONNX Runtime's quantize_static)",
         "torch.ao.nn.quantizable LSTM and MultiheadAttention (eager QAT), _LearnableFakeQuantize (torch 2.13)",
         "torch 1.9, 1.12, 2.2 and 2.6: FX and eager QAT at opset 10 to 17, and converted models from 1.12 on",
         "Renesas DRP-AI recipe (torch 2.13)",

@@ -378,6 +378,10 @@ def _why(state: State, node: Node) -> Reason:
     option = unasked(state, node)
     if option is not None:
         return Reason(f"its integer form was not asked for: -p {option}")
+    for what, tensors in (("input", floats), ("result", node.outputs)):
+        spread = next((t.name for t in tensors if (p := state.params(t)) is not None and p.is_per_channel), None)
+        if spread is not None:
+            return Reason(f"its {what} is quantized per channel", spread)
     return Reason(f"{node.op} has no exact integer form")
 
 

@@ -291,6 +291,13 @@ def test_outputs_that_are_inputs_or_constants() -> None:
             "int8[2] wq = {1, 2}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}", 17,
             ["MatMul: its weight is quantized along axis 0, not its output channels"],
         ),
+        (  # NNCF's quantizers in front of depthwise convolutions
+            "(float[1,2,3] x) => (float[1,2,1] y)",
+            "a = A(x)\nm = ReduceMean<axes = [2]>(a)\nq = QuantizeLinear<axis = 1>(m, s, z)\n"
+            "y = DequantizeLinear<axis = 1>(q, s, z)",
+            "float[2] s = {0.5, 0.25}, uint8[2] z = {128, 128}", 17,
+            ["ReduceMean: its result is quantized per channel"],
+        ),
         (
             "(float[2] x) => (float[2] y)", "a = W(x)\nt = Tanh(a)\ny = W(t)",
             "", 21, ["Tanh: int16 tensors have no integer kernel"],
