@@ -119,17 +119,18 @@ def test_operators_of_later_opsets_in_opset_13(nodes: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("body", "message", "way_out"),
     [
-        ("a = W(x)\ny = Relu(a)", "opset 13 cannot quantize to 16 bits"),
-        ("a = A(x)\ny = Trilu(a)", "Trilu has no form in opset 13"),
+        ("a = W(x)\ny = Relu(a)", "opset 13 cannot quantize to 16 bits", "quantize to 8 bits"),
+        ("a = A(x)\ny = Trilu(a)", "Trilu has no form in opset 13", "end the exported network before it"),
     ],
 )
-def test_what_has_no_form_in_opset_13_is_refused(body: str, message: str, tmp_path: Path) -> None:
+def test_what_has_no_form_in_opset_13_is_refused(body: str, message: str, way_out: str, tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(net("(float[2,2] x) => (float[2,2] y)", body, opset=21)), tmp_path / "m.onnx")
     with pytest.raises(CompileError, match=message) as caught:
         compile_model(tmp_path / "m.onnx", target="drpai", output=tmp_path / "out")
     assert caught.value.diagnostics[-1].code == "QAT302"
+    assert way_out in (caught.value.diagnostics[-1].hint or "")
     assert not (tmp_path / "out").exists()
 
 
