@@ -20,6 +20,7 @@ _ACTIONS: Final = {
     "constant operand is not quantized": "Quantize the constants that {} read in training, too.",
     "not its output channels": "Quantize the weights of {} along their output channels, or per tensor.",
     "weight is quantized per channel": "Quantize the weights of {} per tensor.",
+    "grows so much": "Give what {} read a range of its own, such as a pooled tensor that shares its input's.",
     "no integer kernel": "Quantize what {} read to 8 bits: wider integers run in float.",
     **{f"-p {o}=integer": f"{{}} may run in integers on this target: -p {o}=integer." for o in OPTIONAL_OPERATORS},
     "computed at run time": "Make the bias of {} a constant.",

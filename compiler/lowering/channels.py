@@ -23,6 +23,7 @@ from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
 _PEAK: Final = 64  # a power of two keeps a factor's own digits
+_COARSE: Final = 0.5  # steps of the result to a unit of the bias, which is rounded to half of that
 _STEPS: Final = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub"})
 _MANY: Final = 16  # channels that processors take at a time
 _OF_IMAGES: Final = frozenset(
@@ -48,12 +49,13 @@ def affine(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     channel is the weight's scale times 64, so nothing is rounded but the bias, on a grid 64 times finer than the
     input's. (64 and not 127: a power of two keeps the factor's own digits.) Vectors [N, C] are one position.
 
-    Constants per channel stay float where the convolution would take longer (measured, docs/performance.md): with fewer
+    Where that grid is coarser than half a step of the result, which grows many times over, it stays float, and so do
+    constants per channel where the convolution would take longer (measured, docs/performance.md): with fewer
     than 16 channels, and between other operators than those of images, such as products of attention, for there the
     channels must be moved last and back.
     """
     found = _affine_of(state, node)
-    if found is None or state.usable(out) is None:
+    if found is None or state.usable(out) is None or _is_coarse(state, found, out):
         return False
     many = found.rank > 2 and max(found.factor.size, found.offset.size) >= _MANY
     if not (found.normalizes or (many and _is_of_images(state, found.x, out))):
@@ -65,6 +67,26 @@ def affine(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     if rank == 2:
         state.move("Squeeze", (result, _position(state)), state.new_int(out))
     return True
+
+
+def is_coarse(state: State, node: Node) -> bool:
+    """Whether an affine per channel stays float since its offsets are finer than a bias of the convolution can be."""
+    found = _affine_of(state, node) if node.op in _STEPS and not node.domain else None
+    out = node.outputs[0]
+    while out.name not in state.graph.params:
+        reader = state.graph.only_consumer(out)
+        if reader is None or clamp_bounds(state.graph, reader) is None:
+            return False
+        out = reader.outputs[0]
+    return found is not None and _is_coarse(state, found, out)
+
+
+def _is_coarse(state: State, found: _Affine, out: Tensor) -> bool:
+    have, want = state.usable(found.x), state.usable(out)
+    if have is None or want is None or not found.offset.any():
+        return False
+    units = np.abs(found.factor) * have.scale[0] / _PEAK
+    return float(np.where(found.offset != 0, units, 0).max(initial=0)) > _COARSE * want.scale[0]
 
 
 def _affine_of(state: State, node: Node) -> _Affine | None:

@@ -352,6 +352,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("the target has no integer form of it")
     if is_op(node, *_RECURRENT):
         return Reason(f"{node.op} has no exact integer form")
+    if channels.is_coarse(state, node):
+        return Reason("its result grows so much over its input that offsets between two steps of that count")
     floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
     unranged = [t.name for t in floats if t.name not in state.graph.params]
     wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]

@@ -206,6 +206,7 @@ def test_constants_per_channel(
     u, v = (rng.uniform(0.1, 4, 16).astype(np.float32) * rng.choice([-1, 1], 16).astype(np.float32) for _ in range(2))
     lines, meaning = AFFINES[name]
     graph = integers_of(affine_text(lines, place, have, want, (u, v)))
+    assume(not any("grows so much" in reason for reason in reasons(graph)))
     assert not list(graph.islands())
     assert [type(op) for op in graph.ops if isinstance(op, Conv)] == [Conv]
     codes = np.broadcast_to(np.arange(256).reshape(16, 16), (1, 16, 16, 16))
@@ -237,3 +238,22 @@ def test_other_constants_stay_float(lines: str, shape: str) -> None:
         {lines} q = QuantizeLinear(p, t, k) y = DequantizeLinear(q, t, k) }}"""
     (island,) = integers_of(text).islands()
     assert island.op_type == "Mul"
+
+
+@pytest.mark.parametrize(("factor", "floats"), [(30.0, False), (40.0, True)])
+def test_offsets_finer_than_a_bias_can_be_stay_float(factor: float, floats: bool) -> None:
+    """A step of the pooled input becomes many of the result: half a unit of the bias, then, is more than rounding."""
+    offsets = ", ".join(repr(0.01 * i + 0.003) for i in range(16))
+    graph = normalized_net(factor, offsets)
+    assert [r.split(":")[0] for r in reasons(graph)] == (["BatchNormalization"] if floats else [])
+    assert all("its result grows so much" in r for r in reasons(graph))
+
+
+def normalized_net(factor: float, offsets: str) -> IntegerGraph:
+    ones, zeros = (", ".join([number] * 16) for number in ("1.0", "0.0"))
+    return lowered_net(
+        "(float[1,16,4,4] x) => (float[1,16,4,4] y)",
+        "a = B(x)\nn = BatchNormalization<epsilon = 0.0>(a, g, o, m, v)\ny = B(n)",
+        f"float[16] g = {{{', '.join([repr(factor)] * 16)}}}, float[16] o = {{{offsets}}}, float[16] m = {{{zeros}}}, "
+        f"float[16] v = {{{ones}}}",
+    )
