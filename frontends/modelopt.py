@@ -87,6 +87,10 @@ FRONTEND = Frontend(
     recognize=_recognize,
     normalize=_normalize,
     confidence=60,
-    exporters=("nvidia-modelopt 0.11, 0.15 and 0.47 (torch.onnx.export and get_onnx_bytes; INT8 and SmoothQuant)",),
+    exporters=(
+        "nvidia-modelopt 0.11, 0.15 and 0.47 (torch.onnx.export and get_onnx_bytes; INT8 and SmoothQuant)",
+        "ultralytics 8.4 quantization-aware training (YOLO, YOLOE and RT-DETR), super-gradients 3.7 (YOLO-NAS, YOLOX,"
+        " DDRNet, PP-LiteSeg, STDC, RegSeg, SegFormer)",
+    ),
     limits=("FP8, MXFP8, NVFP4, block-wise INT4", "additions and pooling have no range of their own (--calibrate)"),
 )

@@ -217,6 +217,8 @@ FRONTEND: Final = Frontend(
     exporters=(
         "torch.onnx.export of FX, eager and PT2E models (torch 2.13, 2.14, torchao 0.18; legacy and dynamo exporter)",
         "torchvision 0.29 (classification, segmentation, detection, video), timm 1.0 and transformers 5.24 (PT2E)",
+        "ultralytics 8.4 (YOLOv3 to v10, 11, 12 and 26 with all heads, RT-DETR, YOLO-World and YOLOE: FX, eager, PT2E;"
+        " its ONNX files, with NMS and open sizes too, quantized by itself, ONNX Runtime, NNCF), super-gradients 3.7",
         "pytorchcv 0.0.74, segmentation_models_pytorch 0.6 and MONAI 1.6 (FX), torchaudio 2.11, diffusers 0.42,"
         " asteroid 0.7, open_clip 3.3 and spandrel 0.4 (ONNX Runtime's quantize_static)",
         "torch.ao.nn.quantizable LSTM and MultiheadAttention (eager QAT), _LearnableFakeQuantize (torch 2.13)",
