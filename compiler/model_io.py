@@ -26,7 +26,7 @@ from qatc.compiler.model.fallbacks import refuse_fallbacks
 from qatc.compiler.model.inlining import inline
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.node_check import NodeChecker, NodeRecord
-from qatc.compiler.model.protos import all_bodies, captured_names, damaged_text, opsets_of, tensors_of
+from qatc.compiler.model.protos import all_bodies, body_depth, captured_names, damaged_text, opsets_of, tensors_of
 from qatc.compiler.model.tensors import MAX_RANK, TensorError, TensorReader, shape_text
 from qatc.compiler.quant import Array
 
@@ -48,6 +48,7 @@ _PER_CHANNEL: Final = 13  # the opset in which QuantizeLinear and DequantizeLine
 _NO_SCALE: Final = "it has no scale: tf2onnx --tflite leaves those per channel out before opset 13; export with that"
 _QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _CALL: Final = "pkg.torch.onnx.fx_node"  # metadata of PyTorch's dynamo exporter: the call that a node is made of
+_DEEPEST: Final = 10  # levels of subgraphs: each takes ONNX Runtime up to 1.23 twice the time
 _NEWEST_OPSET: Final = 26
 CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
@@ -216,7 +217,12 @@ class _Reader:
 
     def _check_bodies(self) -> None:
         """The tensors in subgraphs, which ONNX Runtime reads by itself, hold what they say and nothing from outside."""
-        for graph in all_bodies(record.proto for record in self.records if record.has_bodies):
+        holders = [record.proto for record in self.records if record.has_bodies]
+        deep = body_depth(holders)
+        if deep > _DEEPEST:
+            hint = "export the model without conditions in conditions: trace it, or set what they depend on"
+            self.found.error("QAT005", f"{deep} subgraphs lie in each other, more than {_DEEPEST}", hint=hint)
+        for graph in all_bodies(holders):
             held = [t for node in graph.node for a in node.attribute for t in tensors_of(a)]
             for proto in (*graph.initializer, *held):
                 try:

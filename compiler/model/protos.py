@@ -84,6 +84,14 @@ def all_bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
         waiting.extend(inner for node in graph.node for inner in subgraphs(node.attribute))
 
 
+def body_depth(nodes: Iterable[onnx.NodeProto]) -> int:
+    """How many levels of subgraphs lie in each other."""
+    depth, level = 0, list(nodes)
+    while graphs := [graph for node in level for graph in subgraphs(node.attribute)]:
+        depth, level = depth + 1, [node for graph in graphs for node in graph.node]
+    return depth
+
+
 def subgraphs(attributes: Iterable[AttributeProto]) -> list[onnx.GraphProto]:
     """The graphs that attributes hold, those in them not among them."""
     held = [a for a in attributes if a.type in BODIES]

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from onnx import TensorProto, helper
 
 from qatc import CompileError, compile_model
-from qatc.compiler.model.protos import all_bodies, all_nodes, captured_names, tensors_of
+from qatc.compiler.model.protos import all_bodies, all_nodes, body_depth, captured_names, tensors_of
 from tests.hostile_models import FLOAT, const, outside, sound
 
 _DEPTH = 9  # messages in messages: graph, node, attribute, graph, node, attribute, tensor, entry
@@ -119,3 +119,26 @@ def test_attributes_of_every_kind_show_their_tensors() -> None:
         (kinds(type=kinds.FLOAT, t=held[0]), []),  # the type decides, as in ONNX Runtime
     ):
         assert [t.name for t in tensors_of(attribute)] == names
+
+
+@pytest.mark.parametrize(("depth", "codes"), [(0, []), (1, []), (10, []), (11, ["QAT005"])])
+def test_bodies_lie_in_each_other_a_few_levels_deep(depth: int, codes: list[str], tmp_path: Path) -> None:
+    """Loading them takes ONNX Runtime up to 1.23 twice the time for each level: thirty took it forever."""
+    port = helper.make_tensor_value_info("t", FLOAT, None)
+    node = helper.make_node("Identity", ["q2"], ["t"])
+    for _ in range(depth):
+        body = helper.make_graph([node], "body", [], [port])
+        node = helper.make_node("If", ["c"], ["t"], then_branch=body, else_branch=leaf(port))
+    node.output[0] = "y"
+    assert body_depth([node]) == depth
+    onnx.save(sound(nodes=[node], result="y", extra=[const("c", True, np.bool_)]), tmp_path / "model.onnx")
+    try:
+        compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+        found: list[str] = []
+    except CompileError as error:
+        found = [d.code for d in error.diagnostics]
+    assert found == codes
+
+
+def leaf(port: onnx.ValueInfoProto) -> onnx.GraphProto:
+    return helper.make_graph([helper.make_node("Identity", ["q2"], ["t"])], "leaf", [], [port])
