@@ -24,7 +24,7 @@ from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.pooling import Windows, covers
 
-_MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
+MOST_SIZES: Final = 6  # so many depthwise convolutions and choices are still faster than QLinearAveragePool
 
 
 def pool(w: Writer, op: Pool) -> None:
@@ -125,7 +125,7 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
     else:
         counts = np.full((1,) * len(op.kernel), math.prod(op.kernel))
     different = sorted(set(counts.reshape(-1).tolist()), reverse=True)
-    if not different or different[-1] == 0 or (len(different) > _MOST_SIZES and not _is_dilated(op)):
+    if not different or different[-1] == 0 or (len(different) > MOST_SIZES and not _is_dilated(op)):
         return False
     made = _mean(w, op, channels, different[0], out if len(different) == 1 else "")
     for index, count in enumerate(different[1:], 2):

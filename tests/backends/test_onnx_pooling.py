@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qatc.backends.onnx.pooling import MOST_SIZES
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Pool, Rescale
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.reference.pooling import Windows
 from tests.backends.emitting import UNSET, Net, Result, grid, integers, same
 
 pytestmark = pytest.mark.usefixtures("exact_runtime")
@@ -112,11 +114,16 @@ def check_average(net: Net, out: str) -> dict[str, Result]:
 
 
 @given(WINDOWS, st.booleans(), st.sampled_from(BYTES), st.sampled_from(BYTES), st.integers(0, 99))
+@example(
+    {"kernel": [4, 3], "strides": [2, 2], "pads": [1] * 4, "ceil_mode": True}, False, "uint8", "int8", 0
+)  # 9 sizes
 @settings(max_examples=60)
 def test_averages(drawn: dict[str, Any], include: bool, have: str, want: str, seed: int) -> None:
-    fields = window(drawn)
-    results = check_average(*pool("average", have=have, want=want, seed=seed, count_include_pad=include, **fields))
-    assert "QLinearAveragePool" not in results["auto"].ops
+    net, out = pool("average", have=have, want=want, seed=seed, count_include_pad=include, **window(drawn))
+    (op,) = (op for op in net.graph.ops if isinstance(op, Pool))
+    sizes = set(Windows(op, (9, 8)).counts(include).reshape(-1).tolist())
+    results = check_average(net, out)
+    assert ("QLinearAveragePool" in results["auto"].ops) == (len(sizes) > MOST_SIZES)
 
 
 @given(WINDOWS, st.booleans())
