@@ -1,11 +1,12 @@
 """Move and Float: operators as they are, on whatever integers or floats they read.
 
-ONNX Runtime moves bytes with every movement operator; for 16 and 32 bits a few kernels are missing, and the elements
-take the way over a float type that holds them exactly.
+ONNX Runtime moves bytes with nearly every movement operator; for 16 and 32 bits a few kernels more are missing, and the
+elements take the way over a float type that holds them exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,10 +19,10 @@ from qatc.compiler.model_io import captures_of, node_proto
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 
 _WIDE: Final = frozenset({"int16", "uint16"})
-# operator -> element types that have no kernel (ONNX Runtime 1.31, CPU)
+# operator -> element types that have no kernel (ONNX Runtime 1.23 to 1.32, CPU)
 _MISSING: Final = {
-    "DepthToSpace": _WIDE | {"int32"},
-    "SpaceToDepth": _WIDE | {"int32"},
+    "DepthToSpace": _WIDE | {"int32", "int8"},
+    "SpaceToDepth": _WIDE | {"int32", "int8", "uint8"},
     "Pad": _WIDE,
     "Resize": _WIDE,
     "Upsample": _WIDE,
@@ -33,7 +34,10 @@ _MISSING: Final = {
 _CHOSEN: Final = {"int8": TensorProto.INT32, "int16": TensorProto.INT32, "uint16": TensorProto.INT32}
 # the same for Max and Min: ONNX Runtime 1.18 has none for bytes
 _COMPARED: Final = {"uint8": TensorProto.INT32, **_CHOSEN}
-_THROUGH: Final = {"int16": TensorProto.FLOAT, "uint16": TensorProto.FLOAT, "int32": TensorProto.DOUBLE}
+_THROUGH: Final = {
+    **dict.fromkeys(("int8", "uint8", "int16", "uint16"), TensorProto.FLOAT),
+    "int32": TensorProto.DOUBLE,
+}
 _CONV_RANK: Final = 3
 _MATRIX: Final = 2
 _PAD_VALUE: Final = 2  # the input of Pad that has the elements' type too
@@ -54,7 +58,7 @@ def move(w: Writer, op: Move) -> None:
     inputs = [w.read(name) if name else "" for name in op.inputs]
     dtype = w.graph.tensors[op.inputs[0]].dtype
     if op.op_type in CHOOSERS:
-        _choice(w, op, inputs)
+        choose(w, op.op_type, inputs, w.graph.tensors[op.output].dtype, op.output)
         return
     if _as_transpose(w, op, inputs[0]) or _flattens_pooled(w, op, inputs[0]):
         return
@@ -70,16 +74,14 @@ def move(w: Writer, op: Move) -> None:
     w.node("Cast", [made], op.output, to=back)
 
 
-def _choice(w: Writer, op: Move, inputs: list[str]) -> None:
-    """A choice between integers."""
-    dtype = w.graph.tensors[op.output].dtype
-    conditions, through = (1, _CHOSEN.get(dtype)) if op.op_type == "Where" else (0, _COMPARED.get(dtype))
+def choose(w: Writer, op_type: str, inputs: Sequence[str], dtype: str, out: str) -> str:
+    """Where, Max or Min of tensors of one type; its name."""
+    conditions, through = (1, _CHOSEN.get(dtype)) if op_type == "Where" else (0, _COMPARED.get(dtype))
     if through is None:
-        w.node(op.op_type, inputs, op.output)
-        return
+        return w.node(op_type, inputs, out)
     sides = [w.node("Cast", [name], to=through) for name in inputs[conditions:]]
-    made = w.node(op.op_type, [*inputs[:conditions], *sides])
-    w.node("Cast", [made], op.output, to=tensor_type(np.dtype(dtype)))
+    made = w.node(op_type, [*inputs[:conditions], *sides])
+    return w.node("Cast", [made], out, to=tensor_type(np.dtype(dtype)))
 
 
 def _as_transpose(w: Writer, op: Move, x: str) -> bool:

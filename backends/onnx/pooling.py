@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qatc.backends.onnx.convolution import moves_of
-from qatc.backends.onnx.moves import to_first, to_last
+from qatc.backends.onnx.moves import choose, to_first, to_last
 from qatc.backends.onnx.writer import Writer, in_bytes, stored, tensor_type
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
@@ -131,7 +131,7 @@ def _as_convolutions(w: Writer, op: Pool, out: str) -> bool:
     for index, count in enumerate(different[1:], 2):
         mask = w.array(counts.reshape(1, 1, *counts.shape) == count, f"{w.label}_windows_of_{count}")
         other = _mean(w, op, channels, count, "")
-        made = w.node("Where", (mask, other, made), out if index == len(different) else "")
+        made = choose(w, "Where", (mask, other, made), stored(_grids(w, op)[1]), out if index == len(different) else "")
     return True
 
 

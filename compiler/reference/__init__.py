@@ -40,6 +40,7 @@ from qatc.compiler.reference.evaluate import OnnxEvaluator, evaluate_onnx
 from qatc.compiler.reference.pooling import pool
 from qatc.compiler.reference.resize import resize_linear
 
+_NOT_OF_BYTES: Final = {"DepthToSpace", "SpaceToDepth", *CHOOSERS}  # in ONNX Runtime 1.23
 _WITHOUT_KERNELS: Final = ("int16", "uint16")  # some operators of ONNX Runtime do not move these
 _MADE_NAN: Final = (
     "an operator before it makes them: 0 / 0 of numbers that round to zero, a logarithm or root below zero; "
@@ -191,7 +192,7 @@ def _evaluated(
     opset = graph.domains.get(domain, 1) if domain else graph.opset
     inputs = [values[name] if name else None for name in op.inputs]
     moved = [value for value in inputs if value is not None]
-    if isinstance(op, Move) and (op.op_type in CHOOSERS or moved[0].dtype.name in _WITHOUT_KERNELS):
+    if isinstance(op, Move) and (op.op_type in _NOT_OF_BYTES or moved[0].dtype.name in _WITHOUT_KERNELS):
         evaluate = evaluate_onnx
     return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs)))
 

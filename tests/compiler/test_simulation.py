@@ -24,6 +24,7 @@ from tests.compiler.verify.cases import (
 )
 from tests.graphs import net
 from tests.pipeline import canonical, folded, passes
+from tests.runtimes import since
 
 
 def small_model(ir_version: int = 8) -> onnx.ModelProto:
@@ -95,6 +96,7 @@ def test_what_onnx_runtime_cannot_run_is_simulated_from_the_graph(tmp_path: Path
     assert caught.value.diagnostics[0].code == "QAT403"
 
 
+@since(1, 24, "takes the box of an image that there is not")
 def test_generated_boxes_that_an_operator_refuses_are_asked_for(tmp_path: Path) -> None:
     """RoiAlign reads the image of a box from a column of random numbers: no newer ONNX Runtime would take them."""
     body = """a = A(x)

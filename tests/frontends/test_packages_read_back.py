@@ -17,6 +17,7 @@ from qatc.compiler.graph import FAKE_QUANT, QuantGraph
 from qatc.frontends.qoperator import FRONTEND
 from tests.frontends.running import run, run_canonical
 from tests.graphs import loaded
+from tests.runtimes import since
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 CONSTANTS = """float s = {0.5}, uint8 z = {120}, float t = {0.25}, uint8 k = {100}, float one = {1}, uint8 mid = {128},
@@ -240,6 +241,7 @@ def test_integers_cast_to_float(chain: str) -> None:
     assert ("Mul" not in {n.op for n in graph.nodes}) == ("origin" in chain)
 
 
+@since(1, 24, "has no ConvInteger of int8")
 @pytest.mark.parametrize("scale", ["float a = {0.125}", "float[3] a = {0.125, 0.5, 0.25}"])
 def test_accumulators_dequantized(scale: str) -> None:
     more = f", int8[3,2,1,1] w = {{1, -2, 3, 4, -5, 6}}, {scale}, float[3,1,1] b = {{1, 2, 3}}"

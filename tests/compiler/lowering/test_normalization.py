@@ -19,6 +19,7 @@ from qatc.compiler.shapes import infer_shapes
 from qatc.compiler.target import Target, load_target, wanted_operators
 from tests.compiler.package.test_integer_file import same, through_json
 from tests.graphs import expect, net, stripped
+from tests.runtimes import since
 
 BOTH = frozenset({"Softmax", "LayerNorm"})
 SHAPE = "(float[2,4] x) => (float[2,4] y)"
@@ -160,6 +161,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+@since(1, 24, "does not know these opsets")
 @pytest.mark.parametrize("opset", [23, 24])
 def test_the_whole_road_of_rms_normalization(opset: int, edge: str, tmp_path: Path) -> None:
     body = "a = A(x)\nn = RMSNormalization<epsilon = 0.25, axis = 0>(a, g)\ny = C(n)"

@@ -12,6 +12,7 @@ import pytest
 from qatc import compile_model
 from qatc.compiler.passes.modernize import modernize
 from tests.graphs import loaded, to_model
+from tests.runtimes import since
 
 IMAGE, ROWS, CUBE = "2,3,6,6", "4,3", "2,4,3"
 NUMBERS = {"k": [2, 3, 3, 3], "kb": [2], "w": [3, 5], "v": [5, 4], "e": [5], "g": [3], "h": [3], "s": [2, 4, 3]}
@@ -55,7 +56,12 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
         (CUBE, "y = M.FusedMatMul<transB=1>(s, x)", {"MatMul", "Transpose"}),
         (CUBE, "y = M.BiasGelu(x, g)", {"Add", "Gelu"}),
         (CUBE, "y = M.SkipLayerNormalization<epsilon=0.01>(x, s, g, h)", {"Add", "LayerNormalization"}),
-        (CUBE, "a,,,b = M.SkipLayerNormalization(x, s, g, , h) y = Mul(a, b)", {"Add", "LayerNormalization", "Mul"}),
+        pytest.param(
+            CUBE,
+            "a,,,b = M.SkipLayerNormalization(x, s, g, , h) y = Mul(a, b)",
+            {"Add", "LayerNormalization", "Mul"},
+            marks=since(1, 24, "computes it less exactly"),
+        ),
         (CUBE, "y = M.FusedMatMul<transBatchA=1>(x, w)", {"FusedMatMul"}),
     ],
 )

@@ -15,6 +15,7 @@ from qatc.compiler.passes.modernize import modernize
 from tests.frontends.running import run
 from tests.graphs import loaded
 from tests.pipeline import canonical, read
+from tests.runtimes import since
 
 
 def widened(nodes: str, kind: str = "float16") -> QuantGraph:
@@ -89,6 +90,7 @@ def test_doubles_beside_single_precision_stay() -> None:
     assert {t.values.dtype.name for t in graph.tensors() if isinstance(t, Constant)} == {"float64"}
 
 
+@since(1, 24, "divides by scales of float16 in another way")
 @pytest.mark.parametrize("opset", [19, 21])
 def test_a_half_precision_export_runs_in_integers(opset: int, tmp_path: Path) -> None:
     """QuantizeLinear with scales of float16, as opset 19 has it."""
