@@ -61,14 +61,13 @@ def quantized(graph: QuantGraph) -> onnx.ModelProto:
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, which ONNX's own checker holds for one of opset 13."""
-    hint = "the vendor's tools read opset 13 only: export the model with opset 13"
+    only = "the vendor's tools read opset 13 only"
     for node in model.graph.node:
         if not onnx.defs.has(node.op_type, OPSET, node.domain):
-            newer = "the vendor's tools read opset 13 only, and ONNX has it since a later one: end the exported network"
-            newer += " before it, or write it with operators of opset 13"
-            known = onnx.defs.has(node.op_type, node.domain)
-            message = f"{node.op_type} has no form in opset {OPSET}"
-            raise fail("QAT302", message, node=label_of(node), hint=newer if known else hint)
+            hint = f"{only}: export the model with opset 13"
+            if onnx.defs.has(node.op_type, node.domain):  # since a later one, so that no export has it
+                hint = f"{only}: end the exported network before it, or write it with operators of opset 13"
+            raise fail("QAT302", f"{node.op_type} has no form in opset {OPSET}", node=label_of(node), hint=hint)
     try:
         onnx.checker.check_model(model, full_check=True)  # pyright: ignore[reportUnknownMemberType]
     except CHECK_ERRORS as error:
