@@ -112,6 +112,14 @@ def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]
     sweep(graph, rules)
 
 
+def drop_inert_casts(graph: QuantGraph) -> None:
+    """Casts behind a vendor's nodes, which have types once these are FakeQuant: those that do nothing go."""
+    casts = [n for n in graph.nodes if n.op == "Cast"]
+    if any(map(_has_no_type, casts)):
+        infer_if_possible(graph)
+        sweep(graph, INERT, casts)
+
+
 def _has_no_type(node: Node) -> bool:
     """Whether a Cast or CastLike reads a tensor of unknown element type, or begins a stretch of double precision."""
     if not is_op(node, "Cast", "CastLike"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph, Tensor, is_constant
-from qatc.compiler.passes.modernize import modernize
+from qatc.compiler.passes.modernize import drop_inert_casts, modernize
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import is_product
 from qatc.frontends.common import arithmetic, clamps, lookalikes
@@ -73,6 +73,7 @@ def finish(
     """
     used = {n.domain for n in graph.nodes if n.domain}
     graph.domains = {name: version for name, version in graph.domains.items() if name in used or name not in domains}
+    drop_inert_casts(graph)
     arithmetic.rewrite(graph)
     lookalikes.report_others(graph)
     lift(graph)

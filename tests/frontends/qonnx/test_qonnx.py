@@ -269,3 +269,15 @@ def test_recognized_from_the_graph() -> None:
 def _normalized(graph: QuantGraph) -> QuantGraph:
     FRONTEND.normalize(graph, FrontendOptions())
     return graph
+
+
+def test_casts_behind_a_quantizer_do_nothing() -> None:
+    """The type of what a Quant makes is in no file, for ONNX does not know the operator: it is that of its input."""
+    b = Builder(opsets={"": 13, DOMAINS[0]: 1})
+    operands = [b.constant(f"p{i}", np.float32(v)) for i, v in enumerate((0.5, 0, 8))]
+    b.node("Quant", ["input", *operands], "q", DOMAINS[0], signed=1, narrow=0, rounding_mode="ROUND")
+    b.node("Relu", [b.node("Cast", ["q"], "c", to=1)], "r")
+    b.node("Quant", ["r", *operands], "output", DOMAINS[0], signed=1, narrow=0, rounding_mode="ROUND")
+    graph = nets.graph_of(nets.model_of(b, [3, 4, 5]))
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert [n.op for n in graph.nodes] == [FAKE_QUANT, "Relu", FAKE_QUANT]
