@@ -45,9 +45,13 @@ from tests.compiler.verify.cases import (
 )
 from tests.pipeline import integer, passes
 from tests.random_models import models, random_input
-
+from tests.runtimes import since
 
 # -- whole models -----------------------------------------------------------------------------------------------------
+TRANSPOSED = since(1, 24, "makes int32 of what it moves in front of a Transpose: QAT401, docs/targets.md")
+
+
+@TRANSPOSED
 @settings(max_examples=40)
 @given(model=models(dyadic=False), seed=st.integers(0, 1000))
 def test_random_models_pass(model, seed):
@@ -55,6 +59,7 @@ def test_random_models_pass(model, seed):
     assert found.passed, (found.first_bad, [c for c in (*found.package, *found.local) if not c.passed])
 
 
+@TRANSPOSED
 @settings(max_examples=20)
 @given(model=models(dyadic=True), seed=st.integers(0, 1000))
 def test_models_without_float_error_are_equal(model, seed):
