@@ -62,10 +62,11 @@ def quantized(graph: QuantGraph) -> onnx.ModelProto:
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, which ONNX's own checker holds for one of opset 13."""
     only = "the vendor's tools read opset 13 only"
+    export = f"{only}: export the model with opset 13"
     for node in model.graph.node:
         if not onnx.defs.has(node.op_type, OPSET, node.domain):
-            hint = f"{only}: export the model with opset 13"
-            if onnx.defs.has(node.op_type, node.domain):  # since a later one, so that no export has it
+            hint = export
+            if onnx.defs.has(node.op_type, node.domain):  # since a later one: no export has it
                 hint = f"{only}: end the exported network before it, or write it with operators of opset 13"
             raise fail("QAT302", f"{node.op_type} has no form in opset {OPSET}", node=label_of(node), hint=hint)
     try:
@@ -73,7 +74,7 @@ def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
     except CHECK_ERRORS as error:
         words = [line for line in str(error).splitlines() if line.strip()]
         reason = printable(words[0]) if words else type(error).__name__
-        raise fail("QAT302", f"the model has no form in opset {OPSET}: {reason}", hint=hint) from error
+        raise fail("QAT302", f"the model has no form in opset {OPSET}: {reason}", hint=export) from error
     return model
 
 

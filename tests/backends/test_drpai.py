@@ -123,6 +123,12 @@ def test_operators_of_later_opsets_in_opset_13(nodes: str, size: int) -> None:
     [
         ("a = W(x)\ny = Relu(a)", "opset 13 cannot quantize to 16 bits", "quantize to 8 bits"),
         ("a = A(x)\ny = Trilu(a)", "Trilu has no form in opset 13", "end the exported network before it"),
+        (
+            "a = A(x)\ni = Constant<value = int64[1,2] {0, 1}>()\nu = Constant<value = float[1,2] {1, 2}>()\n"
+            'y = ScatterElements<reduction = "max">(a, i, u)',
+            "the model has no form in opset 13",
+            "export the model with opset 13",
+        ),
     ],
 )
 def test_what_has_no_form_in_opset_13_is_refused(body: str, message: str, way_out: str, tmp_path: Path) -> None:
