@@ -6,6 +6,7 @@ Add(Add(x, y), z)       x, y and z are the addends, where the partial sum has no
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -72,14 +73,20 @@ def reduction_of_a_reduction(graph: QuantGraph, node: Node) -> bool:
     keeps = node.attr("keepdims", 1)
     if not first or not second or min(*first, *second) < 0 or inner.attr("keepdims", 1) != keeps:
         raise NoMatch("which dimensions the two go over is not known, or one keeps them and one does not")
-    left = [axis for axis in range(len(first) + max(second) + 1) if axis not in first]
-    axes = sorted({*first, *(second if keeps else (left[axis] for axis in second))})
+    axes = sorted({*first, *(second if keeps else (_before(axis, first) for axis in second))})
     node.inputs[0] = inner.inputs[0]
     if "axes" in node.attrs:
         node.attrs["axes"] = axes
     else:
         node.inputs[1] = graph.constant(f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64))
     return True
+
+
+def _before(axis: int, gone: Iterable[int]) -> int:
+    """The number of a dimension while those that are gone were still there."""
+    for other in sorted(set(gone)):
+        axis += other <= axis
+    return axis
 
 
 def _is_made_of_constants(graph: QuantGraph, tensor: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -448,3 +450,16 @@ def test_other_reductions_stay_as_they_are(body: str) -> None:
     graph = loaded(model(13, body))
     modernize(graph)
     assert sum(n.op.startswith("Reduce") for n in graph.nodes) >= 2
+
+
+def test_a_dimension_that_there_is_not_costs_nothing() -> None:
+    """Dimensions are counted from those that are left: of a number like this one no list is made."""
+    body = f"i = Constant<value_ints=[1]>() j = Constant<value_ints=[{1 << 40}]>()"
+    body += " a = ReduceMean<keepdims=0>(x, i) y = ReduceMean<keepdims=0>(a, j)"
+    graph = loaded(model(18, body))
+    tracemalloc.start()
+    modernize(graph)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    (node,) = graph.nodes
+    assert axes_of(node) == (1, (1 << 40) + 1)
