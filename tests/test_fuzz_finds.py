@@ -176,9 +176,21 @@ def quantized_text() -> onnx.ModelProto:
     )
 
 
+def nan_on_a_huge_scale() -> onnx.ModelProto:
+    """A constant of NaN on a grid whose integers may stand for infinity."""
+    huge = [numpy_helper.from_array(np.float32(3e38), "huge"), const("none", np.full((4,), np.nan), np.float32)]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["none", "huge", "z"], ["nq"]),
+        helper.make_node("DequantizeLinear", ["nq", "huge", "z"], ["n"]),
+        helper.make_node("Add", ["q2", "n"], ["y"]),
+    ]
+    return sound(nodes=nodes, result="y", extra=huge)
+
+
 FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a weight of NaN, seeds 41, 66, 595": (nan_weight, {"QAT209"}),
     "a weight without elements, seeds 83265, 83380": (empty_weight, {"QAT004", "QAT401", "QAT403"}),
+    "NaN on a huge scale, seed 779690": (nan_on_a_huge_scale, {"QAT104"}),
     "metadata that are no text, seed 79631": (damaged_metadata, {"compiles"}),
     "an operand without a name, seed 575": (nameless_operand, {"QAT004"}),
     "a model that does not run, seed 71": (sizes_that_do_not_fit, {"QAT004", "QAT401", "QAT403"}),

@@ -168,6 +168,8 @@ class _Reader:
         if value is None or (params.is_per_channel and value.ndim <= (params.axis or 0)):
             return True
         is_whole = value.dtype.kind in "iu"
+        if not is_whole and np.isnan(value).any():
+            return True  # which is told where the constant is quantized
         whole = value.astype(np.int64).clip(params.qmin, params.qmax) if is_whole else params.quantize(value)
         real = params.dequantize(whole)
         if np.isfinite(real).all():
