@@ -39,7 +39,7 @@ def absorb_padding(graph: QuantGraph) -> None:
             reader.attrs.pop("auto_pad", None)
             reader.attrs["pads"] = total
             graph.explain("padding", f"Pad at {label_of(node)} becomes the pads of {label_of(reader)}")
-        graph.replace(padded, x)
+        graph.bypass(node)
         absorbed.add(id(node))
     if absorbed:
         graph.clean()
@@ -76,9 +76,11 @@ def _widths(node: Node, rank: int) -> list[int] | None:
     axes = range(rank + 2)
     if len(node.inputs) > _AXES and node.inputs[_AXES].name:
         named = value_of(node.inputs[_AXES])
-        if named is None or not np.isin(named, np.arange(-rank - 2, rank + 2)).all():
+        if named is None or named.ndim != 1 or not np.isin(named, np.arange(-rank - 2, rank + 2)).all():
             return None
-        axes = named.tolist()
+        axes = (named % (rank + 2)).tolist()
+        if len(set(axes)) < len(axes):
+            return None
     if given.size != 2 * len(axes):
         return None
     widths[:, axes] = given.reshape(2, -1)

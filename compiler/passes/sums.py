@@ -1,7 +1,8 @@
-"""Sums of tensors: one form of them, and what is added up where nobody rounds in between.
+"""Sums, of tensors and over dimensions: one form of them, and what is added up where nobody rounds in between.
 
-Sum(x, y, z)            Add(Add(x, y), z): the order that runtimes add in
-Add(Add(x, y), z)       x, y and z are the addends, where the partial sum has no grid and no other reader
+Sum(x, y, z)                Add(Add(x, y), z): the order that runtimes add in
+Add(Add(x, y), z)           x, y and z are the addends, where the partial sum has no grid and no other reader
+ReduceMean(ReduceMean(x))   one ReduceMean over the dimensions of both
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qatc import compile_model
+from qatc import CompileError, compile_model
 from qatc.compiler.runtime.sessions import RunnableModel
 from tests.graphs import net
 
@@ -78,6 +78,15 @@ def test_named_axes(tmp_path: Path) -> None:
     body = "a = A(x)\nr = Pad(a, p, , axes)\n" + CONV
     constants = f"int64[4] p = {{1, 2, 0, 1}}, int64[2] axes = {{-1, 2}}, {WEIGHT}"
     assert "Pad" not in operators(tmp_path, PLANE, body, constants, opset=18)
+
+
+@pytest.mark.parametrize("axes", ["int64 axes = {2}", "int64[2] axes = {2, -2}"])
+def test_axes_that_are_no_list_or_name_one_twice_are_left_to_onnx_runtime(axes: str, tmp_path: Path) -> None:
+    body = "a = A(x)\nr = Pad(a, p, , axes)\n" + CONV
+    pads = "int64[2] p = {1, 2}" if "[2]" not in axes else "int64[4] p = {1, 2, 0, 1}"
+    onnx.save(onnx.parser.parse_model(net(PLANE, body, f"{pads}, {axes}, {WEIGHT}", opset=18)), tmp_path / "model.onnx")
+    with pytest.raises(CompileError, match=r"QAT40[13]"):
+        compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out", verify=False)
 
 
 def test_one_dimension(tmp_path: Path) -> None:
