@@ -21,6 +21,7 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array, QuantParams, blocks, dtype_range
 from qatc.frontends.common import standard
 from qatc.frontends.common.integers import is_dq, is_q
+from qatc.frontends.common.params import integer_type
 from qatc.frontends.common.qdq import fake_quants
 
 _FEW_STEPS: Final = 64  # weights of seven bits or fewer use no more
@@ -79,8 +80,8 @@ def _restore_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
             restored[node.inputs[0].name] = found
         else:
             node.inputs[0] = clamped
-        kind = np.asarray(value_of(node.inputs[2])).dtype
-        ends = [graph.constant(f"{integers.name}_end", np.asarray(end, kind)) for end in found]
+        zero = np.asarray(_zero_point(node))
+        ends = [graph.constant(f"{integers.name}_end", np.asarray(end, zero.dtype)) for end in found]
         graph.insert("Clip", [integers, *ends], [clamped])
     graph.sort()
     if restored:
@@ -111,9 +112,9 @@ def _range_of_call(graph: QuantGraph, node: Node) -> tuple[int, int] | None:
     None where the call is not known, or none of this node: an optimizer may have given it the metadata of another one.
     """
     call = _CALL.fullmatch(graph.calls.get(node.outputs[0].name, ""))
-    if call is None or len(node.inputs) < 3 or (call["way"] == "quantize") != is_q(node):
+    if call is None or len(node.inputs) < 2 or (call["way"] == "quantize") != is_q(node):
         return None
-    scale, zero = map(value_of, node.inputs[1:3])
+    scale, zero = value_of(node.inputs[1]), _zero_point(node)
     if scale is None or zero is None or zero.dtype.name != call["dtype"]:
         return None
     for said, value in ((call["scale"], scale), (call["zero"], zero)):
@@ -122,6 +123,13 @@ def _range_of_call(graph: QuantGraph, node: Node) -> tuple[int, int] | None:
     low, high = int(call["low"]), int(call["high"])
     lowest, highest = dtype_range(call["dtype"])
     return (low, high) if lowest <= low < high <= highest and (low, high) != (lowest, highest) else None
+
+
+def _zero_point(node: Node) -> Array | None:
+    """The zero point of a Q or DQ: 0 where it is left out, None where it is not constant."""
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        return value_of(node.inputs[2])
+    return np.zeros((), integer_type(node, None))
 
 
 def _is_converted(graph: QuantGraph) -> bool:

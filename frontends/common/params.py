@@ -277,7 +277,7 @@ def linear_params(
     zero = constant_input(graph, node, 2, "zero point") if has_zero else None
     if scale is None or (has_zero and zero is None):
         return None
-    kind = _integer_type(node, zero, stored)
+    kind = integer_type(node, zero, stored)
     dtype = quantized_dtype(kind)
     if dtype is None or node.attr("block_size", 0):
         message = f"{node.op} {'to' if node.op.startswith('Q') else 'of'} {_format_of(node, kind, scale)}"
@@ -299,7 +299,11 @@ def _format_of(node: Node, kind: np.dtype[np.generic], scale: Array) -> str:
     return f"{plain} in blocks of {block}" if block else plain
 
 
-def _integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] | None) -> np.dtype[np.generic]:
+def integer_type(node: Node, zero: Array | None, stored: np.dtype[np.generic] | None = None) -> np.dtype[np.generic]:
+    """The type of the integers that a QuantizeLinear writes or a DequantizeLinear reads, whose zero point is `zero`.
+
+    `stored` is that of the integers where the caller knows it and the graph does not.
+    """
     held = value_of(node.inputs[0]) if node.op == "DequantizeLinear" else None
     if held is not None and quantized_dtype(held.dtype) is not None:
         return held.dtype  # the zero point may be written in a wider type, but not be out of this one's range

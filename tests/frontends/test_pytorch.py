@@ -71,6 +71,18 @@ def test_nodes_in_front_of_the_scale_hide_no_call(maker: str) -> None:
     assert spans(graph) == [(0, 127)]
 
 
+def test_a_zero_point_of_0_may_be_left_out() -> None:
+    """ONNX's default is 0 of uint8; an optimizer may have dropped what says the same."""
+    nodes = "q = QuantizeLinear(x, s)\ny = DequantizeLinear(q, s)"
+    model = onnx.parser.parse_model(net("(float[4] x) => (float[4] y)", nodes, "float s = {0.25}"))
+    text = call(TENSOR, "%x, 0.25, 0, 0, 127, torch.uint8")
+    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.fx_node", value=text)
+    graph = loaded(model)
+    pytorch.normalize(graph, FrontendOptions())
+    assert spans(graph) == [(0, 127)]
+    assert [d.code for d in graph.diagnostics] == ["QAT112"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
