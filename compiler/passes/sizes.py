@@ -6,15 +6,21 @@
 An exporter that traces with a dynamic batch computes every other size, too (torch.chunk, view, interpolate). ONNX's
 shape inference does not see through all of that (it knows no Div), so that everything behind it has unknown sizes.
 Sizes that only become known by what was folded before them are found in further rounds.
+
+    Shape(x: nx16x8x8) -> Gather(0) -> Concat(., 2, 8, 8, 8) -> Reshape(x, .)   ->   Reshape(x, [0, 2, 8, 8, 8])
+
+A batch whose size is open leaves no more than that of a view: ONNX copies a size for 0 and works one out for -1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, shape_of, value_of
+from qatc.compiler.model.links import Dim
 from qatc.compiler.passes.constants import dims_read, fold_constants
 from qatc.compiler.quant import Array
 from qatc.compiler.reference.moves import MOVES, Call
@@ -34,7 +40,7 @@ def fold_sizes(graph: QuantGraph) -> None:
     for _ in range(_ROUNDS):
         found = _taken(graph)
         if not found:
-            return
+            break
         for node, tensor, value in found:
             graph.fix(tensor, value)
             graph.explain("sizes", f"{node.op} {node.name} takes sizes that are known: {value.tolist()}")
@@ -42,6 +48,7 @@ def fold_sizes(graph: QuantGraph) -> None:
         fold_constants(graph)
         gather_known_parts(graph)
         infer_shapes(graph)
+    _state_reshapes(graph)
 
 
 def _taken(graph: QuantGraph) -> list[tuple[Node, Tensor, Array]]:
@@ -77,6 +84,30 @@ def _moved(node: Node, held: dict[int, Array]) -> list[Array] | None:
         return MOVES[node.op](Call([held[id(node.inputs[0])], *told], node.attrs, len(node.outputs)))
     except (ValueError, TypeError, LookupError):
         return None
+
+
+def _state_reshapes(graph: QuantGraph) -> None:
+    """Give each Reshape that computes its sizes constant ones, where ONNX can fill in what is open."""
+    stated = False
+    for node in [n for n in graph.nodes if n.op == "Reshape" and not n.domain and not is_constant(n.inputs[1])]:
+        if graph.is_output(node.outputs[0]):  # whose shape is what the file declares, right or wrong
+            continue
+        sizes = _fillable(shape_of(node.inputs[0]), shape_of(node.outputs[0]), copies=not node.attr("allowzero", 0))
+        if sizes is not None:
+            graph.explain("sizes", f"{node.op} {node.name} computes sizes that are {sizes}")
+            node.inputs[1] = graph.constant(f"{node.outputs[0].name}_sizes", np.asarray(sizes, np.int64))
+            stated = True
+    if stated:
+        graph.clean()
+
+
+def _fillable(have: Sequence[Dim] | None, want: Sequence[Dim] | None, *, copies: bool) -> list[int] | None:
+    """What to reshape `have` to for `want`: 0 copies a size, -1 is worked out; None where more than one would be."""
+    if want is None or 0 in want:
+        return None
+    kept = [copies and isinstance(w, str) and have is not None and have[i : i + 1] == (w,) for i, w in enumerate(want)]
+    sizes = [0 if keeps else w if isinstance(w, int) else _OPEN for keeps, w in zip(kept, want, strict=True)]
+    return sizes if sizes.count(_OPEN) <= 1 else None
 
 
 def gather_known_parts(graph: QuantGraph) -> None:

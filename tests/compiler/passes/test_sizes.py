@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
 from qatc.compiler.graph import QuantGraph, value_of
+from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.sizes import fold_sizes
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.shapes import infer_shapes
-from tests.graphs import loaded, net
+from tests.graphs import loaded, net, to_model
 
 CHUNK = """
     s{n} = Shape({x})
@@ -118,3 +126,55 @@ def test_what_is_taken_apart_step_by_step_is_known_in_parts() -> None:
     assert value_of(kept.inputs[1]).tolist() == [0, 2, 3, 5]  # type: ignore[union-attr]
     (joined,) = [n for n in graph.nodes if n.op == "Concat"]
     assert value_of(joined.inputs[0]).tolist() == [6]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "stated"),
+    [
+        ("n,16,4,4", "n two eight four four", [0, 2, 8, 4, 4]),  # halves of channels, shuffled
+        ("n,16,4,4", "n rest", [0, 256]),  # x.view(x.size(0), -1)
+        ("16,n,4,4", "n rest", [-1, 256]),  # not the size in that place
+        ("n,16,h,w", "n four rest", [0, 4, -1]),
+        ("n,16,h,w", "n four four h rest", None),
+        ("n,16,h,w", "n w h rest", [0, -1, 0, 16]),
+        ("n,16,h,w", "n w w rest", None),  # the name of another size
+    ],
+)
+def test_a_view_of_an_open_batch_has_constant_sizes(shape: str, sizes: str, stated: list[int] | None) -> None:
+    names = shape.split(",")
+    taken = "".join(
+        f"i{name} = Constant<value = int64[1] {{{names.index(name)}}}>()\n{name} = Gather<axis = 0>(s, i{name})\n"
+        for name in names
+        if name.isalpha()
+    )
+    joined = ", ".join(sizes.split())
+    body = f"a = Relu(x)\ns = Shape(a)\n{taken}t = Concat<axis = 0>({joined})\nb = Reshape(a, t)\ny = Relu(b)"
+    constants = "int64[1] two = {2}, int64[1] eight = {8}, int64[1] four = {4}, int64[1] rest = {-1}"
+    result = ",".join("?" for _ in sizes.split())
+    model = net(f"(float[{shape}] x) => (float[{result}] y)", body, constants)
+    graph = loaded(model)
+    fold_constants(graph)
+    infer_shapes(graph)
+    fold_sizes(graph)
+    graph.verify()
+    (reshape,) = [n for n in graph.nodes if n.op == "Reshape"]
+    value = value_of(reshape.inputs[1])
+    assert (None if value is None else value.tolist()) == stated
+    assert ("Shape" in {n.op for n in graph.nodes}) == (stated is None)
+    if stated is None:
+        return
+    before, after = onnx.parser.parse_model(model), to_model(graph)
+    for size in (1, 3):
+        dims = [size if d.isalpha() else int(d) for d in names]
+        x = np.arange(math.prod(dims), dtype=np.float32).reshape(dims)
+        want, got = (ort.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (before, after))
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_view_that_is_a_result_stays_as_it_is() -> None:
+    """The file may declare the sizes that it was traced with."""
+    body = "s = Shape(x)\nn = Gather<axis = 0>(s, zero)\nt = Concat<axis = 0>(n, rest)\ny = Reshape(x, t)"
+    graph = loaded(net("(float[n,4,4] x) => (float[1,16] y)", body, "int64[1] zero = {0}, int64[1] rest = {-1}"))
+    infer_shapes(graph)
+    fold_sizes(graph)
+    assert [n.op for n in graph.nodes] == ["Shape", "Gather", "Concat", "Reshape"]
