@@ -68,7 +68,8 @@ class Frontend:
     `normalize` rewrites the graph in place to the canonical form; what is wrong with the file goes to
     `graph.diagnostics`, all of it, and is raised by the caller. A dialect whose parameters lie in a file beside the
     model (`--ranges FILE`) has `read`: it returns `FrontendOptions.external` for a graph as loaded, and its `recognize`
-    has nothing to see. One whose models come in files of another format as well has an `importer`.
+    has nothing to see. One whose models come in files of another format as well has an `importer`. `plain` ones need
+    nothing of their own in the file: standard Q/DQ are theirs where the user says so.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Frontend:
     recognize: Callable[[QuantGraph, str], str | None]
     normalize: Callable[[QuantGraph, FrontendOptions], None]
     confidence: int = 0
+    plain: bool = False
     exporters: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     read: Callable[[Path, QuantGraph], dict[str, QuantParams]] | None = None

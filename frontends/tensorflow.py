@@ -27,7 +27,6 @@ from qatc.frontends.tf.importer import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
-_TELLING: Final = 64  # elements of a weight
 _FAKE_QUANTS: Final = ("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "FakeQuantWithMinMaxArgs")
 _LEFT: Final = Rules("tf2onnx")
 _NODES: Final = Rules("tensorflow")
@@ -42,17 +41,9 @@ def recognize(graph: QuantGraph, producer: str) -> str | None:
     found = [f"{nodes} FakeQuantWithMinMaxVars"] if nodes else []
     seen = standard.evidence(graph)
     found += [seen] if seen else []
-    if not found and _has_grid(graph):
+    if not found and any(grid.weights_on_grids(graph)):
         found = ["weights on a quantization grid"]
     return f"{', '.join(found)}, producer {producer or 'unknown'}" if found else None
-
-
-def _has_grid(graph: QuantGraph) -> bool:
-    """Whether a weight of some size lies on a grid (a handful of numbers may do so by chance)."""
-    return any(
-        weight.values.size >= _TELLING and grid.find_grid(weight.values, axis) is not None
-        for weight, axis, _ in grid.float_weights(graph)
-    )
 
 
 def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -172,6 +163,7 @@ FRONTEND: Final = Frontend(
     description="tf2onnx exports of tfmot, QuantizeAndDequantize and TFLite models",
     recognize=recognize,
     normalize=normalize,
+    plain=True,
     confidence=20,
     importer=IMPORTER,
     exporters=(

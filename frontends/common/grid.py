@@ -33,6 +33,8 @@ _LEVELS: Final = 255  # the largest k
 _PROBES: Final = 6  # elements per channel that are tried with every k before the others are looked at
 _ROWS: Final = 512  # channels tried at once
 _BLOCK: Final = 1 << 20  # elements computed in float64 at once
+_TELLING: Final = 64  # elements of a weight that tell a grid from chance
+_FLOATS: Final = ("float32", "float16")
 _TINY: Final = float(np.finfo(np.float32).tiny)
 _SAME_GRID: Final = frozenset({"Relu", "Clip", "Concat", "MaxPool"})  # beside movement: what keeps a tensor on its grid
 
@@ -307,14 +309,21 @@ def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[No
             continue
         for index in (0, 1) if node.op in ("MatMul", "Gemm") else (1,):
             tensor = node.inputs[index]
-            if not isinstance(tensor, Constant) or tensor.name in graph.params or tensor.values.dtype != np.float32:
+            if not isinstance(tensor, Constant) or tensor.name in graph.params:
                 continue
-            if tensor.values.ndim < 2 or not tensor.values.size:
+            if tensor.values.dtype.name not in _FLOATS or tensor.values.ndim < 2 or not tensor.values.size:
                 continue
             entry = found.setdefault(id(tensor), (tensor, set(), []))
             entry[1].add(weight_axis(node, index, tensor.values.shape))
             entry[2].append(node)
     return [(t, axes.pop() if len(axes) == 1 else None, readers) for t, axes, readers in found.values()]
+
+
+def weights_on_grids(graph: QuantGraph) -> Iterator[bool]:
+    """Of each weight of some size whether it lies on a grid; a handful of numbers may do so by chance."""
+    for weight, axis, _ in float_weights(graph):
+        if weight.values.size >= _TELLING:
+            yield find_grid(weight.values, axis) is not None
 
 
 def _on_grid(graph: QuantGraph) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from qatc import compile_model
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import QuantGraph
@@ -19,6 +21,7 @@ from qatc.compiler.lowering import LoweringOptions, lower
 from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
+from qatc.frontends import pytorch
 from qatc.frontends.tensorflow import FRONTEND, nudged
 from tests.frontends.common.test_lift import reloaded
 
@@ -171,6 +174,49 @@ def test_weights_on_a_grid_are_enough_to_be_recognized() -> None:
     assert FRONTEND.recognize(graph, "pytorch") is None
     FRONTEND.normalize(graph, FrontendOptions())
     np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, integers)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_whoever_wrote_the_file_if_all_weights_are_on_a_grid(kind: type[np.floating]) -> None:
+    random = np.random.default_rng(0)
+    weights = {
+        "w": (random.integers(-127, 128, (3, 40)) * 0.01).astype(kind),
+        "v": (random.integers(-7, 8, (40, 5)) * 0.02).astype(kind),
+    }
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])]
+    seen = pytorch.FRONTEND.recognize
+    assert seen(model(nodes, weights), "onnxslim 0.1") == "weights on a quantization grid, producer onnxslim 0.1"
+    blurred = {**weights, "v": random.normal(size=(40, 5)).astype(kind)}  # one fixed filter among floats is no training
+    assert seen(model(nodes, blurred), "") is None
+    few = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    assert seen(model(few, {"w": np.ones((3, 5), kind)}), "") is None
+    nodes[1].domain = "vendor"
+    assert seen(model(nodes, weights), "") is None
+
+
+def test_who_names_the_dialect_decides_it(tmp_path: Path) -> None:
+    """A tool that saved the file anew has dropped tf2onnx's name: the rounding of what tfmot left is TensorFlow's."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    ]
+    constants = {
+        "s": np.float32(0.1), "z": np.uint8(3), "w": random.normal(size=(3, 40)).astype(np.float32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("x", 1, [2, 3])], [helper.make_tensor_value_info("y", 1, [2, 40])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    shares = {}
+    for dialect in ("auto", "pytorch", "tensorflow"):
+        result = compile_model(tmp_path / "m.onnx", dialect=dialect, qat=True, output=tmp_path / dialect)
+        shares[result.dialect, dialect] = result.coverage.share
+        assert not [d for d in result.diagnostics if d.code == "QAT105"]
+    assert shares == {("pytorch", "auto"): 0, ("pytorch", "pytorch"): 0, ("tensorflow", "tensorflow"): 1}
 
 
 def test_weights_on_no_grid_are_quantized_after_training() -> None:
