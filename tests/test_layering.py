@@ -76,7 +76,10 @@ BARE = {"compiler", "frontends", "backends", "cli"}
 LAZY = {"onnxruntime", "tensorflow", "tf2onnx", "torch"}
 
 #: Modules that exist for such a library, and that nothing else of qatc imports.
-BRIDGES = {f"qatc.frontends.{name}" for name in ("torch_qat", "tf_qat", "tf.convert", "tf.load", "tf.tflite_form")}
+BRIDGES = {
+    f"qatc.frontends.{name}"
+    for name in ("torch_qat", "tf_qat", "tf.convert", "tf.load", "tf.tflite_form", "tf.tflite_lstm")
+}
 
 #: What the lowest level may use beside the standard library.
 LEVEL_0_MAY_USE = {"numpy", "qatc"}

@@ -12,12 +12,14 @@ import json
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail
 from qatc.compiler.model_io import read_proto
 from qatc.compiler.quant import Array
+from qatc.frontends.tf import lstm
 from qatc.frontends.tf.load import first_words, load_keras, needed
 from qatc.frontends.tf.tflite_form import readable_tflite, unread_operators
 from qatc.frontends.tf.witness import Answer, NoWitnessError, compare
@@ -26,7 +28,6 @@ OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
 _FOR_XLA: Final = "_XlaMustCompile"
 _BEFORE_INLINING: Final = "disable_lower_using_switch_merge"  # what TensorFlow calls with the graph to inline
-_RECURRENT: Final = "SEQUENCE"  # in the names of TFLite's operators that run a layer over time
 _DEFAULT_SIGNATURE: Final = "serving_default"
 _OUTSIDE: Final = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "XlaCustomCallV2"})
 
@@ -77,7 +78,7 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
             write_keras(model, destination)
             return compare(destination, _asked(model))
         _by_program(["--tflite", str(readable_tflite(source, destination.with_suffix(".tflite")))], destination)
-        return compare(destination, _interpreter(source))
+        return (*lstm.write_out(destination), *compare(destination, _interpreter(source)))
     except CompileError:
         raise
     except (Exception, SystemExit) as error:  # tf2onnx raises anything
@@ -89,8 +90,6 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
             hint = "tf2onnx reads what tf.lite.TFLiteConverter writes; give the Keras file or the SavedModel behind it"
             unread = unread_operators(source)
             why = f"it does not read {', '.join(unread)}" if unread else why
-            if any(_RECURRENT in name for name in unread):
-                hint = "give the Keras file or the SavedModel behind it, or convert the layer unrolled (unroll=True)"
         raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {why}", hint=hint) from error
 
 
@@ -271,8 +270,5 @@ def main(arguments: Sequence[str]) -> None:
         found = convert(source, destination)
     except CompileError as error:
         found = error.diagnostics
-    rows = [
-        {"code": d.code, "message": d.message, "severity": d.severity.value, "hint": d.hint, "tensor": d.tensor}
-        for d in found
-    ]
+    rows = [{**asdict(d), "severity": d.severity.value} for d in found]
     result.write_text(json.dumps(rows), encoding="utf-8")

@@ -13,9 +13,10 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, fail
 from qatc.compiler.frontend import Importer
@@ -57,10 +58,8 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
         ).returncode  # fmt: skip
     if status or not result.is_file():
         raise _crashed(source, status, log)
-    found = [
-        Diagnostic(row["code"], row["message"], Severity(row["severity"]), hint=row["hint"], tensor=row["tensor"])
-        for row in json.loads(result.read_text("utf-8"))
-    ]
+    rows: list[dict[str, Any]] = json.loads(result.read_text("utf-8"))
+    found = [replace(Diagnostic(**row), severity=Severity(row["severity"])) for row in rows]
     if any(d.severity is Severity.ERROR for d in found):
         raise CompileError(found)
     return tuple(found)

@@ -15,6 +15,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.quant import Array
+from qatc.frontends.tf import tflite_lstm
 from qatc.frontends.tf.load import needed
 
 _MAGIC: Final = b"TFL3"
@@ -27,7 +28,7 @@ _FLOAT32: Final = 0
 _FULLY_CONNECTED: Final = 9  # its operator code
 _QUANTIZE: Final = 114
 _BLOCKWISE: Final = 2  # of the ways in which a tensor may be quantized
-_READ: Final = frozenset({"GELU", "RELU_0_TO_1", "RELU_N1_TO_1"})  # by `frontends/tensorflow.py`
+_READ: Final = frozenset({"GELU", "RELU_0_TO_1", "RELU_N1_TO_1", tflite_lstm.LAYER})  # by `frontends/tensorflow.py`
 _NEWER_CODE: Final = 127  # stands in an operator's older code, a byte, where its newer code alone tells
 
 
@@ -39,11 +40,12 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     integers. A fully connected operator that flattens its input gets a Reshape in front: where tf2onnx (1.17) puts one
     there itself, it loses the bias. Weights that a float model quantizes per channel as it runs are stored in integers:
     tf2onnx would take the first channel's scale for all of them. An activation to -1..1 that an operator has fused
-    becomes an operator behind it: tf2onnx knows no fused ones but Relu and Relu6.
+    becomes an operator behind it: tf2onnx knows no fused ones but Relu and Relu6. What an LSTM reads is listed without
+    gaps and variables.
 
     Raises:
-        CompileError: QAT012 for what is no TFLite file, and for types of tensors that have no counterpart; QAT103 for
-            weights in blocks.
+        CompileError: QAT012 for what is no TFLite file, for types of tensors that have no counterpart and for forms of
+            an LSTM that Keras has not; QAT103 for weights in blocks.
     """
     known: Any = needed("tf2onnx.tflite_utils").TFLITE_TO_ONNX_DTYPE
     schema: Any = needed("tf2onnx.tflite.Model").Model
@@ -67,7 +69,12 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     is_old = _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs)
     files = needed("tensorflow.lite.tools.flatbuffer_utils")
     content = files.read_model_from_bytearray(bytearray(data))
-    found = [_flatten_inputs(content), _store_integers(content), _part_clamps(content)]
+    found = [
+        _flatten_inputs(content),
+        _store_integers(content),
+        _part_clamps(content),
+        tflite_lstm.plain_layers(content),
+    ]
     if not any(found) and is_old:
         return source
     for code in content.operatorCodes:
