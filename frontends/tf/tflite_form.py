@@ -15,7 +15,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.quant import Array
-from qatc.frontends.tf import tflite_lstm
+from qatc.frontends.tf import tflite_loops, tflite_lstm
 from qatc.frontends.tf.load import needed
 
 _MAGIC: Final = b"TFL3"
@@ -41,7 +41,7 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     there itself, it loses the bias. Weights that a float model quantizes per channel as it runs are stored in integers:
     tf2onnx would take the first channel's scale for all of them. An activation to -1..1 that an operator has fused
     becomes an operator behind it: tf2onnx knows no fused ones but Relu and Relu6. What an LSTM reads is listed without
-    gaps and variables.
+    gaps and variables. Loops run over real numbers.
 
     Raises:
         CompileError: QAT012 for what is no TFLite file, for types of tensors that have no counterpart and for forms of
@@ -69,12 +69,8 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     is_old = _INT4 not in kinds and all(older == _older(older, newer) for older, newer in pairs)
     files = needed("tensorflow.lite.tools.flatbuffer_utils")
     content = files.read_model_from_bytearray(bytearray(data))
-    found = [
-        _flatten_inputs(content),
-        _store_integers(content),
-        _part_clamps(content),
-        tflite_lstm.plain_layers(content),
-    ]
+    rewrites = (_flatten_inputs, _store_integers, _part_clamps, tflite_lstm.plain_layers, tflite_loops.real_loops)
+    found = [rewrite(content) for rewrite in rewrites]
     if not any(found) and is_old:
         return source
     for code in content.operatorCodes:
