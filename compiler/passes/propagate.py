@@ -21,7 +21,7 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, Variable, shape_of, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.constants import compute_quantized
 from qatc.compiler.passes.leaves import computed, has_vector, leaves_of
 from qatc.compiler.passes.modernize import element_type
@@ -256,8 +256,10 @@ def _before_clamp(graph: QuantGraph, node: Node) -> None:
         return
     x = node.inputs[0]
     maker = graph.producer(x)
+    while is_op(maker, "Relu", "Clip") and clamp_bounds(graph, maker) and _alone_reads(graph, maker):
+        maker = graph.producer(maker.inputs[0])  # a Clip behind a Relu: that one is next
     moved = maker is not None and (is_movement(maker) or bool(joined(maker)))
-    if not moved or x.name in graph.params or graph.only_consumer(x) is not node:
+    if not moved or not _alone_reads(graph, node):
         return
     (low,), (high,) = map(params.quantize_number, bounds)
     graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}")
@@ -265,6 +267,11 @@ def _before_clamp(graph: QuantGraph, node: Node) -> None:
     origin = graph.origin.get(node.outputs[0].name)
     if origin is not None:
         graph.origin[x.name] = origin
+
+
+def _alone_reads(graph: QuantGraph, node: Node) -> bool:
+    """Whether nothing else reads the node's input, and it is not rounded yet."""
+    return node.inputs[0].name not in graph.params and graph.only_consumer(node.inputs[0]) is node
 
 
 def _round_constant(graph: QuantGraph, node: Node, index: int, tensor: Constant) -> None:

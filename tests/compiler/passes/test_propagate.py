@@ -297,6 +297,7 @@ def test_rounding_moves_in_front_of_concat_and_pooling() -> None:
     [
         pytest.param("r = Relu(p)", (128, 255), id="an end on the grid"),
         pytest.param("r = Clip(p, low, high)", (127, 129), id="ends between its points"),
+        pytest.param("c = Clip(p, low, high)\nr = Relu(c)", (128, 129), id="one behind another"),
     ],
 )
 def test_rounding_moves_in_front_of_a_clamp_of_what_is_moved(clamp: str, span: tuple[int, int]) -> None:
