@@ -36,6 +36,8 @@ _FINAL: Final = ("QAT005", "QAT011")  # time and memory: the graph takes as much
 _INTEGERS: Final = "_quantized"
 _STOPPED: Final = "while running"  # what ONNX Runtime says of an operator that it knows and that its operands stopped
 _NEWER: Final = "a newer onnxruntime may know the operator"
+_MISFIT: Final = "ShapeInferenceError"
+_AGAIN: Final = "shapes in the file do not fit each other: export it again, of a fixed size or by another exporter"
 _VALUES: Final = "generated samples may not be what it takes (boxes, indices): give real ones, --input NAME=FILE.npy"
 _ROUNDINGS: Final = frozenset({"Round", "Floor", "Ceil"})
 _BYTES: Final[dict[int, str]] = {
@@ -179,10 +181,9 @@ class Simulation:
         except KeyError as error:
             raise fail("QAT403", f"the simulation has no tensor {error.args[0]}") from error
         except errors() as error:
-            hint = f"{_VALUES if _STOPPED in str(error) else _NEWER}; --no-verify compiles without the comparison"
-            raise fail(
-                "QAT403", f"ONNX Runtime {version()} cannot run {self.description}: {error}", hint=hint
-            ) from error
+            hint = _VALUES if _STOPPED in str(error) else _AGAIN if _MISFIT in str(error) else _NEWER
+            hint += "; --no-verify compiles without the comparison"
+            raise fail("QAT403", f"{self.description}, does not run: {error}", hint=hint) from error
 
 
 def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) -> Simulation:

@@ -236,6 +236,9 @@ FRONTEND: Final = Frontend(
         " its ONNX files, with NMS and open sizes too, quantized by itself, ONNX Runtime, NNCF), super-gradients 3.7",
         "pytorchcv 0.0.74, segmentation_models_pytorch 0.6 and MONAI 1.6 (FX), torchaudio 2.11, diffusers 0.42,"
         " asteroid 0.7, open_clip 3.3 and spandrel 0.4 (ONNX Runtime's quantize_static)",
+        "tsai 1.0, pytorch-tcn 1.2, braindecode 1.8, speechbrain 1.1, effdet 0.4, torch-pruning 1.6, easyocr 1.7,"
+        " python-doctr 1.1, kornia 0.9, facenet-pytorch 2.6, torchcrepe 0.0.24, openunmix 1.3, demucs-infer 4.4,"
+        " encodec 0.1 and vocos 0.1 (FX; PT2E with the quantizers of x86 and XNNPACK)",
         "torch.ao.nn.quantizable LSTM and MultiheadAttention (eager QAT), _LearnableFakeQuantize (torch 2.13)",
         "torch 1.9, 1.12, 2.2 and 2.6: FX and eager QAT at opset 10 to 17, and converted models from 1.12 on",
         "Renesas DRP-AI recipe (torch 2.13)",
@@ -243,7 +246,7 @@ FRONTEND: Final = Frontend(
         "hand-written LSQ, PACT and DoReFa (torch 2.13)",
         "hand-written LSQ+, TQT, EWGS, DuQ (PROFIT), QIL, StatsQ, APoT (uniform), BSQ, AdaRound, HAWQ, ZeroQ,"
         " micronet, learned zero points and logarithms of scales, casts to integers (torch 2.13, both exporters)",
-        "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm; torchao 0.18)",
+        "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm, Samsung; torchao 0.18)",
         "ONNX Runtime 1.31 and 1.32 quantize_static (QDQ; QNN configurations, 4 and 16 bits, overrides, contrib Q/DQ)",
         "ONNX Runtime 1.8, 1.10, 1.12, 1.14, 1.16 and 1.20 quantize_static (QDQ; opset 10 to 17, contrib, 16 bits)",
         "such files around onnxsim 0.8, onnxslim 0.1, onnxoptimizer 0.4, onnxscript 0.7, float16 conversion"
@@ -263,6 +266,10 @@ FRONTEND: Final = Frontend(
         "nni 3.0 (QAT, LSQ, LSQ+, DoReFa and BNN quantizers)",
         "DeepSpeed 0.17 compression (symmetric, asymmetric, groups of rows, ternary, binary)",
         "compressed-tensors 0.20 (W8A8 and W4A8, weights compressed before the export)",
+        "llmcompressor 0.14 (QuantizationModifier, GPTQModifier; static W8A8, W4A8; legacy exporter)",
+        "r3al-quant 0.1 (uniform quantization-aware training; 8 and 4 bits)",
+        "quantization-rs 0.10 (static and of weights alone)",
+        "qsparse 2.0 (AdaptiveQuantizer; legacy exporter)",
         "bitorch 0.4 (signs, steps, DoReFa)",
         "esp-ppq 1.3 (ONNX with Q/DQ for ESP-DL, TensorRT, OpenVINO, RKNN and NXP; 8 bits)",
         "PQuantML 0.1 (fixed point that saturates: RND, RND_CONV; legacy exporter)",
@@ -276,7 +283,8 @@ FRONTEND: Final = Frontend(
         "BladeDISC torch-quant 0.4 (DISC)",
         "fasterai 0.4 (PT2E through export_qdq, on torchao 0.18; export_onnx)",
         "elasticai.creator 0.67 (quantized_grads)",
-        "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training",
+        "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training, TI edgeai-torchmodelopt"
+        " (v2, fake quantization and converted, of powers of two, too; v3)",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max: they are read from the metadata of its nodes, or stated"
@@ -284,6 +292,10 @@ FRONTEND: Final = Frontend(
         "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
         "weights alone, where the exporter folded their scale into them, show no quantization (optimize=False helps)",
         "qwix: QtProvider and PtqProvider (products of bytes)",
+        "compressed-tensors and llmcompressor round weight.data as they run, which exporters lose: the weights stay"
+        " float, unless the rounded ones are stored before (`qatc explain QAT206`)",
+        "edgeai-torchmodelopt v1 exports floats and clips alone, qsparse's other quantizers no range: --ranges",
+        "PT2E quantizes weights that several layers share (effdet's heads) for the first of these alone",
         "negative scales of weights (NNCF compress_weights, INT8_SYM and INT4_SYM); PQuantML's values that wrap around",
         "roundings down (the averages of ai8x-training, NEMO, PQuantML's TRN) and weights with an offset of part of a"
         " step stay float; roundings toward zero (elasticai.creator's layers) show no quantization",

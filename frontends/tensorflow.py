@@ -178,7 +178,8 @@ FRONTEND: Final = Frontend(
         " full integer with a cell state of 16 bits, weights of 8 bits alone, and float between annotated layers)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
-        "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits)",
+        "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits;"
+        " model.quantize of weights alone, int8 and int4, with --calibrate)",
         "QKeras 0.9 (quantized_bits, quantized_relu, tanh, sigmoid, binary, ternary, through tf2onnx 1.13 and 1.17)",
         "HGQ 0.2 (fixed point that rounds half up and saturates, one width a tensor, through tf2onnx 1.17)",
         "HGQ2 0.2 (Keras 3.15; SAT and SAT_SYM, one width a tensor for activations; model.export and tf2onnx 1.17)",

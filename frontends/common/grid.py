@@ -346,7 +346,8 @@ def _report_float(graph: QuantGraph, weight: Constant, reader: Node) -> None:
         f"the weights of this {reader.op} are floats on no grid: training left them unquantized, so it stays float",
         node=label_of(reader),
         tensor=weight.name,
-        hint="quantize the layer's weights in training",
+        hint="quantize the layer's weights in training; where the framework rounds them as it runs, and an export loses"
+        " that (compressed-tensors), store the rounded weights before",
     )
 
 

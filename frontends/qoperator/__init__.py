@@ -7,6 +7,7 @@
 Likewise QLinearMatMul, and of com.microsoft QLinearAdd, Mul, Concat, Where, Sigmoid, LeakyRelu, Softmax, ReduceMean,
 the average pools, QGemm and MatMulIntegerToFloat. ConvInteger and MatMulInteger know zero points alone: on weights of
 step 1 they are float operators too, divided by the step of their input; what follows is carried over to real numbers.
+Integers that arithmetic rounds for them are stated first (see `casts`).
 
 Operators in the layout NHWC, which ONNX Runtime's optimizer writes too, stand between transposes here. What only moves
 integers is the shared core's business. MQBench's ONNX_QNN deployment quantizes integers a second time and lets float
@@ -24,12 +25,12 @@ from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.frontends.common import qdq
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_nodes
+from qatc.frontends.qoperator.casts import SUMS, state_grids
 from qatc.frontends.qoperator.meanings import MEANINGS, declare_inputs, is_table
 from qatc.frontends.qoperator.operators import RULES
 from qatc.frontends.qoperator.reader import Reader, is_unreadable
 
 __all__ = ["FRONTEND", "MICROSOFT"]
-_SUMS: Final = ("MatMulInteger", "ConvInteger")
 
 
 def _is_ours(node: Node) -> bool:
@@ -48,8 +49,10 @@ def _is_known(node: Node) -> bool:
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     qdq.prepare(graph, keep=lambda node: _is_ours(node) and not _is_asked(node))
-    if any(n.op in _SUMS and not n.domain and rank_of(n.outputs[0]) is None for n in graph.nodes):
+    products = [n for n in graph.nodes if n.op in SUMS and not n.domain]
+    if any(rank_of(n.outputs[0]) is None for n in products):
         infer_if_possible(graph)  # functions that were inlined hold no shapes
+    state_grids(graph, products)
     reader = Reader(graph, RULES, MEANINGS)
     declare_inputs(reader)
     reader.run()
@@ -78,13 +81,14 @@ FRONTEND: Final = Frontend(
         "SparseML 1.5 (quantize_torch_qat_export of PyTorch 1.9 and 1.12)",
         "onnx-neural-compressor 1.0 (QOperator)",
         "onnx-quantize 0.2 (static)",
+        "torchao 0.18 Int8StaticActivationInt8WeightConfig (dynamo exporter, _int_mm translated to MatMulInteger)",
         "qatc (every package of the targets onnx and drpai)",
     ),
     limits=(
         "dynamic quantization (scales found at run time), as Keras 3 writes it (model.quantize)",
         "weights in blocks (MatMulNBits)",
-        "Aidge 0.10 after quantize_network: Gemm of int8, QuantizeLinear to float32 and floats that are stated to be"
-        " integers (set_to_qdq), which ONNX does not have",
+        "Aidge 0.10 after quantize_network: Gemm of int8 (as jax2onnx writes products of bytes), QuantizeLinear to"
+        " float32 and floats that are stated to be integers (set_to_qdq), which ONNX does not have",
         "QAttention and other fused operators of com.microsoft",
         "QuantizeML 1.2 of BrainChip (integer arithmetic of its own, in functions of com.brainchip)",
     ),

@@ -135,8 +135,10 @@ class Reader:
             hint = "float32 cannot hold the numbers: was the scale exported right?"
             refuse(self.graph, node, "QAT201", message, hint)
             return None
-        factor = self.graph.constant(f"{x.name}_factor", np.asarray(ratio, np.float32))
-        y = self.insert("Mul", [self.real(x, have), factor], f"{x.name}_scaled")
+        y = self.real(x, have)
+        if ratio != 1:
+            factor = self.graph.constant(f"{x.name}_factor", np.asarray(ratio, np.float32))
+            y = self.insert("Mul", [y, factor], f"{x.name}_scaled")
         if not offset:
             return y
         return self.insert(
@@ -336,7 +338,10 @@ class Reader:
         known = [self.grids.get(id(t)) for t in (x, w)]
         stated = [self.with_zero(t, g, z) for t, g, z in zip((x, w), known, zeros, strict=True)]
         axes = (1, 0 if op == "Conv" else -1)
-        operands = [self.real(t, g, axis) for t, g, axis in zip((x, w), stated, axes, strict=True)]
+        operands = [
+            self.on_other_grid(node, t, g) or self.real(t, g, axis)
+            for t, g, axis in zip((x, w), stated, axes, strict=True)
+        ]
         y = self.insert(op, operands, f"{node.outputs[0].name}_sum", attrs)
         for grid in (g for g in known if g is not None):
             y = self.insert("Div", [y, grid.scale], f"{node.outputs[0].name}_integers")

@@ -220,3 +220,19 @@ def test_between_integers_a_resize_rounds_whatever_onnx_runtime_does(tmp_path: P
     assert result.verification is not None
     assert result.verification.passed
     assert "cuts off" in result.verification.simulation
+
+
+def test_shapes_that_do_not_fit_are_the_files_fault(tmp_path: Path) -> None:
+    """PyTorch's exporter wrote a Squeeze of sixteen channels (speechbrain): no newer ONNX Runtime would run it."""
+    body = """a = A(x)
+        b = Squeeze(a, one)
+        y = A(b)"""
+    text = net("(float[1,16,8,8] x) => (float[1,8,8] y)", body, "int64[1] one = {1}")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    with pytest.raises(CompileError) as caught:
+        compile_model(tmp_path / "model.onnx", output=tmp_path / "out", qat=True)
+    for found in caught.value.diagnostics:
+        assert found.code == "QAT403"
+        assert "do not fit each other" in str(found.hint)
+        assert "newer" not in str(found.hint)
+        assert ", does not run: " in found.message

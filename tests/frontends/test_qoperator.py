@@ -353,7 +353,7 @@ def test_sums_of_channels_with_zero_points_of_their_own() -> None:
 def test_integers_that_arithmetic_rounds_are_refused(scale: str, code: str) -> None:
     """Keras 3 finds the scale of the data at hand; the product of integers is named, and no node that is not there."""
     b = Builder()
-    step = b.constant("step", np.float32(20))
+    step = b.constant("step", np.array([20, 21], np.float32).reshape(1, 2, 1, 1))  # no product of integers has these
     if scale == "data":
         largest = b.node("ReduceMax", [b.node("Abs", ["input"], "magnitude")], "largest")
         step = b.node("Div", [b.constant("top", np.float32(127)), largest], "by")
@@ -366,6 +366,43 @@ def test_integers_that_arithmetic_rounds_are_refused(scale: str, code: str) -> N
     graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
     FRONTEND.normalize(graph, FrontendOptions())
     assert [(d.code, d.tensor) for d in graph.diagnostics.errors] == [(code, "clipped")]
+
+
+@pytest.mark.parametrize("ends", [(-128, 127), (-100, 90)])
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("moved", [False, True])
+def test_integers_that_arithmetic_rounds(moved: bool, zero: int, ends: tuple[int, int]) -> None:
+    """So does torchao, which moves integers to uint8 for its product; a second product reads them, too."""
+    b, dice = Builder(), np.random.default_rng(zero)
+    weights = [dice.integers(-127, 128, (32, 3)).astype(np.int8) for _ in range(2)]
+    rounded = b.node("Round", [b.node("Mul", ["input", b.constant("factor", np.float32(20))], "scaled")], "rounded")
+    whole = b.node("Add", [rounded, b.constant("zero", np.float32(zero))], "whole") if zero else rounded
+    limits = [b.constant(f"end{e}", np.float32(e)) for e in ends]
+    q = b.node("Cast", [b.node("Clip", [whole, *limits], "clipped")], "integers", to=onnx.TensorProto.INT8)
+    sums: list[str] = []
+    for index, w in enumerate(weights):
+        x, name = b.node("Flatten", [q], f"flat{index}"), f"product{index}"
+        if moved:
+            x = b.node("Cast", [x], f"wide{index}", to=onnx.TensorProto.INT32)
+            x = b.node("Add", [x, b.constant(f"by{index}", np.int32(128))], f"added{index}")
+            x = b.node("Cast", [x], f"moved{index}", to=onnx.TensorProto.UINT8)
+        origin = ((zero + 128 * moved) * w.astype(np.int64).sum(axis=0)).astype(np.int32)
+        product = b.node("MatMulInteger", [x, b.constant(f"w{index}", w)], name)
+        product = b.node("Sub", [product, b.constant(f"origin{index}", origin)], f"{name}_centered")
+        sums.append(b.node("Cast", [product], f"{name}_real", to=onnx.TensorProto.FLOAT))
+    total = b.node("Add", sums, "total")
+    b.node("Mul", [total, b.constant("scale", np.float32(0.05 * 0.01))], "output")
+    model = nets.model_of(b, [1, 2, 4, 4])
+    x = dice.normal(0, 3, (1, 2, 4, 4)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    want = session.run(None, {"input": x})[0]
+    graph = nets.graph_of(model)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.verify(stripped=False)
+    assert np.allclose(values(graph, x), want, rtol=1e-5, atol=1e-3)
+    assert all(n.op not in ("Round", "MatMulInteger") for n in graph.nodes)
+    assert sum(n.op == FAKE_QUANT for n in graph.nodes) == 1 + 2 * moved
 
 
 def test_a_package_that_chooses_by_processor_is_read_back(tmp_path: Path) -> None:
