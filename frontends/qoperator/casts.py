@@ -19,8 +19,8 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.quant import dtype_range, number_of
-from qatc.frontends.common.chains import LONGEST, Clamp, State, affine_of, backward, forward, variable_of
+from qatc.compiler.quant import LARGEST, SMALLEST, dtype_range, number_of
+from qatc.frontends.common.chains import LONGEST, Clamp, State, affine_of, backward, forward, start, variable_of
 from qatc.frontends.common.integers import is_q
 from qatc.frontends.common.params import OF_ELEMENT
 from qatc.frontends.common.rounded import extreme_behind
@@ -103,7 +103,8 @@ def _rounded(graph: QuantGraph, cast: Node) -> bool:
         node = graph.producer(data)
     if node is None or not is_op(node, "Round") or extreme_behind(graph, cast):
         return False
-    end = next((s for s in forward(graph, node.outputs[0]) if s.tensor is cast.outputs[0]), None)
+    behind = (start(node.outputs[0]), *forward(graph, node.outputs[0]))
+    end = next((s for s in behind if s.tensor is cast.inputs[0]), None)
     states = list(backward(graph, node.inputs[0]))
     begin = next((s for s in states if s.multiplied), states[0])
     factor, before = number_of(begin.scale), number_of(begin.offset)
@@ -115,7 +116,9 @@ def _rounded(graph: QuantGraph, cast: Node) -> bool:
     dtype, found = _BYTES[int(cast.attr("to"))], _range(begin, end, after)
     bottom, top = dtype_range(dtype)
     zero, scale = before + after, np.float32(1 / factor)
-    if found is None or not bottom <= zero <= top or zero != int(zero) or not 0 < scale < np.inf:
+    if found is None or not (bottom <= found[0] and found[1] <= top):
+        return False  # the Cast would wrap around, or saturate: that is up to who runs it
+    if not bottom <= zero <= top or zero != int(zero) or not SMALLEST <= scale <= LARGEST / 256:
         return False
     name, (low, high) = cast.outputs[0].name, found
     _write(
@@ -134,7 +137,7 @@ def _rounded(graph: QuantGraph, cast: Node) -> bool:
 
 
 def _range(begin: State, end: State, after: float) -> tuple[int, int] | None:
-    """The ends of the integers, whose Cast clamps them, too; None where a clamp stands between two of them."""
+    """The ends of the integers; None where there are none, or a clamp of what is rounded stands between two of them."""
     low, high = -np.inf, np.inf
     clamps: list[tuple[Clamp, bool]] = [(c, False) for c in begin.clamps] + [(c, True) for c in end.clamps]
     for clamp, is_rounded in clamps:

@@ -338,6 +338,9 @@ class Reader:
         known = [self.grids.get(id(t)) for t in (x, w)]
         stated = [self.with_zero(t, g, z) for t, g, z in zip((x, w), known, zeros, strict=True)]
         axes = (1, 0 if op == "Conv" else -1)
+        offset = self.offset_of(op, node, known[0], stated[0])
+        if offset is not None and known[0] is not None:
+            stated[0] = known[0]
         operands = [
             self.on_other_grid(node, t, g) or self.real(t, g, axis)
             for t, g, axis in zip((x, w), stated, axes, strict=True)
@@ -345,11 +348,25 @@ class Reader:
         y = self.insert(op, operands, f"{node.outputs[0].name}_sum", attrs)
         for grid in (g for g in known if g is not None):
             y = self.insert("Div", [y, grid.scale], f"{node.outputs[0].name}_integers")
+        if offset is not None:
+            y = self.insert("Add", [y, offset], f"{node.outputs[0].name}_moved")
         rank = rank_of(node.outputs[0]) or (rank_of(w) if op == "Conv" else None)
         if rank is not None:
             self.ranks[id(y)] = rank
         self.finish(node, y, None)
         self.accumulators.append(y)
+
+    def offset_of(self, op: str, node: Node, own: Grid | None, read: Grid) -> Tensor | None:
+        """What another zero point than the integers' own adds to a product with a constant matrix: whole numbers."""
+        w, zero = value_of(node.inputs[1]), value_of(node.inputs[3]) if len(node.inputs) > 3 else None
+        have, want = None if own is None else own.numbers(), read.numbers()
+        if op == "Conv" or have is None or want is None or have == want or w is None or w.ndim < 2:
+            return None
+        if zero is not None and zero.shape not in ((), (1,), w.shape[-1:]):
+            return None
+        centered = w.astype(np.float64) - (0 if zero is None else zero)
+        total = (have[1] - want[1]) * centered.sum(axis=-2)
+        return self.graph.constant(f"{node.outputs[0].name}_offset", total.astype(np.float32))
 
     def with_zero(self, x: Tensor, known: Grid | None, zero: Tensor | None) -> Grid:
         """The grid that integers are read on with a zero point: their own, with that one; steps of one without any."""

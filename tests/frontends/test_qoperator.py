@@ -405,6 +405,21 @@ def test_integers_that_arithmetic_rounds(moved: bool, zero: int, ends: tuple[int
     assert sum(n.op == FAKE_QUANT for n in graph.nodes) == 1 + 2 * moved
 
 
+@pytest.mark.parametrize(("ends", "factor"), [(None, 20.0), ((-128, 255), 20.0), ((-128, 127), 1e-38)])
+def test_casts_that_may_overflow_state_no_grid(ends: tuple[int, int] | None, factor: float) -> None:
+    """Runtimes wrap around there, or saturate; and no float32 holds the numbers of steps that large."""
+    b = Builder()
+    x = b.node("Round", [b.node("Mul", ["input", b.constant("factor", np.float32(factor))], "scaled")], "rounded")
+    if ends is not None:
+        x = b.node("Clip", [x, *(b.constant(f"end{e}", np.float32(e)) for e in ends)], "clipped")
+    x = b.node("Flatten", [b.node("Cast", [x], "integers", to=onnx.TensorProto.INT8)], "flat")
+    b.node("MatMulInteger", [x, b.constant("w", np.ones((32, 2), np.int8))], "sums")
+    b.node("Cast", ["sums"], "output", to=onnx.TensorProto.FLOAT)
+    graph = nets.graph_of(nets.model_of(b, [1, 2, 4, 4]))
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
+
+
 def test_a_package_that_chooses_by_processor_is_read_back(tmp_path: Path) -> None:
     """Both forms are in our own model.onnx; the fast one is read, under the names that it has there."""
     corpus = Path(__file__).resolve().parent.parent / "corpus"
