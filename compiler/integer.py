@@ -298,6 +298,19 @@ class Sign:
     codes: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a Conv or MatMul means that rounds down or up: the numbers that are rounded to the nearest in its place.
+
+    `bias` is half a step less than the real one (up: more), `unit` what one of the accumulator's units is worth, both
+    float64, one number or one per channel. Multiples of a step come to lie half way between two integers.
+    """
+
+    bias: Array
+    unit: Array
+    down: bool
+
+
 @dataclass
 class IntegerGraph:
     """Operators in execution order, the tensors they connect and the constants they read.
@@ -321,6 +334,8 @@ class IntegerGraph:
     real_biases: dict[str, Array] = field(default_factory=dict[str, Array])
     # Output of a Conv or MatMul that takes signs -> what it means; its acc_scale then only says how it saturates.
     signs: dict[str, Sign] = field(default_factory=dict[str, Sign])
+    # Output of a Conv or MatMul that rounds down or up -> what it means; its acc_scale and bias decide alike.
+    cuts: dict[str, Cut] = field(default_factory=dict[str, Cut])
     # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
     shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
     # Quantized tensor that is stored from 0 on -> by how much its integers are smaller than the bytes of the file.

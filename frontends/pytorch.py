@@ -297,8 +297,9 @@ FRONTEND: Final = Frontend(
         "edgeai-torchmodelopt v1 exports floats and clips alone, qsparse's other quantizers no range: --ranges",
         "PT2E quantizes weights that several layers share (effdet's heads) for the first of these alone",
         "negative scales of weights (NNCF compress_weights, INT8_SYM and INT4_SYM); PQuantML's values that wrap around",
-        "roundings down (the averages of ai8x-training, NEMO, PQuantML's TRN) and weights with an offset of part of a"
-        " step stay float; roundings toward zero (elasticai.creator's layers) show no quantization",
+        "roundings down or up stay float where a step is no whole number of units of the sum, or has no range (averages"
+        " of ai8x-training, NEMO), and so do weights with an offset of part of a step; roundings toward zero"
+        " (elasticai.creator's layers) show no quantization",
         "zero points of int32 (MMRazor's exporter to TensorRT, esp-ppq's 16 bits): their range is lost",
     ),
 )

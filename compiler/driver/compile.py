@@ -351,7 +351,8 @@ class _Compilation:
     def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
         """The integer graph; islands are errors with --require-integer."""
         offered = frozenset(target.operators)
-        options = LoweringOptions(target.activations, self.options.io, operators=self.operators, offered=offered)
+        options = LoweringOptions(target.activations, self.options.io, operators=self.operators, offered=offered,
+                                  arithmetic=target.arithmetic)  # fmt: skip
         integer = lower(graph, options)
         self.collect(graph)
         integer.verify()

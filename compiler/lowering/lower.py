@@ -7,6 +7,7 @@ in float and rounded: an island, with its reason.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,12 +16,13 @@ import numpy.typing as npt
 import onnx
 
 from qatc.compiler.diagnostics import printable
-from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of
+from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
 from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, MatMul, Move, Rescale, Softmax
-from qatc.compiler.lowering import channels, mac, operators, resizing
+from qatc.compiler.lowering import channels, cuts, mac, operators, resizing
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
 from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
+from qatc.compiler.lowering.operands import constant_operand
 from qatc.compiler.lowering.reductions import Affine, is_noise, is_open, reduced
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
@@ -32,6 +34,7 @@ from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams
 
 _RECURRENT: Final = ("GRU", "LSTM", "RNN")  # whatever their operands are
+_CUTS: Final = frozenset({"Mul", "Floor", "Ceil"})  # what ends a rounding down or up
 _FUSED: Final = frozenset({"Add", "Mul", "Div"})  # what a product takes in: its bias, and a factor
 
 
@@ -153,19 +156,30 @@ def _function(state: State, function: Function, out: Tensor, params: QuantParams
     chain = _Chain(root, node, [], params.qmin, params.qmax)
     _scalar_and_bias(state, chain)
     product = chain.node or node
-
-    def made(tensor: Tensor) -> str:
-        last = not moves
-        return state.new_int(out) if last else state.build.quantized(f"{out.name}_moved", params, shape_of(tensor))
-
-    if not sign_of(state, function, product, chain.bias, chain.alpha, out, lambda: made(root)):
+    make = _moving(state, root, moves, out, params)
+    if not sign_of(state, function, product, chain.bias, chain.alpha, out, make):
         return False
     text = f"{function.text} is the sign of a sum, in integers, at {printable(label_of(product))}"
     state.graph.explain("lowering", text)
+    _move(state, moves, out, params)
+    return True
+
+
+def _moving(state: State, root: Tensor, moves: list[Node], out: Tensor, params: QuantParams) -> Callable[[], str]:
+    """What describes the integers of `out` before these moves, which come back."""
+    return lambda: _made(state, root, moves, out, params)
+
+
+def _made(state: State, tensor: Tensor, moves: list[Node], out: Tensor, params: QuantParams) -> str:
+    return state.build.quantized(f"{out.name}_moved", params, shape_of(tensor)) if moves else state.new_int(out)
+
+
+def _move(state: State, moves: list[Node], out: Tensor, params: QuantParams) -> None:
+    """Move what the last operator made, up to `out`."""
     while moves:
         move, source = moves.pop(), state.build.graph.ops[-1].output
-        operators.emit_move(state, move, (source,), (made(move.outputs[0]),), params)
-    return True
+        how = [state.float_name(t) for t in move.inputs[1:] if t.name]
+        operators.emit_move(state, move, (source, *how), (_made(state, move.outputs[0], moves, out, params),), params)
 
 
 def _summed(graph: QuantGraph, root: Tensor, at: float) -> tuple[Tensor, Node, list[Node]] | None:
@@ -243,7 +257,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
     added: list[npt.NDArray[Any]] = []
     taken: list[Node] = []
     while is_op(node, *_FUSED):
-        found = _constant_operand(state, node)
+        found = constant_operand(state, node)
         if found is None:
             return
         data, value = found
@@ -268,21 +282,6 @@ def _per_channel(node: Node, value: npt.NDArray[np.float64]) -> npt.NDArray[np.f
     return mac.channel_vector(node, value) if is_product(node) else per_channel(value, -1, 1)
 
 
-def _constant_operand(state: State, node: Node) -> tuple[Tensor, npt.NDArray[np.float64]] | None:
-    """The unrounded operand of a node that reads one, and its constant one as float64; None where it is otherwise.
-
-    The constant must not give the result more dimensions, and nobody else may read the operand.
-    """
-    data = [t for t in node.inputs if not isinstance(t, Constant)]
-    if len(node.inputs) != 2 or len(data) != 1 or data[0].name in state.graph.params:
-        return None
-    value = next(state.graph.real(t) for t in node.inputs if isinstance(t, Constant))
-    rank = rank_of(data[0])
-    if value is None or value.dtype.kind != "f" or value.ndim > (1 if rank is None else rank):
-        return None
-    return (data[0], value.astype(np.float64)) if state.graph.only_consumer(data[0]) is not None else None
-
-
 def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
     node = chain.node
     if node is None:
@@ -290,6 +289,9 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
     if is_product(node):
         return mac.fused(state, node, out, chain.bias, chain.alpha, chain.lo, chain.hi)
     bounds = (chain.lo, chain.hi)
+    found = cuts.one_way(state, node, out) if node.op in _CUTS else None
+    if found is not None:
+        return _cut(state, chain, out, *found)
     if is_sum(node):
         bias = 0.0 if chain.bias is None else float(chain.bias[0])
         return reduced(state, node, out, Affine(chain.alpha, bias), *bounds)
@@ -305,6 +307,31 @@ def _lower(state: State, chain: _Chain, out: Tensor) -> bool:
         or normalization(state, node, out, *bounds)
         or resizing.resize(state, node, out, *bounds)
     )
+
+
+def _cut(state: State, chain: _Chain, out: Tensor, x: Tensor, way: cuts.Way) -> bool:
+    """Round a sum, or the clamped one, down or up to the grid of `out`; False where that stays float."""
+    params = state.grid(out)
+    x, moves, lo, hi = cuts.root_of(state, x, way, params, (chain.lo, chain.hi))
+    node = state.graph.producer(x)
+    if node is None or state.graph.only_consumer(x) is None or x.name in state.graph.params:
+        return False
+    behind = _Chain(x, node, chain.taken, lo, hi)
+    _scalar_and_bias(state, behind)
+    node = behind.node or node
+    chain.node = node  # for what is told of the fusion
+    if is_product(node):
+        make = _moving(state, x, moves, out, params)
+        if not cuts.product(state, node, (params, lo, hi), behind.bias, behind.alpha, way, make):
+            return False
+        _move(state, moves, out, params)
+        return True
+    if moves:
+        return False
+    if is_sum(node):
+        bias = 0.0 if behind.bias is None else float(behind.bias[0])
+        return reduced(state, node, out, Affine(behind.alpha, bias, way), lo, hi)
+    return cuts.added(state, node, out, way, lo, hi)
 
 
 def _clamp(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
@@ -354,6 +381,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason(f"{node.op} has no exact integer form")
     if channels.is_coarse(state, node):
         return Reason("its result grows so much over its input that offsets between two steps of that count")
+    if cuts.stays(state, node):
+        return Reason("it rounds down or up, which no integer operator does exactly with these scales")
     floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
     unranged = [t.name for t in floats if t.name not in state.graph.params]
     wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]

@@ -358,12 +358,18 @@ def weight_name(state: State, found: Operands) -> str:
 
 
 def add(
-    state: State, found: Operands, inputs: tuple[str, ...], out: str, lo: int, hi: int, unit: float | None = None
+    state: State,
+    found: Operands,
+    inputs: tuple[str, ...],
+    out: str,
+    lo: int,
+    hi: int,
+    unit: Vector | None = None,
 ) -> None:
     """Append the operator that makes `out`; `unit` is what a unit of its accumulators counts as, if not what it is."""
     node = found.node
     label = label_of(node)
-    acc = tuple(found.acc_scale.tolist()) if unit is None else (unit,)
+    acc = tuple((found.acc_scale if unit is None else unit).tolist())
     if node.op in ("Gemm", "MatMul"):
         state.build.add(MatMul, label, inputs, (out,), lo=lo, hi=hi, acc_scale=acc, source=label)
         return

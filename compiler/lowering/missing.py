@@ -89,6 +89,8 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
     fused = _fused(graph, node)
     if fused is not None:
         return (_data(fused) if is_sum(fused) else []), []
+    if node.op == "Mul" and any(is_op(graph.producer(t), "Floor", "Ceil") for t in node.inputs):
+        return [], []  # rounded already, down or up: rounding before that is none of training's (`cuts.py`)
     if is_elementwise(node):
         return _leaves(graph, node), []
     if node.op == "Softmax" and _is_masked(graph, node.inputs[0]):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Node, Tensor
+from qatc.compiler.graph import Constant, Node, Tensor, rank_of
+from qatc.compiler.lowering.state import State
 from qatc.compiler.passes.products import Vector
 from qatc.compiler.quant import Array, QuantParams
 
@@ -79,3 +80,18 @@ def sixteen_bits(
     peak = np.abs(real.astype(np.float64)).max(axis=others, keepdims=True)
     step = np.where(peak > 0, peak, 1.0) / np.iinfo(np.int16).max
     return np.rint(real / step).astype(np.int32), step.reshape(-1)
+
+
+def constant_operand(state: State, node: Node) -> tuple[Tensor, npt.NDArray[np.float64]] | None:
+    """The unrounded operand of a node that reads one, and its constant one as float64; None where it is otherwise.
+
+    The constant must not give the result more dimensions, and nobody else may read the operand.
+    """
+    data = [t for t in node.inputs if not isinstance(t, Constant)]
+    if len(node.inputs) != 2 or len(data) != 1 or data[0].name in state.graph.params:
+        return None
+    value = next(state.graph.real(t) for t in node.inputs if isinstance(t, Constant))
+    rank = rank_of(data[0])
+    if value is None or value.dtype.kind != "f" or value.ndim > (1 if rank is None else rank):
+        return None
+    return (data[0], value.astype(np.float64)) if state.graph.only_consumer(data[0]) is not None else None

@@ -19,6 +19,7 @@ import numpy as np
 from qatc.compiler.graph import Node, Tensor, rank_of, shape_of
 from qatc.compiler.integer import Conv, MatMul, Shape
 from qatc.compiler.lowering import mac, operators
+from qatc.compiler.lowering.cuts import Makers, Way, emit
 from qatc.compiler.lowering.operands import Operands
 from qatc.compiler.lowering.state import State
 from qatc.compiler.model.links import label_of
@@ -36,6 +37,7 @@ class Affine:
 
     factor: float = 1.0
     bias: float = 0.0
+    way: Way | None = None  # how it is rounded, if not to the nearest
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def reduced(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: in
 
 def _is_mean(node: Node, then: Affine) -> bool:
     """Whether the result is the mean itself: of a sum, divided by how many it adds up."""
-    if then.bias:
+    if then.bias or then.way is not None:
         return False
     if node.op in MEANS:
         return then.factor == 1.0
@@ -138,10 +140,17 @@ def _summed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: in
     keeps = bool(node.attr("keepdims", 1))
     rests = keeps and found.summed == (len(found.shape) - 1,)
     label = label_of(node)
-    made = state.new_int(out) if rests else state.build.quantized(f"{out.name}_column", want, (*kept, 1))
-    inputs = _operands(state, ones, then, made, want)
-    acc = tuple(ones.acc_scale.tolist())
-    state.build.add(MatMul, label, inputs, (made,), lo=lo, hi=hi, acc_scale=acc, source=label)
+
+    def column() -> str:
+        return state.new_int(out) if rests else state.build.quantized(f"{out.name}_column", want, (*kept, 1))
+
+    def add(inputs: tuple[str, ...], made: str, acc: Vector) -> None:
+        scales = tuple(acc.tolist())
+        state.build.add(MatMul, label, inputs, (made,), lo=lo, hi=hi, acc_scale=scales, source=label)
+
+    made = _made(state, ones, then, (want, lo, hi), (column, add))
+    if made is None:
+        return False
     if not rests:
         _shaped(state, found, made, out, want, keeps=keeps)
     return True
@@ -160,14 +169,16 @@ def _windowed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: 
     ones = _ones(node, have, then, share, (channels, 1, *moving.kernel), channels=channels)
     if ones is None:
         return False
-    ones.x, made, label = state.int_name(node.inputs[0]), state.new_int(out), label_of(node)
-    inputs = _operands(state, ones, then, made, want)
-    acc = tuple(np.broadcast_to(ones.acc_scale, channels).tolist())
-    state.build.add(
-        Conv, label, inputs, (made,), lo=lo, hi=hi, strides=moving.strides, pads=moving.pads,
-        dilations=moving.dilations, groups=channels, acc_scale=acc, source=label,
-    )  # fmt: skip
-    return True
+    ones.x, label = state.int_name(node.inputs[0]), label_of(node)
+
+    def add(inputs: tuple[str, ...], made: str, acc: Vector) -> None:
+        state.build.add(
+            Conv, label, inputs, (made,), lo=lo, hi=hi, strides=moving.strides, pads=moving.pads,
+            dilations=moving.dilations, groups=channels, acc_scale=tuple(np.broadcast_to(acc, channels).tolist()),
+            source=label,
+        )  # fmt: skip
+
+    return _made(state, ones, then, (want, lo, hi), (lambda: state.new_int(out), add)) is not None
 
 
 def _ones(
@@ -183,16 +194,20 @@ def _ones(
     return Operands(node, "", node.inputs[0], params, values, have.scale[0], axis, channels)
 
 
-def _operands(state: State, ones: Operands, then: Affine, made: str, want: QuantParams) -> tuple[str, ...]:
-    """The names of input, weight and, where there is one, bias."""
-    names = [ones.x]
+def _made(state: State, ones: Operands, then: Affine, result: tuple[QuantParams, int, int], how: Makers) -> str | None:
+    """Add the operator as `how` says (see `cuts.emit`); the name of its result, None where it stays float."""
+    want, (make, add) = result[0], how
     bias: Vector = np.full(ones.channels or 1, then.bias) if then.bias else np.zeros(0)
+    if then.way is not None:
+        return emit(state, ones, bias if bias.size else np.zeros(ones.channels or 1), then.way, result, how)
+    made, names = make(), [ones.x]
     integers = mac.tune(state, ones, bias, want.scale[0])
     names.append(state.build.constant(f"ones_{ones.integers.size}", ones.integers, ones.weight_params))
     if integers is not None:
         names.append(state.build.constant(f"{made}_bias", integers))
         state.build.graph.real_biases[made] = bias / ones.acc_scale
-    return tuple(names)
+    add(tuple(names), made, ones.acc_scale)
+    return made
 
 
 def _shaped(state: State, found: _Reduction, made: str, out: Tensor, want: QuantParams, *, keeps: bool) -> None:

@@ -88,7 +88,7 @@ def sign_of(
     result = make()
     state.build.graph.signs[result] = Sign(real, (below, at, above))
     inputs = [found.x, mac.weight_name(state, found), state.build.constant(f"{out.name}_bias", stored)]
-    mac.add(state, found, tuple(inputs), result, below, above, params.scale[0] * unit)
+    mac.add(state, found, tuple(inputs), result, below, above, np.asarray([params.scale[0] * unit]))
     return True
 
 

@@ -37,13 +37,14 @@ class LoweringOptions:
 
     `activations`: "uint8" (int8 becomes uint8 by shifting the zero point, exact) or "keep". `io`: "float" or "integer".
     `operators`: the integer operators that are wanted beside those that every target has; `offered`: those that the
-    target has, wanted or not.
+    target has, wanted or not. `arithmetic`: the profile, which what rounds down or up is proven with (`cuts.py`).
     """
 
     activations: str = "uint8"
     io: str = "float"
     operators: frozenset[str] = frozenset()
     offered: frozenset[str] = frozenset()
+    arithmetic: str = "onnx"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ UNIT: Final = 2.0**-24  # unit roundoff of float32: half the distance from 1 to 
 _STEPS: Final = 16
 _SCALES_ERROR: Final = 4 * UNIT  # of s_x * s_w / s_y, relative, where each was rounded to float32
 _DOUBLES_ERROR: Final = 2.0**-50  # of a bias that was divided by a few scales in float64
+_CUT_ERROR: Final = 2.0**-40  # of a multiple of a step, in steps of float64
 _FAILURE: Final = 2.0**-40  # the probability, per element, that the sum's error exceeds its bound
 _CHUNK: Final = 1 << 21  # gathered operands at a time
 
@@ -123,6 +124,20 @@ class ExactSign(Exact):
         """Sums of nothing, but for the scales' own float32: what float32 leaves of them has either sign."""
         tied: Bools = np.abs(self.value) <= _SCALES_ERROR * self.size
         return tied
+
+
+@dataclass(frozen=True)
+class ExactCut(Exact):
+    """Exact results, half a step lower (not `down`: higher), of what rounds one way."""
+
+    down: bool = field(kw_only=True)
+
+    def integers_may_give(self, integers: Array, lo: float, hi: float, slack: float = 0.0) -> Bools:
+        """The exact cut alone, but for what float64 leaves of a multiple of a step."""
+        near = _CUT_ERROR * (1 + np.abs(self.value))
+        cut = np.floor(self.value + 0.5 + near) if self.down else np.ceil(self.value - 0.5 - near)
+        found: Bools = np.clip(cut, lo, hi) == integers
+        return found
 
 
 def _rounds_to(value: Doubles, integers: Array, lo: float, hi: float, error: Doubles) -> Bools:
@@ -231,7 +246,11 @@ def _product(
         bias = np.broadcast_to(sign.bias, total.shape) if sign.bias.size == 1 else sign.bias[channel]
         size = size + np.abs(bias)
         return ExactSign(real + bias, size * sum_error(_terms(op, values)), size=size, codes=sign.codes)
-    unsure, moved = 0.0, np.zeros(total.shape)
+    unsure, moved, cut = 0.0, np.zeros(total.shape), graph.cuts.get(op.output)
+    if cut is not None:
+        bias, worth = (each[channel] if each.size > 1 else each[0] for each in (cut.bias, cut.unit))
+        error = (size + np.abs(bias)) * sum_error(_terms(op, values)) * worth
+        return ExactCut((real + bias) * worth / step + zero, error / step, down=cut.down)
     if len(op.inputs) > 2 and op.inputs[2]:
         # the bias as it was before its rounding; where that is not known, the rounding moved it by half a unit at most
         stored = np.asarray(values[op.inputs[2]], np.float64).reshape(-1)

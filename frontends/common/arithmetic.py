@@ -5,7 +5,7 @@
     x -> Clip(0, a) -> Div(s) -> Round -> Mul(s) -> y                                    x -> FakeQuant -> y
     x -> Div(s) -> Round -> Cast(int8) -> Cast(float) -> Mul(s) -> y                     x -> FakeQuant -> y
     x -> Mul(a) -> Round -> Clip -> Mul(s) -> y                        x -> Mul(a * s) -> FakeQuant -> y
-    int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y                                       t -> DequantizeLinear -> y
+    x -> Div(s) -> Floor -> Clip(qmin, qmax) -> Mul(s) -> y            x -> Div(s) -> Floor -> Mul(s) -> FakeQuant -> y
 
 (what changes no value, as in straight-through gradients, is gone before: see `straight_through`)
 
@@ -18,6 +18,7 @@ Rounding is monotone, so a clamp before it is one after it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -36,18 +37,19 @@ from qatc.compiler.graph import (
 )
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
-from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
+from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common import roundings
 from qatc.frontends.common.chains import Clamp, Doubles, State, backward, bounds_of, fit, forward, narrowed
+from qatc.frontends.common.dequantization import dequantizer
 from qatc.frontends.common.detours import shorten
-from qatc.frontends.common.integers import is_q
-from qatc.frontends.common.params import OF_ELEMENT, make_params, on_whole_zero
+from qatc.frontends.common.params import make_params, on_whole_zero
 from qatc.frontends.common.qdq import in_single, make_double, to_fake_quant
 from qatc.frontends.common.sinking import sink
 from qatc.frontends.common.straight_through import drop_straight_through, unscaled
 from qatc.frontends.common.vendor import container
+
+Rounding = Callable[[Doubles], Doubles]
 
 RULES: Final = Rules("arithmetic")
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
@@ -55,8 +57,7 @@ _BYTE: Final = 255  # steps between the ends of an 8-bit range
 _HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
 _WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 _WAYS: Final = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
-_FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
-_BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
+_FEW_DIGITS: Final = 2.0**-40  # by how much a float32 may miss itself, calculated in float64
 
 
 def rewrite(graph: QuantGraph) -> int:
@@ -74,7 +75,7 @@ def rewrite(graph: QuantGraph) -> int:
 @RULES.on("Round", "Floor", "Ceil")
 @np.errstate(all="ignore")  # constants may be infinite; what they lead to is checked
 def quantizer(graph: QuantGraph, node: Node) -> bool:
-    """A Round (or Floor of v + 0.5) between operators that undo each other; Ceil(v - 0.5) is a Round by now."""
+    """A rounding between operators that undo each other; Floor(v + 0.5) is a Round, and so is Ceil(v - 0.5) by now."""
     source, offset = node.inputs[0], 0.0
     after = [s for s in forward(graph, node.outputs[0]) if s.multiplied]
     if not after:
@@ -82,14 +83,14 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     if isinstance(source, Constant):
         return _constant(graph, node, source, after)
     if node.op == "Ceil":
-        raise NoMatch("it rounds up, with no half of a step taken off before")
+        return _one_way(graph, node, after)
     if node.op == "Floor":
         half = roundings.less_half(graph, source)
         source, offset = (source, -0.5) if half is None else (half, 0.0)
     reason = "nothing around the rounding undoes its scale and offset"
     found = _stretches(graph, source, after, offset)
     if not found and offset:
-        raise NoMatch("it rounds down, with no half of a step added before")
+        return _one_way(graph, node, after)
     if not found and _behind_a_factor(graph, node, source, after):
         return True
     for begin, ends in found:
@@ -160,6 +161,49 @@ def _shift_of(before: State, after: State) -> Doubles:
     return before.offset + after.offset / after.scale
 
 
+def _one_way(graph: QuantGraph, node: Node, after: list[State]) -> bool:
+    """A Floor or Ceil of x / s, times s, which stays: floor(v + z) - z is floor(v) (`lowering/cuts.py` cuts off so)."""
+    readers = graph.consumers(after[0].tensor)
+    if readers and all(n.op == FAKE_QUANT for n in readers):
+        return False  # it is written so
+    reason = f"it rounds {'down' if node.op == 'Floor' else 'up'}, and nothing behind undoes its scale and offset"
+    for begin, ends in _stretches(graph, node.inputs[0], after, 0.0):
+        try:
+            end = _in_a_byte(begin, ends, _WAYS[node.op])
+            if begin.multiplied and _is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= _WHOLE):
+                return _stays(graph, node, begin, end)
+        except NoMatch as no:  # another stretch may reach the clamp
+            reason = no.reason
+    raise NoMatch(reason)
+
+
+def _stays(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
+    """A rounding between nothing but its step, and a FakeQuant behind; what clamps it is the range."""
+    x, maker = begin.tensor, graph.producer(end.tensor)
+    if begin.scale.size != 1 or end.scale.size != 1 or end.offset.size != 1 or is_constant(x):
+        raise NoMatch("its channels have steps of their own")
+    grid = _integers_of(_clamps_around(graph, begin, end), end, _WAYS[node.op])
+    params = _params(graph, node, grid, end.scale, shape_of(x), x.name)
+    if params is None or maker is None:
+        return False
+    node.inputs = [_in_steps(graph, in_single(graph, x), float(begin.scale.reshape(-1)[0]))]
+    rounded, name = node.outputs[0], f"{end.tensor.name}_on_grid"
+    step = graph.constant(f"{end.tensor.name}_step", np.asarray(params.scale[0], np.float32))
+    kind = element_type(node.inputs[0])
+    maker.inputs = [graph.apply("Mul", [rounded, step], name, kind, shape_of(rounded), name=node.name)]
+    to_fake_quant(graph, maker, params)
+    graph.sort()
+    return True
+
+
+def _in_steps(graph: QuantGraph, x: Tensor, factor: float) -> Tensor:
+    """A tensor times a number, by the operator that has that number in float32."""
+    step = 1 / factor
+    op, by = ("Div", step) if abs(float(np.float32(step)) - step) <= _FEW_DIGITS * step else ("Mul", factor)
+    number = graph.constant(f"{x.name}_{op}", np.asarray(by, np.float32))
+    return graph.apply(op, [x, number], f"{x.name}_steps", element_type(x), shape_of(x), name=x.name)
+
+
 def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[State]) -> bool:
     """A quantizer whose division was merged into what is multiplied before it: v = a * x is rounded to s * q.
 
@@ -187,7 +231,7 @@ def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[
     return True
 
 
-def _in_a_byte(begin: State, after: list[State]) -> State:
+def _in_a_byte(begin: State, after: list[State], way: Rounding = np.rint) -> State:
     """The end of a quantizer: the first of `after`, or the clamp right behind it without which a byte is too small.
 
     QKeras rounds tanh to -128..128 and clamps that to -128..127.
@@ -196,20 +240,14 @@ def _in_a_byte(begin: State, after: list[State]) -> State:
     for state in after if begin.clamps or end.clamps else ():
         if state.scale is not end.scale or state.offset is not end.offset:
             break
-        grid = _integers_of((*begin.clamps, *state.clamps), state)
+        grid = _integers_of((*begin.clamps, *state.clamps), state, way)
         if grid.high - grid.low <= _BYTE:
             return state
     return end
 
 
 def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
-    clamps = (*begin.clamps, *end.clamps)
-    if not clamps:  # the clamp may stand before the division
-        above = graph.producer(begin.tensor)
-        bounds = bounds_of(graph, above, above.inputs[0]) if above is not None else None
-        if bounds is not None and above is not None:
-            clamps = (Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
-    grid = _integers_of(clamps, end)
+    grid = _integers_of(_clamps_around(graph, begin, end), end)
     join = _varying(begin.tensor, end.scale)
     if join is not None:
         return _on_one_axis(graph, node, begin, end, grid, join)
@@ -223,6 +261,14 @@ def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool
     maker.inputs = [_moved(graph, begin, end)]
     to_fake_quant(graph, maker, params, offset)
     return True
+
+
+def _clamps_around(graph: QuantGraph, begin: State, end: State) -> tuple[Clamp, ...]:
+    """The clamps of a quantizer; where it has none, that which may stand before the division."""
+    clamps = (*begin.clamps, *end.clamps)
+    above = graph.producer(begin.tensor) if not clamps else None
+    bounds = bounds_of(graph, above, above.inputs[0]) if above is not None else None
+    return clamps if bounds is None else (Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
 
 
 def _varying(tensor: Tensor, scale: Doubles) -> _Joined | None:
@@ -321,8 +367,8 @@ class _Range:
     high: int
 
 
-def _integers_of(clamps: tuple[Clamp, ...], end: State) -> _Range:
-    """The integers of a quantizer: counted as its clamp counts them, where that is on whole numbers."""
+def _integers_of(clamps: tuple[Clamp, ...], end: State, way: Rounding = np.rint) -> _Range:
+    """The integers of a quantizer that rounds in some way: counted as its clamp counts them, if by whole numbers."""
     for clamp in end.clamps:  # of what is rounded already
         ends = [(e - clamp.offset) / clamp.scale for e in (clamp.low, clamp.high) if np.isfinite(e)]
         if not all(_is_whole(e) for e in ends):
@@ -334,7 +380,7 @@ def _integers_of(clamps: tuple[Clamp, ...], end: State) -> _Range:
             break
     low, high = -np.inf, np.inf
     for clamp in clamps:
-        ends = [np.rint((e - clamp.offset) / clamp.scale) + shift for e in (clamp.low, clamp.high)]
+        ends = [_rounded((e - clamp.offset) / clamp.scale, way) + shift for e in (clamp.low, clamp.high)]
         if any(e.size > 1 and not np.all(e == e.reshape(-1)[0]) for e in ends):
             raise NoMatch("its range differs from channel to channel")
         bottom, top = (float(e.reshape(-1)[0]) for e in ends)
@@ -446,6 +492,12 @@ def _per_channel(value: Doubles) -> Doubles:
     return narrowed(value) if sum(size > 1 for size in value.shape) > 1 else value
 
 
+def _rounded(values: Doubles, way: Rounding) -> Doubles:
+    """Numbers rounded in some way; those that are meant to be whole are."""
+    nearest = np.rint(values)
+    return np.where(np.abs(values - nearest) <= _WHOLE, nearest, way(values))
+
+
 def _is_whole(values: Doubles) -> bool:
     return bool(np.all(np.abs(values - np.rint(values)) <= _WHOLE))
 
@@ -461,51 +513,4 @@ def times_one(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-# -- dequantization -----------------------------------------------------------------------------------------------
-
-
-def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, int] | None:
-    """Where integers that were cast to float are shifted and scaled: the result, its step and its zero point.
-
-    Raises `NoMatch` where they are scaled, but not onto a grid; None where they are not scaled at all.
-    """
-    end = next((s for s in forward(graph, integers) if s.multiplied and not s.clamps), None)
-    if end is None:
-        return None
-    zero = -end.offset / end.scale
-    if end.scale.size != 1 or zero.size != 1 or not (np.all(end.scale > 0) and np.isfinite(zero).all()):
-        raise NoMatch("it is no dequantization")
-    if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
-        raise NoMatch("its zero point is not a whole number")
-    return end.tensor, float(end.scale.reshape(-1)[0]), int(np.rint(zero).reshape(-1)[0])
-
-
-def _rounded_to(graph: QuantGraph, tensor: Tensor) -> str | None:
-    """The integer type of a tensor that a QuantizeLinear made, moved or clamped since."""
-    maker = graph.producer(tensor)
-    while maker is not None and (is_movement(maker) or maker.op == "Clip"):
-        maker = graph.producer(maker.inputs[0])
-    zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
-    return None if zero is None or dtype_name(zero.dtype) not in DTYPES else dtype_name(zero.dtype)
-
-
-@RULES.on("Cast")
-def dequantizer(graph: QuantGraph, node: Node) -> bool:
-    """Bytes cast to float, shifted and scaled: what `tf2onnx --dequantize` leaves at an integer graph input."""
-    dtype = _BYTES.get(element_type(node.inputs[0]) or 0) or _rounded_to(graph, node.inputs[0])
-    if dtype is None or node.attr("to") not in _FLOATS or is_constant(node.inputs[0]):
-        return False
-    found = dequantization(graph, node.outputs[0])
-    if found is None:
-        return False
-    end, step, origin = found
-    bottom, top = dtype_range(dtype)
-    maker = graph.producer(end)
-    if maker is None or not bottom <= origin <= top:
-        raise NoMatch("it is no dequantization")
-    scale = graph.constant(f"{end.name}_scale", np.asarray(step, np.float32))
-    zero_point = graph.constant(f"{end.name}_zero_point", np.asarray(origin, dtype))
-    maker.op, maker.domain = "DequantizeLinear", None
-    maker.inputs = [node.inputs[0], scale, zero_point]
-    maker.attrs.clear()
-    return True
+RULES.on("Cast")(dequantizer)

@@ -5,7 +5,8 @@ Sign(x) * Round(|x| * n) / n                     Round(x * n) / n    APoT, and w
 Sign(v) * Floor(|v|), v = x + 0.5 * Sign(x)      Round(x)            torch.trunc
 Where(x >= 0, Floor(x + 0.5), Ceil(x - 0.5))     Round(x)
 -Floor(-x + 0.5), Ceil(x - 0.5)                  Round(x)            half down (HGQ2's RND_MIN_INF, RND_ZERO)
-Floor(Clip(x, a, b))                             Clip(Floor(x), Floor(a), Floor(b))
+Sign(x) * Floor(|x|), x >= 0                     Floor(x)            rounding toward zero
+Floor(Clip(x, a, b))                             Clip(Floor(x), Floor(a), Floor(b))        and so Ceil
 
 They differ from it on exact ties at most. A clamp of the magnitude to [0, n] is one of the number to [-n, n].
 """
@@ -16,15 +17,18 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
-from qatc.compiler.quant import number_of
+from qatc.compiler.quant import QuantParams, number_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common.chains import CLAMPS, affine_of, bounds_of, variable_of
 from qatc.frontends.common.clamps import COMPARISONS
 
 _RULES: Final = Rules("roundings")
+_SIGN_KEPT: Final = frozenset(
+    {"AveragePool", "GlobalAveragePool", "Mul", "Div", "MaxPool", "Reshape", "Flatten", "Transpose"}
+)
 _LONGEST: Final = 8  # operators between a magnitude and its sign
 _Step = tuple[str, list[Tensor]]  # an operator of one number, and its constants
 
@@ -42,7 +46,11 @@ def of_magnitude(graph: QuantGraph, node: Node) -> bool:
     """A magnitude that is rounded, and given its sign again."""
     for signs, magnitude in (node.inputs, node.inputs[::-1]):
         sign = graph.producer(signs)
-        if not is_op(sign, "Sign") or (found := _magnitude(graph, magnitude)) is None:
+        if not is_op(sign, "Sign"):
+            continue
+        if (found := _magnitude(graph, magnitude)) is None:
+            if _toward_zero(graph, node, sign, magnitude):
+                return True
             continue
         signed = _less_half_of_sign(graph, sign.inputs[0]) or sign.inputs[0]
         if not _same_sign(graph, signed, found[0]):
@@ -156,6 +164,34 @@ def half_down(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
+def _toward_zero(graph: QuantGraph, node: Node, sign: Node, magnitude: Tensor) -> bool:
+    """Sign(x) * Floor(|x|) of what is never negative."""
+    floor = graph.producer(magnitude)
+    size = graph.producer(floor.inputs[0]) if is_op(floor, "Floor") else None
+    if not is_op(size, "Abs") or size.inputs[0] is not sign.inputs[0] or not never_negative(graph, size.inputs[0]):
+        return False
+    node.op, node.inputs = "Floor", [size.inputs[0]]
+    return True
+
+
+def never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor is known to hold no negative number."""
+    current = tensor
+    while (node := graph.producer(current)) is not None:
+        if node.op == FAKE_QUANT:
+            params: QuantParams = node.attrs["params"]
+            return params.qmin >= max(params.zero_point)
+        if node.op in ("Relu", "Sigmoid", "Softmax", "Abs"):
+            return True
+        factor = value_of(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
+        if node.op not in _SIGN_KEPT:
+            return False
+        if factor is None or np.any(factor <= 0):
+            return False
+        current = node.inputs[0]
+    return False
+
+
 # -- choices, and clamps under them -------------------------------------------------------------------------------
 
 
@@ -175,9 +211,10 @@ def half_away_by_choice(graph: QuantGraph, node: Node) -> bool:
     return True
 
 
-@_RULES.on("Floor")
+@_RULES.on("Floor", "Ceil")
 def clamped_before(graph: QuantGraph, node: Node) -> bool:
-    """A clamp that is rounded down is a clamp of what is rounded down."""
+    """A clamp that is rounded down is a clamp of what is rounded down, and so upwards."""
+    rounded_to = np.floor if node.op == "Floor" else np.ceil
     clamp = graph.producer(node.inputs[0])
     if not is_op(clamp, "Clip", "Min", "Max") or graph.only_consumer(node.inputs[0]) is not node:
         return False
@@ -186,8 +223,8 @@ def clamped_before(graph: QuantGraph, node: Node) -> bool:
         return False
     for index, tensor in enumerate(clamp.inputs):
         if tensor is not data and (value := value_of(tensor)) is not None:
-            clamp.inputs[index] = graph.constant(f"{tensor.name}_floor", np.floor(value))
-    rounded = graph.apply("Floor", [data], f"{node.outputs[0].name}_unclamped", element_type(data), shape_of(data))
+            clamp.inputs[index] = graph.constant(f"{tensor.name}_floor", rounded_to(value))
+    rounded = graph.apply(node.op, [data], f"{node.outputs[0].name}_unclamped", element_type(data), shape_of(data))
     clamp.inputs[next(i for i, t in enumerate(clamp.inputs) if t is data)] = rounded
     graph.replace(node.outputs[0], clamp.outputs[0])
     return True

@@ -3,14 +3,14 @@
     x -> Quant(s, z, bits){signed, narrow}          x -> FakeQuant
     x -> Quant{rounding_mode=FLOOR}                 x -> Div s -> Floor -> Mul s -> FakeQuant
     x -> BipolarQuant(s)                            x -> Sign -> Add 1/2 -> Sign -> Mul s -> FakeQuant[-1, 1]
-    x -> Trunc(s, z, 8 + k bits, 8 bits){FLOOR}     x -> Sub s * (2^k - 1) / 2 -> FakeQuant(s * 2^k)
+    x -> Trunc(s, z, 8 + k bits, 8 bits){FLOOR}     x -> Div s * 2^k -> Floor -> Mul s * 2^k -> FakeQuant(s * 2^k)
     x -> MultiThreshold(t)                          x -> Mul -> Add -> FakeQuant                (thresholds.py)
 
 A constant is rounded here, as the operator defines it, so that every rounding mode is exact on it; {-1, +1} are the
 integers of a bipolar constant. Rounding an activation in another way than to the nearest is written out: the FakeQuant
-at the end then finds its input on the grid already and states the range. HALF_UP and HALF_DOWN differ from ONNX's half
-to even on exact ties alone. Trunc reads integers, so that half of what is cut off shifts its rounding to the nearest
-into the rounding it asks for, with no tie left. QuantLSTMCell is written out step by step (lstm.py), the layers
+at the end then finds its input on the grid already and states the range (down and up, sums of integers become integers
+so: the lowering's `cuts.py`). HALF_UP and HALF_DOWN differ from ONNX's half to even on exact ties alone; Trunc reads
+integers, of which a quarter of one keeps those apart. QuantLSTMCell is written out step by step (lstm.py), the layers
 of FINN's compiler become standard ones (layers.py).
 """
 
@@ -31,6 +31,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.params import on_whole_zero
+from qatc.frontends.common.roundings import never_negative
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_nodes, elementwise, grid, to_constant
 from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
@@ -50,9 +51,6 @@ _WHOLE: Final = (
     "train with integer zero points; between integers, a weight's would need the sum of all inputs beside each product"
 )
 _RULES: Final = Rules("qonnx")
-_SIGN_KEPT: Final = frozenset(
-    {"AveragePool", "GlobalAveragePool", "Mul", "Div", "MaxPool", "Reshape", "Flatten", "Transpose"}
-)
 _WIDEST: Final = 32
 _MOST_CUT: Final = 24  # bits: no Trunc cuts off so many
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
@@ -72,36 +70,28 @@ def _half_toward(x: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Rounding:
-    """A rounding mode: on numbers, written out in ONNX operators (none: FakeQuant's own serves), on a cut of 2^-k.
+    """A rounding mode: on numbers, and in ONNX operators.
 
-    `cut(k)` is what to add to an integer so that rounding its 2^k-th part to the nearest gives this mode;
-    `sided` says that it holds for non-negative numbers alone.
+    `op` rounds so; where that holds for non-negative numbers alone (`sided`), of others it rounds the magnitudes.
+    Without one FakeQuant's own rounding serves: of the 2^k-th parts of integers, which `off` is added to.
     """
 
     values: Callable[[Array], Array]
-    written: tuple[str, ...] = ()
-    cut: Callable[[int], float] = lambda k: 0.0
+    op: str = ""
     sided: bool = False
-
-
-def _down(k: int) -> float:
-    return -(2.0**k - 1) / 2
-
-
-def _up(k: int) -> float:
-    return (2.0**k - 1) / 2
+    off: float = 0.0
 
 
 _ROUNDING: Final[dict[str, _Rounding]] = {
     "ROUND": _Rounding(np.rint),
     "HALF_EVEN": _Rounding(np.rint),
-    "HALF_UP": _Rounding(_half_away, cut=lambda k: 0.25 if k else 0.0, sided=True),
-    "HALF_DOWN": _Rounding(_half_toward, cut=lambda k: -0.25 if k else 0.0, sided=True),
-    "FLOOR": _Rounding(np.floor, ("Floor",), _down),
-    "CEIL": _Rounding(np.ceil, ("Ceil",), _up),
-    "UP": _Rounding(_away, ("Abs", "Ceil"), _up, sided=True),
-    "DOWN": _Rounding(np.trunc, ("Abs", "Floor"), _down, sided=True),
-    "ROUND_TO_ZERO": _Rounding(np.trunc, ("Abs", "Floor"), _down, sided=True),
+    "HALF_UP": _Rounding(_half_away, sided=True, off=0.25),
+    "HALF_DOWN": _Rounding(_half_toward, sided=True, off=-0.25),
+    "FLOOR": _Rounding(np.floor, "Floor"),
+    "CEIL": _Rounding(np.ceil, "Ceil"),
+    "UP": _Rounding(_away, "Ceil", sided=True),
+    "DOWN": _Rounding(np.trunc, "Floor", sided=True),
+    "ROUND_TO_ZERO": _Rounding(np.trunc, "Floor", sided=True),
 }
 
 
@@ -153,7 +143,7 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
         return False
     if x is not None and read.rounding.values is not np.rint:
         return to_constant(graph, node, np.clip(read.rounding.values(read.scaled(x)), *read.bounds), params)
-    if x is None and read.rounding.written:
+    if x is None and read.rounding.op:
         _write_out(graph, node, read)
     elif x is None and read.rounding.values is not np.rint:
         message = f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone"
@@ -214,16 +204,22 @@ def _fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
 
 def _write_out(graph: QuantGraph, node: Node, read: _Quantizer) -> None:
     """Put x -> (round(x / s + z) - z) * s before the node, in ONNX operators."""
-    v = elementwise(graph, "Div", node.inputs[0], read.scale)
-    shifted = bool(read.zero.any())
+    op, x, shifted = read.rounding.op, node.inputs[0], bool(read.zero.any())
+    of_one_sign = bool(np.all(read.bounds[0] >= read.zero)) or (not shifted and never_negative(graph, x))
+    if of_one_sign or not read.rounding.sided:
+        node.inputs[0] = _one_way(graph, x, op, read.scale)
+        return
+    v = elementwise(graph, "Div", x, read.scale)
     v = elementwise(graph, "Add", v, read.zero) if shifted else v
-    rounded = v
-    for op in read.rounding.written:
-        rounded = elementwise(graph, op, rounded)
-    if read.rounding.written[0] == "Abs":
-        rounded = elementwise(graph, "Mul", rounded, elementwise(graph, "Sign", v))
+    rounded = elementwise(graph, op, elementwise(graph, "Abs", v))
+    rounded = elementwise(graph, "Mul", rounded, elementwise(graph, "Sign", v))
     rounded = elementwise(graph, "Sub", rounded, read.zero) if shifted else rounded
     node.inputs[0] = elementwise(graph, "Mul", rounded, read.scale)
+
+
+def _one_way(graph: QuantGraph, x: Tensor, op: str, scale: Array) -> Tensor:
+    """A tensor rounded down or up to multiples of a step; a whole zero point changes nothing of that."""
+    return elementwise(graph, "Mul", elementwise(graph, op, elementwise(graph, "Div", x, scale)), scale)
 
 
 # -- BipolarQuant -------------------------------------------------------------------------------------------------
@@ -270,7 +266,7 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
     mode = _mode(graph, node, "FLOOR")
     if scale is None or zero is None or out_scale is None or before is None or after is None or mode is None:
         return False
-    positive = not node.attr("signed", 1) if newer else _never_negative(graph, node.inputs[0])
+    positive = not node.attr("signed", 1) if newer else never_negative(graph, node.inputs[0])
     lost = _bits_between(scale, out_scale) if newer else before - after
     fits = -0.5 <= lost < _MOST_CUT - 0.5
     k = round(lost) if fits else 0
@@ -286,7 +282,12 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
     if problem:
         return refuse(graph, node, "QAT103", problem)
     bounds = integer_range(after, not positive, bool(node.attr("narrow", 0)))
-    return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds), scale * _ROUNDING[mode].cut(k))
+    rounding, x = _ROUNDING[mode], node.inputs[0]
+    if k and rounding.op:
+        node.inputs[0] = _one_way(graph, x, rounding.op, scale * 2.0**k)
+    elif k and rounding.off:
+        node.inputs[0] = elementwise(graph, "Add", x, scale * rounding.off)
+    return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds))
 
 
 def _bits_between(scale: Array, coarser: Array) -> float:
@@ -298,38 +299,18 @@ def _bits_between(scale: Array, coarser: Array) -> float:
 
 
 def _cut_bits(
-    graph: QuantGraph, node: Node, cut_scale: Array, out_scale: Array, cut: tuple[Array, tuple[int, int]], offset: Array
+    graph: QuantGraph, node: Node, cut_scale: Array, out_scale: Array, cut: tuple[Array, tuple[int, int]]
 ) -> bool:
-    """X + offset -> FakeQuant(cut_scale) [-> Mul -> FakeQuant(out_scale)], the grid that the operator writes."""
+    """X -> FakeQuant(cut_scale) [-> Mul -> FakeQuant(out_scale)], the grid that the operator writes."""
     params = grid(graph, node, cut_scale, *cut)
     result = grid(graph, node, out_scale, *cut)
     if params is None or result is None:
         return False
-    if offset.any():
-        node.inputs[0] = elementwise(graph, "Add", node.inputs[0], offset)
     if not result.same_grid(params):
         x = node.inputs[0]
         y = graph.apply(FAKE_QUANT, [x], f"{x.name}_cut", 1, x.shape, attrs={"params": params})
         node.inputs[0] = elementwise(graph, "Mul", y, out_scale / cut_scale)
     return _fake_quant(graph, node, result)
-
-
-def _never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
-    """Whether a tensor is known to hold no negative number: what Trunc's first version leaves out."""
-    current = tensor
-    while (node := graph.producer(current)) is not None:
-        if node.op == FAKE_QUANT:
-            params: QuantParams = node.attrs["params"]
-            return params.qmin >= max(params.zero_point)
-        if node.op in ("Relu", "Sigmoid", "Softmax", "Abs"):
-            return True
-        factor = value_of(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
-        if node.op not in _SIGN_KEPT:
-            return False
-        if factor is None or np.any(factor <= 0):
-            return False
-        current = node.inputs[0]
-    return False
 
 
 # -- what is not integer -------------------------------------------------------------------------------------------
@@ -384,6 +365,8 @@ FRONTEND = Frontend(
         "QuantLSTMCell over more than 2,048 steps in all, GenericPartition, and FINN's hardware layers",
         "thresholds that are not evenly spaced, but for one row of them on an 8-bit tensor",
         "FloatQuant",
+        "roundings toward zero or away from it of numbers of both signs, and roundings down and up onto steps that are"
+        " no whole number of units of the sum, stay in float",
         "signs of what is no product (BipolarQuant behind a residual sum without a quantizer) are taken in float",
         "fractional zero points of weights, but for halves",
     ),

@@ -23,7 +23,7 @@ from qatc.compiler.model.links import is_op, maker_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, Array, dtype_name, dtype_range, number_of
 from qatc.compiler.rewrite import NoMatch
-from qatc.frontends.common.arithmetic import dequantization
+from qatc.frontends.common.dequantization import dequantization
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.qoperator.interpolation import centered, interpolation
 from qatc.frontends.qoperator.reader import Grid, Meaning, Reader, element_of

@@ -40,8 +40,9 @@ OPS: Final = ("MatMul", "Gemm", "Conv", "Depthwise", "ConvTranspose")
 
 
 def product_model(
-    rng: np.random.Generator, op: str, lines: list[str], *, dyadic: bool, limit: int = 64, bias: bool = True
-) -> onnx.ModelProto:
+    rng: np.random.Generator, op: str, lines: list[str], *, dyadic: bool, limit: int = 64, bias: bool = True,
+    more: Mapping[str, Any] | None = None,
+) -> onnx.ModelProto:  # fmt: skip
     """Sign(product + bias) between quantizers; `dyadic` numbers make float32 exact, and sums of zero common."""
     outputs, inner = int(rng.integers(1, 4)), int(rng.integers(1, 9))
     if op == "Depthwise":
@@ -63,7 +64,7 @@ def product_model(
         "wz": np.zeros(outputs, np.int8),
         "bias": (offset if bias else np.zeros(outputs)).astype(np.float32),
         "sx": np.float32(x_scale), "zx": np.uint8(rng.integers(256)), "sy": np.float32(1), "zy": np.int8(0),
-        **{name: np.float32(value) for name, value in CONSTANTS.items()},
+        **{name: np.float32(value) for name, value in CONSTANTS.items()}, **(more or {}),
     }  # fmt: skip
     make = helper.make_node
     body = [

@@ -107,12 +107,52 @@ def test_weights_that_are_rounded_half_down_keep_their_integers() -> None:
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
 
 
-def test_rounding_up_is_told() -> None:
-    graph = loaded(_text("v = Div(x, s) r = Ceil(v) c = Clip(r, lo, hi) y = Mul(c, s)"))
+@pytest.mark.parametrize("op", ["Floor", "Ceil"])
+@pytest.mark.parametrize(
+    ("nodes", "params"),
+    [
+        ("v = Div(x, s) r = {op}(v) c = Clip(r, lo, hi) y = Mul(c, s)", "int8[-8,7] scale 0.25 zero 0"),
+        ("v = Div(x, s) c = Clip(v, lo, hi) r = {op}(c) y = Mul(r, s)", "int8[-8,7] scale 0.25 zero 0"),
+        (
+            "v = Mul(x, n) t = Add(v, seven) r = {op}(t) c = Clip(r, zero, n) k = Sub(c, seven) y = Div(k, n)",
+            "uint8[0,7]",
+        ),
+        ("b = Clip(x, minus, a) v = Div(b, s) r = {op}(v) y = Mul(r, s)", "int8[-2,7] scale 0.25 zero 0"),
+    ],
+)
+def test_rounding_down_and_up_is_on_the_grid_that_it_makes(op: str, nodes: str, params: str) -> None:
+    """The rounding stays, between its step alone; clamps are the range, and so is a whole zero point."""
+    text = _text(nodes.format(op=op)).replace("float n", "float seven = {7}, float n")
+    graph = loaded(text)
     FRONTEND.normalize(graph, FrontendOptions())
-    assert [(d.code, d.message.split(": ")[1]) for d in graph.diagnostics] == [
-        ("QAT109", "it rounds up, with no half of a step taken off before")
-    ]
+    assert not list(graph.diagnostics)
+    assert [n.op for n in graph.nodes][-4:] == ["Mul" if "Mul(x" in nodes else "Div", op, "Mul", "FakeQuant"]
+    assert f"FakeQuant[params={params}" in graph.dump()
+    x = np.asarray([[-70, -1.3, -1, -0.2], [0, 1, 1.6, 90]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+def test_rounding_down_that_nothing_undoes_is_told() -> None:
+    graph = loaded(_text("v = Div(x, s) r = Floor(v) c = Clip(r, lo, hi) y = Mul(c, n)"))
+    FRONTEND.normalize(graph, FrontendOptions())
+    (note,) = graph.diagnostics
+    assert (note.code, note.message.split(": ")[1].split(",")[0]) == ("QAT109", "it rounds down")
+
+
+def test_toward_zero_is_down_of_what_is_not_negative() -> None:
+    nodes = (
+        "p = Relu(x) v = Div(p, s) i = Sign(v) m = Abs(v) f = Floor(m) r = Mul(i, f) c = Clip(r, lo, hi) y = Mul(c, s)"
+    )
+    for text, ops in (
+        (_text(nodes), ["Relu", "Div", "Floor", "Mul", "FakeQuant"]),
+        (_text(nodes.replace("Relu(x)", "Neg(x)")), None),
+    ):
+        graph = loaded(text)
+        FRONTEND.normalize(graph, FrontendOptions())
+        assert [n.op for n in graph.nodes] == ops or ops is None
+        assert ("FakeQuant" in graph.dump()) == (ops is not None)
+        x = np.asarray([[-70, -1.3, -1, -0.2], [0, 1, 1.6, 90]], np.float32)
+        np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
 
 
 @given(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 
+from qatc import compile_model
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.frontends.qonnx import DOMAINS, FRONTEND
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Network
@@ -186,6 +190,53 @@ def test_trunc_is_its_definition(mode: str, signed: int, narrow: int, zero: int,
     low, high = (-16 + narrow, 15) if signed else (0, 31 - narrow)
     want = (np.clip(ROUNDING[mode](q / 2**k), low, high) - zero / 2**k) * out
     assert np.allclose(values(graph, (q - zero) * s), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op", "mode", "signed", "relu", "k"),
+    [
+        ("Trunc", "FLOOR", 1, False, 9),
+        ("Trunc", "CEIL", 1, False, 4),
+        ("Trunc", "DOWN", 0, True, 8),
+        ("Quant", "FLOOR", 1, False, 7),
+        ("Quant", "CEIL", 1, True, 7),
+        ("Quant", "ROUND_TO_ZERO", 0, False, 7),
+        ("Quant", "UP", 1, True, 8),
+    ],
+)
+def test_products_are_cut_in_integers(tmp_path: Path, op: str, mode: str, signed: int, relu: bool, k: int) -> None:
+    """Weights of 8 bits leave no room for half a unit in the bias; multiples of a step are what would show it."""
+    rng = np.random.default_rng(k)
+    b = Builder(opsets={"": 13, DOMAINS[0]: 2})
+
+    def quantized(kind: str, x: str, operands: list[float], name: str, **attrs: object) -> str:
+        names = [b.constant(f"{name}.{i}", np.float32(v)) for i, v in enumerate(operands)]
+        return b.node(kind, [x, *names], name, DOMAINS[0], narrow=0, **attrs)
+
+    w = rng.integers(-128, 128, (5, 40))
+    w[0] = 2**k // 8  # multiples of a step
+    x = quantized("Quant", "input", [0.25, 0, 8], "x", signed=1, rounding_mode="ROUND")
+    weight = quantized(
+        "Quant", b.constant("w", np.float32(w / 64)), [1 / 64, 0, 8], "q", signed=1, rounding_mode="ROUND"
+    )
+    t = b.node("MatMul", [x, weight], "t")
+    t = b.node("Relu", [t], "r") if relu else t
+    operands = [2**k / 256, 0, 8] if op == "Quant" else [1 / 256, 0, 8 + k, 2**k / 256, 8]
+    quantized(op, t, operands, "output", signed=signed, rounding_mode=mode)
+    onnx.save(nets.model_of(b, [50, 5]), tmp_path / "model.onnx")
+    q = np.zeros((50, 5))
+    q[:, 0] = np.arange(-25, 25)
+    q[25:] += rng.integers(-20, 20, (25, 5))
+    np.save(tmp_path / "x.npy", np.float32(q / 4))
+    found = compile_model(
+        tmp_path / "model.onnx", qat=True, output=tmp_path / "out", inputs={"input": str(tmp_path / "x.npy")}
+    )
+    assert not found.islands
+    total = np.maximum(q @ w, 0) if relu else q @ w
+    want = ROUNDING["DOWN" if mode == "ROUND_TO_ZERO" else mode](total / 2**k)
+    want = want.clip(*((-128, 127) if signed else (0, 255))) * 2**k / 256
+    got = RunnableModel(onnx.load(tmp_path / "out" / "model.onnx")).run({"input": np.float32(q / 4)})["output"]
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Dequantization written out as arithmetic becomes DequantizeLinear.
+
+int8 t -> Cast(float) -> Sub(z) -> Mul(s) -> y          t -> DequantizeLinear -> y
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx
+
+from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.passes.movement import is_movement
+from qatc.compiler.quant import DTYPES, dtype_name, dtype_range
+from qatc.compiler.rewrite import NoMatch
+from qatc.frontends.common.chains import forward
+from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.params import OF_ELEMENT
+
+_WHOLE: Final = 1e-3  # by how much a zero point may miss a whole number
+_FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
+_BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
+
+
+def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, int] | None:
+    """Where integers that were cast to float are shifted and scaled: the result, its step and its zero point.
+
+    Raises `NoMatch` where they are scaled, but not onto a grid; None where they are not scaled at all.
+    """
+    end = next((s for s in forward(graph, integers) if s.multiplied and not s.clamps), None)
+    if end is None:
+        return None
+    zero = -end.offset / end.scale
+    if end.scale.size != 1 or zero.size != 1 or not (np.all(end.scale > 0) and np.isfinite(zero).all()):
+        raise NoMatch("it is no dequantization")
+    if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
+        raise NoMatch("its zero point is not a whole number")
+    return end.tensor, float(end.scale.reshape(-1)[0]), int(np.rint(zero).reshape(-1)[0])
+
+
+def _rounded_to(graph: QuantGraph, tensor: Tensor) -> str | None:
+    """The integer type of a tensor that a QuantizeLinear made, moved or clamped since."""
+    maker = graph.producer(tensor)
+    while maker is not None and (is_movement(maker) or maker.op == "Clip"):
+        maker = graph.producer(maker.inputs[0])
+    zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
+    return None if zero is None or dtype_name(zero.dtype) not in DTYPES else dtype_name(zero.dtype)
+
+
+def dequantizer(graph: QuantGraph, node: Node) -> bool:
+    """Bytes cast to float, shifted and scaled: what `tf2onnx --dequantize` leaves at an integer graph input."""
+    dtype = _BYTES.get(element_type(node.inputs[0]) or 0) or _rounded_to(graph, node.inputs[0])
+    if dtype is None or node.attr("to") not in _FLOATS or is_constant(node.inputs[0]):
+        return False
+    found = dequantization(graph, node.outputs[0])
+    if found is None:
+        return False
+    end, step, origin = found
+    bottom, top = dtype_range(dtype)
+    maker = graph.producer(end)
+    if maker is None or not bottom <= origin <= top:
+        raise NoMatch("it is no dequantization")
+    scale = graph.constant(f"{end.name}_scale", np.asarray(step, np.float32))
+    zero_point = graph.constant(f"{end.name}_zero_point", np.asarray(origin, dtype))
+    maker.op, maker.domain = "DequantizeLinear", None
+    maker.inputs = [node.inputs[0], scale, zero_point]
+    maker.attrs.clear()
+    return True
