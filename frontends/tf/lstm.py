@@ -204,9 +204,15 @@ class _Layer(lstm.Layer):
     columns: Tensor | None = None  # the recurrent weights, for all steps
 
     def data(self) -> Tensor:
-        total = self.apply("MatMul", [self.node.inputs[0], self._columns(self.weight)])
+        rows = self._shaped(self.node.inputs[0], [-1, self.weight[0].shape[1]])
         bias = self.graph.constant(f"{self.prefix}/bias", self.bias.astype(np.float32))
-        return self._sum(self.apply("Add", [total, bias]))
+        total = self._sum(self.apply("Gemm", [rows, self._columns(self.weight), bias]))
+        sizes = [-1, len(self.bias)]
+        sizes.insert(_axis(self.node), self.steps)
+        return self._shaped(total, sizes)
+
+    def _shaped(self, x: Tensor, sizes: list[int]) -> Tensor:
+        return self.apply("Reshape", [x, self.graph.constant(f"{self.prefix}/shape", np.asarray(sizes, np.int64))])
 
     def states(self) -> tuple[Tensor | None, Tensor | None]:
         self.columns = self._columns(self.recurrent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -81,17 +82,20 @@ def answers(package: Path, data: list[np.ndarray]) -> np.ndarray:
     return np.stack([session.run(None, {session.get_inputs()[0].name: x})[0] for x in data])
 
 
-@pytest.mark.parametrize("name", ["one", "backwards", "two"])
-def test_integers_are_those_of_the_interpreter(name: str, tmp_path: Path) -> None:
-    path = converted(network(name), tmp_path / "net.tflite", integers=True)
-    result = compile_model(path, qat=True, output=tmp_path / "out")
+def agrees(path: Path, package: Path) -> None:
+    result = compile_model(path, qat=True, output=package)
     assert result.coverage.share == 1  # every product; the functions between them, in 16 bits, are islands
     assert "QAT014" not in {d.code for d in result.diagnostics}  # compared with TensorFlow, and the same
     data = sequences(30, seed=1)
     step = result.outputs[0].params.scale[0]  # type: ignore[union-attr]
-    off = np.rint(np.abs(answers(tmp_path / "out", data) - interpreted(path, data)) / step)
+    off = np.rint(np.abs(answers(package, data) - interpreted(path, data)) / step)
     assert off.max() <= 2
     assert np.mean(off == 0) > 0.9
+
+
+@pytest.mark.parametrize("name", ["one", "backwards", "two"])
+def test_integers_are_those_of_the_interpreter(name: str, tmp_path: Path) -> None:
+    agrees(converted(network(name), tmp_path / "net.tflite", integers=True), tmp_path / "out")
 
 
 def test_bidirectional_layers_are_nearer_to_keras_than_tflite_is(tmp_path: Path) -> None:
@@ -104,6 +108,42 @@ def test_bidirectional_layers_are_nearer_to_keras_than_tflite_is(tmp_path: Path)
     want = np.stack([model(x, training=False).numpy() for x in data])
     mine, theirs = (np.abs(y - want).mean() for y in (answers(tmp_path / "out", data), interpreted(path, data)))
     assert 2 * mine < theirs
+
+
+def on_own_grids(content: Any) -> None:
+    """Let LSTMs and reversals make what they compute, on its own grid, and a QUANTIZE bring it to the other."""
+    schema: Any = pytest.importorskip("tensorflow.lite.python.schema_py_generated")
+    kinds, graph = schema.BuiltinOperator, content.subgraphs[0]
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in content.operatorCodes]
+    quantize = schema.OperatorCodeT()
+    quantize.builtinCode = quantize.deprecatedBuiltinCode = kinds.QUANTIZE
+    quantize.version = 2
+    operators: list[Any] = []
+    for op in graph.operators:
+        operators.append(op)
+        if codes[op.opcodeIndex] == kinds.UNIDIRECTIONAL_SEQUENCE_LSTM:
+            grid = graph.tensors[op.intermediates[4]].quantization
+            graph.tensors[op.inputs[18]].quantization = grid
+        elif codes[op.opcodeIndex] == kinds.REVERSE_V2:
+            grid = graph.tensors[op.inputs[0]].quantization
+        else:
+            continue
+        made, behind = copy.copy(graph.tensors[op.outputs[0]]), schema.OperatorT()
+        made.name, made.quantization = made.name + b"_own", grid
+        behind.opcodeIndex, behind.outputs = len(content.operatorCodes), op.outputs
+        op.outputs = behind.inputs = np.asarray([len(graph.tensors)], np.int32)
+        graph.tensors.append(made)
+        operators.append(behind)
+    graph.operators = operators
+    content.operatorCodes.append(quantize)
+
+
+def test_bidirectional_layers_on_their_own_grids_are_those_of_the_interpreter(tmp_path: Path) -> None:
+    path = converted(network("both"), tmp_path / "net.tflite", integers=True)
+    content = files.read_model_from_bytearray(bytearray(path.read_bytes()))
+    on_own_grids(content)
+    path.write_bytes(files.convert_object_to_bytearray(content))
+    agrees(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
