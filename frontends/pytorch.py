@@ -246,7 +246,7 @@ FRONTEND: Final = Frontend(
         "hand-written LSQ, PACT and DoReFa (torch 2.13)",
         "hand-written LSQ+, TQT, EWGS, DuQ (PROFIT), QIL, StatsQ, APoT (uniform), BSQ, AdaRound, HAWQ, ZeroQ,"
         " micronet, learned zero points and logarithms of scales, casts to integers (torch 2.13, both exporters)",
-        "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Qualcomm, Samsung; torchao 0.18)",
+        "PT2E with ExecuTorch 1.5's quantizers (XNNPACK, Arm TOSA, Cortex-M, Cadence, Qualcomm, Samsung; torchao 0.18)",
         "ONNX Runtime 1.31 and 1.32 quantize_static (QDQ; QNN configurations, 4 and 16 bits, overrides, contrib Q/DQ)",
         "ONNX Runtime 1.8, 1.10, 1.12, 1.14, 1.16 and 1.20 quantize_static (QDQ; opset 10 to 17, contrib, 16 bits)",
         "such files around onnxsim 0.8, onnxslim 0.1, onnxoptimizer 0.4, onnxscript 0.7, float16 conversion"
