@@ -45,6 +45,7 @@ from qatc.compiler.quant import QuantParams, number_of
 
 _SCALES_ERROR: Final = 2.0**-22  # of a quotient of scales that were rounded to float32, relative
 _FEWEST, _MOST = 1 - 2.0**-20, 2.0**24  # units to a step
+_MOST_PROVEN: Final = 1 << 23  # integers of all channels: 64 MB for each array of them
 _LARGEST: Final = 2.0**30  # of accumulators: what they reach and the bias are below that each
 _PACKAGED: Final = "onnx"  # what runs the package's model
 _SAME: Final = 1e-6  # by how much the factor behind a Floor may miss the result's scale
@@ -220,6 +221,8 @@ def _plan(
     with np.errstate(all="ignore"):
         units, bias = np.broadcast_arrays(way.step / unit, bias / unit)
     if lo >= hi or not (np.all((units >= _FEWEST) & (units <= _MOST)) and reach < _LARGEST):
+        return None
+    if units.size * (hi - lo) > _MOST_PROVEN:
         return None
     if not np.all(np.abs(bias) < _LARGEST):
         return None

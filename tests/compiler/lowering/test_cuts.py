@@ -19,7 +19,7 @@ from qatc.backends.onnx import BACKEND
 from qatc.compiler.arithmetic import get_profile
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Conv, Elementwise, Float, IntegerGraph, MatMul
-from qatc.compiler.lowering import LoweringOptions
+from qatc.compiler.lowering import LoweringOptions, cuts
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import RunnableModel
 from qatc.compiler.simulation import Simulation
@@ -164,6 +164,13 @@ def test_a_target_that_rounds_twice_cuts_in_float() -> None:
 
 def test_steps_that_are_no_whole_number_of_units_are_cut_in_float() -> None:
     text = dense("", step=0.0625).replace("0.0078125", "0.0078")
+    assert [r.split(":")[0] for r in reasons(agrees(text))][:1] == ["Floor"]
+
+
+def test_more_channels_than_memory_allows_to_prove_are_cut_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = dense("")
+    assert not reasons(agrees(text))
+    monkeypatch.setattr(cuts, "_MOST_PROVEN", 2 * 255 - 1)
     assert [r.split(":")[0] for r in reasons(agrees(text))][:1] == ["Floor"]
 
 
