@@ -52,9 +52,11 @@ def _makers(graph: QuantGraph, tensor: Tensor) -> list[Node]:
     """
     found: list[Node] = []
     below: Tensor | None = tensor
-    while below is not None:
+    while below is not None and len(found) < LONGEST:
         maker = graph.producer(below)
-        while maker is not None and (is_movement(maker) or is_op(maker, "Clip")):
+        for _ in range(LONGEST):
+            if maker is None or not (is_movement(maker) or is_op(maker, "Clip")):
+                break
             maker = graph.producer(maker.inputs[0])
         if maker is not None and is_q(maker) and found:
             return [*found, maker]

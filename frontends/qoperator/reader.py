@@ -364,8 +364,10 @@ class Reader:
             return None
         if zero is not None and zero.shape not in ((), (1,), w.shape[-1:]):
             return None
-        centered = w.astype(np.float64) - (0 if zero is None else zero)
-        total = (have[1] - want[1]) * centered.sum(axis=-2)
+        total = w.sum(axis=-2, dtype=np.int64)
+        if zero is not None:
+            total -= zero.astype(np.int64) * w.shape[-2]
+        total *= have[1] - want[1]
         return self.graph.constant(f"{node.outputs[0].name}_offset", total.astype(np.float32))
 
     def with_zero(self, x: Tensor, known: Grid | None, zero: Tensor | None) -> Grid:
