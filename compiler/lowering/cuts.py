@@ -314,7 +314,7 @@ def added(state: State, node: Node, out: Tensor, way: Way, lo: int, hi: int) -> 
     grids = [p for t in operands if (p := state.usable(t)) is not None]
     if want is None or len(operands) != 2 or len(grids) != 2:
         return False
-    finest = min(p.scale[0] for p in grids)
+    finest = min(way.step, *(p.scale[0] for p in grids))
     counts = [p.scale[0] / finest for p in grids]
     units = way.step / finest
     if not all(c == round(c) for c in (*counts, units) if c < _MOST) or max(*counts, units) >= _MOST:

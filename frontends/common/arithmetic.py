@@ -170,7 +170,7 @@ def _one_way(graph: QuantGraph, node: Node, after: list[State]) -> bool:
     for begin, ends in _stretches(graph, node.inputs[0], after, 0.0):
         try:
             end = _in_a_byte(begin, ends, _WAYS[node.op])
-            if begin.multiplied and _is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= _WHOLE):
+            if _is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= _WHOLE):
                 return _stays(graph, node, begin, end)
         except NoMatch as no:  # another stretch may reach the clamp
             reason = no.reason

@@ -212,6 +212,14 @@ def test_sums_of_two_tensors(op: str, grids: str) -> None:
     assert not reasons(graph)
 
 
+def test_sums_that_are_multiples_of_a_step_have_nothing_to_cut() -> None:
+    body = "a = A(i)\nb = B(j)\nt = Add(a, b)\n" + FLOOR.format(x="t", grid="D")
+    graph = agrees(net("(float[3,40] i, float[3,40] j) => (float[3,40] o)", body, "float st = {0.0625}"))
+    (made,) = [o for o in graph.ops if isinstance(o, Elementwise)]
+    assert len(made.inputs) == 2
+    assert not reasons(graph)
+
+
 @pytest.mark.parametrize("op", ["Floor", "Ceil"])
 @pytest.mark.parametrize(
     ("pool", "shape", "grid"),

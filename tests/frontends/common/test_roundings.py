@@ -132,6 +132,16 @@ def test_rounding_down_and_up_is_on_the_grid_that_it_makes(op: str, nodes: str, 
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("nodes", ["v = Div(x, one) r = Floor(v)", "r = Floor(x)"])
+def test_a_step_of_one_need_not_be_divided_by(nodes: str) -> None:
+    graph = loaded(_text(f"{nodes} c = Clip(r, lo, hi) y = Mul(c, one)"))
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert not list(graph.diagnostics)
+    assert "FakeQuant[params=int8[-8,7] scale 1 zero 0]" in graph.dump()
+    x = np.asarray([[-70, -1.3, -1, -0.2], [0, 1, 1.6, 90]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], [[-8, -2, -1, -1], [0, 1, 1, 7]])
+
+
 def test_rounding_down_that_nothing_undoes_is_told() -> None:
     graph = loaded(_text("v = Div(x, s) r = Floor(v) c = Clip(r, lo, hi) y = Mul(c, n)"))
     FRONTEND.normalize(graph, FrontendOptions())
