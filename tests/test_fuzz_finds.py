@@ -187,6 +187,26 @@ def nan_on_a_huge_scale() -> onnx.ModelProto:
     return sound(nodes=nodes, result="y", extra=huge)
 
 
+def scalar_cut_for_channels() -> onnx.ModelProto:
+    """QONNX's Trunc of a constant without dimensions by the scales of two channels."""
+    numbers = {"u": 0.125, "s": 0.0625, "z": 0.0, "b": 8.0, "four": 4.0, "sc": [0.0625, 0.03125], "zc": [0.0, 0.0]}
+    domain = "qonnx.custom_op.general"
+    nodes = [
+        helper.make_node(
+            "Quant", ["u", "s", "z", "b"], ["a"], domain=domain, signed=1, narrow=0, rounding_mode="ROUND"
+        ),
+        helper.make_node("Add", ["a", "a"], ["d"]),
+        helper.make_node("Trunc", ["d", "sc", "zc", "b", "four"], ["y"], domain=domain, rounding_mode="FLOOR"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 2])], [helper.make_tensor_value_info("y", 1, [1, 2])],
+        [const(name, np.asarray(value), np.float32) for name, value in numbers.items()],
+    )  # fmt: skip
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)], ir_version=8
+    )
+
+
 FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
     "a weight of NaN, seeds 41, 66, 595": (nan_weight, {"QAT209"}),
     "a weight without elements, seeds 83265, 83380": (empty_weight, {"QAT004", "QAT401", "QAT403"}),
@@ -209,6 +229,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
         lambda: groups_that_do_not_fit(99, "ConvTranspose"),
         {"QAT004", "QAT401", "QAT403"},
     ),
+    "a scalar cut for two channels, seed 226095": (scalar_cut_for_channels, {"QAT204"}),
     "a list as an axis, seed 100044 from exports of many tools": (axis_of_two, {"QAT004"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles", "QAT401"}),
     "a text that is quantized, seed 20599 of old exports": (quantized_text, {"QAT302"}),

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from qatc.compiler.budget import active
+from qatc.compiler.diagnostics import fail
 from qatc.compiler.graph import (
     FAKE_QUANT,
     REQUANTIZE,
@@ -232,13 +233,22 @@ def dims_read(node: Node, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 
 def _held(graph: QuantGraph, tensor: Tensor, value: Array) -> Array:
-    """What a constant in the place of `tensor` holds: the value, rounded onto the tensor's grid where it has one."""
+    """What a constant in the place of `tensor` holds: the value, rounded onto the tensor's grid where it has one.
+
+    Raises:
+        CompileError: QAT204 for a grid with a scale for each of other channels than the value has.
+    """
     params = graph.quant(tensor)
     if params is None:
         return value
     if value.dtype != np.float32 or np.isnan(value).any():
         raise Refused("its result cannot be quantized: it is no float32, or not a number")
-    return params.quantize(value)
+    try:
+        return params.quantize(value)
+    except ValueError as error:  # a shape that was not known where the grid was read
+        raise fail(
+            "QAT204", str(error), tensor=tensor.name, hint="give the quantizer a scale for each channel"
+        ) from error
 
 
 def _fold(graph: QuantGraph, node: Node, limit: int) -> list[Array]:
