@@ -19,7 +19,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions, RangeOverride
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array, QuantParams, blocks, dtype_range
-from qatc.frontends.common import grid, standard
+from qatc.frontends.common import standard
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.params import integer_type
 from qatc.frontends.common.qdq import fake_quants
@@ -42,15 +42,9 @@ _SAME: Final = 1e-6  # relative: a scale of float32 in all its digits
 
 
 def recognize(graph: QuantGraph, producer: str) -> str | None:
-    """Standard Q/DQ of any exporter, fake quantization written as arithmetic, or weights that an exporter rounded."""
-    found = standard.evidence(graph) or _rounded_weights(graph)
+    """Standard Q/DQ of any exporter, or fake quantization written as arithmetic."""
+    found = standard.evidence(graph)
     return f"{found}, producer {producer or 'unknown'}" if found else None
-
-
-def _rounded_weights(graph: QuantGraph) -> str:
-    """What is left where weights alone were quantized and an exporter folded them: all are floats on grids."""
-    fits = iter(()) if any(n.domain for n in graph.nodes) else grid.weights_on_grids(graph)
-    return "weights on a quantization grid" if next(fits, False) and all(fits) else ""
 
 
 def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
