@@ -12,11 +12,10 @@ import onnx
 
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.modernize import element_type
-from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import DTYPES, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch
 from qatc.frontends.common.chains import forward
-from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.integers import is_q, source_of
 from qatc.frontends.common.params import OF_ELEMENT
 
 _WHOLE: Final = 1e-3  # by how much a zero point may miss a whole number
@@ -42,9 +41,7 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
 
 def _rounded_to(graph: QuantGraph, tensor: Tensor) -> str | None:
     """The integer type of a tensor that a QuantizeLinear made, moved or clamped since."""
-    maker = graph.producer(tensor)
-    while maker is not None and (is_movement(maker) or maker.op == "Clip"):
-        maker = graph.producer(maker.inputs[0])
+    maker = source_of(graph, tensor)
     zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
     return None if zero is None or dtype_name(zero.dtype) not in DTYPES else dtype_name(zero.dtype)
 

@@ -15,6 +15,7 @@ from qatc.frontends.common.params import linear_params
 
 WIDEST: Final = (-(2**63), 2**63 - 1)
 ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
+FAR: Final = 64  # operators: to go further back from each of many tensors would take forever
 _DOMAINS: Final = frozenset({"", MICROSOFT})
 
 
@@ -26,6 +27,16 @@ def is_q(node: Node) -> bool:
 def is_dq(node: Node) -> bool:
     """Whether the node is a DequantizeLinear (ai.onnx or com.microsoft)."""
     return node.op == "DequantizeLinear" and (node.domain or "") in _DOMAINS
+
+
+def source_of(graph: QuantGraph, tensor: Tensor) -> Node | None:
+    """What makes integers that are only moved and clamped since; of very many times the last."""
+    maker = graph.producer(tensor)
+    for _ in range(FAR):
+        if maker is None or not (is_movement(maker) or maker.op == "Clip"):
+            break
+        maker = graph.producer(maker.inputs[0])
+    return maker
 
 
 def data_of(node: Node) -> list[Tensor]:

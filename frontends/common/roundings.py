@@ -24,6 +24,7 @@ from qatc.compiler.quant import QuantParams, number_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common.chains import CLAMPS, affine_of, bounds_of, variable_of
 from qatc.frontends.common.clamps import COMPARISONS
+from qatc.frontends.common.integers import FAR
 
 _RULES: Final = Rules("roundings")
 _SIGN_KEPT: Final = frozenset(
@@ -177,7 +178,10 @@ def _toward_zero(graph: QuantGraph, node: Node, sign: Node, magnitude: Tensor) -
 def never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
     """Whether a tensor is known to hold no negative number."""
     current = tensor
-    while (node := graph.producer(current)) is not None:
+    for _ in range(FAR):
+        node = graph.producer(current)
+        if node is None:
+            break
         if node.op == FAKE_QUANT:
             params: QuantParams = node.attrs["params"]
             return params.qmin >= max(params.zero_point)

@@ -18,10 +18,9 @@ import onnx
 from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.modernize import element_type
-from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.quant import LARGEST, SMALLEST, dtype_range, number_of
 from qatc.frontends.common.chains import LONGEST, Clamp, State, affine_of, backward, forward, start, variable_of
-from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.integers import is_q, source_of
 from qatc.frontends.common.params import OF_ELEMENT
 from qatc.frontends.common.rounded import extreme_behind
 
@@ -53,11 +52,7 @@ def _makers(graph: QuantGraph, tensor: Tensor) -> list[Node]:
     found: list[Node] = []
     below: Tensor | None = tensor
     while below is not None and len(found) < LONGEST:
-        maker = graph.producer(below)
-        for _ in range(LONGEST):
-            if maker is None or not (is_movement(maker) or is_op(maker, "Clip")):
-                break
-            maker = graph.producer(maker.inputs[0])
+        maker = source_of(graph, below)
         if maker is not None and is_q(maker) and found:
             return [*found, maker]
         if maker is None or not is_op(maker, "Cast") or int(maker.attr("to", 0)) not in _BYTES:
