@@ -20,16 +20,16 @@ def call(target: str, operands: str) -> str:
     return f"{prefix}.{target}](args = ({operands}), kwargs = {{}})"
 
 
-def read(text: str, options: FrontendOptions | None = None, *, key: str = "pkg.torch.onnx.fx_node") -> QuantGraph:
+PAIR = "q = QuantizeLinear(x, s, z)\ny = DequantizeLinear(q, s, z)"
+
+
+def read(
+    text: str, options: FrontendOptions | None = None, *, key: str = "pkg.torch.onnx.fx_node", nodes: str = PAIR
+) -> QuantGraph:
     """A tensor on the grid of scale 0.25 and zero point 10, whose Q has `text` as metadata, in the canonical form."""
-    model = onnx.parser.parse_model(
-        net(
-            "(float[4] x) => (float[4] y)",
-            "q = QuantizeLinear(x, s, z)\ny = DequantizeLinear(q, s, z)",
-            "float s = {0.25}, uint8 z = {10}",
-        )
-    )
-    model.graph.node[0].metadata_props.add(key=key, value=text)
+    model = onnx.parser.parse_model(net("(float[4] x) => (float[4] y)", nodes, "float s = {0.25}, uint8 z = {10}"))
+    quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+    quantize.metadata_props.add(key=key, value=text)
     graph = loaded(model)
     pytorch.normalize(graph, options or FrontendOptions())
     assert not graph.diagnostics.errors
@@ -63,22 +63,13 @@ def test_the_range_of_the_call_is_restored_and_told(target: str, operands: str, 
 def test_nodes_in_front_of_the_scale_hide_no_call(maker: str) -> None:
     """Exports that nothing optimized have them."""
     nodes = f"{maker}\nq = QuantizeLinear(x, t, z)\ny = DequantizeLinear(q, t, z)"
-    model = onnx.parser.parse_model(net("(float[4] x) => (float[4] y)", nodes, "float s = {0.25}, uint8 z = {10}"))
-    text = call(TENSOR, "%x, 0.25, 10, 0, 127, torch.uint8")
-    model.graph.node[1].metadata_props.add(key="pkg.torch.onnx.fx_node", value=text)
-    graph = loaded(model)
-    pytorch.normalize(graph, FrontendOptions())
-    assert spans(graph) == [(0, 127)]
+    assert spans(read(call(TENSOR, "%x, 0.25, 10, 0, 127, torch.uint8"), nodes=nodes)) == [(0, 127)]
 
 
 def test_a_zero_point_of_0_may_be_left_out() -> None:
     """ONNX's default is 0 of uint8; an optimizer may have dropped what says the same."""
     nodes = "q = QuantizeLinear(x, s)\ny = DequantizeLinear(q, s)"
-    model = onnx.parser.parse_model(net("(float[4] x) => (float[4] y)", nodes, "float s = {0.25}"))
-    text = call(TENSOR, "%x, 0.25, 0, 0, 127, torch.uint8")
-    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.fx_node", value=text)
-    graph = loaded(model)
-    pytorch.normalize(graph, FrontendOptions())
+    graph = read(call(TENSOR, "%x, 0.25, 0, 0, 127, torch.uint8"), nodes=nodes)
     assert spans(graph) == [(0, 127)]
     assert [d.code for d in graph.diagnostics] == ["QAT112"]
 
