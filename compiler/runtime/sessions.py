@@ -38,6 +38,8 @@ _MAX_PROTO: Final = 2**31 - 1
 _DEEP: Final = 2048  # operators
 _FEW: Final = 16  # elements
 _HEAVY: Final = 256 << 20  # bytes
+_TABLES: Final = ("QLinearLeakyRelu", "QLinearSigmoid")
+_WITHOUT_ZERO: Final = 4  # inputs: all but the zero point of the result
 _LARGE: Final = 1 << 12  # bytes of a constant from which its data are lifted out of the proto
 _PLAIN: Final = {
     int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))): np.dtype(kind)
@@ -283,8 +285,9 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
     One opset a domain (exporters list domains several times and import ones that no node uses), `ai.onnx` written as
     the default domain, unique node names, an IR version that every release reads, constants that are no inputs (before
     IR version 4 they had to be both), and none of the stored intermediate shapes, which are often stale. (ONNX Runtime
-    sorts the nodes itself.) The large constants are only declared: ONNX Runtime takes their arrays as they are, so that
-    no further copy of the weights is made for each session.
+    sorts the nodes itself.) A table's last zero point that is left out is said to be absent: ONNX Runtime (1.32) ends
+    the process where it is not even named. The large constants are only declared: ONNX Runtime takes their arrays as
+    they are, so that no further copy of the weights is made for each session.
     """
     if model.functions:
         from onnx import inliner
@@ -307,6 +310,8 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
         seen.add(node.name)
         if node.domain == "ai.onnx":
             node.ClearField("domain")
+        if node.op_type in _TABLES and len(node.input) == _WITHOUT_ZERO:
+            node.input.append("")
     _tidy_imports(copy)
     return copy, weights
 

@@ -241,3 +241,16 @@ def test_a_model_beyond_what_a_proto_holds_keeps_its_weights(monkeypatch: pytest
     found = RunnableModel(model)
     assert "w" in found.weights
     np.testing.assert_array_equal(found.run({"x": np.eye(8, dtype=np.float32)})["y"], weight)
+
+
+@pytest.mark.parametrize("op", ["QLinearLeakyRelu", "QLinearSigmoid"])
+def test_a_table_without_the_zero_point_of_its_result_does_not_end_the_process(op: str) -> None:
+    """Fuzzing's find, seed 428495: ONNX Runtime reads an input that is not there, optional as it is."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (uint8[4] x) => (uint8[4] y)
+        <float s = {{0.5}}, uint8 z = {{0}}> {{ y = com.microsoft.{op}(x, s, z, s) }}"""
+    model = onnx.parser.parse_model(text)
+    x = np.arange(0, 12, 3, dtype=np.uint8)
+    given = x * 0.5
+    want = given if op == "QLinearLeakyRelu" else 1 / (1 + np.exp(-given))
+    np.testing.assert_array_equal(RunnableModel(model).run({"x": x})["y"], np.rint(want / 0.5).astype(np.uint8))
+    assert len(model.graph.node[0].input) == 4
