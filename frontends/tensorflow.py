@@ -41,7 +41,7 @@ def recognize(graph: QuantGraph, producer: str) -> str | None:
     found = [f"{nodes} FakeQuantWithMinMaxVars"] if nodes else []
     seen = standard.evidence(graph)
     found += [seen] if seen else []
-    if not found and any(grid.weights_on_grids(graph)):
+    if not found and grid.has_weight_on_grid(graph):
         found = ["weights on a quantization grid"]
     return f"{', '.join(found)}, producer {producer or 'unknown'}" if found else None
 

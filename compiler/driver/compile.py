@@ -351,8 +351,9 @@ class _Compilation:
     def lowered(self, graph: QuantGraph, target: Target) -> IntegerGraph:
         """The integer graph; islands are errors with --require-integer."""
         offered = frozenset(target.operators)
-        options = LoweringOptions(target.activations, self.options.io, operators=self.operators, offered=offered,
-                                  arithmetic=target.arithmetic)  # fmt: skip
+        options = LoweringOptions(
+            target.activations, self.options.io, self.operators, offered, arithmetic=target.arithmetic
+        )
         integer = lower(graph, options)
         self.collect(graph)
         integer.verify()

@@ -54,9 +54,9 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         if evidence is not None:
             return Recognition(wanted, evidence)
     for name, evidence in _all(graph, source)[:1]:
-        if wanted != "auto" and frontends().get(wanted).plain and frontends().get(name).plain:
-            return Recognition(wanted, evidence)
         if wanted != "auto":
+            if all(frontends().get(each).plain for each in (wanted, name)):
+                return Recognition(wanted, evidence)
             message = f"nothing of the dialect {wanted} is in the file; it is read as {name}: {evidence}"
             return Recognition(name, evidence, note=_said(message, f"use -m {name}, or leave -m out"))
         said = _said("the model is quantization-aware trained; it is read as such", "say so with -a")

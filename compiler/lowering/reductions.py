@@ -197,9 +197,10 @@ def _ones(
 def _made(state: State, ones: Operands, then: Affine, result: tuple[QuantParams, int, int], how: Makers) -> str | None:
     """Add the operator as `how` says (see `cuts.emit`); the name of its result, None where it stays float."""
     want, (make, add) = result[0], how
-    bias: Vector = np.full(ones.channels or 1, then.bias) if then.bias else np.zeros(0)
+    bias: Vector = np.full(ones.channels or 1, then.bias)
     if then.way is not None:
-        return emit(state, ones, bias if bias.size else np.zeros(ones.channels or 1), then.way, result, how)
+        return emit(state, ones, bias, then.way, result, how)
+    bias = bias if then.bias else np.zeros(0)
     made, names = make(), [ones.x]
     integers = mac.tune(state, ones, bias, want.scale[0])
     names.append(state.build.constant(f"ones_{ones.integers.size}", ones.integers, ones.weight_params))

@@ -40,7 +40,7 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common import roundings
-from qatc.frontends.common.chains import Clamp, Doubles, State, backward, bounds_of, fit, forward, narrowed
+from qatc.frontends.common.chains import WHOLE, Clamp, Doubles, State, backward, bounds_of, fit, forward, narrowed
 from qatc.frontends.common.dequantization import dequantizer
 from qatc.frontends.common.detours import shorten
 from qatc.frontends.common.params import make_params, on_whole_zero
@@ -55,7 +55,6 @@ RULES: Final = Rules("arithmetic")
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
 _BYTE: Final = 255  # steps between the ends of an 8-bit range
 _HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
-_WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 _WAYS: Final = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
 _FEW_DIGITS: Final = 2.0**-40  # by how much a float32 may miss itself, calculated in float64
 
@@ -138,7 +137,7 @@ def _stretches(graph: QuantGraph, source: Tensor, after: list[State], offset: fl
 
 def _is_tie(values: Doubles) -> bool:
     """Whether a number lies halfway between two whole ones."""
-    return bool(np.any(np.abs(np.abs(values - np.rint(values)) - 0.5) <= _WHOLE))
+    return bool(np.any(np.abs(np.abs(values - np.rint(values)) - 0.5) <= WHOLE))
 
 
 def _ends_of(clamps: tuple[Clamp, ...]) -> list[Doubles]:
@@ -146,7 +145,7 @@ def _ends_of(clamps: tuple[Clamp, ...]) -> list[Doubles]:
     return [(end - clamp.offset) / clamp.scale for clamp in clamps for end in (clamp.low, clamp.high)]
 
 
-def _undo(before: State, after: State, *, within: float = _WHOLE) -> bool:
+def _undo(before: State, after: State, *, within: float = WHOLE) -> bool:
     """Whether `after` maps the rounded value back: a2 * a1 = 1 and b1 + b2 / a2 = 0, but for so much of a step."""
     if not fit(before.scale, before.offset, after.scale, after.offset):
         return False
@@ -170,7 +169,7 @@ def _one_way(graph: QuantGraph, node: Node, after: list[State]) -> bool:
     for begin, ends in _stretches(graph, node.inputs[0], after, 0.0):
         try:
             end = _in_a_byte(begin, ends, _WAYS[node.op])
-            if _is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= _WHOLE):
+            if _is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= WHOLE):
                 return _stays(graph, node, begin, end)
         except NoMatch as no:  # another stretch may reach the clamp
             reason = no.reason
@@ -318,7 +317,7 @@ class _Joined:
 def _on_one_axis(graph: QuantGraph, node: Node, begin: State, end: State, grid: _Range, join: _Joined) -> bool:
     """Quantize a constant whose scales vary along several axes with these in one, and take that apart again."""
     value, maker = value_of(begin.tensor), graph.producer(end.tensor)
-    if value is None or maker is None or np.any(np.abs(_shift_of(begin, end)) > _WHOLE):
+    if value is None or maker is None or np.any(np.abs(_shift_of(begin, end)) > WHOLE):
         return False
     name, zero = begin.tensor.name, join.numbers(grid.zero)
     params = _params(graph, node, replace(grid, zero=zero), join.numbers(end.scale), join.flat, name)
@@ -337,7 +336,7 @@ def _moved(graph: QuantGraph, begin: State, end: State) -> Tensor:
     round((x - low) / s) + round(low / s) is round((x + d) / s) for a d of up to half a step.
     """
     shift = _shift_of(begin, end)
-    if np.all(np.abs(shift) <= _WHOLE):
+    if np.all(np.abs(shift) <= WHOLE):
         return begin.tensor
     x, name = in_single(graph, begin.tensor), f"{begin.tensor.name}_moved"
     by = graph.constant(f"{name}_by", np.asarray(shift * end.scale, np.float32).reshape(()))
@@ -352,7 +351,7 @@ def _with_whole_zero(grid: _Range, scale: Doubles) -> tuple[_Range, float]:
     dtype = _dtype(grid.low, grid.high)
     bottom, top = (grid.low, grid.high) if dtype is None else dtype_range(dtype)
     whole, offset = on_whole_zero(float(scale.reshape(-1)[0]), zero, (bottom, top))
-    if abs(whole - zero) <= _WHOLE:
+    if abs(whole - zero) <= WHOLE:
         return grid, 0.0
     return replace(grid, zero=np.asarray(whole, np.float64)), offset
 
@@ -375,7 +374,7 @@ def _integers_of(clamps: tuple[Clamp, ...], end: State, way: Rounding = np.rint)
             raise NoMatch("what it rounded is clamped between two of its steps")
     shift = np.zeros(())
     for clamp in clamps:
-        if np.all(clamp.scale == 1) and np.all(np.abs(clamp.offset - np.rint(clamp.offset)) <= _WHOLE):
+        if np.all(clamp.scale == 1) and np.all(np.abs(clamp.offset - np.rint(clamp.offset)) <= WHOLE):
             shift = np.rint(clamp.offset)
             break
     low, high = -np.inf, np.inf
@@ -399,7 +398,7 @@ def _params(
     tensor: str,
 ) -> QuantParams | None:
     low, high, zero = grid.low, grid.high, grid.zero
-    if not np.all(np.abs(zero - np.rint(zero)) <= _WHOLE):
+    if not np.all(np.abs(zero - np.rint(zero)) <= WHOLE):
         raise NoMatch("its zero point is not a whole number")
     zero = np.rint(zero)
     dtype = _dtype(low, high)
@@ -495,11 +494,11 @@ def _per_channel(value: Doubles) -> Doubles:
 def _rounded(values: Doubles, way: Rounding) -> Doubles:
     """Numbers rounded in some way; those that are meant to be whole are."""
     nearest = np.rint(values)
-    return np.where(np.abs(values - nearest) <= _WHOLE, nearest, way(values))
+    return np.where(np.abs(values - nearest) <= WHOLE, nearest, way(values))
 
 
 def _is_whole(values: Doubles) -> bool:
-    return bool(np.all(np.abs(values - np.rint(values)) <= _WHOLE))
+    return bool(np.all(np.abs(values - np.rint(values)) <= WHOLE))
 
 
 @RULES.on("Mul")

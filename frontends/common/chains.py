@@ -21,6 +21,7 @@ from qatc.compiler.quant import Array, dtype_range, number_of
 from qatc.frontends.common.params import OF_ELEMENT
 from qatc.frontends.common.straight_through import keeps_shape
 
+WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 LONGEST: Final = 8  # operators on one side of a Round
 CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
 _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})

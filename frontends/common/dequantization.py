@@ -14,13 +14,11 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import DTYPES, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch
-from qatc.frontends.common.chains import forward
+from qatc.frontends.common.chains import WHOLE, forward
 from qatc.frontends.common.integers import is_q, source_of
-from qatc.frontends.common.params import OF_ELEMENT
+from qatc.frontends.common.params import BYTES
 
-_WHOLE: Final = 1e-3  # by how much a zero point may miss a whole number
 _FLOATS: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
-_BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
 
 
 def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, int] | None:
@@ -34,7 +32,7 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
     zero = -end.offset / end.scale
     if end.scale.size != 1 or zero.size != 1 or not (np.all(end.scale > 0) and np.isfinite(zero).all()):
         raise NoMatch("it is no dequantization")
-    if np.any(np.abs(zero - np.rint(zero)) > _WHOLE):
+    if np.any(np.abs(zero - np.rint(zero)) > WHOLE):
         raise NoMatch("its zero point is not a whole number")
     return end.tensor, float(end.scale.reshape(-1)[0]), int(np.rint(zero).reshape(-1)[0])
 
@@ -48,7 +46,7 @@ def _rounded_to(graph: QuantGraph, tensor: Tensor) -> str | None:
 
 def dequantizer(graph: QuantGraph, node: Node) -> bool:
     """Bytes cast to float, shifted and scaled: what `tf2onnx --dequantize` leaves at an integer graph input."""
-    dtype = _BYTES.get(element_type(node.inputs[0]) or 0) or _rounded_to(graph, node.inputs[0])
+    dtype = BYTES.get(element_type(node.inputs[0]) or 0) or _rounded_to(graph, node.inputs[0])
     if dtype is None or node.attr("to") not in _FLOATS or is_constant(node.inputs[0]):
         return False
     found = dequantization(graph, node.outputs[0])

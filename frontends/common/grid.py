@@ -319,11 +319,12 @@ def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[No
     return [(t, axes.pop() if len(axes) == 1 else None, readers) for t, axes, readers in found.values()]
 
 
-def weights_on_grids(graph: QuantGraph) -> Iterator[bool]:
-    """Of each weight of some size whether it lies on a grid; a handful of numbers may do so by chance."""
-    for weight, axis, _ in float_weights(graph):
-        if weight.values.size >= _TELLING:
-            yield find_grid(weight.values, axis) is not None
+def has_weight_on_grid(graph: QuantGraph) -> bool:
+    """Whether a weight of some size lies on a grid; a handful of numbers may do so by chance."""
+    return any(
+        weight.values.size >= _TELLING and find_grid(weight.values, axis) is not None
+        for weight, axis, _ in float_weights(graph)
+    )
 
 
 def _on_grid(graph: QuantGraph) -> set[int]:

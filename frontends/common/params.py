@@ -38,6 +38,7 @@ _FORMATS: Final = {
 OF_ELEMENT: Final[dict[int, str]] = {  # TensorProto's number -> the integer type that it stands for
     kind: name.lower() for name, kind in onnx.TensorProto.DataType.items() if name.lower() in DTYPES
 }
+BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
 _SHOWN: Final = 3  # wrong values that a message lists
 _EMPTY: Final = 2.0**-14  # the step of a weight that only holds zeros: any does, this one leaves room for a bias
 

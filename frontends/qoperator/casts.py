@@ -21,11 +21,10 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import LARGEST, SMALLEST, dtype_range, number_of
 from qatc.frontends.common.chains import LONGEST, Clamp, State, affine_of, backward, forward, start, variable_of
 from qatc.frontends.common.integers import is_q, source_of
-from qatc.frontends.common.params import OF_ELEMENT
+from qatc.frontends.common.params import BYTES
 from qatc.frontends.common.rounded import extreme_behind
 
 SUMS: Final = ("MatMulInteger", "ConvInteger")
-_BYTES: Final = {kind: name for kind, name in OF_ELEMENT.items() if name in ("int8", "uint8")}
 
 
 def state_grids(graph: QuantGraph, products: Sequence[Node]) -> None:
@@ -55,7 +54,7 @@ def _makers(graph: QuantGraph, tensor: Tensor) -> list[Node]:
         maker = source_of(graph, below)
         if maker is not None and is_q(maker) and found:
             return [*found, maker]
-        if maker is None or not is_op(maker, "Cast") or int(maker.attr("to", 0)) not in _BYTES:
+        if maker is None or not is_op(maker, "Cast") or int(maker.attr("to", 0)) not in BYTES:
             return []
         found.append(maker)
         shift = _shift(graph, maker)
@@ -72,10 +71,10 @@ def _shift(graph: QuantGraph, cast: Node) -> tuple[Tensor, int] | None:
     if found is None or wide is None or not is_op(wide, "Cast"):
         return None
     q, factor, by = wide.inputs[0], number_of(found[0]), number_of(found[1])
-    source = _BYTES.get(element_type(q) or 0)
+    source = BYTES.get(element_type(q) or 0)
     if factor != 1 or by is None or by != np.rint(by) or source is None:
         return None
-    (low, high), (bottom, top) = dtype_range(source), dtype_range(_BYTES[int(cast.attr("to"))])
+    (low, high), (bottom, top) = dtype_range(source), dtype_range(BYTES[int(cast.attr("to"))])
     return (q, int(by)) if bottom <= low + by and high + by <= top else None
 
 
@@ -85,9 +84,9 @@ def _shifted(graph: QuantGraph, cast: Node) -> None:
         return
     (q, by), name = found, cast.outputs[0].name
     one = graph.constant(f"{name}_one", np.asarray(1, np.float32))
-    none = graph.constant(f"{name}_none", np.zeros((), _BYTES[element_type(q) or 0]))
+    none = graph.constant(f"{name}_none", np.zeros((), BYTES[element_type(q) or 0]))
     real = graph.apply("DequantizeLinear", [q, one, none], f"{name}_real", onnx.TensorProto.FLOAT, name=f"{name}_real")
-    _write(cast, real, one, graph.constant(f"{name}_moved_by", np.asarray(by, _BYTES[int(cast.attr("to"))])))
+    _write(cast, real, one, graph.constant(f"{name}_moved_by", np.asarray(by, BYTES[int(cast.attr("to"))])))
 
 
 def _rounded(graph: QuantGraph, cast: Node) -> bool:
@@ -110,7 +109,7 @@ def _rounded(graph: QuantGraph, cast: Node) -> bool:
         return False
     if end is None or not factor or factor < 0 or before is None or after is None or not np.all(end.scale == 1):
         return False
-    dtype, found = _BYTES[int(cast.attr("to"))], _range(begin, end, after)
+    dtype, found = BYTES[int(cast.attr("to"))], _range(begin, end, after)
     bottom, top = dtype_range(dtype)
     zero, scale = before + after, np.float32(1 / factor)
     if found is None or not (bottom <= found[0] and found[1] <= top):

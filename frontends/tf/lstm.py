@@ -116,17 +116,21 @@ def _sizes(graph: QuantGraph, node: Node) -> tuple[int, int]:
     return weight[1], weight[0]
 
 
+def _gates(graph: QuantGraph, node: Node, order: Sequence[int]) -> list[tuple[Array, QuantParams | None]]:
+    """Weights, recurrent weights and biases of the gates in some order, each as `_rows` has them."""
+    inputs, hidden = _sizes(graph, node)
+    shapes = {_WEIGHTS: (hidden, inputs), _RECURRENT: (hidden, hidden), _BIASES: (hidden,)}
+    return [_rows(graph, node, begin, order, shape) for begin, shape in shapes.items()]
+
+
 # -- real numbers ---------------------------------------------------------------------------------------------------
 def _to_onnx(graph: QuantGraph, node: Node) -> None:
     """ONNX's LSTM, whose weights stay on their grids; what TFLite does besides is said."""
     try:
-        inputs, hidden = _sizes(graph, node)
-        weight, recurrent, bias = (
-            _rows(graph, node, begin, _ONNX_ORDER, shape)
-            for begin, shape in ((_WEIGHTS, (hidden, inputs)), (_RECURRENT, (hidden, hidden)), (_BIASES, (hidden,)))
-        )
+        weight, recurrent, bias = _gates(graph, node, _ONNX_ORDER)
     except RefusedError:
         return
+    hidden = len(bias[0]) // len(lstm.GATES)
     _tell(graph, node, is_hybrid=weight[1] is not None or recurrent[1] is not None)
     y = node.outputs[0]
     x, axis = node.inputs[0], _axis(node)
@@ -168,9 +172,9 @@ def _tell(graph: QuantGraph, node: Node, *, is_hybrid: bool) -> None:
 
 # -- integers -------------------------------------------------------------------------------------------------------
 def _layer(graph: QuantGraph, node: Node, steps: int) -> lstm.Layer:
-    inputs, hidden = _sizes(graph, node)
     if len(node.inputs) != _OPERANDS:
         raise refused(graph, node, f"it has {len(node.inputs)} operands")
+    weight, recurrent, bias = _gates(graph, node, range(len(lstm.GATES)))
     output, cell, *others = (_constant(graph, node, i)[1] for i in range(_GRIDS, _OPERANDS))
     if output is None or cell is None or output.is_per_channel or cell.is_per_channel:
         raise refused(graph, node, "the grids of its states are not stated")
@@ -186,11 +190,6 @@ def _layer(graph: QuantGraph, node: Node, steps: int) -> lstm.Layer:
     if clip > 0:
         low, high = (min(max(int(end / cell.scale[0]), cell.qmin), cell.qmax) for end in (-clip, clip))
         cell = cell.with_range(low, high)
-    gates = range(len(lstm.GATES))
-    weight, recurrent, bias = (
-        _rows(graph, node, begin, gates, shape)
-        for begin, shape in ((_WEIGHTS, (hidden, inputs)), (_RECURRENT, (hidden, hidden)), (_BIASES, (hidden,)))
-    )
     return _Layer(graph, node, steps, weight=weight, recurrent=recurrent, bias=bias[0], output=output, cell=cell)
 
 
