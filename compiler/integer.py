@@ -336,6 +336,9 @@ class IntegerGraph:
     signs: dict[str, Sign] = field(default_factory=dict[str, Sign])
     # Output of a Conv or MatMul that rounds down or up -> what it means; its acc_scale and bias decide alike.
     cuts: dict[str, Cut] = field(default_factory=dict[str, Cut])
+    # Output of a Lookup that is its input times a function of it which is rounded first (x * Sigmoid(x) with a grid
+    # between) -> that grid. The table holds the whole; two kernels may be faster than it.
+    factors: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
     # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
     shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
     # Quantized tensor that is stored from 0 on -> by how much its integers are smaller than the bytes of the file.

@@ -207,10 +207,21 @@ class State:
                     Rescale, f"Clip_{tensor.name}", (source,), out, lo=low, hi=high, source=self._node(tensor)
                 )
         inputs = (source, self.build.constant(f"{tensor.name}_table", table))
-        return self.build.add(
+        name = self.build.add(
             Lookup, f"Lookup_{tensor.name}", inputs, (self.new_int(tensor),), lo=int(reached.min()),
             hi=int(reached.max()), function=function.text, source=self._node(tensor),
         )  # fmt: skip
+        factor = self._factor(tensor, function.root)
+        if factor is not None:
+            self.build.graph.factors[name] = factor
+        return name
+
+    def _factor(self, tensor: Tensor, root: Tensor) -> QuantParams | None:
+        """The grid of what `root` is multiplied by to make `tensor`, if that is a table of `root` as well."""
+        node = self.graph.producer(tensor)
+        others = [t for t in node.inputs if t is not root] if is_op(node, "Mul") else []
+        known = self.tables.get(id(others[0])) if len(others) == 1 else None
+        return self.usable(others[0]) if known is not None and known[0].root is root else None
 
     def _node(self, tensor: Tensor) -> str:
         node = self.graph.producer(tensor)

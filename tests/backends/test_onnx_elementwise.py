@@ -292,6 +292,44 @@ def test_tables_become_the_fastest_operator() -> None:
     assert "Gather" not in same(*lookup(np.tanh))["auto"].ops
 
 
+def gated(
+    have: QuantParams | None = None, factor: QuantParams | None = None, want: QuantParams | None = None
+) -> tuple[Net, str]:
+    """A table of x times its sigmoid, which is rounded to the grid `factor` first."""
+    factor = factor or QuantParams.per_tensor(1 / 256, 0)
+    net, out = lookup(lambda x: x * factor.dequantize(factor.quantize(sigmoid(x))), have, want)
+    net.graph.factors[out] = factor
+    return net, out
+
+
+def test_a_product_with_a_rounded_sigmoid_is_two_kernels() -> None:
+    assert set(same(*gated())["auto"].ops) == {"QLinearSigmoid", "QLinearMul"}
+    signed = [QuantParams.per_tensor(scale, zero, "int8") for scale, zero in ((0.05, 3), (1 / 256, -128), (0.04, -120))]
+    assert set(same(*gated(*signed))["auto"].ops) == {"QLinearSigmoid", "QLinearMul"}
+    narrow = QuantParams.per_tensor(1 / 15, 0).with_range(0, 15)  # sigmoid(0) is seven steps and a half
+    assert set(same(*gated(factor=narrow))["auto"].ops) == {"QLinearSigmoid", "QLinearMul"}
+
+
+def test_other_products_stay_tables() -> None:
+    """Of another function, of a sigmoid that saturates, that rounds beside a boundary, or in the other type."""
+    unit = QuantParams.per_tensor(1 / 256, 0)
+    net, out = lookup(lambda x: x * unit.dequantize(unit.quantize(0.9 * sigmoid(x))))
+    net.graph.factors[out] = unit
+    assert "GatherElements" in same(net, out)["auto"].ops
+    assert "GatherElements" in same(*gated(factor=unit.with_range(0, 100)))["auto"].ops
+    tie = QuantParams.per_tensor(float(sigmoid(np.float64(0.05))) / 100.5, 0)
+    assert "GatherElements" in same(*gated(factor=tie))["auto"].ops
+    assert "GatherElements" in same(*gated(factor=unit.as_dtype("int8")))["auto"].ops
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(BYTES))
+@settings(max_examples=25)
+def test_any_product_with_a_rounded_sigmoid_is_exact(seed: int, dtype: str) -> None:
+    dice = np.random.default_rng(seed)
+    factor = QuantParams.per_tensor(float(dice.uniform(0.5, 1)) / 255, 0).as_dtype(dtype)
+    same(*gated(grid(dice, dtype), factor, grid(dice, dtype)))
+
+
 # -- floats -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("opset", [17, 21])
 @pytest.mark.parametrize("dtype", [*BYTES, "int16", "uint16"])

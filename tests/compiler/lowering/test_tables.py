@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qatc.compiler.integer import Lookup
 from qatc.compiler.quant import Floats, Integers, QuantParams
 from tests.agreeing import agrees, lowered_net, reasons
 from tests.agreeing import kinds as kinds_of
@@ -44,6 +45,35 @@ def test_a_function_on_two_grids_is_two_tables() -> None:
     )
     assert not reasons(graph)
     assert sorted(kinds_of(graph)) == ["Concat", "Lookup", "Lookup", "Resize"]
+
+
+@pytest.mark.parametrize("order", ["a, t", "t, a"])
+def test_a_factor_that_is_rounded_first_is_remembered(order: str) -> None:
+    """ONNX Runtime's and TFLite's quantizers put a grid behind the Sigmoid of a SiLU: two kernels may do."""
+    graph = agrees(
+        net(
+            "(float[1,1,4,4] x) => (float[1,1,4,4] y)",
+            f"a = A(x)\ns = Sigmoid(a)\nt = B(s)\nm = Mul({order})\ny = A(m)",
+        )
+    )
+    (table,) = (op for op in graph.ops if isinstance(op, Lookup))
+    assert set(graph.factors) == {table.output}
+    assert graph.factors[table.output].scale == (0.25,)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Sigmoid(a)\nm = Mul(a, s)\ny = A(m)",  # nobody rounds it
+        "s = Sigmoid(a)\nt = B(s)\nm = Add(a, t)\ny = A(m)",
+        "s = Sigmoid(a)\nt = B(s)\nm = Mul(t, t)\ny = A(m)",
+        "n = Neg(a)\ns = Sigmoid(a)\nt = B(s)\nm = Mul(n, t)\ny = A(m)",
+    ],
+)
+def test_other_tables_are_no_products_with_a_rounded_factor(body: str) -> None:
+    graph = agrees(net("(float[1,1,4,4] x) => (float[1,1,4,4] y)", f"a = A(x)\n{body}"))
+    assert any(isinstance(op, Lookup) for op in graph.ops)
+    assert not graph.factors
 
 
 def test_no_values_are_worked_out_for_a_sum_of_two_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
