@@ -42,7 +42,8 @@ def refusal(state: State, node: Node) -> Reason | None:
             return Reason(f"its {what} is not quantized by the model", tensor.name)
         if isinstance(tensor, Constant) and not tensor.values.size:
             return Reason(f"its {what} holds no numbers", tensor.name)
-        if not (_fits_two_bytes(state, tensor) if isinstance(tensor, Constant) else params.is_8bit):
+        is_weight = role == "weight"
+        if not (_fits_two_bytes(state, tensor) if is_weight and isinstance(tensor, Constant) else params.is_8bit):
             return Reason(f"its {what} has {params.dtype} values, which have no integer kernel", tensor.name)
         if params.is_per_channel and not isinstance(tensor, Constant) and not _stays_apart(node, params):
             return Reason(f"its {what} is quantized per channel", tensor.name)

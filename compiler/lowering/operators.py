@@ -57,7 +57,8 @@ def as_function(state: State, node: Node) -> Function | None:
         known = _function_of(state, tensor, root)
         operands.append(known.values)
         texts.append(known.text)
-    if longest > (rank_of(root) or 1):
+    rank = rank_of(root)
+    if longest > (1 if rank is None else rank):
         return None
     values = evaluate(node, operands)
     if values is None:

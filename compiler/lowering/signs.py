@@ -70,7 +70,7 @@ def sign_of(
     if params is None or function.at is None:
         return False
     below, at, above = params.quantize(function.values.astype(np.float32)).tolist()
-    if not (below < above and at in (below, above, params.zero_point[0])):
+    if not (below < above and below <= at <= above and at in (below, above, params.zero_point[0])):
         return False
     found = mac.operands(state, product, alpha)
     if found is None or found.values is None or found.channels is None:

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, repeats_into, shape_of, value_of
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, repeats_into, shape_of
 from qatc.compiler.passes.sums import axes_of
 from qatc.compiler.quant import Array, number_of
 
@@ -130,7 +130,7 @@ def _product(graph: QuantGraph, node: Node | None) -> _Product | None:
                 waiting.append((maker.inputs[0], not over))
             case "Sqrt" if maker is not None and not over:
                 found.roots.append(maker)
-            case "Pow" if maker is not None and _power(maker) == (-0.5 if over else 0.5):
+            case "Pow" if maker is not None and _power(graph, maker) == (-0.5 if over else 0.5):
                 found.roots.append(maker)
             case _ if over:
                 found.others.append(current)
@@ -200,20 +200,20 @@ def _mean_square(graph: QuantGraph, root: Node) -> tuple[Tensor, int, float] | N
     """The d of sqrt(mean(d^2) + epsilon), over how many last axes its mean goes, and epsilon, which is positive."""
     total = _maker(graph, root.inputs[0])
     mean, constant = _behind_constant(graph, total) if total is not None and total.op == "Add" else (None, None)
-    number = None if constant is None else number_of(value_of(constant))
+    number = None if constant is None else number_of(graph.real(constant))
     if mean is None or mean.op != "ReduceMean" or number is None or not np.float32(number) > 0:
         return None
     square = _maker(graph, mean.inputs[0])
     axes = None if square is None else _mean_axes(graph, mean.outputs[0], square.outputs[0])
-    if square is None or axes is None or not _is_square(square):
+    if square is None or axes is None or not _is_square(graph, square):
         return None
     return square.inputs[0], axes, float(np.float32(number))
 
 
-def _is_square(node: Node) -> bool:
-    return node.inputs[0] is node.inputs[1] if node.op == "Mul" else node.op == "Pow" and _power(node) == 2.0
+def _is_square(graph: QuantGraph, node: Node) -> bool:
+    return node.inputs[0] is node.inputs[1] if node.op == "Mul" else node.op == "Pow" and _power(graph, node) == 2.0
 
 
-def _power(node: Node) -> float | None:
+def _power(graph: QuantGraph, node: Node) -> float | None:
     """The exponent of a Pow, None where it is no one number."""
-    return number_of(value_of(node.inputs[1]))
+    return number_of(graph.real(node.inputs[1]))

@@ -328,7 +328,8 @@ def scaled_weight(
     count = factor.size
     zeros = params.zero_point * (1 if params.is_per_channel else count)
     spread = replace(params, scale=params.scale * (count // len(params.scale)), zero_point=zeros, axis=axis)
-    return _scaled_channels(integers, spread, axis, factor)
+    values, changed = _scaled_channels(integers, spread, axis, factor)
+    return values, changed if integers.ndim else changed.channel(0)  # a single number has no axis
 
 
 def _scaled_channels(

@@ -78,14 +78,15 @@ def move_constants(graph: QuantGraph) -> None:
 
 def _at_once(graph: QuantGraph, node: Node) -> None:
     """Let a Reshape, or the like, read a constant that another one reshapes first, for want of channels in between."""
-    first = graph.producer(node.inputs[0])
+    between = node.inputs[0]
+    first = graph.producer(between)
     if first is None or first.domain or node.op == "Transpose" or first.op not in LAYOUT or first.op == "Transpose":
         return
     constant = first.inputs[0]
-    if not isinstance(constant, Constant) or constant.name not in graph.params:
+    if not isinstance(constant, Constant) or constant.name not in graph.params or between.name in graph.params:
         return
-    between = move_constant(first, constant.values)
-    made = None if between is None else move_constant(node, between)
+    moved = move_constant(first, constant.values)
+    made = None if moved is None else move_constant(node, moved)
     if made is None or not made.size:
         return
     node.op, node.attrs = "Reshape", {}

@@ -4,11 +4,14 @@ r"""Strip: FakeQuant nodes disappear; what they said stays as QuantParams on ten
     x -> FakeQuant(P) -> y -> reader          x -> Requantize -> y<P> -> reader
      \-> other reader                          \-> other reader         one reads x unrounded (or rounded onto Q)
     w -> FakeQuant(P) -> y                    y = round(w)<P>           constants: the integers become the truth
+    v -> FakeQuant(P) -> Pad(x, n, .)         round(v) -> Pad(x, n, .)  how a tensor is moved is said in real numbers
 
 A FakeQuant onto the grid its input already lies on is dropped: rounding twice is rounding once.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 
@@ -19,11 +22,15 @@ from qatc.compiler.passes.movement import is_value_blind
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.storage import release
 
+_SAID_HOW: Final = frozenset({"Pad", "Resize"})  # by operands of real numbers
+
 
 def strip(graph: QuantGraph) -> None:
     """Remove every FakeQuant node of a canonical graph (see `compiler/frontend.py`), in one sweep."""
     rounded: dict[int, dict[QuantParams, Tensor]] = {}  # id of an input -> what it becomes under which parameters
     for node in graph.nodes:
+        if node.op in _SAID_HOW:
+            _say_how(graph, node)
         if node.op != FAKE_QUANT:
             continue
         x, y = node.inputs[0], node.outputs[0]
@@ -40,6 +47,13 @@ def strip(graph: QuantGraph) -> None:
             graph.replace(y, result)
     graph.sort()
     graph.clean()
+
+
+def _say_how(graph: QuantGraph, node: Node) -> None:
+    """Let a node read the real numbers of quantized constants behind its first operand: they say how it moves that."""
+    for index, tensor in enumerate(node.inputs):
+        if index and isinstance(tensor, Constant) and tensor.name in graph.params:
+            node.inputs[index] = graph.constant(f"{tensor.name}_real", np.asarray(graph.real(tensor)))
 
 
 def _rounded(graph: QuantGraph, node: Node, x: Tensor, y: Tensor, params: QuantParams) -> Tensor:

@@ -93,6 +93,17 @@ def test_gemm_with_a_constant_on_the_left(transposed: int) -> None:
     assert graph.params(product.inputs[0]).dtype == "uint8"
 
 
+def test_a_constant_of_two_bytes_on_the_left_stays_float() -> None:
+    """No kernel has such integers for its first operand, however small they are."""
+    graph = lowered_net(
+        "(float[1,3,4] x) => (float[1,2,4] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zW)\ng = MatMul(w, a)\ny = A(g)",
+        "int16[2,3] wq = {1, -2, 3, 4, -127, 6}, int16 zW = {0}",
+        opset=21,
+    )
+    assert reasons(graph) == ["MatMul: its input has int16 values, which have no integer kernel"]
+
+
 def test_gemm_of_two_activations() -> None:
     graph = lowered_net(
         "(float[3,2] x, float[4,2] u) => (float[3,4] y)", "a = A(x)\nb = B(u)\ng = Gemm<transB = 1>(a, b)\ny = A(g)"

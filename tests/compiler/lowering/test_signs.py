@@ -328,6 +328,9 @@ def test_no_weight_is_doubled_where_zero_is_a_sign_of_its_own() -> None:
         pytest.param(["h = Relu(t)", "y = Sign(h)"], id="of a clamp that ends at zero"),
         pytest.param(["u = Sign(t)", "y = Mul(u, t)"], id="and the sum itself"),
         pytest.param(["u = Sign(t)", "v = Sign(t)", "y = Add(u, v)"], id="read twice"),
+        pytest.param(  # 99 below zero, 0 at zero, 101 above
+            ["u = Sign(t)", "v = Abs(u)", "m = Mul(v, hundred)", "y = Add(m, u)"], id="rises on both sides of zero"
+        ),
     ],
 )
 def test_what_is_no_rising_sign_of_one_sum_stays_in_float(lines: list[str]) -> None:

@@ -116,6 +116,11 @@ def test_a_vector_that_differs_or_widens_the_result_is_no_number() -> None:
     assert kinds(shared, "s = Add(a, n)", "1,2,2,1") == ["Add"]
 
 
+def test_a_single_number_plus_a_list_of_one_is_a_list() -> None:
+    graph = lowered_net("(float x) => (float[1] y)", "a = A(x)\ns = Add(a, k)\ny = A(s)", "float[1] k = {0.3}")
+    assert reasons(graph) == ["Add: Add has no exact integer form"]
+
+
 @pytest.mark.parametrize(
     ("shape", "body", "constants"),
     [

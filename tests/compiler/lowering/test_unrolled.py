@@ -30,8 +30,8 @@ CONSTANTS += ", float zero = {0.0}, float[4] powers = {2.0, 3.0, 2.0, 2.0}"
 END = "n = Div(d, r)\nk = Mul(n, g)\nl = Add(k, b)\ny = A(l)"
 
 
-def lowered(body: str, opset: int = 13) -> IntegerGraph:
-    graph = stripped(net(SHAPE, body, CONSTANTS, opset=opset))
+def lowered(body: str, opset: int = 13, more: str = "") -> IntegerGraph:
+    graph = stripped(net(SHAPE, body, CONSTANTS + more, opset=opset))
     infer_shapes(graph)
     propagate(graph)
     fold_affine(graph)
@@ -124,6 +124,18 @@ def test_what_is_written_out_is_one_operator(body: str, constants: list[list[flo
 )
 def test_what_is_none_stays_float(body: str) -> None:
     assert not [op for op in lowered(body).ops if isinstance(op, LayerNorm)]
+
+
+QUANTIZED = ", int8 two = {2}, int8 four = {4}"
+
+
+def test_quantized_powers_and_epsilons_are_real_numbers() -> None:
+    """Not their integers: d ** -0.125, which is no square, and 0.25."""
+    power = "k2 = DequantizeLinear(two, sC, zC)\ns = Pow(d, k2)\n"
+    assert not [op for op in lowered(START + power + ROOT + END, more=QUANTIZED).ops if isinstance(op, LayerNorm)]
+    root = "k4 = DequantizeLinear(four, sD, zD)\n" + ROOT.replace("Add(v, e)", "Add(v, k4)")
+    (op,) = [op for op in lowered(START + SQUARE + root + END, more=QUANTIZED).ops if isinstance(op, LayerNorm)]
+    assert op.epsilon == 0.25
 
 
 MEAN = "v = ReduceMean<axes = [-1]>(s)\nw = Add(v, e)\n"

@@ -47,6 +47,18 @@ def test_a_moved_weight_that_is_rounded_once_more() -> None:
     )
 
 
+def test_a_rounding_between_two_reshapes_counts() -> None:
+    """Channels that do not stay whole end in front of it: the second Reshape reads what is rounded."""
+    graph = after_propagate(
+        "(float[1,3] x) => (float[1,2] y)",
+        "w = DequantizeLinear<axis = 1>(wq, s, z)\nr = Reshape(w, i)\nb = A(r)\nt = Reshape(b, j)\ny = MatMul(x, t)",
+        "int8[3,2] wq = {1, 2, 3, 4, 5, 6}, float[2] s = {0.5, 0.25}, int8[2] z = {0, 0}, int64[2] i = {2, 3}, "
+        "int64[2] j = {3, 2}",
+    )
+    assert [n.op for n in graph.nodes] == ["Reshape", "Reshape", "MatMul"]
+    assert str(graph.params["r"]) == "uint8 scale 0.5 zero 128"
+
+
 def test_a_moved_weight_that_is_also_read_in_place() -> None:
     """Tied weights: the embedding table is the transposed weight of the last product."""
     graph = after_propagate(

@@ -89,6 +89,14 @@ def test_axes_that_are_no_list_or_name_one_twice_are_left_to_onnx_runtime(axes: 
         compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out", verify=False)
 
 
+@pytest.mark.parametrize(("code", "pads"), [(128, 0), (0, 1)])
+def test_a_quantized_number_is_the_real_one(code: int, pads: int, tmp_path: Path) -> None:
+    """Static quantization puts Q/DQ around what is filled in, too: 128 is zero there, and 0 is -64."""
+    body = "a = A(x)\nn = DequantizeLinear(code, sA, zA)\nq = Pad(a, p, n)\nr = A(q)\n" + CONV
+    constants = f"{NARROW}, {WEIGHT}, uint8 code = {{{code}}}"
+    assert operators(tmp_path, PLANE, body, constants).get("Pad", 0) == pads
+
+
 def test_one_dimension(tmp_path: Path) -> None:
     body = "a = A(x)\nr = Pad(a, p)\nk = D(g)\nv = Conv(r, k)\ny = A(v)"
     signature = "(float[1,2,6] x) => (float[1,4,?] y)"

@@ -108,6 +108,18 @@ def test_a_factor_for_each_channel_is_one_of_the_scales(lines: str, scales: int,
     np.testing.assert_allclose(real[:2], want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [-2.0, 0.5])
+def test_a_single_number_times_another(factor: float) -> None:
+    graph = spread(
+        "k = DequantizeLinear(q, sD, zD)\nm = Mul(k, f)\na = A(x)\ny = Mul(a, m)",
+        f"int8 q = {{-128}}, float f = {{{factor}}}",
+    )
+    (made,) = [t for t in graph.nodes[-1].inputs if t.name != "x"]
+    value = graph.real(made)
+    assert value is not None
+    assert (value.shape, float(value)) == ((), -8 * factor)
+
+
 @pytest.mark.parametrize("line", ["Mul(w, zero)", "Mul(w, every)", "Mul(w, deep)", "Mul(w, infinite)"])
 def test_what_is_no_factor_of_channels_stays(line: str) -> None:
     more = "float zero = {0}, float[3,2] every = {1, 2, 3, 4, 5, 6}, float[1,1,1] deep = {2}, float infinite = {inf}"
