@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -158,6 +158,7 @@ class _Reader:
         self.found = Diagnostics(most=_MAX_FINDINGS)
         self.tensors: dict[str, Tensor] = {}
         self.values = TensorReader(folder)
+        self.checker = NodeChecker(opsets)
         self.records: list[NodeRecord] = []
 
     def read(self) -> QuantGraph:
@@ -173,14 +174,9 @@ class _Reader:
             if info.name not in self.tensors:
                 self.tensors[info.name] = _typed(info)
         self.found.check()
-        checker = NodeChecker(self.opsets)
         self.records = [NodeRecord.of(n) for n in graph.node]
+        self._check_nodes(self.records)
         self._check_bodies()
-        for record in self.records:
-            for message in checker.findings(record):
-                bare = record.op in _QDQ and len(record.inputs) < 2 and self.opsets[""] < _PER_CHANNEL
-                hint = _NO_SCALE if bare else None
-                self._broken(message, record, record.outputs[0] if record.outputs else "", hint)
         self.found.check()
         nodes = [self._node(n) for n in self._sorted(self.records, {i.name for i in inputs})]
         given = {i.name for i in graph.input}
@@ -215,14 +211,24 @@ class _Reader:
             if first.setdefault(proto.name, proto) != proto:
                 self.found.error("QAT004", "two initializers of this name have different values", tensor=proto.name)
 
+    def _check_nodes(self, records: Iterable[NodeRecord]) -> None:
+        for record in records:
+            for message in self.checker.findings(record):
+                bare = record.op in _QDQ and len(record.inputs) < 2 and self.opsets[""] < _PER_CHANNEL
+                hint = _NO_SCALE if bare else None
+                self._broken(message, record, record.outputs[0] if record.outputs else "", hint)
+
     def _check_bodies(self) -> None:
-        """The tensors in subgraphs, which ONNX Runtime reads by itself, hold what they say and nothing from outside."""
+        """The nodes in subgraphs are what they should be; the tensors, which ONNX Runtime reads by itself, hold what
+        they say and nothing from outside.
+        """
         holders = [record.proto for record in self.records if record.has_bodies]
         deep = body_depth(holders)
         if deep > _DEEPEST:
             hint = "export the model without conditions in conditions: trace it, or set what they depend on"
             self.found.error("QAT005", f"{deep} subgraphs lie in each other, more than {_DEEPEST}", hint=hint)
         for graph in all_bodies(holders):
+            self._check_nodes(map(NodeRecord.of, graph.node))
             held = [t for node in graph.node for a in node.attribute for t in tensors_of(a)]
             for proto in (*graph.initializer, *held):
                 try:

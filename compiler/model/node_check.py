@@ -37,6 +37,11 @@ _PADDINGS: Final = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 _MOST: Final = 2**31 - 1
 _UNBOUNDED: Final = frozenset({"Constant", "Shape", "Slice"})  # any other number of 64 bits is a size, or a mistake
 _RUNTIMES: Final = frozenset({"", MICROSOFT})  # whose operators ONNX Runtime has
+# Operators of ONNX Runtime's optimizer that are taken apart (`passes/fused.py`), and how many inputs they have.
+_FUSED: Final = {
+    "BiasGelu": (2, 2), "FusedConv": (2, 4), "FusedGemm": (2, 3), "FusedMatMul": (2, 2),
+    "SkipLayerNormalization": (3, 5),
+}  # fmt: skip
 _KINDS: Final = {number: name.lower() for name, number in AttributeProto.AttributeType.items()}
 
 
@@ -80,7 +85,9 @@ class NodeChecker:
         self.opsets = opsets
         self._forms: dict[str, _Form | None] = {}
 
-    def _form_of(self, op: str) -> _Form | None:
+    def _form_of(self, domain: str | None, op: str) -> _Form | None:
+        if domain:
+            return _fused_form(op) if domain == MICROSOFT and op in _FUSED else None
         if op not in self._forms:
             self._forms[op] = _form(op, self.opsets.get("", 1))
         return self._forms[op]
@@ -94,7 +101,7 @@ class NodeChecker:
             for attribute in node.attributes:
                 if not -_MOST <= attribute.i <= _MOST:  # divided by or multiplied, some end ONNX Runtime's process
                     yield f"the attribute {attribute.name} of {op} is {attribute.i}"
-        form = None if node.domain else self._form_of(op)
+        form = self._form_of(node.domain, op)
         if form is None:
             if not (node.inputs and node.inputs[0]):  # the data, of every operator that a dialect knows
                 yield f"{op} needs its first input"
@@ -118,7 +125,7 @@ class NodeChecker:
 
     def findings_in(self, node: Node) -> Iterator[str]:
         """The same for a node of the graph, which a frontend may have made of a vendor's."""
-        form = None if node.domain else self._form_of(node.op)
+        form = self._form_of(node.domain, node.op)
         if form is None:
             return
         yield from _wiring(form, node.op, [t.name for t in node.inputs], len(node.outputs))
@@ -182,6 +189,13 @@ def _is_of(value: object, wanted: int) -> bool:
             _is_of(element, _LISTS[wanted]) for element in cast("Sequence[object]", value)
         )
     return isinstance(value, _PYTHON.get(wanted, object))
+
+
+def _fused_form(op: str) -> _Form:
+    """What an operator of ONNX Runtime's optimizer cannot do without: onnx has no schema of it."""
+    fewest, most = _FUSED[op]
+    needed = tuple((index, f"number {index}") for index in range(fewest))
+    return _Form((fewest, most), _MOST, needed, None, frozenset(), {}, frozenset())
 
 
 def _form(op: str, opset: int) -> _Form | None:

@@ -52,7 +52,7 @@ def convolution(graph: QuantGraph, node: Node) -> bool:
 def gemm(graph: QuantGraph, node: Node) -> bool:
     """Apart: the product, and the activation, whose attributes have its name in front."""
     name, prefix = str(node.attr("activation", "")), "activation_"
-    parameters = {key.removeprefix(prefix): value for key, value in node.attrs.items() if key.startswith(prefix)}
+    parameters = {key.removeprefix(prefix): node.attr(key, 0.0) for key in node.attrs if key.startswith(prefix)}
     _become(node, "Gemm")
     _activate(graph, node, name, parameters)
     return True

@@ -113,7 +113,7 @@ def _growing(old: onnx.GraphProto, place: int, axis: int, kind: int) -> onnx.Gra
     """The body of a Loop whose state at `place`, a sequence with one tensor more each time, is a growing tensor."""
     body = onnx.GraphProto()
     body.CopyFrom(old)
-    if place >= len(body.input) - 2:
+    if place >= min(len(body.input) - 2, len(body.output) - 1):
         return None
     before, after = body.input[2 + place], body.output[1 + place]
     insert = next((n for n in body.node if n.op_type == "SequenceInsert" and after.name in n.output), None)

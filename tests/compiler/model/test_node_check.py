@@ -1,4 +1,4 @@
-"""Nodes are what their operators ask for: sizes of windows."""
+"""Nodes are what their operators ask for: numbers of inputs, sizes of windows."""
 
 from __future__ import annotations
 
@@ -106,3 +106,31 @@ def test_operators_that_are_newer_than_the_file_have_their_inputs(call: str, fou
 def test_an_operator_of_an_exporter_s_own_may_be_called_as_a_later_one() -> None:
     graph = loaded(net("(float[2] x) => (float[2] y)", "y, z, u = Swish<alpha = [1, 2], beta = 1>(x, x, x)", opset=11))
     assert len(graph.nodes[0].inputs) == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        ("SkipLayerNormalization(x, x)", "SkipLayerNormalization takes 3 to 5 inputs, not 2"),
+        ("FusedMatMul(x, x, x)", "FusedMatMul takes 2 inputs, not 3"),
+        ('FusedConv(x, "")', "FusedConv needs its input number 1"),
+        ("BiasGelu(x)", "BiasGelu takes 2 inputs, not 1"),
+    ],
+)
+def test_operators_of_onnx_runtime_s_optimizer_have_their_inputs(call: str, found: str) -> None:
+    """Taking them apart ended in an exception."""
+    text = net("(float[2,2] x) => (float[2,2] y)", f"y = com.microsoft.{call}")
+    with pytest.raises(CompileError, match=f"QAT004.*{found}"):
+        loaded(text.replace('["" : 17]', '["" : 17, "com.microsoft" : 1]'))
+
+
+def test_nodes_in_bodies_are_checked() -> None:
+    """A branch that was taken ended in an exception; ONNX Runtime alone looked at the others."""
+    body = "t = Dropout()"
+    text = net(
+        "(float[2] x, bool c) => (float[2] y)",
+        f"y = If(c) <then_branch = one () => (float[2] t) {{ {body} }},"
+        " else_branch = two () => (float[2] e) { e = Abs(x) }>",
+    )
+    with pytest.raises(CompileError, match=r"QAT004.*Dropout takes 1 to 3 inputs, not 0"):
+        loaded(text)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.graph import QuantGraph
 from qatc.frontends.common import qdq
 from qatc.frontends.common.lift import lift
@@ -102,3 +103,18 @@ def test_a_branch_of_an_older_opset_is_brought_up_when_it_is_taken(opset: int) -
 def test_a_condition_on_sizes_that_the_file_does_not_state() -> None:
     _, graph = prepared(SQUEEZE.replace("Shape(x)", "Shape(h)").replace("s =", "h = Relu(x) s =") + " y = Relu(r)")
     assert [n.op for n in graph.nodes] == ["Squeeze", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("branch", "found"),
+    [
+        ("(float[] t, float[] u) { t = Relu(x) u = Neg(x) }", "the branch has 0 inputs and 2 outputs, not none and 1"),
+        ("(float[] t) { t = Relu(u) u = Neg(x) }", "reads a tensor that nothing in its branch makes before"),
+        ("(float[] t) { t = Relu(x) t = Neg(x) }", "this tensor is made a second time"),
+    ],
+)
+def test_a_branch_that_is_none_is_told(branch: str, found: str) -> None:
+    """Each ended in an exception, or as if nothing were wrong."""
+    other = "else_branch = q () => (float[] t) { t = Abs(x) }"
+    with pytest.raises(CompileError, match=f"QAT004.*{found}"):
+        prepared(f"c = Equal(one, axis) y = If(c) <then_branch = p () => {branch}, {other}>")

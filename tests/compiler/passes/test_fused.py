@@ -9,7 +9,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from qatc import compile_model
+from qatc import CompileError, compile_model
 from qatc.compiler.passes.modernize import modernize
 from tests.graphs import loaded, to_model
 from tests.runtimes import since
@@ -95,3 +95,9 @@ def test_a_network_that_was_optimized_is_as_integer_as_before(tmp_path: Path) ->
     result = compile_model(tmp_path / "fused.onnx", qat=True, output=tmp_path / "out")
     assert result.coverage.share == 1
     assert not result.islands
+
+
+def test_a_bound_that_is_no_number_is_told() -> None:
+    body = 'y = M.FusedGemm<activation = "Clip", activation_min = "low">(x, w)'
+    with pytest.raises(CompileError, match=r"QAT004.*activation_min"):
+        modernize(loaded(text_of(ROWS, body)))

@@ -345,6 +345,13 @@ def test_other_sequences_of_loops_are_refused(grow: str, whole: str, shape: str)
     assert [(d.code, d.node) for d in graph.diagnostics] == [("QAT302", "SequenceEmpty -> none")]
 
 
+def test_a_loop_that_has_a_sequence_which_its_body_does_not_make_is_refused() -> None:
+    text = _collecting("more_rows = SequenceInsert(empty, row)")
+    graph = loaded(text.replace("(bool next, more_rows, int64 end)", "(bool next)"))
+    modernize(graph)
+    assert [(d.code, d.node) for d in graph.diagnostics] == [("QAT302", "SequenceEmpty -> none")]
+
+
 @pytest.mark.parametrize(
     "body",
     [
