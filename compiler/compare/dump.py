@@ -71,7 +71,7 @@ def list_dump(path: Path, found: Diagnostics) -> list[Entry]:
     if stat.S_ISDIR(mode):
         entries = list(_in_folder(path, found))
     elif stat.S_ISREG(mode) and path.suffix.lower() == _ARCHIVE:
-        entries = list(_in_archive(path, path.name, None, found))
+        entries = list(_in_archive(path, path.name, None, found, _Archives()))
     else:
         raise _nothing(f"{shown} is neither a folder nor an npz file")
     return sorted(entries, key=lambda e: (e.path, e.is_raw))
@@ -87,7 +87,7 @@ def _unreadable(error: OSError) -> NoReturn:
 
 # -- folders --------------------------------------------------------------------------------------------------------
 def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
-    count, ignored, refused = 0, list[str](), 0
+    count, ignored, refused, archives = 0, list[str](), 0, _Archives()
     for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders.sort()
         links = [name for name in folders if (Path(root) / name).is_symlink()]
@@ -109,7 +109,7 @@ def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
                 continue
             plain = relative[: -len(suffix)]
             if suffix == _ARCHIVE:
-                yield from _in_archive(path, relative, _sample_of(f"{plain}/")[1], found)
+                yield from _in_archive(path, relative, _sample_of(f"{plain}/")[1], found, archives)
             else:
                 inner, sample = _sample_of(plain)
                 yield Entry(
@@ -151,7 +151,24 @@ def _sample_of(path: str) -> tuple[str, int | None]:
 
 
 # -- archives -------------------------------------------------------------------------------------------------------
-def _in_archive(path: Path, where: str, sample: int | None, found: Diagnostics) -> Iterator[Entry]:
+class _Archives:
+    """Reads members of archives. The last one stays open: to open one takes time in proportion to its members."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._open: zipfile.ZipFile | None = None
+
+    def read(self, path: Path, member: zipfile.ZipInfo, limit: int) -> bytes:
+        """At most `limit` bytes of a member of the archive at `path`."""
+        if self._open is None or path != self._path:
+            if self._open is not None:
+                self._open.close()
+            self._path, self._open = path, zipfile.ZipFile(path)
+        with self._open.open(member) as stream:
+            return stream.read(limit)
+
+
+def _in_archive(path: Path, where: str, sample: int | None, found: Diagnostics, archives: _Archives) -> Iterator[Entry]:
     """The members of an npz; `sample` is the one that its own path names."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -173,10 +190,5 @@ def _in_archive(path: Path, where: str, sample: int | None, found: Diagnostics) 
             inner,
             not member.filename.endswith(NPY),
             member.file_size,
-            partial(_read_member, path, member),
+            partial(archives.read, path, member),
         )
-
-
-def _read_member(path: Path, member: zipfile.ZipInfo, limit: int) -> bytes:
-    with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
-        return stream.read(limit)

@@ -135,18 +135,18 @@ class _Run:
         self.opened, self.graph, self.sample = opened, opened.graph, sample
         self.evaluate, self.findings, self.tolerance = evaluate, findings, tolerance
         self.feeds = opened.samples[sample]
-        self.expected = self._expected()
-        ranks = {name: value.ndim for name, value in self.expected.items()}
-        tensors = golden_tensors(self.graph, opened.names, ranks, opened.layout)
-        self.golden: dict[str, GoldenTensor] = {tensor.name: tensor for tensor in tensors}
+        self.expected, self.golden = self._expected()
         self.makers: dict[str, Op] = self.graph.producers()
         self.found: dict[str, _Found] = {}
         self.order = [*self.graph.inputs, *(o for op in self.graph.ops for o in op.outputs if o)]
 
-    def _expected(self) -> dict[str, Array]:
-        """Every tensor of the sample, as the reference executor computes it."""
+    def _expected(self) -> tuple[dict[str, Array], dict[str, GoldenTensor]]:
+        """Every tensor of the sample, as the reference executor computes it, and how files hold the integers."""
         try:
-            return execute(self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate)
+            values = execute(self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate)
+            ranks = {name: value.ndim for name, value in values.items()}
+            tensors = golden_tensors(self.graph, self.opened.names, ranks, self.opened.layout)
+            return values, {tensor.name: tensor for tensor in tensors}
         except ValueError as error:  # the hashes are right, the graph is not
             message = (
                 f"the integer graph of {printable(str(self.opened.folder))} cannot be run: {printable(str(error))}"

@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from qatc.compiler.damaged import ARCHIVE, reason
-from qatc.compiler.diagnostics import CompileError, fail, file_name, printable
+from qatc.compiler.diagnostics import CompileError, fail, few, file_name, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.npy import npy_header
 from qatc.compiler.quant import Array
@@ -35,6 +35,8 @@ from qatc.compiler.result import Port
 _DATA: Final = ("x", "inputs", "data", "images", "arr_0")
 _LABELS: Final = ("labels", "label", "y", "arr_1")
 _TARGETS: Final = ("targets", "target")
+_NAMED: Final = 12  # arrays that a message names
+_MOST: Final = 1 << 40  # samples
 # a member is read a sample at a time: what is more than memory, or than can be counted, is a header without end
 _TROUBLE: Final = (*ARCHIVE, MemoryError, OverflowError)
 
@@ -73,16 +75,17 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         raise ValueError("it lies in Fortran order; save numpy.ascontiguousarray(array)")
     if not shape:
         raise ValueError("it is a single number; the first axis counts samples")
+    if shape[0] > _MOST or (shape[0] and not math.prod(shape[1:])):
+        raise ValueError(f"{dtype} {list(shape)} are no samples")
     return shape, dtype
 
 
-def _stored(where: str, open_: Callable[[], contextlib.AbstractContextManager[IO[bytes]]]) -> _Stored:
+def _stored(path: Path) -> _Stored:
     try:
-        with open_() as stream:
-            shape, dtype = _header(stream)
+        with _file(path) as stream:
+            return _Stored(file_name(path), partial(_file, path), *_header(stream))
     except _TROUBLE as error:
-        raise _unreadable(where, error) from error
-    return _Stored(where, open_, shape, dtype)
+        raise _unreadable(file_name(path), error) from error
 
 
 def _unreadable(where: str, error: BaseException) -> CompileError:
@@ -157,7 +160,7 @@ def _assigned(where: str, arrays: Mapping[str, _Stored], ports: Ports) -> _Shard
         else:
             odd.append(name)
     missing = [port.name for port in ports.inputs if port.name not in inputs]
-    have = ", ".join(map(printable, arrays)) or "(none)"
+    have = few(list(arrays), _NAMED) or "(none)"
     if len(inputs) + len(targets) + (labels is not None) + len(odd) < len(arrays):
         message = f"two of the arrays of {printable(where)} are the same input, output or labels: {have}"
         raise fail("QAT008", message, hint="leave one of them out")
@@ -212,7 +215,7 @@ class ArrayData:
 
 def _open_npy(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
     del options
-    stored = _stored(file_name(path), partial(_file, path))
+    stored = _stored(path)
     if len(ports.inputs) != 1:
         names = ", ".join(printable(port.name) for port in ports.inputs)
         hint = "save an .npz with one array an input: numpy.savez(path, name=array, ...)"
@@ -222,17 +225,17 @@ def _open_npy(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
 
 
 def _archive(path: Path, ports: Ports) -> _Shard:
+    where, arrays = file_name(path), dict[str, _Stored]()
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            for name in archive.namelist():
+                if name.endswith(".npy"):
+                    own = name.removesuffix(".npy")
+                    where = f"{file_name(path)}[{own}]"
+                    with archive.open(name) as stream:
+                        arrays[own] = _Stored(where, partial(_member, path, name), *_header(stream))
     except _TROUBLE as error:
-        raise _unreadable(file_name(path), error) from error
-    arrays = {
-        name.removesuffix(".npy"): _stored(
-            f"{file_name(path)}[{name.removesuffix('.npy')}]", partial(_member, path, name)
-        )
-        for name in names
-    }
+        raise _unreadable(where, error) from error
     return _assigned(file_name(path), arrays, ports)
 
 
@@ -261,7 +264,7 @@ def _open_folder(path: Path, ports: Ports, options: Mapping[str, str]) -> Datase
         raise fail("QAT008", message, hint="put all arrays into .npz files, or each into an .npy file")
     if archives:
         return ArrayData(tuple(_archive(archive, ports) for archive in archives))
-    arrays = {file.stem: _stored(file_name(file), partial(_file, file)) for file in files}
+    arrays = {file.stem: _stored(file) for file in files}
     return ArrayData((_assigned(file_name(path), arrays, ports),))
 
 

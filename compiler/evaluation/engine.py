@@ -18,6 +18,7 @@ from qatc.compiler.result import Port, Score
 from qatc.compiler.samples import as_port, check_fits, describe
 
 _BATCH: Final = 16
+_MOST: Final = 1 << 31  # more than any data set has
 _BATCH_BYTES: Final = 1 << 22  # of inputs; activations take a multiple of it
 
 
@@ -60,7 +61,7 @@ class Batches:
     """
 
     def __init__(self, ports: Sequence[Port], size: int | None = None) -> None:
-        self.ports, self._size = ports, size
+        self.ports, self._size = ports, None if size is None else min(size, _MOST)
         firsts = {p.shape[0] if p.shape else None for p in ports}
         first = firsts.pop() if len(firsts) == 1 else None
         self._fixed = first if isinstance(first, int) else None

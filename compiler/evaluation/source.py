@@ -9,6 +9,7 @@ from typing import Any, Final
 from qatc.compiler.compare.package import OpenPackage
 from qatc.compiler.damaged import looking
 from qatc.compiler.diagnostics import CompileError, Diagnostic, fail, printable
+from qatc.compiler.driver.importing import importer_of
 from qatc.compiler.evaluation.runs import SIMULATION, as_read
 from qatc.compiler.package import source_file
 from qatc.compiler.quant import Array
@@ -36,18 +37,25 @@ def find_source(opened: OpenPackage, given: Path | None, absent: dict[str, str])
             hint = f"the package was made of {printable(name)}; compile again if the model changed"
             raise fail("QAT008", message, hint=hint)
         return given
-    if Path(name).name != name:  # a manifest that somebody hostile wrote
+    if name in ("", "..") or Path(name).name != name:  # a manifest that somebody hostile wrote
         absent[SIMULATION] = "the manifest names no file"
         return None
     for folder in dict.fromkeys((opened.folder.resolve().parent, Path.cwd())):
         path = folder / name
         with looking("QAT002", path, "name it with --model"):
-            # a SavedModel is a folder
-            alike = path.is_dir() or (path.is_file() and path.stat().st_size == entry["size"])
+            alike = _is_model(path) if path.is_dir() else path.is_file() and path.stat().st_size == entry["size"]
         if alike and source_file(path).sha256 == sha256:
             return path
     absent[SIMULATION] = f"{printable(name)}, which was compiled, is not beside the package; name it with --model"
     return None
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder is one that is compiled, such as a SavedModel: others may hold whatever the machine has."""
+    try:
+        return importer_of(folder) is not None
+    except CompileError:
+        return False
 
 
 def open_source(path: Path, opened: OpenPackage, sample: Mapping[str, Array] | None) -> tuple[Simulation, str]:

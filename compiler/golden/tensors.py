@@ -166,6 +166,9 @@ def golden_tensors(
         names: tensor of the graph -> its name in the package's model.
         ranks: tensor of the graph -> its rank.
         layout: one of `LAYOUTS`.
+
+    Raises:
+        ValueError: where a tensor has no such axis as its parameters say (in a graph that was read).
     """
     maps = feature_maps(graph, ranks)
     chosen = integer_tensors(graph)
@@ -175,6 +178,8 @@ def golden_tensors(
         rank = ranks[name]
         axes, letters = _axes(rank, name in maps, layout)
         if params.axis is not None:
+            if params.axis >= rank:
+                raise ValueError(f"tensor {name} has parameters along axis {params.axis} and {rank} axes")
             params = replace(params, axis=axes.index(params.axis))
         stem = f"{index:0{width}d}{_readable(name)}"
         source = graph.tensors[name].source

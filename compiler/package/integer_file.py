@@ -274,14 +274,14 @@ def read_integer_graph(document: Any, initializers: Initializers, stored: Array)
         opset=document["opset"],
         domains=dict(document["domains"]),
     )
-    unknown = [name for name in graph.inputs if name not in tensors]
+    unknown = [name for name in (*graph.inputs, *graph.outputs) if name not in tensors]
     if unknown:
-        raise ValueError(f"the input {unknown[0]} is not described")
+        raise ValueError(f"the port {unknown[0]} is not described")
+    check_read(graph)
     try:
         graph.verify()
     except KeyError as error:
         raise ValueError(f"a tensor is not described: {error.args[0]}") from error
-    check_read(graph)
     names = {e["name"]: e["package"] for e in document["tensors"] if e["package"] is not None}
     return StoredGraph(graph, names, document["layout"])
 

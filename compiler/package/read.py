@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path, PureWindowsPath
 from typing import Any, Final, NoReturn
 
+from qatc.compiler.diagnostics import printable
+
 FORMAT: Final = "qatc-package"
 MANIFEST: Final = "manifest.json"
 SIGNATURE: Final = "package.sig"  # made after the manifest, so never listed in it
 LARGEST_JSON: Final = 256 << 20
+_LONGEST_NUMBER: Final = 300  # digits that a float can take in
 
 _LITTER: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what desktops leave behind
 
@@ -55,7 +59,7 @@ def read_json(folder: Path, relative: str) -> Any:
     """Parse a JSON file of the package.
 
     Raises:
-        ValueError: where it is not JSON, too large, too deep, or no regular file.
+        ValueError: where it is not JSON, too large, too deep, holds numbers that no float does, or is no regular file.
         OSError: where it cannot be read.
     """
     path = regular_file(folder, relative)
@@ -63,13 +67,26 @@ def read_json(folder: Path, relative: str) -> Any:
     if size > LARGEST_JSON:
         raise ValueError(f"it has {size:,} bytes, more than any package needs")
     try:
-        return json.loads(path.read_bytes(), parse_constant=_no_json)
+        return json.loads(path.read_bytes(), parse_constant=_no_json, parse_int=_whole, parse_float=_real)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
 def _no_json(text: str) -> Any:
     raise ValueError(f"it holds {text}, which is no number of JSON")
+
+
+def _whole(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise ValueError(f"it holds a number of {len(text)} digits")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"it holds {printable(text)}, which is more than any number that is computed with")
+    return value
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -46,7 +46,19 @@ def read_graph(folder: Path, manifest: Mapping[str, Any]) -> StoredGraph | None:
     stored = np.zeros(0, np.uint8)
     if INTEGER_BIN in manifest["files"]:
         stored = np.frombuffer(regular_file(folder, INTEGER_BIN).read_bytes(), np.uint8)
-    return read_integer_graph(read_json(folder, INTEGER_JSON), _initializers(folder, manifest), stored)
+    found = read_integer_graph(read_json(folder, INTEGER_JSON), _initializers(folder, manifest), stored)
+    for role, names in (("inputs", found.graph.inputs), ("outputs", found.graph.outputs)):
+        have = [(name, found.graph.tensors[name].dtype) for name in names]
+        want = [(port["name"], port["dtype"]) for port in manifest[role]]
+        if have != want:
+            raise ValueError(f"the {role} of {INTEGER_JSON} are {_listed(have)}, those of the manifest {_listed(want)}")
+    if not found.graph.outputs:
+        raise ValueError(f"the graph of {INTEGER_JSON} has no outputs")
+    return found
+
+
+def _listed(ports: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in ports) or "none"
 
 
 def read_ports(manifest: Mapping[str, Any], role: str) -> tuple[Port, ...]:

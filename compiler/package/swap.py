@@ -177,7 +177,7 @@ def recover(destination: Path) -> None:
     Raises:
         CompileError: QAT503 while another run is writing there, QAT501 where the package cannot be moved back.
     """
-    place = place_of(destination)
+    place = Place(Path(os.path.realpath(destination)))
     if os.path.lexists(place.destination) or not os.path.lexists(place.old):
         return
     with writing(destination), locked(place):

@@ -53,7 +53,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """One output of one sample, replayed: how many elements differ, by how much at most, whether that is allowed."""
+    """One output of one sample, replayed: how many elements differ, by how much at most, whether that is allowed.
+
+    `message` says what else is wrong: that the result has another type or shape.
+    """
 
     sample: int
     output: str
@@ -61,6 +64,7 @@ class SampleCheck:
     different: int
     largest: float
     passed: bool
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def verify_package(
 
     Args:
         path: the package's folder.
-        samples: False leaves the model alone.
+        samples: False does not run the model.
         reference: False leaves the reference executor out, which takes seconds for every 10^9 multiply-accumulates.
         key: the public key, a PEM file, of whoever must have signed the package; or
         identity: the name in the certificate of whoever must have signed it,
@@ -147,6 +151,8 @@ def verify_package(
             if not found.errors:
                 _check_schema(document, schema_name, name, found)
     _check_references(manifest, found)
+    if manifest["model"] is not None and not found.errors:
+        _check_external_data(folder, manifest["model"], manifest["files"], found)
     checks: list[SampleCheck] = []
     if samples and manifest["model"] is not None and not found.errors:
         checks = _replay(folder, manifest, found, progress)
@@ -291,10 +297,8 @@ def _replay(
             found.add(diagnostic)
     for check in checks:
         if not check.passed:
-            message = (
-                f"sample {check.sample}: {check.different:,} of {check.elements:,} elements differ,"
-                f" by {check.largest:.6g} at most"
-            )
+            differ = f"{check.different:,} of {check.elements:,} elements differ, by {check.largest:.6g} at most"
+            message = f"sample {check.sample}: {check.message or differ}"
             hint = "this machine computes otherwise: compare the onnxruntime version and the processor"
             found.error("QAT404", message, tensor=check.output, hint=hint)
     return checks
@@ -313,7 +317,6 @@ def _results(
 
 def _open_model(folder: Path, manifest: Mapping[str, Any], *, optimize: bool) -> InferenceSession:
     name: str = manifest["model"]
-    _check_external_data(folder, name, manifest["files"])
     try:
         import onnxruntime
     except ImportError as error:
@@ -338,21 +341,23 @@ def _open_model(folder: Path, manifest: Mapping[str, Any], *, optimize: bool) ->
     return session
 
 
-def _check_external_data(folder: Path, name: str, files: Mapping[str, Any]) -> None:
+def _check_external_data(folder: Path, name: str, files: Mapping[str, Any], found: Diagnostics) -> None:
     """Whatever the model reads beside itself must be a listed, and so a hashed, file."""
     path = folder / name
     if path.stat().st_size >= 1 << 31:
-        raise fail("QAT502", f"{name} is larger than protobuf allows", hint=_COPY_AGAIN)
+        found.error("QAT502", f"{name} is larger than protobuf allows", hint=_COPY_AGAIN)
+        return
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError) as error:
-        raise fail("QAT502", f"{name} is not an ONNX model: {reason(error)}", hint=_COPY_AGAIN) from error
+        found.error("QAT502", f"{name} is not an ONNX model: {reason(error)}", hint=_COPY_AGAIN)
+        return
     folders = name.split("/")[:-1]
-    for location in _locations(model):
-        if "/".join([*folders, location]) not in files:
-            message = f"{name} reads the file {printable(location)}, which is no part of the package"
-            raise fail("QAT502", message, hint="do not run this model")
+    stranger = next((each for each in _locations(model) if "/".join([*folders, each]) not in files), None)
+    if stranger is not None:
+        message = f"{name} reads the file {printable(stranger)}, which is no part of the package"
+        found.error("QAT502", message, hint="do not run this model")
 
 
 def _locations(model: onnx.ModelProto) -> Iterator[str]:
@@ -430,7 +435,9 @@ def _load(folder: Path, name: str) -> Array:
 def compare(sample: int, output: str, expected: Array, found: Array, tolerance: Tolerance) -> SampleCheck:
     """Compare one output with what the package says, as check.py does: NaN equals NaN, infinity only itself."""
     if expected.shape != found.shape or expected.dtype != found.dtype:
-        return SampleCheck(sample, output, int(expected.size), int(expected.size), float("inf"), False)
+        have, want = f"{found.dtype} {list(found.shape)}", f"{expected.dtype} {list(expected.shape)}"
+        said = f"the result is {have}, the sample {want}"
+        return SampleCheck(sample, output, int(expected.size), int(expected.size), float("inf"), False, said)
     differs = (expected != found) & ~((expected != expected) & (found != found))
     if not differs.any():
         return SampleCheck(sample, output, int(expected.size), 0, 0.0, True)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import warnings
 import zipfile
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from qatc import CompileError, compare_package, compile_model
@@ -30,6 +32,8 @@ from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.verify.boundary import Exact, exact_at
 from tests.compiler.planted import EVALUATE, PLANTERS
+from tests.graphs import net
+from tests.tiny_package import replace_file
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 MODELS = ("fx-u8pc__unet", "fx-fbgemm-nofold__resnet8", "tfmot-op13__smallcnn", "fx-u8pc-bnfold__kws1d")
@@ -585,8 +589,6 @@ def test_what_is_not_there(unet: Device, tmp_path: Path) -> None:
 
 
 def test_damaged_packages(unet: Device, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy.qatc"
     shutil.copytree(unet.package, copy)
     document = json.loads((copy / "integer.json").read_text())
@@ -594,6 +596,36 @@ def test_damaged_packages(unet: Device, tmp_path: Path) -> None:
     (copy / "integer.json").write_text(json.dumps(document))
     with pytest.raises(CompileError, match=r"integer\.json"):
         compare_package(copy, unet.package / "golden")
+
+
+def test_parameters_along_an_axis_that_is_not_there(tmp_path: Path) -> None:
+    """Movement does not look at the axis, files are written along it: it was a ValueError."""
+    body = """
+        a = A(x)
+        b = Transpose<perm = [1, 0]>(a)
+        y = Flatten<axis = 1>(b)
+    """
+    onnx.save(onnx.parser.parse_model(net("(float[2, 3] x) => (float[3, 2] y)", body)), tmp_path / "net.onnx")
+    package = compile_model(tmp_path / "net.onnx", qat=True, output=tmp_path / "p", golden=True, io="integer").package
+    assert package is not None
+    assert compare_package(package, package / "golden").passed
+    document = json.loads((package / "integer.json").read_text())
+    (made,) = [op["outputs"][0] for op in document["operators"] if op.get("op_type") == "Flatten"]
+    params = next(tensor["params"] for tensor in document["tensors"] if tensor["name"] == made)
+    params["axis"] = 7
+    replace_file(package, "integer.json", json.dumps(document).encode())
+    with pytest.raises(CompileError, match=r"QAT502.*along axis 7 and 2 axes"):
+        compare_package(package, package / "golden")
+
+
+def test_an_archive_is_opened_once(unet: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open an archive takes time in proportion to its arrays: thousands of tensors took minutes."""
+    np.savez(tmp_path / "d.npz", **{tensor.stem: unet.values[tensor.name] for tensor in unet.golden})
+    archives: list[Any] = []
+    real = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda path: archives.append(path) or real(path))
+    assert compare_package(unet.package, tmp_path / "d.npz").passed
+    assert len(archives) == 2  # to list what it holds, and to read
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from qatc.compiler.report.page import EVALUATION_BEGIN, EVALUATION_END
 from qatc.compiler.result import Evaluation, EvaluationRun, Score
 from tests.fake_results import HOSTILE, validate
 from tests.graphs import net
+from tests.tiny_package import edit
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 SOURCE = CORPUS / "drpai__resnet8" / "model.onnx"
@@ -77,7 +78,7 @@ def plain(model: Path, *, optimize: bool) -> np.ndarray:
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("batch", [None, 7])
+@pytest.mark.parametrize("batch", [None, 7, 10**30])
 def test_scores_are_those_of_plain_runs(package: Path, data: Path, batch: int | None) -> None:
     found = evaluate_package(package, data, ["top1", "mse", "sqnr@reference"], batch=batch)
     assert [run.name for run in found.runs] == ["simulation", "reference", "package"]
@@ -167,6 +168,43 @@ def test_a_source_that_is_a_folder_is_found(package: Path) -> None:
     absent: dict[str, str] = {}
     assert find_source(opened, None, absent) is None
     assert "is not beside the package" in absent["simulation"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "there", "there/net.onnx"])
+def test_a_hostile_source_is_not_looked_for(
+    package: Path, data: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With ".." the whole machine was hashed, from the folder above the working directory on."""
+    monkeypatch.chdir(package.parent.parent)
+    edit(package, lambda document: document["source"].update(file=name))
+    hashed: list[Path] = []
+    monkeypatch.setattr("qatc.compiler.evaluation.source.source_file", hashed.append)
+    found = evaluate_package(package, data, ["mse@reference"], limit=1)
+    assert [run for run, _ in found.absent] == ["simulation"]
+    assert not hashed
+
+
+@pytest.mark.parametrize("role", ["inputs", "outputs"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ports: ports[0].update(name="other"),
+        lambda ports: ports[0].update(dtype="float64"),
+        lambda ports: ports.append(ports[0]),
+        lambda ports: ports.clear(),
+    ],
+)
+def test_ports_that_the_integer_graph_has_not(package: Path, data: Path, role: str, change: Any) -> None:
+    """They ended in KeyError, where samples are not replayed before."""
+
+    def hostile(document: dict[str, Any]) -> None:
+        change(document[role])
+        document["samples"] = []
+
+    edit(package, hostile)
+    for run in ("simulation", "reference", "package"):
+        with pytest.raises(CompileError, match=f"QAT502.*the {role} of integer.json"):
+            evaluate_package(package, data, ["mse@reference"], runs=[run, "reference"])
 
 
 def test_another_model_is_refused(package: Path, data: Path, tmp_path: Path) -> None:

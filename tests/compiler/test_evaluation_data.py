@@ -181,6 +181,8 @@ def test_damaged_files_end_in_diagnostics(tmp_path_factory: pytest.TempPathFacto
         (b"(4, 1000000000)", "it ends before its last sample does"),
         (b"(-4, 1, 2)", "the shape [-4, 1, 2] is none"),
         (b"(4, -1, 2)", "the shape [4, -1, 2] is none"),
+        (b"(18446744073709551616, 2, 3)", "are no samples"),  # more than len can say
+        (b"(4611686018427387904, 0)", "are no samples"),  # so many that reading nothing never ends
     ],
 )
 def test_headers_that_promise_too_much(tmp_path: Path, shape: bytes, said: str) -> None:
@@ -201,6 +203,16 @@ def test_memory_does_not_depend_on_the_data(tmp_path: Path, packed: bool) -> Non
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_an_archive_of_many_arrays_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that were saved as an array each: to open an archive takes time in proportion to its arrays."""
+    np.savez(tmp_path / "d.npz", *X)
+    archives: list[Any] = []
+    real = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda path: archives.append(path) or real(path))
+    assert "holds the arrays arr_0, arr_1, arr_2" in str(refused(tmp_path / "d.npz"))
+    assert len(archives) == 1
 
 
 def test_an_archive_is_not_trusted(tmp_path: Path) -> None:

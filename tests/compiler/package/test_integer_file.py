@@ -189,6 +189,7 @@ def test_constants_that_the_model_lacks_are_stored() -> None:
     assert stored[0][1] is weight
 
 
+TABLE = {"kind": "Lookup", "name": "table", "source": "", "outputs": ["y"], "lo": 0, "hi": 255, "function": "Relu"}
 BROKEN = {
     "kind": lambda d: d["operators"][0].update(groups="x", extra=1),
     "field": lambda d: d["operators"][0].pop("groups"),
@@ -198,6 +199,9 @@ BROKEN = {
     "scale": lambda d: d["tensors"][0]["params"].update(scale=[1e-60]),
     "clamp": lambda d: d["operators"][0].update(hi=999),
     "dtype": lambda d: d["constants"][0].update(dtype="object"),
+    "output": lambda d: d["constants"].append({**d["constants"][0], "name": d["outputs"].append("c") or "c"}),
+    "operands": lambda d: d["operators"].__setitem__(0, {**TABLE, "inputs": ["x"]}),
+    "table": lambda d: d["operators"].__setitem__(0, {**TABLE, "inputs": ["x", "w"]}),
     "unknown dtype": lambda d: d["constants"][0].update(dtype="int7"),
 }
 
