@@ -83,39 +83,38 @@ def grid(
 # -- channels -----------------------------------------------------------------------------------------------------
 
 
-def output_channel_axis(graph: QuantGraph, tensor: Tensor) -> int | None:
+def output_channel_axis(graph: QuantGraph, tensor: Tensor, rank: int | None = None) -> int | None:
     """The axis of a weight that holds its operator's output channels, through Transpose and element-wise operators.
 
-    0 for Conv, 1 for ConvTranspose, rows or columns for Gemm and MatMul; None where no reader tells.
+    0 for Conv, 1 for ConvTranspose, rows or columns for Gemm and MatMul; None where no reader tells. `rank` is the
+    weight's, where the file does not state it at `tensor`.
     """
-    waiting: list[tuple[Tensor, Callable[[int], int | None]]] = [(tensor, lambda axis: axis)]
+    rank = rank_of(tensor) if rank is None else rank
+    waiting: list[tuple[Tensor, tuple[int, ...]]] = [(tensor, ())]  # with the weight's axes in their order there
     seen: set[int] = set()
-    while waiting:
-        current, back = waiting.pop(0)
+    for current, order in waiting:
         for node in graph.consumers(current):
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            axis = _operator_axis(node, current)
+            axis = _operator_axis(node, current, rank)
             if axis is not None:
-                return back(axis)
+                return axis if not order else order[axis] if axis < len(order) else None
+            perm = order_of(node) if node.op == "Transpose" else None
             if node.op in _SAME_AXES and node.inputs[0] is current:
-                waiting.append((node.outputs[0], back))
-            elif node.op == "Transpose" and (perm := order_of(node)) is not None:
-                waiting.append((node.outputs[0], _through(perm, back)))
+                waiting.append((node.outputs[0], order))
+            elif perm is not None and len(order) in (0, len(perm)):
+                waiting.append((node.outputs[0], tuple(order[p] for p in perm) if order else perm))
     return None
 
 
-def _through(perm: Sequence[int], back: Callable[[int], int | None]) -> Callable[[int], int | None]:
-    return lambda axis: back(perm[axis]) if axis < len(perm) else None
-
-
-def _operator_axis(node: Node, weight: Tensor) -> int | None:
-    """The output-channel axis of an operator's weight operand, None where the operator does not say."""
+def _operator_axis(node: Node, weight: Tensor, rank: int | None) -> int | None:
+    """The output-channel axis of an operator's weight operand (of `rank`, if unknown); None where it does not say."""
     place = next((i for i in (1, 0) if i < len(node.inputs) and node.inputs[i] is weight), None)
     if place is None or (place == 0 and not isinstance(weight, Constant)):
         return None
-    return output_axis(node, rank_of(weight), place)
+    own = rank_of(weight)
+    return output_axis(node, rank if own is None else own, place)
 
 
 def has_channels(shape: Sequence[Dim] | None, axis: int, channels: int) -> bool:
@@ -132,7 +131,7 @@ def implied_axis(graph: QuantGraph, x: Tensor, channels: int, rounded: Tensor | 
     activation's channels are axis 1. Where `channels` does not fit there, the only axis of that length is taken.
     """
     shape = shape_of(x)
-    likely = output_channel_axis(graph, x if rounded is None else rounded)
+    likely = output_channel_axis(graph, x if rounded is None else rounded, rank_of(x))
     if likely is None:
         likely = 0 if isinstance(x, Constant) else 1
     if shape is None or has_channels(shape, likely, channels):

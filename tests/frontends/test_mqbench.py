@@ -53,6 +53,26 @@ def speller(forms: st.DataObject, domain: str) -> Spell:
     return spell
 
 
+@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3000])
+def test_the_axis_of_a_square_matrix_is_that_of_its_product(turns: int, stated: bool) -> None:
+    """Whether the file states the shapes on the way, or not."""
+    b = Builder()
+    operands = [b.constant(n, np.ones(s, np.float32)) for n, s in (("w", (32, 32)), ("s", 32), ("z", 32))]
+    v = b.node("FakeQuantizeLearnablePerchannelAffine", operands, "v", quant_min=-128, quant_max=127)
+    names = [v] + [b.node("Transpose", [v if i == 0 else f"t{i - 1}"], f"t{i}", perm=[1, 0]) for i in range(turns)]
+    b.node("MatMul", ["input", names[-1]], "output")
+    model = nets.model_of(b, [2, 32])
+    if stated:
+        infos = [nets.helper.make_tensor_value_info(name, nets.TensorProto.FLOAT, [32, 32]) for name in names]
+        model.graph.value_info.extend(infos)
+    graph = nets.graph_of(model)
+    mqbench.FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    (node,) = (n for n in graph.nodes if n.op == FAKE_QUANT)
+    assert node.attrs["params"].axis == 1 - turns % 2
+
+
 @given(nets.networks(nets.narrow_grids()), st.data())
 @settings(max_examples=25)
 def test_mqbench_round_trip(network: Network, forms: st.DataObject) -> None:
