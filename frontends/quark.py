@@ -20,6 +20,7 @@ from onnx.helper import np_dtype_to_tensor_dtype as tensor_type
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
+from qatc.compiler.passes.modernize import constants_from_nodes
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import is_dq, is_q
 from qatc.frontends.common.operands import refuse
@@ -79,13 +80,13 @@ def _in_two(graph: QuantGraph, node: Node) -> None:
 
 def _clip(graph: QuantGraph, node: Node) -> None:
     """Fewer bits than the type has are a Clip behind the quantizer."""
-    bits, kind = int(node.attr("bit_width", 0) or 0), _type_of(node)
-    if kind is None or kind.kind != "i" or not 0 < bits < 8 * kind.itemsize or node.op.endswith("DeQuantize"):
+    bits, kind = int(node.attr("bit_width", 0)), _type_of(node)
+    if kind is None or kind.kind not in "iu" or not 0 < bits < 8 * kind.itemsize or node.op.endswith("DeQuantize"):
         return
-    half = 1 << (bits - 1)
+    low, high = (0, (1 << bits) - 1) if kind.kind == "u" else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
     y = node.outputs[0]
     wide = graph.variable(f"{y.name}_wide", tensor_type(kind), y.shape)
-    ends = [graph.constant(f"{y.name}_{end}", np.asarray(v, kind)) for end, v in (("low", -half), ("high", half - 1))]
+    ends = [graph.constant(f"{y.name}_{end}", np.asarray(v, kind)) for end, v in (("low", low), ("high", high))]
     node.outputs[0] = wide
     graph.insert("Clip", [wide, *ends], [y])
 
@@ -119,6 +120,8 @@ def _recognize(graph: QuantGraph, producer: str) -> str | None:
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
+    constants_from_nodes(graph)  # zero points, whose types tell the format: `prepare` makes float32 of half precision
+    qdq.fold(graph, keep=_is_ours)
     _standard(graph)
     if graph.diagnostics.errors:
         return

@@ -103,6 +103,22 @@ def test_vitis_bits(bits: int, fixed: bool) -> None:
     assert (params.scale, params.qmin, params.qmax) == ((0.25,), -half, half - 1)
 
 
+@pytest.mark.parametrize(("dtype", "ends"), [(np.int8, (-8, 7)), (np.uint8, (0, 15))])
+def test_bits_beside_a_zero_point_that_nodes_make(dtype: type, ends: tuple[int, int]) -> None:
+    """PyTorch's exporter writes operands of operators that it does not know as Constant, with a Cast behind."""
+    b = Builder(opsets={"": 17, "ai.onnx.contrib": 1})
+    zero = b.node("Constant", [], "z", value=nets.numpy_helper.from_array(np.asarray(0, np.int64)))
+    kind = int(nets.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    grid = [b.constant("s", np.float32(0.25)), b.node("Cast", [zero], "narrow", to=kind)]
+    b.node("VaiQuantize", ["input", *grid], "q", "ai.onnx.contrib", bit_width=4)
+    b.node("VaiDeQuantize", ["q", *grid], "output", "ai.onnx.contrib", bit_width=4)
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    quark.FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    (node,) = (n for n in graph.nodes if n.op == FAKE_QUANT)
+    assert (node.attrs["params"].qmin, node.attrs["params"].qmax) == ends
+
+
 def test_operators_of_others_in_the_contrib_domain_are_not_ours() -> None:
     b = Builder(opsets={"": 17, "ai.onnx.contrib": 1})
     b.node("BertTokenizer", ["input"], "output", "ai.onnx.contrib")
