@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import onnx
+
 from qatc.compiler.diagnostics import counted, fail, few, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of
+from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.products import is_product
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
 from qatc.frontends.common import qdq
@@ -28,6 +31,9 @@ from qatc.frontends.common.vendor import container, has_channels, implied_axis
 
 _INERT: Final = frozenset({"Identity", "Dropout"})  # modernizing takes them out, and their outputs' names with them
 _MISFIT: Final = "the file belongs to another export of the model, or states scales for blocks of weights"
+_REAL: Final = (  # None: nobody knows
+    None, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE
+)  # fmt: skip
 _SHOWN: Final = 5
 _COMPARED: Final = 5_000  # names that a misspelled one is compared with, and how long they may be: it takes long
 _LONGEST: Final = 200
@@ -193,13 +199,21 @@ def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
         return
     here = {t.name: t for t in graph.tensors()}
     present = {id(t) for t in here.values()}
-    done: set[int] = set()
+    named: dict[int, tuple[Tensor, QuantParams]] = {}
     for old, params in settled:
         tensor = old if id(old) in present else here.get(old.name)  # folding makes new tensors, of the same names
-        if tensor is None or id(tensor) in done or _is_quantized(graph.producer(tensor)):
-            continue
-        done.add(id(tensor))
-        qdq.fake_quantize(graph, tensor, params)
+        if tensor is not None and not _is_quantized(graph.producer(tensor)):
+            named.setdefault(id(tensor), (tensor, params))
+    if any(element_type(tensor) is None for tensor, _ in named.values()):
+        infer_if_possible(graph)
+    whole = [tensor.name for tensor, _ in named.values() if element_type(tensor) not in _REAL]
+    for tensor, params in named.values():
+        if element_type(tensor) in _REAL:
+            qdq.fake_quantize(graph, tensor, params)
+    if whole:
+        entries = counted(len(whole), "entry", "name", plural="entries")
+        message = f"{entries} what holds no real numbers, and is left alone: {few(whole, _SHOWN)}"
+        graph.diagnostics.note("QAT208", message, tensor=whole[0])
     graph.sort()
     graph.restated.append("with the ranges of --ranges")
     finish(graph, options)

@@ -359,6 +359,18 @@ def test_what_steers_an_operator_is_never_rounded(tmp_path: Path) -> None:
     assert list(got.params) == ["input"]
 
 
+def test_what_holds_no_real_numbers_is_left_alone(tmp_path: Path) -> None:
+    """TensorRT's cache names every tensor, integers among them."""
+    b = Builder()
+    b.node("ArgMax", ["input"], "places", axis=1)
+    b.node("Gather", [b.constant("table", np.float32(np.eye(4))), "places"], "rows")
+    b.node("Relu", ["rows"], "output")
+    got = read_back(nets.model_of(b, [1, 3]), '{"places": [0, 4], "rows": [0, 2.55]}', tmp_path)
+    assert list(got.params) == ["rows"]
+    (note,) = got.diagnostics
+    assert (note.code, note.tensor) == ("QAT208", "places")
+
+
 def test_names_of_operators_that_vanish(tmp_path: Path) -> None:
     b = Builder()
     b.node("Relu", ["input"], "r")
