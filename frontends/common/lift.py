@@ -25,9 +25,10 @@ import onnx
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.model.links import label_of, unlink
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
-from qatc.compiler.passes.movement import is_movement, is_value_blind, joined
+from qatc.compiler.passes.movement import LAYOUT, axis_through, is_movement, is_value_blind, joined
 from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
 from qatc.frontends.common.integers import (
+    FAR,
     WIDEST,
     clamp_of,
     clips_weight,
@@ -335,11 +336,10 @@ class _Lifter:
         return False
 
     def _settle(self, node: Node, integers: _Integers, params: QuantParams, y: Tensor) -> None:
-        stated, moved = integers.params, _peel(integers, WIDEST)[0].parents
-        if (stated.scale, stated.zero_point) != (params.scale, params.zero_point) or (
-            stated.axis != params.axis and not moved  # an operator in between may have moved the channels
-        ):
-            self._disagree(node, [stated, params])
+        stated = integers.params
+        axis = None if stated.axis is None else _axis_of(integers)
+        if (stated.scale, stated.zero_point) != (params.scale, params.zero_point) or axis not in (None, params.axis):
+            self._disagree(node, [stated if axis is None else stated.with_axis(axis), params])
             return
         node.outputs.clear()
         result = self._real(integers, y)
@@ -496,6 +496,21 @@ def _peel(value: _Integers, bounds: tuple[int, int]) -> tuple[_Integers, int, in
         bounds = (_clamp(value.low, bounds), _clamp(value.high, bounds))
         value = value.parents[0]
     return value, _clamp(value.low, bounds), _clamp(value.high, bounds)
+
+
+def _axis_of(value: _Integers) -> int | None:
+    """The channel axis of integers, None where they have none, or what moved them does not tell."""
+    moves: list[Node] = []
+    axis = value.params.axis
+    while value.parents and axis is not None:
+        if not value.clip and value.node is not None:
+            moves.append(value.node)
+        value = value.parents[0]
+        if len(moves) > FAR:
+            return None
+    for node in reversed(moves):
+        axis = axis_through(node, axis) if axis is not None and node.op in LAYOUT else None
+    return axis
 
 
 def _is_vector(tensor: Tensor) -> bool:

@@ -249,6 +249,15 @@ def test_a_deep_chain_of_movements_takes_no_stack() -> None:
     assert len(graph.nodes) == 3001
 
 
+def test_channels_that_were_moved_are_read_where_they_are() -> None:
+    nodes = "q = QuantizeLinear<axis=1>(x, sc, ic) t = Transpose<perm=[1,0]>(q) y = DequantizeLinear<axis=0>(t, sc, ic)"
+    assert [n.op for n in canonical(body(nodes, x="float[2,2] x")).nodes] == ["FakeQuant", "Transpose"]
+    graph = loaded(body(nodes.replace("<axis=0>", "<axis=1>"), x="float[2,2] x"))
+    normalize(graph)
+    (found,) = graph.diagnostics.errors
+    assert (found.code, "axis 0 x2" in found.message, "axis 1 x2" in found.message) == ("QAT203", True, True)
+
+
 def test_token_ids_are_left_alone() -> None:
     nodes = "r = Flatten(ids) e = Gather(table, r) q = QuantizeLinear(e, s, z) y = DequantizeLinear(q, s, z)"
     graph = canonical(body(nodes, x="int32[1,2] ids", more=", float[3,2] table = {1,2,3,4,5,6}"))
