@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, value_of
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import Array, dtype_range, number_of
@@ -24,6 +24,7 @@ from qatc.frontends.common.straight_through import keeps_shape
 WHOLE: Final = 1e-3  # by how much a zero point or a bound may miss a whole number
 LONGEST: Final = 8  # operators on one side of a Round
 CLAMPS: Final = frozenset({"Clip", "Min", "Max", "Relu"})
+_WIDE: Final = 4  # bytes of integers that arithmetic on rounded values does not leave
 _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 _FLOATS: Final = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
@@ -72,7 +73,8 @@ def start(tensor: Tensor, offset: float = 0.0) -> State:
 def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
     """The constant operand of a binary operator beside `tensor`, and whether `tensor` comes first.
 
-    One number that is stated for each element, or for each of a channel, is that number.
+    One number that is stated for each element, or for each of a channel, is that number. None for one that gives the
+    result more dimensions.
     """
     if len(node.inputs) != 2:
         return None
@@ -80,9 +82,17 @@ def _operand(node: Node, tensor: Tensor) -> tuple[Doubles, bool] | None:
     value = value_of(node.inputs[1 if first else 0])
     if value is None or value.dtype.kind not in "fiu" or not value.size:
         return None
+    if value.size == 1 and value.ndim and (rank := rank_of(tensor)) is not None and value.ndim > rank:
+        return None
     if value.size > 1 and not is_constant(tensor) and keeps_shape(value, tensor):
         value = narrowed(value)
     return value.astype(np.float64), first
+
+
+def _is_exact(node: Node) -> bool:
+    """Whether arithmetic with a constant is that of real numbers: integers cut fractions off, and narrow ones wrap."""
+    kinds = [value.dtype for tensor in node.inputs if (value := value_of(tensor)) is not None]
+    return not any(kind.kind in "iu" and (node.op == "Div" or kind.itemsize < _WIDE) for kind in kinds)
 
 
 def narrowed(value: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
@@ -102,7 +112,7 @@ def variable_of(node: Node | None) -> Tensor | None:
 def affine_of(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
     """(a, b) with node(tensor) = a * tensor + b, for Add, Sub, Mul, Div with a constant."""
     found = _operand(node, tensor)
-    if node.op not in _AFFINE or node.domain or found is None:
+    if node.op not in _AFFINE or node.domain or found is None or not _is_exact(node):
         return None
     c, first = found
     one, zero = np.ones(()), np.zeros(())

@@ -23,6 +23,7 @@ from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common.chains import affine_of, bounds_of, variable_of
+from qatc.frontends.common.straight_through import broadcasts
 
 COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _RULES: Final = Rules("clamps")
@@ -97,6 +98,8 @@ def chosen_by_comparison(graph: QuantGraph, node: Node) -> bool:
             break
     else:
         return False
+    if any(broadcasts(kept, t) for t in (*condition.inputs, *node.inputs)):
+        return False
     smaller = condition.op.startswith("Less") == (x is left)  # the condition says that x is the smaller one
     node.op = "Min" if smaller == (kept is then) else "Max"
     node.inputs = [kept, graph.constant(f"{node.outputs[0].name}_bound", end)]
@@ -144,6 +147,8 @@ def half_of_absolute_values(graph: QuantGraph, node: Node) -> bool:
     if len(found) != _TERMS or bound is None or bound <= 0 or x is None or shifted is None:
         return False
     if not _is_shifted(graph, shifted, x, float(bound)):
+        return False
+    if any(broadcasts(x, t) for t in (*node.inputs, shifted, *(t for _, t in found))):
         return False
     node.op, name = "Clip", node.outputs[0].name
     node.inputs = [x, graph.constant(f"{name}_low", np.zeros_like(bound)), graph.constant(f"{name}_high", bound)]

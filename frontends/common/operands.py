@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
+
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, number_of
+
+
+def holds_nan(value: Array) -> bool:
+    """Whether a constant holds what no integer stands for: a Cast to integers would make any of it."""
+    return value.dtype.kind == "f" and bool(np.isnan(value).any())
 
 
 def data_name(node: Node) -> str | None:
@@ -23,12 +30,15 @@ def refuse(graph: QuantGraph, node: Node, code: str, message: str, hint: str | N
 
 
 def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Array | None:
-    """The constant value of an input, or None with a QAT205 (computed at run time) or QAT104 (missing) recorded."""
+    """The constant value of an input, or None with a finding: QAT205 (computed at run time) or QAT104 (no numbers)."""
     tensor = node.inputs[index] if index < len(node.inputs) else None
     if tensor is None or not tensor.name:
         refuse(graph, node, "QAT104", f"{node.op} has no {what}")
         return None
     value = value_of(tensor)
+    if value is not None and value.dtype.kind in "cOSU":
+        refuse(graph, node, "QAT104", f"the {what} of this {node.op} is of type {value.dtype}")
+        return None
     if value is None:
         graph.diagnostics.error(
             "QAT205",

@@ -32,7 +32,7 @@ from qatc.compiler.quant import QuantParams, dtype_range, number_of
 from qatc.frontends.common.chains import State, backward, forward, start
 from qatc.frontends.common.clamps import COMPARISONS, condition_of
 from qatc.frontends.common.qdq import fake_quantize, to_fake_quant
-from qatc.frontends.common.straight_through import keeps_shape
+from qatc.frontends.common.straight_through import broadcasts, keeps_shape
 
 _SIGNS: Final = QuantParams.per_tensor(1.0, 0, "int8", -1, 1)
 _MAKERS: Final = frozenset({"Mul", "Round", "Sign", "Where"})  # of signs, steps and whole numbers
@@ -174,11 +174,11 @@ def _sign_of_sum(graph: QuantGraph, node: Node, signs: Tensor, number: float) ->
 def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
     """Make Sign(s + 0.5) of s + (1 - |s|), where s is a sign."""
     for signs, rest in (node.inputs, node.inputs[::-1]):
-        difference = graph.producer(rest)
-        if not is_op(graph.producer(signs), "Sign") or not is_op(difference, "Sub"):
+        sign, difference = graph.producer(signs), graph.producer(rest)
+        if not is_op(sign, "Sign") or not is_op(difference, "Sub"):
             continue
         one, absolute = value_of(difference.inputs[0]), graph.producer(difference.inputs[1])
-        if one is None or number_of(one) != 1 or absolute is None:
+        if number_of(one) != 1 or absolute is None or broadcasts(sign.inputs[0], difference.inputs[0]):
             continue
         if is_op(absolute, "Abs") and absolute.inputs[0] is signs:
             _sign_of_sum(graph, node, signs, 0.5)

@@ -56,7 +56,7 @@ def straight_through(graph: QuantGraph, node: Node) -> bool:
     found = _undone(graph, node)
     if found is None:
         return False
-    if _broadcasts(*found):
+    if broadcasts(*found):
         raise NoMatch("what is added and taken off again gives the result its shape")
     graph.replace(node.outputs[0], found[0])
     return True
@@ -85,7 +85,7 @@ def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
 def faded_out(graph: QuantGraph, node: Node) -> bool:
     """A share of zero of another tensor, added."""
     found = _faded(graph, node)
-    if found is None or _broadcasts(*found):
+    if found is None or broadcasts(*found):
         return False
     graph.replace(node.outputs[0], found[0])
     return True
@@ -108,7 +108,7 @@ def _faded(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
 def switched(graph: QuantGraph, node: Node) -> bool:
     """A choice that a constant makes for all elements."""
     found = _chosen(node)
-    if found is None or any(shape_of(t) is None for t in found) or _broadcasts(*found):
+    if found is None or any(shape_of(t) is None for t in found) or broadcasts(*found):
         return False
     value = value_of(node.inputs[0])
     if value is None or not keeps_shape(value, found[0]):
@@ -129,7 +129,7 @@ def _chosen(node: Node) -> tuple[Tensor, Tensor] | None:
     return chosen, other
 
 
-def _broadcasts(kept: Tensor, other: Tensor) -> bool:
+def broadcasts(kept: Tensor, other: Tensor) -> bool:
     """Whether a sum of both is known to be larger than `kept`."""
     shape, wide = shape_of(kept), shape_of(other)
     if shape is None or wide is None:

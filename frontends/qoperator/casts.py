@@ -114,6 +114,8 @@ def _rounded(graph: QuantGraph, cast: Node) -> bool:
     zero, scale = before + after, np.float32(1 / factor)
     if found is None or not (bottom <= found[0] and found[1] <= top):
         return False  # the Cast would wrap around, or saturate: that is up to who runs it
+    if before != np.rint(before):
+        return False  # what is rounded is not the number of steps
     if not bottom <= zero <= top or zero != int(zero) or not SMALLEST <= scale <= LARGEST / 256:
         return False
     name, (low, high) = cast.outputs[0].name, found

@@ -405,11 +405,19 @@ def test_integers_that_arithmetic_rounds(moved: bool, zero: int, ends: tuple[int
     assert sum(n.op == FAKE_QUANT for n in graph.nodes) == 1 + 2 * moved
 
 
-@pytest.mark.parametrize(("ends", "factor"), [(None, 20.0), ((-128, 255), 20.0), ((-128, 127), 1e-38)])
-def test_casts_that_may_overflow_state_no_grid(ends: tuple[int, int] | None, factor: float) -> None:
-    """Runtimes wrap around there, or saturate; and no float32 holds the numbers of steps that large."""
+@pytest.mark.parametrize(
+    ("ends", "factor", "moved"),
+    [(None, 20.0, 0.0), ((-128, 255), 20.0, 0.0), ((-128, 127), 1e-38, 0.0), ((-128, 127), 20.0, 0.25)],
+)
+def test_casts_that_state_no_grid(ends: tuple[int, int] | None, factor: float, moved: float) -> None:
+    """Runtimes wrap around there, or saturate; no float32 holds the numbers of steps that large; a part of a step is
+    added before the rounding, and the rest behind it.
+    """
     b = Builder()
-    x = b.node("Round", [b.node("Mul", ["input", b.constant("factor", np.float32(factor))], "scaled")], "rounded")
+    x = b.node("Mul", ["input", b.constant("factor", np.float32(factor))], "scaled")
+    x = b.node("Add", [x, b.constant("before", np.float32(moved))], "shifted") if moved else x
+    x = b.node("Round", [x], "rounded")
+    x = b.node("Add", [x, b.constant("behind", np.float32(1 - moved))], "shifted_on") if moved else x
     if ends is not None:
         x = b.node("Clip", [x, *(b.constant(f"end{e}", np.float32(e)) for e in ends)], "clipped")
     x = b.node("Flatten", [b.node("Cast", [x], "integers", to=onnx.TensorProto.INT8)], "flat")

@@ -16,6 +16,7 @@ from qatc.compiler.graph import Constant
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical, values
 from tests.graphs import loaded
+from tests.pipeline import read
 
 CONSTANTS = (
     "float s = {0.25}, float r = {4.0}, float z = {3}, float m = {-3}, float h = {0.5}"
@@ -244,6 +245,46 @@ def test_a_cast_that_cuts_off_fractions_is_no_clamp() -> None:
     )
     FRONTEND.normalize(graph, FrontendOptions())
     assert "FakeQuant" not in graph.dump()
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [("Div", 6), ("Div", 7), ("Sub", 6)],  # int32, int64
+)
+def test_integers_that_are_divided_lose_their_fractions(op: str, dtype: int) -> None:
+    nodes = f"a = Div(x, s) b = Round(a) c = Clip(b, lo, hi) d = Cast<to={dtype}>(c) e = {op}(d, two) f = Cast<to=1>(e)"
+    more = f", {({6: 'int32', 7: 'int64'})[dtype]} two = {{2}}"
+    text = text_of(f"{nodes} y = Mul(f, s)", more)
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert any(n.op == "FakeQuant" for n in graph.nodes) == (op == "Sub")
+    x = np.asarray([[1.3, 2.6, 3.9], [5.2, 6.5, 7.8]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+def test_arithmetic_of_bytes_wraps_around() -> None:
+    nodes = "a = Div(x, s) b = Round(a) c = Clip(b, lo, hi) d = Cast<to=2>(c) e = Sub(d, three) f = Cast<to=1>(e)"
+    graph = loaded(text_of(f"{nodes} y = Mul(f, s)", ", uint8 three = {3}"))
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
+
+
+def test_a_step_that_gives_the_result_another_dimension_is_none() -> None:
+    text = text_of("a = Div(x, t) b = Round(a) c = Clip(b, lo, hi) y = Mul(c, t)", ", float[1,1,1] t = {0.25}")
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    x = np.asarray([[1.3, 2.6, 3.9], [5.2, 6.5, 7.8]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
+def test_a_weight_without_numbers_has_no_integers() -> None:
+    nodes = "a = Div(w, s) b = Round(a) c = Clip(b, lo, hi) v = Mul(c, s) y = MatMul(x, v)"
+    model = onnx.parser.parse_model(text_of(nodes, ", float[3,2] w = {1, 2, 3, 4, 5, 6}"))
+    weight = next(i for i in model.graph.initializer if i.name == "w")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((3, 2), np.nan, np.float32), "w"))
+    graph = read(model)
+    FRONTEND.normalize(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT209"]
 
 
 @pytest.mark.parametrize("size", ["Mul(n, d)", "Abs(d)"])

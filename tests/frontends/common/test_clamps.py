@@ -105,6 +105,26 @@ def test_choices_that_are_no_clamps_stay(nodes: str) -> None:
     assert not {"Min", "Max", "Clip"} & {n.op for n in graph.nodes}
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "g = Less(x, wide) y = Where(g, wide, x)",
+        "g = Less(x, a) y = Where(g, deep, x)",
+        "p = Abs(x) m = Sub(x, wide) n = Abs(m) d = Sub(p, n) e = Add(d, wide) y = Mul(half, e)",
+        "p = Abs(x) m = Sub(x, a) n = Abs(m) d = Sub(p, n) e = Add(d, a) y = Div(e, twos)",
+    ],
+)
+def test_bounds_that_give_the_result_its_shape_stay(nodes: str) -> None:
+    more = "float[3] wide = {3.75, 3.75, 3.75}, float[1,1,1] deep = {3.75}, float[4,1,1] twos = {2, 2, 2, 2}"
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\ng (float[2,1] x) => (float[] y) <{CONSTANTS}, {more}> {{ {nodes} }}'
+    )
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    x = np.asarray([[-1.0], [9.0]], np.float32)
+    np.testing.assert_array_equal(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0])
+
+
 def test_a_bound_behind_thousands_of_casts() -> None:
     casts = " ".join(f"c{i + 1} = Cast<to = {(11, 1)[i % 2]}>(c{i})" for i in range(3000))
     nodes = (

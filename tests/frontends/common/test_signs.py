@@ -24,6 +24,15 @@ def text_of(nodes: str, weight: str) -> str:
     )
 
 
+def test_a_one_that_gives_the_signs_another_dimension_stays() -> None:
+    nodes = "s = Sign(x) b = Abs(s) o = Sub(one, b) c = Add(s, o) d = Squeeze(c, axis) y = Conv(d, w)"
+    text = text_of(nodes, f"{QUANTIZED}, float[1,1,1,1,1] one = {{1}}, int64[1] axis = {{0}}")
+    graph = loaded(text)
+    pytorch.FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    np.testing.assert_array_equal(run_canonical(graph, X)[0], run(onnx.parser.parse_model(text), X)[0])
+
+
 @pytest.mark.parametrize("frontend", [pytorch.FRONTEND, tensorflow.FRONTEND], ids=lambda f: f.name)
 @pytest.mark.parametrize(
     "moved",
