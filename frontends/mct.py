@@ -83,6 +83,9 @@ def uniform(graph: QuantGraph, node: Node) -> bool:
     bits, low, high = _bits(graph, node), _operand(graph, node, "min_range", 1), _operand(graph, node, "max_range", 2)
     if bits is None or low is None or high is None:
         return False
+    if 1 not in (low.size, high.size) and low.shape != high.shape:
+        message = f"its minima and maxima have the shapes {list(low.shape)} and {list(high.shape)}"
+        return refuse(graph, node, "QAT104", message)
     top = (1 << bits) - 1
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     scale = (high - low) / top

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import Node, QuantGraph, value_of
+from qatc.compiler.graph import Node, QuantGraph, repeats_into, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
@@ -52,12 +52,15 @@ def _fake_quantize(graph: QuantGraph, node: Node) -> bool:
     ends = [end.astype(np.float64) for end in found if end is not None]
     if levels is None or len(ends) < len(_NAMES):
         return False
-    if not _alike([end.shape for end in ends]):
-        shapes = ", ".join(str(list(end.shape)) for end in ends)
-        message = f"the ends of the range have shapes that do not fit each other: {shapes}"
+    shapes = [end.shape for end in ends]
+    if not _alike(shapes) or not _fits(value_of(node.inputs[0]), np.broadcast_shapes(*shapes)):
+        listed = ", ".join(str(list(shape)) for shape in shapes)
+        message = f"the ends of the range have shapes that do not fit each other, or the constant: {listed}"
         return refuse(graph, node, "QAT104", message)
     low, high, out_low, out_high = _broadcast(ends)
     steps = round(levels) - 1
+    if not all(np.isfinite(end).all() for end in ends):
+        return refuse(graph, node, "QAT201", "the ends of the range are not finite")
     if not 1 <= steps < _MOST_LEVELS:
         return refuse(graph, node, "QAT104", f"{levels:g} levels are not 2 to {_MOST_LEVELS}")
     if np.any(high < low) or np.any(out_high < out_low):
@@ -118,9 +121,15 @@ def _move_to_zero(graph: QuantGraph, node: Node, ends: _Ends, steps: int, how: s
 def _alike(shapes: list[tuple[int, ...]]) -> bool:
     """Whether the ends broadcast to the shape of the largest one: they vary along the same axis, or not at all."""
     try:
-        return math.prod(np.broadcast_shapes(*shapes)) == max(math.prod(shape) for shape in shapes)
+        count = math.prod(np.broadcast_shapes(*shapes))
     except ValueError:
         return False
+    return 0 < count == max(math.prod(shape) for shape in shapes)
+
+
+def _fits(x: Array | None, ends: tuple[int, ...]) -> bool:
+    """Whether the ends only repeat themselves to meet what is quantized, where that is a constant."""
+    return x is None or math.prod(ends) == 1 or repeats_into(ends, x.shape)
 
 
 def _broadcast(ends: list[Array]) -> _Ends:

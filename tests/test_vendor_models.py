@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def input_of(name: str, op: str, index: int, value: object) -> onnx.ModelProto:
     return model
 
 
+def ends_of(low: np.ndarray, high: np.ndarray) -> onnx.ModelProto:
+    """OpenVINO's model with other ends for its weight."""
+    model = vendor_models()["openvino"]
+    for name, value in (("wl", low), ("wh", high)):
+        old = next(i for i in model.graph.initializer if i.name == name)
+        old.CopyFrom(onnx.numpy_helper.from_array(np.asarray(value), name))
+    return model
+
+
 FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
     "a window of no size": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", None), "QAT004"),
     "a window of one number": (attribute_of("qoperator", "QLinearAveragePool", "kernel_shape", 3), "QAT004"),
@@ -70,6 +80,16 @@ FINDS: dict[str, tuple[onnx.ModelProto, str]] = {
     "an axis of NaN": (input_of("mqbench", "FixedPerChannelAffine", 3, np.float32(np.nan)), "QAT104"),
     "a bound of infinity": (input_of("mqbench", "LearnablePerTensorAffine", 4, np.float32(np.inf)), "QAT104"),
     "a list as an axis": (attribute_of("microsoft", "DequantizeLinear", "axis", [0, 1]), "QAT004"),
+    "an axis of infinity": (attribute_of("quark", "VitisDequantizeLinear", "axis", math.inf), "QAT004"),
+    "a width of NaN": (attribute_of("quark", "FixNeuron", "bit_width", math.nan), "QAT004"),
+    "a channel axis of NaN": (attribute_of("mct", "WeightsSymmetricQuantizer", "channel_axis", math.nan), "QAT004"),
+    "ends of text": (input_of("openvino", "FakeQuantize", 1, np.asarray("low", object)), "QAT104"),
+    "ends of complex numbers": (input_of("openvino", "FakeQuantize", 2, np.complex64(1 + 1j)), "QAT104"),
+    "no ends": (ends_of(np.zeros(0, np.float32), np.zeros(0, np.float32)), "QAT104"),
+    "ends of other channels": (ends_of(np.full((5, 1, 1, 1), -1, np.float32), np.float32(1)), "QAT104"),
+    "ends of other channels, one dead": (ends_of(*np.float32([[-1, 0], [1, 0]]).reshape(2, 2, 1)), "QAT104"),
+    "an infinite end": (ends_of(np.float32(-np.inf), np.float32(1)), "QAT201"),
+    "an infinite zero point": (input_of("qonnx", "Quant", 2, np.float32(np.inf)), "QAT202"),
 }
 
 

@@ -5,6 +5,7 @@ Every node lists its tensors and every tensor its readers and its maker; graphsu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 
@@ -98,8 +99,14 @@ class Node(gs.Node):
 def _is_like(value: object, default: object) -> bool:
     if isinstance(default, (list, tuple)):
         elements = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (None,)
-        return all(isinstance(e, _NUMBERS) for e in elements)
+        return all(map(_is_finite, elements))
+    if isinstance(default, int):
+        return _is_finite(value)  # what reads it makes an int of it
     return isinstance(value, str if isinstance(default, str) else _NUMBERS)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, _NUMBERS) and math.isfinite(cast("float", value))
 
 
 def _kind(default: object) -> str:

@@ -29,7 +29,7 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
-from qatc.frontends.common.operands import constant_input, data_name, number, refuse
+from qatc.frontends.common.operands import constant_input, data_name, holds_nan, number, refuse
 from qatc.frontends.common.params import on_whole_zero
 from qatc.frontends.common.roundings import never_negative
 from qatc.frontends.common.standard import finish
@@ -136,6 +136,8 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
     x = value_of(node.inputs[0])
     if read.bits == 1 and read.signed:
         return _one_bit(graph, node, read)
+    if x is not None and holds_nan(x):
+        return refuse(graph, node, "QAT104", "the constant cannot be quantized: it holds NaN")
     if np.any(np.abs(read.zero - np.rint(read.zero)) > _FRACTION):
         return _between_integers(graph, node, read, x)
     params = grid(graph, node, read.scale, read.zero, read.bounds)
@@ -155,6 +157,9 @@ def _quantizer(graph: QuantGraph, node: Node) -> _Quantizer | None:
     scale, zero = constant_input(graph, node, 1, "scale"), constant_input(graph, node, 2, "zero point")
     bits, mode = number(graph, node, "bitwidth", 3), _mode(graph, node, "ROUND")
     if scale is None or zero is None or bits is None or mode is None:
+        return None
+    if not np.isfinite(zero).all():
+        refuse(graph, node, "QAT202", "the zero point is not finite")
         return None
     if not 1 <= bits <= _WIDEST:
         refuse(graph, node, "QAT103", f"{bits:g} bits are not an integer type of 1 to {_WIDEST} bits")

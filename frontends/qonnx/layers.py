@@ -67,6 +67,8 @@ def channels_first(graph: QuantGraph, node: Node) -> bool:
     """A standard operator between two transpositions."""
     op = node.op.removesuffix("NHWC")
     weighted = op == "Conv"
+    if len(node.inputs) < 1 + weighted:
+        raise NoMatch("it has no weight")
     rank = rank_of(node.inputs[1] if weighted and len(node.inputs) > 1 else node.inputs[0])
     if rank is None and "kernel_shape" in node.attrs:
         rank = len(node.attr("kernel_shape", [])) + 2
@@ -150,7 +152,7 @@ def _diagonal(whole: Array) -> Array | None:
 @LAYERS.on("XnorPopcountMatMul", domain=GENERAL)
 def counted_bits(graph: QuantGraph, node: Node) -> bool:
     """The number of equal bits is (a . w + K) / 2 with {0, 1} as {-1, 1}."""
-    weight = value_of(node.inputs[1])
+    weight = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
     if weight is None or weight.ndim != 2:
         raise NoMatch("its second operand is no constant matrix")
     name = node.inputs[1].name

@@ -175,7 +175,8 @@ class Reader:
             message = f"scales of shapes {list(a.shape)} and {list(b.shape)} have no product"
             refuse(self.graph, node, "QAT204", message)
             return None
-        scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))
+        with np.errstate(over="ignore"):  # an infinite scale is told where it is read
+            scale = np.asarray(a.reshape(-1).astype(np.float32) * b.reshape(-1).astype(np.float32) * np.float32(factor))
         name = f"{node.outputs[0].name}_accumulator_scale"
         return self.graph.constant(name, scale if scale.size > 1 else scale.reshape(()))
 

@@ -56,6 +56,17 @@ def speller(forms: st.DataObject) -> Spell:
     return spell
 
 
+def test_ends_that_do_not_belong_together() -> None:
+    b = Builder(opsets={"": 17, mct.DOMAIN: 1})
+    w = b.constant("w", np.ones((2, 32), np.float32))
+    ends = [b.constant(f"end{n}", np.full(n, n - 2.5, np.float32)) for n in (2, 3)]
+    v = b.node("WeightsUniformQuantizer", [w, *ends], "v", mct.DOMAIN, num_bits=8, per_channel=1, channel_axis=0)
+    b.node("Add", ["input", v], "output")
+    graph = nets.graph_of(nets.model_of(b, [2, 32]))
+    mct.FRONTEND.normalize(graph, FrontendOptions())
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
+
+
 @given(nets.networks(grids(), weight_low=-128), st.data())
 @settings(max_examples=40)
 def test_round_trip(network: Network, forms: st.DataObject) -> None:

@@ -207,6 +207,13 @@ def test_refused(op: str, attrs: dict[str, Any], words: str) -> None:
     assert words in found[0].message
 
 
+@pytest.mark.parametrize(("op", "domain"), [("XnorPopcountMatMul", GENERAL), ("Conv", CHANNELS_LAST)])
+def test_layers_without_a_weight_are_refused(op: str, domain: str) -> None:
+    b = Builder(opsets={"": 13, domain: 1})
+    b.node(op, ["input"], "output", domain)
+    assert [d.code for d in read(b, [1, 4, 4, 2]).diagnostics.errors] == ["QAT302"]
+
+
 # -- annotations ----------------------------------------------------------------------------------------------------
 
 

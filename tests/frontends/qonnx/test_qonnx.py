@@ -297,6 +297,15 @@ def test_refused(op: str, operands: list[object], attrs: dict[str, object], code
         graph.diagnostics.check()
 
 
+@pytest.mark.parametrize("mode", ["FLOOR", "ROUND_TO_ZERO"])
+@pytest.mark.parametrize("zero", [0.0, 0.5])
+def test_a_constant_without_numbers_has_no_integers(mode: str, zero: float) -> None:
+    operands: list[object] = [np.float32(v) for v in (0.5, zero, 4)]
+    weight = np.asarray([[[1.0], [np.nan], [2.0], [3.0]]], np.float32)
+    graph = one("Quant", operands, constant=weight, rounding_mode=mode)
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
+
+
 def test_doubles_and_integer_zero_points() -> None:
     """QKeras writes the scale as a double, zero point and width as int64."""
     graph = one("Quant", [np.float64(0.125), np.int64(0), np.int64(6)], signed=1, narrow=1, rounding_mode="ROUND")
