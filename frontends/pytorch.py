@@ -278,7 +278,8 @@ FRONTEND: Final = Frontend(
         "fasterai 0.4 (PT2E through export_qdq, on torchao 0.18; export_onnx)",
         "elasticai.creator 0.67 (quantized_grads)",
         "in their documented form: pytorch-quantization 2 (its own Q/DQ), ai8x-training, TI edgeai-torchmodelopt"
-        " (v2, fake quantization and converted, of powers of two, too; v3)",
+        " (v2, fake quantization and converted, of powers of two, too; v3), TinyNeuralNetwork's fake quantization"
+        " (roundings of PyTorch and of TFLite)",
     ),
     limits=(
         "the dynamo exporter drops quant_min and quant_max: they are read from the metadata of its nodes, or stated"

@@ -7,6 +7,7 @@ Where(x >= 0, Floor(x + 0.5), Ceil(x - 0.5))     Round(x)
 -Floor(-x + 0.5), Ceil(x - 0.5)                  Round(x)            half down (HGQ2's RND_MIN_INF, RND_ZERO)
 Sign(x) * Floor(|x|), x >= 0                     Floor(x)            rounding toward zero
 Floor(Clip(x, a, b))                             Clip(Floor(x), Floor(a), Floor(b))        and so Ceil
+QuantizeLinear(x + c * Sign(x))                  QuantizeLinear(x)   c a millionth of its step (TinyNeuralNetwork)
 
 They differ from it on exact ties at most. A clamp of the magnitude to [0, n] is one of the number to [-n, n].
 """
@@ -24,13 +25,14 @@ from qatc.compiler.quant import QuantParams, number_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common.chains import CLAMPS, affine_of, bounds_of, variable_of
 from qatc.frontends.common.clamps import COMPARISONS
-from qatc.frontends.common.integers import FAR
+from qatc.frontends.common.integers import FAR, is_q
 
 _RULES: Final = Rules("roundings")
 _SIGN_KEPT: Final = frozenset(
     {"AveragePool", "GlobalAveragePool", "Mul", "Div", "MaxPool", "Reshape", "Flatten", "Transpose"}
 )
 _LONGEST: Final = 8  # operators between a magnitude and its sign
+_NUDGE: Final = 1e-5  # of a step; float32 itself rounds a number of 255 steps by more
 _Step = tuple[str, list[Tensor]]  # an operator of one number, and its constants
 
 
@@ -115,13 +117,19 @@ def less_half(graph: QuantGraph, tensor: Tensor, half: float = 0.5) -> Tensor | 
 
 def _less_half_of_sign(graph: QuantGraph, tensor: Tensor) -> Tensor | None:
     """The number to which half of its sign is added."""
+    found = _less_part_of_sign(graph, tensor)
+    return found[0] if found is not None and found[1] == 0.5 else None
+
+
+def _less_part_of_sign(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float] | None:
+    """The number to which its sign is added, and how many times that is."""
     total = graph.producer(tensor)
     for x, part in (total.inputs, total.inputs[::-1]) if is_op(total, "Add") else ():
         product = graph.producer(part)
         for signs, factor in (product.inputs, product.inputs[::-1]) if is_op(product, "Mul") else ():
-            sign = graph.producer(signs)
-            if number_of(value_of(factor)) == 0.5 and is_op(sign, "Sign") and sign.inputs[0] is x:
-                return x
+            sign, times = graph.producer(signs), number_of(value_of(factor))
+            if times is not None and is_op(sign, "Sign") and sign.inputs[0] is x:
+                return x, times
     return None
 
 
@@ -194,6 +202,22 @@ def never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
             return False
         current = node.inputs[0]
     return False
+
+
+@_RULES.on("Sign")
+def half_away_by_nudge(graph: QuantGraph, node: Node) -> bool:
+    """A number that is moved away from zero by next to nothing, so that a tie is rounded as TFLite rounds it."""
+    product = graph.only_consumer(node.outputs[0])
+    total = graph.only_consumer(product.outputs[0]) if is_op(product, "Mul") else None
+    found = _less_part_of_sign(graph, total.outputs[0]) if total is not None else None
+    if total is None or found is None:
+        return False
+    changed = False
+    for reader in graph.consumers(total.outputs[0]):
+        scale = value_of(reader.inputs[1]) if is_q(reader) else None
+        if scale is not None and 0 <= found[1] <= _NUDGE * scale.min(initial=np.inf):
+            reader.inputs[0], changed = found[0], True
+    return changed
 
 
 # -- choices, and clamps under them -------------------------------------------------------------------------------

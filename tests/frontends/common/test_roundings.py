@@ -221,3 +221,19 @@ def test_values_that_wrap_around_are_said_to(modulo: str) -> None:
         True,
         True,
     )
+
+
+NUDGED = "i = Sign(x) n = Mul({times}, i) k = Add(x, n) q = QuantizeLinear(k, s, z) y = DequantizeLinear(q, s, z)"
+
+
+@pytest.mark.parametrize(("times", "stays"), [(1e-6 * 0.25, False), (0.01 * 0.25, True), (-1e-6 * 0.25, True)])
+def test_a_nudge_away_from_zero_before_a_quantizer_moves_ties_alone(times: float, stays: bool) -> None:
+    """TinyNeuralNetwork's rounding_mode "tflite"; what moves more than ties, or ties to zero, is left."""
+    text = _text(NUDGED.format(times="t")).replace("float n = {7}", f"float t = {{{times}}}, uint8 z = {{3}}")
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    ops = [n.op for n in graph.nodes]
+    assert ops == (["Sign", "Mul", "Add", "FakeQuant"] if stays else ["FakeQuant"])
+    x = np.asarray([[-70, -1.3, -0.9, -0.2], [0.2, 1.1, 1.6, 90]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
