@@ -339,6 +339,8 @@ class IntegerGraph:
     # Output of a Lookup that is its input times a function of it which is rounded first (x * Sigmoid(x) with a grid
     # between) -> that grid. The table holds the whole; two kernels may be faster than it.
     factors: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
+    # Output of a Lookup with roundings on the way -> its table where their ties (float32's error away) fall otherwise.
+    doubts: dict[str, Array] = field(default_factory=dict[str, Array])
     # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
     shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
     # Quantized tensor that is stored from 0 on -> by how much its integers are smaller than the bytes of the file.

@@ -38,6 +38,10 @@ _SHOWN: Final = 8  # elements of an array that a dump lists
 _DIGESTED: Final = 1 << 20  # elements of the largest array whose digest a dump gives
 _CHUNK: Final = 1 << 18  # elements rounded at a time: no float copy of a large weight, and the cache holds them
 
+# By how much float32 may miss a value of an element-wise function, relative to it or to 1, whichever is larger: the
+# longest exported one (GELU through Erf) has nine operators, and ONNX Runtime's own exp, tanh and erf are within four
+# units in the last place (measured, docs/verification.md).
+FUNCTION_ERROR: Final = 32 * 2.0**-24
 SMALLEST: Final = float(np.finfo(np.float32).tiny)  # what float32 holds with all its digits
 LARGEST: Final = float(np.finfo(np.float32).max)
 
@@ -266,6 +270,22 @@ class QuantParams:
             part = self.part_of(block)
             self._quantize_into(x[block], result[block], scale[part], zero[part])
         return result
+
+    def on_other_side(self, x: Array) -> Integers | None:
+        """The integers of an element-wise function's values x (float64; one scale), each tie rounded the other way.
+
+        A tie is what float32 cannot tell from one; all others are rounded as `quantize` does. None where there is none.
+        """
+        with np.errstate(invalid="ignore"):  # infinite steps are no ties
+            steps = x / self.scale[0]
+            down = np.floor(steps)
+            tied = np.abs(steps - down - 0.5) <= FUNCTION_ERROR * np.maximum(np.abs(steps), 1 / self.scale[0])
+        if not tied.any():
+            return None
+        integers = self.quantize(x.astype(np.float32))
+        below, above = (np.clip(down[tied] + n + self.zero_point[0], self.qmin, self.qmax) for n in (0, 1))
+        integers[tied] = np.where(integers[tied] == below, above, below)
+        return integers
 
     def _quantize_into(self, x: Array, out: Array, scale: Array, zero: Array) -> None:
         with np.errstate(over="ignore"):  # what is infinite in steps saturates like any other

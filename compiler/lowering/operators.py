@@ -38,6 +38,7 @@ def as_function(state: State, node: Node) -> Function | None:
     if any(r is None or r[0] is not root or r[1] != at for r in roots):
         return None
     operands: list[Values | None] = []
+    others: dict[int, Values] = {}  # operand -> its values where ties fell to the other side
     texts: list[str] = []
     longest = 0  # dimensions of the constants: more than the tensor's own would change the result's shape
     for tensor, scalar in zip(node.inputs, scalars, strict=True):
@@ -55,6 +56,8 @@ def as_function(state: State, node: Node) -> Function | None:
             texts.append(f"{scalar:.6g}")
             continue
         known = _function_of(state, tensor, root)
+        if known.other is not None:
+            others[len(operands)] = known.other
         operands.append(known.values)
         texts.append(known.text)
     rank = rank_of(root)
@@ -65,7 +68,9 @@ def as_function(state: State, node: Node) -> Function | None:
         return None
     text = texts[0] if node.op in ("Requantize", "Identity") else f"{node.op}({', '.join(texts)})"
     codes = 256 if at is None else 3
-    return Function(root, np.broadcast_to(values, (codes,)), text if len(text) < 200 else f"{node.op}(...)", at)
+    text = text if len(text) < 200 else f"{node.op}(...)"
+    other = evaluate(node, [others.get(i, v) for i, v in enumerate(operands)]) if others else None
+    return Function(root, np.broadcast_to(values, (codes,)), text, at, other)
 
 
 def _scalar(state: State, node: Node, tensor: Tensor) -> float | None:
@@ -109,8 +114,12 @@ def table(state: State, function: Function, out: Tensor) -> bool:
         return False
     integers = params.quantize(function.values.astype(np.float32))  # in float32, as the model rounds
     state.tables[id(out)] = (function, integers)
-    real = params.dequantize(integers).astype(np.float64)
-    state.functions[id(out)] = Function(function.root, real, function.text)
+    other = params.on_other_side(function.values)
+    if function.other is not None:
+        before = params.quantize(function.other.astype(np.float32))
+        other = before if other is None else np.where(before == integers, other, before)
+    real, away = params.dequantize(integers), None if other is None else params.dequantize(other).astype(np.float64)
+    state.functions[id(out)] = Function(function.root, real.astype(np.float64), function.text, other=away)
     return True
 
 

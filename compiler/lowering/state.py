@@ -60,13 +60,15 @@ class Function:
     """A tensor that is an element-wise function of an 8-bit `root`: its real value for each of the root's 256 codes.
 
     With `at` the root is a tensor of real numbers that is compared with this number alone: the function has three
-    values, for a root below it, at it and above.
+    values, for a root below it, at it and above. `other` has what becomes of it where ties that are rounded on the way
+    fall to the other side; None where there are none.
     """
 
     root: Tensor
     values: Values
     text: str
     at: float | None = None
+    other: Values | None = None
 
 
 @dataclass
@@ -211,6 +213,8 @@ class State:
             Lookup, f"Lookup_{tensor.name}", inputs, (self.new_int(tensor),), lo=int(reached.min()),
             hi=int(reached.max()), function=function.text, source=self._node(tensor),
         )  # fmt: skip
+        if function.other is not None:
+            self.build.graph.doubts[name] = params.quantize(function.other.astype(np.float32))
         factor = self._factor(tensor, function.root)
         if factor is not None:
             self.build.graph.factors[name] = factor

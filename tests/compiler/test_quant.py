@@ -235,3 +235,17 @@ def test_parameters_print_and_compare(params):
     assert str(params).startswith(params.dtype)
     assert params == params.with_range(params.qmin, params.qmax)
     assert params.same_grid(params.with_range(params.qmin, params.qmin))
+
+
+@given(grids(BYTES), st.integers(-300, 300), st.sampled_from([0.0, 1e-9, -1e-9, 0.01, -0.01]))
+def test_the_other_side_of_a_tie_is_the_other_neighbor(params: QuantParams, steps: int, beside: float) -> None:
+    real = np.asarray([steps + 0.5 + beside, 0.25]) * params.scale[0]
+    other = params.on_other_side(real)
+    if abs(beside) > 1e-3 * max(1, 1 / params.scale[0]):
+        assert other is None
+    elif not beside:
+        assert other is not None
+        zero = params.zero_point[0]
+        both = np.clip([steps + zero, steps + 1 + zero], params.qmin, params.qmax)
+        mine = params.quantize(real.astype(np.float32))
+        np.testing.assert_array_equal(sorted([other[0], mine[0]]), both)

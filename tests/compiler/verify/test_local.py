@@ -12,10 +12,11 @@ import onnx.parser
 import pytest
 
 from qatc import compile_model
-from qatc.compiler.integer import Conv, Float, MatMul
+from qatc.compiler.integer import Conv, Float, Lookup, MatMul
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify import verify
+from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.local import on_grid
 from qatc.compiler.verify.tally import Tally
 from tests.agreeing import lowered
@@ -61,6 +62,34 @@ def test_real_numbers_of_accumulators_are_right_but_for_float_error(steps: float
     found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds])
     assert found.passed == passed
     assert any("beyond float error" in check.message for check in found.local) != passed
+
+
+@pytest.mark.parametrize(("spoil", "max_lsb", "passed"), [(0, 1, True), (1, 1, False), (0, 0, False)])
+def test_ties_that_a_table_rounds_on_its_way_may_fall_to_either_side(spoil: int, max_lsb: int, passed: bool) -> None:
+    """Float32's error of a Sigmoid, and a whole step between it and its product: more than one of the result."""
+    text = net(
+        "(float[1,1,16,16] x) => (float[1,1,16,16] y)",
+        "a = A(x)\ns = Mul(a, k)\nt = B(s)\nm = Mul(a, t)\ny = A(m)",
+        "float k = {0.25}",
+    )
+    graph, model = lowered(text), onnx.parser.parse_model(text)
+    (table,) = (op for op in graph.ops if isinstance(op, Lookup))
+    name, mine = table.inputs[1], graph.constants[table.inputs[1]]
+    other = graph.doubts[table.output]  # as if the table had taken that side, and the simulation this one
+    differ = np.flatnonzero(other != mine)
+    assert differ.size > 10
+    assert np.abs(other.astype(int) - mine).max() > 1
+    graph.constants[name], graph.doubts[table.output] = other, mine.copy()
+    graph.doubts[table.output][differ[5]] += spoil
+    feeds = {"x": np.linspace(-64, 64, 256, dtype=np.float32).reshape(1, 1, 16, 16)}
+    found = verify(graph, ONNX, Simulation(model, "the file"), emitted(graph), [feeds], Limits(max_lsb=max_lsb))
+    assert all(check.passed for check in found.local) == passed
+
+
+def test_a_table_without_ties_on_its_way_has_no_other_side() -> None:
+    signature = "(float[1,1,4,4] x) => (float[1,1,4,4] y)"
+    assert not lowered(net(signature, "a = A(x)\ns = Sigmoid(a)\nm = Mul(a, s)\ny = A(m)")).doubts
+    assert not lowered(net(signature, "a = A(x)\ns = Mul(a, k)\nt = A(s)\ny = B(t)", "float k = {0.3137}")).doubts
 
 
 @pytest.mark.parametrize("spoiled", [False, True])
