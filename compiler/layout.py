@@ -50,15 +50,16 @@ def layouts(graph: IntegerGraph) -> dict[str, str]:
 
 
 def _walk(graph: IntegerGraph, name: str, neighbor: Callable[[str], Op | None], *, forward: bool) -> str | None:
-    order: list[int] | None = None
+    order, port = list[int](), graph.tensors[name].shape
     for _ in range(_FARTHEST):
         op = neighbor(name)
         match op:
             case Conv() | Pool():
                 shape = graph.tensors[name].shape
-                base = _NAMES.get(len(shape)) if shape is not None else None
-                return None if base is None else _before(base, order) if forward else _after(base, order)
-            case Move(op_type="Transpose") if order is None and "perm" in op.attrs:
+                if shape is None or port is None or len(port) != len(shape):  # broadcasting may have added axes
+                    return None
+                return _moved(_NAMES.get(len(shape), ""), order, forward=forward)
+            case Move(op_type="Transpose") if not order and "perm" in op.attrs:
                 order = [int(axis) for axis in op.attrs["perm"]]
             case Quantize() | Dequantize() | Rescale() | Lookup() | Elementwise() | Resize() | Softmax() | LayerNorm():
                 pass
@@ -68,13 +69,10 @@ def _walk(graph: IntegerGraph, name: str, neighbor: Callable[[str], Op | None], 
     return None
 
 
-def _before(base: str, order: list[int] | None) -> str:
-    """The layout in front of a Transpose whose result has the layout `base`."""
-    if order is None:
-        return base
-    return "".join(base[order.index(axis)] for axis in range(len(base)))
-
-
-def _after(base: str, order: list[int] | None) -> str:
-    """The layout behind a Transpose whose operand has the layout `base`."""
-    return base if order is None else "".join(base[axis] for axis in order)
+def _moved(base: str, order: list[int], *, forward: bool) -> str | None:
+    """The layout in front of a Transpose whose result has the layout `base`, or behind one of such an operand."""
+    if not base or not order:
+        return base or None
+    if len(order) != len(base):
+        return None
+    return "".join(base[order.index(axis) if forward else order[axis]] for axis in range(len(base)))

@@ -92,7 +92,9 @@ def _is_mean(node: Node, then: Affine) -> bool:
 
 def is_open(node: Node) -> bool:
     """Whether the file leaves open how many elements a sum over whole dimensions has."""
-    shape, axes = shape_of(node.inputs[0]), _axes_of(node) if is_sum(node) and node.op != "AveragePool" else None
+    if not is_sum(node) or node.op == "AveragePool":
+        return False
+    shape, axes = shape_of(node.inputs[0]), _axes_of(node)
     return bool(axes) and not (shape and all(isinstance(shape[a % len(shape)], int) for a in axes or ()))
 
 

@@ -17,6 +17,7 @@ from qatc.compiler.integer import (
     LayerNorm,
     Lookup,
     MatMul,
+    Move,
     Op,
     Pool,
     Quantize,
@@ -57,8 +58,8 @@ def check_read(graph: IntegerGraph) -> None:
 
 
 def _check_operands(graph: IntegerGraph, op: Op) -> None:
-    if type(op) not in _OPERANDS:  # an ONNX operator, which ONNX Runtime checks
-        if not any(op.inputs):
+    if type(op) not in _OPERANDS:  # an ONNX operator, which ONNX Runtime checks; random numbers are made of nothing
+        if not any(op.inputs) and (op.inputs or isinstance(op, Move)):
             raise ValueError(f"{op.kind} {op.name} has no operand")
         return
     least, most, quantized = _OPERANDS[type(op)]

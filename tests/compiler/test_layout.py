@@ -1,7 +1,9 @@
+import pytest
+
 from qatc.compiler.layout import layouts
 from qatc.compiler.lowering import lower
 from qatc.compiler.passes.propagate import propagate
-from tests.graphs import stripped
+from tests.graphs import net, stripped
 
 QUANTIZED = """
 net (float[N,4,4,2] x) => (float[N,3,4,4] y, float[N,4,3,4] t)
@@ -34,3 +36,23 @@ net (float[N,4] x) => (float[N,4] y)
 """)
     propagate(graph)
     assert layouts(lower(graph)) == {}
+
+
+@pytest.mark.parametrize("perm", ["", "[2,0,1]"])
+def test_an_image_that_gets_its_batch_by_broadcasting_has_no_layout(perm: str) -> None:
+    """It has three dimensions, its convolution four: it was NCHW, or with a Transpose a ValueError."""
+    moved = f"b = Transpose<perm = {perm}>(a)" if perm else "b = Identity(a)"
+    body = f"""
+        a = A(x)
+        {moved}
+        k = A(mean)
+        s = Sub(b, k)
+        t = A(s)
+        v = B(w)
+        c = Conv(t, v)
+        y = A(c)
+    """
+    constants = "float[1,2,1,1] mean = {0.5, 1.0}, float[1,2,1,1] w = {1.0, -1.0}"
+    graph = stripped(net("(float[2,2,2] x) => (float[1,1,2,2] y)", body, constants))
+    propagate(graph)
+    assert layouts(lower(graph)) == {"y": "NCHW"}

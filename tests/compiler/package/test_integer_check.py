@@ -16,6 +16,7 @@ from qatc.compiler.integer import (
     Float,
     IntegerGraph,
     Lookup,
+    Move,
     Op,
     Pool,
     Tensor,
@@ -43,7 +44,9 @@ def _graph(op: Op, **tensors: Tensor) -> IntegerGraph:
     return IntegerGraph("net", ["x"], ["y"], [op], described, {"w": np.zeros((8, 3, 1, 1), np.uint8)}, 17)
 
 
-@pytest.mark.parametrize("op", [_CONV, _POOL, _TABLE, _FLOAT, _SUM, replace(_CONV, inputs=("x", "w", ""))])
+@pytest.mark.parametrize(
+    "op", [_CONV, _POOL, _TABLE, _FLOAT, _SUM, replace(_CONV, inputs=("x", "w", "")), replace(_FLOAT, inputs=())]
+)
 def test_what_can_be_run(op: Op) -> None:
     check_read(_graph(op))
 
@@ -55,6 +58,7 @@ def test_what_can_be_run(op: Op) -> None:
         (replace(_CONV, inputs=("x", "")), "cannot have the operands"),
         (replace(_POOL, inputs=("x", "x")), "cannot have the operands"),
         (replace(_FLOAT, inputs=("", "")), "has no operand"),
+        (Move("move", (), ("y",), op_type="Identity", attrs={}), "has no operand"),
         (replace(_SUM, inputs=("x",)), "cannot have the operands"),
         (replace(_SUM, inputs=("x", "x", "")), "which is not quantized"),
         (replace(_SUM, op="Mul"), "cannot have the operands"),

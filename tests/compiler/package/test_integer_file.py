@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.parser
 import pytest
 from jsonschema import Draft202012Validator
 from onnx import TensorProto
 
-from qatc import compile_model
+from qatc import compile_model, verify_package
 from qatc.compiler.compare.package import open_package
 from qatc.compiler.integer import Conv, Float, IntegerGraph, Move, Quantize, Rescale, integer_tensor
 from qatc.compiler.integer import Tensor as GraphTensor
@@ -22,6 +22,7 @@ from qatc.compiler.package.integer_file import TRANSFORMS, integer_document, rea
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.sessions import OrtEvaluator
+from tests.graphs import net
 
 CORPUS = Path(__file__).resolve().parents[2] / "corpus"
 MODELS = ["fx-u8pc__vit", "tfmot-op13__acts_mix", "drpai__resnet8", "ort-qdq__shared", "tfmot-op13__w4_perchannel"]
@@ -230,3 +231,20 @@ def test_a_tensor_in_the_file_holds_its_data(harm: str) -> None:
         integer_file._constant(entry, {}, np.zeros(0, np.uint8))  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(ValueError, match=r"in another file|bytes of data|elements but"):
         integer_file._value({"onnx": attribute})  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_network_of_random_numbers_is_a_package(tmp_path: Path) -> None:
+    """An operator without inputs was an IndexError of the compile, or a package that is none."""
+    body = """
+        r = RandomNormal<shape = [4, 8], seed = 1.0>()
+        a = A(r)
+        b = A(x)
+        y = Add(a, b)
+        z = RandomUniform<shape = [2], seed = 1.0>()
+    """
+    model = onnx.parser.parse_model(net("(float[4, 8] x) => (float[4, 8] y, float[2] z)", body))
+    onnx.save(model, tmp_path / "net.onnx")
+    package = compile_model(tmp_path / "net.onnx", qat=True, output=tmp_path / "p", verify=False).package
+    assert package is not None
+    found = verify_package(package)
+    assert not [d for d in found.diagnostics if d.code == "QAT502"]
