@@ -163,8 +163,8 @@ def enforce(limit: int) -> bool:
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = limit + _RESERVED
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    wanted = min(limit + _RESERVED, sys.maxsize if hard == resource.RLIM_INFINITY else hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
     return True
 
 

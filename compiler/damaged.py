@@ -21,6 +21,8 @@ ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZi
 HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError, tokenize.TokenError)
 #: Of pictures, as Pillow decodes them (and its own DecompressionBombError).
 IMAGE: Final = (OSError, ValueError, SyntaxError)
+#: The formats that Pillow is asked for, whatever a file is called: of the others some raise anything, or run programs.
+PICTURES: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def reason(error: BaseException) -> str:

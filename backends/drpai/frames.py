@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import shutil
 import tempfile
 from importlib import import_module
@@ -11,13 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from qatc.compiler.damaged import IMAGE
+from qatc.compiler.damaged import IMAGE, PICTURES
 from qatc.compiler.diagnostics import misused, printable
 from qatc.compiler.quant import Array
 
 _MEAN: Final = (0.485, 0.456, 0.406)  # of the training images, red first, as the vendor's script has them
 _STD: Final = (0.229, 0.224, 0.225)
 _MARGIN: Final = 256 / 224  # the shorter side before the crop, in sides of the crop
+_MOST_PIXELS: Final = 1 << 27
 _IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
@@ -37,6 +39,8 @@ def first_input(model: Path) -> tuple[str, list[int]] | None:
     from google.protobuf.message import DecodeError
 
     try:
+        if not model.is_file():  # a pipe would be waited for
+            return None
         graph = onnx.ModelProto.FromString(model.read_bytes()).graph
     except (OSError, DecodeError):
         return None
@@ -79,14 +83,17 @@ def frames_file(folder: Path, shape: list[int]) -> tuple[str, int]:
 def _frame(pillow: Any, path: Path, shape: list[int]) -> Array:
     _, channels, height, width = shape
     try:
-        with pillow.open(path) as opened:
+        with pillow.open(path, formats=PICTURES) as opened:
             image = opened.convert("RGB" if channels == 3 else "L")
+        scale = max(width * _MARGIN / image.width, height * _MARGIN / image.height)
+        size = round(image.width * scale), round(image.height * scale)
+        if math.prod(size) > _MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels become {size[0]:,} x {size[1]:,}")
     except (*IMAGE, pillow.DecompressionBombError) as error:
         reason = printable(str(error) or type(error).__name__)
         message = f"cannot read the image {printable(str(path))}: {reason}"
         raise misused(message, "remove the file, or save it again as png", "QAT008") from error
-    scale = max(width * _MARGIN / image.width, height * _MARGIN / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), pillow.Resampling.BILINEAR)
+    image = image.resize(size, pillow.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
     pixels = pixels.reshape(height, width, channels)

@@ -237,7 +237,7 @@ def _files(path: Path, expected: str) -> tuple[Path, ...]:
         return files
     if not path.is_file():
         hint = f"give an .npy, an .npz or a folder of them; inputs: {expected}"
-        raise fail("QAT008", f"{shown} does not exist", hint=hint)
+        raise fail("QAT008", f"{shown} {'is no regular file' if path.exists() else 'does not exist'}", hint=hint)
     if path.suffix.lower() not in _SUFFIXES:
         raise fail("QAT008", f"{shown} is neither an .npy nor an .npz file", hint=hint)
     return (path,)

@@ -155,8 +155,8 @@ def in_our_words(args: list[str]) -> tuple[list[str], list[str]]:
 def _translated(args: list[str], name: str, translate: Translate) -> tuple[list[str], list[str]]:
     try:
         translated, said = translate(args)
-    except ValueError as error:
-        raise click.UsageError(f"-t {name}: {error}") from error
+    except (OSError, ValueError) as error:  # of a folder of images that cannot be read, too
+        raise click.UsageError(f"-t {name}: {printable(str(error))}") from error
     return translated, [f"{name}: {printable(line)}" for line in said]
 
 

@@ -121,7 +121,7 @@ def _are_limits(value: object) -> bool:
 
 
 def _is_limit(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+    return 0 <= _number(value) < math.inf
 
 
 def _are_bounds(value: object) -> bool:
@@ -129,7 +129,17 @@ def _are_bounds(value: object) -> bool:
 
 
 def _is_score(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return not math.isnan(_number(value))
+
+
+def _number(value: object) -> float:
+    """A real number as a float, NaN where it is none or no float holds it."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:

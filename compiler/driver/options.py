@@ -15,6 +15,7 @@ from qatc.compiler.graph import QuantGraph, Variable, shape_of
 from qatc.compiler.result import Json
 from qatc.compiler.target import read_toml
 
+_LARGEST: Final = 2**63 - 1  # dimension that a model can state
 _FILES: Final = ("calibrate", "ranges", "sign", "certificate")  # given as a path or as text
 
 
@@ -108,7 +109,7 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
         fits = have is None or (
             len(have) == len(shape) and all(not isinstance(h, int) or h == s for h, s in zip(have, shape, strict=True))
         )
-        if not fits or any(s <= 0 for s in shape):
+        if not fits or not all(0 < s <= _LARGEST for s in shape):
             message = f"the shape {list(shape)} does not fit the declared {list(have or ())}"
             hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
             wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))

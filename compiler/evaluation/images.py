@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from qatc.compiler.damaged import IMAGE
+from qatc.compiler.damaged import IMAGE, PICTURES
 from qatc.compiler.diagnostics import CompileError, fail, misused, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.quant import Array
@@ -105,7 +105,7 @@ class ImageData:
         pillow = _pillow()
         for path, label in self.files:
             try:
-                with pillow.open(path) as image:
+                with pillow.open(path, formats=PICTURES) as image:
                     if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
                         raise ValueError("its pixels are integers or floats of more than 8 bits")
                     value = self.preparation.of(image)

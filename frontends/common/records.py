@@ -32,7 +32,7 @@ def parsed(path: Path) -> Any:
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         hint = "name a file of ranges or encodings, which are text, with --ranges"
-        raise fail("QAT007", f"cannot read {path.name}: {reason(error)}", hint=hint) from error
+        raise fail("QAT007", f"cannot read {printable(str(path))}: {reason(error)}", hint=hint) from error
     active().ask(_PARSED * len(text), f"parsing {printable(path.name)}")
     try:
         return json.loads(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,24 @@ def test_a_damaged_image_is_told_by_its_name(tmp_path: Path) -> None:
     assert (done.exit_code, type(done.exception)) == (2, SystemExit)
     assert "QAT008 cannot read the image" in done.output
     assert "cut.png" in done.output
+
+
+def test_an_image_that_grows_beyond_reason_is_named(tmp_path: Path) -> None:
+    """One pixel high, it was to become as high as the input and a little more, and so wide."""
+    pytest.importorskip("PIL.Image").new("L", (1 << 24, 1)).save(tmp_path / "line.png")
+    with pytest.raises(CompileError, match=r"QAT008.*line\.png: 16777216 x 1 pixels become 306,783,378 x 18"):
+        translate(["--images", str(tmp_path), str(MODEL)])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of 255 bytes, and pipes")
+def test_what_cannot_be_looked_at_is_a_usage_error(tmp_path: Path) -> None:
+    """It was QAT015, standard output cannot be written; a pipe was waited for."""
+    done = CliRunner().invoke(cli.cli, ["compile", "-t", "drpai", "--images", "n" * 300, str(MODEL)])
+    assert (done.exit_code, "File name too long" in done.output) == (2, True), done.output
+    assert "QAT" not in done.output
+    os.mkfifo(tmp_path / "pipe.onnx")
+    done = CliRunner().invoke(cli.cli, ["compile", "-t", "drpai", "-s", "1,2", str(tmp_path / "pipe.onnx")])
+    assert (done.exit_code, "is not a regular file" in done.output) == (1, True), done.output
 
 
 def test_the_guides_recipe_keeps_its_accuracy(tmp_path: Path) -> None:

@@ -139,6 +139,14 @@ def test_the_command_stays_below_its_limit(tmp_path: Path, limit: int) -> None:
     assert peak < limit
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_a_limit_beyond_all_memory_is_none() -> None:
+    """It was an OverflowError in front of the command, and so a traceback."""
+    code = "from qatc.compiler.budget import enforce, parse_size; print(enforce(parse_size('99999999999GiB')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_the_words_of_onnx_runtime() -> None:
     assert memory_ran_out(RuntimeError("... Exception during initialization: std::bad_alloc"))
     assert memory_ran_out(RuntimeError("AllocateRawInternal Failed to allocate memory for requested buffer of size 1"))

@@ -446,6 +446,10 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     assert "cannot read the image" in str(refused(tmp_path, NCHW))
+    surface = np.zeros(31, "<u4")  # of a texture, whose reader raises NotImplementedError
+    surface[[0, 2, 3, 18]] = 124, 8, 8, 32
+    (tmp_path / "a.png").write_bytes(b"DDS " + surface.tobytes())
+    assert "cannot identify image file" in str(refused(tmp_path, NCHW))
     ppm(tmp_path / "a.ppm", pixels(0, 4, 6, 3))
     assert "is no image of fixed size" in str(refused(tmp_path, ONE))
 

@@ -280,6 +280,7 @@ def test_wrong_names_and_counts(tmp_path: Path):
 
 def test_files_that_cannot_be_read(tmp_path: Path):
     assert "nothing.npy does not exist" in complaint(tmp_path / "nothing.npy", [PORT])
+    assert "/dev/null is no regular file" in complaint(Path("/dev/null"), [PORT])
     assert "has no .npy" in complaint(tmp_path, [PORT])
     (tmp_path / "x.npy").write_bytes(b"no array")
     assert "cannot read" in complaint(tmp_path / "x.npy", [PORT])
