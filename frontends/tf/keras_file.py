@@ -49,8 +49,8 @@ _TF_FUNCTIONS: Final = re.compile(
     r"|round|shape|sigmoid|slice|split|sqrt|square|squeeze|stack|strided_slice|subtract|tanh|tensordot|tile|transpose"
     r"|truediv|unstack|where|zeros_like"
 )
-_MEMBERS: Final = frozenset({"metadata.json", "config.json", "model.weights.h5"})
-_LARGEST: Final = {"metadata.json": 1 << 20, "config.json": 1 << 26, "model.weights.h5": 1 << 32}  # bytes, unpacked
+_WEIGHTS: Final = "model.weights.h5"
+_LARGEST: Final = {"metadata.json": 1 << 20, "config.json": 1 << 26, _WEIGHTS: 1 << 32}  # bytes of members, unpacked
 _ZIP: Final = b"PK\x03\x04"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _CUSTOM: Final = (
@@ -85,7 +85,7 @@ def _zipped(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {m.filename: m.file_size for m in archive.infolist()}
-            strange = sorted(sizes.keys() - _MEMBERS)
+            strange = sorted(sizes.keys() - _LARGEST.keys())
             if strange:  # weights as .npz are pickles, assets are files that a layer reads
                 raise fail(
                     "QAT013", f"{path.name} holds {strange[0]}, which is no part of a plain network", hint=_CUSTOM
@@ -95,6 +95,10 @@ def _zipped(path: Path) -> object:
                     message = f"{name} in {path.name} unpacks to {sizes[name]:,} bytes, more than {limit:,}"
                     raise fail("QAT005", message)
             config, metadata = (_json(path, archive.read(n)) for n in ("config.json", "metadata.json"))
+            if sizes.get(_WEIGHTS):  # what is empty Keras refuses
+                h5py: Any = import_module("h5py")
+                with archive.open(_WEIGHTS) as stream, h5py.File(stream, "r") as file:
+                    _refuse_outside(path, h5py, file)
     except (*ARCHIVE, KeyError) as error:
         hint = "the file is damaged, or it was not written by model.save"
         raise fail("QAT012", f"{path.name} is not a whole Keras archive: {error}", hint=hint) from error
@@ -109,9 +113,7 @@ def _hdf5(path: Path) -> object:
     h5py: Any = import_module("h5py")
     try:
         with h5py.File(path, "r") as file:
-            outside = next(_outside(h5py, file), None)
-            if outside is not None:
-                raise fail("QAT013", f"{path.name} reads {outside}", hint="save the network with all data in one file")
+            _refuse_outside(path, h5py, file)
             text = file.attrs.get("model_config")
     except (OSError, RuntimeError, ValueError) as error:
         raise fail("QAT012", f"{path.name} is not a whole HDF5 file: {error}", hint="copy or save it again") from error
@@ -119,6 +121,13 @@ def _hdf5(path: Path) -> object:
         hint = "save the whole model with model.save, not with model.save_weights"
         raise fail("QAT012", f"{path.name} holds weights alone, no network", hint=hint)
     return _json(path, text)
+
+
+def _refuse_outside(path: Path, h5py: Any, file: Any) -> None:
+    """Refuse a file that has its weights from others: whatever lies on the machine would end in the package."""
+    outside = next(_outside(h5py, file), None)
+    if outside is not None:
+        raise fail("QAT013", f"{path.name} reads {outside}", hint="save the network with all data in one file")
 
 
 def _outside(h5py: Any, file: Any) -> Iterator[str]:
@@ -135,11 +144,13 @@ def _outside(h5py: Any, file: Any) -> Iterator[str]:
             if isinstance(link, h5py.ExternalLink):
                 yield f"{link.filename} through a link"
                 continue
-            inner = group[name]
+            inner = group.get(name)  # None where a link leads nowhere
             if isinstance(inner, h5py.Group):
                 waiting.append(inner)
-            elif inner.external:
-                yield f"{inner.external[0][0]} as the content of {name}"
+            elif isinstance(inner, h5py.Dataset):
+                parts = [part[0] for part in inner.external or ()]
+                parts += [source.file_name for source in inner.virtual_sources()] if inner.is_virtual else []
+                yield from (f"{part} as the content of {name}" for part in parts if part != ".")
 
 
 def _table(value: object) -> dict[str, object]:
@@ -149,7 +160,7 @@ def _table(value: object) -> dict[str, object]:
 def _json(path: Path, text: str | bytes) -> object:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise fail(
             "QAT012", f"the description in {path.name} is not JSON: {error}", hint="save the model again"
         ) from error

@@ -92,11 +92,13 @@ def test_depth_is_no_obstacle() -> None:
 
 
 # -- the archive ----------------------------------------------------------------------------------------------------
-def archive(path: Path, config: object = NETWORK, *, version: str = "2.21.0", **others: bytes) -> Path:
+def archive(
+    path: Path, config: object = NETWORK, *, version: str = "2.21.0", weights: bytes = b"", **others: bytes
+) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("metadata.json", json.dumps({"keras_version": version}))
         file.writestr("config.json", config if isinstance(config, bytes) else json.dumps(config))
-        file.writestr("model.weights.h5", b"")
+        file.writestr("model.weights.h5", weights)
         for name, content in others.items():
             file.writestr(name.replace("__", "/"), content)
     return path
@@ -153,3 +155,51 @@ def test_an_archive_that_unpacks_to_too_much(tmp_path: Path) -> None:
     message = refused(archive(tmp_path / "net.keras", b" " * ((1 << 26) + 1)))
     assert "QAT005" in message
     assert "67,108,865 bytes" in message
+
+
+# -- HDF5 -----------------------------------------------------------------------------------------------------------
+def outside(h5py: Any, group: Any, way: str) -> None:
+    """Put something into HDF5 whose content lies in another file."""
+    if way == "link":
+        group["w"] = h5py.ExternalLink("/etc/other.h5", "w")
+    elif way == "raw":
+        group.create_dataset("w", (2,), "<f4", external=[("/etc/hostname", 0, 8)])
+    else:
+        layout = h5py.VirtualLayout((2,), "<f4")
+        layout[:] = h5py.VirtualSource("/etc/other.h5", "w", (2,))
+        group.create_virtual_dataset("w", layout)
+
+
+@pytest.mark.parametrize("way", ["link", "raw", "virtual"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_weights_in_other_files_are_refused(tmp_path: Path, zipped: bool, way: str) -> None:
+    h5py: Any = pytest.importorskip("h5py")
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(NETWORK)
+        outside(h5py, file.create_group("layers/dense"), way)
+    if zipped:
+        path = archive(tmp_path / "net.keras", weights=path.read_bytes())
+    message = refused(path)
+    assert "QAT013" in message
+    assert "/etc/" in message
+
+
+def test_links_and_types_inside_are_no_obstacle(tmp_path: Path) -> None:
+    h5py: Any = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps(NETWORK)
+        file["w"], file["again"], file["nowhere"] = [1.0, 2.0], h5py.SoftLink("/w"), h5py.SoftLink("/none")
+        file["kind"] = file["w"].dtype
+        layout = h5py.VirtualLayout((2,), "<f8")
+        layout[:] = h5py.VirtualSource(file["w"])
+        file.create_virtual_dataset("own", layout)
+    check(tmp_path / "net.h5")
+    check(archive(tmp_path / "net.keras", weights=(tmp_path / "net.h5").read_bytes()))
+
+
+def test_a_description_that_is_no_text(tmp_path: Path) -> None:
+    h5py: Any = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.attrs["model_config"] = 5
+    assert "not JSON" in refused(tmp_path / "net.h5")
