@@ -24,7 +24,7 @@ from qatc.compiler.diagnostics import CompileError, Diagnostics, fail
 from qatc.compiler.graph import Constant, Dim, Node, QuantGraph, Tensor, Variable, is_constant, value_of
 from qatc.compiler.model.fallbacks import refuse_fallbacks
 from qatc.compiler.model.inlining import inline
-from qatc.compiler.model.links import label_of
+from qatc.compiler.model.links import CAPTURES, captures_of, label_of
 from qatc.compiler.model.node_check import NodeChecker, NodeRecord
 from qatc.compiler.model.protos import all_bodies, body_depth, captured_names, damaged_text, opsets_of, tensors_of
 from qatc.compiler.model.tensors import MAX_RANK, TensorError, TensorReader, shape_text
@@ -50,7 +50,6 @@ _QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _CALL: Final = "pkg.torch.onnx.fx_node"  # metadata of PyTorch's dynamo exporter: the call that a node is made of
 _DEEPEST: Final = 10  # levels of subgraphs: each takes ONNX Runtime up to 1.23 twice the time
 _NEWEST_OPSET: Final = 26
-CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 
 
 @dataclass(frozen=True)
@@ -425,8 +424,3 @@ def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
         for output in graph.output:
             if output.name in renamed:
                 graph.node.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))
-
-
-def captures_of(attrs: Mapping[str, Any]) -> list[str]:
-    """The names that the subgraphs of a node with these attributes read from outside; its last inputs are these."""
-    return cast("list[str]", attrs.get(CAPTURES, []))

@@ -372,7 +372,9 @@ class _Writer:
         grid = accumulator_grid(self.graph, node)
         if value is None or bias.name in self.graph.params or grid is None or value.ndim != 1:
             return None
-        scales = np.broadcast_to(np.asarray(grid, np.float32), value.shape)
+        if len(grid) > 1 and value.size not in (1, len(grid)):
+            return None
+        scales = np.asarray(grid, np.float32)
         step = result_step(self.graph, node.outputs[0])
         integers = np.rint(value.astype(np.float64) / scales)
         if step is None or np.abs(integers).max(initial=0) > 2**31 - 1:
@@ -437,8 +439,9 @@ def result_step(graph: QuantGraph, tensor: Tensor) -> float | None:
 
 # -- opset 21 -----------------------------------------------------------------------------------------------------
 
-# Operators whose meaning or form changes between opset 13 and 21 in a way that is not handled below.
-_FROZEN: Final = {"GroupNormalization": 21, "DFT": 20, "If": 16, "Loop": 16, "Scan": 16}
+# Operators whose meaning or form changes between opset 13 and 21 in a way that is not handled below: so may those in
+# bodies.
+_FROZEN: Final = {"GroupNormalization": 21, "DFT": 20, "If": 21, "Loop": 21, "Scan": 21}
 _REDUCTIONS: Final = frozenset(
     {
         "ReduceMax",

@@ -15,7 +15,8 @@ from onnx import TensorProto
 from qatc.backends.onnx.writer import Writer, tensor_type
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.integer import CHOOSERS, Float, Move
-from qatc.compiler.model_io import captures_of, node_proto
+from qatc.compiler.model.links import captures_of
+from qatc.compiler.model_io import node_proto
 from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 
 _WIDE: Final = frozenset({"int16", "uint16"})

@@ -6,7 +6,7 @@ Every node lists its tensors and every tensor its readers and its maker; graphsu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ Tensor: TypeAlias = "gs.Variable | gs.Constant"
 Dim: TypeAlias = "int | str | None"
 
 
+CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 _NUMBERS: Final = (int, float, np.number)
 _SHOWN: Final = 60  # characters of a value that a message shows
 _PLAIN: Final[type[list[Any]]] = list  # its methods change one side of a link alone
@@ -196,3 +197,8 @@ def repeats_into(part: Sequence[Dim] | None, whole: Sequence[Dim] | None) -> boo
 def rank_of(tensor: Tensor) -> int | None:
     """The number of dimensions, None where unknown."""
     return None if tensor.shape is None else len(tensor.shape)
+
+
+def captures_of(attrs: Mapping[str, Any]) -> list[str]:
+    """The names that the subgraphs of a node with these attributes read from outside; its last inputs are these."""
+    return cast("list[str]", attrs.get(CAPTURES, []))

@@ -14,7 +14,7 @@ import onnx
 import onnx.defs
 from onnx import AttributeProto
 
-from qatc.compiler.model.links import Node
+from qatc.compiler.model.links import Node, captures_of
 from qatc.compiler.model.protos import BODIES, MICROSOFT, domain_of
 
 _SPARSE: Final = ("Loop", "Scan")  # their states may be absent
@@ -128,7 +128,8 @@ class NodeChecker:
         form = self._form_of(node.domain, node.op)
         if form is None:
             return
-        yield from _wiring(form, node.op, [t.name for t in node.inputs], len(node.outputs))
+        own = len(node.inputs) - len(captures_of(node.attrs))
+        yield from _wiring(form, node.op, [t.name for t in node.inputs[:own]], len(node.outputs))
         if missing := form.required - node.attrs.keys():
             yield f"{node.op} needs the attribute {min(missing)}"
         for name, value in node.attrs.items():

@@ -47,6 +47,9 @@ def damaged_text(model: onnx.ModelProto) -> object:
             for port in (*graph.input, *graph.output, *graph.value_info):
                 texts.append(port.name)
                 texts += (d.dim_param for d in port.type.tensor_type.shape.dim)
+            for note in graph.quantization_annotation:
+                texts.append(note.tensor_name)
+                texts += (text for pair in note.quant_parameter_tensor_names for text in (pair.key, pair.value))
         for node in graph.node:
             texts += (node.name, node.op_type, node.domain)
             texts += node.input

@@ -16,9 +16,9 @@ import onnx
 
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.graph import Node, QuantGraph, Tensor, Variable, value_of
-from qatc.compiler.model.links import is_op, label_of
+from qatc.compiler.model.links import CAPTURES, captures_of, is_op, label_of
 from qatc.compiler.model.protos import captured_names, domain_of
-from qatc.compiler.model_io import CAPTURES, captures_of, dims_of
+from qatc.compiler.model_io import dims_of
 from qatc.compiler.passes.modernize import OPSET, UPGRADE
 from qatc.compiler.quant import number_of
 from qatc.compiler.rewrite import sweep

@@ -126,6 +126,29 @@ def test_a_shared_bias_is_written_once_for_each_reader():
     assert first.input[2] != second.input[2]
 
 
+def test_one_number_for_all_channels_of_a_gemm_is_one_for_each():
+    """It ended in an exception."""
+    text = """
+net (float[2,2] x) => (float[2,3] y)
+<float s = {0.0625}, uint8 z = {128}, int8[2,3] w = {1, -2, 3, 4, -5, 127}, float[3] ws = {0.5, 0.25, 0.125},
+ int8[3] wz = {0, 0, 0}, float[1] b = {0.5}, float os = {0.5}, uint8 oz = {3}>
+{
+  q = QuantizeLinear(x, s, z)
+  d = DequantizeLinear(q, s, z)
+  wd = DequantizeLinear <axis = 1> (w, ws, wz)
+  g = Gemm(d, wd, b)
+  gq = QuantizeLinear(g, os, oz)
+  y = DequantizeLinear(gq, os, oz)
+}
+"""
+    written = checked(to_qdq(stripped(text)))
+    (bias,) = [v for v in constants(written.model).values() if v.dtype == np.int32]
+    np.testing.assert_array_equal(bias, [16, 32, 64])
+    feeds = {"x": np.array([[1, -2], [0.5, 7]], np.float32)}
+    wanted = RunnableModel(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>{text}')).run(feeds)
+    np.testing.assert_array_equal(run(written, feeds)["y"], wanted["y"])
+
+
 def test_a_requantize_is_one_more_pair():
     text = """
     net (float[1,4] x) => (float[1,4] y, float[1,4] raw)
@@ -208,9 +231,10 @@ def test_sixteen_bits_raise_the_opset(dtype):
 
 def test_what_cannot_be_raised_uses_onnx_runtimes_own_operator():
     graph = identity_graph("int16")
-    graph.nodes[0].op = "GroupNormalization"
-    assert not can_raise(graph, 21)
-    assert "com.microsoft" in to_qdq(graph).notes[0]
+    for op in ("GroupNormalization", "If"):  # in whose branches may be a ReduceMean with axes as an attribute
+        graph.nodes[0].op = op
+        assert not can_raise(graph, 21)
+        assert "com.microsoft" in to_qdq(graph).notes[0]
 
 
 def test_wide_activations_are_refused():

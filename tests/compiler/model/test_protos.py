@@ -44,6 +44,8 @@ def rich() -> onnx.ModelProto:
     model.functions.append(function)
     model.graph.value_info.append(helper.make_tensor_value_info("q2", FLOAT, ["n", 4]))
     model.metadata_props.add(key="key", value="value")
+    note = model.graph.quantization_annotation.add(tensor_name="x")
+    note.quant_parameter_tensor_names.add(key="finn_datatype", value="INT8")
     return model
 
 
@@ -92,6 +94,16 @@ def test_bytes_that_are_no_text(tmp_path: Path, part: int) -> None:
             assert str(refusal).replace("\n", "").isprintable()
         count += 8
     assert count > 100
+
+
+@pytest.mark.parametrize("text", ["finn_datatype", "INT8"])
+def test_annotations_that_are_no_text(tmp_path: Path, text: str) -> None:
+    """QONNX's dialect alone reads them; they ended its compiles in an exception."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(rich().SerializeToString().replace(text.encode(), b"\xff" * len(text)))
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    with pytest.raises(CompileError, match=r"QAT004.*not UTF-8"):
+        compile_model(path, qat=True, verify=False, output=tmp_path / "out", dialect="qonnx")
 
 
 def test_bodies_are_found_at_any_depth_and_nodes_with_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx.defs
 
 from qatc.compiler.graph import FAKE_QUANT
-from qatc.compiler.passes.known import report_unknown, unknown
+from qatc.compiler.passes.known import report_malformed, report_unknown, unknown
 from tests.graphs import loaded
 
 BODY = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1, "vendor" : 1]>
@@ -39,3 +39,14 @@ def test_files_newer_than_onnx_are_not_judged() -> None:
     graph = loaded(BODY)
     graph.opset = onnx.defs.onnx_opset_version() + 1
     assert [n.op for n in unknown(graph)] == ["FancyPool", "FancyPool"]
+
+
+def test_what_a_body_captures_is_no_input_of_its_node() -> None:
+    """An If beside any vendor's node was refused: "If takes 1 inputs, not 2"."""
+    graph = loaded(
+        BODY.replace("[2] x)", "[2] x, bool k)").replace("d = Rleu(c)", "d = If(k) <then_branch = t () => (float[2] e)"
+        " { e = Neg(a) }, else_branch = f () => (float[2] h) { h = Add(a, c) }>")
+    )  # fmt: skip
+    assert [len(n.inputs) for n in graph.nodes if n.op == "If"] == [3]
+    report_malformed(graph)
+    graph.diagnostics.check()
