@@ -63,7 +63,7 @@ def macs_of(graph: IntegerGraph, op: Op) -> int:
         case "MatMul" | "Gemm" | "MatMulInteger":
             return _matmul(operands[0], out, transposed=bool(op.attrs.get("transA", 0)))
         case "MatMulNBits":
-            return _count(operands[0]) * int(op.attrs.get("N", 0))
+            return _count(operands[0]) * _number(op.attrs, "N", 0)
         case "Einsum":
             return _einsum(op.attrs, operands[: len(op.inputs)])
         case "LSTM" | "GRU" | "RNN":
@@ -81,6 +81,12 @@ def _shape(graph: IntegerGraph, name: str) -> Shape | None:
 
 def _count(shape: Shape | None) -> int:
     return 0 if shape is None else math.prod(d if isinstance(d, int) else 1 for d in shape)
+
+
+def _number(attrs: Mapping[str, Any], name: str, default: int) -> int:
+    """An attribute that is a number; of operators of other domains nobody has looked whether it is one."""
+    value = attrs.get(name, default)
+    return value if isinstance(value, int) else default
 
 
 def _conv(transposed: bool, operands: list[Shape | None], out: Shape | None) -> int:
@@ -130,8 +136,8 @@ def _attention(op: Float, operands: list[Shape | None]) -> int:
         return 0
     wide = _count(query)
     if key is None:  # queries, keys and values in one tensor
-        heads = int(op.attrs.get("num_heads", 1))
-        parts = 3.0 if len(query) == 5 else 1 + 2 * int(op.attrs.get("kv_num_heads", heads)) / heads
+        heads = max(1, _number(op.attrs, "num_heads", 1))
+        parts = 3.0 if len(query) == 5 else 1 + 2 * max(0, _number(op.attrs, "kv_num_heads", heads)) / heads
         wide, key = round(wide / parts), query
     length = _length(key) + (_length(past) if past is not None else 0)
     if value is None or op.op_type == "GroupQueryAttention":  # the values are as wide as the queries
@@ -150,7 +156,7 @@ def _width(op: Float, query: Shape, value: Shape) -> int:
     """The size of all heads' values together; groups of queries share one."""
     if len(value) == 4:
         return _count((query[1] if len(query) == 4 else value[1], value[3]))
-    own, shared = (int(op.attrs.get(name, 1)) for name in ("q_num_heads", "kv_num_heads"))
+    own, shared = (_number(op.attrs, name, 1) for name in ("q_num_heads", "kv_num_heads"))
     return _count(value[2:]) * max(1, own // max(1, shared))
 
 
@@ -170,6 +176,6 @@ def _recurrent(kind: str, attrs: Mapping[str, Any], operands: list[Shape | None]
     x = operands[0]
     if x is None or len(x) != 3:
         return 0
-    hidden, features = int(attrs.get("hidden_size", 0)), x[2] if isinstance(x[2], int) else 1
+    hidden, features = _number(attrs, "hidden_size", 0), x[2] if isinstance(x[2], int) else 1
     directions = 2 if attrs.get("direction") in (b"bidirectional", "bidirectional") else 1
     return _count(x[:2]) * directions * _RECURRENT_GATES[kind] * hidden * (features + hidden)

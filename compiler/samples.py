@@ -192,7 +192,7 @@ def index_limits(graph: QuantGraph) -> dict[str, int]:
 
 def _rows(table: Any, axis: int) -> int | None:
     value, rank = value_of(table), rank_of(table)
-    return int(value.shape[axis]) if value is not None and rank else None
+    return int(value.shape[axis]) if value is not None and rank and -rank <= axis < rank else None
 
 
 # -- the user's own samples ---------------------------------------------------------------------------------------

@@ -168,6 +168,10 @@ def test_shapes_are_known_behind_fused_operators() -> None:
             2 * 16 * 7,
         ),
         ("com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v)", {"q": "1,2,6", "k": "6", "v": "1,3,8"}, 0),
+        # numbers of heads that are none, which ONNX Runtime refuses
+        ("com.microsoft.MultiHeadAttention<num_heads = 0>(q)", {"q": "1,2,1,3,3"}, 2 * 2 * 6),
+        ('com.microsoft.MultiHeadAttention<num_heads = "two">(q)', {"q": "1,2,1,3,3"}, 2 * 2 * 6),
+        ("com.microsoft.GroupQueryAttention<num_heads = 0, kv_num_heads = -1>(q)", {"q": "1,2,4"}, 2 * 2 * 8),
         ("com.microsoft.QAttention<num_heads = 2>(q, w)", {"q": "1,5,4", "w": "4,12"}, 5 * 4 * 12 + 2 * 5 * 5 * 4),
         ("com.microsoft.MatMulNBits<K = 32, N = 8>(q, w, s)", {"q": "3,32", "w": "8,1,16", "s": "8"}, 3 * 32 * 8),
         ("com.microsoft.MatMulIntegerToFloat(q, w)", {"q": "3,4", "w": "4,5"}, 60),
