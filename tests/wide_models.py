@@ -86,6 +86,18 @@ def factors_in_a_row(count: int) -> onnx.ModelProto:
 
 
 @shape
+def factors_of_columns_in_a_row(count: int) -> onnx.ModelProto:
+    nodes = [*chained("Mul", count, "q2", "k"), *rounded(f"t{count - 1}", 0)]
+    return sound(nodes=nodes, result="r0", extra=[const("k", [1.0001, 0.9999, 1.0, 1.0])])
+
+
+@shape
+def factors_behind_a_curve(count: int) -> onnx.ModelProto:
+    nodes = [node("Softmax", ["q2"], ["c"]), *chained("Mul", count, "c", "k"), *rounded(f"t{count - 1}", 0)]
+    return sound(nodes=nodes, result="r0", extra=[const("k", 1.0001)])
+
+
+@shape
 def constants_in_a_row(count: int) -> onnx.ModelProto:
     nodes = [*chained("Add", count, "k", "k"), node("Add", ["q2", f"t{count - 1}"], ["y"])]
     return sound(nodes=nodes, result="y", extra=[const("k", [0.1] * 4)])

@@ -71,13 +71,15 @@ def affine(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 
 def is_coarse(state: State, node: Node) -> bool:
     """Whether an affine per channel stays float since its offsets are finer than a bias of the convolution can be."""
-    found = _affine_of(state, node) if node.op in _STEPS and not node.domain else None
+    if node.domain or node.op not in _STEPS:
+        return False
     out = node.outputs[0]
     while out.name not in state.graph.params:
         reader = state.graph.only_consumer(out)
         if reader is None or clamp_bounds(state.graph, reader) is None:
             return False
         out = reader.outputs[0]
+    found = _affine_of(state, node)
     return found is not None and _is_coarse(state, found, out)
 
 

@@ -27,6 +27,7 @@ from qatc.compiler.lowering.reductions import Affine, is_noise, is_open, reduced
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model.links import is_op, label_of
+from qatc.compiler.passes.leaves import LONGEST_CHAIN
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement
 from qatc.compiler.passes.products import is_product, is_sum, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
@@ -256,7 +257,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
     alpha = 1.0
     added: list[npt.NDArray[Any]] = []
     taken: list[Node] = []
-    while is_op(node, *_FUSED):
+    while is_op(node, *_FUSED) and len(taken) < LONGEST_CHAIN:
         found = constant_operand(state, node)
         if found is None:
             return

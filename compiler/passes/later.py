@@ -192,7 +192,8 @@ def split_by_count(graph: QuantGraph, node: Node) -> bool:
     count, shape = len(node.outputs), shape_of(node.inputs[0])
     if node.attrs.pop("num_outputs") != count:
         raise NoMatch(f"num_outputs is not the {count} outputs that it has")
-    size = shape[int(node.attr("axis", 0))] if shape is not None else None
+    axis = int(node.attr("axis", 0))
+    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
     if isinstance(size, int) and size % count:
         part = -(-size // count)
         sizes = np.asarray([part] * (count - 1) + [size - part * (count - 1)], np.int64)

@@ -165,6 +165,13 @@ def test_split_by_the_count_of_its_outputs(axis: int, size: int) -> None:
     assert newer.nodes[0].attrs["num_outputs"] == 2
 
 
+def test_a_split_along_an_axis_that_is_not_there_is_onnx_runtime_s_to_refuse() -> None:
+    """It ended in an exception."""
+    graph = loaded(model(17, "a, y = Split<axis = 7, num_outputs = 2>(x)"))
+    modernize(graph)
+    assert graph.nodes[0].attrs == {"axis": 7}
+
+
 @pytest.mark.parametrize(
     ("shape", "strides", "extra"), [((1, 2, 5), [2], 0), ((2, 1, 3, 4), [2, 3], [1, 0]), ((1, 1, 3), [1], 0)]
 )
