@@ -149,6 +149,16 @@ def _captures(record: NodeRecord) -> list[str]:
     return captured_names(record.proto) if record.has_bodies else []
 
 
+def _stated(record: NodeRecord) -> list[str]:
+    """A node's inputs without those that are left out at the end: a LayerNormalization whose bias is "" ends ONNX
+    Runtime's process (1.32). The ones of operators with bodies count as states.
+    """
+    count = len(record.inputs)
+    while count and not record.inputs[count - 1] and not record.has_bodies:
+        count -= 1
+    return record.inputs[:count]
+
+
 class _Reader:
     """Builds the graph of one ModelProto; errors are collected and raised together."""
 
@@ -227,7 +237,10 @@ class _Reader:
             hint = "export the model without conditions in conditions: trace it, or set what they depend on"
             self.found.error("QAT005", f"{deep} subgraphs lie in each other, more than {_DEEPEST}", hint=hint)
         for graph in all_bodies(holders):
-            self._check_nodes(map(NodeRecord.of, graph.node))
+            records = [NodeRecord.of(n) for n in graph.node]
+            self._check_nodes(records)
+            for record in records:
+                record.proto.input[:] = _stated(record)
             held = [t for node in graph.node for a in node.attribute for t in tensors_of(a)]
             for proto in (*graph.initializer, *held):
                 try:
@@ -317,7 +330,8 @@ class _Reader:
 
     def _node(self, record: NodeRecord) -> Node:
         captures = _captures(record)
-        inputs = [self._tensor(n) for n in record.inputs + captures]
+        stated = record.inputs if record.inputs[-1:] != [""] else _stated(record)
+        inputs = [self._tensor(n) for n in stated + captures]
         outputs = [self._tensor(n) for n in record.outputs]
         attrs = {a.name: self._attribute(a, record.proto) for a in record.attributes}
         if captures:

@@ -465,6 +465,19 @@ def test_names_that_bodies_capture(path: Path, condition: bool) -> None:
         np.testing.assert_array_equal(got[name], value)
 
 
+def test_inputs_that_are_left_out_at_the_end_are_gone(path: Path) -> None:
+    """A LayerNormalization with a bias of no name ends the process of ONNX Runtime 1.32, when it is optimized."""
+    body = """g (float[2] x, bool c) => (float[2] y) <float[2] w = {1, 2}> {
+        n = LayerNormalization(x, w, "")
+        y = If(c) <then_branch = one () => (float[2] t) { t = LayerNormalization(n, w, "") },
+                   else_branch = two () => (float[2] e) { e = Clip(n, "", w) }>
+    }"""
+    graph, _ = read(path, parsed(body))
+    assert [t.name for t in graph.nodes[0].inputs] == ["x", "w"]
+    inside = {key: list(graph.nodes[1].attrs[key].node[0].input) for key in ("then_branch", "else_branch")}
+    assert inside == {"then_branch": ["n", "w"], "else_branch": ["n", "", "w"]}
+
+
 def test_a_body_that_returns_a_captured_tensor(path: Path) -> None:
     body = """g (float[2] x, bool c) => (float[2] y) {
         n = Neg(x)
