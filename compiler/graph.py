@@ -8,7 +8,7 @@ recurse on deep graphs and copy every weight.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -89,7 +89,8 @@ class QuantGraph:
         self.explanation: list[str] = []
         self.evidence: dict[str, Any] = {}
         self.sample_shapes: dict[str, tuple[int, ...]] = {}  # tensor name -> shape for one sample (see infer_shapes)
-        self.known = frozenset(t.name for t in self._appearances())  # what the source file's viewer shows
+        self.source_ops = Counter([(n.op, n.domain or "") for n in self.nodes])  # of the file: dialects know theirs
+        self.known = frozenset({t.name for t in self._appearances()})  # what the source file's viewer shows
         self._names = Names(self.known)
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -97,6 +98,10 @@ class QuantGraph:
     def outputs(self) -> Sequence[Tensor]:
         """The graph's outputs; `replace` puts others in their place."""
         return self._outputs
+
+    def of(self, *ops: str) -> list[Node]:
+        """The nodes of these operators of ONNX's own, in order; the graph may change while they are gone through."""
+        return [n for n in self.nodes if n.op in ops and not n.domain]
 
     def producer(self, tensor: Tensor) -> Node | None:
         """The node that makes `tensor`, None for graph inputs and constants."""

@@ -20,7 +20,7 @@ Rules unlink nodes (`graph.bypass`) and insert new ones; the sweep removes the d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from qatc.compiler.diagnostics import printable
@@ -59,17 +59,19 @@ class Rules:
         """The rules that start from this node's operator."""
         return self.by_op.get((node.domain or "", node.op), [])
 
+    def starts(self, nodes: Iterable[Node]) -> list[Node]:
+        """The nodes that a rule may start from, by their operator's name."""
+        names = {op for _, op in self.by_op}
+        return [node for node in nodes if node.op in names]
 
-def sweep(graph: QuantGraph, rules: Rules, nodes: Sequence[Node] | None = None) -> int:
+
+def sweep(graph: QuantGraph, rules: Rules, nodes: Iterable[Node] | None = None) -> int:
     """Try the rules on every node once (or on some), in order; the first that rewrites a node ends that node's turn.
 
     Returns how many nodes were rewritten. What fired and what nearly did goes to `graph.explain`.
     """
     fired = 0
-    starts = {op for _, op in rules.by_op}
-    for node in list(graph.nodes if nodes is None else nodes):
-        if node.op not in starts:
-            continue
+    for node in rules.starts(graph.nodes if nodes is None else nodes):
         for rule in rules.of(node):
             label = label_of(node) if graph.explains else ""  # before the rule unlinks what the label names
             try:

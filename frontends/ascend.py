@@ -25,7 +25,7 @@ from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.params import make_params
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes, grid, grid_behind
+from qatc.frontends.common.vendor import by_operators, grid, grid_behind
 
 _QUANT: Final = "AscendQuant"
 _DEQUANT: Final = "AscendDequant"
@@ -193,7 +193,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="ascend",
     description="the integer models of Huawei's AMCT and msModelSlim (AscendQuant, AscendDequant)",
-    recognize=by_nodes(_is_ours),
+    recognize=by_operators(lambda op, domain: op in _NAMES and not domain),
     normalize=_normalize,
     confidence=80,
     exporters=("in their documented form: AMCT (deployed models; PyTorch and ONNX), msModelSlim (ONNX)",),

@@ -17,7 +17,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes
+from qatc.frontends.common.vendor import by_operators
 
 DOMAIN: Final = "horizon"
 _STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}
@@ -68,7 +68,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="horizon",
     description="the quantizer nodes of Horizon's horizon_plugin_pytorch (HzQuantize, HzDequantize)",
-    recognize=by_nodes(_is_ours),
+    recognize=by_operators(lambda op, domain: domain == DOMAIN),
     normalize=_normalize,
     confidence=80,
     exporters=("in its documented form: horizon_plugin_pytorch (export_to_onnx)",),

@@ -23,7 +23,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes, grid, refuse_formats
+from qatc.frontends.common.vendor import by_operators, grid, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
 _MOST_BITS: Final = 16
@@ -98,8 +98,12 @@ def _format_of(node: Node) -> str | None:
     return "a table of values" if node.domain == DOMAIN and node.op in _TABLES else None
 
 
+def _owns(op: str, domain: str) -> bool:
+    return domain == DOMAIN and op in (*_THRESHOLDS, *_RANGES, *_TABLES)
+
+
 def _is_ours(node: Node) -> bool:
-    return node.domain == DOMAIN and node.op in (*_THRESHOLDS, *_RANGES, *_TABLES)
+    return _owns(node.op, node.domain or "")
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -113,7 +117,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="mct",
     description="the quantizer nodes of Sony's Model Compression Toolkit (mct_quantizers)",
-    recognize=by_nodes(_is_ours),
+    recognize=by_operators(_owns),
     normalize=_normalize,
     confidence=80,
     exporters=("model-compression-toolkit 2.6 with mct-quantizers 1.7 (PyTorch; after training and QAT; MCTQ)",),

@@ -7,15 +7,16 @@ refused, each format by its name.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
-from qatc.frontends.common.integers import is_q
+from qatc.frontends.common.integers import is_q, quantizers
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, refuse_formats
+from qatc.frontends.common.vendor import listed, operators, refuse_formats
 
 DOMAIN: Final = "trt"
 _SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
@@ -67,11 +68,12 @@ def _is_quantizer(node: Node) -> bool:
 
 
 def _recognize(graph: QuantGraph, producer: str) -> str | None:
-    seen = count(graph, lambda node: node.domain == DOMAIN)
+    seen = operators(graph, lambda op, domain: domain == DOMAIN)
     if seen is not None:
         return seen
-    scoped = count(graph, lambda node: is_q(node) and any(scope in node.name for scope in _SCOPES))
-    return None if scoped is None else f"{scoped} in scopes input_quantizer and weight_quantizer"
+    scoped = [n for n in quantizers(graph) if any(scope in n.name for scope in _SCOPES)]
+    seen = listed(Counter((n.op, n.domain or "") for n in scoped if is_q(n)))
+    return None if seen is None else f"{seen} in scopes input_quantizer and weight_quantizer"
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:

@@ -21,7 +21,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes, grid, implied_axis, refuse_formats
+from qatc.frontends.common.vendor import by_operators, grid, implied_axis, refuse_formats
 
 SOPHGO: Final = ("Sophgo_custom", "tpu_custom")
 _AFFINE: Final = (
@@ -96,7 +96,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="mqbench",
     description="LearnablePerTensorAffine and the other fake-quantization nodes of MQBench",
-    recognize=by_nodes(_means_what_it_says),
+    recognize=by_operators(lambda op, domain: op in _NAMES and domain not in SOPHGO),
     normalize=_normalize,
     confidence=80,
     exporters=(

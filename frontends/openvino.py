@@ -23,7 +23,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes, elementwise, grid, refuse_formats, to_constant
+from qatc.frontends.common.vendor import by_operators, elementwise, grid, refuse_formats, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -172,7 +172,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="openvino",
     description="FakeQuantize nodes, alone or mixed with Q/DQ",
-    recognize=by_nodes(lambda node: _is_ours(node) or node.domain == DOMAINS[0]),
+    recognize=by_operators(lambda op, domain: domain == DOMAINS[0] or (op == "FakeQuantize" and domain in DOMAINS)),
     normalize=_normalize,
     confidence=80,
     exporters=(

@@ -20,7 +20,7 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array, QuantParams, blocks, dtype_range
 from qatc.frontends.common import standard
-from qatc.frontends.common.integers import is_dq, is_q
+from qatc.frontends.common.integers import is_q, quantizers
 from qatc.frontends.common.params import integer_type
 from qatc.frontends.common.qdq import fake_quants
 
@@ -67,7 +67,7 @@ def _restore_ranges(graph: QuantGraph, options: FrontendOptions) -> None:
     if not graph.calls:
         return
     restored: dict[str, tuple[int, int]] = {}
-    for node in [n for n in graph.nodes if n.outputs and (is_q(n) or is_dq(n))]:
+    for node in [n for n in quantizers(graph) if n.outputs]:
         found = _range_of_call(graph, node)
         if found is None:
             continue
@@ -137,8 +137,8 @@ def _is_converted(graph: QuantGraph) -> bool:
 
     Such operators clamp at the ends of their type, whatever range was trained: the file lost none.
     """
-    roots = [n for n in graph.nodes if is_q(n) and n.outputs]
-    return any({reader.op for reader in graph.consumers(n.outputs[0])} == {"Cast"} for n in roots)
+    roots = [n.outputs[0] for n in quantizers(graph) if is_q(n) and n.outputs]
+    return any({reader.op for reader in graph.consumers(root)} == {"Cast"} for root in roots)
 
 
 def _suggest_ranges(graph: QuantGraph, options: FrontendOptions, *, converted: bool) -> None:

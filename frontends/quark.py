@@ -13,6 +13,7 @@ that is plain Q/DQ to the shared core.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import numpy as np
@@ -22,11 +23,11 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.passes.modernize import constants_from_nodes
 from qatc.frontends.common import qdq
-from qatc.frontends.common.integers import is_dq, is_q
+from qatc.frontends.common.integers import quantizers
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import count, refuse_formats
+from qatc.frontends.common.vendor import listed, operators, refuse_formats
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _CONTRIB: Final = "ai.onnx.contrib"  # where operators written in Python live, those of others too
@@ -64,8 +65,12 @@ def _standard(graph: QuantGraph) -> None:
             refuse(graph, node, "QAT302", f"{node.op} of {node.domain} is not supported")
 
 
+def _owns(op: str, domain: str) -> bool:
+    return domain in DOMAINS or (domain == _CONTRIB and op in _STANDARD)
+
+
 def _is_ours(node: Node) -> bool:
-    return node.domain in DOMAINS or (node.domain == _CONTRIB and node.op in _STANDARD)
+    return _owns(node.op, node.domain or "")
 
 
 def _in_two(graph: QuantGraph, node: Node) -> None:
@@ -112,9 +117,9 @@ def _type_of(node: Node) -> np.dtype[np.generic] | None:
 
 
 def _recognize(graph: QuantGraph, producer: str) -> str | None:
-    seen = count(graph, _is_ours)
+    seen = operators(graph, _owns)
     if seen is None and any(d in graph.domains for d in DOMAINS):
-        seen = count(graph, lambda node: is_q(node) or is_dq(node))
+        seen = listed(Counter((n.op, n.domain or "") for n in quantizers(graph)))
         seen = None if seen is None else f"{seen}, imports {', '.join(d for d in DOMAINS if d in graph.domains)}"
     return seen
 

@@ -16,7 +16,7 @@ from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.quant import QuantParams
 from qatc.frontends import mqbench
-from qatc.frontends.common.vendor import by_nodes, grid_behind
+from qatc.frontends.common.vendor import by_operators, grid_behind
 
 _BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -63,7 +63,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="sophgo",
     description="the fake-quantization nodes of sophgo-mq (Sophgo_custom), biases rounded as it trains them",
-    recognize=by_nodes(lambda node: node.domain in mqbench.SOPHGO),
+    recognize=by_operators(lambda op, domain: domain in mqbench.SOPHGO),
     normalize=_normalize,
     confidence=90,
     exporters=("sophgo-mq, main branch (BM168x, BM1690, CV18xx, CV186x)",),

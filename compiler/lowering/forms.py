@@ -20,7 +20,7 @@ from typing import Final
 from qatc.compiler.graph import REQUANTIZE, Node, QuantGraph, Tensor, is_constant
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.movement import is_movement, joined, pad_value
-from qatc.compiler.passes.products import MEANS, is_product
+from qatc.compiler.passes.products import MEANS, PRODUCTS
 from qatc.compiler.passes.propagate import clamp_bounds
 from qatc.compiler.quant import QuantParams
 
@@ -39,7 +39,7 @@ def from_zero(graph: QuantGraph) -> dict[str, QuantParams]:
     reached = _reached(graph)
     if not any(map(_excess, reached.values())):
         return {}
-    multiplied = {node.inputs[0].name for node in graph.nodes if is_product(node)}
+    multiplied = {node.inputs[0].name for node in graph.of(*PRODUCTS)}
     forms: dict[str, QuantParams] = {}
     for group in _groups(graph, reached):
         if multiplied.isdisjoint(group):

@@ -38,10 +38,18 @@ def inner_nodes(node: Node) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(body.node)
 
 
+def nodes_in_bodies(graph: QuantGraph) -> Iterator[tuple[Node, list[onnx.NodeProto]]]:
+    """Each node that has bodies, with the nodes in these."""
+    for node in graph.nodes:
+        inner = list(inner_nodes(node)) if node.attrs else []
+        if inner:
+            yield node, inner
+
+
 def quantized_bodies(graph: QuantGraph) -> list[tuple[Node, Counter[str]]]:
     """The nodes whose bodies quantize, with the operators in them counted by type."""
-    inner = ((node, [n.op_type for n in inner_nodes(node)]) for node in graph.nodes)
-    return [(node, Counter(ops)) for node, ops in inner if not _QUANTIZERS.isdisjoint(ops)]
+    found = ((node, Counter(n.op_type for n in inner)) for node, inner in nodes_in_bodies(graph))
+    return [(node, ops) for node, ops in found if not _QUANTIZERS.isdisjoint(ops)]
 
 
 def _is_old(node: onnx.NodeProto, opset: int) -> bool:
@@ -60,8 +68,8 @@ def _is_old(node: onnx.NodeProto, opset: int) -> bool:
 
 def report_old(graph: QuantGraph) -> None:
     """Record QAT006 for every node whose bodies hold operators of an opset before 13 that are no longer written so."""
-    for node in graph.nodes if graph.body_opset < OPSET else ():
-        old = sorted({n.op_type for n in inner_nodes(node) if _is_old(n, graph.body_opset)})
+    for node, inner in nodes_in_bodies(graph) if graph.body_opset < OPSET else ():
+        old = sorted({n.op_type for n in inner if _is_old(n, graph.body_opset)})
         if old:
             message = f"the body of this {node.op} uses {', '.join(old)} as of opset {graph.body_opset}"
             hint = "export the model again with opset 13 or newer, or run onnx.version_converter on it"

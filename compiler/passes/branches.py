@@ -29,7 +29,7 @@ _BRANCHES: Final = ("else_branch", "then_branch")
 def inline_branches(graph: QuantGraph) -> int:
     """Replace every If of a constant condition by its branch, also those inside; returns how many there were."""
     found = 0
-    taken = [n for n in graph.nodes if _condition(n) is not None]
+    taken = [n for n in graph.of("If") if _condition(n) is not None]
     while taken:
         found += len(taken)
         inner: list[Node] = []

@@ -11,7 +11,7 @@ from qatc.compiler.graph import FAKE_QUANT, REQUANTIZE, Node, QuantGraph
 from qatc.compiler.model.links import label_of
 from qatc.compiler.model.node_check import NodeChecker
 from qatc.compiler.model.protos import MICROSOFT, domain_of
-from qatc.compiler.passes.bodies import inner_nodes
+from qatc.compiler.passes.bodies import nodes_in_bodies
 
 _DOMAINS: Final = frozenset({"ai.onnx.ml", MICROSOFT, "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _OWN: Final = frozenset({FAKE_QUANT, REQUANTIZE})
@@ -23,15 +23,9 @@ def unknown(graph: QuantGraph) -> list[Node]:
 
     An operator of ai.onnx counts as defined where the installed onnx is older than the file.
     """
-    defined: dict[tuple[str, str], bool] = {}
-    found: list[Node] = []
-    for node in graph.nodes:
-        key = domain, op = node.domain or "", node.op
-        if key not in defined:
-            defined[key] = _is_defined(graph, domain, op)
-        if not defined[key]:
-            found.append(node)
-    return found
+    kinds = {(n.domain, n.op) for n in graph.nodes}
+    undefined = {(domain, op) for domain, op in kinds if not _is_defined(graph, domain or "", op)}
+    return [n for n in graph.nodes if (n.domain, n.op) in undefined] if undefined else []
 
 
 def _is_defined(graph: QuantGraph, domain: str, op: str) -> bool:
@@ -45,9 +39,9 @@ def report_unknown(graph: QuantGraph) -> None:
     for node in unknown(graph):
         name = f"{node.domain}::{node.op}" if node.domain else node.op
         graph.diagnostics.error("QAT106", f"{printable(name)} is unknown", node=label_of(node), hint=_HINT)
-    for node in graph.nodes:
-        inner = {(n.domain, n.op_type): None for n in inner_nodes(node) if not _is_defined(graph, n.domain, n.op_type)}
-        for domain, op in inner:
+    for node, inner in nodes_in_bodies(graph):
+        kinds = dict.fromkeys((n.domain, n.op_type) for n in inner)
+        for domain, op in [kind for kind in kinds if not _is_defined(graph, *kind)]:
             name = f"{domain}::{op}" if domain else op
             message = f"{printable(name)} in the body of this {node.op} is unknown"
             graph.diagnostics.error("QAT106", message, node=label_of(node), hint=_HINT)

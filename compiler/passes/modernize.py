@@ -79,15 +79,14 @@ def modernize(graph: QuantGraph) -> None:
     """
     graph.clean()  # what nobody reads is no reader of what it reads
     constants_from_nodes(graph)
-    if any(n.op == "SplitToSequence" for n in graph.nodes):
+    if graph.of("SplitToSequence"):
         infer_if_possible(graph)
         split_sequences(graph)
     collected_sequences(graph)
-    for node in graph.nodes:
-        if is_op(node, *_SEQUENCES):
-            hint = "export with fixed sizes, so that Split and Concat take its place"
-            message = f"{node.op} makes a sequence of tensors"
-            graph.diagnostics.error("QAT302", message, node=label_of(node), hint=hint)
+    for node in graph.of(*_SEQUENCES):
+        hint = "export with fixed sizes, so that Split and Concat take its place"
+        message = f"{node.op} makes a sequence of tensors"
+        graph.diagnostics.error("QAT302", message, node=label_of(node), hint=hint)
     widen(graph)
     _sweep(graph, FUSED, is_fused)
     counts = _may_quantize_integers(graph)
@@ -96,7 +95,7 @@ def modernize(graph: QuantGraph) -> None:
         INERT,
         lambda n: _has_no_type(n) or (_is_same(n) and n.attr("dilations")) or (counts and _quantizes_the_unknown(n)),
     )
-    _sweep(graph, PRODUCTS, lambda n: is_op(n, "Attention", "Einsum"))  # what did nothing hid constants
+    _sweep(graph, PRODUCTS, lambda n: not n.domain)  # what did nothing hid constants
     if graph.opset < OPSET:
         sweep(graph, UPGRADE)
         graph.opset = OPSET
@@ -107,9 +106,10 @@ def modernize(graph: QuantGraph) -> None:
 
 def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]) -> None:
     """Try the rules, with shapes inferred anew where there is a node whose rule reads them."""
-    if any(map(reads_shapes, graph.nodes)):
+    nodes = rules.starts(graph.nodes)
+    if any(map(reads_shapes, nodes)):
         infer_if_possible(graph)
-    sweep(graph, rules)
+    sweep(graph, rules, nodes)
 
 
 def drop_inert_casts(graph: QuantGraph) -> None:
@@ -131,9 +131,7 @@ def _has_no_type(node: Node) -> bool:
 
 def _may_quantize_integers(graph: QuantGraph) -> bool:
     """Whether there are int32 that a QuantizeLinear might read, of whose types the file says nothing."""
-    return any(t.dtype == _INT32 for t in graph.inputs) or any(
-        is_op(n, "Cast") and n.attr("to") == _INT32 for n in graph.nodes
-    )
+    return any(t.dtype == _INT32 for t in graph.inputs) or any(n.attr("to") == _INT32 for n in graph.of("Cast"))
 
 
 def _quantizes_the_unknown(node: Node) -> bool:

@@ -24,8 +24,8 @@ from qatc.compiler.quant import number_of
 def split_sequences(graph: QuantGraph) -> None:
     """Replace each SplitToSequence whose parts are read at constant places; the others stay as they are."""
     gone: list[Node] = []
-    for node in list(graph.nodes):
-        if is_op(node, "SplitToSequence") and len(node.inputs) > 1 and node.inputs[1].name:
+    for node in graph.of("SplitToSequence"):
+        if len(node.inputs) > 1 and node.inputs[1].name:
             gone += _taken_apart(graph, node)
     graph.remove(gone)
     if gone:
@@ -73,7 +73,7 @@ def _sizes(node: Node) -> list[int] | None:
 
 def collected_sequences(graph: QuantGraph) -> None:
     """Let Loops put together what they collect in a sequence, where the file says which sizes the whole has."""
-    for whole in [n for n in graph.nodes if is_op(n, "ConcatFromSequence") and not int(n.attr("new_axis", 0))]:
+    for whole in [n for n in graph.of("ConcatFromSequence") if not int(n.attr("new_axis", 0))]:
         loop, shape = graph.producer(whole.inputs[0]), _shape_behind(graph, whole.outputs[0])
         if is_op(loop, "Loop") and shape is not None and graph.only_consumer(whole.inputs[0]) is whole:
             _grow(graph, loop, whole, shape)

@@ -26,7 +26,7 @@ _ELEMENTWISE: Final = frozenset(
 
 def unspread(graph: QuantGraph) -> bool:
     """Rewrite a sorted graph with folded constants in place; whether anything changed, which leaves more to fold."""
-    if not any(map(_is_spread, graph.nodes)):
+    if not any(map(_is_spread, graph.of("Expand", "ConstantOfShape"))):
         return False
     infer_if_possible(graph)
     spreads: dict[int, Tensor | Node] = {}  # id of a tensor -> what is spread, or the node that computes with such

@@ -46,8 +46,8 @@ def report_training(graph: QuantGraph, *, verified: bool) -> None:
     Random results are errors where the package is to be `verified`: nothing that it is compared with is the same twice.
     """
     found: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        if trains(node) or is_op(node, *_RANDOM) or (is_op(node, "Dropout") and drops(node)):
+    for node in graph.of("BatchNormalization", "Dropout", *_RANDOM):
+        if node.op in _RANDOM or trains(node) or (node.op == "Dropout" and drops(node)):
             found.setdefault(node.op, []).append(node)
     for op, nodes in found.items():
         message = {

@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from qatc.compiler.graph import Constant, QuantGraph, Tensor, Variable
+from qatc.compiler.graph import Constant, QuantGraph, Variable
 from qatc.compiler.model.links import relink
 from qatc.compiler.model.protos import all_bodies, tensors_of
 from qatc.compiler.quant import Array
@@ -51,10 +51,10 @@ def widen(graph: QuantGraph) -> None:
         _round_weights(graph)
     given = [t for t in graph.inputs if t.dtype in kinds & _KEPT]
     wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype in kinds & _KEPT]
-    types = {id(t): _kind(t) for t in (*given, *wanted)}
+    types = {id(t): t.dtype for t in (*given, *wanted) if isinstance(t.dtype, int)}
     for tensor in list(graph.tensors()):
         if isinstance(tensor, Constant):
-            if _kind(tensor) in kinds:
+            if _NAMES.get(tensor.values.dtype.name) in kinds:
                 single = graph.storage.empty(tensor.values.shape, np.float32)
                 with np.errstate(over="ignore"):  # a mask's -1e300 is minus infinity
                     single[...] = tensor.values
@@ -129,15 +129,10 @@ def _cast_output(graph: QuantGraph, tensor: Variable, kind: int) -> None:
 def _kinds(graph: QuantGraph) -> set[int]:
     """The types of real numbers that a graph's constants hold, and that it states of tensors."""
     cast = {n.attr("to") for n in graph.nodes if n.op == "Cast"}
-    return {_kind(tensor) for tensor in graph.tensors()} | {kind for kind in _NAMES.values() if kind in cast}
-
-
-def _kind(tensor: Tensor) -> int:
-    """The type of a tensor of real numbers as TensorProto counts it, 0 for others and where it is unknown."""
-    if isinstance(tensor, Constant):
-        dtype = tensor.values.dtype
-        return 0 if dtype.kind in "iub" else _NAMES.get(dtype.name, 0)  # numpy takes long to say a name
-    return tensor.dtype if isinstance(tensor.dtype, int) else 0
+    tensors = graph.tensors()
+    held = {t.values.dtype for t in tensors if isinstance(t, Constant)}  # few: NumPy takes long to say a name
+    stated = {t.dtype for t in tensors if isinstance(t, Variable) and isinstance(t.dtype, int)}
+    return {_NAMES.get(d.name, 0) for d in held} | stated | {kind for kind in _NAMES.values() if kind in cast}
 
 
 def _widened_body(body: onnx.GraphProto, kinds: frozenset[int]) -> onnx.GraphProto:

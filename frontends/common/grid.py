@@ -26,7 +26,7 @@ from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_constant
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.passes.products import is_product, output_axis
+from qatc.compiler.passes.products import PRODUCTS, output_axis
 from qatc.compiler.quant import Array, Integers, QuantParams
 
 _LEVELS: Final = 255  # the largest k
@@ -247,8 +247,9 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
         grid = find_grid(table.values, None)
         if grid is not None and grid.params.dtype in ("int8", "uint8"):
             _set(graph, table, grid)
-    on_grid = _on_grid(graph)
-    for weight, axis, readers in float_weights(graph):
+    weights = float_weights(graph)
+    on_grid = _on_grid(graph) if weights else set[int]()
+    for weight, axis, readers in weights:
         if not np.isfinite(weight.values).all():
             message = "the weight holds NaN or infinite values"
             hint = "training diverged, or the file is damaged: export the model again from a sound checkpoint"
@@ -279,8 +280,8 @@ def _float_tables(graph: QuantGraph) -> list[Constant]:
     """Float constants that products read through operators that move elements, a Gather among them; each once."""
     seen: set[int] = set()
     found: dict[int, Constant] = {}
-    for product in graph.nodes:
-        for tensor in product.inputs[:2] if is_product(product) else ():
+    for product in graph.of(*PRODUCTS):
+        for tensor in product.inputs[:2]:
             gathers = False
             while id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -304,9 +305,7 @@ def weight_axis(node: Node, index: int, shape: tuple[int, ...]) -> int | None:
 def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[Node]]]:
     """Float constants that Conv, ConvTranspose, MatMul and Gemm multiply by, each once, with its channel axis."""
     found: dict[int, tuple[Constant, set[int | None], list[Node]]] = {}
-    for node in graph.nodes:
-        if not is_product(node):
-            continue
+    for node in graph.of(*PRODUCTS):
         for index in (0, 1) if node.op in ("MatMul", "Gemm") else (1,):
             tensor = node.inputs[index]
             if not isinstance(tensor, Constant) or tensor.name in graph.params:

@@ -17,6 +17,7 @@ WIDEST: Final = (-(2**63), 2**63 - 1)
 ON_INTEGERS: Final = frozenset({"Cast", "Clip", "Relu", "Min", "Max", "Concat"})
 FAR: Final = 64  # operators: to go further back from each of many tensors would take forever
 _DOMAINS: Final = frozenset({"", MICROSOFT})
+_QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def is_q(node: Node) -> bool:
@@ -27,6 +28,11 @@ def is_q(node: Node) -> bool:
 def is_dq(node: Node) -> bool:
     """Whether the node is a DequantizeLinear (ai.onnx or com.microsoft)."""
     return node.op == "DequantizeLinear" and (node.domain or "") in _DOMAINS
+
+
+def quantizers(graph: QuantGraph) -> list[Node]:
+    """Every QuantizeLinear and DequantizeLinear, in order."""
+    return [n for n in graph.nodes if n.op in _QDQ and (n.domain or "") in _DOMAINS]
 
 
 def source_of(graph: QuantGraph, tensor: Tensor) -> Node | None:

@@ -37,6 +37,7 @@ from qatc.frontends.common.integers import (
     is_dq,
     is_q,
     padding_of,
+    quantizers,
 )
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import OF_ELEMENT, linear_params
@@ -95,7 +96,7 @@ _Key = tuple[int, int, int]  # id of the integers, and the clamp that is applied
 
 def _needs_rank(node: Node) -> bool:
     """Whether a Q or DQ counts its channel axis from the end of a tensor of unknown rank."""
-    if not (is_q(node) or is_dq(node)) or node.attr("axis", 1) >= 0 or node.inputs[0].shape is not None:
+    if "axis" not in node.attrs or node.attr("axis", 1) >= 0 or node.inputs[0].shape is not None:
         return False
     scale = value_of(node.inputs[1])
     return scale is not None and scale.size > 1
@@ -112,15 +113,15 @@ class _Lifter:
 
     def run(self) -> None:
         """One pass over the nodes in order; the new list of nodes grows behind it."""
-        nodes = self.graph.nodes
-        broken = [n for n in nodes if (is_q(n) or is_dq(n)) and (len(n.inputs) < 2 or not n.outputs)]
+        nodes, found = self.graph.nodes, quantizers(self.graph)
+        broken = [n for n in found if len(n.inputs) < 2 or not n.outputs]
         for node in broken:
             refuse(self.graph, node, "QAT104", f"{node.op} has no scale or no output")
         if broken:
             return
-        if any(_needs_rank(n) for n in nodes):
+        if any(map(_needs_rank, found)):
             infer_if_possible(self.graph)
-        self._find_integer_inputs(nodes)
+        self._find_integer_inputs([n for n in found if is_dq(n) and not is_constant(n.inputs[0])])
         self.graph.nodes = []
         for node in nodes:
             if is_q(node):
@@ -135,15 +136,15 @@ class _Lifter:
         self.graph.clean()
 
     # -- roots ----------------------------------------------------------------------------------------------------
-    def _find_integer_inputs(self, nodes: list[Node]) -> None:
+    def _find_integer_inputs(self, dequantizers: list[Node]) -> None:
         """Integers that are moved to a DequantizeLinear from a graph input or a constant (an embedding, say) are roots.
 
         Other integers (token ids, ...) are left alone.
         """
         inputs = {id(t) for t in self.graph.inputs if _of_element(t) is not None}
         seen: set[int] = set()
-        for node in nodes:
-            waiting = [node.inputs[0]] if is_dq(node) and not is_constant(node.inputs[0]) else []
+        for node in dequantizers:
+            waiting = [node.inputs[0]]
             while waiting:
                 tensor = waiting.pop()
                 if id(tensor) in seen:

@@ -61,9 +61,10 @@ def quantize_signs(graph: QuantGraph) -> None:
 
     No value changes.
     """
-    for node in [n for n in graph.nodes if is_op(n, "Add")]:
+    before = len(graph.nodes)
+    for node in graph.of("Add"):
         _take_zero_for_positive(graph, node)
-    for node in [n for n in graph.nodes if is_op(n, "Where")]:
+    for node in graph.of("Where"):
         _choose_one_for_zero(graph, node)
     made = [(n, _whole(graph, n)) for n in graph.nodes if n.op in _MAKERS]
     rounded = {id(whole.last) for _, whole in made if whole is not None}
@@ -72,7 +73,8 @@ def quantize_signs(graph: QuantGraph) -> None:
             _quantize_to_ones(graph, whole)
         elif whole is None and _makes_signs(graph, node) and _meets_weights(graph, node.outputs[0], rounded):
             fake_quantize(graph, node.outputs[0], _SIGNS)
-    graph.sort()
+    if len(graph.nodes) > before:
+        graph.sort()
 
 
 def _quantize_to_ones(graph: QuantGraph, whole: _Whole) -> None:

@@ -9,7 +9,7 @@ from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, QuantGraph, Tensor, is_constant
 from qatc.compiler.passes.modernize import drop_inert_casts, modernize
 from qatc.compiler.passes.movement import is_movement
-from qatc.compiler.passes.products import is_product
+from qatc.compiler.passes.products import PRODUCTS
 from qatc.frontends.common import arithmetic, clamps, lookalikes
 from qatc.frontends.common.grid import recover_weights
 from qatc.frontends.common.integers import is_dq, is_q
@@ -78,7 +78,7 @@ def finish(
     lookalikes.report_others(graph)
     lift(graph)
     if quantize_weights is None:
-        operands = [t for n in graph.nodes if is_product(n) for t in n.inputs[:2]]
+        operands = [t for n in graph.of(*PRODUCTS) for t in n.inputs[:2]]
         quantize_weights = not any(_is_quantized_weight(graph, t) for t in operands)
     recover_weights(graph, quantize_others=quantize_weights)
     quantize_signs(graph)

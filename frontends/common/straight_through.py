@@ -43,7 +43,7 @@ _LONGEST: Final = 8  # transpositions and negations that are looked through
 
 def drop_straight_through(graph: QuantGraph) -> None:
     """Take out of a modernized graph what changes no value; shapes are inferred where the answer depends on them."""
-    nodes = [n for n in graph.nodes if n.op in ("Add", "Sub", "Where")]
+    nodes = graph.of("Add", "Sub", "Where")
     found = [p for n in nodes if (p := _undone(graph, n) or _faded(graph, n) or _chosen(n)) is not None]
     if any(shape_of(t) is None for pair in found for t in pair):
         infer_if_possible(graph)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -190,14 +189,18 @@ def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantPar
     return True
 
 
-def by_nodes(matches: Callable[[Node], bool]) -> Callable[[QuantGraph, str], str | None]:
-    """The recognizer of a dialect that has nodes of its own."""
-    return lambda graph, producer: count(graph, matches)
+def by_operators(owns: Callable[[str, str], bool]) -> Callable[[QuantGraph, str], str | None]:
+    """The recognizer of a dialect that has operators of its own, told by name and domain ("" is ONNX's)."""
+    return lambda graph, producer: operators(graph, owns)
 
 
-def count(graph: QuantGraph, matches: Callable[[Node], bool]) -> str | None:
-    """The nodes that match as "3 Quant, 1 Trunc (qonnx.custom_op.general)", None where none does."""
-    found = Counter((node.op, node.domain or "") for node in graph.nodes if matches(node))
+def operators(graph: QuantGraph, owns: Callable[[str, str], bool]) -> str | None:
+    """The operators of the source file that a dialect owns, as `listed` has them."""
+    return listed({kind: number for kind, number in graph.source_ops.items() if owns(*kind)})
+
+
+def listed(found: Mapping[tuple[str, str], int]) -> str | None:
+    """Operators as "3 Quant, 1 Trunc (qonnx.custom_op.general)", None where there are none."""
     if not found:
         return None
     domains = sorted({domain for _, domain in found if domain})

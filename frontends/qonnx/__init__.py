@@ -33,7 +33,7 @@ from qatc.frontends.common.operands import constant_input, data_name, holds_nan,
 from qatc.frontends.common.params import on_whole_zero
 from qatc.frontends.common.roundings import never_negative
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes, elementwise, grid, to_constant
+from qatc.frontends.common.vendor import by_operators, elementwise, grid, to_constant
 from qatc.frontends.qonnx.layers import CHANNELS_LAST, LAYERS, state_inputs
 from qatc.frontends.qonnx.lstm import unroll
 from qatc.frontends.qonnx.thresholds import learn_shapes, multi_threshold
@@ -356,7 +356,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="qonnx",
     description="Quant, IntQuant, BipolarQuant, Trunc and QuantLSTMCell nodes, and FINN's MultiThreshold",
-    recognize=by_nodes(lambda node: node.domain in _LAYER_DOMAINS),
+    recognize=by_operators(lambda op, domain: domain in _LAYER_DOMAINS),
     normalize=_normalize,
     confidence=80,
     exporters=(

@@ -16,6 +16,7 @@ operators read integers: both are read as they are meant. Quantization at run ti
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
@@ -24,7 +25,7 @@ from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.frontends.common import qdq
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_nodes
+from qatc.frontends.common.vendor import listed
 from qatc.frontends.qoperator.casts import SUMS, state_grids
 from qatc.frontends.qoperator.meanings import MEANINGS, declare_inputs, is_table
 from qatc.frontends.qoperator.operators import RULES
@@ -42,9 +43,11 @@ def _is_asked(node: Node) -> bool:
     return node.op == "MatMulInteger" and all(is_constant(t) or not t.name for t in node.inputs)
 
 
-def _is_known(node: Node) -> bool:
-    """Whether the node is read, or refused by its name."""
-    return _is_ours(node) or is_unreadable(node) or is_table(node)
+def _recognize(graph: QuantGraph, producer: str) -> str | None:
+    """What is read, or refused by its name."""
+    found = Counter({kind: n for kind, n in graph.source_ops.items() if kind[::-1] in RULES or is_unreadable(*kind)})
+    found.update((n.op, "") for n in graph.of("Gather", "GatherElements") if is_table(n))
+    return listed(found)
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
@@ -70,7 +73,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND: Final = Frontend(
     name="qoperator",
     description="integer operators (QLinearConv, QGemm, MatMulInteger, ...) read back",
-    recognize=by_nodes(_is_known),
+    recognize=_recognize,
     normalize=_normalize,
     confidence=75,
     exporters=(

@@ -50,9 +50,9 @@ Rule = Callable[["Reader", Node], None]
 Meaning = Callable[["Reader", Node], bool]
 
 
-def is_unreadable(node: Node) -> bool:
-    """Whether the node quantizes in a way that has no grid to read: it is refused by its name."""
-    return node.op in AT_RUN_TIME or ((node.domain or "") == MICROSOFT and node.op in IN_BLOCKS)
+def is_unreadable(op: str, domain: str) -> bool:
+    """Whether an operator quantizes in a way that has no grid to read: it is refused by its name."""
+    return op in AT_RUN_TIME or (domain == MICROSOFT and op in IN_BLOCKS)
 
 
 @dataclass(frozen=True)
