@@ -101,7 +101,8 @@ class QuantGraph:
 
     def of(self, *ops: str) -> list[Node]:
         """The nodes of these operators of ONNX's own, in order; the graph may change while they are gone through."""
-        return [n for n in self.nodes if n.op in ops and not n.domain]
+        wanted = frozenset(ops)
+        return [n for n in self.nodes if n.op in wanted and not n.domain]
 
     def producer(self, tensor: Tensor) -> Node | None:
         """The node that makes `tensor`, None for graph inputs and constants."""
@@ -253,6 +254,19 @@ class QuantGraph:
 
         The nodes must be in order: one that stands behind its reader would be taken for unread (see `insert`).
         """
+        self.remove(self._dead())
+        if not (self.params or self.origin):
+            return
+        names = {t.name for t in self._appearances()}
+        for table in (self.params, self.origin, self.shifted):
+            for name in [n for n in table if n not in names]:
+                del table[name]
+
+    def _dead(self) -> list[Node]:
+        """The nodes that nothing depends on: unread ones, and those that such alone read."""
+        unread = [tensor for node in self.nodes for tensor in node.outputs if not tensor.outputs]
+        if all(map(self.is_output, unread)):
+            return []
         needed = {id(o) for o in self.outputs}
         dead: list[Node] = []
         for node in reversed(self.nodes):
@@ -260,13 +274,7 @@ class QuantGraph:
                 dead.append(node)
             else:
                 needed.update(map(id, node.inputs))
-        self.remove(dead)
-        if not (self.params or self.origin):
-            return
-        names = {t.name for t in self._appearances()}
-        for table in (self.params, self.origin, self.shifted):
-            for name in [n for n in table if n not in names]:
-                del table[name]
+        return dead
 
     def sort(self) -> None:
         """Order the nodes topologically (iterative, stable: a sorted graph stays as it is).

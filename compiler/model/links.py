@@ -6,6 +6,7 @@ Every node lists its tensors and every tensor its readers and its maker; graphsu
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 
@@ -70,14 +71,16 @@ class Node(gs.Node):
         outputs: Sequence[Tensor] = (),
         domain: str | None = None,
     ) -> None:
-        self.__dict__.update(op=op, name=name, attrs={} if attrs is None else attrs, domain=domain)
-        self.__dict__.update(inputs=Links(self, "outputs", inputs), outputs=Links(self, "inputs", outputs))
+        plain = object.__setattr__  # graphsurgeon's own looks for lists at every assignment
+        plain(self, "op", sys.intern(op))
+        plain(self, "name", name)
+        plain(self, "attrs", {} if attrs is None else attrs)
+        plain(self, "domain", domain)
+        plain(self, "inputs", Links(self, "outputs", inputs))
+        plain(self, "outputs", Links(self, "inputs", outputs))
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The attribute `name` as a Python value (strings decoded), or `default`.

@@ -112,12 +112,17 @@ def _sweep(graph: QuantGraph, rules: Rules, reads_shapes: Callable[[Node], bool]
     sweep(graph, rules, nodes)
 
 
-def drop_inert_casts(graph: QuantGraph) -> None:
-    """Casts behind a vendor's nodes, which have types once these are FakeQuant: those that do nothing go."""
-    casts = [n for n in graph.nodes if n.op == "Cast"]
-    if any(map(_has_no_type, casts)):
+def drop_inert_casts(graph: QuantGraph) -> bool:
+    """Casts behind a vendor's nodes, which have types once these are FakeQuant: those that do nothing go.
+
+    Returns whether types were looked for.
+    """
+    casts = graph.of("Cast")
+    untyped = any(map(_has_no_type, casts))
+    if untyped:
         infer_if_possible(graph)
         sweep(graph, INERT, casts)
+    return untyped
 
 
 def _has_no_type(node: Node) -> bool:

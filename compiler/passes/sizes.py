@@ -55,9 +55,7 @@ def _taken(graph: QuantGraph) -> list[tuple[Node, Tensor, Array]]:
     """What is taken out of the shapes of tensors, where only sizes are that are known."""
     held: dict[int, Array] = {}
     found: list[tuple[Node, Tensor, Array]] = []
-    for node in graph.nodes:
-        if node.op not in _TAKERS:
-            continue
+    for node in graph.of(*_TAKERS):
         values = _sizes(node) if node.op == "Shape" else _moved(node, held)
         for tensor, value in zip(node.outputs, values or (), strict=False):
             held[id(tensor)] = value
@@ -89,7 +87,7 @@ def _moved(node: Node, held: dict[int, Array]) -> list[Array] | None:
 def _state_reshapes(graph: QuantGraph) -> None:
     """Give each Reshape that computes its sizes constant ones, where ONNX can fill in what is open."""
     stated = False
-    for node in [n for n in graph.nodes if n.op == "Reshape" and not n.domain and not is_constant(n.inputs[1])]:
+    for node in [n for n in graph.of("Reshape") if not is_constant(n.inputs[1])]:
         if graph.is_output(node.outputs[0]):  # whose shape is what the file declares, right or wrong
             continue
         sizes = _fillable(shape_of(node.inputs[0]), shape_of(node.outputs[0]), copies=not node.attr("allowzero", 0))
@@ -112,9 +110,9 @@ def _fillable(have: Sequence[Dim] | None, want: Sequence[Dim] | None, *, copies:
 
 def gather_known_parts(graph: QuantGraph) -> None:
     """Make a Gather of each Compress by a constant condition along an axis: tf2onnx pads symmetrically with them."""
-    for node in graph.nodes:
-        condition = value_of(node.inputs[1]) if node.op == "Compress" and len(node.inputs) > 1 else None
-        if condition is None or node.domain or "axis" not in node.attrs or condition.ndim != 1:
+    for node in graph.of("Compress"):
+        condition = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+        if condition is None or "axis" not in node.attrs or condition.ndim != 1:
             continue
         parts = np.flatnonzero(condition).astype(np.int64)
         node.op, node.inputs[1] = "Gather", graph.constant(f"{node.inputs[1].name}_parts", parts)

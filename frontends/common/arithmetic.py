@@ -60,13 +60,13 @@ _WAYS: Final = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
 _FEW_DIGITS: Final = 2.0**-40  # by how much a float32 may miss itself, calculated in float64
 
 
-def rewrite(graph: QuantGraph) -> int:
-    """Find every quantizer in a modernized graph with folded constants; returns how many became FakeQuant nodes."""
-    roundings.rewrite(graph)
-    drop_straight_through(graph)
-    shorten(graph)
-    sink(graph)
-    return sweep(graph, RULES)
+def rewrite(graph: QuantGraph) -> bool:
+    """Make FakeQuant nodes of the quantizers in a modernized graph with folded constants.
+
+    Returns whether anything changed, so that looking again may find more.
+    """
+    changed = [roundings.rewrite(graph), drop_straight_through(graph), shorten(graph), sink(graph)]
+    return bool(sweep(graph, RULES)) or any(changed)
 
 
 # -- quantizers ---------------------------------------------------------------------------------------------------

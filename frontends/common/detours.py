@@ -31,7 +31,7 @@ _BOUNDS: Final = {"Clip": (1, 2), "Pad": (2,)}  # operands that are values of th
 
 def shorten(graph: QuantGraph) -> int:
     """Take the Casts around every such operator out of a graph with folded constants; returns how many operators."""
-    casts = [node for node in graph.nodes if node.op == "Cast" and node.outputs]
+    casts = [node for node in graph.of("Cast") if node.outputs]
     after = {id(reader): reader for cast in casts for reader in graph.consumers(cast.outputs[0])}
     found = sum(_shorten(graph, node) for node in after.values())
     if found:

@@ -76,8 +76,8 @@ def padding_of(node: Node) -> int | None:
 
 def fold_fills(graph: QuantGraph) -> None:
     """Make what a Pad of integers fills with a constant of integers, where a QuantizeLinear makes it of a real one."""
-    for node in graph.nodes:
-        maker = graph.producer(node.inputs[2]) if node.op == "Pad" and len(node.inputs) > 2 else None
+    for node in graph.of("Pad"):
+        maker = graph.producer(node.inputs[2]) if len(node.inputs) > 2 else None
         if maker is None or not is_q(maker) or not all(map(is_constant, maker.inputs)) or len(maker.inputs) < 3:
             continue
         real, scale = (value_of(t) for t in maker.inputs[:2])

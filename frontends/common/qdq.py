@@ -49,18 +49,19 @@ def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> 
         while inline_branches(graph):  # what a branch holds may decide another
             modernize(graph)
             fold(graph, keep=keep)
-        if inferred or not any(n.op in ("If", "Compress") and not n.domain for n in graph.nodes):
+        if inferred or not graph.of("If", "Compress"):
             return
         infer_if_possible(graph)  # so may sizes that the file does not state
         fold(graph, keep=keep)
         inferred = True
 
 
-def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> None:
-    """Fold constants, except for what a weight's quantization says (and what `keep` says)."""
-    fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)))
+def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> int:
+    """Fold constants, except for what a weight's quantization says (and what `keep` says); how many nodes went."""
+    gone = fold_constants(graph, keep=lambda node: clips_weight(node) or (keep is not None and keep(node)))
     fold_fills(graph)
     gather_known_parts(graph)
+    return gone
 
 
 def to_fake_quant(graph: QuantGraph, node: Node, params: QuantParams, offset: float = 0.0) -> None:

@@ -25,11 +25,12 @@ _INTEGERS: Final = frozenset({onnx.TensorProto.INT16, onnx.TensorProto.UINT16})
 _RISING: Final = MAXIMA | {"ReduceMax", "ReduceMin"}  # they choose by size
 
 
-def sink(graph: QuantGraph) -> None:
-    """Move every Transpose between a rounding and the arithmetic around it behind all of that, in place."""
-    moved = [_sink_from(graph, _start(graph, n)) for n in graph.nodes if n.op in _ROUNDINGS and not n.domain]
+def sink(graph: QuantGraph) -> bool:
+    """Move every Transpose between a rounding and the arithmetic around it behind all of that; whether any moved."""
+    moved = [_sink_from(graph, _start(graph, n)) for n in graph.of(*_ROUNDINGS)]
     if any(moved):
         graph.sort()
+    return any(moved)
 
 
 def _start(graph: QuantGraph, rounding: Node) -> Node:

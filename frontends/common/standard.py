@@ -54,9 +54,9 @@ def normalize(
     clamps.rewrite(graph)  # those between numbers that constants come to
     if nodes is not None:
         nodes(graph)
-    arithmetic.rewrite(graph)
-    fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
-    finish(graph, options, quantize_weights=quantize_weights)
+    changed = arithmetic.rewrite(graph)
+    folded = fold(graph)  # what looked like a quantizer and was none: a scale that is rounded itself, say
+    finish(graph, options, quantize_weights=quantize_weights, is_rewritten=not (changed or folded))
 
 
 def finish(
@@ -65,16 +65,18 @@ def finish(
     domains: Collection[str] = (),
     *,
     quantize_weights: bool | None = None,
+    is_rewritten: bool = False,
 ) -> None:
     """What every dialect ends with: quantizers in arithmetic, Q/DQ, weights on a grid, signs, stated ranges.
 
     `quantize_weights`: also those that lie on no grid, with a warning. None: where no weight at all is quantized
-    although their data are, which says that the exporter lost the weights' quantizers.
+    although their data are, which says that the exporter lost the weights' quantizers. `is_rewritten`: the arithmetic
+    was looked through already, and nothing has changed since.
     """
     used = {n.domain for n in graph.nodes if n.domain}
     graph.domains = {name: version for name, version in graph.domains.items() if name in used or name not in domains}
-    drop_inert_casts(graph)
-    arithmetic.rewrite(graph)
+    if drop_inert_casts(graph) or not is_rewritten:
+        arithmetic.rewrite(graph)
     lookalikes.report_others(graph)
     lift(graph)
     if quantize_weights is None:

@@ -41,13 +41,17 @@ _RULES: Final = Rules("arithmetic")
 _LONGEST: Final = 8  # transpositions and negations that are looked through
 
 
-def drop_straight_through(graph: QuantGraph) -> None:
-    """Take out of a modernized graph what changes no value; shapes are inferred where the answer depends on them."""
+def drop_straight_through(graph: QuantGraph) -> bool:
+    """Take out of a modernized graph what changes no value; shapes are inferred where the answer depends on them.
+
+    Returns whether more is known of the graph than before, or less is in it.
+    """
     nodes = graph.of("Add", "Sub", "Where")
     found = [p for n in nodes if (p := _undone(graph, n) or _faded(graph, n) or _chosen(n)) is not None]
-    if any(shape_of(t) is None for pair in found for t in pair):
+    inferred = any(shape_of(t) is None for pair in found for t in pair)
+    if inferred:
         infer_if_possible(graph)
-    sweep(graph, _RULES)
+    return bool(sweep(graph, _RULES)) or inferred
 
 
 @_RULES.on("Add", "Sub")
