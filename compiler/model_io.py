@@ -159,13 +159,23 @@ def _stated(record: NodeRecord) -> list[str]:
     return record.inputs[:count]
 
 
+class _Tensors(dict[str, Tensor]):
+    """Tensors by name, made when they are asked for; each one that a node leaves out is another one."""
+
+    def __missing__(self, name: str) -> Variable:
+        tensor = Variable(name)
+        if name:
+            self[name] = tensor
+        return tensor
+
+
 class _Reader:
     """Builds the graph of one ModelProto; errors are collected and raised together."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path, opsets: Mapping[str, int]) -> None:
         self.model, self.opsets = model, opsets
         self.found = Diagnostics(most=_MAX_FINDINGS)
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors = _Tensors()
         self.values = TensorReader(folder)
         self.checker = NodeChecker(opsets)
         self.records: list[NodeRecord] = []
@@ -282,9 +292,11 @@ class _Reader:
 
     def _sorted(self, nodes: list[NodeRecord], inputs: set[str]) -> list[NodeRecord]:
         """The nodes in topological order; what is read but never made, made twice, or cyclic is an error."""
-        maker: dict[str, int] = {}
         taken = inputs | {name for name, tensor in self.tensors.items() if is_constant(tensor)}
         reads = [[n for n in node.inputs if n] + _captures(node) for node in nodes]
+        if _is_in_order(nodes, reads, taken):
+            return nodes
+        maker: dict[str, int] = {}
         for index, node in enumerate(nodes):
             for name in node.outputs:
                 if name and (name in maker or name in taken):
@@ -295,8 +307,6 @@ class _Reader:
                 if name not in maker and name not in taken:
                     self._broken("the node reads a tensor that nothing makes", node, name)
         self.found.check()
-        if all(maker.get(name, -1) < index for index, names in enumerate(reads) for name in names):
-            return nodes
         return self._reordered(nodes, reads, maker)
 
     def _broken(self, message: str, node: NodeRecord, tensor: str, hint: str | None = None) -> None:
@@ -329,10 +339,10 @@ class _Reader:
         return [nodes[i] for i in order]
 
     def _node(self, record: NodeRecord) -> Node:
-        captures = _captures(record)
+        tensors, captures = self.tensors, _captures(record)
         stated = record.inputs if record.inputs[-1:] != [""] else _stated(record)
-        inputs = [self._tensor(n) for n in stated + captures]
-        outputs = [self._tensor(n) for n in record.outputs]
+        inputs = [tensors[name] for name in stated + captures]
+        outputs = [tensors[name] for name in record.outputs]
         attrs = {a.name: self._attribute(a, record.proto) for a in record.attributes}
         if captures:
             attrs[CAPTURES] = captures
@@ -356,13 +366,16 @@ class _Reader:
             self.found.error("QAT004", f"the attribute {proto.name} has no value: {error}", node=label_of(node))
             return None
 
-    def _tensor(self, name: str) -> Tensor:
-        if not name:
-            return Variable("")
-        tensor = self.tensors.get(name)
-        if tensor is None:
-            tensor = self.tensors[name] = Variable(name)
-        return tensor
+
+def _is_in_order(nodes: Sequence[NodeRecord], reads: Sequence[Sequence[str]], given: set[str]) -> bool:
+    """Whether everything is made once, and before it is read: so exporters write their nodes."""
+    start = given | {""}  # which stands for what a node leaves out
+    made = set(start)
+    for node, names in zip(nodes, reads, strict=True):
+        if not made.issuperset(names):
+            return False
+        made.update(node.outputs)
+    return len(made) == len(start) + sum([len(node.outputs) - node.outputs.count("") for node in nodes])
 
 
 def _typed(info: onnx.ValueInfoProto) -> Variable:

@@ -25,7 +25,11 @@ Dim: TypeAlias = "int | str | None"
 CAPTURES: Final = "_captures"  # names that a node's subgraphs read from outside; the tensors are its last inputs
 _NUMBERS: Final = (int, float, np.number)
 _SHOWN: Final = 60  # characters of a value that a message shows
-_PLAIN: Final[type[list[Any]]] = list  # its methods change one side of a link alone
+# Lists' own methods change one side of a link alone; the caller sees to the other one.
+_append = cast("Callable[[object, object], None]", list[Any].append)
+_clear = cast("Callable[[object], None]", list[Any].clear)
+_extend = cast("Callable[[object, Sequence[object]], None]", list[Any].extend)
+_put = cast("Callable[[object, int | slice, object], None]", list[Any].__setitem__)
 
 
 class Links(SynchronizedList):
@@ -34,9 +38,9 @@ class Links(SynchronizedList):
     def __init__(self, owner: object, side: str, initial: Sequence[Any] = ()) -> None:
         self.parent_obj, self.field_name = owner, side
         if initial:
-            _PLAIN.extend(self, initial)
+            _extend(self, initial)
             for element in initial:
-                _PLAIN.append(getattr(element, side), owner)
+                _append(getattr(element, side), owner)
 
 
 class Variable(gs.Variable):
@@ -126,26 +130,20 @@ def label_of(node: onnx.NodeProto | Node) -> str:
     return f"{op} -> {outputs[0] if outputs else '?'}"
 
 
-def _entries(side: object) -> list[Any]:
-    """One side of a link, to be changed without the other side following (the caller sees to that)."""
-    return cast("list[Any]", side)
-
-
 def unlink(nodes: Iterable[Node]) -> None:
     """Take nodes off all their tensors, in time linear in those tensors' readers (one at a time it is quadratic)."""
     gone = {id(node): node for node in nodes}
-    clear = cast("Callable[[object], None]", _PLAIN.clear)
-    shared: dict[int, object] = {}
+    shared: dict[int, list[Any]] = {}
     for node in gone.values():
         for side in [tensor.outputs for tensor in node.inputs] + [tensor.inputs for tensor in node.outputs]:
             if len(side) == 1 and side[0] is node:  # nearly all of them
-                clear(side)
+                _clear(side)
             elif side:
                 shared[id(side)] = side
-        clear(node.inputs)
-        clear(node.outputs)
-    for entries in map(_entries, shared.values()):
-        _PLAIN.__setitem__(entries, slice(None), [node for node in entries if id(node) not in gone])
+        _clear(node.inputs)
+        _clear(node.outputs)
+    for side in shared.values():
+        _put(side, slice(None), [node for node in side if id(node) not in gone])
 
 
 def relink(old: Tensor, new: Tensor) -> None:
@@ -153,9 +151,9 @@ def relink(old: Tensor, new: Tensor) -> None:
     for node in dict.fromkeys(old.outputs):
         for index, tensor in enumerate(node.inputs):
             if tensor is old:
-                _PLAIN.__setitem__(_entries(node.inputs), index, new)
-                _PLAIN.append(_entries(new.outputs), node)
-    _PLAIN.clear(_entries(old.outputs))
+                _put(node.inputs, index, new)
+                _append(new.outputs, node)
+    _clear(old.outputs)
 
 
 def maker_of(tensor: Tensor) -> Node | None:

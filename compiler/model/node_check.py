@@ -74,7 +74,7 @@ class NodeRecord(NamedTuple):
         """Everything but the name, which only messages need."""
         domain = domain_of(proto.domain)
         attributes = list(proto.attribute)
-        has_bodies = not BODIES.isdisjoint([a.type for a in attributes])
+        has_bodies = bool(attributes) and not BODIES.isdisjoint([a.type for a in attributes])
         return cls(proto, proto.op_type, domain, list(proto.input), list(proto.output), attributes, has_bodies)
 
 
@@ -107,21 +107,8 @@ class NodeChecker:
                 yield f"{op} needs its first input"
             return
         yield from _wiring(form, op, node.inputs, len(node.outputs))
-        kinds = [(a.name, a.type) for a in node.attributes]
-        names = {name for name, _ in kinds}
-        if missing := form.required - names:
-            yield f"{op} needs the attribute {min(missing)}"
-        if len(names) < len(kinds):
-            yield f"{op} has an attribute twice"
-        for name, kind in kinds:
-            wanted = form.kinds.get(name, kind)
-            if kind not in (wanted, AttributeProto.UNDEFINED):
-                found = _KINDS.get(kind, "?")
-                yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
-        if form.sizes:
-            yield from _sizes(op, {a.name: a.ints for a in node.attributes if a.name in form.sizes})
-            yield from _padding(op, [a.s.decode("utf-8", "replace") for a in node.attributes if a.name == "auto_pad"])
-            yield from _grouping(op, [a.i for a in node.attributes if a.name == "group"])
+        if node.attributes or form.required:
+            yield from _attributes(form, node)
 
     def findings_in(self, node: Node) -> Iterator[str]:
         """The same for a node of the graph, which a frontend may have made of a vendor's."""
@@ -141,6 +128,25 @@ class NodeChecker:
         if form.sizes:
             yield from _padding(node.op, [str(node.attr("auto_pad"))] if "auto_pad" in node.attrs else [])
             yield from _grouping(node.op, [v for v in (node.attrs.get("group"),) if isinstance(v, int)])
+
+
+def _attributes(form: _Form, node: NodeRecord) -> Iterator[str]:
+    op = node.op
+    kinds = [(a.name, a.type) for a in node.attributes]
+    names = {name for name, _ in kinds}
+    if missing := form.required - names:
+        yield f"{op} needs the attribute {min(missing)}"
+    if len(names) < len(kinds):
+        yield f"{op} has an attribute twice"
+    for name, kind in kinds:
+        wanted = form.kinds.get(name, kind)
+        if kind not in (wanted, AttributeProto.UNDEFINED):
+            found = _KINDS.get(kind, "?")
+            yield f"the attribute {name} of {op} is of type {found}, not {_KINDS[wanted]}"
+    if form.sizes:
+        yield from _sizes(op, {a.name: a.ints for a in node.attributes if a.name in form.sizes})
+        yield from _padding(op, [a.s.decode("utf-8", "replace") for a in node.attributes if a.name == "auto_pad"])
+        yield from _grouping(op, [a.i for a in node.attributes if a.name == "group"])
 
 
 def _wiring(form: _Form, op: str, inputs: Sequence[str], outputs: int) -> Iterator[str]:
