@@ -139,6 +139,16 @@ class QuantGraph:
         once = dict(zip(map(id, every), every, strict=True))
         return [tensor for tensor in once.values() if tensor.name]
 
+    def made(self) -> list[Tensor]:
+        """The graph's inputs and what its nodes make, in order; what a node leaves out has no name."""
+        return [*self.inputs, *[tensor for node in self.nodes for tensor in node.outputs]]
+
+    def constants(self) -> list[Constant]:
+        """Every constant that is read or an output, once, by first appearance."""
+        read = {id(t): t for node in self.nodes for t in node.inputs if isinstance(t, Constant)}
+        read.update({id(t): t for t in self._outputs if isinstance(t, Constant)})
+        return list(read.values())
+
     def _appearances(self) -> list[Tensor]:
         every: list[Tensor] = list(self.inputs)
         for node in self.nodes:
@@ -262,10 +272,13 @@ class QuantGraph:
             for name in [n for n in table if n not in names]:
                 del table[name]
 
+    def _is_unread(self, node: Node) -> bool:
+        return not any(tensor.outputs or self.is_output(tensor) for tensor in node.outputs)
+
     def _dead(self) -> list[Node]:
         """The nodes that nothing depends on: unread ones, and those that such alone read."""
-        unread = [tensor for node in self.nodes for tensor in node.outputs if not tensor.outputs]
-        if all(map(self.is_output, unread)):
+        ends = [node for node in self.nodes if not (node.outputs and node.outputs[0].outputs)]
+        if not any(map(self._is_unread, ends)):
             return []
         needed = {id(o) for o in self.outputs}
         dead: list[Node] = []

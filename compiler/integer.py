@@ -66,7 +66,8 @@ class Op:
     @property
     def output(self) -> str:
         """The first output that has a name: a GRU may leave out all but its last state."""
-        return next((name for name in self.outputs if name), "")
+        outputs = self.outputs
+        return outputs[0] if outputs and outputs[0] else next(filter(None, outputs), "")
 
 
 @dataclass(frozen=True)

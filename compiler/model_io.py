@@ -48,6 +48,7 @@ _PER_CHANNEL: Final = 13  # the opset in which QuantizeLinear and DequantizeLine
 _NO_SCALE: Final = "it has no scale: tf2onnx --tflite leaves those per channel out before opset 13; export with that"
 _QDQ: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _CALL: Final = "pkg.torch.onnx.fx_node"  # metadata of PyTorch's dynamo exporter: the call that a node is made of
+_INT: Final = frozenset({int})
 _DEEPEST: Final = 10  # levels of subgraphs: each takes ONNX Runtime up to 1.23 twice the time
 _NEWEST_OPSET: Final = 26
 
@@ -420,28 +421,27 @@ def node_proto(node: Node) -> onnx.NodeProto:
     )
     for key, value in sorted(node.attrs.items()):
         if not key.startswith("_") and value is not None:
-            proto.attribute.append(attribute_proto(key, value))
+            add_attribute(proto, key, value)
     renamed = {old: new for old, new in zip(captures, outer, strict=True) if old != new}
     if renamed:
         _rename_captures(proto, renamed)
     return proto
 
 
-def attribute_proto(key: str, value: Any) -> AttributeProto:
-    """An attribute; the common kinds without the helper's guessing, which costs more than the rest of a node."""
+def add_attribute(node: onnx.NodeProto, key: str, value: Any) -> None:
+    """Give a node an attribute; the common kinds without the helper's guessing, which costs more than all the rest."""
+    add = node.attribute.add
     if isinstance(value, (bool, int)):
-        return AttributeProto(name=key, type=AttributeProto.INT, i=value)
-    if isinstance(value, str):
-        return AttributeProto(name=key, type=AttributeProto.STRING, s=value.encode())
-    if isinstance(value, (list, tuple)):
-        items = cast("Sequence[object]", value)
-        if all(type(item) is int for item in items):
-            return AttributeProto(name=key, type=AttributeProto.INTS, ints=cast("Sequence[int]", items))
-    if isinstance(value, np.ndarray):
-        return onnx.helper.make_attribute(
-            key, onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
-        )
-    return onnx.helper.make_attribute(key, value.item() if isinstance(value, np.generic) else value)
+        add(name=key, type=AttributeProto.INT, i=value)
+    elif isinstance(value, str):
+        add(name=key, type=AttributeProto.STRING, s=value.encode())
+    elif isinstance(value, (list, tuple)) and _INT.issuperset(map(type, cast("Sequence[object]", value))):
+        add(name=key, type=AttributeProto.INTS, ints=cast("Sequence[int]", value))
+    elif isinstance(value, np.ndarray):
+        tensor = onnx.numpy_helper.from_array(np.asarray(cast("Array", value), order="C"))
+        node.attribute.append(onnx.helper.make_attribute(key, tensor))
+    else:
+        node.attribute.append(onnx.helper.make_attribute(key, value.item() if isinstance(value, np.generic) else value))
 
 
 def _rename_captures(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:

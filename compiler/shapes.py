@@ -19,7 +19,6 @@ from qatc.compiler.graph import (
     elements,
     rank_of,
     shape_of,
-    value_of,
 )
 from qatc.compiler.model.foreign import shape_twins
 from qatc.compiler.model.links import label_of
@@ -45,10 +44,8 @@ def model_skeleton(graph: QuantGraph) -> onnx.ModelProto:
     """The graph as a ModelProto without its large constants (they become inputs), for ONNX's shape inference."""
     extra: list[onnx.ValueInfoProto] = []
     small: list[onnx.TensorProto] = []
-    for tensor in graph.tensors():
-        value = value_of(tensor)
-        if value is None:
-            continue
+    for tensor in graph.constants():
+        value = tensor.values
         if value.size <= _MOST_SIZES and tensor.name not in graph.params:
             small.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), tensor.name))
         else:
@@ -88,7 +85,7 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
         skeleton.opset_import[0].version += 1  # the operators say the same there
     known = _inferred(skeleton)
     shapes = _shapes(known)
-    for tensor in graph.tensors():
+    for tensor in graph.made():
         found = known.get(tensor.name)
         if found is None or not isinstance(tensor, Variable):
             continue
@@ -146,10 +143,10 @@ def _refuse_too_large(graph: QuantGraph, tensor: Variable, found: onnx.TypeProto
 
 def infer_new_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None = None) -> None:
     """`infer_shapes` again, where there are tensors that it has not seen."""
-    for tensor in graph.tensors():
-        if isinstance(tensor, Variable) and (tensor.dtype is None or tensor.name not in graph.sample_shapes):
-            infer_shapes(graph, pinned)
-            return
+    seen = graph.sample_shapes
+    unseen = [t for t in graph.made() if t.name and (t.dtype is None or t.name not in seen)]
+    if unseen:
+        infer_shapes(graph, pinned)
 
 
 def _is_static(graph: QuantGraph) -> bool:

@@ -7,6 +7,7 @@ refused, each format by its name.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Final
 
@@ -19,7 +20,7 @@ from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import listed, operators, refuse_formats
 
 DOMAIN: Final = "trt"
-_SCOPES: Final = ("/input_quantizer/", "/weight_quantizer/")
+_SCOPE: Final = re.compile("/(?:input|weight)_quantizer/")
 _BY_OP: Final = {
     "TRT_FP8QuantizeLinear": "FP8 (E4M3)",
     "TRT_FP8DequantizeLinear": "FP8 (E4M3)",
@@ -71,7 +72,7 @@ def _recognize(graph: QuantGraph, producer: str) -> str | None:
     seen = operators(graph, lambda op, domain: domain == DOMAIN)
     if seen is not None:
         return seen
-    scoped = [n for n in quantizers(graph) if any(scope in n.name for scope in _SCOPES)]
+    scoped = [n for n in quantizers(graph) if _SCOPE.search(n.name)]
     seen = listed(Counter((n.op, n.domain or "") for n in scoped if is_q(n)))
     return None if seen is None else f"{seen} in scopes input_quantizer and weight_quantizer"
 

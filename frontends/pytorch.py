@@ -137,8 +137,8 @@ def _is_converted(graph: QuantGraph) -> bool:
 
     Such operators clamp at the ends of their type, whatever range was trained: the file lost none.
     """
-    roots = [n.outputs[0] for n in quantizers(graph) if is_q(n) and n.outputs]
-    return any({reader.op for reader in graph.consumers(root)} == {"Cast"} for root in roots)
+    behind = [n.inputs[0] for n in graph.of("Cast") if (maker := graph.producer(n.inputs[0])) and is_q(maker)]
+    return any({reader.op for reader in graph.consumers(root)} == {"Cast"} for root in behind)
 
 
 def _suggest_ranges(graph: QuantGraph, options: FrontendOptions, *, converted: bool) -> None:

@@ -19,7 +19,7 @@ from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import IntegerGraph, Op
 from qatc.compiler.model.names import Names
 from qatc.compiler.model.protos import MICROSOFT
-from qatc.compiler.model_io import attribute_proto
+from qatc.compiler.model_io import add_attribute
 from qatc.compiler.quant import Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.storage import SPILL_AT
 
@@ -122,7 +122,7 @@ class Writer:
         proto = NodeProto(op_type=op_type, name=name, domain=domain, input=list(inputs), output=list(outputs))
         for key, value in sorted((attrs or {}).items()):
             if value is not None and not key.startswith("_"):
-                proto.attribute.append(attribute_proto(key, value))
+                add_attribute(proto, key, value)
         self._nodes.append(proto)
 
     def proto(self, proto: NodeProto) -> None:

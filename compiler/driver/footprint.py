@@ -8,7 +8,7 @@ from collections import defaultdict
 import onnx
 
 from qatc.compiler.budget import active
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
 from qatc.compiler.model.links import label_of
 
 _SIMULATED = 20  # bytes a weight, measured: two sessions that hold int8 and float32, and those of the package
@@ -21,12 +21,8 @@ def peak_activations(graph: QuantGraph) -> tuple[int, Node | None]:
     Operators run in order, nothing in place, each tensor freed after its last reader; `graph.sample_shapes` are the
     shapes, and a tensor without one counts nothing.
     """
-    last: dict[int, int] = {id(t): len(graph.nodes) for t in graph.outputs}
-    for index in range(len(graph.nodes) - 1, -1, -1):
-        node = graph.nodes[index]
-        for tensor in (*node.inputs, *node.outputs):
-            if not is_constant(tensor):
-                last.setdefault(id(tensor), index)
+    last = {id(t): index for index, node in enumerate(graph.nodes) for t in (*node.inputs, *node.outputs)}
+    last |= {id(t): len(graph.nodes) for t in graph.outputs}
     ends: defaultdict[int, int] = defaultdict(int)
     sizes = {id(t): _size(graph, t) for t in graph.inputs}
     live = peak = sum(sizes.values())

@@ -42,7 +42,7 @@ _FUSED: Final = frozenset({"Add", "Mul", "Div"})  # what a product takes in: its
 def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerGraph:
     """The integer form of a stripped and folded graph (shapes inferred). Findings go to `graph.diagnostics`."""
     outputs = {t.name for t in graph.outputs}
-    reserved = {t.name for t in graph.tensors() if not is_constant(t)} | outputs  # constants keep their names
+    reserved = {t.name for t in graph.made()} | outputs  # constants keep their names
     build = Builder(graph.name or "graph", graph.opset, dict(graph.domains), reserved)
     options = options or LoweringOptions()
     state = State(graph, options, build, raw=_raw, why=_why)

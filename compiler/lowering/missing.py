@@ -54,8 +54,9 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
                 need(tensor)
 
     for node in graph.nodes:
-        need_operands(node)
-        waiting.extend(t for t in node.outputs if t.name in graph.params)
+        if is_product(node):
+            need_operands(node)
+        waiting += [t for t in node.outputs if t.name in graph.params]
     while waiting:
         made = waiting.popleft()
         if id(made) in found:  # a product that reads it becomes one of integers
@@ -65,7 +66,7 @@ def missing_ranges(graph: QuantGraph, operators: Collection[str] = ()) -> list[T
         waiting.extend(moved)
         for tensor in needed:
             need(tensor)
-    order = {id(t): i for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)])}
+    order = {id(t): i for i, t in enumerate(graph.made())} if found else {}
     return sorted(found.values(), key=lambda t: order[id(t)])
 
 

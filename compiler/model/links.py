@@ -178,10 +178,15 @@ def value_of(tensor: Tensor | None) -> Array | None:
 
 def shape_of(tensor: Tensor) -> tuple[Dim, ...] | None:
     """The shape (symbolic dimensions as strings, nameless ones None), or None where the rank is unknown."""
-    if tensor.shape is None:
+    stated = tensor.shape
+    if stated is None:
         return None
-    return tuple(
-        d if isinstance(d, str) and d else (int(d) if isinstance(d, (int, np.integer)) else None) for d in tensor.shape
+    return tuple([d if type(d) is int else _dim(d) for d in stated])
+
+
+def _dim(stated: int | str | np.integer[Any] | None) -> Dim:
+    return (
+        stated if isinstance(stated, str) and stated else int(stated) if isinstance(stated, (int, np.integer)) else None
     )
 
 

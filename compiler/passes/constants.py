@@ -113,7 +113,7 @@ def compute_quantized(graph: QuantGraph) -> None:
             folder.fold(node)
             continue
         foreign = node.domain and node.op != REQUANTIZE
-        if foreign or any(not isinstance(t, Constant) and t.name for t in node.inputs):
+        if foreign or [t for t in node.inputs if not isinstance(t, Constant) and t.name]:
             continue
         between = _between(graph) if between is None else between
         passed = any(id(t) in between for t in node.outputs)
@@ -217,10 +217,11 @@ def _candidate(graph: QuantGraph, node: Node) -> bool:
     if node.domain or node.op in _KEEP:
         return False
     inputs = node.inputs
-    if is_value_blind(node) and not isinstance(inputs[0], Constant):
+    unknown = [t for t in inputs if not isinstance(t, Constant) and t.name]
+    if unknown and is_value_blind(node):
         dims = shape_of(inputs[0])
         return dims is not None and all(isinstance(d, int) for d in dims_read(node, dims))
-    if not inputs or any(not isinstance(t, Constant) and t.name for t in inputs):
+    if unknown or not inputs:
         return False
     if any(t.name in graph.params for t in inputs):
         return False

@@ -56,7 +56,7 @@ def drop_later_defaults(graph: QuantGraph) -> None:
         if node.op not in defaults:
             defaults[node.op] = _later_defaults(node.op, graph.opset)
         for name, default in defaults[node.op].items():
-            if node.attr(name) == default and name in node.attrs:
+            if name in node.attrs and node.attr(name) == default:
                 del node.attrs[name]
 
 

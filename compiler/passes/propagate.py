@@ -143,8 +143,10 @@ def _carried_together(graph: QuantGraph, parts: list[Tensor]) -> QuantParams | N
 
 def _explain(graph: QuantGraph, node: Node) -> None:
     """Say why the parameters of a node's input end there, where they might have gone on."""
+    if not graph.explains or node.domain:
+        return
     parts = joined(node) or node.inputs[:1]
-    if not graph.explains or node.domain or all(graph.quant(t) is None for t in parts):
+    if all(graph.quant(t) is None for t in parts):
         return
     if joined(node):
         why = "its inputs do not lie on one grid"

@@ -129,9 +129,8 @@ def _cast_output(graph: QuantGraph, tensor: Variable, kind: int) -> None:
 def _kinds(graph: QuantGraph) -> set[int]:
     """The types of real numbers that a graph's constants hold, and that it states of tensors."""
     cast = {n.attr("to") for n in graph.nodes if n.op == "Cast"}
-    tensors = graph.tensors()
-    held = {t.values.dtype for t in tensors if isinstance(t, Constant)}  # few: NumPy takes long to say a name
-    stated = {t.dtype for t in tensors if isinstance(t, Variable) and isinstance(t.dtype, int)}
+    held = {t.values.dtype for t in graph.constants()}  # few: NumPy takes long to say a name
+    stated = {t.dtype for t in graph.made() if isinstance(t.dtype, int)}
     return {_NAMES.get(d.name, 0) for d in held} | stated | {kind for kind in _NAMES.values() if kind in cast}
 
 

@@ -20,10 +20,18 @@ from markupsafe import Markup
 
 from qatc._version import __version__
 from qatc.compiler.diagnostics import Severity, counted, escaped, file_name, printable
-from qatc.compiler.quant import QuantParams
 from qatc.compiler.report import plot, text
 from qatc.compiler.report.drawing import STYLE, graph_drawing
-from qatc.compiler.result import CompileResult, Coverage, Island, Port, ProfileDifference, TensorCheck, Verification
+from qatc.compiler.result import (
+    CompileResult,
+    Coverage,
+    Island,
+    Port,
+    ProfileDifference,
+    TensorCheck,
+    TensorRecord,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -71,7 +79,7 @@ def report_html(result: CompileResult) -> bytes:
         "error_count": 0 if found is None else len(found.tensors),
         "plots": [draw(found.tensors) for draw in (plot.lsb_plot, plot.sqnr_plot)] if found and found.tensors else [],
         "worst": [] if found is None else [(c, plot.histogram(c)) for c in _worst(found.tensors)],
-        "parameters": [_parameter_row(t.source, t.name, t.role, t.params) for t in result.tensors[:_ROWS]],
+        "parameters": [_parameter_row(record) for record in result.tensors[:_ROWS]],
         "explanation": result.explanation,
         "source": file_name(result.source),
         "command": Markup.escape(escaped(_command(result))),  # whole, however long: it is to be copied
@@ -231,16 +239,18 @@ def _worst(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
     return sorted(differing, key=lambda check: (check.sqnr_db, -check.max_lsb))[:_WORST]
 
 
-def _parameter_row(source: str | None, name: str, role: str, params: QuantParams) -> dict[str, str]:
+def _parameter_row(record: TensorRecord) -> tuple[str, ...]:
+    """The cells of a tensor: its names, role, type, scale, zero point, range and axis."""
+    params = record.params
     scales = [text.number(scale) for scale in (min(params.scale), max(params.scale))]
     zeros = min(params.zero_point), max(params.zero_point)
-    return {
-        "source": source or "",
-        "name": name,
-        "role": role,
-        "dtype": params.dtype,
-        "scale": scales[0] if scales[0] == scales[1] else " to ".join(scales),
-        "zero": str(zeros[0]) if zeros[0] == zeros[1] else f"{zeros[0]} to {zeros[1]}",
-        "range": f"[{params.qmin}, {params.qmax}]",
-        "axis": "" if params.axis is None else f"{params.axis} ({len(params.scale):,})",
-    }
+    return (
+        record.name,
+        record.source or "",
+        record.role,
+        params.dtype,
+        scales[0] if scales[0] == scales[1] else " to ".join(scales),
+        str(zeros[0]) if zeros[0] == zeros[1] else f"{zeros[0]} to {zeros[1]}",
+        f"[{params.qmin}, {params.qmax}]",
+        "" if params.axis is None else f"{params.axis} ({len(params.scale):,})",
+    )

@@ -217,6 +217,13 @@ def test_clean_keeps_what_outputs_need() -> None:
     )
 
 
+def test_clean_takes_nodes_without_results_and_what_leads_to_them() -> None:
+    graph = graph_of("a = Neg(x)\nb = Abs(a)\ny = Exp(x)")
+    graph.nodes[1].outputs.clear()
+    graph.clean()
+    assert [n.op for n in graph.nodes] == ["Exp"]
+
+
 def test_cycles_are_reported() -> None:
     graph = graph_of("a = Neg(x)\ny = Abs(a)")
     graph.nodes[0].inputs[0] = graph.nodes[1].outputs[0]
@@ -274,6 +281,19 @@ def test_questions() -> None:
     w.values = np.asarray([128, 130], np.uint8)
     np.testing.assert_array_equal(graph.real(w), np.float32([0, 1]))
     assert [t.name for t in graph.tensors()] == ["x", "a", "w", "b", "y"]
+
+
+def test_what_nodes_make_and_read() -> None:
+    graph = graph_of(
+        "a = Neg(x)\nb = Add(a, w)\nc = Add(w, v)\ny = Add(b, c)",
+        constants="float[2] w = {1.0, 2.0}, float[2] v = {3.0, 4.0}",
+    )
+    graph.nodes[2].domain = "vendor"
+    assert [n.outputs[0].name for n in graph.of("Add", "Neg")] == ["a", "b", "y"]
+    assert graph.of() == graph.of("Conv") == []
+    assert graph.source_ops == {("Neg", ""): 1, ("Add", ""): 3}
+    assert [t.name for t in graph.made()] == ["x", "a", "b", "c", "y"]
+    assert [t.name for t in graph.constants()] == ["w", "v"]
 
 
 def test_shapes_of_every_kind() -> None:
