@@ -42,7 +42,6 @@ _FOLDED: Final[tuple[tuple[Any, Any, bool], ...]] = (
     (fused_modules.ConvBn2d, qat_modules.Conv2d, False),
     (fused_modules.ConvBn3d, qat_modules.Conv3d, False),
 )
-_PLAIN: Final = {qat_modules.Conv1d: nn.Conv1d, qat_modules.Conv2d: nn.Conv2d, qat_modules.Conv3d: nn.Conv3d}
 _FINE: Final = 200  # steps; on the coarser grids of fewer bits, rounding biases would cost accuracy
 _MIN_OPSET: Final = 13  # per-channel QuantizeLinear
 

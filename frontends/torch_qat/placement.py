@@ -58,6 +58,7 @@ _UNIT: Final = frozenset({"softmax", "sigmoid", "hardsigmoid", "Softmax", "Softm
 _LINEAR: Final = frozenset({"linear", "conv1d", "conv2d", "conv3d"})  # functions: weights second, biases third
 _TRANSPOSED_CONV: Final = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _PRODUCTS: Final = frozenset({"matmul", "mm", "bmm"})
+_OPERANDS: Final = {"weight": 1, "other": 1, "mat2": 1, "bias": 2}  # of those
 _NORMS: Final = frozenset({"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "prelu"})
 _CONCAT: Final = frozenset({"cat", "concat", "concatenate", "stack"})
 _NEAREST: Final = frozenset({"nearest", "nearest-exact"})
@@ -121,7 +122,7 @@ class Placement:
         if self._carries(node) or self._role(node) == _FLOAT:
             return False
         reader = next(iter(node.users))
-        alone = len(node.users) == 1 and reader.args[0] is node and not self._excluded(reader)
+        alone = len(node.users) == 1 and reader.all_input_nodes[0] is node and not self._excluded(reader)
         return not (alone and self._fuses(node, kind_of(self.model, reader)))
 
     def _role(self, node: fx.Node) -> int:
@@ -131,7 +132,7 @@ class Placement:
         found: set[int] = set()
         for user in node.users:
             kind = kind_of(self.model, user)
-            place = [*user.args, *user.kwargs.values()].index(node)
+            place = _place(user, node)
             if kind in _NORMS or (kind in _LINEAR | _TRANSPOSED_CONV and place > 1):
                 found.add(_FLOAT)
             elif place == 1 and kind in _LINEAR | _TRANSPOSED_CONV:
@@ -275,6 +276,12 @@ class Placement:
                 # behind what computes the weight, as weight normalization does
                 quantizer = self.recipe.weight(widths[0], axis=1 if isinstance(layer, _TRANSPOSED) else 0)()
                 nn.utils.parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+
+
+def _place(reader: fx.Node, node: fx.Node) -> int:
+    """Which operand of a function a node is, by its place or its name; 0 in a list of tensors."""
+    named = next((name for name, operand in reader.kwargs.items() if operand is node), "")
+    return next((i for i, operand in enumerate(reader.args) if operand is node), _OPERANDS.get(named, 0))
 
 
 def has_hooked_weight(layer: nn.Module) -> bool:

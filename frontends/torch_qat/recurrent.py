@@ -46,11 +46,11 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(source.dropout)
         self.register_buffer("zeros", torch.zeros([1, source.hidden_size]))
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """All outputs, and the last states [layers*directions,N,size] (for LSTMs the pair of them)."""
         if not self.batch_first:
             x = x.transpose(0, 1)
-        first = state if self.with_cell_state else (state,)
+        first = hx if self.with_cell_state else (hx,)
         last: list[Sequence[Tensor]] = []
         for layer in range(self.layers):
             results: list[Tensor] = []

@@ -153,7 +153,7 @@ def _recurrent(module: nn.Module, calls: Sequence[_Call]) -> Recurrent | None:
     if not inputs or module.proj_size or not all(isinstance(x, Tensor) and x.ndim == 3 for x in inputs):
         return None
     lengths = {int(x.shape[1 if module.batch_first else 0]) for x in inputs}
-    given = {len(call.args) + len(call.kwargs) > 1 for call in calls}
+    given = {(call.args[1] if len(call.args) > 1 else call.kwargs.get("hx")) is not None for call in calls}
     if len(lengths) > 1 or max(lengths) > LONGEST or len(given) > 1:
         return None
     return Recurrent(module, lengths.pop(), given.pop())

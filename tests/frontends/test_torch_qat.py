@@ -323,6 +323,42 @@ def test_layers_of_every_make(kind: str, tmp_path: Path) -> None:
     assert (result.coverage.share, result.verification.passed) == (1.0, True)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("called", [lambda layer, x: layer(x, None), lambda layer, x: layer(x, hx=None)])
+def test_a_first_state_of_none_is_none(kind: str, called: Any) -> None:
+    class Network(nn.Module):
+        def __init__(self, call: Any) -> None:
+            super().__init__()
+            self.layer, self.call = getattr(nn, kind)(4, 3, batch_first=True), call
+
+        def forward(self, x: Any) -> Any:
+            return self.call(self.layer, x)[0]
+
+    x, results = torch.randn(2, 5, 4), []
+    for call in (called, lambda layer, x: layer(x)):
+        torch.manual_seed(0)
+        results.append(torch_qat.prepare_qat(Network(call), x).eval()(x))
+    assert torch.equal(*results)
+
+
+def test_parameters_by_name_and_in_lists() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.weight = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(2, 4))
+            self.bias = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Any) -> Any:
+            x = torch.cat(tensors=[x, torch.cat([self.token, x], 1)], dim=1)
+            return nn.functional.linear(x, bias=self.bias, weight=self.weight)
+
+    model = torch_qat.prepare_qat(Network(), torch.randn(1, 3, 4))
+    quantizers = {name: module for name, module in model.named_children() if name.startswith("fq_")}
+    assert set(quantizers) >= {"fq_weight", "fq_linear"}
+    assert "fq_bias" not in quantizers
+    assert quantizers["fq_weight"].scale.shape == (2,)
+
+
 def test_weights_that_nothing_rounds_are_said_to_stay_float() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
