@@ -26,7 +26,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, 
 from qatc.compiler.model.links import label_of, unlink
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.passes.movement import LAYOUT, axis_through, is_movement, is_value_blind, joined
-from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_range
+from qatc.compiler.quant import DTYPES, Array, QuantParams, dtype_name, dtype_range
 from qatc.frontends.common.integers import (
     FAR,
     WIDEST,
@@ -313,6 +313,12 @@ class _Lifter:
             params = linear_params(self.graph, node, constant.dtype, constant.shape)
         if params is None:
             return
+        if constant is not None and not _is_held(constant, params):
+            message = (
+                f"this DequantizeLinear reads a constant of {constant.dtype} that holds no integers of {params.dtype}"
+            )
+            refuse(self.graph, node, "QAT104", message, "the file is damaged, or stores another type than it states")
+            return
         constant, bounds = constant_of(node.inputs[0])  # channels without a scale are emptied
         if constant is not None:
             params = params.with_range(_clamp(params.qmin, bounds), _clamp(params.qmax, bounds))
@@ -512,6 +518,14 @@ def _axis_of(value: _Integers) -> int | None:
     for node in reversed(moves):
         axis = axis_through(node, axis) if axis is not None and node.op in LAYOUT else None
     return axis
+
+
+def _is_held(value: Array, params: QuantParams) -> bool:
+    """Whether a constant holds integers of a grid's type: another type may be stored than the zero point has."""
+    if dtype_name(value.dtype) in DTYPES or not value.size:
+        return True
+    low, high = dtype_range(params.dtype)
+    return value.dtype.kind in "iu" and low <= int(value.min()) <= int(value.max()) <= high
 
 
 def _is_vector(tensor: Tensor) -> bool:

@@ -249,6 +249,15 @@ def test_a_deep_chain_of_movements_takes_no_stack() -> None:
     assert len(graph.nodes) == 3001
 
 
+@pytest.mark.parametrize("stored", ["int64[2] k = {1, 300}", "float[2] k = {1.5, 2.0}", 'string[2] k = {"a", "b"}'])
+def test_a_constant_that_is_none_of_its_type_is_told(stored: str) -> None:
+    """They were cut off and wrapped around; what fits its type is taken."""
+    nodes = "d = DequantizeLinear(k, s, i) y = Add(x, d)"
+    assert codes(body(nodes, x="float[2] x", more=f", {stored}")) == ["QAT104"]
+    graph = canonical(body(nodes, x="float[2] x", more=", int64[2] k = {1, -128}"))
+    assert "k<int8 scale 0.5 zero 0>:int8[2]{1,-128}" in graph.dump()
+
+
 def test_channels_that_were_moved_are_read_where_they_are() -> None:
     nodes = "q = QuantizeLinear<axis=1>(x, sc, ic) t = Transpose<perm=[1,0]>(q) y = DequantizeLinear<axis=0>(t, sc, ic)"
     assert [n.op for n in canonical(body(nodes, x="float[2,2] x")).nodes] == ["FakeQuant", "Transpose"]
