@@ -16,6 +16,7 @@ import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, shape_of, value_of
+from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import grid, standard
@@ -27,7 +28,8 @@ from qatc.frontends.tf.importer import IMPORTER
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
-_FAKE_QUANTS: Final = ("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "FakeQuantWithMinMaxArgs")
+_PER_CHANNEL: Final = "FakeQuantWithMinMaxVarsPerChannel"
+_FAKE_QUANTS: Final = ("FakeQuantWithMinMaxVars", _PER_CHANNEL, "FakeQuantWithMinMaxArgs")
 _LEFT: Final = Rules("tf2onnx")
 _NODES: Final = Rules("tensorflow")
 
@@ -50,7 +52,7 @@ def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     sweep(graph, _LEFT, [n for n in graph.nodes if n.inputs and n.outputs])
     sums_from_gemms(graph)
-    standard.normalize(graph, options, quantize_weights=True, nodes=lambda graph: sweep(graph, _NODES))
+    standard.normalize(graph, options, quantize_weights=True, nodes=_own_nodes)
 
 
 # -- what tf2onnx leaves as it is ---------------------------------------------------------------------------------
@@ -108,6 +110,13 @@ def clip_at_one(graph: QuantGraph, node: Node) -> bool:
 # -- TensorFlow's own nodes ---------------------------------------------------------------------------------------
 
 
+def _own_nodes(graph: QuantGraph) -> None:
+    """Fake quantization that is still a node; along the last axis of data, its rank has to be known (NNCF's)."""
+    if any(n.op == _PER_CHANNEL and shape_of(n.inputs[0]) is None for n in graph.nodes):
+        infer_if_possible(graph)
+    sweep(graph, _NODES)
+
+
 @_NODES.on(*_FAKE_QUANTS)
 def fake_quant(graph: QuantGraph, node: Node) -> bool:
     """FakeQuantWithMinMaxArgs, -Vars and -VarsPerChannel become a FakeQuant."""
@@ -126,7 +135,7 @@ def fake_quant(graph: QuantGraph, node: Node) -> bool:
     low, high = int(narrow), (1 << bits) - 1
     x = node.inputs[0]
     scale, zero = nudged(bottom, top, low, high)
-    axis = -1 if node.op == "FakeQuantWithMinMaxVarsPerChannel" else None
+    axis = -1 if node.op == _PER_CHANNEL else None
     params = make_params(
         graph, node, scale, zero, "uint8" if bits <= 8 else "uint16",
         axis=axis, shape=shape_of(x), qmin=low, qmax=high, tensor=x.name,

@@ -1,10 +1,12 @@
-"""What ONNX's shape inference is given for ONNX Runtime's own operators, at which it would stop.
+"""What ONNX's shape inference is given for operators that ONNX does not have, at which it would stop.
 
     BiasGelu(x, b), SkipLayerNormalization(x, ...)    Identity(x): shape and type are their input's
     FusedMatMul[transB, alpha](a, b)                  MatMul(a, Einsum[...ij->...ji](b))
     FusedConv[activation](x, w, b), FusedGemm         Conv(x, w, b), Gemm
+    FakeQuantWithMinMaxVars(x, min, max)              Identity(x)
 
-Its optimizer writes them (models that were optimized before they were quantized). Only shapes and types are equal.
+ONNX Runtime's optimizer writes its own ones (models that were optimized before they were quantized), tf2onnx leaves
+TensorFlow's fake quantization as it is where Q/DQ is not the same. Only shapes and types are equal.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from qatc.compiler.model.protos import MICROSOFT
 _KEEP_SHAPE: Final = frozenset(
     {"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
+_TENSORFLOW: Final = frozenset(
+    {"FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"}
+)  # which tf2onnx gives no domain of their own
 _PLAIN: Final = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 _PRODUCT: Final = "FusedMatMul"
 _TRANSPOSED: Final = ("transA", "transB")
@@ -27,6 +32,8 @@ _SUM: Final = 3  # the output of a fused sum and normalization that is the sum
 
 def shape_twins(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Nodes of ONNX that give the outputs the shapes and types that `node` does; the node alone if it is of ONNX."""
+    if not node.domain and node.op_type in _TENSORFLOW:
+        return [onnx.helper.make_node("Identity", node.input[:1], node.output)]
     if node.domain != MICROSOFT:
         return [node]
     if node.op_type in _KEEP_SHAPE:

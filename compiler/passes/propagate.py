@@ -33,6 +33,7 @@ from qatc.compiler.passes.movement import (
     joined,
     move_constant,
     on_grid,
+    order_of,
     params_through,
 )
 from qatc.compiler.quant import QuantParams, number_of
@@ -288,7 +289,7 @@ def _round_constant(graph: QuantGraph, node: Node, index: int, tensor: Constant)
 
 
 def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
-    """The per-tensor parameters that every reader of an unrounded tensor moves it onto, or None."""
+    """The parameters that all readers of an unrounded tensor move it onto, or None: per channel by Transpose alone."""
     if not tensor.name or tensor.name in graph.params or value_of(tensor) is not None or graph.is_output(tensor):
         return None
     found: QuantParams | None = None
@@ -298,10 +299,16 @@ def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
         if not (is_movement(reader) or joined(reader)):
             return None
         for out in reader.outputs:
-            params = graph.quant(out)
-            if params is None or params.is_per_channel or (found is not None and found != params):
-                return None
-            if params_through(reader, params) is None:
+            params = _before(reader, graph.quant(out))
+            if params is None or (found is not None and found != params) or params_through(reader, params) is None:
                 return None
             found = params
     return found
+
+
+def _before(node: Node, params: QuantParams | None) -> QuantParams | None:
+    """Parameters of a movement's input, given those of its output; None where channels do not come from one axis."""
+    if params is None or not params.is_per_channel:
+        return params
+    order, axis = order_of(node) if is_op(node, "Transpose") else None, params.axis or 0
+    return params.with_axis(order[axis]) if order is not None and axis < len(order) else None

@@ -33,6 +33,7 @@ _MODULES: Final = (
     "tf_keras.src.engine.input_layer",
 )
 _PACKAGES: Final = ("tensorflow_model_optimization.python.core.quantization.keras.", "tf_keras.src.layers.")
+_SINCE_KERAS_2_13: Final = "keras.src."  # to 2.15, the last within TensorFlow; tf_keras reads it as its own modules
 _FUNCTION_MODULES: Final = ("builtins", "keras.activations")  # where Keras says that its own activations are
 _ACTIVATIONS: Final = re.compile(
     r"elu|exponential|gelu|hard_sigmoid|leaky_relu|linear|log_softmax|mish|relu|relu6|selu|sigmoid|silu|softmax|softplus"
@@ -42,7 +43,7 @@ _HOLD_CODE: Final = frozenset(
     {"Lambda", "__lambda__", "ClassMethod", "InstanceMethod", "ResidualWrapper", "DropoutWrapper", "DeviceWrapper"}
 )
 _TF_LAYERS: Final = frozenset({"TFOpLambda", "SlicingOpLambda"})
-_TF_NAMESPACES: Final = ("__operators__.", "image.", "linalg.", "math.", "nn.")
+_TF_NAMESPACES: Final = ("__operators__.", "image.", "linalg.", "math.", "nn.", "quantization.")
 _TF_FUNCTIONS: Final = re.compile(
     r"abs|add|broadcast_to|cast|clip_by_value|concat|convert_to_tensor|divide|einsum|exp|expand_dims|gather|identity"
     r"|matmul|maximum|minimum|multiply|one_hot|ones_like|pad|range|realdiv|reduce_(max|mean|min|sum)|repeat|reshape"
@@ -199,7 +200,8 @@ def _entry(entry: Mapping[str, object]) -> Iterator[str]:
     if name == "function":
         known = module in _FUNCTION_MODULES and bool(_ACTIVATIONS.fullmatch(str(what)))
     else:
-        known = module in _MODULES or str(module).startswith(_PACKAGES)
+        own = f"tf_{module}" if str(module).startswith(_SINCE_KERAS_2_13) else str(module)
+        known = own in _MODULES or own.startswith(_PACKAGES)
     if not known:
         yield f"{module}.{what}, which belongs to neither Keras nor tfmot"
 

@@ -26,6 +26,7 @@ _INT4: Final = 17
 _OTHER_TYPES: Final = {18: "bfloat16", 19: "int2", 20: "uint4"}
 _FLOAT32: Final = 0
 _FULLY_CONNECTED: Final = 9  # its operator code
+_RESHAPE: Final = 22
 _QUANTIZE: Final = 114
 _BLOCKWISE: Final = 2  # of the ways in which a tensor may be quantized
 _READ: Final = frozenset({"GELU", "RELU_0_TO_1", "RELU_N1_TO_1", tflite_lstm.LAYER})  # by `frontends/tensorflow.py`
@@ -38,10 +39,10 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     An operator has an older and a newer code, and TFLite takes the larger one. tf2onnx takes the older, which
     ai-edge-quantizer leaves at 0, which is Add. Tensors of int4, two to a byte, become tensors of int8 with the same
     integers. A fully connected operator that flattens its input gets a Reshape in front: where tf2onnx (1.17) puts one
-    there itself, it loses the bias. Weights that a float model quantizes per channel as it runs are stored in integers:
-    tf2onnx would take the first channel's scale for all of them. An activation to -1..1 that an operator has fused
-    becomes an operator behind it: tf2onnx knows no fused ones but Relu and Relu6. What an LSTM reads is listed without
-    gaps and variables. Loops run over real numbers.
+    there itself, it loses the bias. Weights that a model quantizes or reshapes per channel as it runs are stored as the
+    integers that come of it: tf2onnx would take the first channel's scale for all of them. An activation to -1..1 that
+    an operator has fused becomes an operator behind it: tf2onnx knows no fused ones but Relu and Relu6. What an LSTM
+    reads is listed without gaps and variables. Loops run over real numbers.
 
     Raises:
         CompileError: QAT012 for what is no TFLite file, for types of tensors that have no counterpart and for forms of
@@ -140,13 +141,15 @@ def _rows(schema: Any, content: Any, graph: Any, op: Any) -> Any:
 
 
 def _store_integers(content: Any) -> bool:
-    """Do what operators do that quantize a constant per channel, and take them out; whether there is one."""
+    """Do what operators do that quantize or reshape a constant per channel, and take them out; whether there is one."""
     codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    made = {_QUANTIZE: _quantized, _RESHAPE: _reshaped}
     found = False
     for graph in content.subgraphs:
         kept: list[Any] = []
         for op in graph.operators:
-            integers = _quantized(content, graph, op) if codes[op.opcodeIndex] == _QUANTIZE else None
+            make = made.get(codes[op.opcodeIndex])
+            integers = make(content, graph, op) if make is not None else None
             if integers is None:
                 kept.append(op)
                 continue
@@ -205,6 +208,22 @@ def _quantized(content: Any, graph: Any, op: Any) -> Array | None:
     ends = np.iinfo(_BYTES[made.type])
     rounded = np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5)) + np.resize(zero, scale.size).reshape(row)
     return np.asarray(np.clip(rounded, ends.min, ends.max).astype(ends.dtype))
+
+
+def _reshaped(content: Any, graph: Any, op: Any) -> Array | None:
+    """The integers of a constant with a scale per channel that an operator reshapes; None for others.
+
+    Depthwise weights that were fake-quantized in Keras' order of axes are brought to TFLite's as the network runs.
+    """
+    given, made = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
+    data, before, params = content.buffers[given.buffer].data, given.quantization, made.quantization
+    if data is None or made.type not in _BYTES or made.type != given.type or before is None or params is None:
+        return None
+    scales = [np.asarray([] if each.scale is None else each.scale, np.float32) for each in (before, params)]
+    if scales[0].size < 2 or not np.array_equal(*scales):
+        return None
+    integers = np.asarray(data, np.uint8).view(_BYTES[made.type])
+    return integers if integers.size == math.prod(int(d) for d in made.shape) else None
 
 
 def _refuse_blocks(tensors: Iterable[Any]) -> None:

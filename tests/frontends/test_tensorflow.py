@@ -108,6 +108,21 @@ def test_the_node_on_weights_per_channel() -> None:
     np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, [[127, -64], [64, 127], [32, 95]])
 
 
+def test_the_nodes_on_data_per_channel() -> None:
+    """Along the last axis of tensors whose rank the file does not state, behind one that ONNX does not know either."""
+    ends = {"lo": np.asarray([0, -1, -2], np.float32), "hi": np.asarray([1, 1, 2], np.float32)}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("FakeQuantWithMinMaxVarsPerChannel", ["r", "lo", "hi"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("FakeQuantWithMinMaxVarsPerChannel", ["b", "lo", "hi"], ["y"]),
+    ]
+    graph = model(nodes, ends)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    assert graph.dump().count("uint8 scale 0.00392156886..0.0156862754 zero 0..127 axis 1 x3") == 2
+
+
 def test_asymmetric_weights_keep_their_zero_point_in_signed_bytes() -> None:
     constants = {"w": W, "lo": np.asarray(-2, np.float32), "hi": np.asarray(4, np.float32)}
     nodes = [

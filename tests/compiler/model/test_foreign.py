@@ -1,4 +1,4 @@
-"""Shapes behind ONNX Runtime's own operators are those that it computes."""
+"""Shapes behind operators that ONNX does not have are those that their runtime computes."""
 
 from __future__ import annotations
 
@@ -44,3 +44,15 @@ def test_shapes_are_those_of_the_runtime(x: str, node: str, constants: str) -> N
 def test_nodes_of_others_stay(domain: str) -> None:
     node = onnx.helper.make_node("FusedConv", ["x"], ["y"], domain=domain)
     assert shape_twins(node) == [node]
+
+
+@pytest.mark.parametrize(
+    "op", ["FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"]
+)
+def test_fake_quantization_of_tensorflow_keeps_shapes(op: str) -> None:
+    graph = loaded(
+        '<ir_version: 8, opset_import: ["": 17]>\n'
+        f"g (float[2,3] x, float[3] low) => (float[] y) {{ f = {op}(x, low, low) y = Transpose(f) }}"
+    )
+    infer_shapes(graph)
+    assert shape_of(graph.outputs[0]) == (3, 2)

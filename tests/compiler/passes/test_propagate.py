@@ -268,6 +268,37 @@ def test_rounding_moves_in_front_of_movement() -> None:
     assert graph.origin == {"y": "y"}  # n and t hold unrounded values in the file
 
 
+def test_rounding_per_channel_moves_in_front_of_a_transpose() -> None:
+    """As NNCF quantizes what a depthwise convolution of TensorFlow reads, channels last."""
+    graph = after_propagate(
+        "(float[1,2,3,4] x) => (float[1,3,4,2] y)",
+        """
+        n = Sigmoid(x)
+        t = Transpose<perm = [0, 2, 3, 1]>(n)
+        q = QuantizeLinear<axis = 3>(t, s, z)
+        y = DequantizeLinear<axis = 3>(q, s, z)
+        """,
+        "float[2] s = {0.25, 0.5}, uint8[2] z = {0, 128}",
+    )
+    expect(
+        graph,
+        """
+        input x
+        n<uint8 scale 0.25..0.5 zero 0..128 axis 1 x2> = Sigmoid(x)
+        y<uint8 scale 0.25..0.5 zero 0..128 axis 3 x2> = Transpose[perm=[0,2,3,1]](n)
+        output y
+        """,
+    )
+
+
+@pytest.mark.parametrize("call", ["Reshape(n, i)", "Squeeze(n)"])
+def test_rounding_per_channel_stays_behind_what_moves_elements_otherwise(call: str) -> None:
+    body = f"n = Sigmoid(x)\nt = {call}\nq = QuantizeLinear<axis = 0>(t, s, z)\ny = DequantizeLinear<axis = 0>(q, s, z)"
+    constants = "float[2] s = {0.25, 0.5}, uint8[2] z = {0, 128}, int64[2] i = {2, 3}"
+    graph = after_propagate("(float[1,2,3] x) => (float[2,3] y)", body, constants)
+    assert set(graph.params) == {"y"}
+
+
 def test_rounding_moves_in_front_of_concat_and_pooling() -> None:
     graph = after_propagate(
         "(float[1,2,4,4] x) => (float[1,4,2,2] y)",

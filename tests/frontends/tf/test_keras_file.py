@@ -55,6 +55,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"module": "keras.utils", "class_name": "function", "config": "get_file"}, "keras.utils.get_file"),
     ({"module": "keras.layers", "class_name": "function", "config": "anything"}, "keras.layers.anything"),
     ({"module": "tf_keras.src.utils.generic_utils", "class_name": "os", "config": {}}, "generic_utils.os"),
+    ({"module": "keras.src.utils.generic_utils", "class_name": "os", "config": {}}, "generic_utils.os"),
     ({"module": "my_package.layers", "class_name": "Own", "config": {}}, "belongs to neither Keras nor tfmot"),
     ({"class_name": "TFOpLambda", "config": {"function": "io.write_file"}}, "io.write_file"),
     ({"class_name": "TFOpLambda", "config": {"function": "io.gfile.rmtree"}}, "io.gfile.rmtree"),
@@ -67,6 +68,12 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
 
 def test_a_trained_network_holds_no_code() -> None:
     assert list(findings(NETWORK)) == []
+
+
+def test_keras_within_tensorflow_names_its_own_modules_otherwise() -> None:
+    quantizer = {"function": "quantization.fake_quant_with_min_max_vars"}
+    layer = {"module": "keras.src.layers.core.tf_op_layer", "class_name": "TFOpLambda", "config": quantizer}
+    assert list(findings({**NETWORK, "module": "keras.src.engine.functional", "extra": layer})) == []
 
 
 @pytest.mark.parametrize(("entry", "said"), HOSTILE)

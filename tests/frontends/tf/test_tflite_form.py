@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,39 @@ def test_weights_that_are_quantized_as_it_runs_keep_the_scales_of_all_channels(t
     """tf2onnx 1.17 takes the first channel's for all; `onnx_of` compares the file's answer with TensorFlow's."""
     plain = rewritten(tmp_path / "plain" / "net.tflite", lambda _: None)
     assert onnx_of(rewritten(tmp_path / "net.tflite", quantized_as_it_runs)) == onnx_of(plain)
+
+
+def reshaped_as_it_runs(content: Any) -> None:
+    """Depthwise weights are stored with a flat window, which an operator makes a square one again."""
+    schema: Any = pytest.importorskip("tensorflow.lite.python.schema_py_generated")
+    graph, first = content.subgraphs[0], []
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RESHAPE
+    for index, tensor in enumerate(list(graph.tensors)):
+        if (
+            tensor.type != INT8
+            or content.buffers[tensor.buffer].data is None
+            or tensor.quantization.quantizedDimension != 3
+        ):
+            continue
+        flat, sizes, buffer, op = copy.copy(tensor), schema.TensorT(), schema.BufferT(), schema.OperatorT()
+        flat.name, flat.shape = tensor.name + b"_flat", np.asarray([1, 1, 9, tensor.shape[3]], np.int32)
+        sizes.name, sizes.type, sizes.shape = tensor.name + b"_sizes", 2, np.asarray([4], np.int32)
+        sizes.buffer, buffer.data = len(content.buffers), np.asarray(tensor.shape, "<i4").view(np.uint8)
+        content.buffers.append(buffer)
+        op.inputs = np.asarray([len(graph.tensors), len(graph.tensors) + 1], np.int32)
+        op.outputs, op.opcodeIndex, tensor.buffer = np.asarray([index], np.int32), len(content.operatorCodes), 0
+        graph.tensors += [flat, sizes]
+        first.append(op)
+    assert len(first) > 3
+    content.operatorCodes.append(code)
+    graph.operators = [*first, *graph.operators]
+
+
+def test_weights_that_are_reshaped_as_it_runs_keep_the_scales_of_all_channels(tmp_path: Path) -> None:
+    """As those of a depthwise convolution that were fake-quantized in Keras' order of axes."""
+    plain = rewritten(tmp_path / "plain" / "net.tflite", lambda _: None)
+    assert onnx_of(rewritten(tmp_path / "net.tflite", reshaped_as_it_runs)) == onnx_of(plain)
 
 
 def flattening(content: Any) -> None:
