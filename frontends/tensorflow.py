@@ -197,7 +197,9 @@ FRONTEND: Final = Frontend(
         "ai-edge-quantizer 0.10 and litert-quantizer 0.11 (.tflite; static int8 and int16, weights of 4 and 8 bits)",
         "onnx2tf 1.29 (.tflite; full integer, int16 activations)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
-        ".keras, .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
+        "NNCF 2.14 (TensorFlow 2.15; quantize and quantization-aware training, through tf2onnx 1.16)",
+        "model-compression-toolkit 2.6 (TensorFlow 2.15; FAKELY_QUANT and MCTQ through tf2onnx 1.16, .keras, .tflite)",
+        ".keras (of Keras 2.13 on), .h5, SavedModel and .tflite themselves, where the extra tensorflow is installed",
         "such files of TensorFlow 1.15 (SavedModel; uint8 .tflite of TOCO) and 2.4 (tfmot 0.5; .tflite)",
     ),
     limits=(

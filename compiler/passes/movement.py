@@ -73,12 +73,17 @@ def pad_value(node: Node) -> float | None:
 def params_through(node: Node, params: QuantParams) -> QuantParams | None:
     """Parameters of a movement's output, given those of its input; None where they do not carry over.
 
-    Per-tensor parameters always do, unless a Pad or Resize brings in a value that is not on the grid.
+    Per-tensor parameters always do, unless a Pad or Resize brings in a value that is not on the grid. Zeros that a Pad
+    brings in are on that of every channel, and one integer where the zero points are equal.
     """
     if node.op == "Pad" and node.attr("mode", "constant") == "constant":
         value = pad_value(node)
-        if value is None or params.is_per_channel or not on_grid(value, params):
+        if value is None or not on_grid(value, params):
             return None
+        if params.is_per_channel:
+            sizes, axis = shape_of(node.outputs[0]) or (), params.axis or 0
+            whole = sizes[axis : axis + 1] == (len(params.scale),)
+            return params if whole and not value and len(set(params.zero_point)) == 1 else None
     if not params.is_per_channel:
         return params
     if node.op not in LAYOUT:

@@ -243,6 +243,23 @@ def test_channels_that_do_not_stay_whole_end_there() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("pads", "zeros", "carries"),
+    [
+        ("0, 0, 1, 1, 0, 0, 1, 1", "7, 7", True),
+        ("0, 0, 1, 1, 0, 0, 1, 1", "7, 8", False),  # no one integer is the zero of both
+        ("0, 1, 0, 0, 0, 0, 0, 0", "7, 7", False),  # a channel of its own, which has no scale
+    ],
+)
+def test_zeros_around_channels(pads: str, zeros: str, carries: bool) -> None:
+    body = (
+        "q = QuantizeLinear<axis = 1>(x, s, z)\na = DequantizeLinear<axis = 1>(q, s, z)\nb = Pad(a, p)\ny = Sigmoid(b)"
+    )
+    constants = f"float[2] s = {{0.5, 0.25}}, uint8[2] z = {{{zeros}}}, int64[8] p = {{{pads}}}"
+    graph = after_propagate("(float[1,2,3,4] x) => (float[M] y)", body, constants)
+    assert graph.params.get("b") == (graph.params["x"] if carries else None)
+
+
 # -- backward ---------------------------------------------------------------------------------------------------------
 def test_rounding_moves_in_front_of_movement() -> None:
     graph = after_propagate(
