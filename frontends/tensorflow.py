@@ -25,6 +25,7 @@ from qatc.frontends.common.params import make_params
 from qatc.frontends.common.qdq import to_fake_quant
 from qatc.frontends.tf.gemms import sums_from_gemms
 from qatc.frontends.tf.importer import IMPORTER
+from qatc.frontends.tf.slopes import slopes_from_halves
 
 _PRODUCER: Final = "tf2onnx"
 _LONGEST: Final = 16  # bits
@@ -52,6 +53,7 @@ def normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     """Bring the graph to the canonical form; findings go to `graph.diagnostics`."""
     sweep(graph, _LEFT, [n for n in graph.nodes if n.inputs and n.outputs])
     sums_from_gemms(graph)
+    slopes_from_halves(graph)
     standard.normalize(graph, options, quantize_weights=True, nodes=_own_nodes)
 
 

@@ -81,8 +81,8 @@ def params_through(node: Node, params: QuantParams) -> QuantParams | None:
         if value is None or not on_grid(value, params):
             return None
         if params.is_per_channel:
-            sizes, axis = shape_of(node.outputs[0]) or (), params.axis or 0
-            whole = sizes[axis : axis + 1] == (len(params.scale),)
+            sizes, channels = shape_of(node.outputs[0]) or (), params.axis or 0
+            whole = sizes[channels : channels + 1] == (len(params.scale),)
             return params if whole and not value and len(set(params.zero_point)) == 1 else None
     if not params.is_per_channel:
         return params

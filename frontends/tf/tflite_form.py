@@ -220,7 +220,7 @@ def _reshaped(content: Any, graph: Any, op: Any) -> Array | None:
     if data is None or made.type not in _BYTES or made.type != given.type or before is None or params is None:
         return None
     scales = [np.asarray([] if each.scale is None else each.scale, np.float32) for each in (before, params)]
-    if scales[0].size < 2 or not np.array_equal(*scales):
+    if scales[0].size < 2 or not np.array_equal(scales[0], scales[1]):
         return None
     integers = np.asarray(data, np.uint8).view(_BYTES[made.type])
     return integers if integers.size == math.prod(int(d) for d in made.shape) else None
