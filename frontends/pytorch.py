@@ -270,6 +270,7 @@ FRONTEND: Final = Frontend(
         "tico 0.3 (wrapq, legacy exporter)",
         "hand-written LSQ and straight-through quantizers in JAX 0.12 (jax2onnx 0.17)",
         "qwix 0.1 (OdmlQatProvider; 8 and 4 bits, through jax2onnx 0.17)",
+        "AQT 0.9 (constant bounds, DequantMode.THIS_INPUT; 8 and 4 bits, through jax2onnx 0.17)",
         "pytorch-quantization 2.1 (use_fb_fake_quant; torch 1.12)",
         "PPQ 0.6 (ONNXRUNTIME and OPENVINO_INT8)",
         "XSlim 2.1 (SpacemiT; precision levels 0 and 2)",
@@ -286,7 +287,7 @@ FRONTEND: Final = Frontend(
         " (--quant-range) where an optimizer has dropped those, too",
         "float8 and float4 Q/DQ, scales for blocks of weights, and scales found at run time are refused",
         "weights alone, where the exporter folded their scale into them, show no quantization (optimize=False helps)",
-        "qwix: QtProvider and PtqProvider (products of bytes)",
+        "qwix: QtProvider and PtqProvider, AQT otherwise (products of bytes)",
         "compressed-tensors and llmcompressor round weight.data as they run, which exporters lose: the weights stay"
         " float, unless the rounded ones are stored before (`qatc explain QAT206`)",
         "edgeai-torchmodelopt v1 exports floats and clips alone, qsparse's other quantizers no range: --ranges",
