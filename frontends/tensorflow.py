@@ -215,6 +215,8 @@ FRONTEND: Final = Frontend(
         "QKeras: quantized_relu with a slope, quantized_relu_po2 and quantized_ulaw as activations; recurrent layers",
         "HGQ and HGQ2: activations whose elements have widths of their own, rounding down, and values that wrap around",
         "quantize_and_dequantize of other widths than 8 bits, which tf2onnx writes as 8 (told of a SavedModel: QAT014)",
+        "TensorFlow rounds halves up, the Q/DQ that tf2onnx writes to even: with steps of powers of two (as of"
+        " model-compression-toolkit) up to half of a sum's numbers are halves, and TensorFlow's answers steps away",
         "--dequantize and Concat, Softmax or Sigmoid outputs have no ranges: --calibrate finds them",
     ),
 )
