@@ -2,7 +2,8 @@
 
     Attention(q, k, v, mask)    MatMul(q, Transpose(k)) -> Mul(scale) -> Add(mask) -> Softmax -> MatMul(., v)
 
-That is what ONNX defines it to compute. It is done for tensors [batch, heads, sequence, size] of as many heads each,
+That is what ONNX defines it to compute, but where a mask leaves a row nothing: runtimes and PyTorch make zero of it, a
+Softmax 0 / 0. It is done for tensors [batch, heads, sequence, size] of as many heads each,
 without a cache of keys and values, a soft cap or a second result; a causal mask needs sequences of known length.
 """
 
@@ -13,7 +14,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, shape_of, value_of
 from qatc.compiler.passes.later import made
 from qatc.compiler.rewrite import NoMatch
 
@@ -53,11 +54,24 @@ def attention_to_products(graph: QuantGraph, node: Node) -> bool:
         future = graph.constant(f"{name}_causal", np.where(allowed, 0.0, -np.inf).astype(np.float32))
         scores = made(graph, "Add", [scores, future], f"{name}_causal_scores")
     shares = made(graph, "Softmax", [scores], f"{name}_shares", axis=-1)
+    if mask is not None and (causal or not _leaves_something(mask)):
+        nowhere = made(graph, "IsNaN", [shares], f"{name}_nowhere", _BOOL)
+        nothing = graph.constant(f"{name}_nothing", np.asarray(0, np.float32))
+        shares = made(graph, "Where", [nowhere, nothing, shares], f"{name}_shares_or_nothing")
     for index in range(len(node.outputs) - 1, 0, -1):
         node.outputs.pop(index)
     node.op, node.inputs = "MatMul", [shares, value]
     node.attrs.clear()
     return True
+
+
+def _leaves_something(mask: Tensor) -> bool:
+    """Whether a mask is a constant that leaves every row some scores."""
+    value = value_of(mask)
+    if value is None or not value.ndim:
+        return False
+    kept = value if value.dtype == np.bool_ else value > -np.inf
+    return bool(kept.any(axis=-1).all())
 
 
 def _added(graph: QuantGraph, mask: Tensor, name: str) -> Tensor:

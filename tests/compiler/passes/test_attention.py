@@ -55,6 +55,37 @@ def test_two_products(mask: int | None, attrs: dict[str, Any]) -> None:
     np.testing.assert_allclose(run(to_model(graph), *feeds)[0], run(source, *feeds)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL])
+def test_a_row_that_a_mask_leaves_nothing_is_zero(kind: int, causal: int) -> None:
+    """As in ONNX Runtime, and in PyTorch: padded queries see no key. A Softmax makes 0 / 0 of it."""
+    source = model(kind, is_causal=causal)
+    graph = graph_of(source)
+    modernize(graph)
+    rng = np.random.default_rng(0)
+    feeds: list[np.ndarray] = [rng.normal(size=s).astype(np.float32) for s in (SHAPE, [2, 3, 6, 8], [2, 3, 6, 4])]
+    kept = rng.random((5, 6)) > 0.3
+    kept[1] = False
+    kept[3] = [False] * 4 + [True] * 2  # nothing of what is causal
+    kept[0, 0] = kept[2, 1] = kept[4, 2] = True
+    feeds.append(kept if kind == onnx.TensorProto.BOOL else np.where(kept, 0, -np.inf).astype(np.float32))
+    (found,), (wanted,) = run(to_model(graph), *feeds), run(source, *feeds)
+    assert not wanted[:, :, 1].any()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("last", "ops"), [(True, 0), (False, 1)])
+def test_a_constant_mask_that_leaves_each_row_something_needs_no_look(last: bool, ops: int) -> None:
+    source = model(onnx.TensorProto.BOOL)
+    kept = np.ones((5, 6), np.bool_)
+    kept[4] = last
+    source.graph.input.pop()
+    source.graph.initializer.append(onnx.numpy_helper.from_array(kept, "m"))
+    graph = graph_of(source)
+    modernize(graph)
+    assert [n.op for n in graph.nodes].count("IsNaN") == ops
+
+
 @pytest.mark.parametrize(
     "source",
     [
