@@ -132,9 +132,10 @@ def _may_saturate(
         return False
     if weight is not None and node.op_type == "QLinearConv" and _is_depthwise(node, weight):
         return False
-    signed = constants[node.input[kernel.a_zero]].dtype == np.int8
-    low, high = ranges.get(node.input[kernel.a], (-128, 127) if signed else (0, 255))
-    largest = max(high + 128, -(low + 128)) if signed else high  # signed ones are made unsigned on the way in
+    padding = constants[node.input[kernel.a_zero]]
+    signed = padding.dtype == np.int8
+    high = max(int(padding), ranges.get(node.input[kernel.a], (0, 127 if signed else 255))[1])
+    largest = high + 128 if signed else high  # signed ones are made unsigned on the way in
     return any(
         2 * largest * int(part.max()) > _INT16[1] or 2 * largest * int(part.min()) < _INT16[0]
         for part in (_parts(weight) if weight is not None else [_ANY])

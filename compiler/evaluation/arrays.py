@@ -215,6 +215,7 @@ class ArrayData:
 
 def _open_npy(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
     del options
+    _check_file(path)
     stored = _stored(path)
     if len(ports.inputs) != 1:
         names = ", ".join(printable(port.name) for port in ports.inputs)
@@ -251,7 +252,14 @@ def _member(path: Path, name: str) -> Generator[IO[bytes]]:
 
 def _open_npz(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:
     del options
+    _check_file(path)
     return ArrayData((_archive(path, ports),))
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file where the user said that it is one: a pipe would be waited for, a device never ends."""
+    if path.exists() and not path.is_file():
+        raise fail("QAT008", f"{printable(str(path))} is no regular file", hint="give an .npy or an .npz file")
 
 
 def _open_folder(path: Path, ports: Ports, options: Mapping[str, str]) -> Dataset:

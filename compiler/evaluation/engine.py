@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -198,8 +198,18 @@ class _Row:
         return outputs[self.against][self.output]
 
     def score(self) -> Score:
-        values = {name: scorer.value() for name, scorer in self.scorers.items()}
+        values = {name: _score(self.metric.name, scorer.value()) for name, scorer in self.scorers.items()}
         return Score(self.metric.name, self.output, self.against, self.metric.better, self.metric.unit, values)
+
+
+def _score(metric: str, value: Any) -> float:
+    """What a scorer, which may be somebody else's, says; CompileError QAT007 where it is no number."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise misused(f"the score of the metric {printable(metric)} is {printable(repr(value))}", "it has to be a number")
 
 
 def _long_axes(value: Array) -> list[int]:
@@ -223,7 +233,7 @@ class _TaskRow:
                 raise fail("QAT008", f"{self.name}: {error}", hint="the data set does not fit the metric") from error
 
     def score(self) -> Score:
-        values = {name: scorer.value() for name, scorer in self.scorers.items()}
+        values = {name: _score(self.name, scorer.value()) for name, scorer in self.scorers.items()}
         return Score(self.name, "", "", self.better, self.unit, values)
 
 

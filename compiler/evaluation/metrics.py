@@ -229,7 +229,11 @@ class _Elementwise:
 
     def add(self, found: Array, wanted: Array) -> None:
         for y, t in zip(found, wanted, strict=True):
-            self.total += float(np.asarray(self.function(y, t)).mean())
+            result = self.function(y, t)
+            try:
+                self.total += float(np.asarray(result, np.float64).mean())
+            except TypeError as error:
+                raise ValueError(f"its function gives {type(result).__name__}, no number") from error
             self.count += 1
 
     def value(self) -> float:

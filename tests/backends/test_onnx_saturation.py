@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qatc.backends.onnx.saturation import wide_form
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.arithmetic import get_profile
-from qatc.compiler.integer import Clamped, Conv, MatMul
+from qatc.compiler.integer import Clamped, Conv, MatMul, Rescale
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.reference import execute
 from qatc.compiler.runtime.processor import flattened
@@ -136,6 +136,21 @@ def test_half_the_range_of_activations_cannot() -> None:
         assert _chooses(first) is chooses, high
 
 
+@pytest.mark.parametrize(("zero", "chooses"), [(129, False), (130, True)])
+def test_padding_may_be_larger_than_any_activation(zero: int, chooses: bool) -> None:
+    """It holds the zero point, which lies outside of what is never positive."""
+    net = Net()
+    params = QuantParams.per_tensor(0.02, zero, "uint8")
+    a = net.input(integers(np.random.default_rng(0), BYTE, (1, 8, 6, 6)), BYTE)
+    below = net.add(Rescale, (a,), params, (1, 8, 6, 6), lo=0, hi=100)
+    w = net.constant(_full(4, (4, 8, 3, 3)), QuantParams.per_tensor(0.01, 0, "int8"))
+    net.graph.outputs = [
+        net.add(Conv, (below, w), QuantParams.per_tensor(1.0, 128, "uint8"), (1, 4, 6, 6), strides=(1, 1),
+                pads=(1, 1, 1, 1), dilations=(1, 1), groups=1, acc_scale=(0.0002,))
+    ]  # fmt: skip
+    assert _chooses(net) is chooses
+
+
 def test_depthwise_convolutions_cannot() -> None:
     net = _conv(_full(3, (16, 1, 3, 3)), BYTE, 1, groups=16)
     assert not _chooses(net)
@@ -185,8 +200,6 @@ def test_what_is_held_to_be_safe_is_safe(low: int, span: int, at: int, reach: in
 
 
 def _clamped(net: Net, name: str, params: QuantParams, lo: int, hi: int) -> str:
-    from qatc.compiler.integer import Rescale
-
     assert issubclass(Rescale, Clamped)
     return net.add(Rescale, (name,), params, (3, 6), lo=lo, hi=hi)
 

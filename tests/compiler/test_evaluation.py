@@ -413,6 +413,34 @@ def test_a_plug_in_that_fails_is_no_bug_of_ours(package: Path, data: Path, tmp_p
     assert [(d.code, caught.value.exit_code) for d in caught.value.diagnostics] == [("QAT007", 2)]
 
 
+@pytest.mark.parametrize("value", ["None", "'0.5'", "1j", "10**400", "[1]"])
+def test_a_score_that_is_no_number(package: Path, data: Path, tmp_path: Path, value: str) -> None:
+    """None passed every limit, the others were bugs of qatc."""
+    text = f"""
+from qatc.compiler.evaluation import Metric
+class Odd:
+    def add(self, found, wanted): pass
+    def value(self): return {value}
+METRIC = Metric("odd", "it fails", Odd, "outputs")
+"""
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(CompileError, match="the score of the metric odd is") as caught:
+        evaluate_package(
+            package, data, ["odd@reference"], plugins=[tmp_path / "mine.py"], runs=["reference", "package"],
+            require={"odd": 1.0},
+        )  # fmt: skip
+    assert [(d.code, caught.value.exit_code) for d in caught.value.diagnostics] == [("QAT007", 2)]
+
+
+def test_a_function_that_gives_no_number(package: Path, data: Path, tmp_path: Path) -> None:
+    text = "from qatc.compiler.evaluation import mean_metric\nMETRIC = mean_metric('odd', '', lambda y, t: {})\n"
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(CompileError, match=r"QAT008.*its function gives dict, no number"):
+        evaluate_package(
+            package, data, ["odd@reference"], plugins=[tmp_path / "mine.py"], runs=["reference", "package"]
+        )
+
+
 def test_installed_packages_bring_them_too(package: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(
         name="accuracy", value="qatc.compiler.evaluation.metrics:TOP1", dist=SimpleNamespace(name="p")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
@@ -203,6 +204,18 @@ def test_memory_does_not_depend_on_the_data(tmp_path: Path, packed: bool) -> Non
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+@pytest.mark.parametrize("name", ["npy", "npz"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, name: str) -> None:
+    """A pipe was waited for; of a device, such as /dev/zero, memory ran out."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(CompileError, match=r"QAT008.*is no regular file"):
+            opened(place, name=name)
+    with pytest.raises(CompileError, match=r"QAT008.*No such file"):
+        opened(tmp_path / "nothing", name=name)
 
 
 def test_an_archive_of_many_arrays_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
