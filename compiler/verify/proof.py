@@ -154,8 +154,8 @@ def stages(graph: IntegerGraph, located: Mapping[str, str], budget: int) -> Iter
             ops, used, done = [], 0, index
         ops.append(op)
         used += size
-    if ops:
-        yield Stage(tuple(ops), ())
+    if ops:  # of the next sample, too, no more is held than of one
+        yield Stage(tuple(ops), tuple(n for n, i in last.items() if i >= done))
 
 
 def _last_uses(graph: IntegerGraph, located: Mapping[str, str]) -> dict[str, int]:
