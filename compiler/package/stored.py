@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,17 @@ def read_ports(manifest: Mapping[str, Any], role: str) -> tuple[Port, ...]:
 
 
 def read_samples(folder: Path, manifest: Mapping[str, Any], role: str = "inputs") -> Iterator[dict[str, Array]]:
-    """The arrays of each sample by port; OSError and ValueError where one cannot be read."""
+    """The arrays of each sample by port; OSError and ValueError where one cannot be read.
+
+    A file that is named again, as a hostile manifest may a million times, is not read again.
+    """
+
+    @cache
+    def read(name: str) -> Array:
+        return npy_array(regular_file(folder, name).read_bytes())
+
     for sample in manifest["samples"]:
-        files: Sequence[str] = sample[role]
-        yield {
-            port["name"]: npy_array(regular_file(folder, name).read_bytes())
-            for port, name in zip(manifest[role], files, strict=True)
-        }
+        yield {port["name"]: read(name) for port, name in zip(manifest[role], sample[role], strict=True)}
 
 
 def _initializers(folder: Path, manifest: Mapping[str, Any]) -> Initializers:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.package.stored import read_samples
 from qatc.compiler.verify.package import verify_package
 from tests.tiny_package import build, codes, edit, replace_file, run_check, text, tiny_model
 
@@ -252,3 +253,12 @@ def test_a_result_of_another_type_says_so(tmp_path: Path) -> None:
 def test_the_root_is_no_package() -> None:
     with pytest.raises(CompileError, match=r"/ has no manifest\.json"):
         verify_package("/")
+
+
+def test_a_file_that_is_many_samples_is_read_once(package: Path) -> None:
+    """Each time took its size in memory."""
+    manifest = json.loads((package / "manifest.json").read_text())
+    manifest["samples"] *= 3
+    first, second, again, *_ = read_samples(package, manifest)
+    assert again["x"] is first["x"]
+    assert second["x"] is not first["x"]
