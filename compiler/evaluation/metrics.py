@@ -18,6 +18,7 @@ from qatc.compiler.evaluation.values import Metric
 from qatc.compiler.quant import Array
 from qatc.compiler.verify.tally import decibels
 
+_ROUNDED: Final = 1e-3  # what shares in float16 may miss one by
 _VOID: Final = 255  # by convention no class, in images of labels
 
 
@@ -36,17 +37,27 @@ def class_axis(scores: tuple[int, ...], labels: tuple[int, ...]) -> int:
     raise ValueError(f"labels {list(labels)} do not fit scores {list(scores)}: one axis less, that of the classes")
 
 
+def _axis_of_shares(labels: Array) -> int:
+    """The axis along which labels with a number for each class mostly add up to one: the second, or better the last."""
+
+    def share(axis: int) -> float:
+        return float(np.mean(np.abs(labels.sum(axis, dtype=np.float64) - 1) < _ROUNDED)) if labels.size else 0.0
+
+    return 1 if share(1) >= share(labels.ndim - 1) else labels.ndim - 1
+
+
 def aligned(scores: Array, labels: Array) -> tuple[Array, Array]:
     """Scores as [elements, classes] and labels as int64 [elements]; what is void in images of labels is left out.
 
     Axes of length one after the second that labels do not have ([N, C, 1, 1]) are dropped. Labels shaped as the scores
-    are one-hot or scores themselves: their arg-max counts.
+    are one-hot or scores themselves: their arg-max counts, along the axis on which they add up to one.
 
     Raises:
         ValueError: where the shapes do not fit, there is one class alone, or a label is no class.
     """
     if labels.shape == scores.shape and scores.ndim > 1:
-        labels = np.argmax(labels, 1)
+        axis = _axis_of_shares(labels)
+        scores, labels = np.moveaxis(scores, axis, 1), np.argmax(labels, axis)
     while scores.ndim > max(2, labels.ndim + 1) and scores.shape[-1] == 1:
         scores = scores[..., 0]
     while labels.ndim > max(1, scores.ndim - 1) and labels.shape[-1] == 1:

@@ -56,6 +56,21 @@ def plain_miou(scores: Scores, labels: list[int], classes: int) -> Fraction:
     return sum(shares, Fraction(0)) / len(shares)
 
 
+@pytest.mark.parametrize("name", ["top1", "miou"])
+@pytest.mark.parametrize("axis", [1, 3])
+@pytest.mark.parametrize("void", [False, True])
+def test_one_hot_labels_are_the_classes_wherever_their_axis_is(name: str, axis: int, void: bool) -> None:
+    """Those of a network that is channels-last were taken for a class a row of the image."""
+    dice = np.random.default_rng(0)
+    scores, labels = dice.random((2, 8, 9, 4)), dice.integers(0, 4, (2, 8, 9))
+    hot = np.eye(4, dtype=np.uint8)[labels]
+    if void:
+        hot[0, 0] = 0  # no class at all, which is taken for the first
+        labels[0, 0] = 0
+    scores, hot = np.moveaxis(scores, 3, axis), np.moveaxis(hot, 3, axis)
+    assert measured(name, scores, hot, (1,)) == measured(name, scores, labels)
+
+
 @st.composite
 def classified(draw: st.DrawFn) -> tuple[Scores, list[int], tuple[int, ...]]:
     """Scores with many ties, labels, and where batches end."""
