@@ -41,7 +41,8 @@ def _axis_of_shares(labels: Array) -> int:
     """The axis along which labels with a number for each class mostly add up to one: the second, or better the last."""
 
     def share(axis: int) -> float:
-        return float(np.mean(np.abs(labels.sum(axis, dtype=np.float64) - 1) < _ROUNDED)) if labels.size else 0.0
+        sums: Array = np.abs(labels.sum(axis, dtype=np.float64) - 1)
+        return int(np.count_nonzero(sums < _ROUNDED)) / max(1, sums.size)
 
     return 1 if share(1) >= share(labels.ndim - 1) else labels.ndim - 1
 
