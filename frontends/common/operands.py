@@ -40,12 +40,15 @@ def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Arra
         refuse(graph, node, "QAT104", f"the {what} of this {node.op} is of type {value.dtype}")
         return None
     if value is None:
+        hint = "export the model in evaluation mode with constant folding; dynamic quantization has no fixed grid"
+        if graph.producer(tensor) is None:
+            hint = "export the model with its parameters (export_params=True); dynamic quantization has no fixed grid"
         graph.diagnostics.error(
             "QAT205",
             f"the {what} of this {node.op} is computed at run time{_maker(graph, tensor)}",
             node=label_of(node),
             tensor=tensor.name,
-            hint="export the model in evaluation mode with constant folding; dynamic quantization has no fixed grid",
+            hint=hint,
         )
     return value
 

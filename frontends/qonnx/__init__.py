@@ -2,6 +2,7 @@
 
     x -> Quant(s, z, bits){signed, narrow}          x -> FakeQuant
     x -> Quant{rounding_mode=FLOOR}                 x -> Div s -> Floor -> Mul s -> FakeQuant
+    x -> Div s -> Quant(1, 0) -> Mul s              x -> FakeQuant              (arithmetic, with a zero point, too)
     x -> BipolarQuant(s)                            x -> Sign -> Add 1/2 -> Sign -> Mul s -> FakeQuant[-1, 1]
     x -> Trunc(s, z, 8 + k bits, 8 bits){FLOOR}     x -> Div s * 2^k -> Floor -> Mul s * 2^k -> FakeQuant(s * 2^k)
     x -> MultiThreshold(t)                          x -> Mul -> Add -> FakeQuant                (thresholds.py)
@@ -24,8 +25,8 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
-from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, value_of
-from qatc.compiler.model.links import label_of
+from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
+from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
@@ -52,6 +53,7 @@ _WHOLE: Final = (
 )
 _RULES: Final = Rules("qonnx")
 _WIDEST: Final = 32
+_APART: Final = 16  # bits that float32 clamps exactly
 _MOST_CUT: Final = 24  # bits: no Trunc cuts off so many
 _FRACTION: Final = 1e-3  # how far from an integer a zero point may be and still count as one
 
@@ -138,6 +140,10 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
         return _one_bit(graph, node, read)
     if x is not None and holds_nan(x):
         return refuse(graph, node, "QAT104", "the constant cannot be quantized: it holds NaN")
+    if _is_taken_apart(graph, node, read):
+        rounded = elementwise(graph, "Round", node.inputs[0])
+        graph.replace(node.outputs[0], elementwise(graph, "Clip", rounded, *map(np.asarray, read.bounds)))
+        return True
     if np.any(np.abs(read.zero - np.rint(read.zero)) > _FRACTION):
         return _between_integers(graph, node, read, x)
     params = grid(graph, node, read.scale, read.zero, read.bounds)
@@ -151,6 +157,21 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
         message = f"rounding mode {read.mode} becomes half to even: the two differ on exact ties alone"
         graph.diagnostics.note("QAT307", message, node=label_of(node), tensor=data_name(node))
     return _fake_quant(graph, node, params)
+
+
+def _is_taken_apart(graph: QuantGraph, node: Node, read: _Quantizer) -> bool:
+    """Whether scale and zero point stand around a quantizer of whole numbers, as qonnx extracts them."""
+    if read.rounding.values is not np.rint or np.any(read.scale != 1) or np.any(read.zero) or read.bits > _APART:
+        return False
+    before, after = graph.producer(node.inputs[0]), graph.only_consumer(node.outputs[0])
+    before = graph.producer(before.inputs[0]) if is_op(before, "Add") else before
+    moved = is_op(after, "Sub")
+    after = graph.only_consumer(after.outputs[0]) if is_op(after, "Sub") else after
+    factor = value_of(after.inputs[1]) if is_op(after, "Mul") else None
+    if isinstance(node.inputs[0], Constant):
+        return moved and factor is not None
+    divisor = value_of(before.inputs[1]) if is_op(before, "Div") else None
+    return factor is not None and divisor is not None and np.array_equal(factor, divisor)
 
 
 def _quantizer(graph: QuantGraph, node: Node) -> _Quantizer | None:
@@ -363,7 +384,7 @@ FRONTEND = Frontend(
         "Brevitas 0.7 to 0.13 (QONNX, onnx.brevitas), and 0.5 to 0.8 (FINN)",
         "QKeras 0.9 through qonnx 0.4 and 1.0",
         "QONNX model zoo (opset 9 to 14)",
-        "qonnx 1.0 (channels last, lowered convolutions, counted bits)",
+        "qonnx 1.0 (channels last, lowered convolutions, counted bits, extracted scales, conversions to and from QCDQ)",
         "FINN+ 1.6 (converted, streamlined, thresholds rounded)",
     ),
     limits=(

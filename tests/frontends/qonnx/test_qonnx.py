@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
 from qatc import compile_model
 from qatc.compiler.diagnostics import CompileError
@@ -43,6 +44,28 @@ def spell(b: Builder, x: str, params: QuantParams, rank: int, name: str) -> str:
 @settings(max_examples=25)
 def test_round_trip(network: Network) -> None:
     assert nets.fingerprint(nets.read(nets.write(network, spell), FRONTEND)) == nets.fingerprint(nets.expected(network))
+
+
+def spell_apart(b: Builder, x: str, params: QuantParams, rank: int, name: str) -> str:
+    """What qonnx's ExtractQuantScaleZeroPt makes of it; biases of 32 bits stay as they are."""
+    if params.dtype == "int32":
+        return spell(b, x, params, rank, name)
+    shape = [-1 if i == (params.axis or 0) else 1 for i in range(rank)]
+    scale = b.constant(f"{name}.step", np.float32(params.scale).reshape(shape if params.is_per_channel else ()))
+    zero = b.constant(f"{name}.zp", np.float32(params.zero_point[0]))
+    whole = b.node("Add", [b.node("Div", [x, scale], f"{name}.steps"), zero], f"{name}.moved")
+    one = replace(params, scale=(1.0,), zero_point=(0,), axis=None)
+    back = b.node("Sub", [spell(b, whole, one, rank, f"{name}.whole"), zero], f"{name}.back")
+    return b.node("Mul", [back, scale], name)
+
+
+@given(nets.networks(nets.narrow_grids()))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
+def test_scales_and_zero_points_around_a_quantizer_are_its_own(network: Network) -> None:
+    weights = [layer.weight_params for layer in network.layers if layer.weight_params is not None]
+    assume(all(w.axis is None or len(set(w.scale)) > 1 for w in weights))  # one scale for all channels is read as one
+    found = nets.fingerprint(nets.read(nets.write(network, spell_apart), FRONTEND))
+    assert found == nets.fingerprint(nets.expected(network))
 
 
 # -- one node, against the definition -----------------------------------------------------------------------------
