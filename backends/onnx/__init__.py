@@ -23,6 +23,12 @@ _OPTIONS: Final = (
         "integer",
     ),
     BackendOption(
+        "tables",
+        "integer: functions are tables, or kernels of bytes; fast: a SiLU is in float where its rounding is sure",
+        ("integer", "fast"),
+        "integer",
+    ),
+    BackendOption(
         "weights",
         "int8: fast, but wrong on x86 without VNNI where products saturate; uint8: exact everywhere, but slower; "
         "auto: both forms in one model, of which ONNX Runtime picks the right one when it loads it",

@@ -41,12 +41,13 @@ def emit(graph: IntegerGraph, options: Mapping[str, str]) -> Emission:
 
     Args:
         graph: a verified integer graph.
-        options: `domain`, `accumulators`, `weights` and `data` (see `BACKEND`).
+        options: `domain`, `accumulators`, `tables`, `weights` and `data` (see `BACKEND`).
     """
     w = Writer(
         graph,
         standard=options["domain"] == "standard",
-        fast=options["accumulators"] == "fast",
+        float_sums=options["accumulators"] == "fast",
+        float_tables=options["tables"] == "fast",
         data_file=options["data"] == "file",
         weights=options["weights"],
     )

@@ -73,7 +73,7 @@ def write(w: Writer, c: Convolution, product: Product, out: str) -> None:
         c = _repeated(w, c)
     if product.grid is not None:
         _quantized(w, widened(w, joined(w, c)), product, product.grid, out)
-    elif w.fast and not w.standard and _is_better_in_float(c):
+    elif w.float_sums and not w.standard and _is_better_in_float(c):
         _float_conv(w, c, product, out)
     else:
         _accumulated(w, c, product, out)

@@ -48,8 +48,9 @@ class Ending:
 class Writer:
     """The model under construction.
 
-    `standard` keeps to ai.onnx operators, `fast` lets some accumulators be floats; `weights` is the type of weights
-    whose products saturate on some processors (see `saturation`): int8, uint8, or auto for both.
+    `standard` keeps to ai.onnx operators, `float_sums` lets some accumulators be floats and `float_tables` some tables;
+    `weights` is the type of weights whose products saturate on some processors (see `saturation`): int8, uint8, or auto
+    for both.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Writer:
         graph: IntegerGraph,
         *,
         standard: bool = False,
-        fast: bool = False,
+        float_sums: bool = False,
+        float_tables: bool = False,
         data_file: bool = False,
         weights: str = "auto",
     ) -> None:
         self.graph = graph
         self.standard = standard
-        self.fast = fast
+        self.float_sums, self.float_tables = float_sums, float_tables
         self.opset = graph.opset
         self._data_file = data_file
         self._weights = weights

@@ -101,7 +101,9 @@ def outcome(net: Net, output: str, domain: str) -> Result:
     net.graph.outputs = [output]
     net.graph.verify()
     expected = execute(net.graph, net.feeds, get_profile("onnx"))[output]
-    chosen = {"fast": {"accumulators": "fast"}, "uint8": {"weights": "uint8"}}.get(domain) or {"domain": domain}
+    chosen = {"fast": {"accumulators": "fast", "tables": "fast"}, "uint8": {"weights": "uint8"}}.get(domain) or {
+        "domain": domain
+    }
     emission = emitted(net.graph, **chosen)
     nodes = emission.model.graph.node
     (found,) = run_model(emission.complete(), net.feeds)

@@ -322,6 +322,25 @@ def test_other_products_stay_tables() -> None:
     assert "GatherElements" in same(*gated(factor=unit.as_dtype("int8")))["auto"].ops
 
 
+def test_a_silu_may_be_computed_in_floats() -> None:
+    """Where it is asked for, and where no entry lies so near a rounding boundary that float error could move it."""
+    silu, fast = FUNCTIONS["silu"], {"DequantizeLinear", "QuickGelu", "QuantizeLinear"}
+    assert set(same(*lookup(silu), ["fast"])["fast"].ops) == fast
+    wide = QuantParams.per_tensor(0.04, 3, "int16")  # whose rounding is many operators
+    assert "GatherElements" in same(*lookup(silu, want=wide), ["fast"])["fast"].ops
+    tie = QuantParams.per_tensor(float(silu(np.float64(1.5))) / 20.5, 128)
+    assert "GatherElements" in same(*lookup(silu, want=tie), ["fast"])["fast"].ops
+    assert "GatherElements" in same(*lookup(np.tanh), ["fast"])["fast"].ops
+    assert "GatherElements" in same(*lookup(silu), ["auto"])["auto"].ops
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(BYTES), st.sampled_from(BYTES))
+@settings(max_examples=25)
+def test_any_silu_in_floats_is_exact(seed: int, have: str, want: str) -> None:
+    dice = np.random.default_rng(seed)
+    same(*lookup(FUNCTIONS["silu"], grid(dice, have), grid(dice, want)), ["fast"])
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(BYTES))
 @settings(max_examples=25)
 def test_any_product_with_a_rounded_sigmoid_is_exact(seed: int, dtype: str) -> None:
