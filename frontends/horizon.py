@@ -15,7 +15,7 @@ import numpy as np
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
-from qatc.frontends.common.operands import refuse
+from qatc.frontends.common.operands import no_numbers, refuse
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_operators
 
@@ -41,6 +41,10 @@ def _standard(graph: QuantGraph) -> None:
             continue
         zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
         if zero is not None and zero.dtype != _TYPES[bits]:
+            ends = np.iinfo(_TYPES[bits])
+            if no_numbers(zero) or not np.all((ends.min <= zero) & (zero <= ends.max) & (zero == np.rint(zero))):
+                refuse(graph, node, "QAT202", f"the zero point of this {node.op} is no integer of {bits} bits")
+                continue
             node.inputs[2] = graph.constant(f"{node.inputs[2].name}_int{bits}", zero.astype(_TYPES[bits]))
         node.op, node.domain = _STANDARD[node.op], None
 

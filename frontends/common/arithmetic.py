@@ -43,7 +43,7 @@ from qatc.frontends.common import roundings
 from qatc.frontends.common.chains import WHOLE, Clamp, Doubles, State, backward, bounds_of, fit, forward, narrowed
 from qatc.frontends.common.dequantization import dequantizer
 from qatc.frontends.common.detours import shorten
-from qatc.frontends.common.operands import holds_nan
+from qatc.frontends.common.operands import no_numbers
 from qatc.frontends.common.params import make_params, on_whole_zero
 from qatc.frontends.common.qdq import in_single, make_double, to_fake_quant
 from qatc.frontends.common.sinking import sink
@@ -434,8 +434,8 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     is_moved = end.offset.size > end.scale.size  # AdaRound adds 0 or 1 to each element
     if is_moved or np.any(end.scale < 0) or _goes_on(graph, end.tensor):
         raise NoMatch("other constants than steps and zero points act on what it makes of this one")
-    if holds_nan(source.values):
-        raise NoMatch("the constant holds NaN")
+    if (wrong := no_numbers(source.values)) is not None:
+        raise NoMatch(f"the constant {wrong}")
     rounded = _WAYS[node.op](source.values.astype(np.float64))
     if join is not None:
         rounded, end = rounded.reshape(join.flat), join.state(end)

@@ -13,9 +13,11 @@ from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, number_of
 
 
-def holds_nan(value: Array) -> bool:
-    """Whether a constant holds what no integer stands for: a Cast to integers would make any of it."""
-    return value.dtype.kind == "f" and bool(np.isnan(value).any())
+def no_numbers(value: Array) -> str | None:
+    """What a constant holds that no integer stands for, None where there is nothing: a Cast would make any of it."""
+    if value.dtype.kind in "cOSU":
+        return f"is of type {value.dtype}"
+    return "holds NaN" if value.dtype.kind == "f" and bool(np.isnan(value).any()) else None
 
 
 def data_name(node: Node) -> str | None:
@@ -37,7 +39,7 @@ def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Arra
         return None
     value = value_of(tensor)
     if value is not None and value.dtype.kind in "cOSU":
-        refuse(graph, node, "QAT104", f"the {what} of this {node.op} is of type {value.dtype}")
+        refuse(graph, node, "QAT104", f"the {what} of this {node.op} {no_numbers(value)}")
         return None
     if value is None:
         hint = "export the model in evaluation mode with constant folding; dynamic quantization has no fixed grid"

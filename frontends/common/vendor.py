@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.diagnostics import counted
-from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of
+from qatc.compiler.graph import FAKE_QUANT, Constant, Dim, Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.passes.movement import is_movement, order_of, params_through
 from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
-from qatc.frontends.common.operands import refuse
+from qatc.frontends.common.operands import no_numbers, refuse
 from qatc.frontends.common.params import make_params
 
 _FLOAT: Final = 1  # TensorProto's number for float32
@@ -62,6 +62,10 @@ def grid(
     points broadcast against the input as in NumPy; with it, they hold one element a channel or one for all.
     """
     x, (low, high) = node.inputs[0], bounds
+    value = value_of(x)
+    if value is not None and (wrong := no_numbers(value)) is not None:
+        refuse(graph, node, "QAT104", f"the constant cannot be quantized: it {wrong}")
+        return None
     scale, zero = np.asarray(scale, np.float64), np.rint(np.asarray(zero, np.float64))
     whole = [int(z) for z in zero.reshape(-1).tolist()] if np.isfinite(zero).all() else []
     dtype = container(low, high, whole) if whole else None

@@ -27,10 +27,10 @@ import numpy as np
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, Tensor, value_of
 from qatc.compiler.model.links import is_op, label_of
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, QuantParams, number_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
-from qatc.frontends.common.operands import constant_input, data_name, holds_nan, number, refuse
+from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.params import on_whole_zero
 from qatc.frontends.common.roundings import never_negative
 from qatc.frontends.common.standard import finish
@@ -138,8 +138,6 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
     x = value_of(node.inputs[0])
     if read.bits == 1 and read.signed:
         return _one_bit(graph, node, read)
-    if x is not None and holds_nan(x):
-        return refuse(graph, node, "QAT104", "the constant cannot be quantized: it holds NaN")
     if _is_taken_apart(graph, node, read):
         rounded = elementwise(graph, "Round", node.inputs[0])
         graph.replace(node.outputs[0], elementwise(graph, "Clip", rounded, *map(np.asarray, read.bounds)))
@@ -231,7 +229,7 @@ def _fake_quant(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
 def _write_out(graph: QuantGraph, node: Node, read: _Quantizer) -> None:
     """Put x -> (round(x / s + z) - z) * s before the node, in ONNX operators."""
     op, x, shifted = read.rounding.op, node.inputs[0], bool(read.zero.any())
-    of_one_sign = bool(np.all(read.bounds[0] >= read.zero)) or (not shifted and never_negative(graph, x))
+    of_one_sign = read.bounds[0] >= 0 or (not shifted and never_negative(graph, x))
     if of_one_sign or not read.rounding.sided:
         node.inputs[0] = _one_way(graph, x, op, read.scale)
         return
@@ -344,8 +342,8 @@ def _cut_bits(
 
 @_RULES.on("FloatQuant", domain=DOMAINS)
 def _float_quant(graph: QuantGraph, node: Node) -> bool:
-    widths = [value_of(t) for t in node.inputs[2:4]]
-    listed = [f"{float(w.reshape(-1)[0]):g}" for w in widths if w is not None and w.size]
+    widths = [number_of(value_of(t)) for t in node.inputs[2:4]]
+    listed = [f"{width:g}" for width in widths if width is not None]
     name = f"E{listed[0]}M{listed[1]}" if len(listed) == 2 else "a minifloat"
     message, hint = f"FloatQuant rounds to {name}, a floating-point format", "train with integer quantizers (IntQuant)"
     return refuse(graph, node, "QAT103", message, hint)

@@ -144,6 +144,14 @@ def test_horizon_writes_zero_points_of_8_bits_where_its_integers_have_16() -> No
     assert [str(n.attrs["params"]) for n in graph.nodes if n.op == FAKE_QUANT] == ["int16 scale 0.25 zero 0"]
 
 
+@pytest.mark.parametrize(
+    "zero", [np.asarray("a"), np.complex64(1j), np.float32(np.nan), np.int32(300), np.float32(0.5)]
+)
+def test_horizon_zero_points_that_no_integer_of_its_bits_holds(zero: np.ndarray) -> None:
+    found = refused(horizon.FRONTEND, "HzQuantize", "horizon", [np.float32(1), zero], bits=8, axis=1)
+    assert [c for c, _ in found] == ["QAT202"]
+
+
 def test_operators_of_tensorrt_in_a_long_row() -> None:
     b = Builder(opsets={"": 20, "trt": 1})
     x = "input"

@@ -329,6 +329,27 @@ def test_a_constant_without_numbers_has_no_integers(mode: str, zero: float) -> N
     assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
 
 
+@pytest.mark.parametrize("op", ["BipolarQuant", "Quant"])
+@pytest.mark.parametrize("wrong", [np.asarray(["a", "b"]), np.ones(2, np.complex64), np.float32([1, np.nan])])
+def test_a_constant_that_is_no_numbers(op: str, wrong: np.ndarray) -> None:
+    operands: list[object] = [np.float32(v) for v in (0.5, 0, 4)][: 3 if op == "Quant" else 1]
+    graph = one(op, operands, constant=wrong)
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
+
+
+@pytest.mark.parametrize("wrong", [np.asarray("a"), np.complex64(1j), np.zeros(0, np.float32)])
+def test_widths_of_a_minifloat_that_are_no_numbers(wrong: np.ndarray) -> None:
+    graph = one("FloatQuant", [np.float32(1), wrong, np.float32(3)])
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT103"]
+
+
+def test_away_from_zero_around_a_zero_point_below_the_range() -> None:
+    x = np.random.default_rng(0).normal(100, 40, (3, 4, 5)).astype(np.float32)
+    graph = one("Quant", [np.float32(1), np.float32(-150), np.float32(8)], signed=1, rounding_mode="UP")
+    graph.diagnostics.check()
+    assert np.allclose(values(graph, x), quant(x, np.float32(1), -150, 8, 1, 0, "UP"), atol=1e-4)
+
+
 def test_doubles_and_integer_zero_points() -> None:
     """QKeras writes the scale as a double, zero point and width as int64."""
     graph = one("Quant", [np.float64(0.125), np.int64(0), np.int64(6)], signed=1, narrow=1, rounding_mode="ROUND")
