@@ -36,6 +36,7 @@ from qatc.compiler.quant import FUNCTION_ERROR, Array, QuantParams, dtype_range
 from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, kernel_error, product_sums, sum_error
+from qatc.compiler.verify.jumps import Jumps
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.maxima import exact_maxima
 from qatc.compiler.verify.tally import Tally, position
@@ -244,6 +245,11 @@ class LocalCheck:
             if op.output in self.graph.doubts:
                 elsewhere = self._on_other_side(op, looked_at if before is None else before, sample) == wanted[:count]
                 fine[:count] |= elsewhere & exact.float_may_give(wanted[:count], low, high) & (self.limits.max_lsb > 0)
+            if isinstance(op, Quantize) and not fine.all() and self.limits.max_lsb > 0:
+                at = looked_at if before is None else before
+                fine[:count] |= self._jumped(op, at, sample, wanted[:count]) & exact.integers_may_give(
+                    found[:count], low, high, slack
+                )
             by_design = exact.are_by_design(wanted[:count], low, high, self.graph.params(place.name).zero_point[0])
             tally.rerounded += int(np.count_nonzero(fine[:count] & by_design))
         excused = int(np.count_nonzero(fine))
@@ -283,6 +289,27 @@ class LocalCheck:
         """A table's results at some places, had ties that it rounds on the way fallen to the other side."""
         codes = sample.values[op.inputs[0]].reshape(-1)[where].astype(np.int64)
         return self.graph.doubts[op.output][codes - dtype_range(self.graph.params(op.inputs[0]).dtype)[0]]
+
+    def _jumped(self, op: Quantize, where: Array, sample: Sample, wanted: Array) -> Array:
+        """Which results are as wanted, had roundings in the float island before `op` fallen to the other side."""
+        name = op.inputs[0]
+        mine, jumped = sample.values[name].reshape(-1)[where], np.zeros(where.size, np.bool_)
+        for other in self._jumps(sample).other_sides(name):
+            exact = exact_at(self.graph, op, {**sample.values, name: other}, where)
+            if exact is not None:
+                jumped |= (other.reshape(-1)[where] != mine) & exact.float_may_give(wanted, op.lo, op.hi)
+        return jumped
+
+    def _jumps(self, sample: Sample) -> Jumps:
+        return Jumps(
+            graph=self.graph,
+            producers=self.producers,
+            values=sample.values,
+            shown={*self.located, *self.graph.inputs},
+            execute=lambda op, values: execute_op(self.graph, op, values, self.profile, self.evaluate),
+            error_of=lambda name, where: self._float_error(name, sample, where),
+            tolerance=self.limits.float_tolerance,
+        )
 
     def _unrounded(self, place: _Place, sample: Sample) -> Exact | None:
         """A table's exact value is the function's: read off the simulation before its rounding."""
@@ -339,6 +366,8 @@ class LocalCheck:
         """
         attempt = Tally(tally.tensor, tally.op, tally.kind)
         attempt.floats(computed, simulated, self.limits.float_tolerance)
+        if attempt.problems and computed.shape == simulated.shape:
+            attempt = self._floats_but_for_jumps(name, tally, sample, computed, simulated) or attempt
         if isinstance(op, Dequantize) and not attempt.problems and computed.size:
             difference = np.abs(computed.astype(np.float64) - simulated).reshape(-1)
             worst = np.argpartition(difference, -min(64, difference.size))[-64:]
@@ -351,6 +380,22 @@ class LocalCheck:
             return computed
         tally.absorb(attempt)
         return simulated.astype(computed.dtype, copy=False)
+
+    def _floats_but_for_jumps(
+        self, name: str, tally: Tally, sample: Sample, computed: Array, simulated: Array
+    ) -> Tally | None:
+        """The comparison of float values that agree but for roundings which fell to the other side; None for others."""
+        chosen = computed
+        for other in self._jumps(sample).other_sides(name) if self.limits.max_lsb > 0 else ():
+            with np.errstate(invalid="ignore"):
+                closer = np.abs(other - simulated) < np.abs(chosen - simulated)
+            chosen = np.where(closer, other, chosen)
+        attempt = Tally(tally.tensor, tally.op, tally.kind)
+        attempt.floats(chosen, simulated, self.limits.float_tolerance)
+        if attempt.problems:
+            return None
+        attempt.excused = int(np.count_nonzero(chosen != computed))
+        return attempt
 
     def finish(self) -> list[Tally]:
         """The tallies in execution order, the demanded share of equal elements checked."""

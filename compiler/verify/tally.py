@@ -84,6 +84,7 @@ class Tally:
     def absorb(self, other: Tally) -> None:
         """Add what another tally of the same tensor counted."""
         self.elements += other.elements
+        self.excused += other.excused
         self.histogram.update(other.histogram)
         self.signal += other.signal
         self.noise += other.noise
