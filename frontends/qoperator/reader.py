@@ -152,7 +152,9 @@ class Reader:
 
     def zero_like(self, x: Tensor) -> Tensor:
         """A zero point of zero, in the type of some integers."""
-        return self.graph.constant(f"{x.name}_zero", np.zeros((), element_of(x)))
+        known = self.grids.get(id(x))
+        zero = None if known is None or known.zero is None else value_of(known.zero)
+        return self.graph.constant(f"{x.name}_zero", np.zeros((), element_of(x) if zero is None else zero.dtype))
 
     def finish(self, node: Node, y: Tensor, grid: Grid | None) -> None:
         """`y` takes the place of the node's output, rounded onto `grid` where there is one."""
@@ -162,7 +164,8 @@ class Reader:
         if grid is None:
             self.graph.replace(old, y)
             return
-        zero = grid.zero or self.zero_like(old)
+        known = next((t for t in node.inputs if id(t) in self.grids), old)  # of the result's type
+        zero = grid.zero or self.zero_like(known)
         self.graph.insert("QuantizeLinear", [y, grid.scale, zero], [old], hint=f"{old.name}_quantize")
         self.grids[id(old)] = Grid(grid.scale, zero)
 

@@ -21,6 +21,7 @@ from qatc.frontends.qoperator import FRONTEND, MICROSOFT
 from tests.frontends import networks as nets
 from tests.frontends.networks import Builder, Layer, Network
 from tests.frontends.qonnx.test_qonnx import values
+from tests.frontends.running import run
 from tests.runtimes import since
 
 _TYPE = {"uint8": np.uint8, "int8": np.int8}
@@ -197,6 +198,23 @@ def test_each_operator(op: str, operands: list[object], attrs: dict[str, object]
     fakes = [n.attrs["params"] for n in graph.nodes if n.op == FAKE_QUANT]
     assert QuantParams.per_tensor(0.25, 100, "uint8") in fakes
     assert QuantParams.per_tensor(0.5, 128, "uint8") in fakes
+
+
+@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul"])
+def test_a_zero_point_that_is_left_out_has_the_type_of_what_is_read(op: str) -> None:
+    b = Builder(opsets={"": 17, MICROSOFT: 1})
+    at = [b.constant("s", np.float32(0.125)), b.constant("z", np.int8(3))]
+    x = b.node("QuantizeLinear", ["input", *at], "x")
+    out = b.constant("os", np.float32(0.25))
+    b.node(op, [x, *at, x, *at, out], "y", MICROSOFT)
+    b.node("DequantizeLinear", ["y", out, b.constant("none", np.int8(0))], "output")
+    model = nets.model_of(b, [1, 2, 4, 4])
+    graph = nets.graph_of(model)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    data = np.random.default_rng(0).normal(0, 6, (1, 2, 4, 4)).astype(np.float32)
+    (wanted,) = run(model, data)
+    assert np.abs(values(graph, data) - wanted).max() <= 0.25
 
 
 def test_the_axes_of_a_mean_are_an_input_from_opset_18_on() -> None:
