@@ -23,7 +23,7 @@ from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
 from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
 from qatc.compiler.lowering.operands import constant_operand
-from qatc.compiler.lowering.reductions import Affine, is_noise, is_open, reduced
+from qatc.compiler.lowering.reductions import Affine, is_long, is_noise, is_open, reduced
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
 from qatc.compiler.model.links import is_op, label_of
@@ -198,6 +198,8 @@ def _summed(graph: QuantGraph, root: Tensor, at: float) -> tuple[Tensor, Node, l
         elif not bounds[0] < at < bounds[1]:
             return None
         root = node.inputs[0]
+        if root.name in graph.params:  # what is compared is rounded
+            return None
     return None
 
 
@@ -403,6 +405,8 @@ def _why(state: State, node: Node) -> Reason:
         return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
     if is_noise(state, node):
         return Reason("its result's steps are finer than what float32 knows of the sum: they hold rounding errors")
+    if is_long(state, node):
+        return Reason("it adds up more elements than 32 bits hold")
     if is_open(node):
         return Reason(
             "how many elements it adds up is not known: -s NAME=SIZES pins open dimensions", node.inputs[0].name

@@ -267,7 +267,7 @@ def tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.N
     scale = np.broadcast_to(found.acc_scale, bias.shape)
     error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
     if error > _BIAS_LSB and found.values is not None:
-        _refine(found, out_scale)
+        _refine(found, out_scale, np.abs(bias / scale))
         scale = np.broadcast_to(found.acc_scale, bias.shape)
     if (np.abs(bias) > _AMPLE * scale).any():
         # the largest bias that leaves the accumulator inside 32 bits, whatever the input
@@ -278,13 +278,16 @@ def tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.N
     return np.rint(bias / scale).astype(np.int32)
 
 
-def _refine(found: Operands, out_scale: float) -> None:
-    """Make the accumulator's unit as fine as int8 weights allow; the weight's zero point, if any, is subtracted.
+def _refine(found: Operands, out_scale: float, bias: Vector) -> None:
+    """Make the accumulator's unit as fine as int8 weights allow, and 32 bits with the bias, which is in units.
+
+    The weight's zero point, if any, is subtracted.
 
     A channel without weight takes any scale (exporters write 1 there): one that holds its bias.
     """
     centered = found.integers.astype(np.int32) - found.weight_params.zero_array(found.integers.ndim)
-    gain = 127 // max(int(np.abs(centered).max(initial=1)), 1)
+    most = float((reach_of(found) + np.where(bias <= _AMPLE, bias, 0)).max(initial=1.0))  # larger ones are made coarse
+    gain = int(min(127 // max(int(np.abs(centered).max(initial=1)), 1), (_INT32[1] - _UNIT_ROUNDING) // most))
     if gain > 1:
         own = found.weight_params
         found.values = (centered * gain).astype(np.int8)
@@ -348,6 +351,8 @@ def weight_name(state: State, found: Operands) -> str:
     if found.values is None:
         name = state.int_name(found.weight)
         return state.transposed(found.weight, name, (1, 0)) if transposed else name
+    if not isinstance(found.weight, Constant):  # the ones of a sum, which are no tensor's
+        return state.build.constant(f"ones_{found.integers.size}", found.values, found.weight_params)
     key = (id(found.weight), transposed, found.weight_params)
     if key in state.weights:
         return state.weights[key]

@@ -25,7 +25,7 @@ from qatc.compiler.lowering.state import State
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.products import MEANS, Vector, is_sum
 from qatc.compiler.passes.sums import axes_of
-from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams
+from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 from qatc.compiler.windows import window
 
 _ONE: Final = 2.0**-23  # how far from 1 a file's 1 / K times K may be in float32
@@ -73,6 +73,8 @@ def _axes_of(node: Node) -> tuple[int, ...] | None:
 
 def reduced(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: int) -> bool:
     """Make the integers of `out`: a sum or mean and `then`, clamped to [lo, hi]; False where it stays float."""
+    if is_long(state, node):
+        return False
     if _is_mean(node, then) and operators.pool(state, node, out, lo, hi):
         return True
     if node.op == "AveragePool":
@@ -109,9 +111,26 @@ def is_noise(state: State, node: Node) -> bool:
 
 
 def _is_noise(have: QuantParams, want: QuantParams, found: _Reduction, node: Node, then: Affine) -> bool:
-    zero = have.zero_point[0]
-    most = max(have.qmax - zero, zero - have.qmin) * have.scale[0] * found.count * found.share(node)
+    most = _farthest(have) * have.scale[0] * found.count * found.share(node)
     return math.sqrt(found.count) * 2.0**-24 * most * abs(then.factor) > want.scale[0] / 2
+
+
+def is_long(state: State, node: Node) -> bool:
+    """Whether a sum or mean adds up so many elements that 32 bits may not hold it: runtimes wrap around."""
+    have = state.usable(node.inputs[0]) if is_sum(node) else None
+    if have is None:
+        return False
+    if node.op == "AveragePool":
+        count: int = math.prod(node.attr("kernel_shape"))
+    else:
+        found = _Reduction.of(node)
+        count = 0 if found is None else found.count
+    return count * _farthest(have) > dtype_range("int32")[1]
+
+
+def _farthest(have: QuantParams) -> int:
+    """How far an integer may be from its zero point."""
+    return max(have.qmax - have.zero_point[0], have.zero_point[0] - have.qmin)
 
 
 def _read(state: State, node: Node, out: Tensor) -> tuple[QuantParams, QuantParams, _Reduction] | None:
@@ -130,7 +149,7 @@ def _summed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: in
     x, (have, want, found) = node.inputs[0], read
     if node.op == "ReduceL1" and have.qmin < have.zero_point[0]:
         return False
-    ones = _ones(node, have, then, found.share(node), (found.count, 1), channels=1)
+    ones = _ones(node, have, then, found.share(node), (found.count, 1), axis=1)
     if ones is None:
         return False
     ones.x = state.transposed(x, state.int_name(x), (*found.kept, *found.summed))
@@ -168,7 +187,7 @@ def _windowed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: 
     if node.attr("ceil_mode", 0) or (any(moving.pads) and not node.attr("count_include_pad", 0)):
         return False
     share = 1.0 / math.prod(moving.kernel)
-    ones = _ones(node, have, then, share, (channels, 1, *moving.kernel), channels=channels)
+    ones = _ones(node, have, then, share, (channels, 1, *moving.kernel), axis=0)
     if ones is None:
         return False
     ones.x, label = state.int_name(node.inputs[0]), label_of(node)
@@ -184,7 +203,7 @@ def _windowed(state: State, node: Node, out: Tensor, then: Affine, lo: int, hi: 
 
 
 def _ones(
-    node: Node, have: QuantParams, then: Affine, share: float, shape: tuple[int, ...], *, channels: int
+    node: Node, have: QuantParams, then: Affine, share: float, shape: tuple[int, ...], *, axis: int
 ) -> Operands | None:
     """The weight that adds up elements which count `share` each, its input still to be named; None beyond float32."""
     step = abs(then.factor) * share
@@ -192,8 +211,7 @@ def _ones(
         return None
     values = np.full(shape, 1 if then.factor > 0 else -1, np.int8)
     params = QuantParams.per_tensor(step, 0, "int8")
-    axis = 0 if channels > 1 else len(shape) - 1
-    return Operands(node, "", node.inputs[0], params, values, have.scale[0], axis, channels)
+    return Operands(node, "", node.inputs[0], params, values, have.scale[0], axis, shape[axis])
 
 
 def _made(state: State, ones: Operands, then: Affine, result: tuple[QuantParams, int, int], how: Makers) -> str | None:

@@ -102,8 +102,11 @@ def _fold(graph: QuantGraph, mac: Mac) -> bool:
     alone = [n.op for n in chain.nodes] == ["Add"] and not chain.layouts
     if not chain.nodes or (mac.node.op == "MatMul" and alone):
         return False
-    bias = _bias(graph, mac)
     ops = ", ".join(n.op for n in chain.nodes)
+    if mac.node.op == "Gemm" and mac.node.attr("beta", 1.0) != 1.0:
+        _stays(graph, mac, ops, "its bias has a factor of its own")
+        return False
+    bias = _bias(graph, mac)
     if bias is None:
         _stays(graph, mac, ops, "its bias is not one constant per channel")
         return False

@@ -283,3 +283,28 @@ def test_a_wrong_cut_is_found(wrong: str) -> None:
     steps = np.arange(-120, 120, dtype=np.float32).reshape(-1, 3, 4) / 2
     found = verify(graph, get_profile("onnx"), Simulation(model, "the file"), emission, [{"i": x} for x in steps])
     assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("axis", "factor"), [pytest.param(2, 0.5, id="other lengths"), pytest.param(1, -0.5, id="other signs")]
+)
+def test_two_sums_of_one_tensor_have_weights_of_their_own(axis: int, factor: float) -> None:
+    """Both are products with ones of one scale: the second one read the first one's."""
+    body = """
+        xa = A(x)
+        p = ReduceSum(xa, one)
+        q = ReduceSum(xa, axis)
+        p1 = Mul(p, half)
+        q1 = Mul(q, factor)
+        p2 = Div(p1, half)
+        q2 = Div(q1, half)
+        p3 = Floor(p2)
+        q3 = Floor(q2)
+        p4 = Mul(p3, half)
+        q4 = Mul(q3, half)
+        y = A(p4)
+        z = A(q4)
+    """
+    constants = f"int64[1] one = {{1}}, int64[1] axis = {{{axis}}}, float half = {{0.5}}, float factor = {{{factor}}}"
+    graph = agrees(net("(float[2,4,8] x) => (float y, float z)", body, constants))
+    assert not reasons(graph)

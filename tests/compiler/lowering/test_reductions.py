@@ -281,3 +281,23 @@ def test_a_sum_needs_no_range_before_its_factor() -> None:
     """--calibrate asks for none: sum and factor are one operator."""
     graph = folded(scaled_model("ReduceSum", [1, 4, 5, 5], GRIDS, [("Mul", 0.3), ("Add", 1.0)], {"axes": [1]}))
     assert missing_ranges(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "axes"),
+    [("ReduceMean", [1, 1, 3000, 3000], [2, 3]), ("ReduceSum", [1, 9_000_000], [1])],
+)
+def test_more_elements_than_32_bits_hold_stay_in_float(op: str, shape: list[int], axes: list[int]) -> None:
+    """Runtimes add in int32, and wrap around: a mean was 12 where it is 2."""
+    graph = integer(reduction_model(op, shape, axes, [(0.01, 0), (1e5, 0)], keepdims=1))
+    assert [op.reason for op in graph.islands()] == ["it adds up more elements than 32 bits hold"]
+
+
+def test_a_finer_unit_for_the_bias_leaves_room_for_the_sum() -> None:
+    """Ones were made 127, whatever they add up: 90,000 elements wrapped around."""
+    step, shape, attrs = 2e-5, [1, 1, 300, 300], {"kernel_shape": [300, 300]}
+    graph = integer(scaled_model("AveragePool", shape, [(0.01, 0), (step, 0)], [("Add", -2.549)], attrs))
+    emission = BACKEND.emit(graph, BACKEND.checked({}))
+    (found,) = RunnableModel(emission.complete()).run({"x": np.full(shape, 2.55, np.float32)}).values()
+    exact = 255 * float(np.float32(0.01)) - float(np.float32(2.549))
+    np.testing.assert_allclose(found, round(exact / step) * step, rtol=1e-6)

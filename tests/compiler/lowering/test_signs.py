@@ -352,3 +352,19 @@ def test_the_sign_of_a_sum_of_two_tensors_stays_in_float() -> None:
         "Add: its result is not quantized by the model",
         "Sign: its input is not quantized by the model",
     ]
+
+
+def test_the_sign_of_what_is_rounded_is_not_that_of_the_sum() -> None:
+    """A Clip of 16-bit numbers: those below half a step are zero."""
+    body = """
+        xa = A(x)
+        wd = DequantizeLinear(w, sD, zD)
+        t = MatMul(xa, wd)
+        r = W(t)
+        c = Clip(r, low, high)
+        s = Sign(c)
+        y = D(s)
+    """
+    constants = "int8[2,2] w = {1, -1, 2, 1}, float low = {-3.3}, float high = {3.3}"
+    graph = agrees(net("(float[64,2] x) => (float[64,2] y)", body, constants, opset=21))
+    assert any("int16" in reason for reason in reasons(graph))

@@ -299,6 +299,22 @@ def test_gemm_alpha_and_beta(bias: str, value: str) -> None:
     assert node.inputs[2].values.reshape(-1).tolist() == [2 * float(v) for v in value.split(",")]  # type: ignore[union-attr]
 
 
+def test_nothing_is_folded_into_a_bias_that_has_a_factor() -> None:
+    """A weight with scales along the summed axis takes no alpha below zero; what was added was multiplied by beta."""
+    body = """
+        w = DequantizeLinear<axis = 0>(wq, ws, wz)
+        n = Gemm<alpha = -1.0, beta = 0.0>(x, w, k)
+        m = Mul(n, t)
+        b = Add(m, k)
+        y = A(b)
+    """
+    weight = "int8[2,1] wq = {10, -20}, float[2] ws = {0.5, 0.25}, int8[2] wz = {0, 0}"
+    constants = f"{weight}, float[1] k = {{1.0}}, float t = {{2.0}}"
+    graph = stripped(net("(float[3,2] x) => (float[3,1] y)", body, constants))
+    fold_affine(graph)
+    assert [n.op for n in graph.nodes] == ["Gemm", "Mul", "Add"]
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 def test_a_gemm_whose_factor_is_no_number_stays(name: str, number: float) -> None:
