@@ -36,11 +36,23 @@ from qatc.compiler.graph import (
     value_of,
 )
 from qatc.compiler.model.links import is_op
+from qatc.compiler.passes.evaluate import Refused, evaluate
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common import roundings
-from qatc.frontends.common.chains import WHOLE, Clamp, Doubles, State, backward, bounds_of, fit, forward, narrowed
+from qatc.frontends.common.chains import (
+    WHOLE,
+    Clamp,
+    Doubles,
+    State,
+    backward,
+    bounds_of,
+    fit,
+    forward,
+    narrowed,
+    variable_of,
+)
 from qatc.frontends.common.dequantization import dequantizer
 from qatc.frontends.common.detours import shorten
 from qatc.frontends.common.operands import no_numbers
@@ -54,6 +66,7 @@ Rounding = Callable[[Doubles], Doubles]
 
 RULES: Final = Rules("arithmetic")
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
+_DOUBLE: Final = onnx.TensorProto.DOUBLE
 _BYTE: Final = 255  # steps between the ends of an 8-bit range
 _HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
 _WAYS: Final = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
@@ -183,7 +196,7 @@ def _stays(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
     if begin.scale.size != 1 or end.scale.size != 1 or end.offset.size != 1 or is_constant(x):
         raise NoMatch("its channels have steps of their own")
     grid = _integers_of(_clamps_around(graph, begin, end), end, _WAYS[node.op])
-    params = _params(graph, node, grid, end.scale, shape_of(x), x.name)
+    params = _params(graph, node, _as_reached(graph, node, begin, end, grid), end.scale, shape_of(x), x.name)
     if params is None or maker is None:
         return False
     node.inputs = [_in_steps(graph, in_single(graph, x), float(begin.scale.reshape(-1)[0]))]
@@ -194,6 +207,37 @@ def _stays(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
     to_fake_quant(graph, maker, params)
     graph.sort()
     return True
+
+
+def _as_reached(graph: QuantGraph, node: Node, begin: State, end: State, grid: _Range) -> _Range:
+    """The range that clamps in front of a Floor or Ceil leave: where 3 * s / s is 2.9999998 in float32, Floor makes 2.
+
+    The end that is meant is a step away then, and all that is clamped would be wrong by that.
+    """
+    row: list[Node] = []
+    tensor = node.inputs[0]
+    while (maker := graph.producer(tensor)) is not None and (tensor is not begin.tensor or not begin.clamps):
+        x = variable_of(maker)
+        if x is None or (tensor is begin.tensor and bounds_of(graph, maker, x) is None):
+            break
+        row.append(maker)
+        if tensor is begin.tensor:
+            break
+        tensor = x
+    ends: Array = np.asarray([-np.inf, np.inf], np.float64 if element_type(tensor) == _DOUBLE else np.float32)
+    try:
+        for maker in reversed(row):
+            x = variable_of(maker)
+            ends = evaluate(maker, [ends if t is x else value_of(t) for t in maker.inputs], graph.opset)[0].reshape(-1)
+    except (Refused, ValueError, TypeError, LookupError):
+        return grid
+    if ends.size != 2 or grid.shift.size != 1 or np.isnan(ends).any():
+        return grid
+    low, high = sorted(_WAYS[node.op](ends.astype(np.float64)) + float(grid.shift))
+    low, high = (e if abs(e - meant) == 1 else meant for e, meant in ((low, grid.low), (high, grid.high)))
+    if end.clamps:  # these hold whatever is rounded
+        low, high = max(low, grid.low), min(high, grid.high)
+    return replace(grid, low=int(low), high=int(high)) if 0 < high - low <= _BYTE else grid
 
 
 def _in_steps(graph: QuantGraph, x: Tensor, factor: float) -> Tensor:

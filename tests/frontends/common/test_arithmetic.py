@@ -515,6 +515,29 @@ def test_a_zero_point_inside_the_rounding_moves_exact_ties_alone(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("op", "step", "low", "high", "want"),
+    [
+        ("Floor", 0.3, -0.9, 0.9, "int8[-3,2] scale"),  # 0.9 / 0.3 is 2.9999998
+        ("Floor", 0.7, -4.9, 4.9, "int8[-8,7] scale"),  # -4.9 / 0.7 is -7.0000005
+        ("Ceil", 0.7, -4.9, 4.9, "int8[-7,8] scale"),
+        ("Floor", 0.25, -1, 0.75, "int8[-4,3] scale"),
+    ],
+)
+def test_a_range_ends_where_float32_rounds_its_end_down_to(
+    op: str, step: float, low: float, high: float, want: str
+) -> None:
+    """All that is clamped was a step beside what the file makes of it."""
+    more = f", float l = {{{low}}}, float u = {{{high}}}, float p = {{{step}}}"
+    text = text_of(f"a = Max(x, l) b = Min(a, u) c = Div(b, p) d = {op}(c) y = Mul(d, p)", more)
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    (made,) = (node for node in graph.nodes if node.op == "FakeQuant")
+    assert want in str(made.attrs["params"])
+    x = np.array([[-9, 9, low], [high, 0.1, -0.1]], np.float32)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("nodes", "why"),
     [
         ("a = Div(x, v) c = Add(a, w) b = Round(c) d = Clip(b, n, p) e = Sub(d, w) y = Mul(e, v)", "whole number"),
