@@ -134,3 +134,11 @@ def test_infinities_are_told_apart(attrs: dict[str, object]) -> None:
     found = evaluate(node_of("IsInf", "", attrs, []), [x.astype(np.float64)])
     assert found is not None
     np.testing.assert_array_equal(found != 0, RUN("IsInf", "", 20, [x], attrs, 1)[0])
+
+
+@pytest.mark.parametrize(("kind", "beyond"), [(6, 2.0**31), (7, 2.0**63), (7, np.inf)])
+def test_numbers_beyond_an_integer_make_no_table(kind: int, beyond: float) -> None:
+    """Processors make different integers of them, a Reciprocal of zero for one; tables held infinity."""
+    node = Node("Cast", "cast", {"to": kind}, [Variable("x")], [Variable("y")])
+    assert evaluate(node, [np.asarray([0.5, -beyond])]) is None
+    np.testing.assert_array_equal(evaluate(node, [np.asarray([2.5, -2.5])]), [2, -2])
