@@ -42,7 +42,7 @@ from qatc.compiler.verify.maxima import exact_maxima
 from qatc.compiler.verify.tally import Tally, position
 
 Feeds = Mapping[str, Array]
-_MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked at one by one
+_MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked at together, until one is wrong
 # How far, beyond float error, a fixed-point profile's result may be from half an LSB around the exact one: those round
 # twice, or up.
 _OWN_ROUNDING: Final = 0.5
@@ -219,48 +219,65 @@ class LocalCheck:
         self, judged: _Judged, place: _Place, sample: Sample, tally: Tally, computed: Array, expected: Array
     ) -> None:
         """Which of the differing elements are float error at a rounding boundary, and which are wrong."""
-        where, op = place.where, judged.op
+        where = place.where
         found, wanted = computed.reshape(-1)[where].astype(np.int64), expected.reshape(-1)[where].astype(np.int64)
-        looked_at, before = where[:_MOST_EXACT], None
-        if judged.pool is not None:
-            exact = exact_maxima(self.graph, judged.pool, op, sample.values, looked_at)
-        elif judged.moves:
-            before = self._before_moves(judged, place.name, sample)[looked_at]
-            exact = self._exact(op, replace(place, where=before, moved=looked_at), sample)
-        else:
-            exact = self._exact(op, replace(place, where=looked_at), sample)
-        fine = np.abs(found - wanted) <= self.limits.max_lsb
-        if exact is None and isinstance(op, Lookup):
-            tally.remark("the simulation does not show the value before its rounding")
-        elif exact is None:
-            fine[:] = False
-        else:
-            count = looked_at.size
-            low, high = self._bounds(op)
-            slack = self._slack(op)
-            fine[:count] = exact.are_near(found[:count], wanted[:count], self.limits.max_lsb)
-            fine[:count] &= exact.float_may_give(wanted[:count], low, high)
-            fine[:count] &= exact.integers_may_give(found[:count], low, high, slack)
-            fine[count:] = False
-            if op.output in self.graph.doubts:
-                elsewhere = self._on_other_side(op, looked_at if before is None else before, sample) == wanted[:count]
-                fine[:count] |= elsewhere & exact.float_may_give(wanted[:count], low, high) & (self.limits.max_lsb > 0)
-            if isinstance(op, Quantize) and not fine.all() and self.limits.max_lsb > 0:
-                at = looked_at if before is None else before
-                fine[:count] |= self._jumped(op, at, sample, wanted[:count]) & exact.integers_may_give(
-                    found[:count], low, high, slack
-                )
-            by_design = exact.are_by_design(wanted[:count], low, high, self.graph.params(place.name).zero_point[0])
-            tally.rerounded += int(np.count_nonzero(fine[:count] & by_design))
-        excused = int(np.count_nonzero(fine))
-        tally.excused += excused
+        before = self._before_moves(judged, place.name, sample)[where] if judged.moves else where
+        fine, exact, start = np.zeros(where.size, np.bool_), None, 0
+        # a table's values are read off the simulation, all at once
+        most = where.size if isinstance(judged.op, Lookup) else _MOST_EXACT
+        for start in range(0, where.size, most):
+            part = slice(start, start + most)
+            exact = self._exact_of(judged, place, before[part], where[part], sample)
+            fine[part] = self._are_fine(judged.op, place, exact, found[part], wanted[part], before[part], sample, tally)
+            if not fine[part].all():
+                break
+        tally.excused += int(np.count_nonzero(fine))
         wrong = np.flatnonzero(~fine)
         if wrong.size:
             first = int(wrong[0])
             text = f"element {position(int(where[first]), computed.shape)} is {found[first]}, not {wanted[first]}"
-            if exact is not None and first < looked_at.size:
-                text += f" (exactly {exact.value[first]:.6f}, float error at most {exact.error[first]:.2g})"
+            if exact is not None:
+                value, error = exact.value[first - start], exact.error[first - start]
+                text += f" (exactly {value:.6f}, float error at most {error:.2g})"
             tally.problem(text)
+
+    def _exact_of(self, judged: _Judged, place: _Place, before: Array, where: Array, sample: Sample) -> Exact | None:
+        """The exact results that some elements of a place are, `before` and behind moves or pooling."""
+        if judged.pool is not None:
+            return exact_maxima(self.graph, judged.pool, judged.op, sample.values, where)
+        moved = where if judged.moves else None
+        return self._exact(judged.op, replace(place, where=before, moved=moved), sample)
+
+    def _are_fine(
+        self,
+        op: Op,
+        place: _Place,
+        exact: Exact | None,
+        found: Array,
+        wanted: Array,
+        where: Array,
+        sample: Sample,
+        tally: Tally,
+    ) -> Array:
+        """Which results of `op` at flat indices `where` may differ so, `wanted` being what the simulation has."""
+        if exact is None:
+            fine: Array = (np.abs(found - wanted) <= self.limits.max_lsb) & isinstance(op, Lookup)
+            if isinstance(op, Lookup):
+                tally.remark("the simulation does not show the value before its rounding")
+            return fine
+        low, high = self._bounds(op)
+        fine = exact.are_near(found, wanted, self.limits.max_lsb)
+        fine &= exact.float_may_give(wanted, low, high)
+        fine &= exact.integers_may_give(found, low, high, self._slack(op))
+        if op.output in self.graph.doubts:
+            elsewhere = self._on_other_side(op, where, sample) == wanted
+            fine |= elsewhere & exact.float_may_give(wanted, low, high) & (self.limits.max_lsb > 0)
+        if isinstance(op, Quantize) and not fine.all() and self.limits.max_lsb > 0:
+            jumped = self._jumped(op, where, sample, wanted)
+            fine |= jumped & exact.integers_may_give(found, low, high, self._slack(op))
+        by_design = exact.are_by_design(wanted, low, high, self.graph.params(place.name).zero_point[0])
+        tally.rerounded += int(np.count_nonzero(fine & by_design))
+        return fine
 
     def _slack(self, op: Op) -> float:
         """How far from half an LSB around the exact result the profile's own rounding of `op` may be."""

@@ -157,3 +157,20 @@ def test_integers_of_the_file_that_the_package_stores_from_0_on(tmp_path: Path) 
     assert result.verification is not None
     assert result.verification.passed
     assert {"Conv"} == {check.op for check in result.verification.local if check.tensor in "ay"}
+
+
+def test_any_number_of_ties_may_be_broken_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second sum is a tie, and a file that computes floor(x + 0.5) rounds half of these otherwise."""
+    monkeypatch.setattr("qatc.compiler.verify.local._MOST_EXACT", 10)
+    signature, sums = "(float[1,4,16,16] x, float[1,4,16,16] z) => (float[1,4,16,16] y)", "a = C(x)\nb = C(z)\n"
+    sums += "s = Add(a, b)\n"
+    file = "v = Div(s, step)\nw = Add(v, half)\nf = Floor(w)\nc = Clip(f, lo, hi)\ny = Mul(c, step)"
+    constants = "float step = {0.25}, float half = {0.5}, float lo = {0}, float hi = {255}"
+    simulation = Simulation(onnx.parser.parse_model(net(signature, sums + file, constants)), "the file")
+    rng = np.random.default_rng(3)
+    feeds = {name: rng.normal(3, 3, (1, 4, 16, 16)).astype(np.float32) for name in "xz"}
+    graph = lowered(net(signature, sums + "y = B(s)"))
+    found = verify(graph, ONNX, simulation, emitted(graph), [feeds])
+    (check,) = (check for check in found.local if check.op == "Add")
+    assert check.passed
+    assert check.excused > 100
