@@ -37,7 +37,7 @@ from qatc.compiler.graph import (
 )
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.evaluate import Refused, evaluate
-from qatc.compiler.passes.modernize import element_type
+from qatc.compiler.passes.modernize import element_type, infer_if_possible
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common import roundings
@@ -79,7 +79,17 @@ def rewrite(graph: QuantGraph) -> bool:
     Returns whether anything changed, so that looking again may find more.
     """
     changed = [roundings.rewrite(graph), drop_straight_through(graph), shorten(graph), sink(graph)]
+    if any(_needs_shape(graph, node) for node in graph.of(*_WAYS)):
+        infer_if_possible(graph)
     return bool(sweep(graph, RULES)) or any(changed)
+
+
+def _needs_shape(graph: QuantGraph, node: Node) -> bool:
+    """Whether something rounded, of unknown shape, is multiplied or moved by more than one number: along some axis."""
+    x = node.inputs[0]
+    if is_constant(x) or shape_of(x) is not None:
+        return False
+    return any(s.scale.size > 1 or s.offset.size > 1 for s in forward(graph, node.outputs[0]))
 
 
 # -- quantizers ---------------------------------------------------------------------------------------------------
@@ -90,6 +100,7 @@ def rewrite(graph: QuantGraph) -> bool:
 def quantizer(graph: QuantGraph, node: Node) -> bool:
     """A rounding between operators that undo each other; Floor(v + 0.5) is a Round, and so is Ceil(v - 0.5) by now."""
     source, offset = node.inputs[0], 0.0
+    way: Rounding = np.rint
     after = [s for s in forward(graph, node.outputs[0]) if s.multiplied]
     if not after:
         return False
@@ -100,15 +111,16 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     if node.op == "Floor":
         half = roundings.less_half(graph, source)
         source, offset = (source, -0.5) if half is None else (half, 0.0)
+        way = np.rint if half is None else _half_up
     reason = "nothing around the rounding undoes its scale and offset"
     found = _stretches(graph, source, after, offset)
     if not found and offset:
         return _one_way(graph, node, after)
-    if not found and _behind_a_factor(graph, node, source, after):
+    if not found and _behind_a_factor(graph, node, source, after, way):
         return True
     for begin, ends in found:
         try:
-            return _fake_quant(graph, node, begin, _in_a_byte(begin, ends))
+            return _fake_quant(graph, node, begin, _in_a_byte(begin, ends, way), way)
         except NoMatch as no:  # another stretch may reach the clamp
             reason = no.reason
     raise NoMatch(reason)
@@ -228,7 +240,8 @@ def _as_reached(graph: QuantGraph, node: Node, begin: State, end: State, grid: _
     try:
         for maker in reversed(row):
             x = variable_of(maker)
-            ends = evaluate(maker, [ends if t is x else value_of(t) for t in maker.inputs], graph.opset)[0].reshape(-1)
+            operands = [ends if t is x else graph.real(t) for t in maker.inputs]
+            ends = evaluate(maker, operands, graph.opset)[0].reshape(-1)
     except (Refused, ValueError, TypeError, LookupError):
         return grid
     if ends.size != 2 or grid.shift.size != 1 or np.isnan(ends).any():
@@ -248,7 +261,7 @@ def _in_steps(graph: QuantGraph, x: Tensor, factor: float) -> Tensor:
     return graph.apply(op, [x, number], f"{x.name}_steps", element_type(x), shape_of(x), name=x.name)
 
 
-def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[State]) -> bool:
+def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[State], way: Rounding) -> bool:
     """A quantizer whose division was merged into what is multiplied before it: v = a * x is rounded to s * q.
 
     It quantizes s * v, whose step is s. The factor goes where every constant factor goes: into the operator before.
@@ -263,7 +276,7 @@ def _behind_a_factor(graph: QuantGraph, node: Node, source: Tensor, after: list[
     scaled = product = graph.variable(name, kind, shape)
     scale, offset = begin.scale * end.scale, begin.offset * end.scale + end.offset
     moved = replace(begin, tensor=scaled, scale=1 / end.scale, offset=-end.offset / end.scale)
-    if not _fake_quant(graph, node, moved, _in_a_byte(moved, after)):
+    if not _fake_quant(graph, node, moved, _in_a_byte(moved, after, way), way):
         return False
     if np.any(offset != 0):
         product = graph.variable(f"{name}_product", kind, shape)
@@ -290,8 +303,8 @@ def _in_a_byte(begin: State, after: list[State], way: Rounding = np.rint) -> Sta
     return end
 
 
-def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
-    grid = _integers_of(_clamps_around(graph, begin, end), end)
+def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State, way: Rounding = np.rint) -> bool:
+    grid = _integers_of(_clamps_around(graph, begin, end), end, way)
     join = _varying(begin.tensor, end.scale)
     if join is not None:
         return _on_one_axis(graph, node, begin, end, grid, join)
@@ -536,6 +549,11 @@ def _narrow(end: State) -> State:
 def _per_channel(value: Doubles) -> Doubles:
     """Numbers along several axes without what they repeat; channels that have the same number stay channels."""
     return narrowed(value) if sum(size > 1 for size in value.shape) > 1 else value
+
+
+def _half_up(values: Doubles) -> Doubles:
+    """Numbers rounded to the nearest as Floor(v + 0.5) does, of which a clamp may end on a tie."""
+    return np.floor(values + 0.5)
 
 
 def _rounded(values: Doubles, way: Rounding) -> Doubles:

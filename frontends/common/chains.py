@@ -131,7 +131,8 @@ def bounds_of(graph: QuantGraph, node: Node, tensor: Tensor) -> tuple[float, flo
     """(low, high) where the node clamps `tensor` between constants."""
     if node.op in ("Relu", "Clip"):
         return clamp_bounds(graph, node) if node.inputs[0] is tensor else None
-    found = _operand(node, tensor) if is_op(node, "Min", "Max") else None
+    plain = is_op(node, "Min", "Max") and not any(graph.quant(t) for t in node.inputs)
+    found = _operand(node, tensor) if plain else None
     bound = None if found is None else number_of(found[0])
     if bound is None:
         return None

@@ -103,7 +103,7 @@ def _magnitude(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, list[_Step]] 
 
 def _ends(graph: QuantGraph, node: Node, data: Tensor, end: float) -> list[Tensor]:
     """-end and end, in the type of a clamp's own constants."""
-    stated = next(v for t in node.inputs if t is not data and (v := value_of(t)) is not None)
+    stated = next(v for t in node.inputs if t is not data and (v := graph.real(t)) is not None)
     return [graph.constant(f"{node.outputs[0].name}_end", np.asarray(v, stated.dtype)) for v in (-end, end)]
 
 
@@ -127,7 +127,7 @@ def _less_part_of_sign(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, float
     for x, part in (total.inputs, total.inputs[::-1]) if is_op(total, "Add") else ():
         product = graph.producer(part)
         for signs, factor in (product.inputs, product.inputs[::-1]) if is_op(product, "Mul") else ():
-            sign, times = graph.producer(signs), number_of(value_of(factor))
+            sign, times = graph.producer(signs), number_of(graph.real(factor))
             if times is not None and is_op(sign, "Sign") and sign.inputs[0] is x:
                 return x, times
     return None
@@ -195,7 +195,7 @@ def never_negative(graph: QuantGraph, tensor: Tensor) -> bool:
             return params.qmin >= max(params.zero_point)
         if node.op in ("Relu", "Sigmoid", "Softmax", "Abs"):
             return True
-        factor = value_of(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
+        factor = graph.real(node.inputs[1]) if node.op in ("Mul", "Div") else np.ones(1)
         if node.op not in _SIGN_KEPT:
             return False
         if factor is None or np.any(factor <= 0):
@@ -230,7 +230,7 @@ def half_away_by_choice(graph: QuantGraph, node: Node) -> bool:
     if not is_op(condition, *COMPARISONS):
         return False
     down, up = sides if condition.op.startswith("Greater") else sides[::-1]
-    if not is_op(down, "Floor") or not is_op(up, "Round") or number_of(value_of(condition.inputs[1])) != 0:
+    if not is_op(down, "Floor") or not is_op(up, "Round") or number_of(graph.real(condition.inputs[1])) != 0:
         return False
     x = less_half(graph, down.inputs[0])
     if x is None or x is not up.inputs[0] or x is not condition.inputs[0]:
@@ -250,7 +250,7 @@ def clamped_before(graph: QuantGraph, node: Node) -> bool:
     if data is None or bounds_of(graph, clamp, data) is None:
         return False
     for index, tensor in enumerate(clamp.inputs):
-        if tensor is not data and (value := value_of(tensor)) is not None:
+        if tensor is not data and (value := graph.real(tensor)) is not None:
             clamp.inputs[index] = graph.constant(f"{tensor.name}_floor", rounded_to(value))
     rounded = graph.apply(node.op, [data], f"{node.outputs[0].name}_unclamped", element_type(data), shape_of(data))
     clamp.inputs[next(i for i, t in enumerate(clamp.inputs) if t is data)] = rounded

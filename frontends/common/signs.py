@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of, value_of
+from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, shape_of
 from qatc.compiler.model.links import is_op, maker_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import is_movement
@@ -45,7 +45,7 @@ _BETWEEN: Final = frozenset({"Sign", "Where", "Add", "Sub", "Mul", "Div", "Cast"
 
 def reaches_product(graph: QuantGraph, node: Node) -> bool:
     """Whether a node makes signs or other whole numbers that soon meet a product, as far as a look can tell."""
-    if _whole(graph, node) is None and not is_op(node, "Sign") and not _is_step(node):
+    if _whole(graph, node) is None and not is_op(node, "Sign") and not _is_step(graph, node):
         return False
     near = [node]
     for _ in range(_LONGEST):
@@ -137,28 +137,29 @@ def _holds(dtype: str, bounds: tuple[int, int]) -> bool:
     return low <= bounds[0] <= bounds[1] <= high
 
 
-def _is_step(node: Node) -> bool:
+def _is_step(graph: QuantGraph, node: Node) -> bool:
     """Whether a Where chooses by comparison between two of -1, 0 and 1."""
     condition = maker_of(node.inputs[0]) if is_op(node, "Where") else None
     if not is_op(condition, *COMPARISONS):
         return False
-    sides = [value_of(t) for t in node.inputs[1:]]
+    sides = [graph.real(t) for t in node.inputs[1:]]
     return all(v is not None and v.size and np.isin(v, (-1.0, 0.0, 1.0)).all() for v in sides)
 
 
 def _choose_one_for_zero(graph: QuantGraph, node: Node) -> None:
     """Make Sign(s + 0.5) of 1 where a sign s is zero, and s elsewhere; likewise of -1."""
-    condition, chosen, signs = graph.producer(node.inputs[0]), _number(node.inputs[1], node.inputs[2]), node.inputs[2]
+    condition, signs = graph.producer(node.inputs[0]), node.inputs[2]
+    chosen = _number(graph, node.inputs[1], signs)
     if not is_op(condition, "Equal") or not is_op(graph.producer(signs), "Sign"):
         return
     compared = [t for t in condition.inputs if t is not signs]
-    if len(compared) == 1 and _number(compared[0], signs) == 0 and chosen is not None and abs(chosen) == 1:
+    if len(compared) == 1 and _number(graph, compared[0], signs) == 0 and chosen is not None and abs(chosen) == 1:
         _sign_of_sum(graph, node, signs, chosen / 2)
 
 
-def _number(tensor: Tensor, data: Tensor) -> float | None:
+def _number(graph: QuantGraph, tensor: Tensor, data: Tensor) -> float | None:
     """The one number that a constant holds, which arithmetic with `data` spreads over it."""
-    value = value_of(tensor)
+    value = graph.real(tensor)
     if value is None or value.dtype.kind not in "fiu" or not value.size or not keeps_shape(value, data):
         return None
     first = value.reshape(-1)[0]
@@ -179,7 +180,7 @@ def _take_zero_for_positive(graph: QuantGraph, node: Node) -> None:
         sign, difference = graph.producer(signs), graph.producer(rest)
         if not is_op(sign, "Sign") or not is_op(difference, "Sub"):
             continue
-        one, absolute = value_of(difference.inputs[0]), graph.producer(difference.inputs[1])
+        one, absolute = graph.real(difference.inputs[0]), graph.producer(difference.inputs[1])
         if number_of(one) != 1 or absolute is None or broadcasts(sign.inputs[0], difference.inputs[0]):
             continue
         if is_op(absolute, "Abs") and absolute.inputs[0] is signs:
@@ -194,7 +195,7 @@ def _makes_signs(graph: QuantGraph, node: Node) -> bool:
             is_op(graph.producer(signs), "Sign") and condition_of(graph, factor) is not None
             for signs, factor in (node.inputs, node.inputs[::-1])
         )
-    return is_op(node, "Sign") or _is_step(node)
+    return is_op(node, "Sign") or _is_step(graph, node)
 
 
 def _meets_weights(graph: QuantGraph, signs: Tensor, rounded: Collection[int]) -> bool:

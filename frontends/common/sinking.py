@@ -62,7 +62,7 @@ def _sink_from(graph: QuantGraph, start: Node) -> bool:
             waiting.append(node)
             last = node
             continue
-        if not _is_elementwise(node, last.outputs[0]) or not _goes_before(node, last.outputs[0], waiting):
+        if not _is_elementwise(node, last.outputs[0]) or not _goes_before(graph, node, last.outputs[0], waiting):
             break
         for movement in reversed(waiting):
             _swap(graph, movement, node)
@@ -78,11 +78,11 @@ def _moves(node: Node) -> bool:
     return is_movement(node) and len(node.outputs) == 1 and node.op != "Pad"
 
 
-def _goes_before(node: Node, data: Tensor, movements: list[Node]) -> bool:
+def _goes_before(graph: QuantGraph, node: Node, data: Tensor, movements: list[Node]) -> bool:
     """Whether arithmetic may come before what moves its data: its numbers have no dimensions, and keep the order."""
     if all(is_op(m, "Transpose") for m in movements):
         return True
-    numbers = [v for t in node.inputs if t is not data and (v := value_of(t)) is not None]
+    numbers = [v for t in node.inputs if t is not data and (v := graph.real(t)) is not None]
     falls = (node.op in ("Mul", "Div") and any(v < 0 for v in numbers)) or node.inputs[0] is not data
     return not any(v.ndim for v in numbers) and not (falls and any(m.op in _RISING for m in movements))
 

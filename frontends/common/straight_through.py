@@ -80,7 +80,7 @@ def _undone(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
                 return other, maker.inputs[0]
         return None
     maker = graph.producer(node.inputs[1])
-    if is_op(maker, "Sub") and _equal(maker.inputs[0], node.inputs[0]):
+    if is_op(maker, "Sub") and _equal(graph, maker.inputs[0], node.inputs[0]):
         return maker.inputs[1], node.inputs[0]
     return None
 
@@ -102,7 +102,7 @@ def _faded(graph: QuantGraph, node: Node) -> tuple[Tensor, Tensor] | None:
     for kept, share in (node.inputs, node.inputs[::-1]) if node.op == "Add" else (node.inputs,):
         maker = graph.producer(share)
         for factor in maker.inputs if is_op(maker, "Mul") else ():
-            value = value_of(factor)
+            value = graph.real(factor)
             if value is not None and value.size and not np.any(value) and not is_constant(kept):
                 return kept, share
     return None
@@ -146,7 +146,7 @@ def nothing_changes(graph: QuantGraph, node: Node) -> bool:
     """Add and Sub of zero, what arithmetic with offsets leaves of ranges like 0..a; and division by one."""
     neutral = 1 if node.op == "Div" else 0
     for index, (constant, data) in enumerate(zip(node.inputs, node.inputs[::-1], strict=True)):
-        value = value_of(constant)
+        value = graph.real(constant)
         if value is None or is_constant(data) or (index == 0 and node.op != "Add"):
             continue
         if keeps_shape(value, data) and np.all(value == neutral):
@@ -191,7 +191,7 @@ def _is_whole(graph: QuantGraph, tensor: Tensor) -> bool:
         if not is_op(maker, "Clip", "Min", "Max", "Relu", "Transpose"):
             return False
         data = [t for t in maker.inputs if t.name and not is_constant(t)]
-        bounds = [v for t in maker.inputs if t.name and (v := value_of(t)) is not None]
+        bounds = [v for t in maker.inputs if t.name and (v := graph.real(t)) is not None]
         if len(data) != 1 or not all(np.all(np.isinf(v) | (v == np.rint(v))) for v in bounds):
             return False
         tensor = data[0]
@@ -204,13 +204,13 @@ def _without(graph: QuantGraph, difference: Tensor, taken: Tensor) -> Tensor | N
     if maker is None or maker.domain or len(maker.inputs) != 2:
         return None
     if maker.op == "Sub":
-        return maker.inputs[0] if _equal(maker.inputs[1], taken) else None
+        return maker.inputs[0] if _equal(graph, maker.inputs[1], taken) else None
     if maker.op != "Add":
         return None
     root, order, negative = _seen(graph, taken)
     for one, other in (maker.inputs, maker.inputs[::-1]):
         found = _seen(graph, one)
-        if found[1:] == (order, not negative) and _equal(found[0], root):
+        if found[1:] == (order, not negative) and _equal(graph, found[0], root):
             return other
     return None
 
@@ -229,7 +229,7 @@ def unscaled(graph: QuantGraph, tensor: Tensor) -> Tensor:
     if not is_op(maker, "Mul") or len(maker.inputs) != 2:
         return tensor
     for factor, data in (maker.inputs, maker.inputs[::-1]):
-        value = value_of(factor)
+        value = graph.real(factor)
         if value is not None and keeps_shape(value, data) and np.all(value == 1):
             return data
     return tensor
@@ -257,8 +257,10 @@ def _seen(graph: QuantGraph, tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | 
     return tensor, None if order == tuple(range(len(order or ()))) else order, negative
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(graph: QuantGraph, one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one, or constants that hold the same."""
     if one is other:
         return True
-    return isinstance(one, Constant) and isinstance(other, Constant) and np.array_equal(one.values, other.values)
+    if not isinstance(one, Constant) or not isinstance(other, Constant) or graph.quant(one) != graph.quant(other):
+        return False
+    return np.array_equal(one.values, other.values)

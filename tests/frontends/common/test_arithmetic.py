@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qatc import compile_model
 from qatc.compiler.frontend import FrontendOptions
-from qatc.compiler.graph import Constant
+from qatc.compiler.graph import Constant, QuantGraph
 from qatc.frontends.pytorch import FRONTEND
 from tests.frontends.running import run, run_canonical, values
 from tests.graphs import loaded
@@ -964,3 +964,50 @@ def test_quantizers_among_doubles_are_of_single_precision(nodes: str, want: str)
     graph.verify(stripped=False)
     assert want in graph.dump()
     np.testing.assert_allclose(run_canonical(graph, x)[0], run(onnx.parser.parse_model(text), x)[0], rtol=1e-6)
+
+
+def normalized(text: str) -> QuantGraph:
+    graph = loaded(text)
+    FRONTEND.normalize(graph, FrontendOptions())
+    graph.diagnostics.check()
+    graph.sort()
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("weight", "nodes"),
+    [
+        (-3, "t = Mul(v, r) y = Add(t, x)"),
+        (-3, "t = Mul(v, r) y = Sub(x, t)"),
+        (-2, "f = Div(x, s) g = Round(f) i = Clip(g, lo, u) j = Mul(i, s) y = Mul(j, v)"),
+    ],
+)
+def test_integers_of_a_constant_are_not_its_numbers(weight: int, nodes: str) -> None:
+    """A constant at the lower end of its range is the integer 0, or 1, which changes nothing only where it is that."""
+    quantized = "b = Round(w) c = Add(b, z) d = Clip(c, lo, u) e = Sub(d, z) v = Mul(e, s)"
+    text = text_of(f"{quantized} {nodes}", f", float[1] w = {{{weight}}}, float u = {{255}}")
+    graph = normalized(text)
+    x = np.random.default_rng(0).normal(0, 1, (2, 3)).astype(np.float32)
+    (want,) = run(onnx.parser.parse_model(text), x)
+    np.testing.assert_allclose(run_canonical(graph, x)[0], want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Div(x, s) c = Clip(a, l, u) g = Add(c, h) b = Floor(g) y = Mul(b, s)",
+        "a = Mul(x, q) c = Clip(a, l, u) g = Add(c, h) b = Floor(g) y = Mul(b, s)",
+    ],
+)
+def test_a_clamp_that_ends_on_a_tie_is_rounded_up_where_everything_is(nodes: str) -> None:
+    text = text_of(nodes, ", float q = {10}, float l = {-13.5}, float u = {14.5}")
+    x = np.float32([[-100, -2, 0], [1, 2, 100]])
+    (want,) = run(onnx.parser.parse_model(text), x)
+    np.testing.assert_array_equal(run_canonical(normalized(text), x)[0], want)
+
+
+def test_the_axis_of_steps_of_a_tensor_whose_shape_the_file_leaves_out() -> None:
+    nodes = "c = Min(x, hi) a = Div(c, t) b = Round(a) d = Clip(b, l, u) y = Mul(d, t)"
+    graph = normalized(text_of(nodes, ", float[3] t = {0.5, 0.25, 0.125}, float l = {-8}, float u = {15}"))
+    (params,) = (n.attrs["params"] for n in graph.nodes if n.op == "FakeQuant")
+    assert str(params) == "int8[-8,15] scale 0.125..0.5 zero 0 axis 1 x3"
