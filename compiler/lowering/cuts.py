@@ -55,14 +55,18 @@ Makers = tuple[Callable[[], str], Callable[[tuple[str, ...], str, Vector], None]
 
 @dataclass(frozen=True)
 class Way:
-    """How a tensor is rounded: down (or up) to a multiple of `step`."""
+    """How a tensor is rounded: down (or up) to a multiple of `step`, which is divided by, or 1 / step multiplied by."""
 
     step: float
     down: bool
+    divided: bool = True
 
     def steps(self, real: float) -> float:
-        """A number in steps, rounded so."""
-        return float(np.floor(real / self.step) if self.down else np.ceil(real / self.step))
+        """A number in steps, rounded as float32 has it: 0.5 / 0.1 is 5 there, and less of the numbers that it holds."""
+        with np.errstate(all="ignore"):
+            x, step = np.float32(real), np.float32(self.step if self.divided else 1 / self.step)
+            steps = x / step if self.divided else x * step
+        return float(np.floor(steps) if self.down else np.ceil(steps))
 
 
 def one_way(state: State, node: Node, out: Tensor) -> tuple[Tensor, Way] | None:
@@ -82,18 +86,19 @@ def one_way(state: State, node: Node, out: Tensor) -> tuple[Tensor, Way] | None:
     steps = rounding.inputs[0] if is_op(rounding, "Floor", "Ceil") else None
     if steps is None or steps.name in state.graph.params or state.graph.only_consumer(steps) is None:
         return None
-    x, step = _unscaled(state, steps)
-    return (x, Way(step, rounding.op == "Floor")) if 0 < step < math.inf else None
+    x, step, divided = _unscaled(state, steps)
+    return (x, Way(step, rounding.op == "Floor", divided)) if 0 < step < math.inf else None
 
 
-def _unscaled(state: State, x: Tensor) -> tuple[Tensor, float]:
-    """What a tensor is in steps, and that step: what was divided by it, or multiplied by a part of one."""
+def _unscaled(state: State, x: Tensor) -> tuple[Tensor, float, bool]:
+    """What a tensor is in steps, that step, and whether it was divided by it, or multiplied by a part of one."""
     node = state.graph.producer(x)
     found = constant_operand(state, node) if is_op(node, "Mul", "Div") else None
     number = number_of(found[1]) if found is not None else None
     if node is None or found is None or not number or (node.op == "Div" and node.inputs[0] is not found[0]):
-        return x, 1.0
-    return found[0], number if node.op == "Div" else 1 / number
+        return x, 1.0, True
+    divided = node.op == "Div"
+    return found[0], number if divided else 1 / number, divided
 
 
 def _is_near(value: npt.NDArray[np.float64], number: float) -> bool:

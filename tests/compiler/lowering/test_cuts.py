@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -308,3 +309,20 @@ def test_two_sums_of_one_tensor_have_weights_of_their_own(axis: int, factor: flo
     constants = f"int64[1] one = {{1}}, int64[1] axis = {{{axis}}}, float half = {{0.5}}, float factor = {{{factor}}}"
     graph = agrees(net("(float[2,4,8] x) => (float y, float z)", body, constants))
     assert not reasons(graph)
+
+
+@pytest.mark.parametrize(("scaled", "more"), [("Div(p, t)", ""), ("Mul(p, part)", ", float part = {10}")])
+def test_clamps_in_front_end_where_float32_rounds_them_to(scaled: str, more: str, tmp_path: Path) -> None:
+    """0.5 / 0.1 is 5 in float32, and less than that of the numbers it holds: what is clamped was 4."""
+    weight = np.random.default_rng(0).integers(-127, 128, (8, 8))
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[1,8,6,6] x) => (float[1,8,6,6] y)
+        <float s={{0.1}}, int8 z={{0}}, float sw={{0.05}}, int8[8,8,1,1] w={{{", ".join(map(str, weight.ravel()))}}},
+         float t={{0.1}}, float lo={{0}}, float hi={{0.5}}{more}> {{
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) k = DequantizeLinear(w, sw, z)
+            c = Conv(d, k) p = Clip(c, lo, hi) v = {scaled} f = Floor(v) y = Mul(f, t)
+        }}"""
+    (tmp_path / "model.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    found = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out")
+    assert found.verification is not None
+    assert found.verification.passed
+    assert any(check.op == "Conv" for check in found.verification.local)
