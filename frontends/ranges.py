@@ -173,7 +173,10 @@ def _vitis(section: Record, data: Record) -> Iterator[Entry]:
             if name in done or len(listed(first) or ()) < 2:
                 continue
             done.add(name)
-            bits, point = numbers({"point": first}, "point", name)[:2]
+            stated = numbers({"point": first}, "point", name)
+            if len(stated) < 2:
+                raise fail("QAT007", "an entry has no bits and binary point", tensor=name, hint="the file is damaged")
+            bits, point = stated[:2]
             half = 1 << (width({"bits": bits}, "bits", name) - 1)
             yield Entry(name, (2.0**-point,), (0,), -half, half - 1)
 

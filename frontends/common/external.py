@@ -69,6 +69,9 @@ def asymmetric(name: str, low: float, high: float, bits: int = 8) -> Entry:
     >>> asymmetric("x", -1.28, 1.27).zero_point, asymmetric("x", -1.27, 1.27).qmin, asymmetric("x", 0.0, 2.55).qmax
     ((0,), -127, 255)
     """
+    if low > high:
+        hint = "state the smallest number first, then the largest"
+        raise fail("QAT007", f"the range begins at {low:g}, above its end {high:g}", tensor=name, hint=hint)
     low, high = min(low, 0.0), max(high, 0.0)
     half, steps = 1 << (bits - 1), (1 << bits) - 1
     if low < 0 and abs(low + high) <= 1e-6 * high:
