@@ -59,7 +59,8 @@ def _bounds(w: Writer, op: Pool) -> tuple[int, int]:
 # -- maxima -----------------------------------------------------------------------------------------------------------
 def _max(w: Writer, op: Pool, out: str, *, whole: bool) -> None:
     x, kind = w.read(op.inputs[0]), stored(w.graph.params(op.inputs[0]))
-    if kind in ("int16", "uint16"):  # 16 bits have no kernel; float32 holds them exactly
+    unknown = whole and w.rank(op.inputs[0]) is None  # the axes of a ReduceMax are, too
+    if kind in ("int16", "uint16") or unknown:  # 16 bits have no kernel; float32 holds them exactly
         made = w.fresh(f"{out}_real")
         _maximum(w, op, w.node("Cast", [x], to=TensorProto.FLOAT), made, whole=whole, bytes_=False)
         w.node("Cast", [made], out, to=tensor_type(np.dtype(kind)))
@@ -69,7 +70,7 @@ def _max(w: Writer, op: Pool, out: str, *, whole: bool) -> None:
 
 def _maximum(w: Writer, op: Pool, x: str, out: str, *, whole: bool, bytes_: bool) -> None:
     if whole:
-        _reduce(w, "ReduceMax", x, w.rank(op.inputs[0]), out)
+        _maximum_of_all(w, x, w.rank(op.inputs[0]), out)
         return
     attrs, spatial = {**_attributes(op), "ceil_mode": int(op.ceil_mode)}, len(op.kernel)
     if not bytes_:
@@ -80,12 +81,16 @@ def _maximum(w: Writer, op: Pool, x: str, out: str, *, whole: bool, bytes_: bool
     to_first(w, made, spatial, out)
 
 
-def _reduce(w: Writer, kind: str, x: str, rank: int | None, out: str) -> None:
-    axes = list(range(2, 4 if rank is None else rank))
+def _maximum_of_all(w: Writer, x: str, rank: int | None, out: str) -> None:
+    """The largest over all axes but the first two; `x` is float where nobody knows how many these are."""
+    if rank is None:
+        w.node("GlobalMaxPool", [x], out)
+        return
+    axes = list(range(2, rank))
     if w.opset >= 18:
-        w.node(kind, (x, w.ints(axes)), out, keepdims=1)
+        w.node("ReduceMax", (x, w.ints(axes)), out, keepdims=1)
     else:
-        w.node(kind, [x], out, axes=axes, keepdims=1)
+        w.node("ReduceMax", [x], out, axes=axes, keepdims=1)
 
 
 # -- averages ---------------------------------------------------------------------------------------------------------

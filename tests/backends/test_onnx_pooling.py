@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qatc import compile_model
 from qatc.backends.onnx.pooling import MOST_SIZES
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.integer import Pool, Rescale
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference.pooling import Windows
 from tests.backends.emitting import UNSET, Net, Result, grid, integers, same
+from tests.graphs import net
 
 pytestmark = pytest.mark.usefixtures("exact_runtime")
 BYTES = ["uint8", "int8"]
@@ -187,3 +192,18 @@ def test_windows_that_reach_too_far_leave_nothing(mode: str) -> None:
     """Rounded up, and in padding that counts, their number is worked out for every window: there is none."""
     fields = {"kernel": (10, 1), "strides": (1, 2), "ceil_mode": True, "count_include_pad": mode == "average"}
     same(*pool(mode, (2, 3, 9, 8), **fields))
+
+
+@pytest.mark.parametrize("sizes", [[2, 4, 9], [2, 4, 3, 3], [2, 2, 3, 3, 2]])
+def test_the_largest_of_a_tensor_of_any_rank(sizes: list[int], tmp_path: Path) -> None:
+    """Where the rank is known at run time alone, all axes but the first two are meant, not the third and fourth."""
+    text = net("(float[2,4,9] x, int64[K] sizes) => (float[] y)", "a = A(x)\nr = Reshape(a, sizes)\n"
+               "m = GlobalMaxPool(r)\ny = A(m)")  # fmt: skip
+    (tmp_path / "model.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    x = np.random.default_rng(0).normal(0, 20, (2, 4, 9)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "sizes.npy", np.asarray(sizes, np.int64))
+    inputs = {name: str(tmp_path / f"{name}.npy") for name in ("x", "sizes")}
+    found = compile_model(tmp_path / "model.onnx", qat=True, output=tmp_path / "out", inputs=inputs)
+    assert found.verification is not None
+    assert found.verification.passed
