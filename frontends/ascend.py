@@ -85,6 +85,9 @@ def _dequantize(graph: QuantGraph, node: Node) -> None:
         made = f"what {maker.op if maker else 'a graph input'} makes"
         refuse(graph, node, "QAT104", f"this AscendDequant scales {made}, not a product of integers", _HINT)
         return
+    if any(graph.only_consumer(t) is None for t in (node.inputs[0], product.outputs[0])):
+        refuse(graph, node, "QAT104", "something else reads the integers that this AscendDequant scales", _HINT)
+        return
     name, axis = product.inputs[1].name, output_axis(product, stored.ndim)
     params = make_params(graph, node, scale / data.scale[0], None, dtype, axis=axis, shape=stored.shape, tensor=name)
     if params is None:

@@ -87,6 +87,17 @@ def test_a_bias_of_other_channels_is_refused() -> None:
     assert [d.code for d in graph.diagnostics.errors] == ["QAT204"]
 
 
+@pytest.mark.parametrize("other", ["u = AscendDequant(c, e)", "u = Cast<to = 1>(c)"])
+def test_integers_that_something_else_reads_are_refused(other: str) -> None:
+    """They would be multiplied by the scales of both."""
+    nodes = (
+        'q = AscendQuant<scale = 4.0, offset = 3.0, dst_type = "INT8">(x) c = Conv<pads = [0, 1, 0, 1]>(q, w, b)'
+        f" t = AscendDequant(c, d) {other} y = Add(t, u)"
+    )
+    found = graph_of(nodes, w=WEIGHT, b=BIAS, d=deq(SCALES), e=deq(SCALES * 2)).diagnostics.errors
+    assert {d.code for d in found} == {"QAT104"}
+
+
 def test_a_relu_inside_and_a_product_behind() -> None:
     nodes = (
         'q = AscendQuant<scale = 4.0, offset = 3.0, dst_type = "INT8">(x) c = Conv<pads = [0, 1, 0, 1]>(q, w, b)'
