@@ -116,7 +116,7 @@ def _are_known(shape: tuple[Dim, ...]) -> TypeGuard[tuple[int, ...]]:
 
 
 def on_grid(value: float, params: QuantParams) -> bool:
-    """Whether a real number is exactly one of the grid's (infinities count as the ends, where MaxPool pads)."""
+    """Whether a real number is exactly one of the grid's."""
     return all_on_grid(np.asarray(value, np.float64), params)
 
 

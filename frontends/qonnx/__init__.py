@@ -30,6 +30,7 @@ from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.quant import Array, QuantParams, number_of
 from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
+from qatc.frontends.common.chains import fit
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.params import on_whole_zero
 from qatc.frontends.common.roundings import never_negative
@@ -136,6 +137,9 @@ def _quant(graph: QuantGraph, node: Node) -> bool:
     if read is None:
         return False
     x = value_of(node.inputs[0])
+    if x is not None and not fit(x, read.scale, read.zero):
+        shapes = ", ".join(str(list(a.shape)) for a in (x, read.scale, read.zero))
+        return refuse(graph, node, "QAT204", f"the constant, its scale and its zero point do not broadcast: {shapes}")
     if read.bits == 1 and read.signed:
         return _one_bit(graph, node, read)
     if _is_taken_apart(graph, node, read):

@@ -329,6 +329,15 @@ def test_a_constant_without_numbers_has_no_integers(mode: str, zero: float) -> N
     assert [d.code for d in graph.diagnostics.errors] == ["QAT104"]
 
 
+@pytest.mark.parametrize("mode", ["ROUND", "FLOOR"])
+@pytest.mark.parametrize("zero", [0.0, 0.5])
+@pytest.mark.parametrize("bits", [1, 4])
+def test_a_scale_that_does_not_broadcast(mode: str, zero: float, bits: float) -> None:
+    operands: list[object] = [np.ones(4, np.float32), np.float32(zero), np.float32(bits)]
+    graph = one("Quant", operands, constant=np.ones((3, 4, 5), np.float32), rounding_mode=mode)
+    assert [d.code for d in graph.diagnostics.errors] == ["QAT204"]
+
+
 @pytest.mark.parametrize("op", ["BipolarQuant", "Quant"])
 @pytest.mark.parametrize("wrong", [np.asarray(["a", "b"]), np.ones(2, np.complex64), np.float32([1, np.nan])])
 def test_a_constant_that_is_no_numbers(op: str, wrong: np.ndarray) -> None:
