@@ -241,7 +241,8 @@ def _as_reached(graph: QuantGraph, node: Node, begin: State, end: State, grid: _
         for maker in reversed(row):
             x = variable_of(maker)
             operands = [ends if t is x else graph.real(t) for t in maker.inputs]
-            ends = evaluate(maker, operands, graph.opset)[0].reshape(-1)
+            with np.errstate(all="ignore"):  # of ends that are infinite
+                ends = evaluate(maker, operands, graph.opset)[0].reshape(-1)
     except (Refused, ValueError, TypeError, LookupError):
         return grid
     if ends.size != 2 or grid.shift.size != 1 or np.isnan(ends).any():

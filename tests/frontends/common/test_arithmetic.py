@@ -919,8 +919,9 @@ def test_whatever_is_recognized_means_the_same(chain: list[tuple[str, tuple[floa
     assume(not graph.diagnostics.errors)
     x = np.linspace(-40, 40, 801, dtype=np.float32)[None] + np.float32(0.0137)
     model = onnx.parser.parse_model(text)
-    below, want, above = (run(model, x + np.float32(d))[0] for d in (-2e-3, 0, 2e-3))
-    found = values(graph, x)
+    with np.errstate(all="ignore"):  # a chain may divide by a rounded zero
+        below, want, above = (run(model, x + np.float32(d))[0] for d in (-2e-3, 0, 2e-3))
+        found = values(graph, x)
     steady = np.abs(above - below) < 1e-4 if any(n.op == "FakeQuant" for n in graph.nodes) else np.ones_like(x, bool)
     np.testing.assert_allclose(found[steady], want[steady], rtol=1e-5, atol=1e-4)
 
