@@ -6,6 +6,7 @@ MemoryError is in neither: whether it means a header without end or a machine wi
 from __future__ import annotations
 
 import contextlib
+import math
 import tokenize
 import zlib
 from collections.abc import Generator
@@ -23,6 +24,15 @@ HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError
 IMAGE: Final = (OSError, ValueError, SyntaxError)
 #: The formats that Pillow is asked for, whatever a file is called: of the others some raise anything, or run programs.
 PICTURES: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+MOST_PIXELS: Final = 1 << 27  # of an image that is enlarged: a narrow one becomes very long
+
+
+def check_enlarged(have: tuple[int, int], size: tuple[int, int]) -> None:
+    """Refuse, with a ValueError, to give an image of `have` pixels (width, height) a size that takes all memory."""
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(f"{have[0]} x {have[1]} pixels become {size[0]:,} x {size[1]:,}")
 
 
 def reason(error: BaseException) -> str:

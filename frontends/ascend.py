@@ -25,7 +25,7 @@ from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.params import make_params
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_operators, grid, grid_behind
+from qatc.frontends.common.vendor import by_operators, grid, grid_behind, owned
 
 _QUANT: Final = "AscendQuant"
 _DEQUANT: Final = "AscendDequant"
@@ -39,8 +39,8 @@ _CLOSE: Final = 1e-6
 _HINT: Final = "AMCT's fake-quantized model (fake_quant_model.onnx) has the same values in standard operators"
 
 
-def _is_ours(node: Node) -> bool:
-    return node.op in _NAMES and not node.domain
+def _owns(op: str, domain: str) -> bool:
+    return op in _NAMES and not domain
 
 
 def _quantize(graph: QuantGraph, node: Node) -> None:
@@ -180,7 +180,7 @@ def _weight(graph: QuantGraph, node: Node) -> None:
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
-    qdq.prepare(graph, keep=_is_ours)
+    qdq.prepare(graph, keep=owned(_owns))
     graph.sort()
     rules = {_WEIGHT: _weight, _QUANT: _quantize, _DEQUANT: _dequantize, _BACK: _back}
     for op, rule in rules.items():  # each reads what those before it made
@@ -196,7 +196,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="ascend",
     description="the integer models of Huawei's AMCT and msModelSlim (AscendQuant, AscendDequant)",
-    recognize=by_operators(lambda op, domain: op in _NAMES and not domain),
+    recognize=by_operators(_owns),
     normalize=_normalize,
     confidence=80,
     exporters=("in their documented form: AMCT (deployed models; PyTorch and ONNX), msModelSlim (ONNX)",),

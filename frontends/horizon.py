@@ -17,7 +17,7 @@ from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import no_numbers, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_operators
+from qatc.frontends.common.vendor import by_operators, owned
 
 DOMAIN: Final = "horizon"
 _STANDARD: Final = {"HzQuantize": "QuantizeLinear", "HzDequantize": "DequantizeLinear"}
@@ -57,12 +57,12 @@ def _bits(graph: QuantGraph, node: Node) -> int:
     return stated or 8 * (1 if zero is None else zero.dtype.itemsize)
 
 
-def _is_ours(node: Node) -> bool:
-    return node.domain == DOMAIN
+def _owns(op: str, domain: str) -> bool:
+    return domain == DOMAIN
 
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
-    qdq.prepare(graph, keep=_is_ours)
+    qdq.prepare(graph, keep=owned(_owns))
     _standard(graph)
     if graph.diagnostics.errors:
         return
@@ -72,7 +72,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="horizon",
     description="the quantizer nodes of Horizon's horizon_plugin_pytorch (HzQuantize, HzDequantize)",
-    recognize=by_operators(lambda op, domain: domain == DOMAIN),
+    recognize=by_operators(_owns),
     normalize=_normalize,
     confidence=80,
     exporters=("in its documented form: horizon_plugin_pytorch (export_to_onnx)",),

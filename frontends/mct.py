@@ -23,7 +23,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_operators, grid, refuse_formats
+from qatc.frontends.common.vendor import by_operators, grid, owned, refuse_formats
 
 DOMAIN: Final = "mct_quantizers"
 _MOST_BITS: Final = 16
@@ -102,12 +102,8 @@ def _owns(op: str, domain: str) -> bool:
     return domain == DOMAIN and op in (*_THRESHOLDS, *_RANGES, *_TABLES)
 
 
-def _is_ours(node: Node) -> bool:
-    return _owns(node.op, node.domain or "")
-
-
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
-    qdq.prepare(graph, keep=_is_ours)
+    qdq.prepare(graph, keep=owned(_owns))
     hint = "choose a target platform whose quantization methods are POWER_OF_TWO, SYMMETRIC or UNIFORM"
     refuse_formats(graph, _format_of, hint)
     sweep(graph, _RULES)

@@ -23,7 +23,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import by_operators, elementwise, grid, refuse_formats, to_constant
+from qatc.frontends.common.vendor import by_operators, elementwise, grid, owned, refuse_formats, to_constant
 
 DOMAINS: Final = ("org.openvinotoolkit", "")
 _RULES: Final = Rules("openvino")
@@ -36,8 +36,8 @@ _ALIGN: Final = (
 )
 
 
-def _is_ours(node: Node) -> bool:
-    return node.op == "FakeQuantize" and (node.domain or "") in DOMAINS
+def _owns(op: str, domain: str) -> bool:
+    return op == "FakeQuantize" and domain in DOMAINS
 
 
 def _format_of(node: Node) -> str | None:
@@ -164,7 +164,7 @@ def _dead_channels(graph: QuantGraph, node: Node, ends: _Ends, steps: int) -> bo
 
 def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     refuse_formats(graph, _format_of, "quantize to INT8 (nncf.quantize without a mode)")
-    qdq.prepare(graph, keep=_is_ours)
+    qdq.prepare(graph, keep=owned(_owns))
     sweep(graph, _RULES)
     finish(graph, options, DOMAINS)
 
@@ -172,7 +172,7 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
 FRONTEND = Frontend(
     name="openvino",
     description="FakeQuantize nodes, alone or mixed with Q/DQ",
-    recognize=by_operators(lambda op, domain: domain == DOMAINS[0] or (op == "FakeQuantize" and domain in DOMAINS)),
+    recognize=by_operators(lambda op, domain: domain == DOMAINS[0] or _owns(op, domain)),
     normalize=_normalize,
     confidence=80,
     exporters=(

@@ -27,7 +27,7 @@ from qatc.frontends.common.integers import quantizers
 from qatc.frontends.common.operands import refuse
 from qatc.frontends.common.params import quantized_dtype
 from qatc.frontends.common.standard import finish
-from qatc.frontends.common.vendor import listed, operators, refuse_formats
+from qatc.frontends.common.vendor import listed, operators, owned, refuse_formats
 
 DOMAINS: Final = ("com.amd.quark", "com.vai.quantize")
 _CONTRIB: Final = "ai.onnx.contrib"  # where operators written in Python live, those of others too
@@ -69,8 +69,7 @@ def _owns(op: str, domain: str) -> bool:
     return domain in DOMAINS or (domain == _CONTRIB and op in _STANDARD)
 
 
-def _is_ours(node: Node) -> bool:
-    return _owns(node.op, node.domain or "")
+_is_ours: Final = owned(_owns)
 
 
 def _in_two(graph: QuantGraph, node: Node) -> None:

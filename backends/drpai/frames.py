@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 import shutil
 import tempfile
 from importlib import import_module
@@ -12,14 +11,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from qatc.compiler.damaged import IMAGE, PICTURES
+from qatc.compiler.damaged import IMAGE, PICTURES, check_enlarged
 from qatc.compiler.diagnostics import misused, printable
 from qatc.compiler.quant import Array
 
 _MEAN: Final = (0.485, 0.456, 0.406)  # of the training images, red first, as the vendor's script has them
 _STD: Final = (0.229, 0.224, 0.225)
 _MARGIN: Final = 256 / 224  # the shorter side before the crop, in sides of the crop
-_MOST_PIXELS: Final = 1 << 27
 _IMAGES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
@@ -87,8 +85,7 @@ def _frame(pillow: Any, path: Path, shape: list[int]) -> Array:
             image = opened.convert("RGB" if channels == 3 else "L")
         scale = max(width * _MARGIN / image.width, height * _MARGIN / image.height)
         size = round(image.width * scale), round(image.height * scale)
-        if math.prod(size) > _MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels become {size[0]:,} x {size[1]:,}")
+        check_enlarged(image.size, size)
     except (*IMAGE, pillow.DecompressionBombError) as error:
         reason = printable(str(error) or type(error).__name__)
         message = f"cannot read the image {printable(str(path))}: {reason}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from qatc.compiler.damaged import IMAGE, PICTURES
+from qatc.compiler.damaged import IMAGE, MOST_PIXELS, PICTURES, check_enlarged
 from qatc.compiler.diagnostics import CompileError, fail, misused, printable
 from qatc.compiler.evaluation.values import Dataset, Item, Loader, Ports
 from qatc.compiler.quant import Array
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _FILTERS: Final = ("nearest", "bilinear", "bicubic", "lanczos")
-_MOST_PIXELS: Final = 1 << 27
 _CLASSES: Final = "classes.txt"
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 _OPTIONS: Final = {
@@ -83,8 +82,7 @@ class Preparation:
             return image.resize((self.width, self.height), how)
         factor = max(self.short / min(image.size), self.height / image.height, self.width / image.width)
         size = max(self.width, round(image.width * factor)), max(self.height, round(image.height * factor))
-        if math.prod(size) > _MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels become {size[0]:,} x {size[1]:,}")
+        check_enlarged(image.size, size)
         image = image if size == image.size else image.resize(size, how)
         left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
@@ -183,7 +181,7 @@ def _preparation(port: Port, layout: str | None, options: Mapping[str, str]) -> 
             raise _wrong(key, value, f"one of {', '.join(choices)}")
     is_integer = np.dtype(port.dtype).kind in "iu"
     short = _numbers_of("resize", options.get("resize", "1"), 1)[0]  # the shorter side of the input is the least
-    if not short.is_integer() or not 1 <= short <= _MOST_PIXELS:
+    if not short.is_integer() or not 1 <= short <= MOST_PIXELS:
         raise _wrong("resize", options["resize"], "a whole number of pixels")
     scale = _numbers_of("scale", options.get("scale", "1" if is_integer else "255"), 1)[0]
     std = _numbers_of("std", options.get("std", "1"), channels)

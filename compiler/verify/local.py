@@ -8,6 +8,7 @@ rounded where the simulation does not round is counted but not judged: the two c
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -261,20 +262,19 @@ class LocalCheck:
     ) -> Array:
         """Which results of `op` at flat indices `where` may differ so, `wanted` being what the simulation has."""
         if exact is None:
-            fine: Array = (np.abs(found - wanted) <= self.limits.max_lsb) & isinstance(op, Lookup)
-            if isinstance(op, Lookup):
-                tally.remark("the simulation does not show the value before its rounding")
-            return fine
+            if not isinstance(op, Lookup):
+                return np.zeros(where.size, np.bool_)
+            tally.remark("the simulation does not show the value before its rounding")
+            return np.asarray(np.abs(found - wanted) <= self.limits.max_lsb)
         low, high = self._bounds(op)
-        fine = exact.are_near(found, wanted, self.limits.max_lsb)
-        fine &= exact.float_may_give(wanted, low, high)
-        fine &= exact.integers_may_give(found, low, high, self._slack(op))
+        mine = exact.integers_may_give(found, low, high, self._slack(op))
+        theirs = exact.float_may_give(wanted, low, high)
+        fine = exact.are_near(found, wanted, self.limits.max_lsb) & theirs & mine
         if op.output in self.graph.doubts:
             elsewhere = self._on_other_side(op, where, sample) == wanted
-            fine |= elsewhere & exact.float_may_give(wanted, low, high) & (self.limits.max_lsb > 0)
+            fine |= elsewhere & theirs & (self.limits.max_lsb > 0)
         if isinstance(op, Quantize) and not fine.all() and self.limits.max_lsb > 0:
-            jumped = self._jumped(op, where, sample, wanted)
-            fine |= jumped & exact.integers_may_give(found, low, high, self._slack(op))
+            fine |= self._jumped(op, where, sample, wanted) & mine
         by_design = exact.are_by_design(wanted, low, high, self.graph.params(place.name).zero_point[0])
         tally.rerounded += int(np.count_nonzero(fine & by_design))
         return fine
@@ -322,7 +322,7 @@ class LocalCheck:
             graph=self.graph,
             producers=self.producers,
             values=sample.values,
-            shown={*self.located, *self.graph.inputs},
+            shown=ChainMap(self.located, dict.fromkeys(self.graph.inputs, "")),
             execute=lambda op, values: execute_op(self.graph, op, values, self.profile, self.evaluate),
             error_of=lambda name, where: self._float_error(name, sample, where),
             tolerance=self.limits.float_tolerance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
 from qatc.compiler.model.links import label_of
 from qatc.compiler.quant import Array, number_of
 
+_NO_NUMBERS: Final = "cOSU"  # NumPy's kinds of complex numbers, objects and text
+
 
 def no_numbers(value: Array) -> str | None:
     """What a constant holds that no integer stands for, None where there is nothing: a Cast would make any of it."""
-    if value.dtype.kind in "cOSU":
+    if value.dtype.kind in _NO_NUMBERS:
         return f"is of type {value.dtype}"
     return "holds NaN" if value.dtype.kind == "f" and bool(np.isnan(value).any()) else None
 
@@ -38,7 +40,7 @@ def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Arra
         refuse(graph, node, "QAT104", f"{node.op} has no {what}")
         return None
     value = value_of(tensor)
-    if value is not None and value.dtype.kind in "cOSU":
+    if value is not None and value.dtype.kind in _NO_NUMBERS:
         refuse(graph, node, "QAT104", f"the {what} of this {node.op} {no_numbers(value)}")
         return None
     if value is None:

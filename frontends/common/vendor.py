@@ -193,6 +193,11 @@ def to_constant(graph: QuantGraph, node: Node, integers: Array, params: QuantPar
     return True
 
 
+def owned(owns: Callable[[str, str], bool]) -> Callable[[Node], bool]:
+    """Whether a node is of an operator that a dialect owns (see `by_operators`)."""
+    return lambda node: owns(node.op, node.domain or "")
+
+
 def by_operators(owns: Callable[[str, str], bool]) -> Callable[[QuantGraph, str], str | None]:
     """The recognizer of a dialect that has operators of its own, told by name and domain ("" is ONNX's)."""
     return lambda graph, producer: operators(graph, owns)

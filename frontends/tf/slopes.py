@@ -13,8 +13,7 @@ from qatc.compiler.quant import Array
 
 def slopes_from_halves(graph: QuantGraph) -> None:
     """Rewrite the graph in place, where the slopes repeat into the shape of what they multiply."""
-    sums = [n for n in graph.nodes if n.op == "Add" and not n.domain]
-    found = [(n, *halves) for n in sums if (halves := _halves(graph, n)) is not None]
+    found = [(n, *halves) for n in graph.of("Add") if (halves := _halves(graph, n)) is not None]
     if any(shape_of(x) is None for _, x, _ in found):
         infer_if_possible(graph)
     for node, x, factor in found:
