@@ -14,9 +14,10 @@ from qatc.compiler.budget import active
 from qatc.compiler.integer import Resize
 from qatc.compiler.quant import Array, Integers, QuantParams
 
+_HALFWAY: Final = np.float32(1e-6)  # what places may miss a half by and still be one (ONNX Runtime 1.32)
 _ROUND: Final[dict[str, Callable[[Array], Array]]] = {
-    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
-    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
+    "round_prefer_floor": lambda at: np.floor(at) + (at - np.floor(at) > 0.5 + _HALFWAY),
+    "round_prefer_ceil": lambda at: np.floor(at) + (at - np.floor(at) > 0.5 - _HALFWAY),
     "floor": np.floor,
     "ceil": np.ceil,
 }
@@ -25,21 +26,24 @@ _ROUND: Final[dict[str, Callable[[Array], Array]]] = {
 def resize_nearest(
     x: Array, scales: Array | None, sizes: Array | None, transformation: str, nearest: str
 ) -> list[Array] | None:
-    """ONNX Resize (opset 11 and later) with mode "nearest", over all axes; None for a variant that is not handled."""
+    """ONNX Resize (opset 11 and later) with mode "nearest", over all axes; None for a variant that is not handled.
+
+    Computed in float32, as ONNX Runtime does: its roundings decide where a place lies on an integer or halfway.
+    """
     if nearest not in _ROUND or transformation == "half_pixel_symmetric":  # of whose halves only float32 decides
         return None
     if sizes is not None and sizes.size:
         lengths = [int(n) for n in sizes]
-        factors = [length / n if n else 1.0 for length, n in zip(lengths, x.shape, strict=True)]
+        factors = [np.float32(length) / np.float32(n or 1) for length, n in zip(lengths, x.shape, strict=True)]
     elif scales is not None and scales.size:
-        factors = [float(f) for f in scales]
-        lengths = [int(np.floor(n * f)) for n, f in zip(x.shape, factors, strict=True)]
+        factors = list(scales.astype(np.float32))
+        lengths = [int(np.float32(n) * f) for n, f in zip(x.shape, factors, strict=True)]
     else:
         return None
     for axis, (length, factor) in enumerate(zip(lengths, factors, strict=True)):
         if length == x.shape[axis] and factor == 1:
             continue
-        at = position(np.arange(length, dtype=np.float64), length, x.shape[axis], np.asarray(factor), transformation)
+        at = position(np.arange(length, dtype=np.float32), length, x.shape[axis], np.asarray(factor), transformation)
         if at is None:
             return None
         index = np.clip(_ROUND[nearest](at), 0, x.shape[axis] - 1).astype(np.int64)

@@ -99,6 +99,25 @@ def test_nearest_resize_is_that_of_onnx(run_op, transformation, nearest, sizes):
     np.testing.assert_array_equal(result[0], expected)
 
 
+@pytest.mark.parametrize("transformation", ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"])
+@pytest.mark.parametrize("nearest", ["floor", "ceil"])
+@pytest.mark.parametrize("scales", [(1 / 3, 0.7), (0.6, 0.1), (0.3, 2.2), (2 / 3, 1.7)])
+def test_where_float32_rounds_decides_what_is_nearest(run_op, transformation, nearest, scales):
+    x = np.arange(12 * 20, dtype=np.uint8).reshape(1, 1, 12, 20)  # 20 * float32(0.7) is 14, and below it in float64
+    given = np.array([1, 1, *scales], np.float32)
+    attrs = {"coordinate_transformation_mode": transformation, "nearest_mode": nearest}
+    (expected,) = run_op("Resize", [x, None, given], [np.uint8], {**attrs, "mode": "nearest"})
+    np.testing.assert_array_equal(evaluate_onnx("Resize", "", 21, [x, None, given], attrs, 1)[0], expected)
+
+
+def test_what_is_halfway_but_for_float32_is_halfway():
+    """14 to 4: the second of four lies at 3.5, which float32 takes for 3.4999998."""
+    x, sizes = np.arange(14, dtype=np.int16)[None], np.array([1, 4], I64)
+    for nearest, expected in (("round_prefer_ceil", [0, 4, 7, 11]), ("round_prefer_floor", [0, 3, 7, 10])):
+        attrs = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": nearest}
+        assert evaluate_onnx("Resize", "", 21, [x, None, None, sizes], attrs, 1)[0].tolist() == [expected]
+
+
 @pytest.mark.parametrize("nearest", ["round_prefer_floor", "floor"])
 def test_the_resize_that_old_tensorflow_exports_use(run_op, nearest):
     scales = np.array([1, 1, 2, 3], np.float32)
