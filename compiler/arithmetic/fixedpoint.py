@@ -86,7 +86,7 @@ class Tflite(FixedPoint):
     summary = "31-bit multiplier and shift, rounds twice: TensorFlow Lite"
 
     def _scale(self, values: Array, mantissa: Array, shift: Array) -> Array:
-        widened = self._held(values << np.clip(shift, 0, 31))
+        widened = self._held(values << np.clip(shift, 0, 32))  # no bit of 32 is left further on
         return rounding_shift(doubling_high_multiply(widened, mantissa), np.maximum(-shift, 0))
 
     def _held(self, values: Array) -> Array:

@@ -95,8 +95,7 @@ def _bound(weight: Array, axes: int | tuple[int, ...], x: Integers, x_params: Qu
         return 0.0
     zeros = x_params.zero_point
     widest = max(abs(int(x.max()) - min(zeros)), abs(int(x.min()) - max(zeros)))
-    sums = np.abs(weight).sum(axis=axes)
-    return float(sums.max()) * 1.001 * widest  # the sums themselves are rounded, by far less than this
+    return float(np.abs(weight).sum(axis=axes, dtype=np.float64).max()) * widest
 
 
 def _exact_dtype(bound: float) -> npt.DTypeLike:

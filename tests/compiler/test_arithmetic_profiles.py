@@ -118,6 +118,9 @@ def test_cmsis_wraps_where_tflite_saturates():
     acc = np.array([2**30])
     assert PROFILES["tflite"].requantize(acc, [4.0], out, -32768, 32767, 0).tolist() == [32767]
     assert PROFILES["cmsis-nn"].requantize(acc, [4.0], out, -32768, 32767, 0).tolist() == [0]
+    odd = np.array([1])  # beyond 31 bits nothing is left, of an odd number either
+    assert PROFILES["tflite"].requantize(odd, [2.0**40], out, -32768, 32767, 0).tolist() == [32767]
+    assert PROFILES["cmsis-nn"].requantize(odd, [2.0**40], out, -32768, 32767, 0).tolist() == [0]
 
 
 @given(st.data(), st.sampled_from(OPS))

@@ -17,6 +17,7 @@ from qatc.compiler.integer import (
     raw_accumulator,
 )
 from qatc.compiler.quant import QuantParams
+from qatc.compiler.reference.accumulate import matmul
 from tests.compiler.reference.nets import EXACT, MS, Net, conv_op, integers, random_params, related
 
 # -- convolutions -----------------------------------------------------------------------------------------------------
@@ -212,6 +213,15 @@ def test_a_bias_can_overflow_too():
     net.out("y", QuantParams.per_tensor(1.0, 0, "int8"))
     net.add(conv_op("c", names, 2, {}, acc_scale=(0.01,), lo=-128, hi=127))
     assert net.run()["y"].tolist() == [[[[-128, -128]]]]
+
+
+def test_a_sum_just_beyond_32_bits_wraps_however_long_it_is():
+    """The sum of so many weights is 0.2 % short in float32: the bound of the accumulators was, too."""
+    depth, x, w = 212_700, 100, 101
+    a, b = np.full((1, depth), x, np.uint8), np.full((depth, 2), w, np.int8)
+    acc = matmul(a, QuantParams.per_tensor(1.0), b, QuantParams.per_tensor(1.0, 0, "int8"), None)
+    assert 2**31 < depth * x * w < 2**31 * 1.001
+    assert acc.tolist() == [[depth * x * w - 2**32] * 2]
 
 
 def test_weight_zero_points_per_channel():
