@@ -17,7 +17,7 @@ _HALF_TOLERANCE: Final = 2e-3  # the same for dumps in float16
 
 @dataclass(frozen=True)
 class Measure:
-    """The distance of one pair of tensors; the LSB are None for floats."""
+    """The distance of one pair of tensors; the LSB are None for floats that are on no grid."""
 
     equal_share: float
     max_lsb: int | None
@@ -27,7 +27,9 @@ class Measure:
     within: bool
 
 
-def measure(found: Array, expected: Array, params: QuantParams | None, tolerance: int) -> Measure:
+def measure(
+    found: Array, expected: Array, params: QuantParams | None, tolerance: int, real: QuantParams | None = None
+) -> Measure:
     """Compare tensors of one shape.
 
     Args:
@@ -35,9 +37,10 @@ def measure(found: Array, expected: Array, params: QuantParams | None, tolerance
         expected: the package's.
         params: the grid of both, None for tensors that are not quantized.
         tolerance: how many LSB an element may be off.
+        real: the grid whose real values floats are, None where they are on none.
     """
     if params is None:
-        return _floats(found, expected)
+        return _floats(found, expected, None if real is None else real.scale_array(expected.ndim), tolerance)
     difference = found.astype(np.int64) - expected.astype(np.int64)
     magnitude = np.abs(difference)
     largest = int(magnitude.max(initial=0))
@@ -54,7 +57,7 @@ def measure(found: Array, expected: Array, params: QuantParams | None, tolerance
     )
 
 
-def _floats(found: Array, expected: Array) -> Measure:
+def _floats(found: Array, expected: Array, step: Array | None, tolerance: int) -> Measure:
     same = (found == expected) | ((found != found) & (expected != expected))
     if expected.dtype.kind != "f":
         return Measure(_share(same), None, None, math.inf if same.all() else -math.inf, 1.0, bool(same.all()))
@@ -63,8 +66,18 @@ def _floats(found: Array, expected: Array) -> Measure:
         error = np.where(same, 0.0, have - want)
         relative = _HALF_TOLERANCE if found.dtype == np.float16 else FLOAT_TOLERANCE
         largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
-        within = bool(np.all(np.abs(error) <= relative * largest))
-        return Measure(_share(same), None, None, _sqnr(want, error), _cosine(have, want), within)
+        slack = 0.0 if step is None else tolerance * step.astype(np.float64)
+        within = bool(np.all(np.abs(error) <= relative * largest + slack))
+        steps: Array = np.full(1, np.nan) if step is None else np.abs(error) / step
+        counted = bool(steps.size and np.isfinite(steps).all())
+        return Measure(
+            _share(same),
+            round(float(steps.max())) if counted else None,
+            float(steps.mean()) if counted else None,
+            _sqnr(want, error),
+            _cosine(have, want),
+            within,
+        )
 
 
 def _share(same: Array) -> float:

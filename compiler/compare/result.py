@@ -54,11 +54,12 @@ class TensorComparison:
         file: where in the dump it was found.
         elements: how many elements it has.
         equal_share: share of equal elements, 0..1.
-        max_lsb: largest difference in LSB; None for floats.
-        mean_lsb: mean magnitude of the differences in LSB; None for floats.
+        max_lsb: largest difference in LSB; None for floats, but for those that an integer was dequantized to.
+        mean_lsb: mean magnitude of the differences in LSB; None likewise.
         sqnr_db: signal to error ratio of the real values; inf where there is no error.
         cosine: cosine similarity of the real values; 1.0 where both are zero.
-        passed: whether every element is equal or within the tolerance.
+        passed: whether every element is equal or within the tolerance; of floats, with one, also whether they are
+            right about tensors that are.
         error: "none", "local" (given what the dump has before it, it should be something else) or "accumulated" (it
             is right about inputs that are wrong already).
         local_equal_share: as `equal_share`, against what the operator makes of the dump's own inputs.

@@ -22,7 +22,7 @@ _ERRORS: Final = {"none": "", "local": "its own", "accumulated": "from before"}
 
 def comparison(found: Comparison, console: Console, *, verbose: bool = False) -> None:
     """Print a comparison; its diagnostics are printed elsewhere. `verbose` lists all tensors, however many."""
-    mark = Text("equal " if found.passed else "differs ", style="green" if found.passed else "bold red")
+    mark = Text(f"{_verdict(found)} ", style="green" if found.passed else "bold red")
     console.print(mark + Text(one_line(str(found.dump)), style="bold"), soft_wrap=True)
     facts = Facts(console)
     facts.row("package", f"{one_line(str(found.package))} (arithmetic {found.profile})")
@@ -39,17 +39,25 @@ def comparison(found: Comparison, console: Console, *, verbose: bool = False) ->
     _table(found, console, verbose=verbose)
 
 
+def _verdict(found: Comparison) -> str:
+    """`equal` is said where nothing differs at all, `failed` where something could not be compared."""
+    if not found.passed:
+        return "differs" if found.first is not None else "failed"
+    return "equal" if all(t.equal_share == 1 for t in found.tensors) else "passed"
+
+
 def _counts(found: Comparison) -> str:
     bad = [t for t in found.tensors if not t.passed]
     samples = len({t.sample for t in found.tensors})
     limit = f"within {found.tolerance} LSB" if found.tolerance else "equal"
     parts = [f"{len(found.tensors) - len(bad)} of {len(found.tensors)} {limit}"]
     local = sum(t.error == "local" for t in bad)
-    if bad:
+    if local:
         parts.append(f"{local} with an error of {'its' if local == 1 else 'their'} own")
     if len(bad) > local:
         follow = len(bad) - local
-        parts.append(f"{follow} that {'follows' if follow == 1 else 'follow'} from {'that' if local == 1 else 'those'}")
+        cause = "that" if local == 1 else "those" if local else "what is within"
+        parts.append(f"{follow} that {'follows' if follow == 1 else 'follow'} from {cause}")
     if samples > 1:
         parts.append(f"in {samples} samples")
     return ", ".join(parts)

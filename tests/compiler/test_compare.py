@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
+from click.testing import CliRunner
 
 from qatc import CompileError, compare_package, compile_model
+from qatc.cli import cli
 from qatc.compiler.compare.dump import Entry
 from qatc.compiler.compare.forms import _channel_orders  # pyright: ignore[reportPrivateUsage]
 from qatc.compiler.compare.interpret import NotATensorError, Place, interpret
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
-from qatc.compiler.integer import Op
+from qatc.compiler.integer import Dequantize, Op
 from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
@@ -411,6 +413,43 @@ def test_tolerance(unet: Device, tmp_path: Path) -> None:
     assert next(t for t in found.tensors if t.tensor == unet.shown(name)).max_lsb == 2
 
 
+def test_the_tolerance_holds_for_floats_that_were_integers(unet: Device, tmp_path: Path) -> None:
+    """An output that the device dequantizes is off by whole steps of its grid, however few tensors are dumped."""
+    name = unet.opened.graph.outputs[0]
+    maker = unet.opened.graph.producers()[name]
+    assert isinstance(maker, Dequantize)
+    params = unet.opened.graph.tensors[maker.inputs[0]].params
+    assert params is not None
+    np.savez(tmp_path / "board.npz", output_0=unet.values[name] + np.float32(2 * params.scale[0]))
+    strict, loose = (compare_package(unet.package, tmp_path / "board.npz", tolerance=lsb) for lsb in (1, 2))
+    assert not strict.passed
+    assert loose.passed
+    assert [(t.max_lsb, t.mean_lsb) for t in loose.tensors] == [(2, pytest.approx(2, rel=1e-4))]
+    assert strict.verdict is not None
+    assert "by up to 2 LSB" in strict.verdict.message
+    shown = CliRunner().invoke(cli, ["compare", str(unet.package), str(tmp_path / "board.npz"), "--tolerance", "2"])
+    assert shown.stdout.startswith("passed ")
+
+
+def test_floats_that_follow_from_what_is_within_the_tolerance_are_right(tmp_path: Path) -> None:
+    """Behind a Softmax nothing counts in LSB: it is right of integers that are within."""
+    package = compile_model(
+        CORPUS / "tfmot-op13__smallcnn" / "model.onnx", qat=True, output=tmp_path / "p", verify=False
+    ).package
+    assert package is not None
+    on = device(package)
+    name = on.opened.graph.outputs[0]
+    assert on.opened.graph.producers()[name].kind == "Float"
+    logits = next(op for op in reversed(on.opened.graph.ops) if op.kind == "MatMul")
+    wrong = on.values[logits.output].copy()
+    wrong.flat[:] = np.where(wrong > 0, wrong - 1, wrong + 1)
+    dump = on.dump(tmp_path / "dump", everything := spread(on, logits, wrong))
+    np.save(dump / "output_0.npy", everything[name])
+    assert [compare_package(package, dump, tolerance=lsb).passed for lsb in (0, 1)] == [False, True]
+    np.save(dump / "output_0.npy", everything[name] + np.float32(0.1))
+    assert not compare_package(package, dump, tolerance=1).passed
+
+
 def test_samples_in_folders(unet: Device, tmp_path: Path) -> None:
     second = execute(unet.opened.graph, unet.opened.samples[1], unet.opened.profile, evaluate=EVALUATE)
     tensor = unet.golden[1]
@@ -630,10 +669,6 @@ def test_an_archive_is_opened_once(unet: Device, tmp_path: Path, monkeypatch: py
 
 # -- the command ------------------------------------------------------------------------------------------------------
 def test_command(unet: Device, tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
-    from qatc.cli import cli
-
     name = next(op.output for op in unet.opened.graph.ops if op.kind == "Conv")
     shifted = np.clip(unet.values[name].astype(int) + 5, 0, 255).astype(np.uint8)
     dump = unet.dump(tmp_path / "dump", {name: shifted})
