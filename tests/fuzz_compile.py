@@ -1,19 +1,23 @@
 """Fuzzing of the compiler with damaged real models: any end but a package or a coded error is a bug.
 
-    python -m tests.fuzz_compile --seconds 30            what CI runs
+    python -m tests.fuzz_compile --seconds 30            as CI does
     python -m tests.fuzz_compile --seconds 3600 --seed 7 a long run; the seed of a find is printed
-    python -m tests.fuzz_compile --atheris -- -max_total_time=3600 finds/    guided by coverage (pip install '.[fuzz]')
+    python -m tests.fuzz_compile --atheris -- -max_total_time=3600 finds/    guided by branches (CI: 30 seconds)
 
-Without atheris the damages are those of `tests/mutations.py` to the structure, and cut, moved and changed bytes. What
-ends badly is written beside its traceback to the folder --finds; turn it into a regression test and fix it.
+The last one needs atheris: pip install '.[fuzz]'.
+
+The damages are those of `tests/mutations.py` to the structure, and cut, moved and changed bytes. What ends badly is
+written beside its traceback to the folder --finds (libFuzzer: crash-*); turn it into a regression test and fix it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 import tempfile
 import time
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 200_000  # bytes of a model to start from
@@ -114,12 +119,15 @@ def run(seconds: float, first: int, finds: Path, *, verify: bool) -> int:
 
 
 def guided(arguments: list[str], *, verify: bool) -> None:
-    """Let libFuzzer choose, by the branches that are taken."""
+    """Let libFuzzer choose by the branches that are taken, among the same damages and its own to the bytes."""
     import atheris
 
     with atheris.instrument_imports(include=["qatc"]):
-        import qatc.compiler.driver.assemble
-        import qatc.compiler.driver.compile  # noqa: F401
+        import qatc
+
+        for module in pkgutil.walk_packages(qatc.__path__, "qatc."):
+            with contextlib.suppress(ImportError):  # what needs a framework, which no model of ONNX does
+                importlib.import_module(module.name)
     start = Path(tempfile.mkdtemp(prefix="qatc-seeds-"))
     for index, data in enumerate(seeds()):
         (start / str(index)).write_bytes(data)
@@ -128,10 +136,18 @@ def guided(arguments: list[str], *, verify: bool) -> None:
     def one(data: bytes) -> None:
         compiles(data, scratch, verify=verify)
 
+    def mutated(data: bytes, largest: int, seed: int) -> bytes:
+        if data and seed % 4:
+            with contextlib.suppress(DecodeError):  # bytes that are no model any more: only libFuzzer's own damages fit
+                changed = damaged(data, seed)
+                if len(changed) <= largest:
+                    return changed
+        return atheris.Mutate(data, largest)
+
     folders = [a for a in arguments if not a.startswith("-")]
     for folder in folders:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    atheris.Setup([sys.argv[0], *arguments, str(start)], one)
+    atheris.Setup([sys.argv[0], *arguments, str(start)], one, custom_mutator=mutated)
     atheris.Fuzz()
 
 
