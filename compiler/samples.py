@@ -288,4 +288,4 @@ def _problems(port: Port, array: Array, pinned: Sequence[int] | None) -> Iterato
 def as_port(port: Port, array: Array) -> Array:
     """`array` (checked by `check_fits`) as a contiguous array of the port's element type, in memory."""
     with np.errstate(over="ignore"):  # the check tells it
-        return np.ascontiguousarray(array, np.dtype(port.dtype))
+        return np.asarray(array, np.dtype(port.dtype), order="C")  # which, unlike ascontiguousarray, keeps a rank of 0

@@ -11,9 +11,14 @@ product is written as arithmetic that gives the same real numbers (`Writer.dequa
 
 from __future__ import annotations
 
+from typing import Final
+
 from qatc.backends.onnx.writer import Writer
 from qatc.compiler.integer import Dequantize, Float, Move, Op, Quantize
 from qatc.compiler.passes.products import PRODUCTS
+
+# Functions that no optimization moves a QuantizeLinear before, nor folds into a product.
+_OPAQUE: Final = frozenset({"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Sigmoid", "Softplus", "Tanh"})
 
 
 def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
@@ -22,7 +27,7 @@ def feeds_float_weights(w: Writer, op: Dequantize) -> bool:
     while names:
         name = names.pop()
         for reader in w.consumers.get(name, ()):
-            if _is_product(w, reader, name) and _is_quantized(w, reader):
+            if _is_product(w, reader, name) and ends_on_grid(w, reader):
                 return True
             if reader.name not in seen and _moves(reader, name):
                 seen.add(reader.name)
@@ -42,7 +47,7 @@ def _moves(op: Op, x: str) -> bool:
     return op.inputs[0] == x and (isinstance(op, Move) or (isinstance(op, Float) and op.op_type == "MaxPool"))
 
 
-def _is_quantized(w: Writer, op: Op) -> bool:
+def ends_on_grid(w: Writer, op: Op) -> bool:
     """Whether `op` is rounded in the end: by one of its readers, or behind readers that each are the only one."""
     walked: list[str] = []
     at: Op | None = op
@@ -55,9 +60,12 @@ def _is_quantized(w: Writer, op: Op) -> bool:
         walked.append(name)
         readers = w.consumers.get(name, [])
         found = any(isinstance(reader, Quantize) for reader in readers)
-        alone = (
-            not found and len(readers) == 1 and isinstance(readers[0], (Float, Move)) and len(readers[0].outputs) == 1
-        )
+        alone = not found and len(readers) == 1 and _is_transparent(readers[0])
         at = readers[0] if alone else None
     w.rounded.update(dict.fromkeys(walked, found))
     return found
+
+
+def _is_transparent(op: Op) -> bool:
+    """Whether ONNX Runtime may find behind `op` what it looks for in front."""
+    return isinstance(op, Move) or (isinstance(op, Float) and op.op_type not in _OPAQUE)

@@ -23,6 +23,7 @@ from onnx import TensorProto
 
 from qatc.backends.onnx.convolution import Convolution, moves_of
 from qatc.backends.onnx.groups import joined, together
+from qatc.backends.onnx.islands import ends_on_grid
 from qatc.backends.onnx.moves import to_first, to_last
 from qatc.backends.onnx.stem import widened
 from qatc.backends.onnx.weights import Weight
@@ -41,6 +42,7 @@ _PER_GROUP: Final = 1 << 15  # products with zero that take less time than a mat
 class Product:
     """What becomes of an accumulator: an 8-bit result (`grid`), real numbers (`real`), or the accumulator itself.
 
+    `rounded` real numbers end on a grid (see `islands`).
     `scale` is what a unit of the accumulator is worth, one number or one per output channel. `bias` is int32 for an
     8-bit result and float32 for real numbers; `bias_source` is its name in the integer graph.
     """
@@ -51,6 +53,7 @@ class Product:
     lo: int = 0
     hi: int = 0
     real: bool = False
+    rounded: bool = False
     bias_source: str = ""
 
 
@@ -59,7 +62,7 @@ def product_of(w: Writer, op: Conv | MatMul, fused: Dequantize | None) -> Produc
     scale, out = np.asarray(op.acc_scale, np.float64), w.graph.params(op.output)
     if fused is not None:
         bias = w.graph.constants[fused.inputs[1]] if len(fused.inputs) > 1 else None
-        return Product(np.asarray(out.scale, np.float32), bias, real=True)
+        return Product(np.asarray(out.scale, np.float32), bias, real=True, rounded=w.float_sums and ends_on_grid(w, fused))
     if out.dtype == "int32":
         return Product(scale)
     name = "".join(op.inputs[2:])  # one at most
@@ -244,7 +247,8 @@ def _conv_integer(w: Writer, c: Convolution, out: str) -> str:
 
 def _float_conv(w: Writer, c: Convolution, product: Product, out: str) -> None:
     """A float convolution: of integers, to read the accumulator, or of scaled weights, to read real numbers."""
-    centered = w.node("DequantizeLinear", (c.x, w.scalar(1.0, "float32"), w.zero(c.grid)))
+    unit = QuantParams.per_tensor(1.0, c.grid.zero_point[0], stored(c.grid))
+    centered = w.dequantize(c.x, unit, w.fresh(f"{w.label}_centered"), plain=product.rounded)
     values = c.weight.values
     if c.weight.zero:
         values = values.astype(np.int16) - np.int16(c.weight.zero)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from qatc.backends.onnx.weights import Weight, narrow
-from qatc.compiler.integer import Conv, Dequantize, MatMul, Shape, raw_accumulator
+from qatc.compiler.integer import Conv, Dequantize, MatMul, Quantize, Shape, raw_accumulator
 from qatc.compiler.quant import Array, QuantParams
 from tests.backends.emitting import DOMAINS, UNSET, Net, emitted, grid, integers, same
 
@@ -233,6 +233,16 @@ def test_a_raw_accumulator_of_few_channels_is_a_float_convolution_where_asked_fo
     assert raw["fast"] == {"DequantizeLinear", "Conv", "Cast"}
     assert real["fast"] == {"DequantizeLinear", "Conv"}
     assert "Conv" not in raw["auto"] | real["auto"]
+
+
+@pytest.mark.parametrize("case", [Case(), Case(groups=2, x="int8"), Case(transposed=True, stride=2)], ids=str)
+def test_a_float_convolution_that_is_rounded_keeps_its_weights(case: Case) -> None:
+    """ONNX Runtime would round them again, with one scale for all channels, where a grid of 16 bits is behind."""
+    net, real = conv(replace(case, end="real"))
+    out = net.add(Quantize, [real], QuantParams.per_tensor(1e-3, 1000, "uint16"))
+    ops = same(net, out, ["fast"], within=1)["fast"].ops
+    assert ops["Conv"] == 1
+    assert "DequantizeLinear" not in ops
 
 
 def test_small_groups_are_one_matrix_product_with_zeros() -> None:

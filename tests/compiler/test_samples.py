@@ -102,6 +102,12 @@ def test_the_users_own_files(tmp_path: Path):
     assert samples[0]["tokens"].dtype == np.int64
 
 
+def test_a_file_without_dimensions_stays_without(tmp_path: Path):
+    np.save(tmp_path / "s.npy", np.float64(0.5))
+    (sample,) = load([Port("s", "float32", ())], [("s", tmp_path / "s.npy")])
+    assert (sample["s"].dtype, sample["s"].shape) == (np.float32, ())
+
+
 def test_files_that_do_not_fit_are_all_named(tmp_path: Path):
     np.save(tmp_path / "small.npy", np.zeros((1, 3, 4, 8), np.float32))
     np.save(tmp_path / "floats.npy", np.zeros((1, 16), np.float32))
