@@ -18,7 +18,9 @@ from qatc.compiler.integer import Dequantize, Float, Move, Op, Quantize
 from qatc.compiler.passes.products import PRODUCTS
 
 # Functions that no optimization moves a QuantizeLinear before, nor folds into a product.
-_OPAQUE: Final = frozenset({"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Sigmoid", "Softplus", "Tanh"})
+_OPAQUE: Final = frozenset(
+    {"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Sigmoid", "Softplus", "Tanh"}
+)
 
 
 def feeds_float_weights(w: Writer, op: Dequantize) -> bool:

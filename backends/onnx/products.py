@@ -62,7 +62,9 @@ def product_of(w: Writer, op: Conv | MatMul, fused: Dequantize | None) -> Produc
     scale, out = np.asarray(op.acc_scale, np.float64), w.graph.params(op.output)
     if fused is not None:
         bias = w.graph.constants[fused.inputs[1]] if len(fused.inputs) > 1 else None
-        return Product(np.asarray(out.scale, np.float32), bias, real=True, rounded=w.float_sums and ends_on_grid(w, fused))
+        return Product(
+            np.asarray(out.scale, np.float32), bias, real=True, rounded=w.float_sums and ends_on_grid(w, fused)
+        )
     if out.dtype == "int32":
         return Product(scale)
     name = "".join(op.inputs[2:])  # one at most

@@ -40,8 +40,9 @@ _CHUNK: Final = 1 << 22
 _MOST_FINDINGS: Final = 20  # of one kind: a damaged disk damages many files
 _COPY_AGAIN: Final = "copy the package again, or compile it again"
 _COMPILE_AGAIN: Final = "compile the model again with this version of qatc"
+_RECORDS: Final = "quantization.json"
 _SCHEMAS: Final = {
-    "quantization.json": "quantization",
+    _RECORDS: "quantization",
     "report.json": "report",
     "integer.json": "integer",
     "golden/index.json": "golden",
@@ -398,12 +399,14 @@ def _refer(
     """The samples through the reference executor; None for a package without an integer graph."""
     from qatc.compiler.arithmetic import get_profile
     from qatc.compiler.package.stored import TROUBLE, read_graph, read_samples
-    from qatc.compiler.verify.packaged import check_packaged
+    from qatc.compiler.verify.packaged import check_packaged, check_stated
 
     try:
         stored = read_graph(folder, manifest)
         if stored is None:
             return None
+        if _RECORDS in manifest["files"]:
+            check_stated(stored, manifest, read_json(folder, _RECORDS))
         every = (read_samples(folder, manifest, role) for role in ("inputs", "outputs"))
         samples = list(zip(*every, strict=True))
         profile = get_profile(manifest["arithmetic"])

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnx
 
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.integer import Conv, IntegerGraph, MatMul
+from qatc.compiler.package.content import params_document
+from qatc.compiler.package.integer_file import StoredGraph
+from qatc.compiler.ports import ports_of_integer
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
-from qatc.compiler.result import TensorCheck
+from qatc.compiler.result import Json, TensorCheck
 from qatc.compiler.runtime.processor import flattened
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.deployed import DeployedCheck
@@ -28,6 +31,7 @@ from qatc.compiler.verify.tally import Tally
 
 Progress = Callable[[str, int, int], None]
 _ANY: Final = 1e300
+_GRID: Final = ("dtype", "axis", "qmin", "qmax", "scale", "zero_point")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,31 @@ def check_packaged(
             for name in part.dead:
                 values.pop(name, None)
     return ReferenceCheck(tuple(tally.check() for tally in check.finish()), judged=True)
+
+
+def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any) -> None:
+    """See that a package says the same of its grids everywhere.
+
+    Args:
+        stored: the integer graph.
+        manifest: the manifest, valid under its schema.
+        records: quantization.json, likewise.
+
+    Raises:
+        ValueError: names the first grid that is another one in the integer graph.
+    """
+    graph = stored.graph
+    grids: dict[str, list[dict[str, Json]]] = {}
+    for name, tensor in graph.tensors.items():
+        if tensor.params is not None:
+            grids.setdefault(stored.names.get(name, name), []).append(params_document(tensor.params))
+    for record in records["tensors"]:
+        if {key: record[key] for key in _GRID} not in grids.get(record["name"], ()):
+            raise ValueError(f"quantization.json and integer.json disagree about the tensor {record['name']}")
+    for role, names in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        for port, entry in zip(ports_of_integer(graph, names), manifest[role], strict=True):
+            if entry["params"] != (None if port.params is None else params_document(port.params)):
+                raise ValueError(f"the manifest and integer.json disagree about the grid of {port.name}")
 
 
 def _in_floats(graph: IntegerGraph, names: Mapping[str, str], model: onnx.ModelProto) -> bool:

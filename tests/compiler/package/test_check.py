@@ -420,6 +420,27 @@ def test_an_integer_graph_that_contradicts_the_model(compiled: Path, tmp_path: P
     assert "the package contradicts itself" in text(found)
 
 
+def _double(params: dict[str, Any]) -> None:
+    params["scale"] = [2 * s for s in params["scale"]]
+
+
+@pytest.mark.parametrize("change", [_double, lambda p: p.update(qmax=10**6), lambda p: p.update(zero_point=[7, 7])])
+def test_grids_that_the_integer_graph_does_not_have(
+    compiled: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Somebody edits what a device team reads, and the hashes with it: the model still gives the samples' outputs."""
+    records = Path(shutil.copytree(compiled, tmp_path / "records"))
+    document = json.loads((records / "quantization.json").read_bytes())
+    change(document["tensors"][3])
+    replace_file(records, "quantization.json", json.dumps(document).encode())
+    ports = Path(shutil.copytree(compiled, tmp_path / "ports"))
+    edit(ports, lambda manifest: change(manifest["inputs"][0]["params"]))
+    for package, said in ((records, "quantization.json and integer.json disagree"), (ports, "the manifest and int")):
+        found = verify_package(package)
+        assert codes(found) == {"QAT502"}
+        assert said in text(found)
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "code", "said"),
     [
