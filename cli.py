@@ -53,7 +53,12 @@ def cli() -> None:
 @ci_options
 @output_options
 def compile_command(model: Path, screen: Screen, **chosen: Any) -> None:
-    """Compile MODEL, an ONNX file (or one of TensorFlow's), and write the package."""
+    """Compile MODEL, an ONNX file (or one of TensorFlow's), and write the package.
+
+    \b
+    qatc compile -a -m pytorch model.onnx
+    qatc compile -a model.onnx -o out --calibrate samples.npy --require-integer
+    """
     from qatc.compiler.driver.compile import compile_model
     from qatc.compiler.report import result_json
 
@@ -92,6 +97,10 @@ def inspect_command(model: Path, dump: bool, svg: Path | None, screen: Screen, *
     """Show what of MODEL would run in integers, what not, and why.
 
     No package is written. Takes the options of compile that shape the graph.
+
+    \b
+    qatc inspect model.onnx
+    qatc inspect model.onnx --calibrate samples.npy --svg graph.svg
     """
     from qatc.compiler.driver.compile import inspect_model
     from qatc.compiler.report import inspection_json
@@ -131,6 +140,10 @@ def verify_command(package: Path, screen: Screen, **chosen: Any) -> None:
     """Check PACKAGE again, wherever it was copied to.
 
     Its files against their schemas and hashes, its samples through ONNX Runtime and through the reference.
+
+    \b
+    qatc verify model.qatc
+    qatc verify model.qatc --junit verify.xml
     """
     from qatc.compiler.report.junit import package_cases
     from qatc.compiler.report.listings import package_check, package_check_json
@@ -161,6 +174,10 @@ def compare_command(package: Path, dump: Path, tolerance: int, sample: int, scre
     """Compare what a device computed with PACKAGE: the first tensor that differs, and the likely cause.
 
     DUMP is a folder of .npy or raw .bin files, or an .npz, of any of the tensors of any of the samples.
+
+    \b
+    qatc compare model.qatc dump/
+    qatc compare model.qatc board.npz --tolerance 1
     """
     from qatc.compiler.compare import compare_package
     from qatc.compiler.report.comparison import comparison, comparison_json
@@ -237,6 +254,10 @@ def evaluate_command(package: Path, data: Path, metrics: Sequence[str], screen: 
     """Score PACKAGE on data, beside the simulation (the model that was compiled) and the reference.
 
     Metrics compare with labels of the data, with targets, or with the simulation.
+
+    \b
+    qatc evaluate model.qatc --data digits.npz --metric top1,sqnr
+    qatc evaluate model.qatc --data images/ --metric top1 --require top1=0.9
     """
     from qatc.compiler.evaluation import evaluate_package
     from qatc.compiler.report.evaluation import evaluation, evaluation_cases, evaluation_json

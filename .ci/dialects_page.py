@@ -17,13 +17,19 @@ HEAD = """\
 <!-- Written by .ci/dialects_page.py from the dialects themselves: change frontends/, then run it. -->
 
 Every exporter writes fake quantization its own way. `-m auto`, the default, recognizes which one a file speaks from its
-nodes, and says how it knew; `-m NAME` states it. `qatc dialects` prints this table for the installed version, with the
-dialects that other packages bring.
+nodes, and says how it knew; `-m NAME` states it. `qatc dialects -v` prints this table for the installed version, with
+the dialects that other packages bring.
 
 | dialect | recognizes | exporters and versions tried | known limits |
 |---|---|---|---|
 """
 TAIL = """
+What is not an affine integer grid (FP8, MXFP, BF16, block floating point, logarithms), or has no fake quantization at
+all, is refused with a code that `qatc explain` explains. What an exporter left without any range is found with
+`--calibrate`.
+
+## Ranges that an exporter lost
+
 PyTorch's dynamo exporter and PT2E write no ranges, but the calls that nodes were exported from, as metadata: ranges are
 read from there, and told (QAT112). One that is lost altogether, or another one, is stated with `--quant-range`: for all
 activations and weights, `--quant-range act=0..127,weight=-127..127`, or tensor by tensor with a file,
@@ -37,9 +43,34 @@ weight = "-127..127"    # weights likewise
 "/layer4/conv2/Conv_output_0" = "0..255"
 ```
 
-What the exporter left without any range is found with `--calibrate`. What is not an affine integer grid (FP8, MXFP,
-BF16, block floating point, logarithms), or has no fake quantization at all, is refused with a code that `qatc explain`
-explains.
+## Ranges in a file of their own
+
+Where a float model comes with its ranges in another file, or an exporter left some out that you know, `--ranges FILE`
+reads them. The simplest form is JSON, with the tensors' names as a model viewer shows them:
+
+```bash
+cat > ranges.json <<'JSON'
+{
+  "input": [-1, 1],
+  "/layers/layers.0/r2/Relu_output_0": {"scale": 0.02, "zero_point": 0, "qmin": 0, "qmax": 255}
+}
+JSON
+qatc compile -a drpai_model.onnx --ranges ranges.json -o ranges
+```
+
+A pair is the smallest and the largest real number (zero is always among them), on 8 bits; `scale` may be a list, one
+for each channel along `axis`. What the tools of vendors write is recognized from its content:
+
+| from | form |
+|---|---|
+| AIMET, SNPE, QNN | JSON: `activation_encodings` and `param_encodings`, or `encodings` |
+| PPQ | JSON: `configs` and `values`, `quant_info`, `act_quant_info`; ONNX with `<tensor>_min` and `<tensor>_max` |
+| MQBench | JSON: `tensorrt`, `ppl`, `vitis`; text: `tensor: largest magnitude` |
+| sophgo-mq, tpu-mlir | JSON: `sophgo_tpu`; calibration tables: `tensor threshold min max` |
+| Vitis AI | JSON: `param`, `input` and `output`, with bits and binary point |
+| qdq-translator | JSON: `int8_tensor_scales` |
+| TensorRT | calibration caches: `TRT-...`, then `tensor: scale in hexadecimal` |
+| Tengine | text: `tensor scale zero_point` |
 """
 
 

@@ -137,7 +137,7 @@ def read(path: Path, graph: QuantGraph) -> dict[str, QuantParams]:
     data = parsed(path)
     if not is_encodings(data):
         raise fail("QAT007", f"{path.name} is not an AIMET encodings file", hint="other files are read with -m ranges")
-    return external.resolve(graph, external.collected(path, entries(data)), path)
+    return external.resolve(graph, external.collected(path, lambda: entries(data)), path)
 
 
 FRONTEND = Frontend(

@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model.tensors import TensorError, TensorReader
@@ -41,7 +41,6 @@ _SOPHGO: Final = "sophgo biases"
 _CACHE_LINE: Final = re.compile(r"^(.+): *(?:0x)?([0-9a-fA-F]{1,8})$")
 _MAGNITUDE: Final = re.compile(r"[-+0-9.eE]+")
 _NO_GRID: Final = ("FP32", "OVERLAPPED", "SLAVE", "DEQUANTIZED")  # states of PPQ
-_KNOWN: Final = "see the documentation of --ranges for the formats that are read"
 
 
 def read(path: Path, graph: QuantGraph) -> dict[str, QuantParams]:
@@ -68,11 +67,14 @@ def _is_sophgo(path: Path) -> bool:
 def parse(path: Path) -> list[Entry]:
     """The entries of a ranges file of any known format; CompileError as for `read`."""
     if path.suffix.lower() == ".onnx":
-        return external.collected(path, _extremes(path))
+        return external.collected(path, lambda: _extremes(path))
+    if path.suffix.lower() == ".toml":
+        hint = f"give it as --quant-range {printable(str(path))}"
+        raise fail("QAT007", f"{printable(path.name)} is TOML, which states ranges of integers", hint=hint)
     data = parsed(path)
-    found = external.collected(path, _text(data) if isinstance(data, str) else _json(data))
+    found = external.collected(path, lambda: _text(data) if isinstance(data, str) else _json(data))
     if not found:
-        raise fail("QAT007", f"{path.name} holds no ranges in a form that is known", hint=_KNOWN)
+        raise fail("QAT007", f"{path.name} holds no ranges in a form that is known", hint=external.FORMATS)
     return found
 
 
@@ -84,7 +86,7 @@ def _json(data: Any) -> Iterable[Entry]:
         return aimet.entries(data)
     held = record(data)
     if held is None:
-        raise fail("QAT007", "the ranges are not a mapping from tensors", hint=_KNOWN)
+        raise fail("QAT007", "the ranges are not a mapping from tensors", hint=external.FORMATS)
     for key, reader in _BY_KEY.items():
         section = record(held.get(key))
         if section is not None:
@@ -212,7 +214,7 @@ def _generic(data: Record) -> Iterator[Entry]:
         if len(listed(value) or ()) == 2:
             ends = numbers({"range": value}, "range", name)
             if len(ends) != 2:
-                raise fail("QAT007", f"a range has {len(ends)} ends", tensor=name, hint=_KNOWN)
+                raise fail("QAT007", f"a range has {len(ends)} ends", tensor=name, hint=external.FORMATS)
             yield external.asymmetric(name, ends[0], ends[1])
         elif item is not None and "scale" in item:
             yield _stated(name, item)

@@ -157,6 +157,9 @@ def test_the_short_command_is_the_same(compiler: Driver) -> None:
         ("compil m.onnx", "Did you mean qatc compile?"),
         ("model.onnx -a", "Did you mean qatc compile model.onnx?"),
         ("frobnicate", "No such command 'frobnicate'"),
+        ("-a -m pytorch m.onnx", "No such option '-a'. Did you mean qatc compile -a?"),
+        ("--metric top1 m.qatc", "Did you mean qatc evaluate --metric?"),
+        ("--bogus compile m.onnx", "No such option '--bogus'"),
         ("compile m.onnx -t drpai -d", "-t drpai: -d needs a value"),
     ],
 )
@@ -301,6 +304,14 @@ def test_dialects() -> None:
     listed = validate(run("dialects", "--json").stdout_bytes)["result"]
     assert {"pytorch", "tensorflow"} <= {dialect["name"] for dialect in listed}
     assert all(f"\n  {dialect['name']} " in found.stdout for dialect in listed)
+    assert "limit: " not in found.stdout
+    wide, whole = (
+        CliRunner().invoke(cli.cli, ["dialects", *more], env={"COLUMNS": "10000"}).stdout for more in ([], ["-v"])
+    )
+    assert wide.count("\n") == len(listed) + 3
+    whole = " ".join(whole.split())
+    told = [text for dialect in listed for text in (*dialect["exporters"], *dialect["limits"])]
+    assert [text for text in told if " ".join(text.split()) not in whole] == []
 
 
 def test_explain_tells_about_every_code() -> None:
@@ -341,6 +352,15 @@ def test_help_groups_every_option_once(name: str) -> None:
     assert titles == [title for title in [*arguments.SECTIONS, "Others"] if title not in left_out]
     others = text.partition("\nOthers:\n")[2]
     assert re.findall(r"--[\w-]+", others) == ["--max-memory", "--help"]
+
+
+@pytest.mark.parametrize("name", ["compile", "inspect", "verify", "compare", "evaluate"])
+def test_help_begins_with_examples_that_can_be_read(name: str) -> None:
+    command = cli.cli.commands[name]
+    examples = re.findall(rf"^  qatc {name} (.+)$", run(name, "--help").stdout, re.MULTILINE)
+    assert len(examples) == 2
+    for example in examples:
+        assert command.make_context(name, example.split()).params
 
 
 def test_commands_are_listed_in_the_order_of_their_use() -> None:
@@ -523,7 +543,7 @@ def test_a_path_that_cannot_be_looked_at_is_no_bug(
     line = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in arguments.split()]
     found = run(*line)
     assert f"error[{code}]" in found.stderr
-    assert "File name too long" in found.stderr or "is no Python file" in found.stderr
+    assert "File name too long" in found.stderr or "there is no file nnn" in found.stderr
     assert found.exit_code in (1, 2)
 
 
@@ -536,7 +556,7 @@ def test_limits_of_scores_are_numbers(option: str, given: str) -> None:
 
 def test_a_file_of_ranges_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
     found = run("compile", str(MODEL), "-o", str(tmp_path / "out"), "--ranges", "missing.json").stderr
-    assert "error[QAT007]: cannot read missing.json: No such file or directory\n  help  name a file of ranges" in found
+    assert "error[QAT007]: cannot read missing.json: No such file or directory\n  help  check the path" in found
 
 
 def test_a_target_brings_options_of_its_backend(tmp_path: Path) -> None:

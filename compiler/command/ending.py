@@ -156,6 +156,17 @@ class Group(_Answering, click.Group):
         """As they are defined."""
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands before the command; an option of a command in its place gets a suggestion."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            flag = error.option_name
+            for name, command in self.commands.items():
+                if any(flag in parameter.opts for parameter in command.params):
+                    raise click.UsageError(f"No such option {flag!r}. Did you mean qatc {name} {flag}?", ctx) from None
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -149,7 +149,9 @@ def _module(path: Path) -> Any:
     """Run a file as a module that nothing else finds."""
     shown = printable(str(path))
     spec = importlib.util.spec_from_file_location(f"qatc_plugin_{abs(hash(path.resolve())):x}", path)
-    if spec is None or spec.loader is None or not os.path.isfile(path):  # noqa: PTH113 - where it cannot be looked at, neither
+    if not os.path.isfile(path):  # noqa: PTH113 - where it cannot be looked at, neither
+        raise misused(f"there is no file {shown}", "check the path and its permissions")
+    if spec is None or spec.loader is None:
         raise misused(f"{shown} is no Python file", "name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their types up

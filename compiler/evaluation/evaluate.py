@@ -239,10 +239,9 @@ class _Evaluation:
     def _dataset(self, loader: Loader, ports: Ports) -> Dataset:
         unknown = [name for name in self.options.data_options if name not in loader.options]
         if unknown:
-            known = "; ".join(f"{name}: {text}" for name, text in loader.options.items()) or "none"
-            raise misused(
-                f"the data set {loader.name} has no option {printable(unknown[0])}", f"its options are {known}"
-            )
+            known = "; ".join(f"{name}: {text}" for name, text in loader.options.items())
+            message = f"the data set {loader.name} has no option {printable(unknown[0])}"
+            raise misused(message, f"its options are {known}" if known else "it has none: leave --data-option out")
         with looking("QAT008", self.data, "check the path and its permissions"):
             return loader.open(self.data, ports, self.options.data_options)
 

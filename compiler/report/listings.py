@@ -106,6 +106,8 @@ def targets(found: Sequence[tuple[Target, Backend]], console: Console, *, verbos
             last.append(f"\n-p {escaped(option.name)}={escaped(choices + default)}\n{text.prose(option.help)}")
         rows.append([Text(printable(target.name), style="bold"), printable(target.arithmetic), last])
     listing(console, (Column("target"), Column("arithmetic"), Column("what it is")), rows)
+    if not verbose:
+        console.print("\n  -v adds the options that -p takes for each", soft_wrap=True)
 
 
 def targets_json(found: Sequence[tuple[Target, Backend]]) -> list[Json]:
@@ -127,18 +129,20 @@ def targets_json(found: Sequence[tuple[Target, Backend]]) -> list[Json]:
 
 
 def dialects(found: Sequence[tuple[Frontend, str]], console: Console, *, verbose: bool = False) -> None:
-    """Print the dialects with their exporters and known limits, and who brings them where it is not qatc."""
+    """Print the dialects, and who brings them where it is not qatc; `verbose` adds exporters and known limits."""
     rows: list[list[Text | str]] = []
     for frontend, owner in found:
         last = Text(text.prose(frontend.description))
-        if frontend.exporters:
-            last.append(f"\ntried: {text.prose(', '.join(frontend.exporters))}")
-        for limit in frontend.limits:
+        for exporter in frontend.exporters if verbose else ():
+            last.append(f"\ntried: {text.prose(exporter)}")
+        for limit in frontend.limits if verbose else ():
             last.append(f"\nlimit: {text.prose(limit)}")
         if owner != "qatc" or verbose:
             last.append(f"\nfrom {text.prose(owner)}")
         rows.append([Text(printable(frontend.name), style="bold"), last])
-    listing(console, (Column("dialect"), Column("what it reads")), rows, apart=True)
+    listing(console, (Column("dialect"), Column("what it reads")), rows, apart=verbose)
+    if not verbose:
+        console.print("\n  -v adds the exporters and versions that were tried, and known limits", soft_wrap=True)
 
 
 def dialects_json(found: Sequence[tuple[Frontend, str]]) -> list[Json]:

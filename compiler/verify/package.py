@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qatc.compiler.verify.packaged import ReferenceCheck
 
 _CHUNK: Final = 1 << 22
+_LARGEST_TEXT: Final = 16 << 20  # of a file whose line ends are counted
 _MOST_FINDINGS: Final = 20  # of one kind: a damaged disk damages many files
 _COPY_AGAIN: Final = "copy the package again, or compile it again"
 _COMPILE_AGAIN: Final = "compile the model again with this version of qatc"
@@ -258,12 +259,14 @@ def _check_files(
 
 
 def _file_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
-    """What is wrong with a listed file, or None; a file of the wrong size is not read."""
+    """What is wrong with a listed file, or None; a file of the wrong size is not hashed."""
     try:
         path = regular_file(folder, name)
         size = path.stat().st_size
         if size != entry["size"]:
-            return f"it has {size:,} bytes, the manifest says {entry['size']:,}"
+            return (
+                f"it has {size:,} bytes, the manifest says {entry['size']:,}{_done_by_git(path, size - entry['size'])}"
+            )
         digest = hashlib.sha256()
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
@@ -273,6 +276,17 @@ def _file_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | No
     except (OSError, ValueError) as error:
         return reason(error)
     return None if digest.hexdigest() == entry["sha256"] else "its sha256 is not that of the manifest"
+
+
+def _done_by_git(path: Path, larger: int) -> str:
+    """Why a file's size is another, in words, where a git checkout is why."""
+    with path.open("rb") as stream:
+        start = stream.read(_LARGEST_TEXT)
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is a pointer of Git LFS; git lfs pull fetches the file"
+    if larger > 0 and start.count(b"\r\n") == larger:
+        return ": its lines end as on Windows; `**/*.qatc/** -text` in .gitattributes makes git leave them"
+    return ""
 
 
 # -- samples ------------------------------------------------------------------------------------------------------

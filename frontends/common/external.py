@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import onnx
 
-from qatc.compiler.diagnostics import counted, fail, few, printable
+from qatc.compiler.diagnostics import CompileError, counted, fail, few, printable
 from qatc.compiler.frontend import FrontendOptions
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, rank_of, shape_of
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
@@ -34,6 +34,7 @@ _MISFIT: Final = "the file belongs to another export of the model, or states sca
 _REAL: Final = (  # None: nobody knows
     None, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE
 )  # fmt: skip
+FORMATS: Final = 'the simplest form is JSON, {"tensor": [min, max]}; docs/dialects.md lists those that are read'
 _SHOWN: Final = 5
 _COMPARED: Final = 5_000  # names that a misspelled one is compared with, and how long they may be: it takes long
 _LONGEST: Final = 200
@@ -83,13 +84,16 @@ def asymmetric(name: str, low: float, high: float, bits: int = 8) -> Entry:
     return Entry(name, (scale,), (zero,), 0, steps)
 
 
-def collected(path: Path, entries: Iterable[Entry]) -> list[Entry]:
-    """The entries of a file; QAT007 where numbers in it are none that a range can have."""
+def collected(path: Path, entries: Callable[[], Iterable[Entry]]) -> list[Entry]:
+    """The entries of a file; what is wrong with one names the file, QAT007 where numbers are none of a range."""
     try:
-        return list(entries)
+        return list(entries())
     except ArithmeticError as error:  # a step of zero, a magnitude beyond all floats
-        hint = "see the documentation of --ranges for the formats that are read"
-        raise fail("QAT007", f"{path.name} holds numbers that are no ranges: {error}", hint=hint) from error
+        message = f"{printable(path.name)} holds numbers that are no ranges: {error}"
+        raise fail("QAT007", message, hint=FORMATS) from error
+    except CompileError as error:
+        told = [replace(d, message=f"{printable(path.name)}: {d.message}") for d in error.diagnostics]
+        raise CompileError(told, error.exit_code) from error
 
 
 # -- names --------------------------------------------------------------------------------------------------------

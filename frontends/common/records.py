@@ -31,7 +31,9 @@ def parsed(path: Path) -> Any:
             raise fail("QAT005", f"{path.name} is larger than {LARGEST >> 20} MiB")
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        hint = "name a file of ranges or encodings, which are text, with --ranges"
+        hint = "check the path and its permissions"
+        if isinstance(error, UnicodeDecodeError):
+            hint = "name a file of ranges or encodings, which are text, with --ranges"
         raise fail("QAT007", f"cannot read {printable(str(path))}: {reason(error)}", hint=hint) from error
     active().ask(_PARSED * len(text), f"parsing {printable(path.name)}")
     try:

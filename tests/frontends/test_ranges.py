@@ -413,6 +413,24 @@ def test_refused(text: str, code: str, tmp_path: Path) -> None:
     assert [d.code for d in caught.value.diagnostics] == [code]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("r.json", '{"x": [0, NaN]}', "r.json: range is not a finite number"),
+        ("r.json", "[1, 2]", "r.json: the ranges are not a mapping"),
+        ("r.txt", "hello", '{"tensor": [min, max]}; docs/dialects.md lists'),
+        ("r.toml", 'act = "0..127"', "give it as --quant-range "),
+        ("none.json", None, "check the path"),
+    ],
+)
+def test_what_is_wrong_names_the_file_and_what_to_do(name: str, text: str | None, told: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CompileError) as caught:
+        ranges.parse(tmp_path / name)
+    assert told in str(caught.value)
+
+
 def test_ranges_of_channels() -> None:
     ends = [{"bitwidth": 8, "min": -1.0, "max": 1.55}, {"bitwidth": 8, "min": -0.5, "max": 4.6}]
     (entry,) = aimet.entries({"param_encodings": {"w": ends}})

@@ -271,6 +271,16 @@ def test_damage_is_found_and_the_model_not_run(package: Path, damage: Callable[[
     assert any(word in err for word in (expected, "is missing"))
 
 
+def test_what_git_did_to_files_is_said(package: Path) -> None:
+    report, model = package / "check.py", package / "model.onnx"
+    report.write_bytes(report.read_bytes().replace(b"\n", b"\r\n"))
+    model.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    found = text(verify_package(package))
+    assert "check.py: it has " in found
+    assert "its lines end as on Windows" in found
+    assert "git lfs pull" in found
+
+
 def test_all_damage_is_found_at_once(package: Path) -> None:
     lose_a_file(package)
     flip_a_bit(package)
