@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 
-from qatc.compiler.diagnostics import fail
+from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.integer import Pool
 from qatc.compiler.model.protos import domain_of
 from qatc.compiler.quant import Array
@@ -55,11 +55,14 @@ def evaluate_onnx(
     """The default `OnnxEvaluator`.
 
     Raises:
-        CompileError: QAT302 when neither numpy nor onnx.reference can run the operator.
+        CompileError: QAT302 when neither numpy nor onnx.reference can run the operator on these inputs.
     """
     call = Call(list(inputs), attrs, n_outputs, opset)
     fast = None if domain_of(domain) else _FAST.get(op_type)
-    results = None if fast is None else fast(call)
+    try:
+        results = None if fast is None else fast(call)
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise _refused(op_type, domain, error, "its inputs do not fit it") from error
     if results is None:
         return _onnx_reference(op_type, domain, call)
     return [np.asarray(result, order="C") for result in results]
@@ -86,12 +89,12 @@ def _onnx_reference(op_type: str, domain: str, call: Call) -> list[Array]:
         evaluator = ReferenceEvaluator(shape_inference.infer_shapes(model))
         results: Sequence[Any] = evaluator.run(None, feeds)  # type: ignore[assignment]  # a dict only if asked for
     except Exception as error:  # whatever the evaluator's own code raises
-        raise fail(
-            "QAT302",
-            f"{domain or 'ai.onnx'}.{op_type} cannot be evaluated: {error}",
-            hint="install onnxruntime, or keep to ai.onnx operators",
-        ) from error
+        raise _refused(op_type, domain, error, "install onnxruntime, or keep to ai.onnx operators") from error
     return [np.asarray(result) for result in results]
+
+
+def _refused(op_type: str, domain: str, error: Exception, hint: str) -> CompileError:
+    return fail("QAT302", f"{domain or 'ai.onnx'}.{op_type} cannot be evaluated: {error}", hint=hint)
 
 
 def _attribute(name: str, value: Any) -> AttributeProto:

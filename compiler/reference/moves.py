@@ -82,8 +82,7 @@ def _flatten(call: Call) -> list[Array]:
 
 
 def _squeeze(call: Call) -> list[Array]:
-    axes = call.ints("axes", 1)
-    return [np.squeeze(call.x, None if axes is None else tuple(axes))]
+    return [np.squeeze(call.x, tuple(call.ints("axes", 1) or ()) or None)]  # an empty list is none
 
 
 def _unsqueeze(call: Call) -> list[Array]:

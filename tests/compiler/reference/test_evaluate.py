@@ -23,6 +23,7 @@ MOVES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Flatten", [X], {"axis": 0}, 1),
     ("Squeeze", [X[:1, :, :1], np.array([0, 2], I64)], {}, 1),
     ("Squeeze", [X[:1, :, :1]], {}, 1),
+    ("Squeeze", [X[:1, :, :1], np.array([], I64)], {}, 1),
     ("Unsqueeze", [X, np.array([0, -1], I64)], {}, 1),
     ("Slice", [X, np.array([1, 0], I64), np.array([3, 99], I64), np.array([1, -1], I64), np.array([1, 2], I64)], {}, 1),
     ("Slice", [X, np.array([-1], I64), np.array([-(2**40)], I64), np.array([3], I64), np.array([-2], I64)], {}, 1),
@@ -143,3 +144,19 @@ def test_an_operator_that_nothing_can_run_is_a_diagnostic():
         evaluate_onnx("Unheard", "com.example", 1, [X], {"table": np.arange(3), "n": np.int64(3)}, 1)
     with pytest.raises(CompileError, match=r"QAT302.*MatMul"):
         evaluate_onnx("MatMul", "", 21, [X, X[..., :1]], {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "operands", "attrs"),
+    [
+        ("Gather", [np.array([2], I64)], {}),
+        ("Reshape", [np.array([7, -1], I64)], {}),
+        ("Slice", [np.array([0], I64), np.array([1], I64), np.array([4], I64)], {}),
+        ("Split", [], {"axis": 4}),
+        ("Pad", [np.zeros(2, I64), None, np.array([4], I64)], {}),
+        ("Cast", [], {"to": 99}),
+    ],
+)
+def test_operands_that_do_not_fit_are_a_diagnostic(op_type, operands, attrs):
+    with pytest.raises(CompileError, match=rf"QAT302.*{op_type} cannot be evaluated"):
+        evaluate_onnx(op_type, "", 21, [X, *operands], attrs, 1)
