@@ -225,13 +225,13 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
 def _saturate_casts(model: onnx.ModelProto) -> None:
     """Put a Clip between every rounding and the Cast that makes bytes of it, in place."""
     version_of = {imported.domain: imported.version for imported in model.opset_import}
-    rounded = {n.output[0] for n in model.graph.node if n.op_type in _ROUNDINGS and not n.domain}
+    rounded = {name for n in model.graph.node if n.op_type in _ROUNDINGS and not n.domain for name in n.output[:1]}
     if version_of.get("", 0) < _CLIP_WITH_INPUTS:
         return
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         kind = next((int(a.i) for a in node.attribute if a.name == "to"), 0)
-        if node.op_type == "Cast" and kind in _BYTES and node.input[0] in rounded:
+        if node.op_type == "Cast" and kind in _BYTES and node.output and not rounded.isdisjoint(node.input[:1]):
             name, (low, high) = f"{node.output[0]}_saturated", dtype_range(_BYTES[kind])
             bounds = {f"{name}_low": low, f"{name}_high": high}
             for bound, value in bounds.items():

@@ -148,15 +148,14 @@ def _pair(found: Array, wanted: Array) -> tuple[Array, Array]:
 class _Agreement(_Share):
     """Share of elements with the same arg-max over the classes: the second axis of [N, C, ...].
 
-    A tie at the top agrees where the other's class takes part in it.
+    A tie at the top agrees where one of its classes is at the top of the other, too.
     """
 
     def add(self, found: Array, wanted: Array) -> None:
         if found.ndim < 2 or found.shape[1] < 2:
             raise ValueError(f"an output {list(found.shape)} has no classes along its second axis")
         y, t = _pair(found, wanted)
-        best = np.take_along_axis(y, np.argmax(t, 1)[:, None], 1)
-        agree = best[:, 0] == y.max(1)
+        agree = ((y == y.max(1, keepdims=True)) & (t == t.max(1, keepdims=True))).any(1)
         self.hits += int(np.count_nonzero(agree))
         self.total += agree.size
 

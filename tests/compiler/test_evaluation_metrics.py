@@ -119,6 +119,8 @@ def test_a_tie_goes_to_the_lower_class() -> None:
     assert measured("top1", [[3, 3, 1]], [0]) == 1.0
     assert measured("top1", [[3, 3, 1]], [1]) == 0.0
     assert measured("agreement", [[3.0, 3.0, 1.0]], [[0.0, 9.0, 1.0]]) == 1.0  # the tie includes the other's best
+    assert measured("agreement", [[0.0, 9.0, 1.0]], [[3.0, 3.0, 1.0]]) == 1.0  # whichever of the two it is in
+    assert measured("agreement", [[0.0, 1.0, 9.0]], [[3.0, 3.0, 1.0]]) == 0.0
 
 
 def test_a_score_that_is_no_number_never_wins() -> None:
@@ -176,7 +178,7 @@ def test_signals_are_measured_as_by_hand(case: tuple[Rows, Rows, tuple[int, ...]
     assert measured("max-error", y, t, cuts) == float(max(map(abs, off)))
     sqnr = math.inf if not noise else -math.inf if not signal else 10 * math.log10(signal / noise)
     assert measured("sqnr", y, t, cuts) == pytest.approx(sqnr)
-    agree = [row[max(range(len(row)), key=lambda i, best=best: (best[i], -i))] == max(row)
+    agree = [any(a == max(row) and b == max(best) for a, b in zip(row, best, strict=True))
              for row, best in zip(y, t, strict=True)]  # fmt: skip
     assert measured("agreement", y, t, cuts) == sum(agree) / len(agree)
 

@@ -236,3 +236,17 @@ def test_shapes_that_do_not_fit_are_the_files_fault(tmp_path: Path) -> None:
         assert "do not fit each other" in str(found.hint)
         assert "newer" not in str(found.hint)
         assert ", does not run: " in found.message
+
+
+def test_a_damaged_rounding_or_cast_is_refused_where_the_file_is_run(tmp_path: Path) -> None:
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
+    whole = helper.make_node("Relu", ["x"], ["y"])
+    for damaged in (
+        onnx.NodeProto(op_type="Round", input=["x"]),
+        helper.make_node("Cast", [], ["bytes"], to=TensorProto.INT8),
+    ):
+        graph = helper.make_graph([whole, damaged], "damaged", sides[:1], sides[1:])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "m.onnx")
+        simulation = Simulation.of_file(tmp_path / "m.onnx")
+        with pytest.raises(CompileError, match="QAT403"):
+            simulation.run({"x": np.zeros((1, 3), np.float32)}, simulation.outputs)
