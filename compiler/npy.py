@@ -46,7 +46,7 @@ def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
         raise ValueError("it holds Python objects, which are never loaded")
     if dtype.kind not in _NUMBERS:
         raise ValueError(f"its elements are no numbers but {dtype}")
-    if min(shape, default=0) < 0:
+    if min(shape, default=0) < 0 or bool in map(type, shape):
         raise ValueError(f"the shape {list(shape)} is none")
     return shape, fortran, dtype
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.compare.faults import guesses
-from qatc.compiler.compare.forms import Guess, Score, hidden_forms, number_forms, place_forms, score
+from qatc.compiler.compare.forms import Guess, Score, hidden_forms, number_forms, place_forms, score, unwritten
 from qatc.compiler.compare.interpret import Dumped, Place
 from qatc.compiler.compare.result import Cause
 from qatc.compiler.compare.setting import Setting, contained
@@ -61,17 +61,33 @@ def find_cause(evidence: Evidence, segment: Segment) -> Cause | None:
     """The likely cause of a local error, or None where nothing explains it."""
     if not segment.ops:  # an input: nothing makes it
         form = _best(_forms(evidence), evidence)
-        return None if form is None else _cause(*form)
+        return _another(evidence, segment) if form is None else _cause(*form)
     best: tuple[Guess, Score, str | None] | None = None
     for op in reversed(segment.ops[-_LONGEST:]):
         own = op.output == segment.name
         candidates = _faults(evidence, segment, op)
-        found = _best(chain(candidates, _forms(evidence)) if own else candidates, evidence)
+        if own:  # whatever lies everywhere may be made by many a fault, too
+            candidates = chain(_unwritten(evidence), candidates, _forms(evidence))
+        found = _best(candidates, evidence)
         if found is not None and (best is None or found[1].equal > best[1].equal):
             best = (*found, None if own else printable(op.source or op.name))
         if best is not None and best[1].equal == 1:
             break
-    return None if best is None else _cause(*best)
+    return _another(evidence, segment) if best is None else _cause(*best)
+
+
+def _another(evidence: Evidence, segment: Segment) -> Cause | None:
+    """Another tensor that the dump holds instead."""
+    value, stored = evidence.dumped.value, evidence.dumped.stored.reshape(-1)
+    if stored.size < 2 or (stored == stored[0]).all():
+        return None
+    for name, other in segment.values.items():
+        if name != segment.name and other.size == stored.size:
+            found = value if value.shape == other.shape else stored.reshape(other.shape)
+            if np.array_equal(found, other):
+                text = f"it holds the tensor {name}: that was written over it, or it is dumped from there"
+                return Cause("memory", printable(text), 1.0)
+    return None
 
 
 def _cause(guess: Guess, scored: Score, operator: str | None = None) -> Cause:
@@ -115,9 +131,14 @@ def _comparable(guess: Guess, evidence: Evidence) -> tuple[Array | None, Array]:
 
 def _forms(evidence: Evidence) -> Iterator[Guess]:
     dumped, base, params = evidence.dumped, evidence.base, evidence.place.params
+    yield from _unwritten(evidence)
     if params is not None and dumped.value.shape == base.shape:
         yield from number_forms(base, dumped.value, params)
     yield from place_forms(base, dumped.stored, evidence.place)
+
+
+def _unwritten(evidence: Evidence) -> Iterator[Guess]:
+    return unwritten(evidence.base, evidence.dumped.stored, evidence.place)
 
 
 def _faults(evidence: Evidence, segment: Segment, op: Op) -> Iterator[Guess]:

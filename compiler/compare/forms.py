@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,7 @@ _MOST_RANK: Final = 5
 _BLOCKS: Final = (2, 4, 8, 16, 32, 64)
 _PROBES: Final = 4096  # elements that tell most wrong layouts apart
 _MOST_SHIFTS: Final = 2
+_LEAST: Final = 16  # elements that differ where the end of a tensor is taken for unwritten
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,31 @@ def hidden_forms(base: Array, params: QuantParams | None, place: Place) -> Itera
         yield Guess("byte-order", text, flat.reshape(base.shape))
 
 
+# -- memory ---------------------------------------------------------------------------------------------------------
+def unwritten(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
+    """The tensor with what the dump has one number of, everywhere or up to its end. Arguments as of `place_forms`."""
+    if stored.size < 2 or base.size != stored.size or base.dtype.kind not in "iu":
+        return
+    want, flat = place.stored(base), stored.reshape(-1)
+    value = want.reshape(-1).copy()
+    others = np.flatnonzero(flat != flat[-1])
+    start = int(others[-1]) + 1 if others.size else 0
+    right = np.count_nonzero(value[start:] == flat[-1])
+    value[start:] = flat[-1]
+    if not start:
+        text = f"every element is {flat[-1]}: nothing was written, or it was dumped too early"
+    elif flat.size - start - right >= _LEAST:
+        text = f"from element {start:,} of {flat.size:,} on every one is {flat[-1]}: the end was not written"
+    else:
+        return
+    yield Guess("memory", text, _laid(value, want, stored, place))
+
+
+def _laid(flat: Array, want: Array, stored: Array, place: Place) -> Array:
+    """Elements in the dump's order: in the graph's axes where the shape is that of the files, else as they are."""
+    return place.restored(flat.reshape(want.shape)) if stored.shape == want.shape else flat.reshape(stored.shape)
+
+
 # -- places ---------------------------------------------------------------------------------------------------------
 def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
     """Guesses about where each number lies: byte order, another layout, another order of channels.
@@ -128,17 +154,22 @@ def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
     The guesses' values are in the graph's axes where the dump's shape is the files' own, else flat in the dump's order.
     """
     want = place.stored(base)
-    same_shape = stored.shape == want.shape
 
     def back(flat: Array) -> Array:
-        return place.restored(flat.reshape(want.shape)) if same_shape else flat.reshape(stored.shape)
+        return _laid(flat, want, stored, place)
 
-    for text, flat in _byte_orders(want, place):
+    for text, flat in chain(_byte_orders(want, place), _words(want, place)):
         yield Guess("byte-order", text, back(flat))
     for text, flat in _layouts(want, stored):
         yield Guess("layout", text, back(flat))
-    if same_shape:
+    if stored.shape == want.shape:
         yield from _channel_orders(base, place.restored(stored))
+
+
+def _words(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
+    if place.params is not None and place.dtype.itemsize < 4:
+        text = "each element is a 32-bit word, whose bytes are in the other order"
+        yield text, want.reshape(-1).astype(np.int32).byteswap().astype(np.int64)
 
 
 def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:

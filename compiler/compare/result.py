@@ -23,6 +23,7 @@ CAUSES: Final[dict[str, str]] = {
     "epsilon": "a missing constant",
     "padding": "a wrong padding value",
     "byte-order": "byte order",
+    "memory": "memory that was not written, or written over",
     "shape": "another shape",
     "unknown": "no known cause",
 }

@@ -45,6 +45,8 @@ def saturated(wide: Array, base: Array, params: QuantParams, lo: int, hi: int, f
     if found is None or not found.size:
         return
     bottom, top = int(found.min()), int(found.max())
+    if bottom == top:  # one number everywhere is no clamp
+        return
     if bottom > int(base.min()) or top < int(base.max()) or bottom < lo or top > hi:
         text = f"it is clamped to [{bottom}, {top}], not to [{lo}, {hi}]"
         yield Guess("saturation", text, np.clip(wide, bottom, top))

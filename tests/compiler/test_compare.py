@@ -216,6 +216,33 @@ def test_a_fault_between_dumped_tensors_is_placed(unet: Device, tmp_path: Path) 
     assert unet.shown(op.output) in {m.tensor for m in found.missing}
 
 
+def test_memory_that_was_not_written_is_told(unet: Device, tmp_path: Path) -> None:
+    name = unet.golden[3].name
+    right = unet.values[name]
+    half = right.size // 2
+    tail = f"from element {half:,} of {right.size:,} on every one is 171: "
+    for start, number, text in ((0, 0, "every element is 0: "), (0, 255, "every element is 255: "), (half, 171, tail)):
+        wrong = right.copy()
+        wrong.reshape(-1)[start:] = number
+        first = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: wrong})).first
+        assert first is not None
+        assert first.cause is not None
+        assert (first.tensor, first.cause.kind, first.cause.explained) == (unet.shown(name), "memory", 1.0)
+        assert first.cause.detail.startswith(text)
+
+
+def test_memory_that_another_tensor_was_written_to_is_told(unet: Device, tmp_path: Path) -> None:
+    shapes = [unet.values[g.name].shape for g in unet.golden]
+    one, other = next((i, j) for j in range(len(shapes)) for i in range(1, j) if shapes[i] == shapes[j])
+    taken, holds = unet.golden[one].name, unet.golden[other].name
+    found = compare_package(unet.package, unet.dump(tmp_path / "dump", {taken: unet.values[holds]}))
+    assert [t.tensor for t in found.tensors if not t.passed] == [unet.shown(taken)]
+    assert found.first is not None
+    assert found.first.cause is not None
+    assert found.first.cause.kind == "memory"
+    assert found.first.cause.detail.startswith(f"it holds the tensor {holds}: ")
+
+
 def test_noise_has_no_cause(unet: Device, tmp_path: Path) -> None:
     name = next(op.output for op in unet.opened.graph.ops if op.kind == "Conv")
     noise = np.random.default_rng(0).integers(0, 256, unet.values[name].shape).astype(np.uint8)
@@ -364,6 +391,11 @@ def test_element_types(unet: Device, tmp_path: Path, dtype: str) -> None:
 def test_words_and_real_values(unet: Device, tmp_path: Path) -> None:
     words = {g.name: unet.values[g.name].astype("<i4") for g in unet.golden}
     assert compare_package(unet.package, unet.dump(tmp_path / "words", words, raw=True)).passed
+    turned = {name: value.astype(">i4") for name, value in words.items()}
+    first = compare_package(unet.package, unet.dump(tmp_path / "turned", turned, raw=True)).first
+    assert first is not None
+    assert first.cause is not None
+    assert first.cause.kind == "byte-order"
     real = {g.name: g.params.dequantize(unet.values[g.name]) for g in unet.golden}
     assert compare_package(unet.package, unet.dump(tmp_path / "real", real)).passed
     bytes_ = {n: v for n, v in real.items() if unet.values[n].dtype.itemsize == 1}
@@ -487,6 +519,7 @@ HOSTILE = {
     "empty": b"",
     "not npy": b"hello",
     "cut": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 12, 16, 16), }") + b"\0" * 100,
+    "boolean": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (True,), }") + b"\0",
     "text": npy("{'descr': '<U4', 'fortran_order': False, 'shape': (0,), }"),
 }
 
@@ -616,7 +649,7 @@ def test_what_is_not_there(unet: Device, tmp_path: Path) -> None:
         assert caught.value.exit_code == 2
     (tmp_path / "strange").mkdir()
     np.save(tmp_path / "strange" / "nobody.npy", np.zeros(3))
-    with pytest.raises(CompileError, match="QAT407") as caught:
+    with pytest.raises(CompileError, match=r"QAT407.*: it has nobody\.npy") as caught:
         compare_package(unet.package, tmp_path / "strange")
     assert caught.value.exit_code == 3
     np.save(tmp_path / "strange" / f"{unet.golden[0].stem}.npy", unet.values[unet.golden[0].name])
