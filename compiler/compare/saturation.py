@@ -25,13 +25,13 @@ def saturated(wide: Array, base: Array, params: QuantParams, lo: int, hi: int, f
     low, high = dtype_range(params.container.name)
     span = high - low + 1
     bits = 8 * params.container.itemsize
+    if (lo, hi) != (low, high):  # before what wraps around: of values within 8 bits both are the same
+        yield Guess("saturation", f"the clamp to [{lo}, {hi}] is missing", np.clip(wide, low, high))
     yield Guess(
         "saturation", f"the result wraps around to {bits} bits where it should saturate", (wide - low) % span + low
     )
     clipped = np.clip((wide - low) % span + low, lo, hi)
     yield Guess("saturation", f"the result wraps around to {bits} bits before it is clamped", clipped)
-    if (lo, hi) != (low, high):
-        yield Guess("saturation", f"the clamp to [{lo}, {hi}] is missing", np.clip(wide, low, high))
     zero = params.zero_point[0]
     if lo < zero <= hi:
         yield Guess(
