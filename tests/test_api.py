@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import qatc
@@ -168,7 +169,18 @@ def test_unknown_names_are_attribute_errors() -> None:
         _ = qatc.compile_all  # type: ignore[attr-defined]
 
 
+def test_a_model_in_memory_is_asked_for_as_a_file() -> None:
+    for function in (qatc.compile_model, qatc.inspect_model):
+        with pytest.raises(
+            qatc.CompileError, match=r"the model is a ModelProto, not a path\n  help: save it"
+        ) as caught:
+            function(onnx.ModelProto())  # type: ignore[arg-type]
+        assert caught.value.exit_code == 2
+    with pytest.raises(qatc.CompileError, match="the option output is 3"):
+        qatc.compile_model("model.onnx", output=3)  # type: ignore[arg-type]
+
+
 def test_unknown_options_are_named() -> None:
-    with pytest.raises(qatc.CompileError, match="unknown option dialekt") as caught:
+    with pytest.raises(qatc.CompileError, match=r"unknown option dialekt\n  help: did you mean dialect\?") as caught:
         qatc.compile_model("model.onnx", dialekt="pytorch")
     assert caught.value.exit_code == 2

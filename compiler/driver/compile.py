@@ -15,6 +15,7 @@ from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
 from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, few, misused, printable
 from qatc.compiler.driver.importing import as_onnx
+from qatc.compiler.driver.keywords import model_path
 from qatc.compiler.driver.options import CompileOptions, parse_ranges, pin_shapes
 from qatc.compiler.driver.proving import Proving
 from qatc.compiler.driver.recognize import Recognition, recognize
@@ -93,7 +94,7 @@ def compile_model(
     ('pytorch', 1.0, ())
     """
     chosen = CompileOptions.of_keywords(options, output)
-    compilation = _Compilation(Path(model), chosen, progress or _silent)
+    compilation = _Compilation(model_path(model), chosen, progress or _silent)
     with _seldom_collected(), limited(chosen.max_memory), compilation.scratch:
         return compilation.telling(compilation.run)
 
@@ -108,7 +109,7 @@ def inspect_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Insp
     1.0
     """
     chosen = CompileOptions.of_keywords(options)
-    compilation = _Compilation(Path(model), chosen, _silent)
+    compilation = _Compilation(model_path(model), chosen, _silent)
     with limited(chosen.max_memory), compilation.scratch:
         return compilation.telling(compilation.inspect)
 
@@ -120,7 +121,7 @@ def simulate_model(model: str | Path, **options: Unpack[CompileKeywords]) -> Sim
     """
     from qatc.compiler.simulation import Simulation
 
-    compilation = _Compilation(Path(model), CompileOptions.of_keywords({**options, "qat": True}), _silent)
+    compilation = _Compilation(model_path(model), CompileOptions.of_keywords({**options, "qat": True}), _silent)
     with compilation.scratch:
         graph, _, _ = compilation.canonical()
         compilation.strip(graph)

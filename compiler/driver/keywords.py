@@ -9,9 +9,10 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, cast
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, misused, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, misused, printable, suggested
 
 File = str | os.PathLike[str]
 Rules = Mapping[str, tuple[Callable[[Any], bool], str]]  # option -> whether a value will do, and in words which do
@@ -53,7 +54,8 @@ def check_options(options: Mapping[str, Any], rules: Rules) -> None:
     """
     unknown = sorted(options.keys() - rules.keys())
     if unknown:
-        raise misused(f"unknown option {printable(unknown[0])}", f"known are {', '.join(sorted(rules))}")
+        hint = suggested(unknown[0], rules, f"known are {', '.join(sorted(rules))}")
+        raise misused(f"unknown option {printable(unknown[0])}", hint)
     wrong = [
         Diagnostic("QAT007", f"the option {name} is {printable(repr(value))}", hint=f"it has to be {rules[name][1]}")
         for name, value in options.items()
@@ -61,6 +63,14 @@ def check_options(options: Mapping[str, Any], rules: Rules) -> None:
     ]
     if wrong:
         raise CompileError(wrong, 2)
+
+
+def model_path(given: object) -> Path:
+    """The path of the model that a call gives. CompileError (QAT007, exit code 2) for a model in memory."""
+    if not _is_file(given):
+        kind = printable(type(given).__name__)
+        raise misused(f"the model is a {kind}, not a path", "save it, as onnx.save does, and give the file's path")
+    return Path(cast("File", given))
 
 
 def _is_file(value: object) -> bool:
@@ -155,6 +165,7 @@ def _is_method(value: object) -> bool:
 _FLAG: Final = (_is_flag, "True or False")
 _TEXT: Final = (_is_text, "a string")
 _FILE: Final = (_optional(_is_file), "a path")
+OUTPUT: Final[Rules] = {"output": _FILE}
 COMPILE: Final[Rules] = {
     "qat": _FLAG,
     "dialect": _TEXT,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, misused, printable
-from qatc.compiler.driver.keywords import COMPILE, check_options
+from qatc.compiler.driver.keywords import COMPILE, OUTPUT, check_options
 from qatc.compiler.frontend import RangeOverride
 from qatc.compiler.graph import QuantGraph, Variable, shape_of
 from qatc.compiler.result import Json
@@ -52,6 +52,7 @@ class CompileOptions:
     def of_keywords(cls, options: Mapping[str, Any], output: str | Path | None = None) -> CompileOptions:
         """The options of a call. CompileError (QAT007, exit code 2) for unknown names and values of another kind."""
         check_options(options, COMPILE)
+        check_options({"output": output}, OUTPUT)
         chosen: dict[str, Any] = {
             name: Path(value) if name in _FILES and value else value for name, value in options.items()
         }
