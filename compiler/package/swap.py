@@ -17,6 +17,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
+    for folder in (Path(name) for name, _, _ in os.walk(path)):
+        if not folder.stat().st_mode & stat.S_IWUSR:  # of a package that was made read-only nothing could be removed
+            folder.chmod(stat.S_IRWXU)
     with contextlib.suppress(FileNotFoundError):
         (path / MANIFEST).unlink()  # first, so that a half-removed package is never taken for a whole one
     shutil.rmtree(path)

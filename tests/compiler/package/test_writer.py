@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -439,3 +440,19 @@ def test_all_is_durable_before_the_swap_and_the_swap_before_the_end(
     folders = {new, f"{new}/samples", f"{new}/samples/0"}
     assert set(events[:swapped]) == files | folders
     assert events[swapped + 1 :] == [""]
+
+
+def test_a_read_only_package_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores make packages read-only; to remove a file its folder has to be writable."""
+    build(tmp_path / "out", b"old")
+    (tmp_path / "out").chmod(0o555)
+    remove, modes = shutil.rmtree, list[int]()
+
+    def watched(path: Path) -> None:
+        modes.append(path.stat().st_mode & 0o777)
+        remove(path)
+
+    monkeypatch.setattr("shutil.rmtree", watched)
+    assert build(tmp_path / "out", b"new").diagnostics == ()
+    assert modes == [0o700]
+    assert names(tmp_path) == ["out"]
