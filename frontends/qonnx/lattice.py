@@ -79,7 +79,7 @@ def _behind(graph: QuantGraph, node: Node) -> tuple[Tensor, float, Array | None]
             if node.op in _SUMS:
                 return x, 1.0, value
             factor = number_of(value)
-            return None if factor is None else (x, abs(factor), None)
+            return (x, abs(factor), None) if factor else None
     return None
 
 

@@ -219,3 +219,12 @@ def test_unit_of_what_is_padded() -> None:
     b.node("Pad", ["x", ends, b.constant("fill", np.float32(0.125))], "output")
     graph = read(b, [4, 3])
     assert unit_of(graph, graph.outputs[0]) == 0.125
+
+
+def test_what_is_multiplied_by_zero_has_no_unit() -> None:
+    """Zero is a multiple of everything, and no number is one of zero."""
+    b = Builder()
+    thresholds(b, "input", np.arange(3)[None] + 0.5, "x", out_dtype="UINT2", out_scale=0.5)
+    b.node("Mul", ["x", b.constant("none", np.float32(0))], "output")
+    graph = read(b, [4, 3])
+    assert unit_of(graph, graph.outputs[0]) is None
