@@ -85,7 +85,9 @@ def _another(evidence: Evidence, segment: Segment) -> Cause | None:
         if name != segment.name and other.size == stored.size:
             found = value if value.shape == other.shape else stored.reshape(other.shape)
             if np.array_equal(found, other):
-                text = f"it holds the tensor {name}: that was written over it, or it is dumped from there"
+                read = bool(segment.ops) and name in segment.ops[-1].inputs
+                why = "nothing was done to it" if read else "that was written over it, or it is dumped from there"
+                text = f"it holds the tensor {name}: {why}"
                 return Cause("memory", printable(text), 1.0)
     return None
 

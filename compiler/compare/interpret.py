@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from qatc.compiler.golden.tensors import GoldenTensor
 from qatc.compiler.npy import npy_array
 from qatc.compiler.quant import Array, QuantParams
 
+_EVEN: Final = 4  # what sizes are padded to a multiple of
+_ALIGNED: Final = 64  # the largest of such multiples
 _WORD: Final = 4  # bytes: devices like to dump one element a word
 _FARTHEST: Final = 2**62  # beyond any grid; differences of what is farther apart would wrap around
 _LEAST_REAL: Final = 2.0**-60  # magnitude of raw floats; their bits are integers beyond half a billion
@@ -112,7 +115,16 @@ def _raw(data: bytes, place: Place, expected: Array) -> tuple[Array, str]:
             return reals, "one 32-bit float an element"
         return words, "one 32-bit word an element"
     sizes = f"{len(data):,} bytes, not {expected.size * place.dtype.itemsize:,}"
-    raise NotATensorError(f"it has {sizes} ({place.dtype} {list(shape)})", is_shape=True)
+    text = f"it has {sizes} ({place.dtype} {list(shape)}){_as_padded(len(data), shape, place.dtype.itemsize)}"
+    raise NotATensorError(text, is_shape=True)
+
+
+def _as_padded(size: int, shape: tuple[int, ...], itemsize: int) -> str:
+    """Along which axes a device may have padded the tensor, so that there are `size` bytes of it."""
+    whole = math.prod(shape) * itemsize
+    fits = [(axis, size * n // whole) for axis, n in enumerate(shape) if n > 1 and whole and not size * n % whole]
+    told = [f"{n} along axis {axis}" for axis, n in fits if 0 < n - shape[axis] < _ALIGNED and n % _EVEN == 0]
+    return f", as many as with {' or '.join(told)}: leave padding out" if told else ""
 
 
 def _shaped(array: Array, place: Place, expected: Array) -> tuple[Array, str]:

@@ -144,6 +144,12 @@ def _pair(found: Array, wanted: Array) -> tuple[Array, Array]:
     return found.astype(np.float64), wanted.astype(np.float64)
 
 
+def _off(y: Array, t: Array) -> Array:
+    """What y is off by: nothing where both are the same, infinite (masked scores) or not."""
+    with np.errstate(invalid="ignore"):
+        return np.where(y == t, 0.0, y - t)
+
+
 @dataclass
 class _Agreement(_Share):
     """Share of elements with the same arg-max over the classes: the second axis of [N, C, ...].
@@ -171,7 +177,8 @@ class _Mean:
 
     def add(self, found: Array, wanted: Array) -> None:
         y, t = _pair(found, wanted)
-        self.total += float(self.each(y - t).sum())
+        with np.errstate(over="ignore"):
+            self.total += float(self.each(_off(y, t)).sum())
         self.count += y.size
 
     def value(self) -> float:
@@ -186,7 +193,7 @@ class _Largest:
 
     def add(self, found: Array, wanted: Array) -> None:
         y, t = _pair(found, wanted)
-        self.largest = float(np.maximum(self.largest or 0.0, np.abs(y - t).max(initial=0.0)))  # NaN stays
+        self.largest = float(np.maximum(self.largest or 0.0, np.abs(_off(y, t)).max(initial=0.0)))  # NaN stays
 
     def value(self) -> float:
         return math.nan if self.largest is None else self.largest
@@ -201,9 +208,9 @@ class _Cosine:
 
     def add(self, found: Array, wanted: Array) -> None:
         y, t = (part.reshape(part.shape[0], -1) for part in _pair(found, wanted))
-        length = np.sqrt((y * y).sum(1)) * np.sqrt((t * t).sum(1))
         both_zero = ~y.any(1) & ~t.any(1)
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
+            length = np.sqrt((y * y).sum(1)) * np.sqrt((t * t).sum(1))
             cosine = (y * t).sum(1) / length
         self.total += float(np.where(both_zero, 1.0, np.where(length == 0, 0.0, cosine)).sum())
         self.count += y.shape[0]
@@ -222,8 +229,9 @@ class _Sqnr:
 
     def add(self, found: Array, wanted: Array) -> None:
         y, t = _pair(found, wanted)
-        self.signal += float((t * t).sum())
-        self.noise += float(((y - t) ** 2).sum())
+        with np.errstate(over="ignore"):
+            self.signal += float((t * t).sum())
+            self.noise += float((_off(y, t) ** 2).sum())
         self.count += y.size
 
     def value(self) -> float:

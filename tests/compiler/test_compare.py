@@ -243,6 +243,29 @@ def test_memory_that_another_tensor_was_written_to_is_told(unet: Device, tmp_pat
     assert found.first.cause.detail.startswith(f"it holds the tensor {holds}: ")
 
 
+def test_an_operator_that_did_nothing_is_told(devices: dict[str, Device], tmp_path: Path) -> None:
+    on = devices["fx-fbgemm-nofold__resnet8"]
+    ops = [op for op in on.opened.graph.ops if op.inputs[0] in on.values]
+    pairs = ((op, on.values[op.inputs[0]], on.values[op.output]) for op in ops)
+    op, x = next((op, x) for op, x, y in pairs if x.shape == y.shape and op.kind == "Conv")
+    first = compare_package(on.package, on.dump(tmp_path / "dump", {op.output: x})).first
+    assert first is not None
+    assert first.cause is not None
+    assert (first.tensor, first.cause.kind) == (on.shown(op.output), "memory")
+    assert first.cause.detail == f"it holds the tensor {op.inputs[0]}: nothing was done to it"
+
+
+def test_padding_of_raw_files_is_told(unet: Device, tmp_path: Path) -> None:
+    name = next(g.name for g in unet.golden if unet.values[g.name].shape[1] % 8 == 4)
+    channels = unet.values[name].shape[1]
+    padded = np.pad(unet.values[name], ((0, 0), (0, 4), (0, 0), (0, 0)))
+    first = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: padded}, raw=True)).first
+    assert first is not None
+    assert first.cause is not None
+    assert first.cause.kind == "shape"
+    assert f"as many as with {channels + 4} along axis 1" in first.cause.detail
+
+
 def test_noise_has_no_cause(unet: Device, tmp_path: Path) -> None:
     name = next(op.output for op in unet.opened.graph.ops if op.kind == "Conv")
     noise = np.random.default_rng(0).integers(0, 256, unet.values[name].shape).astype(np.uint8)

@@ -123,6 +123,19 @@ def test_a_tie_goes_to_the_lower_class() -> None:
     assert measured("agreement", [[0.0, 1.0, 9.0]], [[3.0, 3.0, 1.0]]) == 0.0
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinite_numbers_are_off_by_nothing_where_both_are() -> None:
+    y, t = [[-math.inf, 1.0, 3.0]], [[-math.inf, 2.0, 3.0]]  # masked scores
+    assert measured("mse", y, t) == pytest.approx(1 / 3)
+    assert measured("mae", y, t) == pytest.approx(1 / 3)
+    assert measured("max-error", y, t) == 1.0
+    assert measured("sqnr", y, t) == math.inf
+    assert measured("mse", [[-math.inf]], [[0.0]]) == math.inf
+    assert measured("mse", [[1e300]], [[0.0]]) == math.inf
+    assert math.isnan(measured("cosine", y, t))
+    assert math.isnan(measured("mae", [[math.nan]], [[math.nan]]))
+
+
 def test_a_score_that_is_no_number_never_wins() -> None:
     assert measured("top1", [[math.nan, 1.0, 0.0]], [0]) == 0.0
 
