@@ -28,7 +28,7 @@ from qatc.compiler.diagnostics import (
     printable,
 )
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
-from qatc.compiler.integer import Dequantize, Float, Op
+from qatc.compiler.integer import Dequantize, Float, Op, Quantize
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.runtime.sessions import OrtEvaluator
@@ -92,7 +92,7 @@ def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0
         message = f"nothing in {printable(str(dump))} is a tensor of {printable(str(package))}"
         if entries:
             message += f": it has {few([entry.where for entry in entries], 5)}"
-        raise CompileError([Diagnostic("QAT407", message, hint=hint), *found.errors], 3)
+        raise CompileError([*found, Diagnostic("QAT407", message, hint=hint)], 3)
     return Comparison(
         Path(package), Path(dump), opened.profile.name, tolerance, tuple(compared), tuple(missing), tuple(found)
     )
@@ -321,7 +321,18 @@ class _Run:
             names = few(floats, _NAMES)
             island = f"what is computed in floats on the way ({names}) may differ between machines in its last bits"
             message = f"{message}; {island}, and so by an LSB what is rounded behind it: dump that to tell"
-        return cause or Cause("unknown", _where(evidence, segment), 0.0), message
+        return cause or Cause("unknown", _where(evidence, segment) + self._fed(name, ops, evidence), 0.0), message
+
+    def _fed(self, name: str, ops: Sequence[Op], evidence: Evidence) -> str:
+        """A question, where most of an input differs that is no more than rounded: whether it is the sample's."""
+        value, base = evidence.dumped.value, evidence.base
+        source = ops[0].inputs[0] if len(ops) == 1 and isinstance(ops[0], Quantize) else name
+        if source not in self.feeds or (source != name and source in self.found):
+            return ""
+        if value.shape != base.shape or 2 * np.count_nonzero(value != base) <= base.size:
+            return ""
+        file = self.opened.manifest["samples"][self.sample]["inputs"][list(self.graph.inputs).index(source)]
+        return f"; was the device fed with {file}?"
 
     def _is_real(self, op: Op) -> bool:
         """Whether an operator's result is real numbers: sizes and indices are exact."""

@@ -505,6 +505,28 @@ def test_floats_that_follow_from_what_is_within_the_tolerance_are_right(tmp_path
     assert not compare_package(package, dump, tolerance=1).passed
 
 
+def test_another_input_than_the_samples_is_asked_for(unet: Device, tmp_path: Path) -> None:
+    """The dump is right, but of the other sample: what differs first is no more than the input, rounded."""
+    found = compare_package(unet.package, unet.dump(tmp_path / "dump"), sample=1)
+    assert found.first is not None
+    assert found.first.op == "Quantize"
+    assert found.first.cause is not None
+    assert found.first.cause.detail.endswith("; was the device fed with samples/1/input_0.npy?")
+    feed = unet.opened.graph.inputs[0]
+    np.savez(tmp_path / "input.npz", input_0=unet.opened.samples[0][feed])
+    first = compare_package(unet.package, tmp_path / "input.npz", sample=1).first
+    assert first is not None
+    assert first.cause is not None
+    assert first.cause.detail.endswith("; was the device fed with samples/1/input_0.npy?")
+
+
+def test_what_was_left_out_of_a_dump_without_tensors_is_told(unet: Device, tmp_path: Path) -> None:
+    (tmp_path / "0000_input.txt").write_text("1 2 3")
+    with pytest.raises(CompileError) as caught:
+        compare_package(unet.package, tmp_path)
+    assert "left out of the dump: 1 file neither npy, npz nor raw: 0000_input.txt" in str(caught.value)
+
+
 def test_samples_in_folders(unet: Device, tmp_path: Path) -> None:
     second = execute(unet.opened.graph, unet.opened.samples[1], unet.opened.profile, evaluate=EVALUATE)
     tensor = unet.golden[1]
