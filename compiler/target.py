@@ -100,7 +100,7 @@ def _text_of(path: Path) -> str:
         data = stream.read(_LARGEST + 1)
     if len(data) > _LARGEST:
         raise ValueError(f"it has more than {_LARGEST >> 20} MiB")
-    return data.decode("utf-8")
+    return data.decode("utf-8-sig")  # editors of Windows write the mark
 
 
 def _loads(text: str) -> dict[str, Any]:

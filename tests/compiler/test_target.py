@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qatc.compiler.diagnostics import CompileError
-from qatc.compiler.target import OPTIONAL_OPERATORS, builtin_targets, load_target, wanted_operators
+from qatc.compiler.target import OPTIONAL_OPERATORS, builtin_targets, load_target, read_toml, wanted_operators
 
 HEAD = 'name = "edge"\nbackend = "onnx"\n'
 
@@ -57,6 +57,14 @@ def test_a_description_is_what_it_says(tmp_path: Path) -> None:
     assert (found.operators, dict(found.options), found.activations) == (("Softmax",), {"softmax": "integer"}, "uint8")
     assert wanted_operators(found, found.options) == {"Softmax"}
     assert wanted_operators(found, {"softmax": "float"}) == frozenset()
+
+
+def test_files_from_windows_are_read(tmp_path: Path) -> None:
+    """With the mark that its editors put in front, and its ends of lines."""
+    data = b'\xef\xbb\xbfname = "edge"\r\nbackend = "onnx"\r\n'
+    (tmp_path / "edge.toml").write_bytes(data)
+    assert load_target(str(tmp_path / "edge.toml")).name == "edge"
+    assert read_toml(tmp_path / "edge.toml") == {"name": "edge", "backend": "onnx"}
 
 
 @pytest.mark.parametrize(
