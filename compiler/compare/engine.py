@@ -28,7 +28,7 @@ from qatc.compiler.diagnostics import (
     printable,
 )
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
-from qatc.compiler.integer import Dequantize, Float, Op, Quantize
+from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.runtime.sessions import OrtEvaluator
@@ -313,23 +313,23 @@ class _Run:
         values = {**self.graph.constants, **local.read}
         segment = Segment(self.graph, name, ops, values, self.opened.profile, self.evaluate)
         cause = find_cause(evidence, segment)
+        told = [message]
         if len(ops) > 1:
-            between = f"{len(ops)} operators lie between it and the tensors of the dump before it"
-            message = f"{message}; {between}" if message else between
+            told.append(f"{len(ops)} operators lie between it and the tensors of the dump before it")
         floats = [op.source or op.name for op in ops if isinstance(op, Float) and self._is_real(op)]
         if floats and cause is None:
             names = few(floats, _NAMES)
             island = f"what is computed in floats on the way ({names}) may differ between machines in its last bits"
-            message = f"{message}; {island}, and so by an LSB what is rounded behind it: dump that to tell"
-        return cause or Cause("unknown", _where(evidence, segment) + self._fed(name, ops, evidence), 0.0), message
+            told.append(f"{island}, and so by an LSB what is rounded behind it: dump that to tell")
+        unknown = Cause("unknown", _where(evidence, segment) + self._fed(name, ops, evidence), 0.0)
+        return cause or unknown, "; ".join(filter(None, told))
 
     def _fed(self, name: str, ops: Sequence[Op], evidence: Evidence) -> str:
-        """A question, where most of an input differs that is no more than rounded: whether it is the sample's."""
+        """A question, where most differs of an input, or of what is made of one that the dump does not have."""
         value, base = evidence.dumped.value, evidence.base
-        source = ops[0].inputs[0] if len(ops) == 1 and isinstance(ops[0], Quantize) else name
-        if source not in self.feeds or (source != name and source in self.found):
-            return ""
-        if value.shape != base.shape or 2 * np.count_nonzero(value != base) <= base.size:
+        read = [name, *(n for op in ops for n in op.inputs if n not in self.found)]
+        source = next((n for n in read if n in self.feeds), None)
+        if source is None or value.shape != base.shape or 2 * np.count_nonzero(value != base) <= base.size:
             return ""
         file = self.opened.manifest["samples"][self.sample]["inputs"][list(self.graph.inputs).index(source)]
         return f"; was the device fed with {file}?"

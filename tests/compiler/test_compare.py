@@ -266,6 +266,19 @@ def test_padding_of_raw_files_is_told(unet: Device, tmp_path: Path) -> None:
     assert f"as many as with {channels + 4} along axis 1" in first.cause.detail
 
 
+def test_an_input_that_was_not_dumped_is_asked_for_where_most_differs(unet: Device, tmp_path: Path) -> None:
+    graph, feeds = unet.opened.graph, unet.opened.samples[1]
+    others = execute(graph, feeds, unet.opened.profile, evaluate=EVALUATE)
+    dump = unet.dump(tmp_path / "dump", {g.name: others[g.name] for g in unet.golden})
+    (dump / f"{unet.golden[0].stem}.npy").unlink()
+    first = compare_package(unet.package, dump).first
+    assert first is not None
+    assert first.cause is not None
+    assert first.cause.kind == "unknown"
+    assert first.cause.detail.endswith("; was the device fed with samples/0/input_0.npy?")
+    assert compare_package(unet.package, dump, sample=1).passed
+
+
 def test_noise_has_no_cause(unet: Device, tmp_path: Path) -> None:
     name = next(op.output for op in unet.opened.graph.ops if op.kind == "Conv")
     noise = np.random.default_rng(0).integers(0, 256, unet.values[name].shape).astype(np.uint8)
