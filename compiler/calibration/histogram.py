@@ -50,7 +50,7 @@ class Histogram:
             self.counts[_BINS // 2] += flat.size
             return
         places = (flat * np.float32(_BINS / (2 * self.limit))).astype(np.int32)  # towards zero
-        places -= flat < 0  # so that every bin is half open: [k, k + 1)
+        places -= flat < 0  # so that every bin is half open, below zero at its lower end
         places += _BINS // 2
         np.clip(places, 0, _BINS - 1, out=places)
         self.counts += np.bincount(places, minlength=_BINS)

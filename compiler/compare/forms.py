@@ -167,9 +167,11 @@ def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
 
 
 def _words(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
-    if place.params is not None and place.dtype.itemsize < 4:
-        text = "each element is a 32-bit word, whose bytes are in the other order"
-        yield text, want.reshape(-1).astype(np.int32).byteswap().astype(np.int64)
+    for kind in (np.int16, np.int32):
+        bits = 8 * np.dtype(kind).itemsize
+        if place.params is not None and place.dtype.itemsize * 8 < bits:
+            text = f"each element is a {bits}-bit word, whose bytes are in the other order"
+            yield text, want.reshape(-1).astype(kind).byteswap().astype(np.int64)
 
 
 def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:

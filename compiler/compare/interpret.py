@@ -16,9 +16,9 @@ from qatc.compiler.quant import Array, QuantParams
 
 _EVEN: Final = 4  # what sizes are padded to a multiple of
 _ALIGNED: Final = 64  # the largest of such multiples
-_WORD: Final = 4  # bytes: devices like to dump one element a word
+# Devices like to dump an element a word: bytes -> magnitude above which it is a float; as integers all were too large
+_WORDS: Final = {2: 2.0**-14, 4: 2.0**-60}
 _FARTHEST: Final = 2**62  # beyond any grid; differences of what is farther apart would wrap around
-_LEAST_REAL: Final = 2.0**-60  # magnitude of raw floats; their bits are integers beyond half a billion
 _HEADER: Final = 1 << 16  # room for an npy header
 
 
@@ -107,13 +107,16 @@ def _raw(data: bytes, place: Place, expected: Array) -> tuple[Array, str]:
     little = place.dtype.newbyteorder("<")
     if len(data) == expected.size * place.dtype.itemsize:
         return np.frombuffer(data, little).astype(place.dtype, copy=False).reshape(shape), ""
-    if len(data) == expected.size * _WORD and place.params is not None:
-        words = np.frombuffer(data, np.dtype("<i4")).reshape(shape)
-        reals = words.view("<f4")
-        sizes = np.abs(reals[reals != 0])  # of small integers, the bits are those of NaN or of far smaller numbers
-        if sizes.size and sizes.min() > _LEAST_REAL and sizes.max() < 1 / _LEAST_REAL:
-            return reals, "one 32-bit float an element"
-        return words, "one 32-bit word an element"
+    word = len(data) // max(1, expected.size)
+    fits = len(data) == expected.size * word and word > place.dtype.itemsize
+    if word in _WORDS and fits and place.params is not None:
+        words = np.frombuffer(data, np.dtype(f"<i{word}")).reshape(shape)
+        reals = words.view(f"<f{word}")
+        sizes = np.abs(reals[reals != 0]).astype(np.float32)
+        # small integers have the bits of NaN or of far smaller numbers
+        if sizes.size and sizes.min() > _WORDS[word] and sizes.max() < 1 / _WORDS[4]:
+            return reals, f"one {8 * word}-bit float an element"
+        return words, f"one {8 * word}-bit word an element"
     sizes = f"{len(data):,} bytes, not {expected.size * place.dtype.itemsize:,}"
     text = f"it has {sizes} ({place.dtype} {list(shape)}){_as_padded(len(data), shape, place.dtype.itemsize)}"
     raise NotATensorError(text, is_shape=True)

@@ -425,17 +425,23 @@ def test_element_types(unet: Device, tmp_path: Path, dtype: str) -> None:
 
 
 def test_words_and_real_values(unet: Device, tmp_path: Path) -> None:
-    words = {g.name: unet.values[g.name].astype("<i4") for g in unet.golden}
-    assert compare_package(unet.package, unet.dump(tmp_path / "words", words, raw=True)).passed
-    turned = {name: value.astype(">i4") for name, value in words.items()}
-    first = compare_package(unet.package, unet.dump(tmp_path / "turned", turned, raw=True)).first
-    assert first is not None
-    assert first.cause is not None
-    assert first.cause.kind == "byte-order"
+    for bits in (16, 32):
+        words = {g.name: unet.values[g.name].astype(f"<i{bits // 8}") for g in unet.golden}
+        assert compare_package(unet.package, unet.dump(tmp_path / "words", words, raw=True)).passed
+        turned = {name: value.byteswap() for name, value in words.items()}
+        first = compare_package(unet.package, unet.dump(tmp_path / "turned", turned, raw=True)).first
+        assert first is not None
+        assert first.cause is not None
+        assert first.cause.kind == "byte-order"
+        assert f"{bits}-bit word" in first.cause.detail
     real = {g.name: g.params.dequantize(unet.values[g.name]) for g in unet.golden}
     assert compare_package(unet.package, unet.dump(tmp_path / "real", real)).passed
     bytes_ = {n: v for n, v in real.items() if unet.values[n].dtype.itemsize == 1}
     assert compare_package(unet.package, unet.dump(tmp_path / "raw", bytes_, raw=True)).passed
+    halves = {n: v.astype("<f2") for n, v in bytes_.items()}
+    found = compare_package(unet.package, unet.dump(tmp_path / "raw", halves, raw=True))
+    assert found.passed
+    assert "16-bit float" in found.tensors[0].message
 
 
 @pytest.mark.parametrize("zero", [0, 100])
