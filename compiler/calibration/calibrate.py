@@ -17,7 +17,7 @@ import numpy as np
 from qatc.compiler.budget import active
 from qatc.compiler.calibration.histogram import METHODS, Histogram, Range, grid_of
 from qatc.compiler.damaged import ARCHIVE, looking, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostics, fail, misused, printable, suggested
+from qatc.compiler.diagnostics import CompileError, Diagnostics, counted, fail, few, misused, printable, suggested
 from qatc.compiler.npy import npy_array
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.result import Port
@@ -37,6 +37,7 @@ def calibrate(
     *,
     dtype: str = "uint8",
     symmetric: bool = False,
+    findings: Diagnostics | None = None,
 ) -> dict[str, QuantParams]:
     """Per-tensor grids for `tensors`, found from what they hold while the model runs over `data`.
 
@@ -47,6 +48,7 @@ def calibrate(
         method: "minmax", "percentile" (99.99 %), "entropy" or "mse".
         dtype: element type of the grids.
         symmetric: whether the zero point lies in the middle.
+        findings: where it is told which tensors were nothing but zero.
 
     Raises:
         CompileError: QAT007 for an unknown method, QAT008 for data that do not fit or make a tensor infinite or NaN,
@@ -67,6 +69,12 @@ def calibrate(
                     hint="feed data preprocessed as in training",
                 )
             seen[name].add(values)
+
+    blank = [name for name, each in seen.items() if not each.limit]
+    if blank and findings is not None:
+        what, whose = counted(len(blank), "tensor"), "its" if len(blank) == 1 else "their"
+        message = f"the calibration data leave {what} zero throughout ({few(blank)}): {whose} range is a guess"
+        findings.warning("QAT207", message, hint="feed data prepared as in training, and more of them")
 
     def grid(span: Range) -> QuantParams:
         return grid_of(span, dtype, symmetric=symmetric)

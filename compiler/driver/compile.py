@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qatc.compiler.budget import limited
 from qatc.compiler.coverage import coverage, islands
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, few, misused, printable
+from qatc.compiler.diagnostics import (
+    CompileError,
+    Diagnostic,
+    Diagnostics,
+    Severity,
+    counted,
+    fail,
+    few,
+    misused,
+    printable,
+)
 from qatc.compiler.driver.importing import as_onnx
 from qatc.compiler.driver.keywords import model_path
 from qatc.compiler.driver.options import CompileOptions, parse_ranges, pin_shapes
@@ -344,7 +354,9 @@ class _Compilation:
             self.diagnostics.append(Diagnostic("QAT207", message, Severity.NOTE, hint="leave --calibrate out"))
             return
         method = self.options.calibration_method
-        found = calibrate(Simulation.of_graph(graph), names, data, method)
+        findings = Diagnostics()
+        found = calibrate(Simulation.of_graph(graph), names, data, method, findings=findings)
+        self.diagnostics += findings
         fill(graph, found)
         self.filled = tuple(FilledRange(name, params, method) for name, params in found.items())
         self.proving.restart(graph)

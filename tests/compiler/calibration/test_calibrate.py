@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from qatc.compiler.budget import SMALLEST, limited
 from qatc.compiler.calibration.calibrate import calibrate, read_data
 from qatc.compiler.calibration.histogram import METHODS, Histogram, entropy, grid_of, minmax, mse, percentile
-from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.diagnostics import CompileError, Diagnostics, Severity
 from qatc.compiler.package.samples import npy_bytes
 from qatc.compiler.quant import dtype_range
 from qatc.compiler.result import Port
@@ -156,6 +156,16 @@ def test_ranges_of_inner_tensors(tmp_path: Path, method):
         assert found["r"].scale[0] == np.float32(data.max() / np.float32(255))
     again = calibrate(two_times(["N", 3]), ["x", "r", "y"], read_data(tmp_path / "x.npy", [PORT]), method)
     assert again == found
+
+
+def test_a_range_of_zeros_alone_is_told(tmp_path: Path):
+    """Its step would be made up: of the inputs below only those that a Relu lets through tell anything."""
+    np.save(tmp_path / "x.npy", np.array([[-2.0, -0.5, -1.0]], np.float32))
+    findings = Diagnostics()
+    calibrate(two_times(["N", 3]), ["x", "r", "y"], read_data(tmp_path / "x.npy", [PORT]), findings=findings)
+    (told,) = findings
+    assert (told.code, told.severity) == ("QAT207", Severity.WARNING)
+    assert told.message == "the calibration data leave 2 tensors zero throughout (r, y): their range is a guess"
 
 
 def test_batches_do_not_matter(tmp_path: Path):
