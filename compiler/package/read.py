@@ -59,7 +59,8 @@ def read_json(folder: Path, relative: str) -> Any:
     """Parse a JSON file of the package.
 
     Raises:
-        ValueError: where it is not JSON, too large, too deep, holds numbers that no float does, or is no regular file.
+        ValueError: where it is not JSON, too large, too deep, states something twice, holds numbers that no float does,
+            or is no regular file.
         OSError: where it cannot be read.
     """
     path = regular_file(folder, relative)
@@ -67,13 +68,24 @@ def read_json(folder: Path, relative: str) -> Any:
     if size > LARGEST_JSON:
         raise ValueError(f"it has {size:,} bytes, more than any package needs")
     try:
-        return json.loads(path.read_bytes(), parse_constant=_no_json, parse_int=_whole, parse_float=_real)
+        return json.loads(
+            path.read_bytes(), parse_constant=_no_json, parse_int=_whole, parse_float=_real, object_pairs_hook=_once
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
 def _no_json(text: str) -> Any:
     raise ValueError(f"it holds {text}, which is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose readers, of which some take the first of equal keys and some the last, all see the same."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if any(key == k for k, _ in pairs[:index]))
+        raise ValueError(f"it states {printable(twice)} twice")
+    return found
 
 
 def _whole(text: str) -> int:

@@ -223,7 +223,7 @@ def _is_integer(_: object, value: object) -> bool:
 
 
 def _check_references(manifest: Mapping[str, Any], found: Diagnostics) -> None:
-    """The manifest's own names agree: model and samples are listed files, one per port."""
+    """The manifest's own names agree: model and samples are listed files, one per port, and no sample is left out."""
     files = manifest["files"]
     names = [manifest["model"]] if manifest["model"] is not None else []
     for index, sample in enumerate(manifest["samples"]):
@@ -235,6 +235,11 @@ def _check_references(manifest: Mapping[str, Any], found: Diagnostics) -> None:
     for name in dict.fromkeys(names):
         if name not in files:
             found.error("QAT502", f"the manifest names {printable(name)} but does not list it", hint=_COPY_AGAIN)
+    named = set(names)
+    left = [name for name in files if name.startswith("samples/") and name.endswith(".npy") and name not in named]
+    if left:
+        message = f"the manifest lists {printable(left[0])}, but none of its samples names it"
+        found.error("QAT502", message, hint=_COPY_AGAIN)
 
 
 # -- hashes -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import onnx
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.integer import Conv, IntegerGraph, MatMul
-from qatc.compiler.package.content import params_document
+from qatc.compiler.package.content import params_document, port_document
 from qatc.compiler.package.integer_file import StoredGraph
 from qatc.compiler.ports import ports_of_integer
 from qatc.compiler.quant import Array
@@ -88,7 +88,7 @@ def check_packaged(
 
 
 def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any) -> None:
-    """See that a package says the same of its grids everywhere.
+    """See that a package says the same of its tensors everywhere.
 
     Args:
         stored: the integer graph.
@@ -96,7 +96,7 @@ def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any)
         records: quantization.json, likewise.
 
     Raises:
-        ValueError: names the first grid that is another one in the integer graph.
+        ValueError: names the first tensor whose grid or shape is another one in the integer graph.
     """
     graph = stored.graph
     grids: dict[str, list[dict[str, Json]]] = {}
@@ -105,11 +105,12 @@ def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any)
             grids.setdefault(stored.names.get(name, name), []).append(params_document(tensor.params))
     for record in records["tensors"]:
         if {key: record[key] for key in _GRID} not in grids.get(record["name"], ()):
-            raise ValueError(f"quantization.json and integer.json disagree about the tensor {record['name']}")
+            raise ValueError(f"quantization.json and integer.json disagree about the grid of {record['name']}")
     for role, names in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         for port, entry in zip(ports_of_integer(graph, names), manifest[role], strict=True):
-            if entry["params"] != (None if port.params is None else params_document(port.params)):
-                raise ValueError(f"the manifest and integer.json disagree about the grid of {port.name}")
+            stated = port_document(port)
+            if (entry["shape"], entry["params"]) != (stated["shape"], stated["params"]):
+                raise ValueError(f"the manifest and integer.json disagree about the grid or shape of {port.name}")
 
 
 def _in_floats(graph: IntegerGraph, names: Mapping[str, str], model: onnx.ModelProto) -> bool:

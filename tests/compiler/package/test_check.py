@@ -91,6 +91,8 @@ def test_a_target_without_a_model_is_checked_by_its_hashes(tmp_path: Path) -> No
 
 def test_a_package_without_samples(tmp_path: Path) -> None:
     package = build(tmp_path / "out", samples=[])
+    shutil.rmtree(package / "samples")
+    edit(package, lambda m: m.update(files={k: v for k, v in m["files"].items() if not k.startswith("samples/")}))
     assert verify_package(package).passed
     assert "no samples" in run_check(package)[1]
 
@@ -306,6 +308,32 @@ def test_a_manifest_that_is_none(package: Path, data: bytes) -> None:
     assert run_check(package)[0] == 1
 
 
+def test_what_is_stated_twice_is_not_believed(package: Path) -> None:
+    """Who reads the first of two equal keys has other samples than who reads the last."""
+    path = package / "manifest.json"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + ', "samples": []}')
+    with pytest.raises(CompileError, match="it states samples twice"):
+        verify_package(package)
+
+
+def test_a_sample_that_the_manifest_forgot_is_missed(package: Path) -> None:
+    edit(package, lambda manifest: manifest.update(samples=manifest["samples"][:1]))
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "samples/1/input_0.npy, but none of its samples names it" in text(found)
+
+
+def test_a_pipe_or_link_for_a_manifest(package: Path) -> None:
+    path = package / "manifest.json"
+    path.rename(package.parent / "elsewhere")
+    for make in (os.mkfifo, lambda p: p.symlink_to(package.parent / "elsewhere")):
+        make(path)
+        with pytest.raises(CompileError, match="QAT502"):
+            verify_package(package)
+        assert "not a regular file" in run_check(package)[2]
+        path.unlink()
+
+
 def test_no_package_at_all(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(CompileError, match="QAT502"):
@@ -445,7 +473,13 @@ def test_grids_that_the_integer_graph_does_not_have(
     replace_file(records, "quantization.json", json.dumps(document).encode())
     ports = Path(shutil.copytree(compiled, tmp_path / "ports"))
     edit(ports, lambda manifest: change(manifest["inputs"][0]["params"]))
-    for package, said in ((records, "quantization.json and integer.json disagree"), (ports, "the manifest and int")):
+    shapes = Path(shutil.copytree(compiled, tmp_path / "shapes"))
+    edit(shapes, lambda manifest: manifest["outputs"][0].update(shape=[1, 7]))
+    for package, said in (
+        (shapes, "the manifest and integer.json disagree"),
+        (records, "quantization.json and integer.json disagree"),
+        (ports, "the manifest and int"),
+    ):
         found = verify_package(package)
         assert codes(found) == {"QAT502"}
         assert said in text(found)
