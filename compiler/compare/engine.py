@@ -90,8 +90,6 @@ def compare_package(package: str | Path, dump: str | Path, *, tolerance: int = 0
     if not compared:
         hint = "files are matched by a tensor's name, its number, or the stem of its golden file; see docs/bring-up.md"
         message = f"nothing in {printable(str(dump))} is a tensor of {printable(str(package))}"
-        if entries:
-            message += f": it has {few([entry.where for entry in entries], 5)}"
         raise CompileError([*found, Diagnostic("QAT407", message, hint=hint)], 3)
     return Comparison(
         Path(package), Path(dump), opened.profile.name, tolerance, tuple(compared), tuple(missing), tuple(found)

@@ -713,7 +713,7 @@ def test_what_is_not_there(unet: Device, tmp_path: Path) -> None:
         assert caught.value.exit_code == 2
     (tmp_path / "strange").mkdir()
     np.save(tmp_path / "strange" / "nobody.npy", np.zeros(3))
-    with pytest.raises(CompileError, match=r"QAT407.*: it has nobody\.npy") as caught:
+    with pytest.raises(CompileError, match="QAT407") as caught:
         compare_package(unet.package, tmp_path / "strange")
     assert caught.value.exit_code == 3
     np.save(tmp_path / "strange" / f"{unet.golden[0].stem}.npy", unet.values[unet.golden[0].name])
