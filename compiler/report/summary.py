@@ -177,12 +177,14 @@ def _note(members: Sequence[Diagnostic], *, verbose: bool) -> Iterator[Text]:
     shown = len(messages) if verbose or len(messages) <= 3 else 1
     if shown < len(messages):
         yield Text(f"{code}: {CODES[code]}, {len(members):,} times; the first is:")
-    for index, ((message, hint), alike) in enumerate(list(messages.items())[:shown]):
+    told = list(messages.items())[:shown]
+    for index, ((message, hint), alike) in enumerate(told):
         yield Text(f"{code}: {text.prose(message)}" if shown == len(messages) else f"  {text.prose(message)}")
         places = [place for place in map(_place, alike) if place]
         if places:
             yield Text(f"  at {few(places, _ALL if verbose else 3)}", style="dim")
-        if hint and (index == shown - 1 or verbose):
+        again = index + 1 < shown and told[index + 1][0][1] == hint  # the same advice once, at the end
+        if hint and (verbose or not again):
             yield Text(f"  help: {text.prose(hint)}", style="dim")
 
 

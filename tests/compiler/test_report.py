@@ -127,6 +127,12 @@ def test_summary_groups_notes_and_puts_warnings_first() -> None:
     assert "help: quantize the weights with 7 bits" in said
 
 
+def test_each_advice_of_a_code_is_given() -> None:
+    told = [Diagnostic("QAT208", what, Severity.NOTE, hint=hint) for what, hint in (("a", "x"), ("b", "x"), ("c", "y"))]
+    said = shown(summary, fake.result(diagnostics=tuple(told)), width=160).split()
+    assert " ".join(said).count("QAT208: a QAT208: b help: x QAT208: c help: y package") == 1
+
+
 def test_summary_of_a_failed_verification_names_the_tensor() -> None:
     bad = replace(fake.check(3, "/conv3", 7), passed=False, message="7 of 8192 elements differ by up to 2 LSB")
     found = fake.verification(package=(bad,), passed=False, first_bad="/conv3")
