@@ -30,7 +30,7 @@ from qatc.compiler.model.protos import all_bodies, body_depth, captured_names, d
 from qatc.compiler.model.tensors import MAX_RANK, TensorError, TensorReader, shape_text
 from qatc.compiler.quant import Array
 
-_CHECKPOINT: Final = "export the model: torch.onnx.export(model, ...)"
+_CHECKPOINT: Final = "load it in PyTorch and export the model: torch.onnx.export, or export of qatc.frontends.torch_qat"
 _OTHER_FORMATS: Final = (  # where a file says what it is, how, what that is, what to do
     (0, b"PK\x03\x04", "a zip archive, as PyTorch's checkpoints are", _CHECKPOINT),
     (0, b"\x80\x02", "a Python pickle, as old checkpoints of PyTorch are", _CHECKPOINT),

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, printable
+from qatc.compiler.diagnostics import CompileError, Diagnostic, Severity, counted, fail, few, printable
 from qatc.compiler.driver.options import CompileOptions
 from qatc.compiler.graph import QuantGraph
 from qatc.compiler.model_io import Source
@@ -69,6 +69,9 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         message, hint = f"{message}, but in the bodies of {printable(ops)}, which are not compiled", _WRITTEN_OUT
     elif others:
         message, hint = f"{message}, but operators that ONNX does not define: {others}", _STANDARD
+    elif source.ops:
+        ordered = sorted(source.ops.items(), key=lambda item: (-item[1], item[0]))
+        message += f"; its operators are {few([f'{number:,} {op}' for op, number in ordered], _SHOWN)}"
     raise fail("QAT101", message, hint=hint)
 
 

@@ -8,7 +8,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from qatc import CompileError, compile_model
+from qatc import CompileError, compile_model, inspect_model
 
 CONSTANTS = (
     "int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, int32[3] b = {0,0,0}, float s = {0.1}, bool true = {1}, "
@@ -74,3 +74,13 @@ def test_weights_are_seen_wherever_the_exporter_put_them(maker: str, tmp_path: P
     assert compile_model(tmp_path / "model.onnx", output=tmp_path / "out").evidence.startswith(
         "1 Cast of integer weights"
     )
+
+
+def test_a_float_model_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    """Whoever looks for the quantizers sees at once that there are none."""
+    head = '<ir_version: 10, opset_import: ["" : 17]>\nnet (float[2] x) => (float[2] y)'
+    text = f"{head} {{ a = Relu(x) b = Relu(a) y = Exp(b) }}"
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    for function in (compile_model, inspect_model):
+        with pytest.raises(CompileError, match="that any dialect knows; its operators are 2 Relu, 1 Exp\n"):
+            function(tmp_path / "model.onnx")
