@@ -187,7 +187,7 @@ def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Ar
         where: flat indices into the output, [E].
     """
     shape = values[op.output].shape
-    index = np.unravel_index(where, shape)
+    index = index_of(where, shape)
     out = graph.params(op.output)
     step, zero = float(out.scale[0]), int(out.zero_point[0])
     match op:
@@ -197,7 +197,7 @@ def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Ar
             real, magnitude = _elementwise(graph, op, values, index, shape)
             return _in_steps(real, magnitude * sum_error(len(op.inputs) - 1), step, zero)
         case Rescale() | Quantize():
-            real = _real(values[op.inputs[0]][index], graph.tensors[op.inputs[0]].params, index)
+            real = _real(values[op.inputs[0]].reshape(shape or (1,))[index], graph.tensors[op.inputs[0]].params, index)
             magnitude = np.abs(real)
         case Softmax():
             return _in_steps(*_softmax(graph, op, values, index), step, zero)
@@ -214,6 +214,11 @@ def exact_at(graph: IntegerGraph, op: Op, values: Mapping[str, Array], where: Ar
         case _:
             return None
     return _in_steps(real, magnitude * sum_error(1), step, zero)
+
+
+def index_of(where: Array, shape: tuple[int, ...]) -> Index:
+    """The places of flat indices; what has no dimensions counts as a vector of its one element."""
+    return np.unravel_index(where, shape or (1,))
 
 
 def _in_steps(real: Doubles, error: Doubles, step: float, zero: int) -> Exact:
@@ -238,7 +243,7 @@ def _product(
 ) -> Exact:
     total, magnitude = product_sums(graph, op, values, index)
     sign = graph.signs.get(op.output)
-    channel = index[1] if isinstance(op, Conv) else index[-1] if index else np.zeros(total.shape, np.intp)
+    channel = index[1 if isinstance(op, Conv) else -1]
     scales = np.asarray(op.acc_scale, np.float64)
     unit = scales[channel] if scales.size > 1 else np.broadcast_to(scales, total.shape)
     real, size = total.astype(np.float64), magnitude.astype(np.float64)
@@ -283,7 +288,7 @@ def product_sums(
         gather, width = _matmul_gather(a, b), a.shape[-1]
     zeros = np.asarray(b_params.zero_point, np.int64)
     zeros = zeros[:1] if (zeros == zeros[0]).all() else zeros
-    count = index[0].size if index else 1
+    count = index[0].size
     total, magnitude = np.empty(count, np.int64), np.empty(count, np.int64)
     for part in _parts(count, width):
         here = tuple(i[part] for i in index)
@@ -394,7 +399,7 @@ def _elementwise(
 def _broadcast_real(q: Array, params: QuantParams | None, index: Index, shape: tuple[int, ...]) -> Doubles:
     lead = len(shape) - q.ndim
     own = tuple(np.where(size == 1, 0, index[lead + d]) for d, size in enumerate(q.shape))
-    picked = q[own] if own else np.broadcast_to(q, index[0].shape if index else ())
+    picked = q[own] if own else np.broadcast_to(q, index[0].shape)
     return _real(picked, params, own)
 
 

@@ -36,7 +36,7 @@ from qatc.compiler.integer import (
 from qatc.compiler.quant import FUNCTION_ERROR, Array, QuantParams, dtype_range
 from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
 from qatc.compiler.simulation import Simulation
-from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, kernel_error, product_sums, sum_error
+from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, index_of, kernel_error, product_sums, sum_error
 from qatc.compiler.verify.jumps import Jumps
 from qatc.compiler.verify.limits import Limits
 from qatc.compiler.verify.maxima import exact_maxima
@@ -362,8 +362,7 @@ class LocalCheck:
         values, product = sample.values, self.producers.get(maker.inputs[0])
         if not isinstance(product, Conv | MatMul):
             return None
-        shape = values[maker.inputs[0]].shape
-        index = np.unravel_index(where, shape)
+        index = index_of(where, values[maker.inputs[0]].shape)
         _, magnitude = product_sums(self.graph, product, values, index)
         params = self.graph.params(maker.inputs[0])
         scales = np.asarray(params.scale)

@@ -136,6 +136,23 @@ def simple_case(rng: np.random.Generator, kind: str) -> tuple[IntegerGraph, dict
     return one_op(op, both, out), {n: v for n, (v, _) in both.items()}
 
 
+def scalar_case(rng: np.random.Generator, kind: str) -> tuple[IntegerGraph, dict[str, np.ndarray]]:
+    """Results without dimensions."""
+    if kind == "MatMul":
+        grids, values = (
+            (random_grid(rng), random_grid(rng, "int8")),
+            {"a": integers(rng, (9,)), "b": integers(rng, (9,), "int8")},
+        )
+        scale = (grids[0].scale[0] * grids[1].scale[0],)
+        op: Op = MatMul("m", ("a", "b"), ("y",), lo=0, hi=255, acc_scale=scale)
+        tensors = {name: (value, grid) for (name, value), grid in zip(values.items(), grids, strict=True)}
+        return one_op(op, tensors, random_grid(rng, step=2.0)), values
+    graph, feeds = simple_case(rng, kind)
+    feeds = {name: value.reshape(-1)[:1].reshape(()) for name, value in feeds.items()}
+    graph.constants.update({name: feeds[name] for name in graph.constants})
+    return graph, feeds
+
+
 CASES: dict[str, Callable[[np.random.Generator], tuple[IntegerGraph, dict[str, np.ndarray]]]] = {
     "Conv": lambda rng: conv_case(rng, transposed=False),
     "ConvTranspose": lambda rng: conv_case(rng, transposed=True),
@@ -156,6 +173,10 @@ CASES: dict[str, Callable[[np.random.Generator], tuple[IntegerGraph, dict[str, n
             "Pool",
             "GlobalPool",
         )
+    },
+    **{
+        f"{kind} of scalars": (lambda rng, kind=kind: scalar_case(rng, kind))
+        for kind in ("Add", "Sub", "Mul", "Sum", "Rescale", "Quantize", "MatMul")
     },
 }
 
