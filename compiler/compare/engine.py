@@ -30,7 +30,7 @@ from qatc.compiler.diagnostics import (
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
-from qatc.compiler.reference import OnnxEvaluator, execute
+from qatc.compiler.reference import OnnxEvaluator, execute, execute_op
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.boundary import Exact, exact_at
 
@@ -120,7 +120,9 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Local:
-    """What each operator computes of the dump's own tensors, and what its readers read: the dump's, where it has it."""
+    """What each operator computes of the dump's own tensors, and what its readers read: the dump's, where it has it;
+    constants, too.
+    """
 
     computed: Mapping[str, Array]
     read: Mapping[str, Array]
@@ -254,15 +256,28 @@ class _Run:
 
     def _locally(self, *, repaired: bool) -> _Local:
         """What each operator makes of the dump's own tensors, where the dump has them."""
-        forced: dict[str, Array] = {}
+        forced, profile = dict[str, Array](), self.opened.profile
         for name, found in self.found.items():
             value = found.dumped.value if found.dumped is not None else None
             if repaired and found.repaired is not None:
                 value = found.repaired
-            if value is not None and value.shape == self.expected[name].shape:
+            if value is not None and value.shape == self.expected[name].shape and not self._is_size(name):
                 forced[name] = contained(value, self.expected[name].dtype)
-        computed = execute(self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate, forced=forced)
-        return _Local(computed, {name: forced.get(name, value) for name, value in computed.items()})
+        computed = {name: self.expected[name] for name in self.graph.inputs}
+        read = {**self.graph.constants, **{name: forced.get(name, value) for name, value in computed.items()}}
+        for op in self.graph.ops:
+            try:
+                made = dict(zip(op.outputs, execute_op(self.graph, op, read, profile, self.evaluate), strict=True))
+            except (CompileError, ValueError):  # nothing can be made of them, such as NaN: then they made what is there
+                made = {name: forced.get(name, self.expected[name]) for name in op.outputs if name}
+            made.pop("", None)
+            computed |= made
+            read |= {name: forced.get(name, value) for name, value in made.items()}
+        return _Local(computed, read)
+
+    def _is_size(self, name: str) -> bool:
+        """Whether a tensor may say how large others are: no dump's, as it may take any memory."""
+        return self.graph.tensors[name].params is None and self.expected[name].dtype.kind in "iu"
 
     def _measure(self, name: str, value: Array, expected: Array) -> Measure:
         if value.shape != expected.shape:
@@ -308,8 +323,7 @@ class _Run:
         base = base.astype(np.int64) if base.dtype.kind in "iu" else base
         evidence = Evidence(dumped, base, self.place(name))
         ops = self._segment(name)
-        values = {**self.graph.constants, **local.read}
-        segment = Segment(self.graph, name, ops, values, self.opened.profile, self.evaluate)
+        segment = Segment(self.graph, name, ops, local.read, self.opened.profile, self.evaluate)
         cause = find_cause(evidence, segment)
         told = [message]
         if len(ops) > 1:

@@ -139,6 +139,31 @@ def test_numbers_that_no_network_computes_are_told_quietly(unet: Device, tmp_pat
     assert (first.cause.kind, first.equal_share) == ("unknown", 1 - 2 / value.size)
 
 
+@pytest.mark.parametrize(("name", "odd"), [("e_unrounded", np.nan), ("s", 2**40)])
+def test_what_nothing_can_be_computed_of_is_the_fault_of_its_own_tensor(tmp_path: Path, name: str, odd: float) -> None:
+    """NaN cannot be quantized, and sizes may take any memory: both ended the comparison."""
+    body = """
+        q = A(x)
+        e = CumSum(q, axis)
+        r = B(e)
+        s = Shape(r)
+        t = Expand(r, s)
+        y = B(t)
+    """
+    text = net("(float[n, 3] x) => (float[n, 3] y)", body, "int64 axis = {1}")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    package = compile_model(tmp_path / "net.onnx", qat=True, output=tmp_path / "p", verify=False).package
+    assert package is not None
+    opened = open_package(package)
+    values = execute(opened.graph, opened.samples[0], opened.profile, evaluate=EVALUATE)
+    wrong = np.full_like(values[name], odd)
+    np.savez(tmp_path / "dump.npz", **{**values, name: wrong})
+    found = compare_package(package, tmp_path / "dump.npz")
+    assert [t.tensor for t in found.tensors if not t.passed] == [name]
+    assert found.first is not None
+    assert found.first.error == "local"
+
+
 def test_channels_of_floats_are_told_apart_behind_the_point() -> None:
     """All of them were 0 as integers, and no order of theirs was found."""
     base = np.array([[0.125, 0.25, 0.5]], np.float32)
