@@ -48,7 +48,7 @@ def _narrow(values: Integers, params: QuantParams, summed: int) -> Weight:
     if differences.size == 0 or (differences.min() >= -128 and differences.max() <= 127):
         return Weight(differences.astype(np.int8))
     lowest, highest = int(differences.min()), int(differences.max())
-    if highest - lowest <= 255:
+    if highest - lowest <= 255 and lowest >= -255:  # no zero point of int8 lies 256 above an integer of int8
         zero = min(max(-128 - lowest, -128), 127)
         return Weight((differences + zero).astype(np.int8), zero)
     zero = -1 if highest > 254 else 0

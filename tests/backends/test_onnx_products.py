@@ -460,6 +460,15 @@ def test_a_difference_of_255_on_one_side(zero: int, low: int, high: int) -> None
     np.testing.assert_array_equal(halves[:, :2] + halves[:, 2:], values.astype(int) - [[zero], [0]])
 
 
+@pytest.mark.parametrize("row", [[-256, -170], [-256, -1], [-256, 254], [-255, 0], [0, 255], [-256, -256]])
+def test_weights_of_nine_bits(row: list[int]) -> None:
+    """Twice an int8 is as low as -256."""
+    params = QuantParams.per_tensor(0.1, 0, "int16")
+    weight = _narrow(np.array([row], np.int16), params, 1)
+    meant = weight.values.astype(int) - weight.zero
+    np.testing.assert_array_equal(meant[:, :2] + meant[:, 2:] if weight.doubled else meant, [row])
+
+
 def test_differences_of_255_on_both_sides_have_no_form() -> None:
     params = QuantParams.per_channel([0.1, 0.1], 0, [-128, 127], "int8")
     with pytest.raises(ValueError, match="255"):
