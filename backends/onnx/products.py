@@ -42,7 +42,7 @@ _PER_GROUP: Final = 1 << 15  # products with zero that take less time than a mat
 class Product:
     """What becomes of an accumulator: an 8-bit result (`grid`), real numbers (`real`), or the accumulator itself.
 
-    `rounded` real numbers end on a grid (see `islands`).
+    `rounded` real numbers end on a grid (see `islands`), `transposed` ones are read by a Transpose.
     `scale` is what a unit of the accumulator is worth, one number or one per output channel. `bias` is int32 for an
     8-bit result and float32 for real numbers; `bias_source` is its name in the integer graph.
     """
@@ -54,6 +54,7 @@ class Product:
     hi: int = 0
     real: bool = False
     rounded: bool = False
+    transposed: bool = False
     bias_source: str = ""
 
 
@@ -63,8 +64,9 @@ def product_of(w: Writer, op: Conv | MatMul, fused: Dequantize | None) -> Produc
     if fused is not None:
         bias = w.graph.constants[fused.inputs[1]] if len(fused.inputs) > 1 else None
         return Product(
-            np.asarray(out.scale, np.float32), bias, real=True, rounded=w.float_sums and ends_on_grid(w, fused)
-        )
+            np.asarray(out.scale, np.float32), bias, real=True, rounded=w.float_sums and ends_on_grid(w, fused),
+            transposed=w.is_transposed(fused.output),
+        )  # fmt: skip
     if out.dtype == "int32":
         return Product(scale)
     name = "".join(op.inputs[2:])  # one at most
@@ -274,12 +276,15 @@ def converted(w: Writer, acc: str, product: Product, spatial: int, out: str) -> 
     last = out if product.bias is None else ""
     if scale.size == 1:
         real = w.real_sums(acc, _real_scale(w, product), last)
+    elif product.transposed and last:
+        shaped = scale.reshape(_per_channel(scale.size, spatial))
+        real = w.real_sums(acc, w.array(shaped, f"{w.label}_scale"), last)
     else:
         real = w.node("DequantizeLinear", (acc, _real_scale(w, product)), last, axis=1)
     if product.bias is not None:
         bias = np.asarray(product.bias, np.float32)
-        shaped = bias.reshape(_per_channel(bias.size, spatial))
-        w.node("Add", (real, w.array(shaped, f"{w.label}_bias")), out)
+        bias = bias.reshape(_per_channel(bias.size, spatial))
+        w.node("Add", (real, w.array(bias, f"{w.label}_bias")), out)
 
 
 def _per_channel(size: int, spatial: int) -> Sequence[int]:

@@ -75,7 +75,7 @@ def transposed(w: Writer, op: Conv, weight: Weight, product: Product, out: str) 
         write(w, convolution, spread, out)
         return
     made = w.fresh(f"{out}_phases")
-    write(w, convolution, spread, made)
+    write(w, convolution, replace(spread, transposed=True), made)
     _interleave(w, op, made, axes, values.shape[1], out)
 
 

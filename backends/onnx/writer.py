@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qatc.backends.onnx.saturation import signed_bytes, wide_form
 from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
-from qatc.compiler.integer import IntegerGraph, Op
+from qatc.compiler.integer import Float, IntegerGraph, Move, Op
 from qatc.compiler.model.names import Names
 from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.model_io import add_attribute
@@ -274,12 +274,17 @@ class Writer:
         return self.node("DequantizeLinear", self._grid(q, params), out, axis=params.axis)
 
     def real_sums(self, sums: str, scale: str, out: str = "") -> str:
-        """int32 sums times one number, which is what DequantizeLinear computes.
+        """int32 sums times a constant, which is what DequantizeLinear computes.
 
         ONNX Runtime (1.32, basic optimizations) puts a QuantizeLinear to uint8 behind a DequantizeLinear of int32
-        without zero point that a Transpose, Reshape or Slice reads, and so destroys the sums.
+        without zero point that a Transpose, Reshape or Slice reads, and so destroys the sums. Up to 1.27 it does so
+        with scales per channel as well, where a Transpose reads it, and then refuses the model that it made.
         """
         return self.node("Mul", (self.node("Cast", [sums], to=TensorProto.FLOAT), scale), out)
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a Transpose reads a tensor of the integer graph."""
+        return any(isinstance(r, (Float, Move)) and r.op_type == "Transpose" for r in self.consumers.get(name, ()))
 
     def _grid(self, x: str, params: QuantParams) -> list[str]:
         """The operands of QuantizeLinear and DequantizeLinear."""

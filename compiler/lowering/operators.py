@@ -252,7 +252,8 @@ def choice(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
 def _onto_grid(state: State, tensor: Tensor, real: Array | None, params: QuantParams, lo: int, hi: int) -> str:
     """The integers of a tensor on the grid of an operator that reads it; `real` are the numbers of a constant one."""
     if real is not None:
-        return state.build.constant(tensor.name, np.clip(params.quantize(real), lo, hi), params)
+        integers = np.clip(params.quantize(real), lo, hi)
+        return state.build.constant(tensor.name, integers.astype(params.container, copy=False), params)
     own = state.params(tensor)
     if own is not None and own.same_grid(params) and own.dtype == params.dtype and lo <= own.qmin <= own.qmax <= hi:
         return state.int_name(tensor)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from qatc.backends.onnx.weights import Weight, narrow
-from qatc.compiler.integer import Conv, Dequantize, MatMul, Quantize, Shape, raw_accumulator
+from qatc.compiler.integer import Conv, Dequantize, MatMul, Move, Quantize, Shape, raw_accumulator
 from qatc.compiler.quant import Array, QuantParams
 from tests.backends.emitting import DOMAINS, UNSET, Net, emitted, grid, integers, same
 
@@ -243,6 +243,14 @@ def test_a_float_convolution_that_is_rounded_keeps_its_weights(case: Case) -> No
     ops = same(net, out, ["fast"], within=1)["fast"].ops
     assert ops["Conv"] == 1
     assert "DequantizeLinear" not in ops
+
+
+@pytest.mark.parametrize("case", [Case(), Case(groups=2), Case(transposed=True, stride=2)], ids=str)
+def test_no_transpose_reads_a_dequantizelinear_of_sums(case: Case) -> None:
+    """ONNX Runtime up to 1.27 would quantize the sums to uint8 in between, and then refuse the model."""
+    net, real = conv(replace(case, end="real", bias=False))
+    out = net.add(Move, [real], op_type="Transpose", attrs={"perm": [0, 2, 3, 1]})
+    assert "DequantizeLinear" not in same(net, out, ["auto"], within=1e-5)["auto"].ops
 
 
 def test_small_groups_are_one_matrix_product_with_zeros() -> None:
