@@ -160,6 +160,8 @@ def test_the_short_command_is_the_same(compiler: Driver) -> None:
         ("-a -m pytorch m.onnx", "No such option '-a'. Did you mean qatc compile -a?"),
         ("--metric top1 m.qatc", "Did you mean qatc evaluate --metric?"),
         ("--bogus compile m.onnx", "No such option '--bogus'"),
+        ("compile -a pytorch m.onnx", "(m.onnx). -a takes no value: write -a -m pytorch"),
+        ("compile -a m.onnx n.onnx", "unexpected extra argument (n.onnx)\n"),
         ("compile m.onnx -t drpai -d", "-t drpai: -d needs a value"),
     ],
 )

@@ -6,6 +6,7 @@ Either way it is told to people, or as JSON with --json, and to CI services in t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,6 +146,19 @@ class CompileCommand(Command):
             for line in said:
                 click.echo(line, err=True)
         return translated
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; a dialect behind -a, as the guide of DRP-AI TVM has it, gets a suggestion."""
+        behind = [value for flag, value in pairwise(args) if flag in ("-a", "--qat")]
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            from qatc.compiler.registry import frontends
+
+            named = [value for value in behind if value.lower() in frontends().names()]
+            if not named:
+                raise
+            raise click.UsageError(f"{error.format_message()}. -a takes no value: write -a -m {named[0]}", ctx) from None
 
 
 class Group(_Answering, click.Group):
