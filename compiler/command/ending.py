@@ -158,7 +158,9 @@ class CompileCommand(Command):
             named = [value for value in behind if value.lower() in frontends().names()]
             if not named:
                 raise
-            raise click.UsageError(f"{error.format_message()}. -a takes no value: write -a -m {named[0]}", ctx) from None
+            raise click.UsageError(
+                f"{error.format_message()}. -a takes no value: write -a -m {named[0]}", ctx
+            ) from None
 
 
 class Group(_Answering, click.Group):

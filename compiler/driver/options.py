@@ -93,12 +93,13 @@ class CompileOptions:
 
 
 def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give inputs the shapes that the user pins; the shapes of the outputs follow from them.
+    """Give inputs the shapes that the user pins; what goes by the same symbols in others, and the outputs, follow.
 
     Raises:
         CompileError: QAT007 with exit code 2 for unknown inputs and for shapes that contradict the model.
     """
     inputs = {t.name: t for t in graph.inputs}
+    symbols: dict[str, set[int]] = {}
     wrong: list[Diagnostic] = []
     for name, shape in shapes.items():
         tensor = inputs.get(name)
@@ -115,9 +116,16 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
             hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
             wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))
             continue
+        for symbol, size in zip(have or (), shape, strict=False):
+            if isinstance(symbol, str):
+                symbols.setdefault(symbol, set()).add(size)
         tensor.shape = list(shape)
     if wrong:
         raise CompileError(wrong, 2)
+    known = {symbol: size for symbol, (size, *others) in symbols.items() if not others}
+    for tensor in inputs.values():
+        if tensor.name not in shapes and isinstance(tensor, Variable) and tensor.shape is not None:
+            tensor.shape = [known.get(d, d) if isinstance(d, str) else d for d in tensor.shape]
     if shapes:
         for output in graph.outputs:
             if isinstance(output, Variable):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 
 from qatc import CompileError, inspect_model
@@ -26,3 +28,17 @@ def test_a_limit_is_a_number_that_a_float_holds(wrong: object) -> None:
     for option, rules in (("tolerance", COMPILE), ("require", EVALUATE)):
         with pytest.raises(CompileError, match=f"the option {option}"):
             check_options({option: {"max_lsb": wrong}}, rules)
+
+
+def test_a_symbol_that_is_pinned_is_so_in_every_input(tmp_path: Path) -> None:
+    """Two inputs of N rows: one pinned to 2 rows and one of any number was no network that the file describes."""
+    quantized = "\n".join(f"{i}q = QuantizeLinear({i}, s, z)\n{i}d = DequantizeLinear({i}q, s, z)" for i in "ab")
+    text = (
+        '<ir_version: 10, opset_import: ["" : 17]>\nnet (float[N,3] a, float[N,M] b) => (float[N,3] y)\n'
+        f"<float s = {{0.1}}, uint8 z = {{128}}>\n{{\n{quantized}\ny = Add(ad, bd)\n}}"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    found = inspect_model(tmp_path / "model.onnx", shapes={"a": (2, 3)})
+    assert [port.shape for port in found.inputs] == [(2, 3), (2, "M")]
+    apart = inspect_model(tmp_path / "model.onnx", shapes={"a": (2, 3), "b": (1, 3)})
+    assert [port.shape for port in apart.inputs] == [(2, 3), (1, 3)]
