@@ -99,7 +99,7 @@ def modernize(graph: QuantGraph) -> None:
     if graph.opset < OPSET:
         sweep(graph, UPGRADE)
         graph.opset = OPSET
-    _sweep(graph, ALIKE, lambda n: is_op(n, "Min", "Max") and any(_is_shaped_number(t) for t in n.inputs))
+    _sweep(graph, ALIKE, lambda n: _resizes_some(n) or any(_is_shaped_number(t) for t in n.inputs))
     drop_later_defaults(graph)
     _sweep(graph, LATER, lambda n: n.op == "InsertZeros")
 
@@ -368,6 +368,10 @@ def _one_real(tensor: Tensor) -> Array | None:
     return value if value is not None and value.size == 1 and value.dtype.kind == "f" else None
 
 
+def _resizes_some(node: Node) -> bool:
+    return is_op(node, "Resize") and "axes" in node.attrs
+
+
 def _is_shaped_number(tensor: Tensor) -> bool:
     number = _one_real(tensor)
     return number is not None and number.ndim > 0
@@ -385,6 +389,33 @@ def absent_is_not_empty(graph: QuantGraph, node: Node) -> bool:
     for index in empty:
         node.inputs[index] = Variable("")
     return bool(empty)
+
+
+@ALIKE.on("Resize")
+def resize_of_all_axes(graph: QuantGraph, node: Node) -> bool:
+    """Scales or sizes of some axes, and those that the others keep: ONNX Runtime takes them for all where it moves the
+    channels to the end.
+    """
+    if not _resizes_some(node):
+        return False
+    shape, index = shape_of(node.inputs[0]), 2 if len(node.inputs) > 2 and node.inputs[2].name else 3
+    given = value_of(node.inputs[index]) if index < len(node.inputs) else None
+    alike = node.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
+    if node.attr("coordinate_transformation_mode") == "tf_crop_and_resize" or not alike:
+        raise NoMatch("what belongs to its axes is more than their sizes")
+    if shape is None or given is None:
+        raise NoMatch("the sizes of its other axes are not known")
+    whole: list[Any] = [1.0] * len(shape) if index == 2 else list(shape)
+    axes = [int(axis) for axis in node.attrs["axes"] if -len(shape) <= axis < len(shape)]
+    if not len({axis % len(shape) for axis in axes}) == len(node.attrs["axes"]) == given.size:
+        raise NoMatch("its axes are not those of its input")
+    for axis, value in zip(axes, given.reshape(-1).tolist(), strict=True):
+        whole[axis] = value
+    if not all(isinstance(n, (int, float)) for n in whole):
+        raise NoMatch("the sizes of its other axes are not known")
+    del node.attrs["axes"]
+    node.inputs[index] = graph.constant(f"{node.outputs[0].name}_all", np.asarray(whole, given.dtype))
+    return True
 
 
 # -- operators that changed ---------------------------------------------------------------------------------------

@@ -102,6 +102,35 @@ def test_an_empty_tensor_leaves_an_input_of_resize_out() -> None:
     np.testing.assert_allclose(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("operands", "attrs", "values"),
+    [
+        ("x, , s", "axes=[3, 1]", "float[2] {0.5, 2.0}"),
+        ("x, , s", "axes=[-1]", "float[1] {1.5}"),
+        ("x, , , s", "axes=[2, 3]", "int64[2] {3, 10}"),
+    ],
+)
+def test_a_resize_of_some_axes_is_one_of_all(operands: str, attrs: str, values: str) -> None:
+    text = model(18, f's = Constant<value = {values}>() y = Resize<mode="nearest", {attrs}>({operands})')
+    graph = loaded(text)
+    modernize(graph)
+    assert "axes" not in graph.dump()
+    np.testing.assert_array_equal(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0])
+
+
+def test_a_resize_of_axes_whose_others_tell_stays() -> None:
+    for attrs in (
+        'axes=[2, 3], keep_aspect_ratio_policy="not_larger"',
+        "axes=[2, 3, 7]",
+        "axes=[4, 5]",
+        "axes=[2, -2]",
+    ):
+        body = f's = Constant<value = int64[2] {{3, 10}}>() y = Resize<mode="nearest", {attrs}>(x, , , s)'
+        graph = loaded(model(18, body))
+        modernize(graph)
+        assert "axes" in graph.dump()
+
+
 def test_constants_and_what_does_nothing_go() -> None:
     graph = loaded(
         model(17, "c = Constant<value = float {2.0}>() i = Identity(c) m = Mul(x, i) d = Dropout(m) y = Cast<to=1>(d)")
