@@ -276,8 +276,9 @@ class _Run:
         return _Local(computed, read)
 
     def _is_size(self, name: str) -> bool:
-        """Whether a tensor may say how large others are: no dump's, as it may take any memory."""
-        return self.graph.tensors[name].params is None and self.expected[name].dtype.kind in "iu"
+        """Whether a tensor may say how large others are, as a list of integers: no dump has a say in memory."""
+        value = self.expected[name]
+        return self.graph.tensors[name].params is None and value.dtype.kind in "iu" and value.ndim < 2
 
     def _measure(self, name: str, value: Array, expected: Array) -> Measure:
         if value.shape != expected.shape:

@@ -1,6 +1,6 @@
 """One ONNX operator on arrays: numpy for what only moves elements, onnx.reference for the rest.
 
-Movement operators run on the stored integers, whatever they stand for. `verify.py` passes ONNX Runtime instead of this
+Movement operators run on the stored integers, whatever they stand for. Verification passes ONNX Runtime instead of this
 evaluator; this one needs nothing but onnx and is its own witness.
 """
 

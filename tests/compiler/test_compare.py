@@ -164,6 +164,24 @@ def test_what_nothing_can_be_computed_of_is_the_fault_of_its_own_tensor(tmp_path
     assert found.first.error == "local"
 
 
+def test_what_follows_from_other_indices_is_no_error_of_its_own(tmp_path: Path) -> None:
+    body = """
+        q = A(w)
+        e = Gather(q, x)
+        y = A(e)
+    """
+    text = net("(int64[1, 4] x) => (float[1, 4, 3] y)", body, "float[5, 3] w = {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,"
+               " 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0}")  # fmt: skip
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    package = compile_model(tmp_path / "net.onnx", qat=True, output=tmp_path / "p", verify=False).package
+    assert package is not None
+    opened = open_package(package)
+    ids = 4 - opened.samples[0]["x"]
+    np.savez(tmp_path / "dump.npz", **execute(opened.graph, {"x": ids}, opened.profile, evaluate=EVALUATE))
+    found = compare_package(package, tmp_path / "dump.npz")
+    assert [t.error for t in found.tensors] == ["local", *["accumulated"] * (len(found.tensors) - 1)]
+
+
 def test_channels_of_floats_are_told_apart_behind_the_point() -> None:
     """All of them were 0 as integers, and no order of theirs was found."""
     base = np.array([[0.125, 0.25, 0.5]], np.float32)
