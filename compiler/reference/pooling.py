@@ -87,6 +87,8 @@ class Windows:
 
     def counts(self, include_pad: bool) -> Array:
         """How many elements the mean of each window divides by: [output...]."""
+        places = max(n * size for n, size in zip(self.outer, self.moving.kernel, strict=True))
+        active().ask(8 * (3 * places + math.prod(self.outer)), "counting what a pooling divides by")
         per_axis: list[Array] = []
         for axis, outer in enumerate(self.outer):
             starts = np.arange(outer) * self.moving.strides[axis] - self.before[axis]

@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from qatc.compiler.integer import (
-    Pool,
-)
+from qatc.compiler.budget import limited
+from qatc.compiler.diagnostics import CompileError
+from qatc.compiler.integer import Pool
 from qatc.compiler.quant import QuantParams, dtype_range
+from qatc.compiler.reference.pooling import Windows
 from tests.compiler.reference.nets import EXACT, MS, Net, integers, random_params, related
 
 CEIL = "ceil padded"
@@ -168,3 +169,13 @@ def test_window_means_divide_by_what_onnx_says(run_op, case, include):
     names = onnx_pool_attrs(attrs)
     (expected,) = run_op("AveragePool", [x.astype(np.float32) - 20], [np.float32], names)
     np.testing.assert_allclose(result / 64, expected, atol=1 / 64)
+
+
+def test_windows_are_counted_within_memory() -> None:
+    """A pad of 2^30 makes as many windows, of an image of four elements."""
+    op = Pool(
+        name="pool", inputs=("x",), outputs=("y",), lo=0, hi=255, mode="average", kernel=(3, 3),
+        pads=(2**30, 0, 0, 1), count_include_pad=True,
+    )  # fmt: skip
+    with pytest.raises(CompileError, match="QAT011"), limited("1GiB"):
+        Windows(op, (2, 2)).counts(include_pad=True)
