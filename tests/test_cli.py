@@ -405,6 +405,10 @@ def test_the_samples_package_verifies_until_it_is_damaged(package: tuple[Path, R
     assert found.exit_code == 0, found.stderr
     assert found.stdout.startswith(f"verified {path}\n")
     assert validate(run("verify", str(path), "--json").stdout_bytes)["result"]["passed"]
+    assert re.search(
+        r"\n  samples +1 sample .+\n +sample 0, output: 0 of 10 differ\n  reference ",
+        run("verify", str(path), "-v").stdout,
+    )
     original = (path / "quantization.json").read_bytes()
     (path / "quantization.json").write_bytes(original.replace(b"scale", b"scola", 1))
     damaged = run("verify", str(path))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qatc.compiler.backend import Backend
     from qatc.compiler.frontend import Frontend
     from qatc.compiler.target import Target
-    from qatc.compiler.verify.package import PackageCheck
+    from qatc.compiler.verify.package import PackageCheck, SampleCheck
 
 
 # -- verify --------------------------------------------------------------------------------------------------------
@@ -41,16 +41,19 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
         largest = max(check.largest for check in found.samples)
         equal = not any(check.different for check in found.samples)
         said = "equal" if equal else f"off by at most {largest:.3g}" + ("" if bad else ", as allowed")
-        facts.row("samples", f"{number} replayed, {outputs}: {said}", style="red" if bad else "dim")
+        lines = [Text(_replayed(check)) for check in (found.samples if verbose else bad[:5])]
+        facts.row("samples", f"{number} replayed, {outputs}: {said}", *lines, style="red" if bad else "dim")
     else:
         facts.row("samples", Text("not replayed", style="yellow"))
     if found.tensors:
         facts.row("reference", _referred(found), style="dim" if all(c.passed for c in found.tensors) else "red")
     elif found.samples:
         facts.row("reference", Text("not compared", style="yellow"))
-    for check in found.samples if verbose else bad[:5]:
-        line = f"sample {check.sample}, {printable(check.output)}: {check.different:,} of {check.elements:,} differ"
-        facts.row("", Text(line + (f", by at most {check.largest:.3g}" if check.different else "")))
+
+
+def _replayed(check: SampleCheck) -> str:
+    said = f"sample {check.sample}, {printable(check.output)}: {check.different:,} of {check.elements:,} differ"
+    return said + (f", by at most {check.largest:.3g}" if check.different else "")
 
 
 def _referred(found: PackageCheck) -> str:
