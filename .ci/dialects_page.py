@@ -17,8 +17,8 @@ HEAD = """\
 <!-- Written by .ci/dialects_page.py from the dialects themselves: change frontends/, then run it. -->
 
 Every exporter writes fake quantization its own way. `-m auto`, the default, recognizes which one a file speaks from its
-nodes, and says how it knew; `-m NAME` states it. `qatc dialects -v` prints this table for the installed version, with
-the dialects that other packages bring.
+nodes, and says how it knew; `-m NAME` states it. `qatc dialects` prints this table for the installed version, with the
+dialects that other packages bring.
 
 | dialect | recognizes | exporters and versions tried | known limits |
 |---|---|---|---|

@@ -306,12 +306,7 @@ def test_dialects() -> None:
     listed = validate(run("dialects", "--json").stdout_bytes)["result"]
     assert {"pytorch", "tensorflow"} <= {dialect["name"] for dialect in listed}
     assert all(f"\n  {dialect['name']} " in found.stdout for dialect in listed)
-    assert "limit: " not in found.stdout
-    wide, whole = (
-        CliRunner().invoke(cli.cli, ["dialects", *more], env={"COLUMNS": "10000"}).stdout for more in ([], ["-v"])
-    )
-    assert wide.count("\n") == len(listed) + 3
-    whole = " ".join(whole.split())
+    whole = " ".join(CliRunner().invoke(cli.cli, ["dialects"], env={"COLUMNS": "10000"}).stdout.split())
     told = [text for dialect in listed for text in (*dialect["exporters"], *dialect["limits"])]
     assert [text for text in told if " ".join(text.split()) not in whole] == []
 

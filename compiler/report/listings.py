@@ -132,20 +132,18 @@ def targets_json(found: Sequence[tuple[Target, Backend]]) -> list[Json]:
 
 
 def dialects(found: Sequence[tuple[Frontend, str]], console: Console, *, verbose: bool = False) -> None:
-    """Print the dialects, and who brings them where it is not qatc; `verbose` adds exporters and known limits."""
+    """Print the dialects with their exporters and known limits, and who brings them where it is not qatc."""
     rows: list[list[Text | str]] = []
     for frontend, owner in found:
         last = Text(text.prose(frontend.description))
-        for exporter in frontend.exporters if verbose else ():
+        for exporter in frontend.exporters:
             last.append(f"\ntried: {text.prose(exporter)}")
-        for limit in frontend.limits if verbose else ():
+        for limit in frontend.limits:
             last.append(f"\nlimit: {text.prose(limit)}")
         if owner != "qatc" or verbose:
             last.append(f"\nfrom {text.prose(owner)}")
         rows.append([Text(printable(frontend.name), style="bold"), last])
-    listing(console, (Column("dialect"), Column("what it reads")), rows, apart=verbose)
-    if not verbose:
-        console.print("\n  -v adds the exporters and versions that were tried, and known limits", soft_wrap=True)
+    listing(console, (Column("dialect"), Column("what it reads")), rows, apart=True)
 
 
 def dialects_json(found: Sequence[tuple[Frontend, str]]) -> list[Json]:
