@@ -209,7 +209,7 @@ class _Compilation:
                 verification = self.proving.check_integers(integer, emission, target)
             else:
                 verification = self.proving.check_floats(
-                    integer, emission, target, lambda: self.reread(emission, target)
+                    integer, emission, target, lambda: self.reread(emission, target, integer)
                 )
         result = self.result(graph, source, integer, emission, seen, target, verification)
         with self.step("write"):
@@ -382,8 +382,8 @@ class _Compilation:
             )
         return integer
 
-    def reread(self, emission: Emission, target: Target) -> IntegerGraph:
-        """The integer graph of the emitted file."""
+    def reread(self, emission: Emission, target: Target, integer: IntegerGraph) -> IntegerGraph:
+        """The integer graph of the emitted file; what its inputs hold, if less than their type, only `integer` says."""
         with scratch_folder() as scratch:
             path = scratch / "model.onnx"
             emission.write(lambda name: (scratch / name).open("wb"), path.name)
@@ -393,6 +393,10 @@ class _Compilation:
             again = _Compilation(path, options, _silent)
             graph = again.canonical()[0]
             again.strip(graph)
+            for name in graph.params.keys() & graph.integer_ports.keys() & set(integer.inputs):
+                params, read = integer.params(name), graph.params[name]
+                if (params.dtype, params.scale, params.zero_point) == (read.dtype, read.scale, read.zero_point):
+                    graph.params[name] = params
             again.fold(graph)
             return again.lowered(graph, target)
 

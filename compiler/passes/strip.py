@@ -6,7 +6,8 @@ r"""Strip: FakeQuant nodes disappear; what they said stays as QuantParams on ten
     w -> FakeQuant(P) -> y                    y = round(w)<P>           constants: the integers become the truth
     v -> FakeQuant(P) -> Pad(x, n, .)         round(v) -> Pad(x, n, .)  how a tensor is moved is said in real numbers
 
-A FakeQuant onto the grid its input already lies on is dropped: rounding twice is rounding once.
+A FakeQuant onto the grid its input already lies on is dropped: rounding twice is rounding once. Not so where a port of
+the file has these integers in another type.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def _rounded(graph: QuantGraph, node: Node, x: Tensor, y: Tensor, params: QuantP
     if isinstance(x, Constant):
         return _constant(graph, node, x, params)
     have = graph.quant(x)
-    if have is not None and have.same_grid(params) and params.qmin <= have.qmin and have.qmax <= params.qmax:
+    typed = y.name not in graph.integer_ports or (have is not None and have.dtype == params.dtype)
+    if have is not None and have.same_grid(params) and params.qmin <= have.qmin <= have.qmax <= params.qmax and typed:
         return x
     if have is None and _one_rounding(graph, x, params):
         graph.params[x.name] = params

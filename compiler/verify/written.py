@@ -47,20 +47,38 @@ def compare_reread(
         samples: one array per input each.
         evaluate: runs Move and Float operators.
     """
-    kinds, found = [op.kind for op in graph.ops], [op.kind for op in again.ops]
-    if kinds != found or [len(op.outputs) for op in graph.ops] != [len(op.outputs) for op in again.ops]:
+    ours, theirs = _in_order(graph), _in_order(again)
+    if [(op.kind, len(op.outputs)) for op in ours] != [(op.kind, len(op.outputs)) for op in theirs]:
         tally = Tally(graph.outputs[0], "graph", "package")
-        tally.problem(f"the written model lowers to {len(found)} operators, not to the same {len(kinds)}")
+        tally.problem(f"the written model lowers to {len(theirs)} operators, not to the same {len(ours)}")
         return (tally.check(),)
-    tallies: dict[str, Tally] = {}
+    pairs, tallies = list(zip(ours, theirs, strict=True)), dict[str, Tally]()
     for feeds in samples:
-        _compare(graph, again, profile, feeds, evaluate, tallies)
+        _compare(graph, again, pairs, profile, feeds, evaluate, tallies)
     return tuple(tally.check() for tally in tallies.values())
+
+
+def _in_order(graph: IntegerGraph) -> list[Op]:
+    """The operators in the order in which the outputs need them: that of a file is any that puts operands first."""
+    makers = graph.producers()
+    found: list[Op] = []
+    seen: set[int] = set()
+    left = [(makers[name], False) for name in reversed(graph.outputs) if name in makers]
+    while left:
+        op, operands_done = left.pop()
+        if operands_done:
+            found.append(op)
+        elif id(op) not in seen:
+            seen.add(id(op))
+            left.append((op, True))
+            left += [(makers[name], False) for name in reversed(op.inputs) if name in makers]
+    return found
 
 
 def _compare(
     graph: IntegerGraph,
     again: IntegerGraph,
+    pairs: Sequence[tuple[Op, Op]],
     profile: Profile,
     feeds: Mapping[str, Array],
     evaluate: OnnxEvaluator,
@@ -69,7 +87,7 @@ def _compare(
     expected = execute(graph, deployed_inputs(graph, feeds), profile, evaluate=evaluate)
     values: dict[str, Array] = {**again.constants}
     values.update({there: expected[here] for here, there in zip(graph.inputs, again.inputs, strict=True)})
-    for op, other in zip(graph.ops, again.ops, strict=True):
+    for op, other in pairs:
         results = execute_op(again, other, values, profile, evaluate)
         for name, twin, value in zip(op.outputs, other.outputs, results, strict=True):
             if not name:

@@ -48,6 +48,26 @@ def test_an_integer_output_that_others_read(tmp_path: Path) -> None:
     assert checked.passed, checked.diagnostics
 
 
+READ_AGAIN = {
+    # operators that read the same tensor stand in another order in the file
+    "two readers": "a = A(x)\ns = Softmax(a)\ny = C(s)\nu = Sub(s, a)\nz = A(u)",
+    # no file says that an input of integers holds fewer than its type does
+    "narrow input": "q = QuantizeLinear(x, sD, zD)\nc = Clip(q, low, high)\na = DequantizeLinear(c, sD, zD)\n"
+    "y = Where(mask, a, a)\nr = Relu(a)\nz = B(r)",
+}
+
+
+@pytest.mark.parametrize("name", READ_AGAIN)
+def test_what_is_read_again_in_another_form_is_the_same(tmp_path: Path, name: str) -> None:
+    """Both ended in QAT401."""
+    constants = "int8 low = {-24}, int8 high = {40}, bool[2,8] mask = {" + ",".join("01" * 8) + "}"
+    text = net("(float[2,8] x) => (float[2,8] y, float[2,8] z)", READ_AGAIN[name], constants)
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = compile_model(tmp_path / "m.onnx", qat=True, target="qdq", io="integer", output=tmp_path / "out")
+    assert result.package is not None
+    assert verify_package(result.package).passed
+
+
 @pytest.mark.parametrize("opset", [17, 21])
 @pytest.mark.parametrize("io", ["float", "integer"])
 def test_ranges_of_sixteen_bits(tmp_path: Path, opset: int, io: str) -> None:

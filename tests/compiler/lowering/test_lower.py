@@ -182,6 +182,20 @@ def test_integer_ports_of_the_file() -> None:
     )
 
 
+def test_a_port_keeps_its_type_where_its_grid_is_that_of_another() -> None:
+    """Of int8 and uint8 with the same scale and zero point, both within 0 and 127, the numbers are the same."""
+    graph = lowered_net(
+        "(float[2] x) => (uint8[2] y, float[2] z)",
+        "q = QuantizeLinear(x, sD, zD)\nc = Clip(q, low, high)\na = DequantizeLinear(c, sD, zD)\n"
+        "y = QuantizeLinear(a, sD, zero)\nz = Identity(a)",
+        "int8 low = {0}, int8 high = {127}, uint8 zero = {0}",
+    )
+    y = graph.tensors["y"]
+    assert y.dtype == "uint8"
+    assert y.params is not None
+    assert y.params.zero_point == (0,)
+
+
 def test_integer_ports_on_demand() -> None:
     graph = lowered_net("(float[2] x) => (float[2] y)", "a = C(x)\nt = Tanh(a)\ny = D(t)", io="integer")
     expect(
