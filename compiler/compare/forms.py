@@ -160,7 +160,7 @@ def place_forms(base: Array, stored: Array, place: Place) -> Iterator[Guess]:
 
     for text, flat in chain(_byte_orders(want, place), _words(want, place)):
         yield Guess("byte-order", text, back(flat))
-    for text, flat in _layouts(want, stored):
+    for text, flat in _layouts(want, stored, place):
         yield Guess("layout", text, back(flat))
     if stored.shape == want.shape:
         yield from _channel_orders(base, place.restored(stored))
@@ -188,10 +188,11 @@ def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
         yield text, np.ascontiguousarray(swapped).view(plain.dtype).astype(element)
 
 
-def _layouts(want: Array, stored: Array) -> Iterator[tuple[str, Array]]:
+def _layouts(want: Array, stored: Array, place: Place) -> Iterator[tuple[str, Array]]:
     """Transpositions and channel blocks of `want` that may be what `stored` holds."""
     flat = stored.reshape(-1)
-    letters = "NCDHW" if want.ndim == 5 else {3: "NCW", 4: "NCHW"}.get(want.ndim, "")
+    plain = {3: "NCW", 4: "NCHW", 5: "NCDHW"}.get(want.ndim)
+    letters = "".join(plain[axis] for axis in place.axes) if plain else ""
     if want.ndim <= _MOST_RANK:
         for order in permutations(range(want.ndim)):
             moved = want.transpose(order)

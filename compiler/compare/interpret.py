@@ -108,8 +108,8 @@ def _raw(data: bytes, place: Place, expected: Array) -> tuple[Array, str]:
     if len(data) == expected.size * place.dtype.itemsize:
         return np.frombuffer(data, little).astype(place.dtype, copy=False).reshape(shape), ""
     word = len(data) // max(1, expected.size)
-    fits = len(data) == expected.size * word and word > place.dtype.itemsize
-    if word in _WORDS and fits and place.params is not None:
+    fits = word in _WORDS and word > place.dtype.itemsize and len(data) == expected.size * word
+    if fits and place.params is not None and not _ends_alike(data, shape, little):
         words = np.frombuffer(data, np.dtype(f"<i{word}")).reshape(shape)
         reals = words.view(f"<f{word}")
         sizes = np.abs(reals[reals != 0]).astype(np.float32)
@@ -122,12 +122,29 @@ def _raw(data: bytes, place: Place, expected: Array) -> tuple[Array, str]:
     raise NotATensorError(text, is_shape=True)
 
 
+def _ends_alike(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether data that are a multiple of the tensor are it with one number behind it along an axis: padding.
+
+    Behind all of it, that is the end of the memory, which may not have been written.
+    """
+    values = np.frombuffer(data, dtype)
+    for axis, n in enumerate(shape):
+        whole = values.reshape(math.prod(shape[:axis]), -1, *shape[axis + 1 :])
+        rest = whole[:, n:]
+        if n > 1 and len(whole) > 1 and (rest == rest.flat[0]).all() and (whole != rest.flat[0]).any():
+            return True
+    return False
+
+
 def _as_padded(size: int, shape: tuple[int, ...], itemsize: int) -> str:
     """Along which axes a device may have padded the tensor, so that there are `size` bytes of it."""
-    whole = math.prod(shape) * itemsize
-    fits = [(axis, size * n // whole) for axis, n in enumerate(shape) if n > 1 and whole and not size * n % whole]
-    told = [f"{n} along axis {axis}" for axis, n in fits if 0 < n - shape[axis] < _ALIGNED and n % _EVEN == 0]
-    return f", as many as with {' or '.join(told)}: leave padding out" if told else ""
+    whole, fits = math.prod(shape) * itemsize, dict[int, list[str]]()
+    for axis, n in enumerate(shape if whole else ()):
+        padded, rest = divmod(size * n, whole)
+        if n > 1 and not rest and 0 < padded - n < _ALIGNED and padded % _EVEN == 0:
+            fits.setdefault(padded, []).append(str(axis))
+    told = [f"to {n} along axis {' or '.join(axes)}" for n, axes in fits.items()]
+    return f": is it padded {', or '.join(told)}?" if told else ""
 
 
 def _shaped(array: Array, place: Place, expected: Array) -> tuple[Array, str]:

@@ -24,7 +24,10 @@ from click.testing import CliRunner
 from qatc import CompileError, compare_package, compile_model
 from qatc.cli import cli
 from qatc.compiler.compare.dump import Entry
-from qatc.compiler.compare.forms import _channel_orders  # pyright: ignore[reportPrivateUsage]
+from qatc.compiler.compare.forms import (
+    _channel_orders,  # pyright: ignore[reportPrivateUsage]
+    place_forms,
+)
 from qatc.compiler.compare.interpret import NotATensorError, Place, interpret
 from qatc.compiler.compare.package import OpenPackage, open_package
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
@@ -306,7 +309,32 @@ def test_padding_of_raw_files_is_told(unet: Device, tmp_path: Path) -> None:
     assert first is not None
     assert first.cause is not None
     assert first.cause.kind == "shape"
-    assert f"as many as with {channels + 4} along axis 1" in first.cause.detail
+    assert f"is it padded to {channels + 4} along axis 1" in first.cause.detail
+    width = unet.values[name].shape[3]
+    doubled = np.pad(unet.values[name], ((0, 0), (0, 0), (0, 0), (0, width)), constant_values=7)
+    first = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: doubled}, raw=True)).first
+    assert first is not None
+    assert first.cause is not None
+    assert first.cause.kind == "shape"  # and no words of 16 bits
+    unwritten = np.zeros(unet.values[name].shape, np.int16)
+    first = compare_package(unet.package, unet.dump(tmp_path / "dump", {name: unwritten}, raw=True)).first
+    assert first is not None
+    assert first.cause is not None
+    assert first.cause.kind == "memory"
+
+
+def test_three_bytes_are_no_word() -> None:
+    entry = Entry("three", "three", None, "three", True, 9, lambda limit: bytes(9)[:limit])
+    place = Place((0,), QuantParams.per_tensor(0.5, 0, "int16"), np.dtype(np.int16))
+    with pytest.raises(NotATensorError, match="9 bytes, not 6"):
+        interpret(entry, place, np.zeros(3, np.int16))
+
+
+def test_other_axes_than_those_of_a_channels_last_target_are_told() -> None:
+    value = np.random.default_rng(0).integers(0, 255, (1, 4, 3, 5))
+    place = Place((0, 2, 3, 1), QuantParams.per_tensor(0.5), np.dtype(np.uint8))
+    told = [g.detail for g in place_forms(value, value.reshape(1, 3, 5, 4), place)]
+    assert "the axes are in the order [0, 3, 1, 2] (NCHW where NHWC should be)" in told
 
 
 def test_an_input_that_was_not_dumped_is_asked_for_where_most_differs(unet: Device, tmp_path: Path) -> None:
