@@ -69,7 +69,7 @@ def _rounded(setting: Setting, op: Clamped) -> Iterator[Guess]:
     for text, profile in roundings(setting.profile):
         if not isinstance(op, Quantize):
             yield from setting.guess("rounding", text, profile=profile)
-        elif isinstance(profile, Plain):
+        elif isinstance(profile, Plain) and not np.isnan(setting.values[op.inputs[0]]).any():
             yield Guess("rounding", text, _quantized(setting, op, profile))
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qatc.compiler.compare.faults import guesses
 from qatc.compiler.compare.products import product_guesses, raw_guesses
 from qatc.compiler.compare.setting import Setting
-from qatc.compiler.integer import Conv, MatMul
+from qatc.compiler.integer import Conv, MatMul, Quantize
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from tests.compiler.reference.nets import EXACT, Net
@@ -253,3 +254,15 @@ def test_a_window_without_padding_is_not_padded() -> None:
     assert not [g for g in product_guesses(setting, setting.base, close=False) if g.kind == "padding"]
     mirrored = [g for g in product_guesses(convolution((6, 0)), None, close=False) if "mirrors" in g.detail]
     assert not mirrored  # six places cannot mirror six
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_guessed_of_how_no_number_is_rounded() -> None:
+    net = Net()
+    x = net.feed("x", np.array([np.nan, 0.7], np.float32))
+    op = Quantize(name="rounded", inputs=(x,), outputs=(net.out("y", OUT),), lo=-128, hi=127)
+    net.add(op)
+    setting = Setting(net.graph, op, net.feeds, EXACT, OrtEvaluator(), np.array([0, 1]))
+    assert "rounding" not in {g.kind for g in guesses(setting, None, close=True)}
+    whole = dataclasses.replace(setting, values={"x": np.array([0.0, 0.7], np.float32)})
+    assert "rounding" in {g.kind for g in guesses(whole, None, close=True)}
