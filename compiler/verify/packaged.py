@@ -16,7 +16,7 @@ import onnx
 
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.backend import Emission
-from qatc.compiler.integer import Conv, IntegerGraph, MatMul
+from qatc.compiler.integer import Conv, IntegerGraph, Lookup, MatMul, Resize
 from qatc.compiler.package.content import params_document, port_document
 from qatc.compiler.package.integer_file import StoredGraph
 from qatc.compiler.ports import ports_of_integer
@@ -114,11 +114,16 @@ def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any)
 
 
 def _in_floats(graph: IntegerGraph, names: Mapping[str, str], model: onnx.ModelProto) -> bool:
-    """Whether the model computes in floats what the graph computes in integers."""
+    """Whether the model computes in floats what the graph computes in integers; where nothing tells, it does not.
+
+    Products tell, and where there are none, what else must be equal bit for bit: tables, and Resize, whose integers
+    ONNX Runtime may compute so as well.
+    """
     makers = {name: node for node in flattened(model).graph.node for name in node.output if name}
     products = [op.output for op in graph.ops if isinstance(op, (Conv, MatMul))]
+    told = products or [op.output for op in graph.ops if isinstance(op, (Lookup, Resize))]
     kinds: list[str] = []
-    for name in products:
+    for name in told:
         if graph.tensors[name].params is not None:
             maker = makers.get(names.get(name, name))
             while maker is not None and maker.op_type == "Clip":

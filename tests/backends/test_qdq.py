@@ -68,6 +68,23 @@ def test_what_is_read_again_in_another_form_is_the_same(tmp_path: Path, name: st
     assert verify_package(result.package).passed
 
 
+@pytest.mark.parametrize("function", ["Sigmoid(a)", 'Resize<mode = "linear">(a, , scales)'])
+def test_functions_of_real_numbers_are_measured_without_products_too(tmp_path: Path, function: str) -> None:
+    """Their last bits are the runtime's: where one lies on a rounding boundary, no integer is demanded."""
+    text = net(
+        f"(float[1,2,8] x) => (float[1,2,{16 if 'Resize' in function else 8}] y)",
+        f"a = A(x)\nr = {function}\ny = B(r)",
+        "float[3] scales = {1.0, 1.0, 2.0}",
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    for target, judged in (("qdq", False), ("onnx", "Sigmoid" in function)):
+        result = compile_model(tmp_path / "m.onnx", qat=True, target=target, output=tmp_path / target)
+        assert result.package is not None
+        found = verify_package(result.package)
+        assert found.passed
+        assert found.judged == judged
+
+
 @pytest.mark.parametrize("opset", [17, 21])
 @pytest.mark.parametrize("io", ["float", "integer"])
 def test_ranges_of_sixteen_bits(tmp_path: Path, opset: int, io: str) -> None:
