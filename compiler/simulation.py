@@ -245,6 +245,7 @@ def _saturate_casts(model: onnx.ModelProto) -> None:
 
 
 def _reason(error: CompileError) -> str:
-    """What ONNX Runtime said, in one line without its own prefix."""
+    """What ONNX Runtime said, in one line without its own prefix, and without the place in its source."""
     lines = str(error.__cause__ or error).strip().splitlines()
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Fatal error: )?", "", lines[0])[:200] if lines else ""
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Fatal error: )?", "", lines[0]) if lines else ""
+    return re.sub(r"/\S+\.(?:cc|h):\d+ .*?\)(?: const)? ", "", said)[:200]

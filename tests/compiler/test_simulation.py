@@ -14,7 +14,7 @@ from qatc import compile_model
 from qatc.compiler.diagnostics import CompileError
 from qatc.compiler.runtime import processor
 from qatc.compiler.runtime.sessions import RunnableModel
-from qatc.compiler.simulation import Simulation, open_simulation
+from qatc.compiler.simulation import Simulation, _reason, open_simulation  # pyright: ignore[reportPrivateUsage]
 from tests.compiler.verify.cases import (
     RESNET,
     SHARED,
@@ -250,3 +250,17 @@ def test_a_damaged_rounding_or_cast_is_refused_where_the_file_is_run(tmp_path: P
         simulation = Simulation.of_file(tmp_path / "m.onnx")
         with pytest.raises(CompileError, match="QAT403"):
             simulation.run({"x": np.zeros((1, 3), np.float32)}, simulation.outputs)
+
+
+def test_why_a_file_does_not_run_is_said_without_places_in_the_source_of_onnx_runtime() -> None:
+    said = (
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running a node. Name:'a' Status Message: "
+        "/onnxruntime_src/onnxruntime/core/framework/op_kernel.cc:87 virtual OrtValue* onnxruntime::OpKernelContext::"
+        "OutputMLValue(int, const onnxruntime::TensorShape&) status.IsOK() was false. The shapes differ"
+    )
+    error = CompileError([])
+    error.__cause__ = RuntimeError(said)
+    assert _reason(error) == (
+        "Non-zero status code returned while running a node. Name:'a' Status Message: status.IsOK() was false. "
+        "The shapes differ"
+    )
