@@ -115,7 +115,8 @@ def test_a_resize_of_some_axes_is_one_of_all(operands: str, attrs: str, values: 
     graph = loaded(text)
     modernize(graph)
     assert "axes" not in graph.dump()
-    np.testing.assert_array_equal(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0])
+    plain = text.replace("axes=[-1]", "axes=[3]")  # ONNX Runtime 1.23 reads no negative ones
+    np.testing.assert_array_equal(run(to_model(graph))[0], run(onnx.parser.parse_model(plain))[0])
 
 
 def test_a_resize_of_axes_whose_others_tell_stays() -> None:
