@@ -175,11 +175,15 @@ class Diagnostic:
 
 
 class CompileError(Exception):
-    """A step failed; `diagnostics` holds everything that was found, `exit_code` what the command line returns."""
+    """A step failed; `diagnostics` holds everything that was found, `exit_code` what the command line returns.
 
-    def __init__(self, diagnostics: Iterable[Diagnostic], exit_code: int = 1) -> None:
+    Unless it is given, that is 2 where nothing is wrong but an option, or a file that one names (QAT007), else 1.
+    """
+
+    def __init__(self, diagnostics: Iterable[Diagnostic], exit_code: int | None = None) -> None:
         self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
-        self.exit_code = exit_code
+        codes = {d.code for d in self.diagnostics if d.severity is Severity.ERROR}
+        self.exit_code = exit_code or (2 if codes == {"QAT007"} else 1)
         super().__init__("\n".join(str(d) for d in self.diagnostics))
 
     def after(self, earlier: Iterable[Diagnostic]) -> None:

@@ -556,8 +556,10 @@ def test_limits_of_scores_are_numbers(option: str, given: str) -> None:
 
 
 def test_a_file_of_ranges_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
-    found = run("compile", str(MODEL), "-o", str(tmp_path / "out"), "--ranges", "missing.json").stderr
-    assert "error[QAT007]: cannot read missing.json: No such file or directory\n  help  check the path" in found
+    found = run("compile", str(MODEL), "-o", str(tmp_path / "out"), "--ranges", "missing.json")
+    told = "error[QAT007]: cannot read missing.json: No such file or directory\n  help  check the path"
+    assert told in found.stderr
+    assert found.exit_code == 2
 
 
 def test_a_target_brings_options_of_its_backend(tmp_path: Path) -> None:
