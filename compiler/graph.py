@@ -22,8 +22,8 @@ from qatc.compiler.model.links import Node as Node
 from qatc.compiler.model.links import Tensor as Tensor
 from qatc.compiler.model.links import Variable as Variable
 from qatc.compiler.model.links import is_constant as is_constant
+from qatc.compiler.model.links import label_of, relink, unlink
 from qatc.compiler.model.links import rank_of as rank_of
-from qatc.compiler.model.links import relink, unlink
 from qatc.compiler.model.links import repeats_into as repeats_into
 from qatc.compiler.model.links import shape_of as shape_of
 from qatc.compiler.model.links import value_of as value_of
@@ -218,7 +218,9 @@ class QuantGraph:
             if new.name in self.params:
                 self.params[old.name] = self.params[new.name]
             return
-        name = old.name
+        maker, name = self.producer(new), old.name
+        if maker is not None and not maker.name:
+            maker.name = label_of(maker)  # by its result, as the file has it
         self.rename(old, self.fresh(f"{name}_raw"))
         self.rename(new, name)
         place = self._places[id(new)] = self._places.pop(id(old))

@@ -120,6 +120,60 @@ def test_what_only_floats_read_is_named(tmp_path: Path) -> None:
     assert "1 LayerNormalization" in "\n".join(found.advice)
 
 
+ADVISED = {
+    "weak channels": (
+        "(float[1,4] x) => (float[1,3] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\ny = B(m)",
+        "int8[4,3] wq = {127, 1, 3, -9, 2, 1, 50, -3, 2, 1, 1, 1}",
+        "Quantize weights per channel: under one scale 2 of 3 channels use less than 5 of 8 bits, in MatMul -> m.",
+    ),
+    "dead channels": (
+        "(float[1,4] x) => (float[1,3] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\ny = B(m)",
+        "int8[4,3] wq = {127, 0, 0, -9, 0, 0, 50, 0, 0, 1, 0, 0}",
+        "Prune 2 output channels whose weights are all zero, in MatMul -> m.",
+    ),
+    "two grids in a row": (
+        "(float[4] x) => (float[4] y)",
+        "a = A(x)\nr = Reshape(a, s)\ny = B(r)",
+        "int64[1] s = {4}",
+        "Round a once: two observers watch the same values.",
+    ),
+    "a reader of what is not rounded": (
+        "(float[1,4] x) => (float[1,4] y, float[1,4] z)",
+        "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\ny = B(m)\nz = Sigmoid(m)",
+        "int8[4,4] wq = {127, 90, 93, 70, -99, 92, 91, -70, 50, -93, 92, 80, 91, 81, 71, 90}",
+        "Let all readers of m see the rounded value, or none.",
+    ),
+    "grids that are joined": (
+        "(float[4] x, float[4] u) => (float[8] y)",
+        "a = A(x)\nb = B(u)\nc = Concat<axis = 0>(a, b)\ny = C(c)",
+        "",
+        "Let the inputs of Concat share one observer, so that nothing is rescaled: Concat -> c.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_advice_of_small_graphs(case: str, tmp_path: Path) -> None:
+    signature, body, constants, said = ADVISED[case]
+    onnx.save(onnx.parser.parse_model(net(signature, body, constants)), tmp_path / "m.onnx")
+    assert said in inspect_model(tmp_path / "m.onnx").advice
+
+
+def test_sums_beyond_32_bits_are_advice_about_their_weights(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        net(
+            "(float[1,140000] x) => (float[1,1] y)",
+            "a = A(x)\nw = DequantizeLinear(wq, sD, zD)\nm = MatMul(a, w)\ny = B(m)",
+        )
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((140000, 1), 127, np.int8), "wq"))
+    onnx.save(model, tmp_path / "m.onnx")
+    (said,) = [text for text in inspect_model(tmp_path / "m.onnx").advice if "32 bits" in text]
+    assert said == "Take a bit off the weight range of MatMul -> m, or split it: its sums may leave 32 bits."
+
+
 def test_sums_of_halves_are_advice_about_weights(tmp_path: Path) -> None:
     """The Add is qatc's own: no training could quantize its result."""
     body = "a = A(x)\nb = W(w)\nm = MatMul(a, b)\ny = B(m)"
