@@ -30,7 +30,7 @@ from qatc.compiler.diagnostics import (
 from qatc.compiler.golden.tensors import GoldenTensor, golden_tensors
 from qatc.compiler.integer import Dequantize, Float, Op
 from qatc.compiler.quant import Array
-from qatc.compiler.reference import OnnxEvaluator, execute, execute_op
+from qatc.compiler.reference import OnnxEvaluator, execute
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.boundary import Exact, exact_at
 
@@ -256,24 +256,19 @@ class _Run:
 
     def _locally(self, *, repaired: bool) -> _Local:
         """What each operator makes of the dump's own tensors, where the dump has them."""
-        forced, profile = dict[str, Array](), self.opened.profile
+        forced: dict[str, Array] = {}
         for name, found in self.found.items():
             value = found.dumped.value if found.dumped is not None else None
             if repaired and found.repaired is not None:
                 value = found.repaired
             if value is not None and value.shape == self.expected[name].shape and not self._is_size(name):
                 forced[name] = contained(value, self.expected[name].dtype)
-        computed = {name: self.expected[name] for name in self.graph.inputs}
-        read = {**self.graph.constants, **{name: forced.get(name, value) for name, value in computed.items()}}
-        for op in self.graph.ops:
-            try:
-                made = dict(zip(op.outputs, execute_op(self.graph, op, read, profile, self.evaluate), strict=True))
-            except (CompileError, ValueError):  # nothing can be made of them, such as NaN: then they made what is there
-                made = {name: forced.get(name, self.expected[name]) for name in op.outputs if name}
-            made.pop("", None)
-            computed |= made
-            read |= {name: forced.get(name, value) for name, value in made.items()}
-        return _Local(computed, read)
+        computed = execute(
+            self.graph, self.feeds, self.opened.profile, evaluate=self.evaluate, forced=forced,
+            instead={**self.expected, **forced},  # of NaN nothing can be made: then it is what is there
+        )  # fmt: skip
+        read = {name: forced.get(name, value) for name, value in computed.items()}
+        return _Local(computed, {**self.graph.constants, **read})
 
     def _is_size(self, name: str) -> bool:
         """Whether a tensor may say how large others are, as a list of integers: no dump has a say in memory."""

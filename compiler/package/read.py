@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from pathlib import Path, PureWindowsPath
 from typing import Any, Final, NoReturn
 
@@ -83,7 +84,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose readers, of which some take the first of equal keys and some the last, all see the same."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if any(key == k for k, _ in pairs[:index]))
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise ValueError(f"it states {printable(twice)} twice")
     return found
 

@@ -57,6 +57,7 @@ def execute(
     *,
     evaluate: OnnxEvaluator = evaluate_onnx,
     forced: Mapping[str, Array] | None = None,
+    instead: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Run `graph` and return every tensor by name: the inputs, and what each operator computed.
 
@@ -67,6 +68,8 @@ def execute(
         evaluate: runs Move and Float operators.
         forced: tensors that consumers read instead of the computed ones. The result still holds what was computed, so
             that each operator can be compared on inputs that are not of its own making.
+        instead: what the results of operators are that cannot be computed of `forced`, such as of NaN; without it, that
+            is an error.
 
     Raises:
         CompileError: QAT008 for inputs that are missing, of another dtype, or hold NaN where they are quantized; QAT302
@@ -79,7 +82,13 @@ def execute(
         results[name] = _fed(graph, feeds, name)
         values[name] = forced.get(name, results[name])
     for op in graph.ops:
-        for name, value in zip(op.outputs, execute_op(graph, op, values, profile, evaluate), strict=True):
+        try:
+            made = execute_op(graph, op, values, profile, evaluate)
+        except (CompileError, ValueError):
+            if instead is None:
+                raise
+            made = tuple(instead.get(name, np.empty(0)) for name in op.outputs)
+        for name, value in zip(op.outputs, made, strict=True):
             if name:
                 results[name] = value
                 values[name] = forced.get(name, value)

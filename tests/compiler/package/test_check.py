@@ -316,6 +316,14 @@ def test_what_is_stated_twice_is_not_believed(package: Path) -> None:
         verify_package(package)
 
 
+def test_a_key_is_found_twice_among_very_many(package: Path) -> None:
+    """In steps that grow with their number alone: their pairs would be twenty thousand million."""
+    keys = ", ".join(f'"{number}": 0' for number in range(200_000))
+    (package / "manifest.json").write_text(f'{{{keys}, "199999": 0}}')
+    with pytest.raises(CompileError, match="it states 199999 twice"):
+        verify_package(package)
+
+
 def test_a_sample_that_the_manifest_forgot_is_missed(package: Path) -> None:
     edit(package, lambda manifest: manifest.update(samples=manifest["samples"][:1]))
     found = verify_package(package)
