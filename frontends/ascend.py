@@ -143,7 +143,7 @@ def _product(graph: QuantGraph, node: Node) -> tuple[Node | None, list[tuple[Nod
             maker = graph.producer(maker.inputs[1 - index])
     if maker is None or not is_product(maker):
         return None, biases
-    if len(maker.inputs) > 2 and maker.inputs[2].name:
+    if maker.optional(2) is not None:
         biases.append((maker, 2))
     return maker, biases
 

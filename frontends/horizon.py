@@ -39,7 +39,7 @@ def _standard(graph: QuantGraph) -> None:
         if bits not in _TYPES:
             refuse(graph, node, "QAT103", f"{node.op} has {bits} bits, not 8 or 16")
             continue
-        zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        zero = value_of(node.optional(2))
         if zero is not None and zero.dtype != _TYPES[bits]:
             ends = np.iinfo(_TYPES[bits])
             if no_numbers(zero) or not np.all((ends.min <= zero) & (zero <= ends.max) & (zero == np.rint(zero))):
@@ -52,7 +52,7 @@ def _standard(graph: QuantGraph) -> None:
 def _bits(graph: QuantGraph, node: Node) -> int:
     """The width of the integers: what the quantizer says, also for the dequantizer behind it; else the zero point's."""
     maker = graph.producer(node.inputs[0]) if node.op == "HzDequantize" and node.inputs else None
-    zero = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero = value_of(node.optional(2))
     stated = (node if maker is None else maker).attr("bits", 0)
     return stated or 8 * (1 if zero is None else zero.dtype.itemsize)
 

@@ -127,9 +127,8 @@ def _range_of_call(graph: QuantGraph, node: Node) -> tuple[int, int] | None:
 
 def _zero_point(node: Node) -> Array | None:
     """The zero point of a Q or DQ: 0 where it is left out, None where it is not constant."""
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        return value_of(node.inputs[2])
-    return np.zeros((), integer_type(node, None))
+    given = node.optional(2)
+    return np.zeros((), integer_type(node, None)) if given is None else value_of(given)
 
 
 def _is_converted(graph: QuantGraph) -> bool:

@@ -111,7 +111,7 @@ def _refused_format(node: Node) -> str | None:
 
 def _type_of(node: Node) -> np.dtype[np.generic] | None:
     """The type of the zero point, which is the type quantized to; None where it is not written."""
-    value = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    value = value_of(node.optional(2))
     return None if value is None else value.dtype
 
 

@@ -64,9 +64,9 @@ def _stays_apart(node: Node, params: QuantParams) -> bool:
 
 
 def _bias_refusal(state: State, node: Node) -> Reason | None:
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+    bias = None if node.op == "MatMul" else node.optional(2)
+    if bias is None:
         return None
-    bias = node.inputs[2]
     value = state.graph.real(bias)
     if value is None:
         return Reason("its bias is computed at run time", bias.name)
@@ -227,10 +227,11 @@ def _left(state: State, node: Node) -> str:
 
 def own_bias(state: State, node: Node) -> Vector | None:
     """The node's bias as one real number per channel; None where it has none (`refusal` knows the other cases)."""
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+    bias = None if node.op == "MatMul" else node.optional(2)
+    if bias is None:
         return None
     beta = float(node.attr("beta", 1.0)) if node.op == "Gemm" else 1.0
-    value = per_channel(state.graph.real(node.inputs[2]), -1, channels_of(node) or 0)
+    value = per_channel(state.graph.real(bias), -1, channels_of(node) or 0)
     return None if value is None else value * beta
 
 

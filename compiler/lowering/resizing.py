@@ -127,7 +127,7 @@ def _scales(node: Node, before: tuple[Dim, ...]) -> list[Fraction | None]:
     found: list[Fraction | None] = [Fraction(1)] * rank
     if given is not None:
         values: list[Fraction | None] = [_fraction(float(value)) for value in given.reshape(-1)]
-    elif str(node.attr("keep_aspect_ratio_policy", "stretch")) == "stretch" and not _has(node, _SCALES):
+    elif str(node.attr("keep_aspect_ratio_policy", "stretch")) == "stretch" and node.optional(_SCALES) is None:
         values = [None] * len(axes)
     elif sizes is not None:
         values = _common(node, sizes, [before[axis] for axis in axes])
@@ -140,13 +140,9 @@ def _scales(node: Node, before: tuple[Dim, ...]) -> list[Fraction | None]:
     return found
 
 
-def _has(node: Node, index: int) -> bool:
-    return index < len(node.inputs) and bool(node.inputs[index].name)
-
-
 def _operand(node: Node, index: int) -> Array | None:
     """Scales or sizes that are constant; None where they are computed or left out."""
-    found = value_of(node.inputs[index]) if _has(node, index) else None
+    found = value_of(node.optional(index))
     return found if found is not None and found.size else None
 
 

@@ -103,6 +103,11 @@ class Node(gs.Node):
             raise fail("QAT004", f"{message}, where {_kind(default)} belongs", node=label_of(self))
         return value
 
+    def optional(self, index: int) -> Tensor | None:
+        """The optional input at `index`; None where it is left out: it has no name, or the list ends before it."""
+        tensor: Tensor | None = self.inputs[index] if index < len(self.inputs) else None
+        return tensor if tensor is not None and tensor.name else None
+
 
 def _is_like(value: object, default: object) -> bool:
     if isinstance(default, (list, tuple)):

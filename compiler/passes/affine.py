@@ -82,16 +82,16 @@ def _plain_gemm(graph: QuantGraph, mac: Mac) -> bool:
     """Alpha and beta of a Gemm with quantized weight go into the weight's scale and the bias; whether they did."""
     node = mac.node
     alpha, beta = float(node.attr("alpha", 1.0)), float(node.attr("beta", 1.0))
-    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    bias = graph.real(node.inputs[2]) if has_bias else None
-    if (alpha, beta) == (1.0, 1.0) or (has_bias and bias is None) or not np.isfinite(beta):
+    own = node.optional(2)
+    bias = None if own is None else graph.real(own)
+    if (alpha, beta) == (1.0, 1.0) or (own is not None and bias is None) or not np.isfinite(beta):
         return False
     scaled = scaled_weight(mac.weight.values, graph.params[mac.weight.name], mac.axis, np.full(mac.channels, alpha))
     if scaled is None:
         return False
     _set_weight(graph, mac, scaled)
-    if bias is not None and beta != 1.0:
-        node.inputs[2] = graph.constant(f"{node.inputs[2].name}_beta", (bias * np.float32(beta)).astype(np.float32))
+    if own is not None and bias is not None and beta != 1.0:
+        node.inputs[2] = graph.constant(f"{own.name}_beta", (bias * np.float32(beta)).astype(np.float32))
     node.attrs.update(alpha=1.0, beta=1.0)
     return True
 
@@ -176,9 +176,8 @@ def _only_reader(graph: QuantGraph, tensor: Tensor) -> Node | None:
 
 def _bias(graph: QuantGraph, mac: Mac) -> Vector | None:
     """The node's own bias per channel (zeros where it has none); None where it is not constant or not per channel."""
-    if mac.node.op == "MatMul" or len(mac.node.inputs) < 3 or not mac.node.inputs[2].name:
-        return np.zeros(mac.channels)
-    return per_channel(graph.real(mac.node.inputs[2]), -1, mac.channels)
+    bias = None if mac.node.op == "MatMul" else mac.node.optional(2)
+    return np.zeros(mac.channels) if bias is None else per_channel(graph.real(bias), -1, mac.channels)
 
 
 def _factor(graph: QuantGraph, mac: Mac, chain: _Chain) -> Vector | None:

@@ -38,7 +38,7 @@ def attention_to_products(graph: QuantGraph, node: Node) -> bool:
         raise NoMatch("its scores are capped, or its scale is not known")
     if causal and not (isinstance(rows[2], int) and isinstance(columns[2], int)):
         raise NoMatch("its causal mask depends on lengths that are not known")
-    mask = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
+    mask = node.optional(3)
     if mask is not None and not mask.dtype:
         raise NoMatch("the type of its mask is not known")
     factor = float(scale) if scale is not None else 1.0 / float(np.sqrt(int(size or 1)))

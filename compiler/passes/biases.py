@@ -25,7 +25,7 @@ def part_biases(graph: QuantGraph) -> int:
     """Take every such bias apart, in one sweep; returns how many."""
     parted = 0
     for node in [n for n in graph.nodes if n.op in _BIASED]:
-        if len(node.inputs) > 2 and node.inputs[2].name and not node.domain and _is_apart(graph, node):
+        if node.optional(2) is not None and not node.domain and _is_apart(graph, node):
             summand = _summand(graph, node)
             if summand is not None:
                 name = node.outputs[0].name

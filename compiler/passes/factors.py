@@ -82,7 +82,7 @@ def _on_result(graph: QuantGraph, node: Node, index: int, x: Tensor, number: flo
     out = node.outputs[0]
     carried = None
     if is_product(node):
-        if len(node.inputs) > 2 and node.inputs[2].name:
+        if node.optional(2) is not None:
             return False  # its bias is no multiple
     elif index or not (is_sum(node) or _commutes(node, number)):
         return False

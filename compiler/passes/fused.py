@@ -36,7 +36,7 @@ def convolution(graph: QuantGraph, node: Node) -> bool:
     """Apart: the convolution, the tensor that it adds, and the activation."""
     name = str(node.attr("activation", ""))
     numbers = [float(v) for v in node.attr("activation_params", [])]
-    summand = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
+    summand = node.optional(3)
     node.inputs = node.inputs[:3]
     while not node.inputs[-1].name:
         node.inputs.pop()

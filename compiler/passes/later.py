@@ -153,7 +153,7 @@ def normalization(graph: QuantGraph, node: Node) -> bool:
 )  # fmt: skip
 def axes_as_attribute(graph: QuantGraph, node: Node) -> bool:
     """Constant axes as the attribute that they were."""
-    axes = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = value_of(node.optional(1))
     if graph.opset >= _AXES_SINCE or axes is None or not axes.size:
         return False
     node.inputs = node.inputs[:1]
@@ -165,7 +165,7 @@ def axes_as_attribute(graph: QuantGraph, node: Node) -> bool:
 @LATER.on("Reshape")
 def without_zeros(graph: QuantGraph, node: Node) -> bool:
     """What a size of zero means need not be said where there is none; computed ones are those of empty tensors."""
-    shape = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    shape = value_of(node.optional(1))
     if graph.opset >= _SINCE["Reshape"] or (shape is not None and not shape.all()):
         return False
     return node.attrs.pop("allowzero", None) is not None

@@ -398,8 +398,8 @@ def resize_of_all_axes(graph: QuantGraph, node: Node) -> bool:
     """
     if not _resizes_some(node):
         return False
-    shape, index = shape_of(node.inputs[0]), 2 if len(node.inputs) > 2 and node.inputs[2].name else 3
-    given = value_of(node.inputs[index]) if index < len(node.inputs) else None
+    shape, index = shape_of(node.inputs[0]), 3 if node.optional(2) is None else 2
+    given = value_of(node.optional(index))
     alike = node.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
     if node.attr("coordinate_transformation_mode") == "tf_crop_and_resize" or not alike:
         raise NoMatch("what belongs to its axes is more than their sizes")

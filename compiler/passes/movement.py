@@ -65,9 +65,8 @@ def joined(node: Node) -> list[Tensor]:
 
 def pad_value(node: Node) -> float | None:
     """The constant a Pad fills with; None where it is computed at run time."""
-    if len(node.inputs) < 3 or not node.inputs[2].name:
-        return float(node.attr("value", 0.0))
-    return number_of(value_of(node.inputs[2]))
+    given = node.optional(2)
+    return float(node.attr("value", 0.0)) if given is None else number_of(value_of(given))
 
 
 def params_through(node: Node, params: QuantParams) -> QuantParams | None:

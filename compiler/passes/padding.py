@@ -69,13 +69,13 @@ def _kernel(padded: Tensor, reader: Node) -> tuple[int, ...]:
 
 def _widths(node: Node, rank: int) -> list[int] | None:
     """The zeros that a Pad puts before and behind each of the last `rank` axes; None where it does anything else."""
-    given = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    given, stated = value_of(node.optional(1)), node.optional(_AXES)
     if node.domain or node.attr("mode", "constant") != "constant" or given is None or pad_value(node) != 0:
         return None
     widths = np.zeros((2, rank + 2), np.int64)
     axes = range(rank + 2)
-    if len(node.inputs) > _AXES and node.inputs[_AXES].name:
-        named = value_of(node.inputs[_AXES])
+    if stated is not None:
+        named = value_of(stated)
         if named is None or named.ndim != 1 or not np.isin(named, np.arange(-rank - 2, rank + 2)).all():
             return None
         axes = (named % (rank + 2)).tolist()

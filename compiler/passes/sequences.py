@@ -25,7 +25,7 @@ def split_sequences(graph: QuantGraph) -> None:
     """Replace each SplitToSequence whose parts are read at constant places; the others stay as they are."""
     gone: list[Node] = []
     for node in graph.of("SplitToSequence"):
-        if len(node.inputs) > 1 and node.inputs[1].name:
+        if node.optional(1) is not None:
             gone += _taken_apart(graph, node)
     graph.remove(gone)
     if gone:

@@ -111,7 +111,7 @@ def _fillable(have: Sequence[Dim] | None, want: Sequence[Dim] | None, *, copies:
 def gather_known_parts(graph: QuantGraph) -> None:
     """Make a Gather of each Compress by a constant condition along an axis: tf2onnx pads symmetrically with them."""
     for node in graph.of("Compress"):
-        condition = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+        condition = value_of(node.optional(1))
         if condition is None or "axis" not in node.attrs or condition.ndim != 1:
             continue
         parts = np.flatnonzero(condition).astype(np.int64)

@@ -52,9 +52,9 @@ def axes_of(node: Node) -> tuple[int, ...] | None:
 
     Counted from the front where the rank is known. None where they are computed at run time.
     """
-    listed = node.attr("axes")
-    if listed is None and len(node.inputs) > 1 and node.inputs[1].name:
-        value = value_of(node.inputs[1])
+    listed, given = node.attr("axes"), node.optional(1)
+    if listed is None and given is not None:
+        value = value_of(given)
         if value is None:
             return None
         listed = value.reshape(-1).tolist()

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
+from qatc.compiler.graph import Node, QuantGraph, value_of
 from qatc.compiler.model.links import is_op, label_of
 
 _RANDOM: Final = frozenset(
@@ -33,7 +33,7 @@ def drops(node: Node) -> bool | None:
 
 def _number(node: Node, index: int, default: float) -> float | None:
     """A scalar input, None where it is computed."""
-    tensor: Tensor | None = node.inputs[index] if len(node.inputs) > index and node.inputs[index].name else None
+    tensor = node.optional(index)
     if tensor is None:
         return default
     value = value_of(tensor)

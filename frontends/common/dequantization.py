@@ -40,7 +40,7 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
 def _rounded_to(graph: QuantGraph, tensor: Tensor) -> str | None:
     """The integer type of a tensor that a QuantizeLinear made, moved or clamped since."""
     maker = source_of(graph, tensor)
-    zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
+    zero = value_of(maker.optional(2)) if maker is not None and is_q(maker) else None
     return None if zero is None or dtype_name(zero.dtype) not in DTYPES else dtype_name(zero.dtype)
 
 

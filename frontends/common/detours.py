@@ -49,8 +49,9 @@ def _shorten(graph: QuantGraph, node: Node) -> bool:
     kind = int(kinds.pop() or 0)
     narrow = {id(part): _narrowed(graph, part, kind) for part in parts}
     for index in _BOUNDS.get(node.op, ()):
-        if index < len(node.inputs) and node.inputs[index].name:
-            narrow[id(node.inputs[index])] = _constant(graph, node.inputs[index], kind, clamps=node.op == "Clip")
+        bound = node.optional(index)
+        if bound is not None:
+            narrow[id(bound)] = _constant(graph, bound, kind, clamps=node.op == "Clip")
     made = {key: tensor for key, tensor in narrow.items() if tensor is not None}
     if len(made) < len(narrow) or all(isinstance(t, Constant) for t in made.values()):
         return False
@@ -79,7 +80,7 @@ def _kind_of(graph: QuantGraph, tensor: Tensor) -> int | None:
     maker = graph.producer(tensor)
     if is_op(maker, "Cast"):
         return int(maker.attr("to"))
-    zero = value_of(maker.inputs[2]) if maker is not None and is_q(maker) and len(maker.inputs) > 2 else None
+    zero = value_of(maker.optional(2)) if maker is not None and is_q(maker) else None
     return element_type(tensor) if zero is None else int(onnx.helper.np_dtype_to_tensor_dtype(zero.dtype))
 
 

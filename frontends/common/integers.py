@@ -70,7 +70,7 @@ def padding_of(node: Node) -> int | None:
     """The integer that a Pad fills with; None for other operators and modes."""
     if node.op != "Pad" or node.attr("mode", "constant") != "constant":
         return None
-    given = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+    given = value_of(node.optional(2))
     return 0 if given is None or not given.size else int(given.reshape(-1)[0])
 
 

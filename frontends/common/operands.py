@@ -35,8 +35,8 @@ def refuse(graph: QuantGraph, node: Node, code: str, message: str, hint: str | N
 
 def constant_input(graph: QuantGraph, node: Node, index: int, what: str) -> Array | None:
     """The constant value of an input, or None with a finding: QAT205 (computed at run time) or QAT104 (no numbers)."""
-    tensor = node.inputs[index] if index < len(node.inputs) else None
-    if tensor is None or not tensor.name:
+    tensor = node.optional(index)
+    if tensor is None:
         refuse(graph, node, "QAT104", f"{node.op} has no {what}")
         return None
     value = value_of(tensor)
@@ -65,7 +65,7 @@ def _maker(graph: QuantGraph, tensor: Tensor) -> str:
 def number(graph: QuantGraph, node: Node, name: str, index: int) -> float | None:
     """A finite scalar written as attribute `name` or as input `index`; QAT104 where it is neither."""
     written = node.attr(name)
-    given = value_of(node.inputs[index]) if index < len(node.inputs) else None
+    given = value_of(node.optional(index))
     found = float(written) if isinstance(written, (int, float)) else number_of(given)
     if found is None or not math.isfinite(found):
         refuse(graph, node, "QAT104", f"{node.op} has no constant scalar {name}")

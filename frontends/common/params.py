@@ -274,7 +274,7 @@ def linear_params(
     """
     x = node.inputs[0]
     scale = constant_input(graph, node, 1, "scale")
-    has_zero = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    has_zero = node.optional(2) is not None
     zero = constant_input(graph, node, 2, "zero point") if has_zero else None
     if scale is None or (has_zero and zero is None):
         return None

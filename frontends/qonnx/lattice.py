@@ -65,12 +65,10 @@ def _behind(graph: QuantGraph, node: Node) -> tuple[Tensor, float, Array | None]
         fill = pad_value(node) if node.op == "Pad" and node.attr("mode", "constant") == "constant" else None
         return node.inputs[0], 1.0, None if fill is None else np.asarray([fill])
     if node.op in _PRODUCTS:
-        weight = node.inputs[1]
-        times = _own_unit(graph, weight)
-        bias = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-        if times is None or (bias is None and len(node.inputs) > 2 and node.inputs[2].name):
+        times, bias = _own_unit(graph, node.inputs[1]), node.optional(2)
+        if times is None or (bias is not None and not isinstance(bias, Constant)):
             return None
-        return node.inputs[0], times, bias
+        return node.inputs[0], times, value_of(bias)
     if node.op in _SUMS | {"Mul"}:
         for x, other in (node.inputs, node.inputs[::-1]):
             value = value_of(other)

@@ -152,7 +152,7 @@ def _diagonal(whole: Array) -> Array | None:
 @LAYERS.on("XnorPopcountMatMul", domain=GENERAL)
 def counted_bits(graph: QuantGraph, node: Node) -> bool:
     """The number of equal bits is (a . w + K) / 2 with {0, 1} as {-1, 1}."""
-    weight = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight = value_of(node.optional(1))
     if weight is None or weight.ndim != 2:
         raise NoMatch("its second operand is no constant matrix")
     name = node.inputs[1].name

@@ -98,7 +98,7 @@ def stated(reader: Reader, integers: Tensor) -> Grid | None:
 def _grids_at(reader: Reader, node: Node, tensor: Tensor) -> Iterator[Grid]:
     if node.op in _ZERO_ALONE and node.inputs[0] is tensor:
         index, one = _ZERO_ALONE[node.op], reader.graph.constant("one", np.asarray(1, np.float32))
-        yield Grid(one, node.inputs[index] if index < len(node.inputs) and node.inputs[index].name else None)
+        yield Grid(one, node.optional(index))
     places = range(2, len(node.inputs), 3) if node.op == "QLinearConcat" else _OPERANDS.get(node.op, ())
     for index in places:
         if index + 1 < len(node.inputs) and node.inputs[index] is tensor:
@@ -141,7 +141,7 @@ def requantization(reader: Reader, node: Node) -> bool:
 def shift(reader: Reader, node: Node) -> bool:
     """A QuantizeLinear behind a DequantizeLinear (or a Cast) of the same step, on a grid that is not the integers'."""
     maker, out = reader.graph.producer(node.inputs[0]), node.outputs[0]
-    if maker is None or not maker.inputs or len(node.inputs) < 3 or not node.inputs[2].name:
+    if maker is None or not maker.inputs or node.optional(2) is None:
         return False
     q, target = maker.inputs[0], reader.grid(node, 1).numbers()
     if is_dq(maker):

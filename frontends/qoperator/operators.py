@@ -112,11 +112,12 @@ def _conv(reader: Reader, node: Node) -> None:
     if _is_lost(reader, node, rank):
         return
     operands = [_first(reader, node, reader.operand(node, 0), rank), reader.operand(node, 3, axis=0)]
-    if len(node.inputs) > 8 and node.inputs[8].name:
+    bias = node.optional(8)
+    if bias is not None:
         scale = reader.product(node, 1, 4)
         if scale is None:
             return
-        operands.append(reader.real(node.inputs[8], Grid(scale, None), axis=0))
+        operands.append(reader.real(bias, Grid(scale, None), axis=0))
     y = reader.insert("Conv", operands, f"{node.outputs[0].name}_real", _kept(node, *_WINDOW))
     reader.finish(node, _last(reader, node, y, rank), reader.grid(node, 6))
 
@@ -140,14 +141,14 @@ def _times(reader: Reader, node: Node, y: Tensor, factor: Tensor | None) -> Tens
 def _gemm(reader: Reader, node: Node) -> None:
     transposed = bool(node.attr("transB", 0))
     operands = [reader.operand(node, 0), reader.operand(node, 3, axis=0 if transposed else 1)]
-    if len(node.inputs) > 6 and node.inputs[6].name:
+    bias = node.optional(6)
+    if bias is not None:
         scale = reader.product(node, 1, 4, float(node.attr("alpha", 1.0)))
         if scale is None:
             return
-        bias = node.inputs[6]
         operands.append(reader.real(bias, Grid(scale, None), axis=max((rank_of(bias) or 1) - 1, 0)))
     y = reader.insert("Gemm", operands, f"{node.outputs[0].name}_real", _kept(node, "alpha", "transA", "transB"))
-    reader.finish(node, y, reader.grid(node, 7) if len(node.inputs) > 7 and node.inputs[7].name else None)
+    reader.finish(node, y, None if node.optional(7) is None else reader.grid(node, 7))
 
 
 @_on("QLinearAdd")
@@ -226,14 +227,13 @@ def _softmax(reader: Reader, node: Node) -> None:
 @_on("MatMulIntegerToFloat")
 def _matmul_to_float(reader: Reader, node: Node) -> None:
     """Inputs a, b, their scales, their zero points, and a float bias."""
-    zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (4, 5)]
-    rank = rank_of(node.inputs[1])
-    left, factor = meanings.on_own_step(reader, node.inputs[0], Grid(node.inputs[2], zeros[0]))
+    rank, bias = rank_of(node.inputs[1]), node.optional(6)
+    left, factor = meanings.on_own_step(reader, node.inputs[0], Grid(node.inputs[2], node.optional(4)))
     a = reader.real(node.inputs[0], left)
-    b = reader.real(node.inputs[1], Grid(node.inputs[3], zeros[1]), axis=-1 if rank is None else rank - 1)
+    b = reader.real(node.inputs[1], Grid(node.inputs[3], node.optional(5)), axis=-1 if rank is None else rank - 1)
     y = _times(reader, node, reader.insert("MatMul", [a, b], f"{node.outputs[0].name}_real"), factor)
-    if len(node.inputs) > 6 and node.inputs[6].name:
-        y = reader.insert("Add", [y, node.inputs[6]], f"{node.outputs[0].name}_biased")
+    if bias is not None:
+        y = reader.insert("Add", [y, bias], f"{node.outputs[0].name}_biased")
     reader.finish(node, y, None)
 
 

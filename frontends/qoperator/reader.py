@@ -147,8 +147,7 @@ class Reader:
 
     def grid(self, node: Node, index: int) -> Grid:
         """The scale at input `index` and the zero point behind it."""
-        zero = node.inputs[index + 1] if index + 1 < len(node.inputs) and node.inputs[index + 1].name else None
-        return Grid(node.inputs[index], zero)
+        return Grid(node.inputs[index], node.optional(index + 1))
 
     def zero_like(self, x: Tensor) -> Tensor:
         """A zero point of zero, in the type of some integers."""
@@ -303,7 +302,8 @@ class Reader:
     def scaled(self, node: Node, tensor: Tensor) -> bool:
         """A DequantizeLinear of an accumulator is a product with its scale."""
         scale = constant_input(self.graph, node, 1, "scale")
-        zero = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else np.zeros(1)
+        given = node.optional(2)
+        zero = np.zeros(1) if given is None else value_of(given)
         rank = self.ranks.get(id(tensor)) or rank_of(tensor)
         if scale is None or zero is None or zero.any() or (scale.size > 1 and rank is None):
             return False
@@ -338,7 +338,7 @@ class Reader:
         x, w = node.inputs[:2]
         if refuse_casts(self.graph, node, lambda t: id(t) in self.grids):
             return
-        zeros = [node.inputs[i] if i < len(node.inputs) and node.inputs[i].name else None for i in (2, 3)]
+        zeros = node.optional(2), node.optional(3)
         known = [self.grids.get(id(t)) for t in (x, w)]
         stated = [self.with_zero(t, g, z) for t, g, z in zip((x, w), known, zeros, strict=True)]
         axes = (1, 0 if op == "Conv" else -1)
@@ -362,7 +362,7 @@ class Reader:
 
     def offset_of(self, op: str, node: Node, own: Grid | None, read: Grid) -> Tensor | None:
         """What another zero point than the integers' own adds to a product with a constant matrix: whole numbers."""
-        w, zero = value_of(node.inputs[1]), value_of(node.inputs[3]) if len(node.inputs) > 3 else None
+        w, zero = value_of(node.inputs[1]), value_of(node.optional(3))
         have, want = None if own is None else own.numbers(), read.numbers()
         if op == "Conv" or have is None or want is None or have == want or w is None or w.ndim < 2:
             return None
