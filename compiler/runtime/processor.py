@@ -22,7 +22,8 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from qatc.compiler.model.names import Names
 from qatc.compiler.quant import Array
-from qatc.compiler.runtime.sessions import open_session, tidy, with_outputs
+from qatc.compiler.runtime.parts import with_outputs
+from qatc.compiler.runtime.sessions import open_session, tidy
 
 _DEPTH: Final = 16  # products in a sum: whole vectors of every kernel
 _EXACT: Final = _DEPTH * 255 * 127

@@ -24,6 +24,7 @@ from qatc.compiler.model.protos import all_bodies, all_nodes, opsets_of, tensors
 from qatc.compiler.model.tensors import TensorError, TensorReader
 from qatc.compiler.model_io import node_proto
 from qatc.compiler.quant import Array
+from qatc.compiler.runtime.parts import Part, cut
 from qatc.compiler.storage import scratch_folder
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 
 _IR_VERSION: Final = 10  # read by every ONNX Runtime since 1.18; newer stamps (onnx 1.23 writes 14) are refused by some
 _SEPARATE: Final = 4  # the IR version from which constants need not be inputs as well
-_SESSIONS: Final = 2  # sessions kept: each holds a copy of the weights
+_KEPT: Final = 2  # lists of names whose sessions are kept: they hold a copy of the weights
 PATIENCE: Final = 600.0  # seconds that one run of a model may take
 _NO_MEMORY: Final = ("bad allocation", "bad_alloc", "Failed to allocate memory", "Available memory of")
 _MAX_PROTO: Final = 2**31 - 1
 _DEEP: Final = 2048  # operators
+_PART: Final = 1024  # operators of a model that are run at a time
 _FEW: Final = 16  # elements
 _HEAVY: Final = 256 << 20  # bytes
 _TABLES: Final = ("QLinearLeakyRelu", "QLinearSigmoid")
@@ -149,6 +151,8 @@ def _options(*, optimize: bool) -> SessionOptions:
     ort.set_default_logger_severity(4)  # kernels warn about deprecated attributes through the logger of the process
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Idle threads otherwise spin: each of the many small sessions of a proof takes the processor from its neighbors.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     return options
@@ -189,7 +193,8 @@ class RunnableModel:
         self.makers: dict[str, onnx.NodeProto] = {
             name: node for node in self.model.graph.node for name in node.output if name
         }
-        self._sessions: OrderedDict[tuple[str, ...], InferenceSession] = OrderedDict()
+        self._size = _PART
+        self._kept: OrderedDict[tuple[str, ...], list[Part]] = OrderedDict()
 
     def has(self, name: str) -> bool:
         """Whether `name` is a tensor of the model's main graph."""
@@ -205,26 +210,44 @@ class RunnableModel:
         wanted = tuple(dict.fromkeys(self.outputs if names is None else names))
         result = {n: np.asarray(feeds[n]) for n in wanted if n in feeds}
         rest = tuple(n for n in wanted if n not in result)
+        if missing := [n for n in rest if not self.has(n)]:
+            raise KeyError(missing[0])
         if not rest:
             return result
-        session = self._session(rest)
-        needed = {i.name for i in session.get_inputs()}
-        values = run_session(session, list(rest), {n: v for n, v in feeds.items() if n in needed})
-        result.update(zip(rest, values, strict=True))
+        try:
+            values = self._run(feeds, rest)
+        except errors():
+            nodes = len(self.model.graph.node)
+            if nodes <= self._size:
+                raise
+            self._size = nodes  # a cut may go through what no array holds (sequences, 4-bit integers)
+            self._kept.clear()
+            values = self._run(feeds, rest)
+        result.update((name, values[name]) for name in rest)
         return result
 
-    def _session(self, names: tuple[str, ...]) -> InferenceSession:
-        session = self._sessions.pop(names, None)
-        if session is None:
-            missing = [n for n in names if not self.has(n)]
-            if missing:
-                raise KeyError(missing[0])
-            while len(self._sessions) >= _SESSIONS:
-                self._sessions.popitem(last=False)
-            model = self.model if names == self.outputs else with_outputs(self.model, names)
-            session = open_session(model, optimize=self.optimize, weights=self.weights)
-        self._sessions[names] = session
-        return session
+    def _run(self, feeds: Mapping[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
+        """The tensors `names`, among others."""
+        values = dict(feeds)
+        parts = self._parts(names)
+        for part in parts:
+            if part.session is None:
+                whole = len(parts) == 1 and names == self.outputs
+                model = self.model if whole else part.model(self.model, values)
+                part.session = open_session(model, optimize=self.optimize, weights=self.weights)
+            needed = [i.name for i in part.session.get_inputs()]
+            made = run_session(part.session, part.makes, {n: values[n] for n in needed if n in values})
+            values.update(zip(part.makes, made, strict=True))
+        return values
+
+    def _parts(self, names: tuple[str, ...]) -> list[Part]:
+        parts = self._kept.pop(names, None)
+        if parts is None:
+            while len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            parts = cut(self.model.graph, names, self._size)
+        self._kept[names] = parts
+        return parts
 
 
 def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = True) -> InferenceSession:
@@ -375,38 +398,6 @@ def _tidy_imports(model: onnx.ModelProto) -> None:
 def _depth(model: onnx.ModelProto) -> int:
     """How many nodes the largest graph has: the model's own, or one of its bodies."""
     return max(len(graph.node) for graph in (model.graph, *all_bodies(model.graph.node)))
-
-
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose outputs are `names` and which has only the nodes and constants that they need."""
-    graph = model.graph
-    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    waiting, needed, kept = list(names), set(names), set[int]()
-    while waiting:
-        index = makers.get(waiting.pop())
-        if index is None or index in kept:
-            continue
-        kept.add(index)
-        read = [n for n in _reads(graph.node[index]) if n not in needed]
-        needed.update(read)
-        waiting.extend(read)
-    declared = {o.name: o for o in graph.output}
-    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    copy.graph.name = graph.name or "graph"
-    copy.graph.node.extend(graph.node[i] for i in sorted(kept))
-    copy.graph.input.extend(graph.input)
-    copy.graph.initializer.extend(i for i in graph.initializer if i.name in needed)
-    copy.graph.output.extend(declared.get(n, onnx.ValueInfoProto(name=n)) for n in names)
-    return copy
-
-
-def _reads(node: onnx.NodeProto) -> Iterable[str]:
-    """What the node or its subgraphs read (names of the subgraphs' own tensors among them do no harm)."""
-    yield from node.input
-    for graph in all_bodies([node]):
-        yield from (o.name for o in graph.output)
-        for inner in graph.node:
-            yield from inner.input
 
 
 # -- one operator -------------------------------------------------------------------------------------------------
