@@ -193,7 +193,7 @@ class RunnableModel:
         self.makers: dict[str, onnx.NodeProto] = {
             name: node for node in self.model.graph.node for name in node.output if name
         }
-        self._size = _PART
+        self._size = _DEEP if self.optimize else _PART  # what is optimized is the whole
         self._kept: OrderedDict[tuple[str, ...], list[Part]] = OrderedDict()
 
     def has(self, name: str) -> bool:

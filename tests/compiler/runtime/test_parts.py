@@ -89,6 +89,21 @@ def test_a_model_that_cannot_be_cut_runs_whole(monkeypatch: pytest.MonkeyPatch) 
         RunnableModel(broken).run(_X)
 
 
+def test_what_is_optimized_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof looks at what ONNX Runtime's optimizations make of the package."""
+    monkeypatch.setattr(sessions, "_PART", 1)
+    opened: list[int] = []
+    real = sessions.open_session
+    monkeypatch.setattr(
+        sessions, "open_session", lambda model, **how: opened.append(len(model.graph.node)) or real(model, **how)
+    )
+    model = onnx.parser.parse_model(_LOOP)
+    for optimize, sizes in ((True, [5]), (False, [1] * 5)):
+        opened.clear()
+        RunnableModel(model, optimize=optimize).run({**_X, "c": np.asarray(True)})
+        assert opened == sizes
+
+
 def test_sparse_constants_stay_with_their_readers() -> None:
     model = onnx.parser.parse_model(_LOOP)
     values = numpy_helper.from_array(np.asarray([5], np.float32), "s")
