@@ -224,6 +224,9 @@ class Backend:
         return complete
 
 
+DATA_FILE: Final = "model.onnx.data"  # of large weights
+
+
 def aligned(position: int) -> int:
     """The next place in a data file where a tensor may start."""
     return -(-position // _ALIGNMENT) * _ALIGNMENT

@@ -193,6 +193,11 @@ class CompileError(Exception):
         self.args = ("\n".join(str(d) for d in self.diagnostics),)
 
 
+def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
+    """Whether one of them is an error."""
+    return any(d.severity is Severity.ERROR for d in diagnostics)
+
+
 @dataclass
 class Diagnostics:
     """A collector: steps add to it, `check()` raises all errors at once; the error number `most` does so, too."""

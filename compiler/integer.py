@@ -347,6 +347,10 @@ class IntegerGraph:
     # Quantized tensor that is stored from 0 on -> by how much its integers are smaller than the bytes of the file.
     lowered: dict[str, int] = field(default_factory=dict[str, int])
 
+    def made(self) -> list[str]:
+        """The graph's inputs and what its operators make, in execution order."""
+        return [*self.inputs, *(o for op in self.ops for o in op.outputs if o)]
+
     def producers(self) -> dict[str, Op]:
         """Tensor name -> the operator that makes it."""
         return {o: op for op in self.ops for o in op.outputs if o}

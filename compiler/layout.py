@@ -25,7 +25,7 @@ from qatc.compiler.integer import (
     Softmax,
 )
 
-_NAMES: Final = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
+CHANNELS_FIRST: Final = {3: "NCW", 4: "NCHW", 5: "NCDHW"}  # rank -> the names of the axes
 _FARTHEST: Final = 16  # operators between an interface tensor and the first convolution
 
 
@@ -58,7 +58,7 @@ def _walk(graph: IntegerGraph, name: str, neighbor: Callable[[str], Op | None], 
                 shape = graph.tensors[name].shape
                 if shape is None or port is None or len(port) != len(shape):  # broadcasting may have added axes
                     return None
-                return _moved(_NAMES.get(len(shape), ""), order, forward=forward)
+                return _moved(CHANNELS_FIRST.get(len(shape), ""), order, forward=forward)
             case Move(op_type="Transpose") if not order and "perm" in op.attrs:
                 order = [int(axis) for axis in op.attrs["perm"]]
             case Quantize() | Dequantize() | Rescale() | Lookup() | Elementwise() | Resize() | Softmax() | LayerNorm():

@@ -222,7 +222,10 @@ class _Reader:
         try:
             self.tensors[proto.name] = Constant(proto.name, self.values.array(proto))
         except TensorError as bad:
-            self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
+            self._refuse(bad, proto)
+
+    def _refuse(self, bad: TensorError, proto: TensorProto | AttributeProto) -> None:
+        self.found.error(bad.code, bad.message, tensor=proto.name or None, hint=bad.hint)
 
     def _check_repeated(self) -> None:
         """Initializers may come again (exporters do that), but not with other values."""
@@ -257,7 +260,7 @@ class _Reader:
                 try:
                     self.values.inside(proto)
                 except TensorError as bad:
-                    self.found.error(bad.code, bad.message, tensor=proto.name or None, hint=bad.hint)
+                    self._refuse(bad, proto)
             if graph.sparse_initializer:
                 self.found.error("QAT302", "sparse initializers are not supported", hint="export dense weights")
 
@@ -354,14 +357,14 @@ class _Reader:
             try:
                 return self.values.array(proto.t)
             except TensorError as bad:
-                self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
+                self._refuse(bad, proto)
                 return None
         try:
             for tensor in tensors_of(proto):
                 self.values.inside(tensor)
             return onnx.helper.get_attribute_value(proto)
         except TensorError as bad:
-            self.found.error(bad.code, bad.message, tensor=proto.name, hint=bad.hint)
+            self._refuse(bad, proto)
             return None
         except ValueError as error:  # a type that ONNX does not have, or a function's parameter outside a function
             self.found.error("QAT004", f"the attribute {proto.name} has no value: {error}", node=label_of(node))

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from qatc.compiler.backend import aligned, must_be_apart
+from qatc.compiler.backend import DATA_FILE, aligned, must_be_apart
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.graph import (
     FAKE_QUANT,
@@ -34,6 +34,7 @@ from qatc.compiler.graph import (
 )
 from qatc.compiler.model.names import Names
 from qatc.compiler.model.protos import MICROSOFT
+from qatc.compiler.model.tensors import put_outside
 from qatc.compiler.model_io import node_proto, value_info
 from qatc.compiler.passes.products import output_axis
 from qatc.compiler.quant import Array, QuantParams, dtype_range
@@ -175,7 +176,9 @@ class _Writer:
             start = aligned(position)
             position = start + value.nbytes
             external.append((name, value))
-            tensors.append(_declared(name, value, start))
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            tensors.append(TensorProto(name=name, data_type=kind, dims=value.shape))
+            put_outside(tensors[-1], DATA_FILE, start, value.nbytes)
         return tensors, tuple(external), apart
 
     # -- the interface --------------------------------------------------------------------------------------------
@@ -395,15 +398,6 @@ class _Writer:
         scale, _ = self._grid(name, params)
         self._add("DequantizeLinear", f"{name}_DequantizeLinear", [stored, scale], result, params)
         return result
-
-
-def _declared(name: str, value: Array, offset: int) -> TensorProto:
-    """An initializer whose data are elsewhere."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    tensor = TensorProto(name=name, data_type=kind, dims=value.shape, data_location=TensorProto.EXTERNAL)
-    for key, text in (("location", "model.onnx.data"), ("offset", str(offset)), ("length", str(value.nbytes))):
-        tensor.external_data.add(key=key, value=text)
-    return tensor
 
 
 def accumulator_grid(graph: QuantGraph, node: Node) -> tuple[float, ...] | None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 # dtype name -> (smallest, largest, numpy container)
 _RANGES: Final[dict[str, tuple[int, int, type[np.integer[Any]]]]] = {

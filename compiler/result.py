@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from qatc.compiler.diagnostics import Diagnostic, Severity
+from qatc.compiler.diagnostics import Diagnostic, has_errors
 from qatc.compiler.quant import Array, QuantParams
 
+Progress: TypeAlias = Callable[[str, float], None]  # called with what is done, and how much of it
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
@@ -218,7 +219,7 @@ class Evaluation:
     @property
     def passed(self) -> bool:
         """Whether the package scores what was required."""
-        return not any(d.severity is Severity.ERROR for d in self.diagnostics)
+        return not has_errors(self.diagnostics)
 
 
 @dataclass(frozen=True)

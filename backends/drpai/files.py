@@ -55,7 +55,7 @@ def _write(open_file: Write, name: str, content: bytes) -> None:
 # -- samples --------------------------------------------------------------------------------------------------------
 def _write_samples(open_file: Write, finished: Finished) -> None:
     given = sample_inputs(finished)
-    fed = {port.name: _as_read(port, given[port.name]) for port in finished.result.inputs}
+    fed = {port.name: port.rounded(given[port.name]).astype(port.dtype, copy=False) for port in finished.result.inputs}
     values = execute(finished.integer, fed, finished.profile, evaluate=OrtEvaluator())
     for i, port in enumerate(finished.result.inputs):
         raw = np.ascontiguousarray(given[port.name]).tobytes()
@@ -83,13 +83,6 @@ def sample_inputs(finished: Finished) -> dict[str, Array]:
         else:
             found[port.name] = sample  # indices and the like: random floats mean nothing there
     return found
-
-
-def _as_read(port: Port, value: Array) -> Array:
-    """A float sample as the deployed graph reads it."""
-    if port.params is not None and port.dtype == port.params.container.name and value.dtype.kind == "f":
-        return port.params.quantize(value)
-    return value.astype(port.dtype)
 
 
 def real_values(port: Port, value: Array) -> Array:

@@ -15,10 +15,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qatc.backends.onnx.saturation import signed_bytes, wide_form
-from qatc.compiler.backend import Emission, aligned, bytes_of, must_be_apart
+from qatc.compiler.backend import DATA_FILE, Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import Float, IntegerGraph, Move, Op
 from qatc.compiler.model.names import Names
 from qatc.compiler.model.protos import MICROSOFT
+from qatc.compiler.model.tensors import put_outside
 from qatc.compiler.model_io import add_attribute
 from qatc.compiler.quant import Array, QuantParams, dtype_name, dtype_range
 from qatc.compiler.storage import SPILL_AT
@@ -379,7 +380,7 @@ class Writer:
                 start = aligned(position)
                 position = start + value.nbytes
                 external.append((name, value))
-                _place(tensor, start, value.nbytes)
+                put_outside(tensor, DATA_FILE, start, value.nbytes)
         return external
 
     def _model(self) -> ModelProto:
@@ -411,9 +412,3 @@ def in_bytes(params: QuantParams, dtype: str) -> QuantParams:
 def tensor_type(dtype: np.dtype[Any]) -> int:
     """The TensorProto type of a numpy dtype."""
     return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
-
-
-def _place(tensor: TensorProto, offset: int, length: int) -> None:
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "model.onnx.data"), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)

@@ -21,9 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.quant import Array, Integers
-
-Doubles = npt.NDArray[np.float64]
+from qatc.compiler.quant import Array, Doubles, Integers
 
 
 @dataclass(frozen=True)

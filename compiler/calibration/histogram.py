@@ -13,12 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from qatc.compiler.quant import Array, QuantParams, dtype_range
+from qatc.compiler.quant import Array, Doubles, QuantParams, dtype_range
 
 Range = tuple[float, float]
-Doubles = npt.NDArray[np.float64]
 _BINS: Final = 1 << 13  # over [-limit, limit]; a power of two, so that pairs can be merged
 _LEAST: Final = 2.0**-100  # limit: that of smaller ones is no factor of float32
 _COARSE: Final = tuple(np.geomspace(1.0, 0.01, 100).tolist())  # shares of the full range that the search tries

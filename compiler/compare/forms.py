@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.compare.interpret import Place
+from qatc.compiler.layout import CHANNELS_FIRST
 from qatc.compiler.quant import Array, QuantParams, dtype_range
 
 _MOST_RANK: Final = 5
@@ -191,7 +192,7 @@ def _byte_orders(want: Array, place: Place) -> Iterator[tuple[str, Array]]:
 def _layouts(want: Array, stored: Array, place: Place) -> Iterator[tuple[str, Array]]:
     """Transpositions and channel blocks of `want` that may be what `stored` holds."""
     flat = stored.reshape(-1)
-    plain = {3: "NCW", 4: "NCHW", 5: "NCDHW"}.get(want.ndim)
+    plain = CHANNELS_FIRST.get(want.ndim)
     letters = "".join(plain[axis] for axis in place.axes) if plain else ""
     if want.ndim <= _MOST_RANK:
         for order in permutations(range(want.ndim)):

@@ -23,7 +23,7 @@ class Names:
 
     def __init__(self, graph: IntegerGraph, names: Mapping[str, str], golden: Mapping[str, GoldenTensor]) -> None:
         self.graph = graph
-        made = [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]
+        made = graph.made()
         exact: dict[str, list[str]] = {}
         sources: dict[str, list[str]] = {}
         for name in made:

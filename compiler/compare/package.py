@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.diagnostics import CompileError, Severity, fail, printable
 from qatc.compiler.integer import IntegerGraph
 from qatc.compiler.package.integer_file import INTEGER_JSON
-from qatc.compiler.package.read import read_json
+from qatc.compiler.package.read import COMPILE_AGAIN, read_json
 from qatc.compiler.package.stored import TROUBLE, read_graph, read_samples
 from qatc.compiler.quant import Array
 from qatc.compiler.verify.package import verify_package
-
-_AGAIN: Final = "compile the model again with this version of qatc"
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,11 @@ def open_package(path: str | Path) -> OpenPackage:
         manifest: dict[str, Any] = read_json(folder, "manifest.json")
         graph = read_graph(folder, manifest)
         if graph is None:
-            raise fail("QAT502", f"{printable(str(folder))} has no {INTEGER_JSON}", hint=_AGAIN)
+            raise fail("QAT502", f"{printable(str(folder))} has no {INTEGER_JSON}", hint=COMPILE_AGAIN)
         samples = list(read_samples(folder, manifest))
         answers = list(read_samples(folder, manifest, "outputs"))
     except TROUBLE as error:
         message = f"{printable(str(folder))} holds what cannot be right: {printable(str(error))}"
-        raise fail("QAT502", message, hint=_AGAIN) from error
+        raise fail("QAT502", message, hint=COMPILE_AGAIN) from error
     profile = get_profile(manifest["arithmetic"])
     return OpenPackage(folder, graph.graph, graph.names, profile, graph.layout, samples, answers, manifest)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qatc.compiler.diagnostics import Diagnostic, Severity, counted
+from qatc.compiler.diagnostics import Diagnostic, Severity, counted, has_errors
 
 #: Kinds of causes that leave a fingerprint.
 CAUSES: Final[dict[str, str]] = {
@@ -118,7 +118,7 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether everything in the dump could be read and nothing differs by more than the tolerance."""
-        return self.first is None and not any(d.severity is Severity.ERROR for d in self.diagnostics)
+        return self.first is None and not has_errors(self.diagnostics)
 
     @property
     def verdict(self) -> Diagnostic | None:

@@ -54,7 +54,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.passes.training import report_training
 from qatc.compiler.ports import integer_ports, port_of, ports_of_integer, tensor_records
 from qatc.compiler.registry import backends, frontends
-from qatc.compiler.result import CompileResult, FilledRange, Inspection, Verification
+from qatc.compiler.result import CompileResult, FilledRange, Inspection, Progress, Verification
 from qatc.compiler.shapes import infer_new_shapes, infer_shapes
 from qatc.compiler.storage import SPILL_AT, scratch_folder
 
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from qatc.compiler.simulation import Simulation
     from qatc.compiler.target import Target
 
-Progress = Callable[[str, float], None]
 _T = TypeVar("_T")
 _MANY: Final = 4_000_000  # objects
 _STEPS: Final = (

@@ -15,14 +15,13 @@ from typing import Any, Final, cast
 from qatc.compiler.damaged import reason
 from qatc.compiler.diagnostics import fail, printable
 from qatc.compiler.package import PackageWriter, check_destination, dump_json
-from qatc.compiler.package.read import SIGNATURE, read_manifest, regular_file
+from qatc.compiler.package.read import COMPILE_AGAIN, SIGNATURE, read_manifest, regular_file
 from qatc.compiler.report.evaluation import evaluation_document, with_evaluations
 from qatc.compiler.result import Evaluation
 
 _CHUNK: Final = 1 << 22
 _JSON: Final = "report.json"
 _HTML: Final = "report.html"
-_AGAIN: Final = "compile the model again with this version of qatc"
 
 
 def check_package(folder: Path) -> None:
@@ -86,7 +85,7 @@ def _report(folder: Path, files: Mapping[str, Mapping[str, Any]], found: Evaluat
         return dump_json(document), with_evaluations(page, document["evaluations"])
     except (OSError, ValueError) as error:
         message = f"{printable(str(folder))} has no report that an evaluation could be added to: {reason(error)}"
-        raise fail("QAT502", message, hint=_AGAIN) from error
+        raise fail("QAT502", message, hint=COMPILE_AGAIN) from error
 
 
 def _held(folder: Path, name: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:

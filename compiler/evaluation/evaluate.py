@@ -28,14 +28,13 @@ from qatc.compiler.evaluation.runs import (
 from qatc.compiler.evaluation.source import find_source, open_source
 from qatc.compiler.evaluation.values import TARGETS, Dataset, Loader, Ports
 from qatc.compiler.package.stored import read_ports
-from qatc.compiler.result import Evaluation, EvaluationRun, Score
+from qatc.compiler.result import Evaluation, EvaluationRun, Progress, Score
 from qatc.compiler.runtime.sessions import open_file, run_session, version
 from qatc.compiler.simulation import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Progress = Callable[[str, float], None]
 RUNS: Final = (FLOAT, SIMULATION, REFERENCE, PACKAGE)
 _LISTS: Final = ("metrics", "runs", "plugins")
 _OUTSIDE: Final = 0.05  # share of input elements beyond the grid of the input from which the preparation is doubted

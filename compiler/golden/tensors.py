@@ -41,6 +41,7 @@ from qatc.compiler.integer import (
     Resize,
     Softmax,
 )
+from qatc.compiler.layout import CHANNELS_FIRST
 from qatc.compiler.model.tensors import held_array
 from qatc.compiler.package import PackageWriter, dump_json
 from qatc.compiler.package.content import params_document
@@ -58,7 +59,6 @@ HEADER: Final = "golden/golden.h"
 LAYOUTS: Final = ("channels_first", "channels_last")
 
 _READABLE: Final = 40  # characters of a name that its stem keeps
-_LETTERS: Final = {3: "NCW", 4: "NCHW", 5: "NCDHW"}
 # Movement that keeps what the axes mean.
 _SAME_AXES: Final = frozenset({"Resize", "Pad", "Identity", "DepthToSpace", "SpaceToDepth", "Slice", *CHOOSERS})
 
@@ -152,8 +152,7 @@ def initializers_of(emission: Emission) -> Initializers:
 # -- which tensors, and how they lie --------------------------------------------------------------------------------
 def integer_tensors(graph: IntegerGraph) -> list[tuple[str, QuantParams]]:
     """Every integer tensor that is computed or fed, in execution order, with its grid."""
-    made = [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]
-    return [(name, params) for name in made if (params := graph.tensors[name].params) is not None]
+    return [(name, params) for name in graph.made() if (params := graph.tensors[name].params) is not None]
 
 
 def golden_tensors(
@@ -188,7 +187,7 @@ def golden_tensors(
 
 
 def _axes(rank: int, is_map: bool, layout: str) -> tuple[tuple[int, ...], str | None]:
-    letters = _LETTERS.get(rank) if is_map else None
+    letters = CHANNELS_FIRST.get(rank) if is_map else None
     if letters is None:
         return tuple(range(rank)), None
     if layout == "channels_first":
@@ -214,7 +213,7 @@ def feature_maps(graph: IntegerGraph, ranks: Mapping[str, int]) -> set[str]:
     neighbors: dict[str, list[str]] = {}
     for op in graph.ops:
         if isinstance(op, (Conv, Pool)):
-            seeds.update(name for name in (op.inputs[0], op.output) if ranks.get(name, 0) in _LETTERS)
+            seeds.update(name for name in (op.inputs[0], op.output) if ranks.get(name, 0) in CHANNELS_FIRST)
         elif _keeps_axes(op):
             group = [n for n in (*op.inputs, *op.outputs) if n and ranks.get(n) == ranks.get(op.output)]
             for name in group:

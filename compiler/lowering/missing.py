@@ -16,8 +16,8 @@ from qatc.compiler.lowering.normalization import KINDS
 from qatc.compiler.lowering.resizing import interpolates
 from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
-from qatc.compiler.model.links import is_op
-from qatc.compiler.passes.leaves import LONGEST_CHAIN, computed, has_vector, leaves_of
+from qatc.compiler.model.links import computed, is_op
+from qatc.compiler.passes.leaves import LONGEST_CHAIN, has_vector, leaves_of
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
 from qatc.compiler.passes.products import SUMS, is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate

@@ -176,6 +176,11 @@ def is_constant(tensor: Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
 
 
+def computed(node: Node) -> list[Tensor]:
+    """The inputs of a node whose values are known at run time alone."""
+    return [t for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
+
+
 def value_of(tensor: Tensor | None) -> Array | None:
     """The value of a constant tensor, None for others."""
     return tensor.values if isinstance(tensor, gs.Constant) else None

@@ -158,6 +158,13 @@ def external_place(proto: TensorProto, size: int) -> tuple[str, int, int]:
     return entries.get("location", ""), offset, length
 
 
+def put_outside(proto: TensorProto, location: str, offset: int, length: int) -> None:
+    """Let a tensor's data be external: so many bytes of the file `location`, from `offset` on."""
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        proto.external_data.add(key=key, value=value)
+
+
 def _number(text: str) -> int:
     """Digits and nothing else: int() takes more than other readers of the file do."""
     if not (text.isascii() and text.isdecimal()):

@@ -16,6 +16,7 @@ FORMAT: Final = "qatc-package"
 MANIFEST: Final = "manifest.json"
 SIGNATURE: Final = "package.sig"  # made after the manifest, so never listed in it
 LARGEST_JSON: Final = 256 << 20
+COMPILE_AGAIN: Final = "compile the model again with this version of qatc"  # a hint
 _LONGEST_NUMBER: Final = 300  # digits that a float can take in
 
 _LITTER: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what desktops leave behind

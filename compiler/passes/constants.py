@@ -6,7 +6,7 @@
 QuantizeLinear and DequantizeLinear stay: what they say is the frontend's to read. So do quantized constants, operators
 of other domains, random ones and those with bodies. Values are computed as ONNX defines them, in the type they have;
 transcendental functions in float64, rounded once. The size of every result is known before it is computed: a model
-cannot make the compiler allocate more than `limit` bytes, unless the result is no larger than what it is made of.
+cannot make the compiler allocate more than `_LIMIT` bytes, unless the result is no larger than what it is made of.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _LOSES_GRID: Final = frozenset(
     {"Erf", "Exp", "Gemm", "Log", "MatMul", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum",
      "ReduceSumSquare", "Sigmoid", "Sqrt", "Tanh"}
 )  # fmt: skip
-LIMIT: Final = 64 << 20
+_LIMIT: Final = 64 << 20  # bytes of a result
 _GROWTH: Final = 4  # times the limit: by how much all folded constants together may grow
 
 
-def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None, limit: int = LIMIT) -> int:
+def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> int:
     """Fold in one sweep over the sorted graph; returns how many nodes went.
 
-    `keep` says which nodes stay whatever their inputs are; `limit` is the largest result in bytes. What is not folded
-    stays as it was; the reason goes to `graph.explain`.
+    `keep` says which nodes stay whatever their inputs are. What is not folded stays as it was; the reason goes to
+    `graph.explain`.
     """
-    folder = _Folder(graph, limit)
+    folder = _Folder(graph)
     for node in list(graph.nodes):
         if _candidate(graph, node) and (keep is None or not keep(node)):
             folder.fold(node)
@@ -65,27 +65,54 @@ def fold_constants(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = N
 class _Folder:
     """Turns nodes into constants of `graph`, within limits; knows how many went and by how much constants grew."""
 
-    def __init__(self, graph: QuantGraph, limit: int) -> None:
-        self.graph, self.limit = graph, limit
+    def __init__(self, graph: QuantGraph) -> None:
+        self.graph = graph
         self.gone = self._grown = 0
 
     def fold(self, node: Node) -> None:
         """Make constants of the node's results; where that is refused, it stays, and why goes to `graph.explain`."""
         try:
-            values = _fold(self.graph, node, self.limit)
+            values = _fold(self.graph, node)
             held = [_held(self.graph, t, v) for t, v in zip(node.outputs, values, strict=False)]
             self._grown += _growth(node, values)
-            if self._grown > _GROWTH * self.limit:
+            if self._grown > _GROWTH * _LIMIT:
                 raise Refused(f"what was folded already takes {self._grown:,} bytes more than what it was made of")
         except Refused as refused:
-            self.stays(node, refused)
+            self._stays(node, refused)
             return
         for tensor, value in zip(list(node.outputs), held, strict=False):
             if tensor.name:
                 self.graph.fix(tensor, value)
         self.gone += 1
 
-    def stays(self, node: Node, refused: Refused) -> None:
+    def fold_quantized(self, node: Node, *, passed: bool) -> None:
+        """Make a constant of a result of quantized constants, where it does not keep their grid.
+
+        `passed` says that it only goes into what is rounded in the end.
+        """
+        graph, quantized = self.graph, [t.name in self.graph.params for t in node.inputs]
+        if len(node.outputs) != 1 or not (passed or (any(quantized) and not is_movement(node))):
+            return
+        out = node.outputs[0]
+        scaled = _scaled(graph, node) if quantized.count(True) == 1 else None
+        if scaled is not None:
+            self._put(out, *scaled)
+            return
+        loses_grid = passed or node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
+        if any(quantized) and out.name not in graph.params and not loses_grid:
+            return  # it may keep its operands' grid
+        try:
+            value = _held(graph, out, _of_quantized(graph, node))
+        except Refused as refused:
+            self._stays(node, refused)
+        else:
+            self._put(out, value, graph.quant(out))
+
+    def _put(self, tensor: Tensor, value: Array, params: QuantParams | None) -> None:
+        self.graph.replace(tensor, self.graph.constant(tensor.name, value, params))
+        self.gone += 1
+
+    def _stays(self, node: Node, refused: Refused) -> None:
         """Say why a node stays."""
         self.graph.explain("constants", f"{node.op} {node.name} stays: {refused}")
 
@@ -106,7 +133,7 @@ def compute_quantized(graph: QuantGraph) -> None:
     what is rounded in the end: a tracer that quantizes all arithmetic quantizes that of weights, too (standardized
     ones, say), and leaves out what it does not know.
     """
-    folder = _Folder(graph, LIMIT)
+    folder = _Folder(graph)
     between: set[int] | None = None
     for node in list(graph.nodes):
         if folder.gone and _candidate(graph, node):
@@ -116,26 +143,7 @@ def compute_quantized(graph: QuantGraph) -> None:
         if foreign or [t for t in node.inputs if not isinstance(t, Constant) and t.name]:
             continue
         between = _between(graph) if between is None else between
-        passed = any(id(t) in between for t in node.outputs)
-        quantized = [t.name in graph.params for t in node.inputs]
-        if len(node.outputs) != 1 or not (passed or (any(quantized) and not is_movement(node))):
-            continue
-        out = node.outputs[0]
-        scaled = _scaled(graph, node) if quantized.count(True) == 1 else None
-        if scaled is not None:
-            graph.replace(out, graph.constant(out.name, *scaled))
-            folder.gone += 1
-            continue
-        loses_grid = passed or node.op in _LOSES_GRID or (node.op == "Div" and quantized[-1])
-        if any(quantized) and out.name not in graph.params and not loses_grid:
-            continue  # it may keep its operands' grid
-        try:
-            value = _held(graph, out, _of_quantized(graph, node, LIMIT))
-        except Refused as refused:
-            folder.stays(node, refused)
-            continue
-        graph.replace(out, graph.constant(out.name, value, graph.quant(out)))
-        folder.gone += 1
+        folder.fold_quantized(node, passed=any(id(t) in between for t in node.outputs))
     folder.tidy()
 
 
@@ -187,24 +195,24 @@ def _scaled(graph: QuantGraph, node: Node) -> tuple[Array, QuantParams] | None:
     return scaled_weight(weight.values, params, axis, wide if node.op == "Mul" else 1.0 / wide)
 
 
-def _of_quantized(graph: QuantGraph, node: Node, limit: int) -> Array:
+def _of_quantized(graph: QuantGraph, node: Node) -> Array:
     values = [graph.real(t) if t.name else None for t in node.inputs]
     if node.op == REQUANTIZE and values[0] is not None:
         return values[0]  # which is rounded next
     if node.op == "Gemm":
-        return _gemm(node, values, limit)
+        return _gemm(node, values)
     size = size_of_result(node, values, graph.opset)
-    if size is None or size > limit:
+    if size is None or size > _LIMIT:
         raise Refused("its result has no known size, or a large one")
     return _evaluated(graph, node, values)[0]
 
 
-def _gemm(node: Node, values: list[Array | None], limit: int) -> Array:
+def _gemm(node: Node, values: list[Array | None]) -> Array:
     a, b, c = (*values, None)[:3]
     if a is None or b is None or a.ndim != 2 or b.ndim != 2:
         raise Refused("its operands are no matrices")
     a, b = (a.T if node.attr("transA", 0) else a), (b.T if node.attr("transB", 0) else b)
-    if a.shape[1] != b.shape[0] or a.shape[0] * b.shape[1] * 4 > limit:
+    if a.shape[1] != b.shape[0] or a.shape[0] * b.shape[1] * 4 > _LIMIT:
         raise Refused("its operands do not fit, or its result is large")
     if c is not None and not repeats_into(c.shape, (a.shape[0], b.shape[1])):
         raise Refused("its bias does not fit")
@@ -252,7 +260,7 @@ def _held(graph: QuantGraph, tensor: Tensor, value: Array) -> Array:
         ) from error
 
 
-def _fold(graph: QuantGraph, node: Node, limit: int) -> list[Array]:
+def _fold(graph: QuantGraph, node: Node) -> list[Array]:
     if is_value_blind(node):
         dims = [int(d) for d in dims_read(node, shape_of(node.inputs[0]) or ()) if isinstance(d, int)]
         return [np.asarray(math.prod(dims) if node.op == "Size" else dims, np.int64)]
@@ -261,7 +269,7 @@ def _fold(graph: QuantGraph, node: Node, limit: int) -> list[Array]:
     size = size_of_result(node, values, graph.opset)
     if size is None:
         raise Refused("the size of its result is not known before it is computed")
-    if size > max(limit, have):
+    if size > max(_LIMIT, have):
         raise Refused(f"its result would take {size:,} bytes")
     active().ask(size, "folding a constant", node=node.name or None)
     return _evaluated(graph, node, values)

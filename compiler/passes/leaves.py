@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, value_of
+from qatc.compiler.model.links import computed
 from qatc.compiler.reference.functions import is_elementwise
 
 LONGEST_CHAIN: Final = 64  # operators that are looked through for the one tensor they depend on
@@ -30,11 +31,6 @@ def leaves_of(graph: QuantGraph, operands: Iterable[Tensor]) -> list[Tensor]:
         else:
             waiting.extend(computed(maker))
     return list(leaves.values())
-
-
-def computed(node: Node) -> list[Tensor]:
-    """The operands that are not constant."""
-    return [t for t in node.inputs if t.name and not is_constant(t)]
 
 
 def has_vector(node: Node) -> bool:

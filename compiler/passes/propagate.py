@@ -21,9 +21,9 @@ import numpy as np
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, Variable, shape_of, value_of
-from qatc.compiler.model.links import is_op, label_of
+from qatc.compiler.model.links import computed, is_op, label_of
 from qatc.compiler.passes.constants import compute_quantized
-from qatc.compiler.passes.leaves import computed, has_vector, leaves_of
+from qatc.compiler.passes.leaves import has_vector, leaves_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import (
     LAYOUT,

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, value_of
-from qatc.compiler.model.links import is_op
+from qatc.compiler.model.links import computed, is_op
 from qatc.compiler.rewrite import NoMatch
 
 _LONGEST: Final = 8  # operators between a constant and the sum of what is made of it
@@ -96,8 +96,8 @@ def _is_made_of_constants(graph: QuantGraph, tensor: Tensor) -> bool:
         maker = graph.producer(tensor)
         if maker is None:
             return isinstance(tensor, Constant)
-        computed = [t for t in maker.inputs if t.name and not isinstance(t, Constant)]
-        if len(computed) != 1:
-            return not computed
-        tensor = computed[0]
+        data = computed(maker)
+        if len(data) != 1:
+            return not data
+        tensor = data[0]
     return False

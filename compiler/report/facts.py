@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+_INDENT: Final = 2
 _NARROWEST: Final = 24  # columns that text gets even where the terminal is absurdly narrow
 
 
@@ -19,9 +20,8 @@ class Facts:
     Everything is given as `Text`, never as markup: a tensor named `[red]` shows as that.
     """
 
-    def __init__(self, console: Console, *, indent: int = 2, label: int = 13) -> None:
+    def __init__(self, console: Console, *, label: int = 13) -> None:
         self.console = console
-        self._indent = indent
         self._label = label
 
     def row(self, label: str, *lines: Text | str, style: str = "dim", wrap: bool = True) -> None:
@@ -32,11 +32,11 @@ class Facts:
         for line in lines:
             content = Text(line) if isinstance(line, str) else line
             depth = len(content.plain) - len(content.plain.lstrip(" "))
-            width = max(self.console.width - self._indent - self._label - depth, _NARROWEST)
+            width = max(self.console.width - _INDENT - self._label - depth, _NARROWEST)
             body = content[depth:]
             for part in body.wrap(self.console, width, overflow="fold") if wrap else [body]:
                 part.rstrip()
-                start = Text(" " * self._indent) + head + Text(" " * depth)
+                start = Text(" " * _INDENT) + head + Text(" " * depth)
                 self.console.print(start + part, soft_wrap=True)
                 head = Text(" " * self._label)
 
@@ -54,7 +54,6 @@ def listing(
     columns: Sequence[Column],
     rows: Sequence[Sequence[Text | str]],
     *,
-    indent: int = 2,
     apart: bool = False,
 ) -> None:
     """Print rows under dim titles. All columns but the last are as wide as they need; the last wraps under itself.
@@ -68,11 +67,11 @@ def listing(
     head = [Text(column.title, style="dim") for column in columns]
     table = [head, *([Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)]
     widths = [max(cell_len(row[index].plain) for row in table) for index in range(len(columns) - 1)]
-    left = indent + sum(widths) + 2 * len(widths)
+    left = _INDENT + sum(widths) + 2 * len(widths)
     for number, row in enumerate(table):
         if apart and number > 1:
             console.print()
-        line = Text(" " * indent)
+        line = Text(" " * _INDENT)
         for cell, width, column in zip(row, widths, columns, strict=False):
             blank = Text(" " * (width - cell_len(cell.plain)))
             line += (blank + cell if column.numeric else cell + blank) + Text("  ")

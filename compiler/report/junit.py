@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from qatc.compiler.diagnostics import Diagnostic, Severity, counted, escaped, printable
+from qatc.compiler.diagnostics import Diagnostic, Severity, counted, escaped, has_errors, printable
 from qatc.compiler.report import text
 from qatc.compiler.result import CompileResult, TensorCheck, Verification
 
@@ -51,7 +51,7 @@ def verification_cases(found: Verification, seconds: float = 0.0) -> list[Case]:
 
 def package_cases(found: PackageCheck) -> list[Case]:
     """A package's check: its files, and each output of each sample."""
-    whole = not any(d.severity is Severity.ERROR for d in found.diagnostics)  # else those say what is damaged
+    whole = not has_errors(found.diagnostics)  # else those say what is damaged
     cases = [Case("files", output=f"{counted(found.files, 'file')}, {text.scaled(found.size, 'B')}")] * whole
     for check in found.samples:
         said = f"{check.different:,} of {check.elements:,} differ, by at most {check.largest:.3g}"

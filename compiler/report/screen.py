@@ -20,7 +20,8 @@ from qatc.compiler.report.facts import Facts
 if TYPE_CHECKING:
     from rich.console import Console
 
-Progress = Callable[[str, float], None]
+    from qatc.compiler.result import Progress
+
 
 _PIPED_WIDTH: Final = 160  # a pipe has no edge: lines break where they are long, not where a terminal would end
 _PLACES: Final = 5  # nodes shown for one finding

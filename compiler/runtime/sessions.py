@@ -21,7 +21,7 @@ from google.protobuf.message import EncodeError
 from qatc.compiler.diagnostics import CompileError, fail
 from qatc.compiler.graph import Node, Variable
 from qatc.compiler.model.protos import all_bodies, all_nodes, opsets_of, tensors_of
-from qatc.compiler.model.tensors import TensorError, TensorReader
+from qatc.compiler.model.tensors import TensorError, TensorReader, put_outside
 from qatc.compiler.model_io import node_proto
 from qatc.compiler.quant import Array
 from qatc.compiler.runtime.parts import Part, cut
@@ -354,9 +354,7 @@ def _lift(tensors: Iterable[onnx.TensorProto], graph: onnx.GraphProto) -> dict[s
             continue
         lifted[tensor.name] = np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
         declared = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        declared.data_location = onnx.TensorProto.EXTERNAL
-        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(size))):
-            declared.external_data.add(key=key, value=text)
+        put_outside(declared, "memory", 0, size)
     return lifted
 
 

@@ -30,9 +30,8 @@ from qatc.compiler.integer import (
     Resize,
     Softmax,
 )
-from qatc.compiler.quant import Array, QuantParams
+from qatc.compiler.quant import Array, Doubles, QuantParams
 
-Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Index: TypeAlias = tuple[npt.NDArray[np.intp], ...]
 

@@ -58,7 +58,7 @@ class DeployedCheck:
         self.whole = RunnableModel(emitted.model, folder, weights=emitted.external, optimize=True)
         self.names = {
             name: emitted.names.get(name, name)
-            for name in [*graph.inputs, *(o for op in graph.ops for o in op.outputs if o)]
+            for name in graph.made()
             if self.stepwise.has(emitted.names.get(name, name))
         }
         self.tallies: dict[str, Tally] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,16 +20,25 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from qatc.compiler.damaged import looking, reason
-from qatc.compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Severity, counted, fail, printable
+from qatc.compiler.diagnostics import (
+    CompileError,
+    Diagnostic,
+    Diagnostics,
+    counted,
+    fail,
+    has_errors,
+    printable,
+)
 from qatc.compiler.model.protos import all_bodies, all_nodes, tensors_of
 from qatc.compiler.npy import npy_array
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
-from qatc.compiler.package.read import LARGEST_JSON, read_json, regular_file, unlisted_files
+from qatc.compiler.package.read import COMPILE_AGAIN, LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.signing import check_signature
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
 from qatc.compiler.runtime.processor import is_exact
 from qatc.compiler.runtime.sessions import ForRuntime, run_session
+from qatc.compiler.verify.packaged import Progress
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -40,7 +49,6 @@ _CHUNK: Final = 1 << 22
 _LARGEST_TEXT: Final = 16 << 20  # of a file whose line ends are counted
 _MOST_FINDINGS: Final = 20  # of one kind: a damaged disk damages many files
 _COPY_AGAIN: Final = "copy the package again, or compile it again"
-_COMPILE_AGAIN: Final = "compile the model again with this version of qatc"
 _RECORDS: Final = "quantization.json"
 _SCHEMAS: Final = {
     _RECORDS: "quantization",
@@ -50,7 +58,6 @@ _SCHEMAS: Final = {
 }
 
 #: Called with what is being done, how much of it is done and how much there is (bytes, then samples).
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class PackageCheck:
     @property
     def passed(self) -> bool:
         """Whether there is no error."""
-        return not any(d.severity is Severity.ERROR for d in self.diagnostics)
+        return not has_errors(self.diagnostics)
 
 
 def verify_package(
@@ -431,7 +438,7 @@ def _refer(
         profile = get_profile(manifest["arithmetic"])
         checked = check_packaged(stored.graph, stored.names, folder / manifest["model"], profile, samples, progress)
     except TROUBLE as error:
-        found.error("QAT502", f"the package contradicts itself: {reason(error)}", hint=_COMPILE_AGAIN)
+        found.error("QAT502", f"the package contradicts itself: {reason(error)}", hint=COMPILE_AGAIN)
         return None
     except CompileError as error:
         for diagnostic in error.diagnostics:

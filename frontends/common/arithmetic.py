@@ -38,18 +38,18 @@ from qatc.compiler.graph import (
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.evaluate import Refused, evaluate
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
-from qatc.compiler.quant import Array, QuantParams, dtype_range
+from qatc.compiler.quant import Array, Doubles, QuantParams, dtype_range
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common import roundings
 from qatc.frontends.common.chains import (
     WHOLE,
     Clamp,
-    Doubles,
     State,
     backward,
     bounds_of,
     fit,
     forward,
+    is_whole,
     narrowed,
     variable_of,
 )
@@ -195,7 +195,7 @@ def _one_way(graph: QuantGraph, node: Node, after: list[State]) -> bool:
     for begin, ends in _stretches(graph, node.inputs[0], after, 0.0):
         try:
             end = _in_a_byte(begin, ends, _WAYS[node.op])
-            if _is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= WHOLE):
+            if is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= WHOLE):
                 return _stays(graph, node, begin, end)
         except NoMatch as no:  # another stretch may reach the clamp
             reason = no.reason
@@ -429,11 +429,11 @@ def _integers_of(clamps: tuple[Clamp, ...], end: State, way: Rounding = np.rint)
     """The integers of a quantizer that rounds in some way: counted as its clamp counts them, if by whole numbers."""
     for clamp in end.clamps:  # of what is rounded already
         ends = [(e - clamp.offset) / clamp.scale for e in (clamp.low, clamp.high) if np.isfinite(e)]
-        if not all(_is_whole(e) for e in ends):
+        if not all(is_whole(e) for e in ends):
             raise NoMatch("what it rounded is clamped between two of its steps")
     shift = np.zeros(())
     for clamp in clamps:
-        if np.all(clamp.scale == 1) and np.all(np.abs(clamp.offset - np.rint(clamp.offset)) <= WHOLE):
+        if np.all(clamp.scale == 1) and is_whole(clamp.offset):
             shift = np.rint(clamp.offset)
             break
     low, high = -np.inf, np.inf
@@ -457,7 +457,7 @@ def _params(
     tensor: str,
 ) -> QuantParams | None:
     low, high, zero = grid.low, grid.high, grid.zero
-    if not np.all(np.abs(zero - np.rint(zero)) <= WHOLE):
+    if not is_whole(zero):
         raise NoMatch("its zero point is not a whole number")
     zero = np.rint(zero)
     dtype = _dtype(low, high)
@@ -487,7 +487,7 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     if not after:
         return False
     ends = [e for e in after if np.all(e.scale > 0)]
-    end = next((e for e in reversed(ends) if _is_whole(2 * e.offset / e.scale)), after[0])
+    end = next((e for e in reversed(ends) if is_whole(2 * e.offset / e.scale)), after[0])
     join = _varying(source, end.scale)
     is_moved = end.offset.size > end.scale.size  # AdaRound adds 0 or 1 to each element
     if is_moved or np.any(end.scale < 0) or _goes_on(graph, end.tensor):
@@ -497,7 +497,7 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
     rounded = _WAYS[node.op](source.values.astype(np.float64))
     if join is not None:
         rounded, end = rounded.reshape(join.flat), join.state(end)
-    if not _is_whole(end.offset / end.scale):
+    if not is_whole(end.offset / end.scale):
         rounded *= 2
         finer = tuple(Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
         end = State(end.tensor, end.scale / 2, end.offset, finer, end.multiplied)
@@ -561,10 +561,6 @@ def _rounded(values: Doubles, way: Rounding) -> Doubles:
     """Numbers rounded in some way; those that are meant to be whole are."""
     nearest = np.rint(values)
     return np.where(np.abs(values - nearest) <= WHOLE, nearest, way(values))
-
-
-def _is_whole(values: Doubles) -> bool:
-    return bool(np.all(np.abs(values - np.rint(values)) <= WHOLE))
 
 
 @RULES.on("Mul")

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import onnx
 
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, value_of
-from qatc.compiler.model.links import is_op
+from qatc.compiler.model.links import computed, is_op
 from qatc.compiler.passes.propagate import clamp_bounds
-from qatc.compiler.quant import Array, dtype_range, number_of
+from qatc.compiler.quant import Array, Doubles, dtype_range, number_of
 from qatc.frontends.common.params import OF_ELEMENT
 from qatc.frontends.common.straight_through import keeps_shape
 
@@ -31,7 +31,6 @@ _FLOATS: Final = frozenset(
 )
 _INTEGERS: Final = {kind: name for kind, name in OF_ELEMENT.items() if name != "int32"}
 
-Doubles = npt.NDArray[np.float64]
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -54,6 +53,11 @@ class State:
     offset: Doubles
     clamps: tuple[Clamp, ...] = field(default=())
     multiplied: bool = False
+
+
+def is_whole(values: Doubles) -> bool:
+    """Whether they are whole numbers, as far as zero points and bounds have to be."""
+    return bool(np.all(np.abs(values - np.rint(values)) <= WHOLE))
 
 
 def fit(*arrays: Array) -> bool:
@@ -106,7 +110,7 @@ def narrowed(value: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
 
 def variable_of(node: Node | None) -> Tensor | None:
     """The first input of a node that is no constant."""
-    return None if node is None else next((t for t in node.inputs if t.name and not is_constant(t)), None)
+    return None if node is None else next(iter(computed(node)), None)
 
 
 def affine_of(node: Node, tensor: Tensor) -> tuple[Doubles, Doubles] | None:
@@ -185,7 +189,7 @@ def backward(graph: QuantGraph, tensor: Tensor, offset: float = 0.0) -> Iterator
     yield state
     for _ in range(LONGEST):
         node = graph.producer(state.tensor)
-        data = [t for t in node.inputs if t.name and not is_constant(t)] if node is not None else []
+        data = computed(node) if node is not None else []
         if node is None or node.op == FAKE_QUANT or not data:
             constant = next((t for t in node.inputs if is_constant(t)), None) if node is not None else None
             if node is None or constant is None or node.op not in _AFFINE:

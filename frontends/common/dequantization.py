@@ -14,7 +14,7 @@ from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, value_of
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.quant import DTYPES, dtype_name, dtype_range
 from qatc.compiler.rewrite import NoMatch
-from qatc.frontends.common.chains import WHOLE, forward
+from qatc.frontends.common.chains import forward, is_whole
 from qatc.frontends.common.integers import is_q, source_of
 from qatc.frontends.common.params import BYTES
 
@@ -32,7 +32,7 @@ def dequantization(graph: QuantGraph, integers: Tensor) -> tuple[Tensor, float, 
     zero = -end.offset / end.scale
     if end.scale.size != 1 or zero.size != 1 or not (np.all(end.scale > 0) and np.isfinite(zero).all()):
         raise NoMatch("it is no dequantization")
-    if np.any(np.abs(zero - np.rint(zero)) > WHOLE):
+    if not is_whole(zero):
         raise NoMatch("its zero point is not a whole number")
     return end.tensor, float(end.scale.reshape(-1)[0]), int(np.rint(zero).reshape(-1)[0])
 

@@ -27,7 +27,7 @@ from qatc.compiler.graph import FAKE_QUANT, Constant, Node, QuantGraph, is_const
 from qatc.compiler.model.links import label_of
 from qatc.compiler.passes.movement import is_movement
 from qatc.compiler.passes.products import PRODUCTS, output_axis
-from qatc.compiler.quant import Array, Integers, QuantParams
+from qatc.compiler.quant import Array, Doubles, Integers, QuantParams
 
 _LEVELS: Final = 255  # the largest k
 _PROBES: Final = 6  # elements per channel that are tried with every k before the others are looked at
@@ -38,7 +38,6 @@ _FLOATS: Final = ("float32", "float16")
 _TINY: Final = float(np.finfo(np.float32).tiny)
 _SAME_GRID: Final = frozenset({"Relu", "Clip", "Concat", "MaxPool"})  # beside movement: what keeps a tensor on its grid
 
-Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 

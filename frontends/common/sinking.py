@@ -13,8 +13,8 @@ from typing import Final
 
 import onnx
 
-from qatc.compiler.graph import Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
-from qatc.compiler.model.links import is_op
+from qatc.compiler.graph import Node, QuantGraph, Tensor, rank_of, shape_of, value_of
+from qatc.compiler.model.links import computed, is_op
 from qatc.compiler.passes.modernize import element_type
 from qatc.compiler.passes.movement import MAXIMA, is_movement
 
@@ -37,11 +37,11 @@ def _start(graph: QuantGraph, rounding: Node) -> Node:
     """The first operator of the arithmetic that leads to a rounding, each read by the next alone."""
     at = start = rounding
     for _ in range(2 * _LONGEST):
-        data = next((t for t in at.inputs if t.name and not is_constant(t)), None)
+        data = next(iter(computed(at)), None)
         maker = None if data is None else graph.producer(data)
         if data is None or maker is None or graph.only_consumer(data) is not at:
             break
-        source = next((t for t in maker.inputs if t.name and not is_constant(t)), None)
+        source = next(iter(computed(maker)), None)
         if not is_op(maker, "Transpose") and (source is None or not _is_elementwise(maker, source)):
             break
         at = maker

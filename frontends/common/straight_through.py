@@ -31,7 +31,7 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
-from qatc.compiler.model.links import is_op
+from qatc.compiler.model.links import computed, is_op
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.compiler.passes.movement import order_of
 from qatc.compiler.quant import Array
@@ -190,7 +190,7 @@ def _is_whole(graph: QuantGraph, tensor: Tensor) -> bool:
             return True
         if not is_op(maker, "Clip", "Min", "Max", "Relu", "Transpose"):
             return False
-        data = [t for t in maker.inputs if t.name and not is_constant(t)]
+        data = computed(maker)
         bounds = [v for t in maker.inputs if t.name and (v := graph.real(t)) is not None]
         if len(data) != 1 or not all(np.all(np.isinf(v) | (v == np.rint(v))) for v in bounds):
             return False

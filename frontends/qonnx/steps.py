@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
+from qatc.compiler.quant import Doubles
+
 _UNEVEN: Final = 1e-3  # of a step: how far real thresholds may be from an even spacing
 _MARGIN: Final = 2.0**-14  # of a unit: how far offsets of a few digits keep from the multiples
 _OWN: Final = 2.0**-21  # of a threshold: what float32 and arithmetic in it left of its place

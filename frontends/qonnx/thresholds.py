@@ -18,13 +18,13 @@ import numpy as np
 from qatc.compiler.diagnostics import counted
 from qatc.compiler.graph import FAKE_QUANT, Node, QuantGraph, Tensor, is_constant, rank_of, shape_of, value_of
 from qatc.compiler.passes.modernize import infer_if_possible
-from qatc.compiler.quant import Array, QuantParams, dtype_range, number_of
+from qatc.compiler.quant import Array, Doubles, QuantParams, dtype_range, number_of
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, refuse
 from qatc.frontends.common.params import on_whole_zero
 from qatc.frontends.common.vendor import elementwise, grid, grid_behind
 from qatc.frontends.qonnx.lattice import unit_of
-from qatc.frontends.qonnx.steps import Doubles, Steps, even_steps
+from qatc.frontends.qonnx.steps import Steps, even_steps
 
 _ONE: Final = 1e-6  # a factor this near 1 is 1 computed in float32
 _INT64: Final = 7  # TensorProto's number

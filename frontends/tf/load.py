@@ -33,6 +33,11 @@ def needed(name: str) -> Any:
         raise fail("QAT010", f"{name} is not installed: {error}", hint="pip install 'qatc[tensorflow]'") from error
 
 
+def codes_of(content: Any) -> list[int]:
+    """The operators' kinds by their index in a TFLite file, which has them in one of two fields."""
+    return [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+
+
 def load_keras(path: Path) -> Any:
     """A saved Keras model (`.h5`, `.keras`, or a SavedModel folder) with tfmot's layers; code in a file is refused.
 

@@ -16,7 +16,7 @@ import numpy as np
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.quant import Array
 from qatc.frontends.tf import tflite_loops, tflite_lstm
-from qatc.frontends.tf.load import needed
+from qatc.frontends.tf.load import codes_of, needed
 
 _MAGIC: Final = b"TFL3"
 _INT32: Final = 2
@@ -99,7 +99,7 @@ def unread_operators(source: Path) -> list[str]:
 def _flatten_inputs(content: Any) -> bool:
     """Put a Reshape in front of every fully connected operator that flattens what it reads; whether there is one."""
     schema: Any = needed("tensorflow.lite.python.schema_py_generated")
-    codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    codes = codes_of(content)
     reshape = schema.OperatorCodeT()
     reshape.builtinCode = reshape.deprecatedBuiltinCode = schema.BuiltinOperator.RESHAPE
     found = False
@@ -142,7 +142,7 @@ def _rows(schema: Any, content: Any, graph: Any, op: Any) -> Any:
 
 def _store_integers(content: Any) -> bool:
     """Do what operators do that quantize or reshape a constant per channel, and take them out; whether there is one."""
-    codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    codes = codes_of(content)
     made = {_QUANTIZE: _quantized, _RESHAPE: _reshaped}
     found = False
     for graph in content.subgraphs:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from qatc.frontends.tf.load import needed
+from qatc.frontends.tf.load import codes_of, needed
 
 
 def real_loops(content: Any) -> bool:
     """Give the graphs of all loops inputs and results of real numbers; whether one had others."""
     schema: Any = needed("tensorflow.lite.python.schema_py_generated")
     kinds = schema.BuiltinOperator
-    codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    codes = codes_of(content)
     loops = [op for graph in content.subgraphs for op in graph.operators if codes[op.opcodeIndex] == kinds.WHILE]
     places = {i for op in loops for i in (op.builtinOptions.condSubgraphIndex, op.builtinOptions.bodySubgraphIndex)}
     found = [_with_real_ports(schema, content, content.subgraphs[i]) for i in sorted(places)]

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from qatc.compiler.diagnostics import fail
-from qatc.frontends.tf.load import needed
+from qatc.frontends.tf.load import codes_of, needed
 
 LAYER: Final = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 _OPERANDS: Final = (20, 24)
@@ -42,7 +42,7 @@ def plain_layers(content: Any) -> bool:
     """
     schema: Any = needed("tensorflow.lite.python.schema_py_generated")
     wanted, tanh = getattr(schema.BuiltinOperator, LAYER), schema.ActivationFunctionType.TANH
-    codes = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
+    codes = codes_of(content)
     found = [(graph, op) for graph in content.subgraphs for op in graph.operators if codes[op.opcodeIndex] == wanted]
     for graph, op in found:
         operands = [int(i) for i in op.inputs]
