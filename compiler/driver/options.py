@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from qatc.compiler.diagnostics import CompileError, Diagnostic, file_name, misused, printable
 from qatc.compiler.driver.keywords import COMPILE, OUTPUT, check_options
 from qatc.compiler.frontend import RangeOverride
-from qatc.compiler.graph import QuantGraph, Variable, shape_of
+from qatc.compiler.graph import Dim, QuantGraph, Variable, shape_of
 from qatc.compiler.result import Json
 from qatc.compiler.target import read_toml
 
@@ -108,10 +108,7 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
             wrong.append(Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=hint))
             continue
         have = shape_of(tensor)
-        fits = have is None or (
-            len(have) == len(shape) and all(not isinstance(h, int) or h == s for h, s in zip(have, shape, strict=True))
-        )
-        if not fits or not all(0 < s <= _LARGEST for s in shape):
+        if not _fits(shape, have):
             message = f"the shape {list(shape)} does not fit the declared {list(have or ())}"
             hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
             wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))
@@ -122,14 +119,25 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
         tensor.shape = list(shape)
     if wrong:
         raise CompileError(wrong, 2)
+    if not shapes:
+        return
     known = {symbol: size for symbol, (size, *others) in symbols.items() if not others}
     for tensor in inputs.values():
-        if tensor.name not in shapes and isinstance(tensor, Variable) and tensor.shape is not None:
+        if tensor.name not in shapes and tensor.shape is not None:
             tensor.shape = [known.get(d, d) if isinstance(d, str) else d for d in tensor.shape]
-    if shapes:
-        for output in graph.outputs:
-            if isinstance(output, Variable):
-                output.shape = None
+    for output in graph.outputs:
+        if isinstance(output, Variable):
+            output.shape = None
+
+
+def _fits(shape: Sequence[int], declared: Sequence[Dim] | None) -> bool:
+    """Whether a shape that the user pins says what the model leaves open, and nothing else."""
+    if not all(0 < size <= _LARGEST for size in shape):
+        return False
+    if declared is None:
+        return True
+    pairs = zip(declared, shape, strict=False)
+    return len(declared) == len(shape) and all(not isinstance(d, int) or d == size for d, size in pairs)
 
 
 def parse_ranges(text: str | None) -> RangeOverride:
@@ -140,33 +148,40 @@ def parse_ranges(text: str | None) -> RangeOverride:
     """
     if not text:
         return RangeOverride()
-    stated: dict[str, Any]
-    if text.endswith(".toml"):
-        stated = read_toml(Path(text))
-        tensors = stated.pop("tensors", {})
-        if not isinstance(tensors, dict):
-            raise _unreadable("tensors", "it is no table")
-        stated.update({f"tensors.{name}": span for name, span in cast("dict[str, Any]", tensors).items()})
-    else:
-        parts = [(name.strip(), span) for name, _, span in (part.partition("=") for part in text.split(","))]
-        stated = dict(parts)
-        twice = [name for index, (name, _) in enumerate(parts) if name in dict(parts[:index])]
-        if twice:
-            raise _unreadable(text, f"{printable(twice[0])} has two ranges")
-    found: dict[str, tuple[int, int]] = {}
-    for name, span in stated.items():
-        low, dots, high = str(span).partition("..")
-        written = f"{name}={span}" if span or not name else name
-        if not dots or (name not in ("act", "weight") and not name.startswith("tensors.")):
-            raise _unreadable(written)
-        try:
-            found[name] = (int(low), int(high))
-        except ValueError as error:
-            raise _unreadable(written) from error
-        if int(low) > int(high):
-            raise _unreadable(written, "the smallest integer comes first")
+    stated = _ranges_in_file(Path(text)) if text.endswith(".toml") else _ranges_in_text(text)
+    found = {name: _range(name, span) for name, span in stated.items()}
     listed = {n.removeprefix("tensors."): r for n, r in found.items() if n.startswith("tensors.")}
     return RangeOverride(found.get("act"), found.get("weight"), listed)
+
+
+def _ranges_in_file(path: Path) -> dict[str, Any]:
+    stated = read_toml(path)
+    tensors = stated.pop("tensors", {})
+    if not isinstance(tensors, dict):
+        raise _unreadable("tensors", "it is no table")
+    return {**stated, **{f"tensors.{name}": span for name, span in cast("dict[str, Any]", tensors).items()}}
+
+
+def _ranges_in_text(text: str) -> dict[str, Any]:
+    parts = [(name.strip(), span) for name, _, span in (part.partition("=") for part in text.split(","))]
+    twice = [name for index, (name, _) in enumerate(parts) if name in dict(parts[:index])]
+    if twice:
+        raise _unreadable(text, f"{printable(twice[0])} has two ranges")
+    return dict(parts)
+
+
+def _range(name: str, span: object) -> tuple[int, int]:
+    low, dots, high = str(span).partition("..")
+    written = f"{name}={span}" if span or not name else name
+    if not dots or (name not in ("act", "weight") and not name.startswith("tensors.")):
+        raise _unreadable(written)
+    try:
+        ends = int(low), int(high)
+    except ValueError as error:
+        raise _unreadable(written) from error
+    if ends[0] > ends[1]:
+        raise _unreadable(written, "the smallest integer comes first")
+    return ends
 
 
 def _unreadable(text: str, why: str = "") -> CompileError:

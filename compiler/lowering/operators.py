@@ -6,7 +6,7 @@ it could; `lower.py` falls back to float where none can.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -37,40 +37,48 @@ def as_function(state: State, node: Node) -> Function | None:
     (root, at) = roots[0]
     if any(r is None or r[0] is not root or r[1] != at for r in roots):
         return None
-    operands: list[Values | None] = []
-    others: dict[int, Values] = {}  # operand -> its values where ties fell to the other side
-    texts: list[str] = []
-    longest = 0  # dimensions of the constants: more than the tensor's own would change the result's shape
-    for tensor, scalar in zip(node.inputs, scalars, strict=True):
-        if not tensor.name:
-            operands.append(None)
-            continue
-        if tensor is entries:
-            real = state.graph.real(tensor)
-            operands.append(None if real is None else real.astype(np.float64))
-            texts.append(tensor.name)
-            continue
-        if scalar is not None:
-            longest = max(longest, rank_of(tensor) or 0)
-            operands.append(np.float64(scalar))  # type: ignore[arg-type]
-            texts.append(f"{scalar:.6g}")
-            continue
-        known = _function_of(state, tensor, root)
-        if known.other is not None:
-            others[len(operands)] = known.other
-        operands.append(known.values)
-        texts.append(known.text)
+    pairs = list(zip(node.inputs, scalars, strict=True))
+    longest = max((rank_of(t) or 0 for t, scalar in pairs if scalar is not None and t is not entries), default=0)
     rank = rank_of(root)
     if longest > (1 if rank is None else rank):
-        return None
-    values = evaluate(node, operands)
+        return None  # more dimensions than the tensor's own would change the result's shape
+    operands = [_entries(state, t) if t is entries else _operand(state, t, scalar, root) for t, scalar in pairs]
+    values = evaluate(node, [o.values for o in operands])
     if values is None:
         return None
+    texts = [o.text for o in operands if o.text]
     text = texts[0] if node.op in ("Requantize", "Identity") else f"{node.op}({', '.join(texts)})"
     codes = 256 if at is None else 3
     text = text if len(text) < 200 else f"{node.op}(...)"
-    other = evaluate(node, [others.get(i, v) for i, v in enumerate(operands)]) if others else None
+    doubtful = any(o.other is not None for o in operands)
+    other = evaluate(node, [o.values if o.other is None else o.other for o in operands]) if doubtful else None
     return Function(root, np.broadcast_to(values, (codes,)), text, at, other)
+
+
+class _Operand(NamedTuple):
+    """An operand of an element-wise function: its values, None where it is left out, and how messages write it.
+
+    `other` are the values where ties fell to the other side.
+    """
+
+    values: Values | None = None
+    text: str = ""
+    other: Values | None = None
+
+
+def _operand(state: State, tensor: Tensor, scalar: float | None, root: Tensor) -> _Operand:
+    if not tensor.name:
+        return _Operand()
+    if scalar is not None:
+        return _Operand(np.asarray(scalar, np.float64), f"{scalar:.6g}")
+    known = _function_of(state, tensor, root)
+    return _Operand(known.values, known.text, known.other)
+
+
+def _entries(state: State, tensor: Tensor) -> _Operand:
+    """The constant that a node looks its results up in."""
+    real = state.graph.real(tensor)
+    return _Operand(None if real is None else real.astype(np.float64), tensor.name)
 
 
 def _scalar(state: State, node: Node, tensor: Tensor) -> float | None:

@@ -38,18 +38,7 @@ def damaged_text(model: onnx.ModelProto) -> object:
     waiting: deque[onnx.GraphProto | onnx.FunctionProto] = deque([model.graph, *model.functions])
     while waiting:
         graph = waiting.popleft()
-        texts.append(graph.name)
-        if isinstance(graph, onnx.FunctionProto):
-            texts += (graph.domain, *graph.input, *graph.output, *graph.attribute)
-            texts += (o.domain for o in graph.opset_import)
-        else:
-            texts += _texts_of(graph.initializer)
-            for port in (*graph.input, *graph.output, *graph.value_info):
-                texts.append(port.name)
-                texts += (d.dim_param for d in port.type.tensor_type.shape.dim)
-            for note in graph.quantization_annotation:
-                texts.append(note.tensor_name)
-                texts += (text for pair in note.quant_parameter_tensor_names for text in (pair.key, pair.value))
+        texts += _own_texts(graph)
         for node in graph.node:
             texts += (node.name, node.op_type, node.domain)
             texts += node.input
@@ -62,6 +51,23 @@ def damaged_text(model: onnx.ModelProto) -> object:
                 if kind in BODIES:
                     waiting.extend([attribute.g] if kind == AttributeProto.GRAPH else attribute.graphs)
     return None if set(map(type, texts)) == {str} else next(t for t in texts if not isinstance(t, str))
+
+
+def _own_texts(graph: onnx.GraphProto | onnx.FunctionProto) -> list[object]:
+    """Those of a graph or a function without its nodes'."""
+    texts: list[object] = [graph.name]
+    if isinstance(graph, onnx.FunctionProto):
+        texts += (graph.domain, *graph.input, *graph.output, *graph.attribute)
+        texts += (o.domain for o in graph.opset_import)
+        return texts
+    texts += _texts_of(graph.initializer)
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        texts.append(port.name)
+        texts += (d.dim_param for d in port.type.tensor_type.shape.dim)
+    for note in graph.quantization_annotation:
+        texts.append(note.tensor_name)
+        texts += (text for pair in note.quant_parameter_tensor_names for text in (pair.key, pair.value))
+    return texts
 
 
 def _texts_of(tensors: Iterable[TensorProto]) -> Iterator[object]:

@@ -9,6 +9,7 @@ without a cache of keys and values, a soft cap or a second result; a causal mask
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,10 +23,29 @@ _RANK: Final = 4
 _BOOL: Final = onnx.TensorProto.BOOL
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What an Attention multiplies its scores by, what it adds to them, and (rows, columns) of a causal mask."""
+
+    factor: float
+    mask: Tensor | None
+    causal: tuple[int, int] | None
+
+
 def attention_to_products(graph: QuantGraph, node: Node) -> bool:
     """The rule, for Attention nodes of ai.onnx."""
-    query, key, value = node.inputs[:3]
-    shapes = [shape_of(t) for t in (query, key, value)]
+    form = _form_of(graph, node)
+    shares = _shares(graph, node, form)
+    for index in range(len(node.outputs) - 1, 0, -1):
+        node.outputs.pop(index)
+    node.op, node.inputs = "MatMul", [shares, node.inputs[2]]
+    node.attrs.clear()
+    return True
+
+
+def _form_of(graph: QuantGraph, node: Node) -> _Form:
+    """Raises `NoMatch` with what the products would not say."""
+    shapes = [shape_of(t) for t in node.inputs[:3]]
     if any(s is None or len(s) != _RANK for s in shapes):
         raise NoMatch("its operands are not known to have four dimensions")
     rows, columns, _ = (s for s in shapes if s is not None)
@@ -42,27 +62,28 @@ def attention_to_products(graph: QuantGraph, node: Node) -> bool:
     if mask is not None and not mask.dtype:
         raise NoMatch("the type of its mask is not known")
     factor = float(scale) if scale is not None else 1.0 / float(np.sqrt(int(size or 1)))
-    name = node.outputs[0].name
+    return _Form(factor, mask, (int(rows[2] or 0), int(columns[2] or 0)) if causal else None)
+
+
+def _shares(graph: QuantGraph, node: Node, form: _Form) -> Tensor:
+    """The Softmax of the scores: by how much each value counts."""
+    (query, key), name = node.inputs[:2], node.outputs[0].name
     keys = made(graph, "Transpose", [key], f"{name}_keys", perm=[0, 1, 3, 2])
     products = made(graph, "MatMul", [query, keys], f"{name}_products")
-    scale = graph.constant(f"{name}_scale", np.asarray(factor, np.float32))
+    scale = graph.constant(f"{name}_scale", np.asarray(form.factor, np.float32))
     scores = made(graph, "Mul", [products, scale], f"{name}_scores")
-    if mask is not None:
-        scores = made(graph, "Add", [scores, _added(graph, mask, name)], f"{name}_masked")
-    if causal:
-        allowed = np.tril(np.ones((int(rows[2] or 0), int(columns[2] or 0)), np.bool_))
+    if form.mask is not None:
+        scores = made(graph, "Add", [scores, _added(graph, form.mask, name)], f"{name}_masked")
+    if form.causal is not None:
+        allowed = np.tril(np.ones(form.causal, np.bool_))
         future = graph.constant(f"{name}_causal", np.where(allowed, 0.0, -np.inf).astype(np.float32))
         scores = made(graph, "Add", [scores, future], f"{name}_causal_scores")
     shares = made(graph, "Softmax", [scores], f"{name}_shares", axis=-1)
-    if mask is not None and (causal or not _leaves_something(mask)):
+    if form.mask is not None and (form.causal is not None or not _leaves_something(form.mask)):
         nowhere = made(graph, "IsNaN", [shares], f"{name}_nowhere", _BOOL)
         nothing = graph.constant(f"{name}_nothing", np.asarray(0, np.float32))
         shares = made(graph, "Where", [nowhere, nothing, shares], f"{name}_shares_or_nothing")
-    for index in range(len(node.outputs) - 1, 0, -1):
-        node.outputs.pop(index)
-    node.op, node.inputs = "MatMul", [shares, value]
-    node.attrs.clear()
-    return True
+    return shares
 
 
 def _leaves_something(mask: Tensor) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from qatc.compiler.graph import Constant, QuantGraph, Variable
+from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, Variable
 from qatc.compiler.model.links import relink
 from qatc.compiler.model.protos import all_bodies, tensors_of
 from qatc.compiler.quant import Array
@@ -53,24 +53,9 @@ def widen(graph: QuantGraph) -> None:
     wanted = [t for t in graph.outputs if isinstance(t, Variable) and t.inputs and t.dtype in kinds & _KEPT]
     types = {id(t): t.dtype for t in (*given, *wanted) if isinstance(t.dtype, int)}
     for tensor in list(graph.tensors()):
-        if isinstance(tensor, Constant):
-            if _NAMES.get(tensor.values.dtype.name) in kinds:
-                single = graph.storage.empty(tensor.values.shape, np.float32)
-                with np.errstate(over="ignore"):  # a mask's -1e300 is minus infinity
-                    single[...] = tensor.values
-                release(tensor.values)
-                release(single)
-                tensor.values = single
-        elif isinstance(tensor, Variable) and tensor.dtype in kinds:
-            tensor.dtype = _SINGLE
+        _widen_tensor(graph, tensor, kinds)
     for node in graph.nodes:
-        for key, value in node.attrs.items():
-            if key in _TYPED and value in kinds:
-                node.attrs[key] = _SINGLE
-            elif isinstance(value, np.ndarray) and _NAMES.get(str(cast("Array", value).dtype)) in kinds:
-                node.attrs[key] = cast("Array", value).astype(np.float32)
-            elif isinstance(value, onnx.GraphProto):
-                node.attrs[key] = _widened_body(value, kinds)
+        _widen_attributes(node, kinds)
     for tensor in given:
         _cast_input(graph, tensor, types[id(tensor)])
     for tensor in wanted:
@@ -83,6 +68,29 @@ def widen(graph: QuantGraph) -> None:
         f"tensors of {precision} precision are computed in float32",
         hint=f"inputs and outputs{kept} keep their type",
     )
+
+
+def _widen_tensor(graph: QuantGraph, tensor: Tensor, kinds: frozenset[int]) -> None:
+    if isinstance(tensor, Constant):
+        if _NAMES.get(tensor.values.dtype.name) in kinds:
+            single = graph.storage.empty(tensor.values.shape, np.float32)
+            with np.errstate(over="ignore"):  # a mask's -1e300 is minus infinity
+                single[...] = tensor.values
+            release(tensor.values)
+            release(single)
+            tensor.values = single
+    elif isinstance(tensor, Variable) and tensor.dtype in kinds:
+        tensor.dtype = _SINGLE
+
+
+def _widen_attributes(node: Node, kinds: frozenset[int]) -> None:
+    for key, value in node.attrs.items():
+        if key in _TYPED and value in kinds:
+            node.attrs[key] = _SINGLE
+        elif isinstance(value, np.ndarray) and _NAMES.get(str(cast("Array", value).dtype)) in kinds:
+            node.attrs[key] = cast("Array", value).astype(np.float32)
+        elif isinstance(value, onnx.GraphProto):
+            node.attrs[key] = _widened_body(value, kinds)
 
 
 def _round_weights(graph: QuantGraph) -> None:

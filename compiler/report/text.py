@@ -131,19 +131,25 @@ def option_flags(options: Mapping[str, Json]) -> list[str]:
             continue
         if value is True:
             flags.append(flag)
-        elif isinstance(value, Mapping):
-            for name, item in value.items():
-                text = (
-                    str(item) if (dims := _list(item)) is None else ",".join("?" if d is None else str(d) for d in dims)
-                )
-                flags += [flag, f"{name}={text}"]
-        elif (items := _list(value)) is not None:
-            flags += [part for item in items for part in (flag, "=".join(map(str, _list(item) or [item])))]
         else:
-            flags += [flag, str(value)]
+            flags += [part for argument in _arguments(value) for part in (flag, argument)]
     if options.get("verify") is False:
         flags.append("--no-verify")
     return flags
+
+
+def _arguments(value: Json) -> list[str]:
+    """What stands behind an option, each time that it is given."""
+    if isinstance(value, Mapping):
+        return [f"{name}={_sizes(item)}" for name, item in value.items()]
+    items = _list(value)
+    return [str(value)] if items is None else ["=".join(map(str, _list(item) or [item])) for item in items]
+
+
+def _sizes(value: Json) -> str:
+    """A shape as `-s` takes it; other values as they are."""
+    dims = _list(value)
+    return str(value) if dims is None else ",".join("?" if d is None else str(d) for d in dims)
 
 
 def _list(value: Json) -> Sequence[Json] | None:

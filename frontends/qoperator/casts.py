@@ -10,7 +10,7 @@ this kind stays as it is, and is refused where the product is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
@@ -25,6 +25,15 @@ from qatc.frontends.common.params import BYTES
 from qatc.frontends.common.rounded import extreme_behind
 
 SUMS: Final = ("MatMulInteger", "ConvInteger")
+
+
+class _Grid(NamedTuple):
+    """The tensor that is rounded, and the grid that it is rounded to."""
+
+    x: Tensor
+    scale: np.float32
+    zero: int
+    range: tuple[int, int]
 
 
 def state_grids(graph: QuantGraph, products: Sequence[Node]) -> None:
@@ -91,14 +100,42 @@ def _shifted(graph: QuantGraph, cast: Node) -> None:
 
 def _rounded(graph: QuantGraph, cast: Node) -> bool:
     """A Cast to bytes behind a Round: QuantizeLinear, and a Clip where the range is not all that the type holds."""
+    node = _round_before(graph, cast)
+    found = None if node is None or extreme_behind(graph, cast) else _grid_of(graph, cast, node)
+    if found is None:
+        return False
+    name, dtype = cast.outputs[0].name, BYTES[int(cast.attr("to"))]
+    _write(
+        cast,
+        found.x,
+        graph.constant(f"{name}_scale", np.asarray(found.scale)),
+        graph.constant(f"{name}_zero_point", np.asarray(found.zero, dtype)),
+    )
+    if found.range != dtype_range(dtype):
+        old = cast.outputs[0]
+        q = graph.variable(f"{name}_unclamped", element_type(old) or int(cast.attr("to", 0)))
+        cast.outputs[0] = q
+        ends = [
+            graph.constant(f"{name}_{which}", np.asarray(end, dtype))
+            for which, end in zip(("low", "high"), found.range, strict=True)
+        ]
+        graph.insert("Clip", [q, *ends], [old], hint=f"{name}_clamp")
+    return True
+
+
+def _round_before(graph: QuantGraph, cast: Node) -> Node | None:
+    """The Round whose result a Cast reads, through operators of one tensor."""
     node = graph.producer(cast.inputs[0])
     for _ in range(LONGEST):
         data = variable_of(node)
         if node is None or data is None or is_op(node, "Round"):
             break
         node = graph.producer(data)
-    if node is None or not is_op(node, "Round") or extreme_behind(graph, cast):
-        return False
+    return node if is_op(node, "Round") else None
+
+
+def _grid_of(graph: QuantGraph, cast: Node, node: Node) -> _Grid | None:
+    """The grid that a Round in front of a Cast rounds to; None where the two are no quantizer."""
     behind = (start(node.outputs[0]), *forward(graph, node.outputs[0]))
     end = next((s for s in behind if s.tensor is cast.inputs[0]), None)
     states = list(backward(graph, node.inputs[0]))
@@ -106,32 +143,18 @@ def _rounded(graph: QuantGraph, cast: Node) -> bool:
     factor, before = number_of(begin.scale), number_of(begin.offset)
     after = None if end is None else number_of(end.offset)
     if is_constant(begin.tensor) or element_type(begin.tensor) not in (None, onnx.TensorProto.FLOAT):
-        return False
+        return None
     if end is None or not factor or factor < 0 or before is None or after is None or not np.all(end.scale == 1):
-        return False
-    dtype, found = BYTES[int(cast.attr("to"))], _range(begin, end, after)
-    bottom, top = dtype_range(dtype)
+        return None
+    found, (bottom, top) = _range(begin, end, after), dtype_range(BYTES[int(cast.attr("to"))])
     zero, scale = before + after, np.float32(1 / factor)
     if found is None or not (bottom <= found[0] and found[1] <= top):
-        return False  # the Cast would wrap around, or saturate: that is up to who runs it
+        return None  # the Cast would wrap around, or saturate: that is up to who runs it
     if before != np.rint(before):
-        return False  # what is rounded is not the number of steps
+        return None  # what is rounded is not the number of steps
     if not bottom <= zero <= top or zero != int(zero) or not SMALLEST <= scale <= LARGEST / 256:
-        return False
-    name, (low, high) = cast.outputs[0].name, found
-    _write(
-        cast,
-        begin.tensor,
-        graph.constant(f"{name}_scale", np.asarray(scale)),
-        graph.constant(f"{name}_zero_point", np.asarray(int(zero), dtype)),
-    )
-    if (low, high) != (bottom, top):
-        old = cast.outputs[0]
-        q = graph.variable(f"{name}_unclamped", element_type(old) or int(cast.attr("to", 0)))
-        cast.outputs[0] = q
-        ends = [graph.constant(f"{name}_{which}", np.asarray(e, dtype)) for which, e in (("low", low), ("high", high))]
-        graph.insert("Clip", [q, *ends], [old], hint=f"{name}_clamp")
-    return True
+        return None
+    return _Grid(begin.tensor, scale, int(zero), found)
 
 
 def _range(begin: State, end: State, after: float) -> tuple[int, int] | None:
