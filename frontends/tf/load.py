@@ -33,8 +33,8 @@ def needed(name: str) -> Any:
         raise fail("QAT010", f"{name} is not installed: {error}", hint="pip install 'qatc[tensorflow]'") from error
 
 
-def codes_of(content: Any) -> list[int]:
-    """The operators' kinds by their index in a TFLite file, which has them in one of two fields."""
+def codes_of(content: Any) -> Any:
+    """The kinds of a TFLite file's operators, a list of integers by their index: each is in one of two fields."""
     return [max(code.deprecatedBuiltinCode, code.builtinCode) for code in content.operatorCodes]
 
 
