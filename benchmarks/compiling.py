@@ -55,21 +55,24 @@ def against_copy(path: Path, folder: Path, rounds: int) -> list[Row]:
 
 
 def growth(folder: Path, sizes: list[int], rounds: int) -> list[Row]:
-    """Chains of growing length, in order and shuffled; the exponent between the shortest and the longest."""
+    """Chains of growing length, in order, shuffled, and verified; the exponent between the shortest and the longest."""
     rows: list[Row] = []
-    for shuffled in (False, True):
-        paths = {blocks: models.chain(folder, blocks, shuffled=shuffled) for blocks in sizes}
-        taken = in_turns({str(b): lambda p=p: _compile(p, folder) for b, p in paths.items()}, rounds)  # type: ignore[misc]
+    for order, verify in (("in order", False), ("shuffled", False), ("in order", True)):
+        paths = {blocks: models.chain(folder, blocks, shuffled=order == "shuffled") for blocks in sizes}
+        runs = {str(b): lambda p=p, verify=verify: _compile(p, folder, verify) for b, p in paths.items()}
+        taken = in_turns(runs, rounds)
         seconds = {b: min(taken[str(b)]) for b in sizes}
         low, high = sizes[0], sizes[-1]
         exponent = math.log(seconds[high] / seconds[low]) / math.log(high / low)
-        order = "shuffled" if shuffled else "in order"
-        rows += [{"nodes": 9 * b + 2, "order": order, "seconds": s, "exponent": exponent} for b, s in seconds.items()]
+        rows += [
+            {"nodes": 9 * b + 2, "order": order, "verified": verify, "seconds": s, "exponent": exponent}
+            for b, s in seconds.items()
+        ]
     return rows
 
 
-def _compile(path: Path, folder: Path) -> None:
-    compile_model(path, qat=True, output=folder / "growth.qatc", verify=False)
+def _compile(path: Path, folder: Path, verify: bool) -> None:
+    compile_model(path, qat=True, output=folder / "growth.qatc", verify=verify)
 
 
 def layers(folder: Path, count: int) -> Row:
