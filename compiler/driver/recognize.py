@@ -69,8 +69,8 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
         message, hint = f"{message}, but in the bodies of {printable(ops)}, which are not compiled", _WRITTEN_OUT
     elif others:
         message, hint = f"{message}, but operators that ONNX does not define: {others}", _STANDARD
-    elif source.ops:
-        ordered = sorted(source.ops.items(), key=lambda item: (-item[1], item[0]))
+    elif counts := {op: number for op, number in source.ops.items() if op != "Constant"}:
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         message += f"; its operators are {few([f'{number:,} {op}' for op, number in ordered], _SHOWN)}"
     raise fail("QAT101", message, hint=hint)
 

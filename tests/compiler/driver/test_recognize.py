@@ -79,7 +79,7 @@ def test_weights_are_seen_wherever_the_exporter_put_them(maker: str, tmp_path: P
 def test_a_float_model_is_told_by_what_it_holds(tmp_path: Path) -> None:
     """Whoever looks for the quantizers sees at once that there are none."""
     head = '<ir_version: 10, opset_import: ["" : 17]>\nnet (float[2] x) => (float[2] y)'
-    text = f"{head} {{ a = Relu(x) b = Relu(a) y = Exp(b) }}"
+    text = f"{head} {{ c = Constant<value_float = 0.0>() a = Relu(x) b = Relu(a) y = Exp(b) }}"
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
     for function in (compile_model, inspect_model):
         with pytest.raises(CompileError, match="that any dialect knows; its operators are 2 Relu, 1 Exp\n"):
