@@ -43,6 +43,7 @@ CODES: Final[dict[str, str]] = {
     "QAT013": "loading the file would run code",
     "QAT014": "the converted model is another network",
     "QAT015": "standard output or a temporary file cannot be written",
+    "QAT016": "variables of the network became inputs and outputs",
     "QAT101": "the model has no fake quantization",
     "QAT102": "unknown dialect",
     "QAT103": "the quantization is not affine integer quantization",

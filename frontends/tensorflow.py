@@ -187,6 +187,7 @@ FRONTEND: Final = Frontend(
         " full integer per channel and per tensor, int16 activations, int8, uint8 and float interfaces)",
         "LSTM, stacked, bidirectional and backwards, GRU and SimpleRNN in .tflite files (Keras 2 of TensorFlow 2.21;"
         " full integer with a cell state of 16 bits, weights of 8 bits alone, and float between annotated layers)",
+        "streaming .tflite files with variables, as inputs and outputs (microWakeWord's of pymicro-wakeword 2.5; int8)",
         "tf.quantization.quantize_and_dequantize (V2 to V4, per axis) and fake_quant_with_min_max (TensorFlow 2.21)",
         "hand-written LSQ and straight-through quantizers in JAX 0.4 (jax2tf, tf2onnx 1.17)",
         "Keras 3.15 (model.export to ONNX: quantizers of keras.ops, fake_quant_with_min_max_vars; 8 and 4 bits;"
@@ -207,7 +208,8 @@ FRONTEND: Final = Frontend(
     limits=(
         "weights that tfmot left unquantized are rounded to int8 per channel, with a warning",
         ".tflite files with weights in blocks, or of 2 bits; in them, integer LSTM layers of more than 2,048 steps in"
-        " all, and layers whose state outlives a call; GRU and SimpleRNN are loops there, left float: unroll=True",
+        " all, and variables that a loop or branch uses; GRU, SimpleRNN and stateful layers are loops there, left"
+        " float: unroll=True",
         "tf2onnx 1.8 --tflite loses the bias of a fully connected layer that reads an image, 1.17 the scales of weights"
         " that a float .tflite quantizes per channel as it runs: give the .tflite itself",
         "grouped convolutions of Keras in a file that tf2onnx wrote by itself, which leaves them out:"

@@ -78,7 +78,16 @@ LAZY = {"onnxruntime", "tensorflow", "tf2onnx", "torch"}
 #: Modules that exist for such a library, and that nothing else of qatc imports.
 BRIDGES = {
     f"qatc.frontends.{name}"
-    for name in ("torch_qat", "tf_qat", "tf.convert", "tf.load", "tf.tflite_form", "tf.tflite_loops", "tf.tflite_lstm")
+    for name in (
+        "torch_qat",
+        "tf_qat",
+        "tf.convert",
+        "tf.load",
+        "tf.tflite_form",
+        "tf.tflite_loops",
+        "tf.tflite_lstm",
+        "tf.tflite_states",
+    )
 }
 
 #: What the lowest level may use beside the standard library.

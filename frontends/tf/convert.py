@@ -22,10 +22,12 @@ from qatc.compiler.quant import Array
 from qatc.frontends.tf import lstm
 from qatc.frontends.tf.load import first_words, load_keras, needed
 from qatc.frontends.tf.tflite_form import readable_tflite, unread_operators
+from qatc.frontends.tf.tflite_states import states_as_ports
 from qatc.frontends.tf.witness import Answer, NoWitnessError, compare
 
 OPSET: Final = 17
 _KERAS: Final = frozenset({".h5", ".hdf5", ".keras"})
+_PLAIN: Final = ".plain.tflite"  # what a TFLite file is without variables
 _FOR_XLA: Final = "_XlaMustCompile"
 _BEFORE_INLINING: Final = "disable_lower_using_switch_merge"  # what TensorFlow calls with the graph to inline
 _DEFAULT_SIGNATURE: Final = "serving_default"
@@ -77,8 +79,7 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
             model = load_keras(source)
             write_keras(model, destination)
             return compare(destination, _asked(model))
-        _by_program(["--tflite", str(readable_tflite(source, destination.with_suffix(".tflite")))], destination)
-        return (*lstm.write_out(destination), *compare(destination, _interpreter(source)))
+        return _from_tflite(source, destination)
     except CompileError:
         raise
     except (Exception, SystemExit) as error:  # tf2onnx raises anything
@@ -87,10 +88,17 @@ def convert(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
         hint = "convert it with tf2onnx yourself, which shows more, and give qatc the .onnx file"
         why = first_words(error)
         if source.suffix.lower() == ".tflite":
-            hint = "tf2onnx reads what tf.lite.TFLiteConverter writes; give the Keras file or the SavedModel behind it"
-            unread = unread_operators(source)
+            hint = "give the Keras file or the SavedModel behind it"
+            plain = destination.with_suffix(_PLAIN)
+            unread = unread_operators(plain if plain.is_file() else source)
             why = f"it does not read {', '.join(unread)}" if unread else why
         raise fail("QAT012", f"tf2onnx cannot convert {source.name}: {why}", hint=hint) from error
+
+
+def _from_tflite(source: Path, destination: Path) -> tuple[Diagnostic, ...]:
+    plain, states = states_as_ports(source, destination.with_suffix(_PLAIN))
+    _by_program(["--tflite", str(readable_tflite(plain, destination.with_suffix(".tflite")))], destination)
+    return (*states.told(destination), *lstm.write_out(destination), *compare(destination, _interpreter(plain)))
 
 
 def _loadable(folder: Path) -> None:

@@ -15,10 +15,9 @@ import numpy as np
 
 from qatc.compiler.diagnostics import fail
 from qatc.compiler.quant import Array
-from qatc.frontends.tf import tflite_loops, tflite_lstm
+from qatc.frontends.tf import tflite_loops, tflite_lstm, tflite_states
 from qatc.frontends.tf.load import codes_of, needed
 
-_MAGIC: Final = b"TFL3"
 _INT32: Final = 2
 _INT8: Final = 9
 _BYTES: Final = {3: np.uint8, _INT8: np.int8}
@@ -51,7 +50,7 @@ def readable_tflite(source: Path, destination: Path) -> Path:
     known: Any = needed("tf2onnx.tflite_utils").TFLITE_TO_ONNX_DTYPE
     schema: Any = needed("tf2onnx.tflite.Model").Model
     data = source.read_bytes()
-    if data[4:8] != _MAGIC:
+    if data[4:8] != tflite_states.MAGIC:
         hint = "give the file that tf.lite.TFLiteConverter.convert() made"
         raise fail("QAT012", f"{source.name} is not a TFLite file, or it is empty", hint=hint)
     model = schema.GetRootAsModel(data, 0)
@@ -88,7 +87,9 @@ def unread_operators(source: Path) -> list[str]:
     rules: Any = needed("tf2onnx.handler").tf_op.get_opsets()
     model: Any = needed("tf2onnx.tflite.Model").Model.GetRootAsModel(source.read_bytes(), 0)
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-    used = {max(code.DeprecatedBuiltinCode(), code.BuiltinCode()) for code in codes}
+    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+    listed = {graph.Operators(i).OpcodeIndex() for graph in graphs for i in range(graph.OperatorsLength())}
+    used = {max(codes[i].DeprecatedBuiltinCode(), codes[i].BuiltinCode()) for i in listed}
     known: set[str] = {name for versions in rules.values() for one in versions for name in one}
     numbers: dict[str, Any] = operators.__dict__
     names = {number: name for name, number in numbers.items() if isinstance(number, int)}

@@ -263,13 +263,3 @@ def test_states_of_any_size_take_no_memory(one: Path, tmp_path: Path) -> None:
     (tmp_path / "net.tflite").write_bytes(files.convert_object_to_bytearray(content))
     new = readable_tflite(tmp_path / "net.tflite", tmp_path / "new.tflite")
     assert new.stat().st_size < 2 * one.stat().st_size
-
-
-def test_variables_are_not_read(tmp_path: Path) -> None:
-    """The state of a stateful layer outlives a call; tf2onnx says so of one of its variables, in other words."""
-    stateful = keras.Sequential(
-        [LAYERS.Input((STEPS, INPUTS), batch_size=1), LAYERS.LSTM(UNITS, stateful=True), LAYERS.Dense(2)]
-    )
-    path = converted(stateful, tmp_path / "net.tflite", integers=False)
-    with pytest.raises(CompileError, match=r"QAT012.*it does not read CALL_ONCE.*VAR_HANDLE(.|\n)*help:"):
-        compile_model(path, qat=True, output=tmp_path / "out")
