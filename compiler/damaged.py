@@ -6,6 +6,7 @@ MemoryError is in neither: whether it means a header without end or a machine wi
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import tokenize
 import zlib
@@ -16,10 +17,21 @@ from zipfile import BadZipFile
 
 from qatc.compiler.diagnostics import fail, printable
 
+
+def _error_of(module: str, name: str) -> type[Exception]:
+    """The error of a compression, or one that is listed anyway where this Python is without it."""
+    try:
+        found: type[Exception] = getattr(importlib.import_module(module), name)
+    except ImportError:
+        return BadZipFile
+    return found
+
+
+_LZMA, _ZSTD = _error_of("lzma", "LZMAError"), _error_of("compression.zstd", "ZstdError")
 #: Of files and archives: they may be cut, encrypted, or compressed in a way that nobody knows.
-ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
-#: Of npy headers, which numpy reads as Python source.
-HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError, tokenize.TokenError)
+ARCHIVE: Final = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile, _LZMA, _ZSTD)
+#: Of npy headers, which numpy reads as Python source; SystemError is what 3.12 and 3.13 make of some null bytes in it.
+HEADER: Final = (SyntaxError, TypeError, KeyError, OverflowError, RecursionError, SystemError, tokenize.TokenError)
 #: Of pictures, as Pillow decodes them (and its own DecompressionBombError).
 IMAGE: Final = (OSError, ValueError, SyntaxError)
 #: The formats that Pillow is asked for, whatever a file is called: of the others some raise anything, or run programs.
@@ -46,9 +58,12 @@ def reason(error: BaseException) -> str:
 def looking(code: str, path: Path, hint: str) -> Generator[None]:
     """Turn what the system says of a path that it does not let us look at into an error with `code`.
 
-    `Path.exists` and its like raise where a folder on the way may not be entered or a name is too long.
+    It is asked for the path before anything else: where a folder on the way may not be entered or a name is too long,
+    `Path.exists` and its like raise up to Python 3.13, and from 3.14 on say that there is nothing.
     """
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            path.stat()
         yield
     except OSError as error:
         raise fail(code, f"cannot read {printable(str(path))}: {reason(error)}", hint=hint) from error

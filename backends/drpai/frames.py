@@ -51,7 +51,10 @@ def first_input(model: Path) -> tuple[str, list[int]] | None:
 
 def has_arrays(folder: Path) -> bool:
     """Whether the folder holds arrays, which need no preparation."""
-    return folder.is_dir() and any(path.suffix in (".npy", ".npz") for path in folder.iterdir())
+    try:
+        return any(path.suffix in (".npy", ".npz") for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def frames_file(folder: Path, shape: list[int]) -> tuple[str, int]:

@@ -74,6 +74,7 @@ def archived() -> bytes:
         (npy_bytes(np.zeros(4)).replace(b"(4,)", b"(9**99,)"), "."),
         (npy_bytes(np.zeros(4)).replace(b"(4,), }     ", b"(999999,), }"), "does not fit"),
         (npy_bytes(np.zeros(4)).replace(b"(4,), ", b"(-4,),"), "is none"),
+        (npy_bytes(np.zeros(4)).replace(b"}" + b" " * 20, b"}\n   <U0  \n\0\0".ljust(21)), "."),
         (npy_bytes(np.zeros(4)).replace(b"'<f8'", b"'|O' "), "never loaded"),
         (npy_bytes(np.zeros(4)).replace(b"'<f8'", b"'<U2'"), "no numbers but <U2"),
         (npy_bytes(np.zeros(4)).replace(b"'<f8'", b"'<M8'"), "no numbers"),

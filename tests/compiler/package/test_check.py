@@ -396,7 +396,8 @@ def test_onnx_finds_and_runs_the_test_data(
     monkeypatch.setattr("onnx.backend.test.runner.load_model_tests", ours_alone)
     result = unittest.TestResult()
     Runner(OnnxRuntimeBackend, __name__).test_suite.run(result)
-    assert (result.testsRun, len(result.skipped)) == (2, 1)  # the other one is for CUDA
+    assert len(result.skipped) == 1  # for CUDA
+    assert result.testsRun in (1, 2)  # Python 3.12.1 does not count it
     assert len(result.failures) == (1 if change else 0)
     assert not result.errors
 
