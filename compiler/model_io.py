@@ -199,24 +199,33 @@ class _Reader:
         self._check_bodies()
         self.found.check()
         nodes = [self._node(n) for n in self._sorted(self.records, {i.name for i in inputs})]
-        given = {i.name for i in graph.input}
-        outputs = [self._output(o, given) for o in graph.output]
-        for name in (n for n, times in Counter(o.name for o in graph.output).items() if times > 1):
-            hint = "give each a name of its own: an Identity behind the tensor makes another"
-            self.found.error("QAT004", "two graph outputs have the same name", tensor=name, hint=hint)
+        outputs = self._outputs()
         self.found.check()
         others = {n.domain: 1 for n in nodes if n.domain} | {d: v for d, v in self.opsets.items() if d}
         read = QuantGraph(nodes, inputs, outputs, name=graph.name, opset=self.opsets[""], domains=others)
         for note in graph.quantization_annotation:
             read.annotations[note.tensor_name] = {pair.key: pair.value for pair in note.quant_parameter_tensor_names}
-        read.calls = {
+        read.calls = self._calls()
+        return read
+
+    def _outputs(self) -> list[Tensor]:
+        ports = self.model.graph.output
+        given = {i.name for i in self.model.graph.input}
+        outputs = [self._output(o, given) for o in ports]
+        for name in (n for n, times in Counter(o.name for o in ports).items() if times > 1):
+            hint = "give each a name of its own: an Identity behind the tensor makes another"
+            self.found.error("QAT004", "two graph outputs have the same name", tensor=name, hint=hint)
+        return outputs
+
+    def _calls(self) -> dict[str, str]:
+        """See `QuantGraph.calls`."""
+        return {
             record.outputs[0]: str(pair.value)  # which is bytes where it is not UTF-8
             for record in self.records
             if record.op in _QDQ and record.outputs
             for pair in record.proto.metadata_props
             if pair.key == _CALL
         }
-        return read
 
     def _initializer(self, proto: TensorProto) -> None:
         try:

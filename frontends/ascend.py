@@ -95,18 +95,8 @@ def _dequantize(graph: QuantGraph, node: Node) -> None:
     product.inputs[1] = graph.constant(f"{name}_{dtype}", stored, params)
     graph.origin[product.inputs[1].name] = name
     for reader, index in biases:
-        value = constant_input(graph, reader, index, "bias")
-        if value is None:
-            continue
         behind = stored.ndim - 2 if reader is not product and product.op in ("Conv", "ConvTranspose") else 0
-        factor = scale.reshape(-1, *(1,) * behind)
-        try:
-            real = (value.astype(np.float64) * factor).astype(np.float32)
-        except ValueError:
-            message = f"a bias of shape {list(value.shape)} does not fit {scale.size} scales"
-            refuse(graph, node, "QAT204", message, _HINT)
-            continue
-        reader.inputs[index] = graph.constant(f"{reader.inputs[index].name}_real", real)
+        _scale_bias(graph, node, reader, index, scale.reshape(-1, *(1,) * behind))
     _float(product.outputs[0])
     _float(node.inputs[0])
     if node.attr("relu_flag", 0):
@@ -114,6 +104,20 @@ def _dequantize(graph: QuantGraph, node: Node) -> None:
         node.attrs.clear()
     else:
         graph.bypass(node)
+
+
+def _scale_bias(graph: QuantGraph, node: Node, reader: Node, index: int, scale: Array) -> None:
+    """Make real numbers of the bias that `reader` adds to the integers, by the scales of the AscendDequant `node`."""
+    value = constant_input(graph, reader, index, "bias")
+    if value is None:
+        return
+    try:
+        real = (value.astype(np.float64) * scale).astype(np.float32)
+    except ValueError:
+        message = f"a bias of shape {list(value.shape)} does not fit {scale.size} scales"
+        refuse(graph, node, "QAT204", message, _HINT)
+        return
+    reader.inputs[index] = graph.constant(f"{reader.inputs[index].name}_real", real)
 
 
 def _scale(graph: QuantGraph, node: Node) -> Array | None:

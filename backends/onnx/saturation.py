@@ -94,12 +94,19 @@ def _saturating(graph: IntegerGraph, nodes: Sequence[NodeProto], constants: Mapp
             if _may_saturate(node, kernel, ranges, constants):
                 marked.add(index)
         elif node.op_type in _MOVES and node.output[0] not in ranges:
-            places = _MOVES[node.op_type]
-            moved = [n for i, n in enumerate(node.input) if n and (places is None or i in places)]
-            found = [r for n in moved if (r := _range(n, ranges, constants)) is not None]
-            if found and len(found) == len(moved):
-                ranges[node.output[0]] = min(r[0] for r in found), max(r[1] for r in found)
+            moved = _moved_range(node, ranges, constants)
+            if moved is not None:
+                ranges[node.output[0]] = moved
     return marked
+
+
+def _moved_range(node: NodeProto, ranges: Mapping[str, Range], constants: Mapping[str, Array]) -> Range | None:
+    """The integers among those that a node moves; None where those of one operand are not known."""
+    places = _MOVES[node.op_type]
+    moved = [n for i, n in enumerate(node.input) if n and (places is None or i in places)]
+    found = [r for n in moved if (r := _range(n, ranges, constants)) is not None]
+    known = bool(found) and len(found) == len(moved)
+    return (min(r[0] for r in found), max(r[1] for r in found)) if known else None
 
 
 def _ranges(graph: IntegerGraph) -> dict[str, Range]:

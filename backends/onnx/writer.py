@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from qatc.backends.onnx.saturation import signed_bytes, wide_form
+from qatc.backends.onnx.saturation import Wide, signed_bytes, wide_form
 from qatc.compiler.backend import DATA_FILE, Emission, aligned, bytes_of, must_be_apart
 from qatc.compiler.integer import Float, IntegerGraph, Move, Op
 from qatc.compiler.model.names import Names
@@ -348,16 +348,7 @@ class Writer:
             self.read(name)  # a constant may be a result
         kept = (n for n in graph.tensors if n in self._written or (n not in graph.constants and n not in self.absorbed))
         names = {name: name for name in kept} | {n: d for n, d in self._derived.items() if n not in self._written}
-        wide, constants = None, dict(self._constants)
-        stored = self._weights == "uint8" or len(self._nodes) > _DEEP or signed_bytes(constants) > SPILL_AT
-        if self._weights != "int8":
-            wide = wide_form(self, self._nodes, constants, stored=stored)
-        if wide is not None and stored:
-            self._nodes = wide.nodes
-            read = {name for node in self._nodes for name in node.input} | self.outputs
-            self._constants = [(name, value) for name, value in self._constants if name in read]
-            names = {name: wide.unsigned.get(place, place) for name, place in names.items()}
-            wide = None
+        wide = self._wide_form(names)
         size = sum(value.nbytes for _, value in self._constants)
         apart = self._data_file or must_be_apart(size)
         model = self._model()
@@ -367,6 +358,24 @@ class Writer:
         model.graph.output.extend(self._port(n) for n in graph.outputs)
         external = self._initialize(model.graph, apart=apart or size > _KEPT_INSIDE)
         return Emission(model, names, tuple(external), apart, None if wide is None else wide.body())
+
+    def _wide_form(self, names: dict[str, str]) -> Wide | None:
+        """The exact form of products that may saturate, for the model to hold beside the fast one, if there are any.
+
+        Where it is to be the only one, it becomes the model's own, and `names` those of its tensors.
+        """
+        if self._weights == "int8":
+            return None
+        constants = dict(self._constants)
+        alone = self._weights == "uint8" or len(self._nodes) > _DEEP or signed_bytes(constants) > SPILL_AT
+        wide = wide_form(self, self._nodes, constants, stored=alone)
+        if wide is None or not alone:
+            return wide
+        self._nodes = wide.nodes
+        read = {name for node in self._nodes for name in node.input} | self.outputs
+        self._constants = [(name, value) for name, value in self._constants if name in read]
+        names.update({name: wide.unsigned.get(place, place) for name, place in names.items()})
+        return None
 
     def _initialize(self, graph: GraphProto, *, apart: bool) -> list[tuple[str, Array]]:
         """Write the constants as initializers; the data of those that are only declared if `apart`."""

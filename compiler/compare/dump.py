@@ -86,8 +86,9 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
-def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
-    count, ignored, refused, archives = 0, list[str](), 0, _Archives()
+def _files(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and those below it, in a fixed order: files, and links even to folders."""
+    count = 0
     for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders.sort()
         links = [name for name in folders if (Path(root) / name).is_symlink()]
@@ -95,26 +96,29 @@ def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
             count += 1
             if count > _MOST_ENTRIES:
                 raise _nothing(f"{printable(str(folder))} has more than {_MOST_ENTRIES:,} files")
-            path = Path(root) / name
-            relative = path.relative_to(folder).as_posix()
-            suffix = path.suffix.lower()
-            if suffix not in (NPY, *RAW, _ARCHIVE):
-                ignored += [] if name in _OURS else [relative]
-                continue
-            problem = _not_plain(path)
-            if problem:
-                refused += 1
-                if refused <= _MOST_FINDINGS:
-                    found.error("QAT406", f"{printable(relative)} {problem}", hint="put the file itself into the dump")
-                continue
-            plain = relative[: -len(suffix)]
-            if suffix == _ARCHIVE:
-                yield from _in_archive(path, relative, _sample_of(f"{plain}/")[1], found, archives)
-            else:
-                inner, sample = _sample_of(plain)
-                yield Entry(
-                    relative, plain, sample, inner, suffix != NPY, path.lstat().st_size, partial(_read_file, path)
-                )
+            yield Path(root) / name
+
+
+def _in_folder(folder: Path, found: Diagnostics) -> Iterator[Entry]:
+    ignored, refused, archives = list[str](), 0, _Archives()
+    for path in _files(folder):
+        relative = path.relative_to(folder).as_posix()
+        suffix = path.suffix.lower()
+        if suffix not in (NPY, *RAW, _ARCHIVE):
+            ignored += [] if path.name in _OURS else [relative]
+            continue
+        problem = _not_plain(path)
+        if problem:
+            refused += 1
+            if refused <= _MOST_FINDINGS:
+                found.error("QAT406", f"{printable(relative)} {problem}", hint="put the file itself into the dump")
+            continue
+        plain = relative[: -len(suffix)]
+        if suffix == _ARCHIVE:
+            yield from _in_archive(path, relative, _sample_of(f"{plain}/")[1], found, archives)
+        else:
+            inner, sample = _sample_of(plain)
+            yield Entry(relative, plain, sample, inner, suffix != NPY, path.lstat().st_size, partial(_read_file, path))
     if refused > _MOST_FINDINGS:
         found.error(
             "QAT406", f"and {counted(refused - _MOST_FINDINGS, 'more file')} of the dump that cannot be read so"

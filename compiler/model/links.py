@@ -105,8 +105,11 @@ class Node(gs.Node):
 
     def optional(self, index: int) -> Tensor | None:
         """The optional input at `index`; None where it is left out: it has no name, or the list ends before it."""
-        tensor: Tensor | None = self.inputs[index] if index < len(self.inputs) else None
-        return tensor if tensor is not None and tensor.name else None
+        try:
+            tensor = self.inputs[index]
+        except IndexError:
+            return None
+        return tensor if tensor.name else None
 
 
 def _is_like(value: object, default: object) -> bool:

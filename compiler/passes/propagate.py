@@ -98,19 +98,20 @@ def forward(graph: QuantGraph) -> None:
     """Give a moved or clamped tensor the parameters of what it was made from."""
     for node in graph.nodes:
         for out in node.outputs:
-            if out.name and out.name not in graph.params:
-                params = _carried(graph, node)
-                if params is None:
-                    _explain(graph, node)
-                else:
-                    graph.explain("propagate", f"parameters carried through {node.op} at {printable(label_of(node))}")
-                    graph.params[out.name] = params
-                    parts = set(map(id, joined(node)))
-                    for index, part in enumerate(node.inputs):
-                        if isinstance(part, Constant) and id(part) in parts:
-                            _round_constant(graph, node, index, part)
-                    if out.name in graph.known:
-                        graph.origin.setdefault(out.name, out.name)
+            if not out.name or out.name in graph.params:
+                continue
+            params = _carried(graph, node)
+            if params is None:
+                _explain(graph, node)
+                continue
+            graph.explain("propagate", f"parameters carried through {node.op} at {printable(label_of(node))}")
+            graph.params[out.name] = params
+            parts = set(map(id, joined(node)))
+            for index, part in enumerate(node.inputs):
+                if isinstance(part, Constant) and id(part) in parts:
+                    _round_constant(graph, node, index, part)
+            if out.name in graph.known:
+                graph.origin.setdefault(out.name, out.name)
 
 
 def _carried(graph: QuantGraph, node: Node) -> QuantParams | None:

@@ -29,20 +29,11 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
     console.print(mark + Text(one_line(str(found.path)), style="bold"), soft_wrap=True)
     facts = Facts(console)
     if found.files:
-        said = f"{counted(found.files, 'file')}, {text.scaled(found.size, 'B')} match the manifest"
-        if found.damaged:
-            verb = "is" if found.damaged == 1 else "are"
-            said = f"{found.damaged:,} of {counted(found.files, 'file')} {verb} not what the manifest says"
-        facts.row("files", said, style="red" if found.damaged else "dim")
-    bad = [check for check in found.samples if not check.passed]
+        facts.row("files", _matched(found), style="red" if found.damaged else "dim")
     if found.samples:
-        number = counted(len({check.sample for check in found.samples}), "sample")
-        outputs = counted(len(found.samples), "output")
-        largest = max(check.largest for check in found.samples)
-        equal = not any(check.different for check in found.samples)
-        said = "equal" if equal else f"off by at most {largest:.3g}" + ("" if bad else ", as allowed")
+        bad = [check for check in found.samples if not check.passed]
         lines = [Text(_replayed(check)) for check in (found.samples if verbose else bad[:5])]
-        facts.row("samples", f"{number} replayed, {outputs}: {said}", *lines, style="red" if bad else "dim")
+        facts.row("samples", _replays(found.samples), *lines, style="red" if bad else "dim")
     else:
         facts.row("samples", Text("not replayed", style="yellow"))
     if found.tensors:
@@ -54,6 +45,24 @@ def package_check(found: PackageCheck, console: Console, *, verbose: bool = Fals
 def _replayed(check: SampleCheck) -> str:
     said = f"sample {check.sample}, {printable(check.output)}: {check.different:,} of {check.elements:,} differ"
     return said + (f", by at most {check.largest:.3g}" if check.different else "")
+
+
+def _matched(found: PackageCheck) -> str:
+    """How many files are what the manifest says."""
+    number = counted(found.files, "file")
+    if found.damaged:
+        return f"{found.damaged:,} of {number} {'is' if found.damaged == 1 else 'are'} not what the manifest says"
+    return f"{number}, {text.scaled(found.size, 'B')} match the manifest"
+
+
+def _replays(checks: Sequence[SampleCheck]) -> str:
+    """How the outputs compare with those of the samples."""
+    number = counted(len({check.sample for check in checks}), "sample")
+    said = "equal"
+    if any(check.different for check in checks):
+        allowed = ", as allowed" if all(check.passed for check in checks) else ""
+        said = f"off by at most {max(check.largest for check in checks):.3g}{allowed}"
+    return f"{number} replayed, {counted(len(checks), 'output')}: {said}"
 
 
 def _referred(found: PackageCheck) -> str:

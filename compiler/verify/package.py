@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -154,11 +154,7 @@ def verify_package(
         strangers = unlisted_files(folder, manifest)
     for name in strangers[:_MOST_FINDINGS]:
         found.warning("QAT502", f"{printable(name)} lies in the package but is no part of it")
-    for name, schema_name in _SCHEMAS.items():
-        if name in manifest["files"] and not found.errors:
-            document = _parse(folder, name, found)
-            if not found.errors:
-                _check_schema(document, schema_name, name, found)
+    _check_documents(folder, manifest["files"], found)
     _check_references(manifest, found)
     if manifest["model"] is not None and not found.errors:
         _check_external_data(folder, manifest["model"], manifest["files"], found)
@@ -195,6 +191,15 @@ def _parse(folder: Path, name: str, found: Diagnostics) -> Any:
     except (OSError, ValueError) as error:
         found.error("QAT502", f"{name} cannot be read: {reason(error)}", hint=_COPY_AGAIN)
         return None
+
+
+def _check_documents(folder: Path, files: Container[str], found: Diagnostics) -> None:
+    """The package's other JSON files against their schemas, up to the first that is damaged."""
+    for name, schema_name in _SCHEMAS.items():
+        if name in files and not found.errors:
+            document = _parse(folder, name, found)
+            if not found.errors:
+                _check_schema(document, schema_name, name, found)
 
 
 def _check_schema(document: Json, schema_name: str, name: str, found: Diagnostics) -> None:

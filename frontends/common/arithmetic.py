@@ -499,32 +499,43 @@ def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State
         rounded, end = rounded.reshape(join.flat), join.state(end)
     if not is_whole(end.offset / end.scale):
         rounded *= 2
-        finer = tuple(Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
-        end = State(end.tensor, end.scale / 2, end.offset, finer, end.multiplied)
+        end = _twice_as_fine(end)
     if source.values.size < 2 and not end.clamps:
         return False
-    low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
-    clamps = end.clamps or (Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0)),)
-    grid = _integers_of(clamps, end)
+    grid = _integers_of(end.clamps or (_clamp_around(rounded),), end)
     params = _params(graph, node, grid, end.scale, rounded.shape, source.name)
     if params is None:
         return False
     shift = np.rint(np.asarray(params.zero_array(rounded.ndim), np.float64) + end.offset / end.scale)
     integers: Array = np.clip(rounded + shift, params.qmin, params.qmax).astype(params.container)
-    result = end.tensor
-    constant = graph.constant(source.name, integers, params)
-    if join is None:
-        graph.origin[constant.name] = result.name
-        if element_type(result) == onnx.TensorProto.DOUBLE:
-            graph.detach_producer(result)
-            make_double(graph, constant, result)
-        else:
-            graph.replace(result, constant)
-    else:
-        apart = graph.variable(f"{source.name}_apart", onnx.TensorProto.FLOAT, join.shape)
+    _take_place(graph, end.tensor, graph.constant(source.name, integers, params), join)
+    return True
+
+
+def _twice_as_fine(end: State) -> State:
+    clamps = tuple(Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
+    return State(end.tensor, end.scale / 2, end.offset, clamps, end.multiplied)
+
+
+def _clamp_around(rounded: Doubles) -> Clamp:
+    """What clamps none of these numbers: -127 to 127, or as far as they reach."""
+    low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
+    return Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0))
+
+
+def _take_place(graph: QuantGraph, result: Tensor, constant: Constant, join: _Joined | None) -> None:
+    """Put a constant of integers in the place of a tensor, its axes taken apart again where `join` joined them."""
+    if join is not None:
+        apart = graph.variable(f"{constant.name}_apart", onnx.TensorProto.FLOAT, join.shape)
         join.apart(graph, constant, apart)
         graph.replace(result, apart)
-    return True
+        return
+    graph.origin[constant.name] = result.name
+    if element_type(result) == onnx.TensorProto.DOUBLE:
+        graph.detach_producer(result)
+        make_double(graph, constant, result)
+    else:
+        graph.replace(result, constant)
 
 
 def _goes_on(graph: QuantGraph, tensor: Tensor) -> bool:

@@ -257,16 +257,16 @@ def recover_weights(graph: QuantGraph, *, quantize_others: bool) -> None:
         grid = find_grid(weight.values, axis)
         if grid is None and axis != 0 and all(n.op == "ConvTranspose" for n in readers):
             grid = find_grid(weight.values, 0)  # PyTorch's quantizers count filters there
-        if grid is None:
-            trained = [n for n in readers if any(id(t) in on_grid for t in n.inputs[:2] if t is not weight)]
-            if not trained:
-                continue
-            if not quantize_others:
-                _report_float(graph, weight, trained[0])
-                continue
+        if grid is not None:
+            _set(graph, weight, grid)
+            continue
+        trained = [n for n in readers if any(id(t) in on_grid for t in n.inputs[:2] if t is not weight)]
+        if trained and quantize_others:
             grid = quantize_after_training(weight.values, axis)
             _report_quantized(graph, weight, trained[0], grid)
-        _set(graph, weight, grid)
+            _set(graph, weight, grid)
+        elif trained:
+            _report_float(graph, weight, trained[0])
 
 
 def _set(graph: QuantGraph, weight: Constant, grid: Grid) -> None:

@@ -78,6 +78,15 @@ def interpolation(reader: Reader, node: Node, stated: Callable[[Reader, Tensor],
     return True
 
 
+def _linear_in(node: Node, computed: list[Tensor]) -> list[Tensor]:
+    """The inputs of which a node makes a sum of multiples, as far as rounding goes; none where it makes another."""
+    if is_op(node, "Sum", "Add") and len(computed) == len(node.inputs):
+        return computed
+    if is_op(node, "Mul") and len(computed) == 1:
+        return computed
+    return node.inputs[:1] if interpolates(node) or is_movement(node) or is_op(node, "Round", "Cast") else []
+
+
 def _scaled(reader: Reader, node: Node) -> tuple[Node, float, list[Node]] | None:
     """The factor behind a DequantizeLinear that all is linear in which `node` reads, and what changes nothing.
 
@@ -104,13 +113,10 @@ def _scaled(reader: Reader, node: Node) -> tuple[Node, float, list[Node]] | None
             continue
         if is_op(maker, "Round") or (is_op(maker, "Sum") and len(maker.inputs) == 1):
             between.append(maker)
-        sums = is_op(maker, "Sum", "Add") and len(computed) == len(maker.inputs)
-        if sums or (is_op(maker, "Mul") and len(computed) == 1):
-            waiting.extend(computed)
-        elif interpolates(maker) or is_movement(maker) or is_op(maker, "Round", "Cast"):
-            waiting.append(maker.inputs[0])
-        else:
+        data = _linear_in(maker, computed)
+        if not data:
             return None
+        waiting.extend(data)
     outside = any(id(n) not in walked for t in tensors.values() for n in reader.graph.consumers(t))
     if len(found) != 1 or waiting or outside or any(reader.graph.is_output(t) for t in tensors.values()):
         return None

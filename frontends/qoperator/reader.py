@@ -277,17 +277,21 @@ class Reader:
             if isinstance(tensor, Variable):
                 tensor.dtype = _FLOAT
             for node in dict.fromkeys(self.graph.consumers(tensor)):
-                if is_op(node, "Cast") and node.attr("to") == _FLOAT:
-                    self.graph.bypass(node)
-                elif (is_dq(node) and self.scaled(node, tensor)) or is_movement(node):
-                    continue
-                elif is_op(node, *_ON_ACCUMULATORS) and self.numbers(node, sums):
-                    ranks = [self.ranks.get(id(t)) or rank_of(t) for t in node.inputs]
-                    known = [r for r in ranks if r is not None]
-                    if len(known) == len(ranks):  # where they broadcast, the largest
-                        self.ranks[id(node.outputs[0])] = max(known)
-                elif node.op != "Shape":
-                    self.refuse_accumulator(node)
+                self.read_accumulator(node, tensor, sums)
+
+    def read_accumulator(self, node: Node, tensor: Tensor, sums: set[int]) -> None:
+        """An operator that reads the accumulator `tensor`, one of `sums`, reads real numbers there."""
+        if is_op(node, "Cast") and node.attr("to") == _FLOAT:
+            self.graph.bypass(node)
+        elif (is_dq(node) and self.scaled(node, tensor)) or is_movement(node):
+            return
+        elif is_op(node, *_ON_ACCUMULATORS) and self.numbers(node, sums):
+            ranks = [self.ranks.get(id(t)) or rank_of(t) for t in node.inputs]
+            known = [r for r in ranks if r is not None]
+            if len(known) == len(ranks):  # where they broadcast, the largest
+                self.ranks[id(node.outputs[0])] = max(known)
+        elif node.op != "Shape":
+            self.refuse_accumulator(node)
 
     def refuse_accumulator(self, node: Node) -> None:
         """Record that an operator computes with an accumulator: QAT205 where data decide its numbers, else QAT302."""
