@@ -27,6 +27,8 @@ _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _MOST_DIMENSIONS: Final = 5  # of a convolution's weight: three of them in space
 _MATRICES: Final = frozenset({"Gemm", "MatMul"})
+_NOTHING: Final = 2.0**-9
+_ALIVE: Final = SMALLEST * 2.0**32 / _NOTHING  # the unit of an accumulator of 32 bits beside which a smaller one is 0
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
 
 
@@ -208,14 +210,40 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     unit: float | Vector = x_params.scale[0] * alpha
     if x_params.is_per_channel:
         unit = np.repeat(x_params.scale, (channels_of(node) or 0) // len(x_params.scale)) * alpha
-    units: list[float] = (np.asarray(w_params.scale) * unit).tolist()
-    if not (min(units) >= SMALLEST and max(units) <= LARGEST):  # nor where the factor is negative, or not a number
-        return None
+    units = np.asarray(w_params.scale) * unit
+    dead = units < SMALLEST
+    is_spared = not dead.any() or (isinstance(weight, Constant) and not x_params.is_per_channel)
+    if not (is_spared and np.median(units) >= (_ALIVE if dead.any() else 0.0) and units.max() <= LARGEST):
+        return None  # nor where the factor is negative, or not a number
     name = _left(state, node)
     if not isinstance(weight, Constant):
         return Operands(node, name, weight, w_params, None, unit, 0, channels_of(node))
     values = state.graph.params[weight.name].moved(weight.values, w_params.dtype)
+    if dead.any():
+        values, w_params = _emptied(state, node, values, w_params, dead)
     return Operands(node, name, weight, w_params, values, unit, _channel_axis(node, weight), channels_of(node))
+
+
+def _emptied(
+    state: State, node: Node, values: npt.NDArray[Any], params: QuantParams, dead: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[Any], QuantParams]:
+    """A weight without what its `dead` channels hold: products that float32 does not hold with all their digits.
+
+    Training leaves such weights where nothing behind a channel reads it; whatever the input, less than `_NOTHING` of a
+    unit of the other channels comes of them.
+    """
+    shape = [-1 if i == params.axis else 1 for i in range(values.ndim)]
+    scale = np.where(dead, np.median(params.scale), params.scale)
+    state.graph.diagnostics.note(
+        "QAT201",
+        f"the scale of {int(dead.sum())} of {dead.size} channels times the input's is too small for float32: "
+        "they hold zeros",
+        node=label_of(node),
+        tensor=node.inputs[1].name,
+        hint="prune these channels, or keep their weights away from zero in training",
+    )
+    emptied = np.where(dead.reshape(shape), params.zero_array(values.ndim), values).astype(values.dtype)
+    return emptied, replace(params, scale=tuple(scale.tolist()))
 
 
 def _left(state: State, node: Node) -> str:

@@ -131,7 +131,7 @@ def test_scales_too_small_for_an_accumulator_stay_float() -> None:
     graph = lowered_net(
         X2,
         WEIGHT + "m = MatMul(a, w)\ny = A(m)",
-        "int8[1,2] wq = {10, -20}, float[2] ws = {1.5e-38, 0.25}, int8[2] wz = {0, 0}",
+        "int8[1,2] wq = {10, -20}, float[2] ws = {1.5e-38, 1.25e-38}, int8[2] wz = {0, 0}",
     )
     assert [op.op_type for op in graph.islands()] == ["MatMul"]
 

@@ -355,3 +355,25 @@ def test_channels_of_an_unrounded_product_need_its_rank(shape: str) -> None:
     wanted = [] if known else ["MatMul: how many dimensions its result has is not known"]
     assert [r for r in reasons(graph) if r.startswith("MatMul")] == wanted
     assert any(isinstance(op, MatMul) for op in graph.ops) == known
+
+
+@pytest.mark.parametrize(
+    ("scales", "weights"),
+    [("0.5, 0.25, 1.2e-38", [[10, -20, 0]]), ("1.2e-38, 0.25, 0.5", [[0, -20, 30]]), ("0.5, 1.2e-38, 1.2e-38", None),
+     ("1e-30, 1e-30, 1.2e-38", None)],
+)  # fmt: skip
+def test_channels_that_float32_holds_no_product_of_are_zeros(scales: str, weights: list[list[int]] | None) -> None:
+    """Channels that training let die leave such scales; most are alive, or the product stays in float."""
+    graph = agrees(
+        net(
+            "(float[3,1] x) => (float[3,3] y)",
+            WEIGHT.format(axis=1) + "m = MatMul(a, w)\nh = Add(m, b)\ny = B(h)",
+            f"int8[1,3] wq = {{10, -20, 30}}, float[3] ws = {{{scales}}}, int8[3] wz = {{0, 0, 0}}, "
+            "float[3] b = {0.5, 4.0, 2.25}",
+        )
+    )
+    products = [op for op in graph.ops if isinstance(op, MatMul)]
+    assert len(products) == (weights is not None)
+    for op in products:
+        assert graph.constants[op.inputs[1]].tolist() == weights
+        assert min(op.acc_scale) >= 0.125
