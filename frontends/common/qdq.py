@@ -26,6 +26,7 @@ from qatc.frontends.common.integers import clips_weight, fold_fills
 
 _SINGLE: Final = int(onnx.TensorProto.FLOAT)
 _DOUBLE: Final = int(onnx.TensorProto.DOUBLE)
+_ROUNDS: Final = 5  # of branches whose sizes decide another: PyTorch's LSTM has two
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
 _STEERED: Final = frozenset(
     {"Resize", "Upsample", "Reshape", "Expand", "Tile", "Pad", "Slice", "Clip", "TopK", "OneHot", "QuantizeLinear",
@@ -44,16 +45,17 @@ def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> 
     fold(graph, keep=keep)
     if unspread(graph):
         fold(graph, keep=keep)
-    inferred = False
-    while True:
+    is_news = True
+    for _ in range(_ROUNDS):
         while inline_branches(graph):  # what a branch holds may decide another
+            is_news = True
             modernize(graph)
             fold(graph, keep=keep)
-        if inferred or not graph.of("If", "Compress"):
+        if not is_news or not graph.of("If", "Compress"):
             return
-        infer_if_possible(graph)  # so may sizes that the file does not state
+        infer_if_possible(graph)  # so may sizes that the file does not state, those of what a branch makes, too
         fold(graph, keep=keep)
-        inferred = True
+        is_news = False
 
 
 def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> int:

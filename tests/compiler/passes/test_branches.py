@@ -105,6 +105,25 @@ def test_a_condition_on_sizes_that_the_file_does_not_state() -> None:
     assert [n.op for n in graph.nodes] == ["Squeeze", "Relu"]
 
 
+def test_sizes_of_a_branch_decide_the_next() -> None:
+    """PyTorch's LSTM asks at its end for the dimensions of what it chose at its start, and once more behind that."""
+    first = SQUEEZE.replace("Shape(x)", "Shape(h)").replace("s =", "h = Relu(x) s =")
+    links = [
+        f" a{i} = Abs({before}) s{i} = Shape(a{i}) n{i} = Size(s{i}) c{i} = Equal(n{i}, three)"
+        f" r{i} = If(c{i}) <then_branch = p{i} () => (float[] t) {{ t = Squeeze(a{i}, first) }},"
+        f" else_branch = q{i} () => (float[] t) {{ t = Neg(a{i}) }}>"
+        for i, before in ((1, "r"), (2, "r1"))
+    ]
+    constants = "int64 three = {3}, int64[1] first = {0}"
+    text = f"{HEADER}g (float[2,1,3] x) => (float[] y) <int64 one = {{1}}, int64 axis = {{1}}, {constants}> {{ "
+    text += f"{first}{''.join(links)} y = Relu(r2) }}"
+    graph = loaded(text)
+    qdq.prepare(graph)
+    graph.verify(stripped=False)
+    assert [n.op for n in graph.nodes] == ["Squeeze", "Abs", "Neg", "Abs", "Neg", "Relu"]
+    same(text, graph, np.random.default_rng(0).normal(size=(2, 1, 3)).astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("branch", "found"),
     [
