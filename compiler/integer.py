@@ -3,7 +3,8 @@
 A graph is a list of operators in execution order over named tensors. Each quantized tensor has QuantParams; each
 computing operator states the clamp [lo, hi] of its output integers. Constants (weights, biases, tables) are arrays by
 tensor name. The meaning of every operator is written in its docstring, in exact real arithmetic; *how* the final
-`round` is computed is the arithmetic profile's business (`arithmetic.py`), and `reference.py` executes it.
+`round` is computed is the arithmetic profile's business (`compiler/arithmetic/`), and `compiler/reference/`
+executes it.
 
 In the formulas `q` are integers, `r = scale * (q - zero_point)` is what they stand for, `clamp` is to [lo, hi].
 """

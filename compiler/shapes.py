@@ -85,16 +85,7 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
         skeleton.opset_import[0].version += 1  # the operators say the same there
     known = _inferred(skeleton)
     shapes = _shapes(known)
-    for tensor in graph.made():
-        found = known.get(tensor.name)
-        if found is None or not isinstance(tensor, Variable):
-            continue
-        if found.elem_type:
-            tensor.dtype = found.elem_type
-        if tensor.name in shapes:
-            tensor.shape = list(shapes[tensor.name])
-            if None in tensor.shape or 0 in tensor.shape:
-                _refuse_too_large(graph, tensor, found)
+    _fill_in(graph, known, shapes)
     for node in graph.nodes:
         if node.op in _WINDOWS and not node.domain:
             _refuse_other_rank(node)
@@ -107,6 +98,21 @@ def infer_shapes(graph: QuantGraph, pinned: Mapping[str, Sequence[int]] | None =
         sizes = tuple(d for d in dims if isinstance(d, int))
         if len(sizes) == len(dims):
             graph.sample_shapes[name] = sizes
+
+
+def _fill_in(
+    graph: QuantGraph, known: Mapping[str, onnx.TypeProto.Tensor], shapes: Mapping[str, tuple[Dim, ...]]
+) -> None:
+    for tensor in graph.made():
+        found = known.get(tensor.name)
+        if found is None or not isinstance(tensor, Variable):
+            continue
+        if found.elem_type:
+            tensor.dtype = found.elem_type
+        if tensor.name in shapes:
+            tensor.shape = list(shapes[tensor.name])
+            if None in tensor.shape or 0 in tensor.shape:
+                _refuse_too_large(graph, tensor, found)
 
 
 def _name_sizes(graph: QuantGraph) -> None:

@@ -23,7 +23,7 @@ from qatc.compiler.passes.products import is_product, output_axis
 from qatc.compiler.quant import Array, dtype_name
 from qatc.frontends.common import qdq
 from qatc.frontends.common.operands import constant_input, number, refuse
-from qatc.frontends.common.params import make_params
+from qatc.frontends.common.params import integer_range, make_params
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_operators, grid, grid_behind, owned
 
@@ -54,8 +54,7 @@ def _quantize(graph: QuantGraph, node: Node) -> None:
         what = f"{node.attr('dst_type')} numbers" if bits is None else f"a factor of {factor:.6g}"
         refuse(graph, node, "QAT103", f"AscendQuant makes {what}")
         return
-    ends = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    params = grid(graph, node, np.asarray(1 / factor), np.asarray(offset), ends)
+    params = grid(graph, node, np.asarray(1 / factor), np.asarray(offset), integer_range(bits, signed=True))
     if params is None:
         return
     qdq.to_fake_quant(graph, node, params)

@@ -25,7 +25,7 @@ from qatc.compiler.passes.modernize import constants_from_nodes
 from qatc.frontends.common import qdq
 from qatc.frontends.common.integers import quantizers
 from qatc.frontends.common.operands import refuse
-from qatc.frontends.common.params import quantized_dtype
+from qatc.frontends.common.params import integer_range, quantized_dtype
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import listed, operators, owned, refuse_formats
 
@@ -87,7 +87,7 @@ def _clip(graph: QuantGraph, node: Node) -> None:
     bits, kind = int(node.attr("bit_width", 0)), _type_of(node)
     if kind is None or kind.kind not in "iu" or not 0 < bits < 8 * kind.itemsize or node.op.endswith("DeQuantize"):
         return
-    low, high = (0, (1 << bits) - 1) if kind.kind == "u" else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    low, high = integer_range(bits, signed=kind.kind == "i")
     y = node.outputs[0]
     wide = graph.variable(f"{y.name}_wide", tensor_type(kind), y.shape)
     ends = [graph.constant(f"{y.name}_{end}", np.asarray(v, kind)) for end, v in (("low", low), ("high", high))]

@@ -99,28 +99,17 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
         CompileError: QAT007 with exit code 2 for unknown inputs and for shapes that contradict the model.
     """
     inputs = {t.name: t for t in graph.inputs}
-    symbols: dict[str, set[int]] = {}
-    wrong: list[Diagnostic] = []
-    for name, shape in shapes.items():
-        tensor = inputs.get(name)
-        if tensor is None:
-            hint = f"its inputs are {', '.join(printable(n) for n in inputs)}"
-            wrong.append(Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=hint))
-            continue
-        have = shape_of(tensor)
-        if not _fits(shape, have):
-            message = f"the shape {list(shape)} does not fit the declared {list(have or ())}"
-            hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
-            wrong.append(Diagnostic("QAT007", message, tensor=name, hint=hint))
-            continue
-        for symbol, size in zip(have or (), shape, strict=False):
-            if isinstance(symbol, str):
-                symbols.setdefault(symbol, set()).add(size)
-        tensor.shape = list(shape)
+    wrong = [d for name, shape in shapes.items() if (d := _misfit(inputs, name, shape)) is not None]
     if wrong:
         raise CompileError(wrong, 2)
     if not shapes:
         return
+    symbols: dict[str, set[int]] = {}
+    for name, shape in shapes.items():
+        for symbol, size in zip(shape_of(inputs[name]) or (), shape, strict=False):
+            if isinstance(symbol, str):
+                symbols.setdefault(symbol, set()).add(size)
+        inputs[name].shape = list(shape)
     known = {symbol: size for symbol, (size, *others) in symbols.items() if not others}
     for tensor in inputs.values():
         if tensor.name not in shapes and tensor.shape is not None:
@@ -128,6 +117,19 @@ def pin_shapes(graph: QuantGraph, shapes: Mapping[str, Sequence[int]]) -> None:
     for output in graph.outputs:
         if isinstance(output, Variable):
             output.shape = None
+
+
+def _misfit(inputs: Mapping[str, Variable], name: str, shape: Sequence[int]) -> Diagnostic | None:
+    """What is wrong with pinning an input to a shape, None where nothing is."""
+    if name not in inputs:
+        hint = f"its inputs are {', '.join(printable(n) for n in inputs)}"
+        return Diagnostic("QAT007", f"the model has no input {printable(name)}", hint=hint)
+    declared = shape_of(inputs[name])
+    if _fits(shape, declared):
+        return None
+    message = f"the shape {list(shape)} does not fit the declared {list(declared or ())}"
+    hint = "fixed dimensions cannot be changed; pin the symbolic ones with positive numbers"
+    return Diagnostic("QAT007", message, tensor=name, hint=hint)
 
 
 def _fits(shape: Sequence[int], declared: Sequence[Dim] | None) -> bool:

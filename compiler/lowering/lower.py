@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from qatc.compiler.diagnostics import printable
 from qatc.compiler.graph import REQUANTIZE, Constant, Node, QuantGraph, Tensor, is_constant, shape_of
@@ -21,20 +20,19 @@ from qatc.compiler.integer import Conv, Float, IntegerGraph, LayerNorm, Lookup, 
 from qatc.compiler.lowering import channels, cuts, mac, operators, resizing
 from qatc.compiler.lowering.builder import Builder
 from qatc.compiler.lowering.forms import from_zero
-from qatc.compiler.lowering.normalization import normalization, unasked, unoffered
+from qatc.compiler.lowering.normalization import normalization
 from qatc.compiler.lowering.operands import constant_operand
-from qatc.compiler.lowering.reductions import Affine, is_long, is_noise, is_open, reduced
+from qatc.compiler.lowering.reasons import reason_of
+from qatc.compiler.lowering.reductions import Affine, reduced
 from qatc.compiler.lowering.signs import sign_of
-from qatc.compiler.lowering.state import Function, LoweringOptions, Reason, State, is_float
+from qatc.compiler.lowering.state import Function, LoweringOptions, State
 from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.leaves import LONGEST_CHAIN
 from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement
 from qatc.compiler.passes.products import is_product, is_sum, per_channel
 from qatc.compiler.passes.propagate import clamp_bounds
-from qatc.compiler.passes.training import trains
 from qatc.compiler.quant import QuantParams
 
-_RECURRENT: Final = ("GRU", "LSTM", "RNN")  # whatever their operands are
 _CUTS: Final = frozenset({"Mul", "Floor", "Ceil"})  # what ends a rounding down or up
 _FUSED: Final = frozenset({"Add", "Mul", "Div"})  # what a product takes in: its bias, and a factor
 
@@ -45,7 +43,7 @@ def lower(graph: QuantGraph, options: LoweringOptions | None = None) -> IntegerG
     reserved = {t.name for t in graph.made()} | outputs  # constants keep their names
     build = Builder(graph.name or "graph", graph.opset, dict(graph.domains), reserved)
     options = options or LoweringOptions()
-    state = State(graph, options, build, raw=_raw, why=_why)
+    state = State(graph, options, build, raw=_raw, why=reason_of)
     if options.activations == "uint8":
         state.begun = from_zero(graph)
         state.forms.update(state.begun)
@@ -367,67 +365,3 @@ def _raw(state: State, node: Node) -> bool:
     if product is None or not is_product(product) or any(id(n.inputs[0]) in state.floats for n in chain.taken):
         return False
     return mac.raw(state, product, node.outputs[0], chain.bias, chain.alpha)
-
-
-def _why(state: State, node: Node) -> Reason:
-    """Why a node stays in float, in words for the user."""
-    if is_product(node):
-        unranked = mac.axis_refusal(state, node, node.outputs[0])
-        return mac.refusal(state, node) or unranked or Reason("its result cannot be made in integers")
-    if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
-        return Reason(f"{node.op} runs graphs of its own")
-    if trains(node):
-        return Reason("it is in training mode: the statistics are those of its input")
-    if unoffered(state, node):
-        return Reason("the target has no integer form of it")
-    if is_op(node, *_RECURRENT):
-        return Reason(f"{node.op} has no exact integer form")
-    if channels.is_coarse(state, node):
-        return Reason("its result grows so much over its input that offsets between two steps of that count")
-    if cuts.stays(state, node):
-        return Reason("it rounds down or up, which no integer operator does exactly with these scales")
-    floats = [t for t in node.inputs if t.name and not is_constant(t) and is_float(t)]
-    unranged = [t.name for t in floats if t.name not in state.graph.params]
-    wide = [p.dtype for t in floats if (p := state.params(t)) is not None and not p.is_8bit]
-    if unranged:
-        return Reason("its input is not quantized by the model", unranged[0])
-    odd = resizing.stays(state, node)
-    if odd is not None:
-        return Reason(odd)
-    if wide:
-        return Reason(f"{wide[0]} tensors have no integer kernel")
-    constant = _constant_at_fault(state, node)
-    if constant is not None:
-        return constant
-    if not any(t.name in state.graph.params for t in node.outputs):
-        return Reason("its result is not quantized by the model", node.outputs[0].name)
-    if operators.is_far_apart(state, node, node.outputs[0]):
-        return Reason("a step of an operand is more than its whole range: kernels would lose the result's steps")
-    if is_noise(state, node):
-        return Reason("its result's steps are finer than what float32 knows of the sum: they hold rounding errors")
-    if is_long(state, node):
-        return Reason("it adds up more elements than 32 bits hold")
-    if is_open(node):
-        return Reason(
-            "how many elements it adds up is not known: -s NAME=SIZES pins open dimensions", node.inputs[0].name
-        )
-    option = unasked(state, node)
-    if option is not None:
-        return Reason(f"its integer form was not asked for: -p {option}")
-    for what, tensors in (("input", floats), ("result", node.outputs)):
-        spread = next((t.name for t in tensors if (p := state.params(t)) is not None and p.is_per_channel), None)
-        if spread is not None:
-            return Reason(f"its {what} is quantized per channel", spread)
-    return Reason(f"{node.op} has no exact integer form")
-
-
-def _constant_at_fault(state: State, node: Node) -> Reason | None:
-    """What keeps a constant operand from being integers that a kernel for two operands, or a Concat, reads."""
-    constants = [t for t in node.inputs if isinstance(t, Constant)]
-    for tensor in constants if node.op in ("Add", "Sub", "Mul", "Div", "Concat") else ():
-        params = state.params(tensor)
-        if params is None and tensor.values.size > 1:
-            return Reason("its constant operand is not quantized by the model", tensor.name)
-        if params is not None and not params.is_8bit:
-            return Reason(f"its constant operand has {params.dtype} values, which have no integer kernel", tensor.name)
-    return None

@@ -43,6 +43,10 @@ def as_function(state: State, node: Node) -> Function | None:
     if longest > (1 if rank is None else rank):
         return None  # more dimensions than the tensor's own would change the result's shape
     operands = [_entries(state, t) if t is entries else _operand(state, t, scalar, root) for t, scalar in pairs]
+    return _computed(node, operands, root, at)
+
+
+def _computed(node: Node, operands: list[_Operand], root: Tensor, at: float | None) -> Function | None:
     values = evaluate(node, [o.values for o in operands])
     if values is None:
         return None

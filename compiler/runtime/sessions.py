@@ -1,7 +1,7 @@
 """ONNX Runtime as qatc uses it: sessions of a model held in memory, any tensor of it readable, and single operators.
 
 The model's file is never rewritten: what ONNX Runtime needs changed is changed on a copy of the proto, external data
-stay where they are and are mapped (`tensor_io`).
+stay where they are and are mapped (`compiler/model/tensors.py`).
 """
 
 from __future__ import annotations

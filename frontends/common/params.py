@@ -49,6 +49,17 @@ def quantized_dtype(dtype: np.dtype[np.generic]) -> str | None:
     return name if name in DTYPES else None
 
 
+def integer_range(bits: float, signed: bool, narrow: bool = False) -> tuple[int, int]:
+    """The smallest and largest integer of so many bits; QONNX has fractional ones, whose bounds are rounded.
+
+    >>> integer_range(8, True, True), integer_range(4, False), integer_range(32, False)
+    ((-127, 127), (0, 15), (0, 2147483647))
+    """
+    if signed:
+        return round(-(2.0 ** (bits - 1)) + narrow), round(2.0 ** (bits - 1) - 1)
+    return 0, min(round(2.0**bits - 1 - narrow), 2**31 - 1)  # no unsigned 32-bit type: int32 holds the lower half
+
+
 def make_params(
     graph: QuantGraph,
     node: Node,

@@ -32,7 +32,7 @@ from qatc.compiler.rewrite import Rules, sweep
 from qatc.frontends.common import qdq
 from qatc.frontends.common.chains import fit
 from qatc.frontends.common.operands import constant_input, data_name, number, refuse
-from qatc.frontends.common.params import on_whole_zero
+from qatc.frontends.common.params import integer_range, on_whole_zero
 from qatc.frontends.common.roundings import never_negative
 from qatc.frontends.common.standard import finish
 from qatc.frontends.common.vendor import by_operators, elementwise, grid, to_constant
@@ -96,17 +96,6 @@ _ROUNDING: Final[dict[str, _Rounding]] = {
     "DOWN": _Rounding(np.trunc, "Floor", sided=True),
     "ROUND_TO_ZERO": _Rounding(np.trunc, "Floor", sided=True),
 }
-
-
-def integer_range(bits: float, signed: bool, narrow: bool) -> tuple[int, int]:
-    """The smallest and largest integer of a QONNX quantizer; fractional `bits` have their bounds rounded.
-
-    >>> integer_range(8, True, True), integer_range(4, False, False), integer_range(32, False, False)
-    ((-127, 127), (0, 15), (0, 2147483647))
-    """
-    if signed:
-        return round(-(2.0 ** (bits - 1)) + narrow), round(2.0 ** (bits - 1) - 1)
-    return 0, min(round(2.0**bits - 1 - narrow), 2**31 - 1)  # no unsigned 32-bit type: int32 holds the lower half
 
 
 # -- Quant --------------------------------------------------------------------------------------------------------
@@ -296,17 +285,14 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
         return False
     positive = not node.attr("signed", 1) if newer else never_negative(graph, node.inputs[0])
     lost = _bits_between(scale, out_scale) if newer else before - after
-    fits = -0.5 <= lost < _MOST_CUT - 0.5
-    k = round(lost) if fits else 0
-    cut, problem = zero / 2.0**k, None
-    if not fits or not 1 <= after <= _WIDEST:
-        problem = f"{before:g} bits cannot be truncated to {after:g} with a scale of 2^{lost:g}"
-    elif np.any(cut != np.rint(cut)) or (zero.any() and not newer):
-        problem = "the zero point does not survive truncation as an integer"
-    elif k and _ROUNDING[mode].values is np.rint and np.any(cut % 2):  # QONNX rounds the sum with the zero point
-        problem = f"rounding mode {mode} takes ties around an odd zero point, {cut.reshape(-1)[0]:g}, to odd numbers"
-    elif _ROUNDING[mode].sided and not positive:
-        problem = f"rounding mode {mode} of numbers of both signs is not a shift and a rounding to the nearest"
+    if not -0.5 <= lost < _MOST_CUT - 0.5 or not 1 <= after <= _WIDEST:
+        message = f"{before:g} bits cannot be truncated to {after:g} with a scale of 2^{lost:g}"
+        return refuse(graph, node, "QAT103", message)
+    k = round(lost)
+    cut = zero / 2.0**k
+    survives = np.all(cut == np.rint(cut)) and (newer or not zero.any())
+    lost_zero = "the zero point does not survive truncation as an integer"
+    problem = _misrounded(mode, k, cut, positive=positive) if survives else lost_zero
     if problem:
         return refuse(graph, node, "QAT103", problem)
     bounds = integer_range(after, not positive, bool(node.attr("narrow", 0)))
@@ -316,6 +302,15 @@ def _trunc(graph: QuantGraph, node: Node) -> bool:
     elif k and rounding.off:
         node.inputs[0] = elementwise(graph, "Add", x, scale * rounding.off)
     return _cut_bits(graph, node, scale * 2.0**k, out_scale, (cut, bounds))
+
+
+def _misrounded(mode: str, k: int, zero: Array, *, positive: bool) -> str | None:
+    """Why a rounding mode, of integers with k bits to be cut, is none that can be written; `zero` is cut already."""
+    if k and _ROUNDING[mode].values is np.rint and np.any(zero % 2):  # QONNX rounds the sum with the zero point
+        return f"rounding mode {mode} takes ties around an odd zero point, {zero.reshape(-1)[0]:g}, to odd numbers"
+    if _ROUNDING[mode].sided and not positive:
+        return f"rounding mode {mode} of numbers of both signs is not a shift and a rounding to the nearest"
+    return None
 
 
 def _bits_between(scale: Array, coarser: Array) -> float:

@@ -22,6 +22,7 @@ from qatc.compiler.passes.movement import channels_to_end, channels_to_second
 from qatc.compiler.quant import Array, QuantParams
 from qatc.compiler.rewrite import NoMatch, Rules
 from qatc.frontends.common.operands import refuse
+from qatc.frontends.common.params import integer_range
 from qatc.frontends.common.vendor import container
 
 CHANNELS_LAST: Final = "qonnx.custom_op.channels_last"
@@ -172,7 +173,7 @@ def average_of_integers(graph: QuantGraph, node: Node) -> bool:
     if not (1 <= kernel <= 1024 and 1 <= bits <= 32 and 1 <= wide <= 32):
         raise NoMatch("its widths are out of range")
     shift = max((((1 << bits) - 1) * kernel * kernel).bit_length() - wide, 0)
-    bounds = (-(1 << (wide - 1)), (1 << (wide - 1)) - 1) if signed else (0, min((1 << wide) - 1, 2**31 - 1))
+    bounds = integer_range(wide, signed)
     dtype = container(*bounds)
     if dtype is None:
         raise NoMatch("no integer type holds its results")
