@@ -160,10 +160,12 @@ def params_document(params: QuantParams) -> dict[str, Json]:
 
 def quantization_document(tensors: Sequence[TensorRecord]) -> dict[str, Json]:
     """quantization.json as data: every quantized tensor, in the order given."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tensors": [{"source": t.source, "name": t.name, "role": t.role, **params_document(t.params)} for t in tensors],
-    }
+    return {"schema_version": SCHEMA_VERSION, "tensors": [record_document(record) for record in tensors]}
+
+
+def record_document(record: TensorRecord) -> dict[str, Json]:
+    """A quantized tensor as quantization.json has it."""
+    return {"source": record.source, "name": record.name, "role": record.role, **params_document(record.params)}
 
 
 def quantization_json(tensors: Sequence[TensorRecord]) -> bytes:

@@ -88,6 +88,26 @@ def read_samples(folder: Path, manifest: Mapping[str, Any], role: str = "inputs"
         yield {port["name"]: read(name) for port, name in zip(manifest[role], sample[role], strict=True)}
 
 
+def check_forms(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """See that the raw bytes of a sample, and its ONNX test data, are the array of its npy file.
+
+    Raises:
+        Exception: one of `TROUBLE` where they are not, or one cannot be read.
+    """
+    for index, sample in enumerate(manifest["samples"]):
+        for name in (*sample["inputs"], *sample["outputs"]):
+            value = npy_array(regular_file(folder, name).read_bytes())
+            plain = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+            stem = name.removesuffix(".npy")
+            raw, proto = f"{stem}.bin", f"test_data_set_{index}/{stem.rpartition('/')[2]}.pb"
+            if raw in manifest["files"] and regular_file(folder, raw).read_bytes() != plain:
+                raise ValueError(f"{raw} holds other numbers than {name}")
+            if proto in manifest["files"]:
+                held = held_array(onnx.TensorProto.FromString(regular_file(folder, proto).read_bytes()))
+                if (held.dtype, held.shape) != (value.dtype, value.shape) or held.tobytes() != value.tobytes():
+                    raise ValueError(f"{proto} holds another array than {name}")
+
+
 def _initializers(folder: Path, manifest: Mapping[str, Any]) -> Initializers:
     """The constants of the package's model, read when asked for."""
     if manifest["model"] is None:

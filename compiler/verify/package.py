@@ -34,6 +34,7 @@ from qatc.compiler.npy import npy_array
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
 from qatc.compiler.package.read import COMPILE_AGAIN, LARGEST_JSON, read_json, regular_file, unlisted_files
 from qatc.compiler.package.signing import check_signature
+from qatc.compiler.package.stored import TROUBLE, check_forms
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
 from qatc.compiler.runtime.processor import is_exact
@@ -161,6 +162,8 @@ def verify_package(
     checks: list[SampleCheck] = []
     if samples and manifest["model"] is not None and not found.errors:
         checks = _replay(folder, manifest, found, progress)
+    if samples and not found.errors:
+        _check_forms(folder, manifest, found)
     referred: ReferenceCheck | None = None
     if checks and reference and not found.errors:
         referred = _refer(folder, manifest, found, progress)
@@ -307,6 +310,13 @@ def _done_by_git(path: Path, larger: int) -> str:
 
 
 # -- samples ------------------------------------------------------------------------------------------------------
+def _check_forms(folder: Path, manifest: Mapping[str, Any], found: Diagnostics) -> None:
+    try:
+        check_forms(folder, manifest)
+    except TROUBLE as error:
+        found.error("QAT502", f"the package contradicts itself: {reason(error)}", hint=_COPY_AGAIN)
+
+
 def _replay(
     folder: Path, manifest: Mapping[str, Any], found: Diagnostics, progress: Progress | None
 ) -> list[SampleCheck]:
@@ -358,6 +368,7 @@ def _open_model(folder: Path, manifest: Mapping[str, Any], *, optimize: bool) ->
     onnxruntime.set_default_logger_severity(4)  # what is wrong is in the error; the log shows names as they are
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # as it was recorded: float sums are added in another order on several
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -429,7 +440,7 @@ def _refer(
 ) -> ReferenceCheck | None:
     """The samples through the reference executor; None for a package without an integer graph."""
     from qatc.compiler.arithmetic import get_profile
-    from qatc.compiler.package.stored import TROUBLE, read_graph, read_samples
+    from qatc.compiler.package.stored import read_graph, read_samples
     from qatc.compiler.verify.packaged import check_packaged, check_stated
 
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +18,12 @@ import onnx
 from qatc.compiler.arithmetic import Profile, get_profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.integer import Conv, IntegerGraph, Lookup, MatMul, Resize
-from qatc.compiler.package.content import params_document, port_document
+from qatc.compiler.package.content import port_document, record_document
 from qatc.compiler.package.integer_file import StoredGraph
-from qatc.compiler.ports import ports_of_integer
+from qatc.compiler.ports import ports_of_integer, tensor_records
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import execute
-from qatc.compiler.result import Json, TensorCheck
+from qatc.compiler.result import TensorCheck
 from qatc.compiler.runtime.processor import flattened
 from qatc.compiler.runtime.sessions import OrtEvaluator
 from qatc.compiler.verify.deployed import DeployedCheck
@@ -95,16 +96,14 @@ def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any)
         records: quantization.json, likewise.
 
     Raises:
-        ValueError: names the first tensor whose grid or shape is another one in the integer graph.
+        ValueError: names the first tensor that is left out, or has another grid or shape than in the integer graph.
     """
     graph = stored.graph
-    grids: dict[str, list[dict[str, Json]]] = {}
-    for name, tensor in graph.tensors.items():
-        if tensor.params is not None:
-            grids.setdefault(stored.names.get(name, name), []).append(params_document(tensor.params))
-    for record in records["tensors"]:
-        if not any(grid.items() <= record.items() for grid in grids.get(record["name"], ())):
-            raise ValueError(f"quantization.json and integer.json disagree about the grid of {record['name']}")
+    made = [record_document(record) for record in tensor_records(graph, stored.names, ())]
+    told = [{**record, "source": None} for record in records["tensors"]]  # only the source knows its names
+    wrong = next((there or here for here, there in zip_longest(made, told) if here != there), None)
+    if wrong is not None:
+        raise ValueError(f"quantization.json and integer.json disagree about {wrong['name']}")
     for role, names in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         for port, entry in zip(ports_of_integer(graph, names), manifest[role], strict=True):
             stated = port_document(port)

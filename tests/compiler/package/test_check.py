@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import runpy
 import shutil
 import unittest
 import zlib
@@ -189,6 +191,22 @@ def test_a_float_within_its_tolerance_passes(tmp_path: Path) -> None:
     strict = build(tmp_path / "strict", change=off_a_little, tolerances=None)
     assert codes(verify_package(strict)) == {"QAT404"}
     assert run_check(strict)[0] == 1
+
+
+def test_samples_are_replayed_as_they_were_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one thread: on several, a sum in floats ends elsewhere, and an integer made of it may be another one."""
+    package, threads, real = build(tmp_path / "out"), list[int](), onnxruntime.InferenceSession
+
+    def session(model: Any, options: Any, **others: Any) -> Any:
+        threads.append(options.intra_op_num_threads)
+        return real(model, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    assert verify_package(package).passed
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(package / "check.py"), run_name="__main__")
+    assert threads == [1, 1]
 
 
 def test_integers_may_be_given_a_tolerance_in_lsb(tmp_path: Path) -> None:
@@ -425,6 +443,15 @@ def test_every_tensor_is_compared_with_the_reference(compiled: Path) -> None:
     assert verify_package(compiled, reference=False).tensors == ()
 
 
+def record(package: Path, sample: int, name: str, output: Array) -> None:
+    """Write another output of a sample in all its forms, and the hashes with it."""
+    replace_file(package, f"samples/{sample}/output_0.npy", npy_bytes(output))
+    replace_file(package, f"samples/{sample}/output_0.bin", output.tobytes())
+    replace_file(
+        package, f"test_data_set_{sample}/output_0.pb", onnx.numpy_helper.from_array(output, name).SerializeToString()
+    )
+
+
 def test_a_model_that_rounds_otherwise_is_found(compiled: Path, tmp_path: Path) -> None:
     """A scale in model.onnx is changed and the samples with it, so that only the reference sees it."""
     package = Path(shutil.copytree(compiled, tmp_path / "out"))
@@ -437,7 +464,7 @@ def test_a_model_that_rounds_otherwise_is_found(compiled: Path, tmp_path: Path) 
     session = onnxruntime.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"])
     for sample in ("0", "1"):
         feed = {session.get_inputs()[0].name: np.load(package / "samples" / sample / "input_0.npy")}
-        replace_file(package, f"samples/{sample}/output_0.npy", npy_bytes(np.asarray(session.run(None, feed)[0])))
+        record(package, int(sample), session.get_outputs()[0].name, np.asarray(session.run(None, feed)[0]))
     assert run_check(package)[0] == 0
     found = verify_package(package)
     assert codes(found) == {"QAT401"}
@@ -492,6 +519,45 @@ def test_grids_that_the_integer_graph_does_not_have(
         found = verify_package(package)
         assert codes(found) == {"QAT502"}
         assert said in text(found)
+
+
+RECORDS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
+    "one is left out": lambda tensors: tensors.pop(3),
+    "the last is left out": lambda tensors: tensors.pop(),
+    "one is added": lambda tensors: tensors.append({**tensors[-1], "name": "another"}),
+    "one is there twice": lambda tensors: tensors.append(tensors[-1]),
+    "a weight is an activation": lambda tensors: next(t for t in tensors if t["role"] == "weight").update(
+        role="activation"
+    ),
+    "two have changed names": lambda tensors: tensors[0].update(name=tensors[1]["name"]),
+}
+
+
+@pytest.mark.parametrize("how", RECORDS)
+def test_records_that_are_not_those_of_the_integer_graph(compiled: Path, tmp_path: Path, how: str) -> None:
+    package = Path(shutil.copytree(compiled, tmp_path / "out"))
+    document = json.loads((package / "quantization.json").read_bytes())
+    RECORDS[how](document["tensors"])
+    replace_file(package, "quantization.json", json.dumps(document).encode())
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "quantization.json and integer.json disagree" in text(found)
+
+
+@pytest.mark.parametrize("stem", ["input_0", "output_0"])
+@pytest.mark.parametrize("form", ["samples/1/{}.bin", "test_data_set_1/{}.pb"])
+def test_forms_of_a_sample_that_differ(compiled: Path, tmp_path: Path, form: str, stem: str) -> None:
+    """Devices read the raw bytes, which no replay touches."""
+    package, name = Path(shutil.copytree(compiled, tmp_path / "out")), form.format(stem)
+    content = bytearray((package / name).read_bytes())
+    content[-1] ^= 1
+    replace_file(package, name, bytes(content))
+    for data in (bytes(content), b"x", bytes(content)[:-4]):
+        replace_file(package, name, data)
+        found = verify_package(package)
+        assert codes(found) == {"QAT502"}
+        assert "the package contradicts itself" in text(found)
+        assert not found.tensors
 
 
 @pytest.mark.parametrize(
