@@ -21,7 +21,8 @@ from typing import Final
 
 from qatc.compiler.frontend import Frontend, FrontendOptions
 from qatc.compiler.graph import Node, QuantGraph, is_constant, rank_of
-from qatc.compiler.model.protos import MICROSOFT
+from qatc.compiler.model.protos import MICROSOFT, domain_of
+from qatc.compiler.passes.bodies import nodes_in_bodies, quantized_bodies
 from qatc.compiler.passes.modernize import infer_if_possible
 from qatc.frontends.common import qdq
 from qatc.frontends.common.standard import finish
@@ -43,6 +44,12 @@ def _is_asked(node: Node) -> bool:
     return node.op == "MatMulInteger" and all(is_constant(t) or not t.name for t in node.inputs)
 
 
+def _quantizes_inside(graph: QuantGraph) -> bool:
+    """Whether a body holds what would have had to be read with the graph around it."""
+    inner = ((domain_of(n.domain), n.op_type) for _, nodes in nodes_in_bodies(graph) for n in nodes)
+    return any(kind in RULES for kind in inner) or bool(quantized_bodies(graph))
+
+
 def _recognize(graph: QuantGraph, producer: str) -> str | None:
     """What is read, or refused by its name."""
     found = Counter({kind: n for kind, n in graph.source_ops.items() if kind[::-1] in RULES or is_unreadable(*kind)})
@@ -61,6 +68,8 @@ def _normalize(graph: QuantGraph, options: FrontendOptions) -> None:
     reader.run()
     if graph.diagnostics.errors:
         return
+    if graph.of("If") and not _quantizes_inside(graph):
+        qdq.settle(graph)  # what decides a branch behind ONNX Runtime's own operators has sizes only now
     finish(graph, options, [MICROSOFT])
     for name, source in list(graph.origin.items()):
         integers = reader.sources.get(source, source)  # the file has no real numbers there

@@ -169,6 +169,19 @@ def test_a_difference() -> None:
     assert [n.op for n in graph.nodes if n.op != FAKE_QUANT] == ["Sigmoid", "Sub"]
 
 
+def test_a_branch_that_a_size_decides_behind_an_operator_of_onnx_runtime() -> None:
+    """ONNX knows no size behind QLinearAdd: what it is decides the branch once that is an Add."""
+    graph = check(
+        text_of(
+            "q = com.microsoft.QLinearAdd(x, s, z, x, s, z, t, k) d = DequantizeLinear(q, t, k) h = Shape(d)"
+            " n = Size(h) c = Equal(n, four) y = If(c) <then_branch = p () => (float[] v) { v = Neg(d) },"
+            " else_branch = o () => (float[] v) { v = Relu(d) }>",
+            ", int64 four = {4}",
+        )
+    )
+    assert [n.op for n in graph.nodes if n.op != FAKE_QUANT] == ["Add", "Neg"]
+
+
 TABLE = ", uint8[256] table = {" + ", ".join(str((i * 7 + 3) % 256) for i in range(256)) + "}"
 ROLLED = ", uint8[256] table = {" + ", ".join(str((i * 5 + 128) % 256) for i in range(256)) + "}"
 
