@@ -17,9 +17,7 @@ Rounding is monotone, so a clamp before it is one after it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -35,10 +33,9 @@ from qatc.compiler.graph import (
     shape_of,
     value_of,
 )
-from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.evaluate import Refused, evaluate
 from qatc.compiler.passes.modernize import element_type, infer_if_possible
-from qatc.compiler.quant import Array, Doubles, QuantParams, dtype_range
+from qatc.compiler.quant import Array, Doubles
 from qatc.compiler.rewrite import NoMatch, Rules, sweep
 from qatc.frontends.common import roundings
 from qatc.frontends.common.chains import (
@@ -50,26 +47,20 @@ from qatc.frontends.common.chains import (
     fit,
     forward,
     is_whole,
-    narrowed,
     variable_of,
 )
 from qatc.frontends.common.dequantization import dequantizer
 from qatc.frontends.common.detours import shorten
-from qatc.frontends.common.operands import no_numbers
-from qatc.frontends.common.params import make_params, on_whole_zero
-from qatc.frontends.common.qdq import in_single, make_double, to_fake_quant
+from qatc.frontends.common.divided import Joined, divided_constant, varying
+from qatc.frontends.common.qdq import in_single, to_fake_quant
 from qatc.frontends.common.sinking import sink
+from qatc.frontends.common.spans import BYTE, WAYS, Range, Rounding, half_up, integers_of, params_of, with_whole_zero
 from qatc.frontends.common.straight_through import drop_straight_through, unscaled
-from qatc.frontends.common.vendor import container
-
-Rounding = Callable[[Doubles], Doubles]
 
 RULES: Final = Rules("arithmetic")
 _CLOSE: Final = 1e-6  # by how much a2 * a1 may miss 1
 _DOUBLE: Final = onnx.TensorProto.DOUBLE
-_BYTE: Final = 255  # steps between the ends of an 8-bit range
 _HALF_A_STEP: Final = 0.5 + 1e-3  # by how much an offset may be rounded on one side alone
-_WAYS: Final = {"Round": np.rint, "Floor": np.floor, "Ceil": np.ceil}
 _FEW_DIGITS: Final = 2.0**-40  # by how much a float32 may miss itself, calculated in float64
 
 
@@ -79,7 +70,7 @@ def rewrite(graph: QuantGraph) -> bool:
     Returns whether anything changed, so that looking again may find more.
     """
     changed = [roundings.rewrite(graph), drop_straight_through(graph), shorten(graph), sink(graph)]
-    if any(_needs_shape(graph, node) for node in graph.of(*_WAYS)):
+    if any(_needs_shape(graph, node) for node in graph.of(*WAYS)):
         infer_if_possible(graph)
     return bool(sweep(graph, RULES)) or any(changed)
 
@@ -105,13 +96,13 @@ def quantizer(graph: QuantGraph, node: Node) -> bool:
     if not after:
         return False
     if isinstance(source, Constant):
-        return _constant(graph, node, source, after)
+        return divided_constant(graph, node, source, after)
     if node.op == "Ceil":
         return _one_way(graph, node, after)
     if node.op == "Floor":
         half = roundings.less_half(graph, source)
         source, offset = (source, -0.5) if half is None else (half, 0.0)
-        way = np.rint if half is None else _half_up
+        way = np.rint if half is None else half_up
     reason = "nothing around the rounding undoes its scale and offset"
     found = _stretches(graph, source, after, offset)
     if not found and offset:
@@ -194,7 +185,7 @@ def _one_way(graph: QuantGraph, node: Node, after: list[State]) -> bool:
     reason = f"it rounds {'down' if node.op == 'Floor' else 'up'}, and nothing behind undoes its scale and offset"
     for begin, ends in _stretches(graph, node.inputs[0], after, 0.0):
         try:
-            end = _in_a_byte(begin, ends, _WAYS[node.op])
+            end = _in_a_byte(begin, ends, WAYS[node.op])
             if is_whole(begin.offset) and np.all(np.abs(_shift_of(begin, end)) <= WHOLE):
                 return _stays(graph, node, begin, end)
         except NoMatch as no:  # another stretch may reach the clamp
@@ -207,8 +198,8 @@ def _stays(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
     x, maker = begin.tensor, graph.producer(end.tensor)
     if begin.scale.size != 1 or end.scale.size != 1 or end.offset.size != 1 or is_constant(x):
         raise NoMatch("its channels have steps of their own")
-    grid = _integers_of(_clamps_around(graph, begin, end), end, _WAYS[node.op])
-    params = _params(graph, node, _as_reached(graph, node, begin, end, grid), end.scale, shape_of(x), x.name)
+    grid = integers_of(_clamps_around(graph, begin, end), end, WAYS[node.op])
+    params = params_of(graph, node, _as_reached(graph, node, begin, end, grid), end.scale, shape_of(x), x.name)
     if params is None or maker is None:
         return False
     node.inputs = [_in_steps(graph, in_single(graph, x), float(begin.scale.reshape(-1)[0]))]
@@ -221,7 +212,7 @@ def _stays(graph: QuantGraph, node: Node, begin: State, end: State) -> bool:
     return True
 
 
-def _as_reached(graph: QuantGraph, node: Node, begin: State, end: State, grid: _Range) -> _Range:
+def _as_reached(graph: QuantGraph, node: Node, begin: State, end: State, grid: Range) -> Range:
     """The range that clamps in front of a Floor or Ceil leave: where 3 * s / s is 2.9999998 in float32, Floor makes 2.
 
     The end that is meant is a step away then, and all that is clamped would be wrong by that.
@@ -247,11 +238,11 @@ def _as_reached(graph: QuantGraph, node: Node, begin: State, end: State, grid: _
         return grid
     if ends.size != 2 or grid.shift.size != 1 or np.isnan(ends).any():
         return grid
-    low, high = sorted(_WAYS[node.op](ends.astype(np.float64)) + float(grid.shift))
+    low, high = sorted(WAYS[node.op](ends.astype(np.float64)) + float(grid.shift))
     low, high = (e if abs(e - meant) == 1 else meant for e, meant in ((low, grid.low), (high, grid.high)))
     if end.clamps:  # these hold whatever is rounded
         low, high = max(low, grid.low), min(high, grid.high)
-    return replace(grid, low=int(low), high=int(high)) if 0 < high - low <= _BYTE else grid
+    return replace(grid, low=int(low), high=int(high)) if 0 < high - low <= BYTE else grid
 
 
 def _in_steps(graph: QuantGraph, x: Tensor, factor: float) -> Tensor:
@@ -298,19 +289,19 @@ def _in_a_byte(begin: State, after: list[State], way: Rounding = np.rint) -> Sta
     for state in after if begin.clamps or end.clamps else ():
         if state.scale is not end.scale or state.offset is not end.offset:
             break
-        grid = _integers_of((*begin.clamps, *state.clamps), state, way)
-        if grid.high - grid.low <= _BYTE:
+        grid = integers_of((*begin.clamps, *state.clamps), state, way)
+        if grid.high - grid.low <= BYTE:
             return state
     return end
 
 
 def _fake_quant(graph: QuantGraph, node: Node, begin: State, end: State, way: Rounding = np.rint) -> bool:
-    grid = _integers_of(_clamps_around(graph, begin, end), end, way)
-    join = _varying(begin.tensor, end.scale)
+    grid = integers_of(_clamps_around(graph, begin, end), end, way)
+    join = varying(begin.tensor, end.scale)
     if join is not None:
         return _on_one_axis(graph, node, begin, end, grid, join)
-    grid, offset = _with_whole_zero(grid, end.scale) if not is_constant(begin.tensor) else (grid, 0.0)
-    params = _params(graph, node, grid, end.scale, shape_of(begin.tensor), begin.tensor.name)
+    grid, offset = with_whole_zero(grid, end.scale) if not is_constant(begin.tensor) else (grid, 0.0)
+    params = params_of(graph, node, grid, end.scale, shape_of(begin.tensor), begin.tensor.name)
     if params is None:
         return False
     maker = graph.producer(end.tensor)
@@ -329,57 +320,13 @@ def _clamps_around(graph: QuantGraph, begin: State, end: State) -> tuple[Clamp, 
     return clamps if bounds is None else (Clamp(1 / begin.scale, -begin.offset / begin.scale, *bounds),)
 
 
-def _varying(tensor: Tensor, scale: Doubles) -> _Joined | None:
-    """The axes, the last several, along which the scales of a constant vary; None where it is one, or none, or others.
-
-    The heads of an attention and their sizes are such: the weight is per channel before it is taken apart.
-    """
-    value = value_of(tensor)
-    if value is None or scale.ndim > value.ndim:
-        return None
-    sizes = (1,) * (value.ndim - scale.ndim) + scale.shape
-    varying = [axis for axis, size in enumerate(sizes) if size > 1]
-    if len(varying) < 2 or not varying[0] or varying != list(range(varying[0], value.ndim)):  # blocks, or elements
-        return None
-    whole = all(sizes[axis] == value.shape[axis] for axis in varying)
-    return _Joined(varying[0], value.shape) if whole else None
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """A constant's shape with its axes from `first` on as one, and numbers for its channels in the same form."""
-
-    first: int
-    shape: tuple[int, ...]
-
-    @property
-    def flat(self) -> tuple[int, ...]:
-        """The shape with these axes in one."""
-        return (*self.shape[: self.first], math.prod(self.shape[self.first :]))
-
-    def numbers(self, values: Doubles) -> Doubles:
-        """Numbers that vary along these axes alone."""
-        return values.reshape(-1) if values.size > 1 else values
-
-    def state(self, state: State) -> State:
-        """What is known of the constant, of the joined one."""
-        clamps = tuple(replace(c, scale=self.numbers(c.scale), offset=self.numbers(c.offset)) for c in state.clamps)
-        scale, offset = self.numbers(state.scale), self.numbers(state.offset)
-        return replace(state, scale=scale, offset=offset, clamps=clamps)
-
-    def apart(self, graph: QuantGraph, x: Tensor, out: Tensor) -> None:
-        """Make `out` of the joined tensor."""
-        sizes = graph.constant(f"{out.name}_sizes", np.asarray(self.shape, np.int64))
-        graph.insert("Reshape", [x, sizes], [out], hint=f"{out.name}_apart")
-
-
-def _on_one_axis(graph: QuantGraph, node: Node, begin: State, end: State, grid: _Range, join: _Joined) -> bool:
+def _on_one_axis(graph: QuantGraph, node: Node, begin: State, end: State, grid: Range, join: Joined) -> bool:
     """Quantize a constant whose scales vary along several axes with these in one, and take that apart again."""
     value, maker = value_of(begin.tensor), graph.producer(end.tensor)
     if value is None or maker is None or np.any(np.abs(_shift_of(begin, end)) > WHOLE):
         return False
     name, zero = begin.tensor.name, join.numbers(grid.zero)
-    params = _params(graph, node, replace(grid, zero=zero), join.numbers(end.scale), join.flat, name)
+    params = params_of(graph, node, replace(grid, zero=zero), join.numbers(end.scale), join.flat, name)
     if params is None:
         return False
     out, made = maker.outputs[0], graph.variable(f"{end.tensor.name}_joined", onnx.TensorProto.FLOAT, join.flat)
@@ -400,178 +347,6 @@ def _moved(graph: QuantGraph, begin: State, end: State) -> Tensor:
     x, name = in_single(graph, begin.tensor), f"{begin.tensor.name}_moved"
     by = graph.constant(f"{name}_by", np.asarray(shift * end.scale, np.float32).reshape(()))
     return graph.apply("Add", [x, by], name, element_type(x), shape_of(x), name=name)
-
-
-def _with_whole_zero(grid: _Range, scale: Doubles) -> tuple[_Range, float]:
-    """The grid with a whole zero point of its type, and how far that moves it: LSQ+ learns fractions of a step."""
-    if grid.zero.size != 1 or scale.size != 1:
-        return grid, 0.0
-    zero = float(grid.zero.reshape(-1)[0])
-    dtype = _dtype(grid.low, grid.high)
-    bottom, top = (grid.low, grid.high) if dtype is None else dtype_range(dtype)
-    whole, offset = on_whole_zero(float(scale.reshape(-1)[0]), zero, (bottom, top))
-    if abs(whole - zero) <= WHOLE:
-        return grid, 0.0
-    return replace(grid, zero=np.asarray(whole, np.float64)), offset
-
-
-@dataclass(frozen=True)
-class _Range:
-    """q = rounded value + shift, clamped to [low, high]; `zero` is the q that stands for 0."""
-
-    shift: Doubles
-    zero: Doubles
-    low: int
-    high: int
-
-
-def _integers_of(clamps: tuple[Clamp, ...], end: State, way: Rounding = np.rint) -> _Range:
-    """The integers of a quantizer that rounds in some way: counted as its clamp counts them, if by whole numbers."""
-    for clamp in end.clamps:  # of what is rounded already
-        ends = [(e - clamp.offset) / clamp.scale for e in (clamp.low, clamp.high) if np.isfinite(e)]
-        if not all(is_whole(e) for e in ends):
-            raise NoMatch("what it rounded is clamped between two of its steps")
-    shift = np.zeros(())
-    for clamp in clamps:
-        if np.all(clamp.scale == 1) and is_whole(clamp.offset):
-            shift = np.rint(clamp.offset)
-            break
-    low, high = -np.inf, np.inf
-    for clamp in clamps:
-        ends = [_rounded((e - clamp.offset) / clamp.scale, way) + shift for e in (clamp.low, clamp.high)]
-        if any(e.size > 1 and not np.all(e == e.reshape(-1)[0]) for e in ends):
-            raise NoMatch("its range differs from channel to channel")
-        bottom, top = (float(e.reshape(-1)[0]) for e in ends)
-        low, high = max(low, bottom), min(high, top)
-    if not (np.isfinite(low) and np.isfinite(high) and low <= high):
-        raise NoMatch("the rounded value is not clamped on both sides, so it has no range of integers")
-    return _Range(shift, shift - end.offset / end.scale, int(low), int(high))
-
-
-def _params(
-    graph: QuantGraph,
-    node: Node,
-    grid: _Range,
-    scale: Doubles,
-    shape: tuple[int | str | None, ...] | None,
-    tensor: str,
-) -> QuantParams | None:
-    low, high, zero = grid.low, grid.high, grid.zero
-    if not is_whole(zero):
-        raise NoMatch("its zero point is not a whole number")
-    zero = np.rint(zero)
-    dtype = _dtype(low, high)
-    if dtype is None:  # counted from zero it fits a byte
-        zero, low, high = zero - low, 0, high - low
-        dtype = _dtype(low, high)
-    if dtype is None:
-        raise NoMatch(f"its range {low}..{high} has more than 16 bits")
-    axis = -1 if scale.ndim == 1 else None
-    return make_params(graph, node, scale, zero, dtype, axis=axis, shape=shape, qmin=low, qmax=high, tensor=tensor)
-
-
-def _dtype(low: int, high: int) -> str | None:
-    """The narrowest type for a range; None where a shift would save a byte."""
-    name = container(low, high)
-    is_wide = name not in ("uint8", "int8")
-    return None if name == "int32" or (is_wide and high - low <= _BYTE) else name
-
-
-def _constant(graph: QuantGraph, node: Node, source: Constant, after: list[State]) -> bool:
-    """A weight that the exporter divided already: its integers are there, once rounded and clamped.
-
-    What follows may shift it off a whole zero point (DoReFa: 2 * Round(w * 15) / 15 - 1); half of one is one of a grid
-    twice as fine.
-    """
-    after = [_narrow(e) for e in after if _fits_in(source.values.shape, e.scale, e.offset)]
-    if not after:
-        return False
-    ends = [e for e in after if np.all(e.scale > 0)]
-    end = next((e for e in reversed(ends) if is_whole(2 * e.offset / e.scale)), after[0])
-    join = _varying(source, end.scale)
-    is_moved = end.offset.size > end.scale.size  # AdaRound adds 0 or 1 to each element
-    if is_moved or np.any(end.scale < 0) or _goes_on(graph, end.tensor):
-        raise NoMatch("other constants than steps and zero points act on what it makes of this one")
-    if (wrong := no_numbers(source.values)) is not None:
-        raise NoMatch(f"the constant {wrong}")
-    rounded = _WAYS[node.op](source.values.astype(np.float64))
-    if join is not None:
-        rounded, end = rounded.reshape(join.flat), join.state(end)
-    if not is_whole(end.offset / end.scale):
-        rounded *= 2
-        end = _twice_as_fine(end)
-    if source.values.size < 2 and not end.clamps:
-        return False
-    grid = _integers_of(end.clamps or (_clamp_around(rounded),), end)
-    params = _params(graph, node, grid, end.scale, rounded.shape, source.name)
-    if params is None:
-        return False
-    shift = np.rint(np.asarray(params.zero_array(rounded.ndim), np.float64) + end.offset / end.scale)
-    integers: Array = np.clip(rounded + shift, params.qmin, params.qmax).astype(params.container)
-    _take_place(graph, end.tensor, graph.constant(source.name, integers, params), join)
-    return True
-
-
-def _twice_as_fine(end: State) -> State:
-    clamps = tuple(Clamp(c.scale / 2, c.offset, c.low, c.high) for c in end.clamps)
-    return State(end.tensor, end.scale / 2, end.offset, clamps, end.multiplied)
-
-
-def _clamp_around(rounded: Doubles) -> Clamp:
-    """What clamps none of these numbers: -127 to 127, or as far as they reach."""
-    low, high = (float(rounded.min()), float(rounded.max())) if rounded.size else (0.0, 0.0)
-    return Clamp(np.ones(()), np.zeros(()), min(low, -127.0), max(high, 127.0))
-
-
-def _take_place(graph: QuantGraph, result: Tensor, constant: Constant, join: _Joined | None) -> None:
-    """Put a constant of integers in the place of a tensor, its axes taken apart again where `join` joined them."""
-    if join is not None:
-        apart = graph.variable(f"{constant.name}_apart", onnx.TensorProto.FLOAT, join.shape)
-        join.apart(graph, constant, apart)
-        graph.replace(result, apart)
-        return
-    graph.origin[constant.name] = result.name
-    if element_type(result) == onnx.TensorProto.DOUBLE:
-        graph.detach_producer(result)
-        make_double(graph, constant, result)
-    else:
-        graph.replace(result, constant)
-
-
-def _goes_on(graph: QuantGraph, tensor: Tensor) -> bool:
-    """Whether constants multiply a constant further: the signs of APoT's magnitudes, the mask of pruned weights."""
-    node = graph.only_consumer(tensor)
-    return is_op(node, "Mul", "Div") and all(t is tensor or is_constant(t) for t in node.inputs)
-
-
-def _fits_in(shape: tuple[int, ...], *arrays: Doubles) -> bool:
-    """Whether arrays broadcast to a shape, and do not widen it."""
-    try:
-        return np.broadcast_shapes(shape, *(a.shape for a in arrays)) == shape
-    except ValueError:
-        return False
-
-
-def _narrow(end: State) -> State:
-    """A state whose scale is stated for each element of a channel, with one for each channel."""
-    clamps = tuple(Clamp(_per_channel(c.scale), _per_channel(c.offset), c.low, c.high) for c in end.clamps)
-    return replace(end, scale=_per_channel(end.scale), offset=_per_channel(end.offset), clamps=clamps)
-
-
-def _per_channel(value: Doubles) -> Doubles:
-    """Numbers along several axes without what they repeat; channels that have the same number stay channels."""
-    return narrowed(value) if sum(size > 1 for size in value.shape) > 1 else value
-
-
-def _half_up(values: Doubles) -> Doubles:
-    """Numbers rounded to the nearest as Floor(v + 0.5) does, of which a clamp may end on a tie."""
-    return np.floor(values + 0.5)
-
-
-def _rounded(values: Doubles, way: Rounding) -> Doubles:
-    """Numbers rounded in some way; those that are meant to be whole are."""
-    nearest = np.rint(values)
-    return np.where(np.abs(values - nearest) <= WHOLE, nearest, way(values))
 
 
 @RULES.on("Mul")
