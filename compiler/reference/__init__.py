@@ -203,7 +203,8 @@ def _evaluated(
     moved = [value for value in inputs if value is not None]
     if isinstance(op, Move) and (op.op_type in _NOT_OF_BYTES or moved[0].dtype.name in _WITHOUT_KERNELS):
         evaluate = evaluate_onnx
-    return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs)))
+    fixed = frozenset(i for i, name in enumerate(op.inputs) if name in graph.constants)
+    return tuple(evaluate(op.op_type, domain, opset, inputs, op.attrs, len(op.outputs), fixed=fixed))
 
 
 def _fed(graph: IntegerGraph, feeds: Mapping[str, Array], name: str) -> Array:

@@ -27,7 +27,8 @@ class OnnxEvaluator(Protocol):
     """Runs one ONNX operator.
 
     `inputs` are arrays, None for an absent optional one; `attrs` hold Python numbers, strings, lists or arrays by
-    attribute name; the result has `n_outputs` arrays.
+    attribute name; the result has `n_outputs` arrays. `fixed` are the places of inputs that the model holds: some
+    kernels add in another order then.
     """
 
     def __call__(
@@ -38,6 +39,8 @@ class OnnxEvaluator(Protocol):
         inputs: Sequence[Array | None],
         attrs: Mapping[str, Any],
         n_outputs: int,
+        *,
+        fixed: frozenset[int] = frozenset(),
     ) -> list[Array]:
         """Evaluate `op_type` of `domain` at version `opset`."""
         ...
@@ -51,6 +54,8 @@ def evaluate_onnx(
     inputs: Sequence[Array | None],
     attrs: Mapping[str, Any],
     n_outputs: int,
+    *,
+    fixed: frozenset[int] = frozenset(),
 ) -> list[Array]:
     """The default `OnnxEvaluator`.
 

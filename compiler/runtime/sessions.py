@@ -6,6 +6,7 @@ stay where they are and are mapped (`compiler/model/tensors.py`).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
@@ -40,6 +41,7 @@ _DEEP: Final = 2048  # operators
 _PART: Final = 1024  # operators of a model that are run at a time
 _FEW: Final = 16  # elements
 _HEAVY: Final = 256 << 20  # bytes
+_PACKING: Final = frozenset({"GRU", "LSTM", "RNN"})  # pack weights that the model holds, and add in another order then
 _TABLES: Final = ("QLinearLeakyRelu", "QLinearSigmoid")
 _WITHOUT_ZERO: Final = 4  # inputs: all but the zero point of the result
 _LARGE: Final = 1 << 12  # bytes of a constant from which its data are lifted out of the proto
@@ -418,6 +420,8 @@ class OrtEvaluator:
         inputs: Sequence[Array | None],
         attrs: Mapping[str, Any],
         n_outputs: int,
+        *,
+        fixed: frozenset[int] = frozenset(),
     ) -> list[Array]:
         """The operator's outputs.
 
@@ -428,6 +432,7 @@ class OrtEvaluator:
             inputs: arrays of any dtype that ONNX Runtime knows; None for an absent optional input.
             attrs: its attributes as Python values.
             n_outputs: how many outputs to compute.
+            fixed: the places of inputs that the model holds: kernels that pack such weights add in another order.
 
         Raises:
             CompileError: QAT403 where ONNX Runtime cannot run the operator.
@@ -443,13 +448,17 @@ class OrtEvaluator:
             domain or None,
         )
         proto = node_proto(node)
+        held = {i: a for i in fixed if node.op in _PACKING and not node.domain and (a := arrays[i]) is not None}
         kinds = tuple(None if a is None else (a.dtype.str, *_declared(a)) for a in arrays)
-        key = (proto.SerializeToString(deterministic=True), opset, kinds)
+        weights = tuple((i, a.shape, hashlib.sha256(a.tobytes()).digest()) for i, a in sorted(held.items()))
+        key = (proto.SerializeToString(deterministic=True), opset, kinds, weights)
         try:
             session = self._sessions.get(key)
             if session is None:
-                session = self._sessions[key] = open_session(_single(proto, opset, arrays))
-            feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
+                session = self._sessions[key] = open_session(_single(proto, opset, arrays, held))
+            feeds = {
+                n: a for i, (n, a) in enumerate(zip(names, arrays, strict=True)) if a is not None and i not in held
+            }
             body = any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in proto.attribute)
             return run_session(session, None, feeds, bounded=body)
         except errors() as error:
@@ -465,14 +474,18 @@ def _declared(array: Array) -> list[int | None]:
     return [array.size] if array.ndim == 1 and array.size <= _FEW else [None] * array.ndim
 
 
-def _single(node: onnx.NodeProto, opset: int, arrays: Sequence[Array | None]) -> onnx.ModelProto:
+def _single(
+    node: onnx.NodeProto, opset: int, arrays: Sequence[Array | None], held: Mapping[int, Array]
+) -> onnx.ModelProto:
     # inputs beyond the node's own are read by its subgraphs alone
     inputs = [
         onnx.helper.make_tensor_value_info(f"i{i}", onnx.helper.np_dtype_to_tensor_dtype(a.dtype), _declared(a))
         for i, a in enumerate(arrays)
-        if a is not None
+        if a is not None and i not in held
     ]
-    graph = onnx.helper.make_graph([node], "operator", inputs, [onnx.ValueInfoProto(name=n) for n in node.output])
+    outputs = [onnx.ValueInfoProto(name=n) for n in node.output]
+    weights = [onnx.numpy_helper.from_array(a, f"i{i}") for i, a in held.items()]
+    graph = onnx.helper.make_graph([node], "operator", inputs, outputs, weights)
     imports = [onnx.helper.make_opsetid(node.domain, opset)]
     if node.domain:
         imports.append(onnx.helper.make_opsetid("", 17))

@@ -192,9 +192,9 @@ def test_every_tensor_is_returned_by_name():
 def test_forced_tensors_reach_consumers_only():
     seen: list[np.ndarray] = []
 
-    def spy(op_type, domain, opset, inputs, attrs, n_outputs):
+    def spy(op_type, domain, opset, inputs, attrs, n_outputs, *, fixed):
         seen.append(inputs[0])
-        return evaluate_onnx(op_type, domain, opset, inputs, attrs, n_outputs)
+        return evaluate_onnx(op_type, domain, opset, inputs, attrs, n_outputs, fixed=fixed)
 
     forced = {"q": np.array([[10, 12, 14]], np.uint8), "back": np.array([[7.0]], np.float32)}
     result = chain().run(EXACT, forced=forced, evaluate=spy)
