@@ -36,7 +36,7 @@ _FINAL: Final = ("QAT005", "QAT011")  # time and memory: the graph takes as much
 _INTEGERS: Final = "_quantized"
 _STOPPED: Final = "while running"  # what ONNX Runtime says of an operator that it knows and that its operands stopped
 _NEWER: Final = "a newer onnxruntime may know the operator"
-_MISFIT: Final = "ShapeInferenceError"
+_MISFITS: Final = ("ShapeInferenceError", ", input shape = ")
 _AGAIN: Final = "shapes in the file do not fit each other: export it again, of a fixed size or by another exporter"
 _VALUES: Final = "generated samples may not be what it takes (boxes, indices): give real ones, --input NAME=FILE.npy"
 _ROUNDINGS: Final = frozenset({"Round", "Floor", "Ceil"})
@@ -181,7 +181,7 @@ class Simulation:
         except KeyError as error:
             raise fail("QAT403", f"the simulation has no tensor {error.args[0]}") from error
         except errors() as error:
-            hint = _VALUES if _STOPPED in str(error) else _AGAIN if _MISFIT in str(error) else _NEWER
+            hint = _VALUES if _STOPPED in str(error) else _AGAIN if any(m in str(error) for m in _MISFITS) else _NEWER
             hint += "; --no-verify compiles without the comparison"
             raise fail("QAT403", f"{self.description}, does not run: {error}", hint=hint) from error
 
@@ -198,7 +198,7 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
         CompileError: QAT403 where neither runs.
     """
     simulation = Simulation.of_file(path)
-    refused: list[Diagnostic] = []
+    refused, reason = list[Diagnostic](), ""
     if simulation.may_saturate():
         why = "this processor saturates its integer products"
     elif simulation.forgets_dilations():
@@ -213,12 +213,14 @@ def open_simulation(path: Path, graph: QuantGraph, sample: Mapping[str, Array]) 
         except CompileError as error:
             if any(d.code in _FINAL for d in error.diagnostics):
                 raise
-            refused, why = list(error.diagnostics), f"the file itself does not run: {_reason(error)}"
+            refused, reason = list(error.diagnostics), _reason(error)
+            why = f"the file itself does not run: {reason}"
     fallback = Simulation.of_graph(graph, why)
     try:
         fallback.run(sample, fallback.outputs)
     except CompileError as error:
-        raise CompileError([*refused, *error.diagnostics]) from error
+        told = refused if _reason(error) == reason else [*refused, *error.diagnostics]  # the same needs no second word
+        raise CompileError(told) from error
     return fallback
 
 

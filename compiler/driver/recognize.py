@@ -21,6 +21,7 @@ _EXPORT: Final = (
     "export the model that was trained with fake quantization, not one converted back to float; "
     "where ranges or encodings lie in a file of their own, give it with --ranges"
 )
+_GAPS: Final = "--calibrate fills what a trained quantization leaves out, and does not quantize a float model: "
 _STANDARD: Final = (
     "if they are its fake quantization, export with QuantizeLinear and DequantizeLinear in their place, "
     "or add the dialect as a plug-in (entry point qatc.frontends)"
@@ -61,7 +62,8 @@ def recognize(path: Path, graph: QuantGraph, source: Source, options: CompileOpt
             return Recognition(name, evidence, note=_said(message, f"use -m {name}, or leave -m out"))
         said = _said("the model is quantization-aware trained; it is read as such", "say so with -a")
         return Recognition(name, evidence, note=None if options.qat else said)
-    message, hint = f"{printable(path.name)} has no fake quantization that any dialect knows", _EXPORT
+    message = f"{printable(path.name)} has no fake quantization that any dialect knows"
+    hint = _EXPORT if options.calibrate is None else _GAPS + _EXPORT
     others, inner = _unknown(graph), quantized_bodies(graph)
     refuse_products_of_integers(graph)
     if inner:

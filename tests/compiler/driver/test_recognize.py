@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
@@ -84,3 +85,6 @@ def test_a_float_model_is_told_by_what_it_holds(tmp_path: Path) -> None:
     for function in (compile_model, inspect_model):
         with pytest.raises(CompileError, match="that any dialect knows; its operators are 2 Relu, 1 Exp\n"):
             function(tmp_path / "model.onnx")
+    np.save(tmp_path / "data.npy", np.ones((4, 2), np.float32))
+    with pytest.raises(CompileError, match=r"help: --calibrate fills what .* does not quantize a float model: export"):
+        compile_model(tmp_path / "model.onnx", calibrate=tmp_path / "data.npy")
