@@ -103,7 +103,7 @@ def _session_of(model: ForRuntime | bytes, options: SessionOptions) -> Inference
     import onnxruntime as ort
 
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except errors() as error:
         if memory_ran_out(error):
             raise _out_of_memory(error) from error

@@ -29,6 +29,7 @@ from qatc.compiler.diagnostics import (
     has_errors,
     printable,
 )
+from qatc.compiler.golden.tensors import INDEX
 from qatc.compiler.model.protos import all_bodies, all_nodes, tensors_of
 from qatc.compiler.npy import npy_array
 from qatc.compiler.package import MANIFEST, Tolerance, recover, schema
@@ -55,7 +56,7 @@ _SCHEMAS: Final = {
     _RECORDS: "quantization",
     "report.json": "report",
     "integer.json": "integer",
-    "golden/index.json": "golden",
+    INDEX: "golden",
 }
 
 #: Called with what is being done, how much of it is done and how much there is (bytes, then samples).
@@ -365,14 +366,17 @@ def _open_model(folder: Path, manifest: Mapping[str, Any], *, optimize: bool) ->
         raise fail(
             "QAT010", "onnxruntime is missing", hint="pip install onnxruntime, or leave the samples out"
         ) from error
-    onnxruntime.set_default_logger_severity(4)  # what is wrong is in the error; the log shows names as they are
+    # what is wrong is in the error; the log, and what is printed before another try, show names as they are
+    onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1  # as it was recorded: float sums are added in another order on several
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(ForRuntime(folder / name), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            ForRuntime(folder / name), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime has no public base class for its errors
         message = f"onnxruntime {onnxruntime.__version__} cannot load {name}: {printable(str(error))}"
         raise fail("QAT502", message, hint="try the onnxruntime version that the package was made for") from error
@@ -441,7 +445,7 @@ def _refer(
     """The samples through the reference executor; None for a package without an integer graph."""
     from qatc.compiler.arithmetic import get_profile
     from qatc.compiler.package.stored import read_graph, read_samples
-    from qatc.compiler.verify.packaged import check_packaged, check_stated
+    from qatc.compiler.verify.packaged import check_golden, check_packaged, check_stated
 
     try:
         stored = read_graph(folder, manifest)
@@ -449,6 +453,8 @@ def _refer(
             return None
         if _RECORDS in manifest["files"]:
             check_stated(stored, manifest, read_json(folder, _RECORDS))
+        if INDEX in manifest["files"]:
+            check_golden(manifest, read_json(folder, INDEX))
         every = (read_samples(folder, manifest, role) for role in ("inputs", "outputs"))
         samples = list(zip(*every, strict=True))
         profile = get_profile(manifest["arithmetic"])

@@ -111,6 +111,19 @@ def check_stated(stored: StoredGraph, manifest: Mapping[str, Any], records: Any)
                 raise ValueError(f"the manifest and integer.json disagree about the grid or shape of {port.name}")
 
 
+def check_golden(manifest: Mapping[str, Any], index: Any) -> None:
+    """See that the golden index is that of the golden files. ValueError names the first that is another one.
+
+    What they hold is not computed again: behind floats, another machine may rightly compute other integers.
+    """
+    for tensor in index["tensors"]:
+        for sample in tensor["files"]:
+            for form in (sample["npy"], sample["bin"]):
+                listed = manifest["files"].get(form["file"])
+                if listed is None or listed["sha256"] != form["sha256"]:
+                    raise ValueError(f"golden/index.json and the manifest disagree about {form['file']}")
+
+
 def _in_floats(graph: IntegerGraph, names: Mapping[str, str], model: onnx.ModelProto) -> bool:
     """Whether the model computes in floats what the graph computes in integers; where nothing tells, it does not.
 

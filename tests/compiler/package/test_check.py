@@ -544,6 +544,18 @@ def test_records_that_are_not_those_of_the_integer_graph(compiled: Path, tmp_pat
     assert "quantization.json and integer.json disagree" in text(found)
 
 
+def test_golden_tensors_that_their_index_does_not_know(tmp_path: Path) -> None:
+    source = CORPUS / "tfmot-op13__smallcnn" / "model.onnx"
+    package = compile_model(source, qat=True, golden=True, output=tmp_path / "out").package
+    assert package is not None
+    assert verify_package(package).passed
+    tensor = next((package / "golden" / "0").glob("0003_*.bin"))
+    replace_file(package, f"golden/0/{tensor.name}", tensor.read_bytes()[::-1])
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert f"golden/index.json and the manifest disagree about golden/0/{tensor.name}" in text(found)
+
+
 @pytest.mark.parametrize("stem", ["input_0", "output_0"])
 @pytest.mark.parametrize("form", ["samples/1/{}.bin", "test_data_set_1/{}.pb"])
 def test_forms_of_a_sample_that_differ(compiled: Path, tmp_path: Path, form: str, stem: str) -> None:

@@ -132,6 +132,20 @@ def test_the_log_of_the_runtime_does_not_show_names(package: Path, capfd: pytest
     assert "\x1b" not in captured.out + captured.err + out + err
 
 
+def test_the_runtime_prints_nothing(package: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a name that is no text it makes an error of Python's, after which it tries the same once more and says so."""
+    model = tiny_model()
+    model.graph.initializer[0].name, model.graph.initializer[0].raw_data = "nnnn", b"x"
+    for node in model.graph.node:
+        node.input[1] = "nnnn"
+    replace_file(package, "model.onnx", model.SerializeToString().replace(b"nnnn", b"\xeb\xfe\xfd\xfc"))
+    found = verify_package(package)
+    assert codes(found) == {"QAT502"}
+    assert "EP Error" not in run_check(package)[1]
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
 @pytest.mark.parametrize("depth", [300, 700, 900, 950, 980, 5000])
 @pytest.mark.parametrize("key", ["files", "schema_version", "inputs", "unknown"])
 def test_a_manifest_of_brackets(package: Path, depth: int, key: str) -> None:
