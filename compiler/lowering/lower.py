@@ -24,6 +24,7 @@ from qatc.compiler.lowering.normalization import normalization
 from qatc.compiler.lowering.operands import constant_operand
 from qatc.compiler.lowering.reasons import reason_of
 from qatc.compiler.lowering.reductions import Affine, reduced
+from qatc.compiler.lowering.refusals import channel_vector
 from qatc.compiler.lowering.signs import sign_of
 from qatc.compiler.lowering.state import Function, LoweringOptions, State
 from qatc.compiler.model.links import is_op, label_of
@@ -280,7 +281,7 @@ def _scalar_and_bias(state: State, chain: _Chain) -> None:
 
 def _per_channel(node: Node, value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
     """What is added behind a node as one number per output channel, a sum having one; None for something else."""
-    return mac.channel_vector(node, value) if is_product(node) else per_channel(value, -1, 1)
+    return channel_vector(node, value) if is_product(node) else per_channel(value, -1, 1)
 
 
 def _lower(state: State, chain: _Chain, out: Tensor) -> bool:

@@ -12,189 +12,33 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from qatc.compiler.graph import Constant, Node, Tensor, rank_of, shape_of
+from qatc.compiler.graph import Constant, Node, Tensor, shape_of
 from qatc.compiler.integer import Conv, Dequantize, Float, MatMul, Shape, raw_accumulator
 from qatc.compiler.lowering.operands import Operands, sixteen_bits
-from qatc.compiler.lowering.state import Reason, State
+from qatc.compiler.lowering.refusals import (
+    LARGEST_BIAS,
+    axis_refusal,
+    bias_refusal,
+    channel_axis,
+    channels_of,
+    kernel_of,
+    misshapen,
+    refusal,
+    result_rank,
+    weight_params,
+)
+from qatc.compiler.lowering.state import State
 from qatc.compiler.model.links import label_of
-from qatc.compiler.passes.products import Vector, is_product, output_axis, per_channel
+from qatc.compiler.passes.products import Vector, is_product, per_channel
 from qatc.compiler.quant import LARGEST, SMALLEST, QuantParams, dtype_range
 from qatc.compiler.windows import sized_window
 
-_LARGEST_BIAS: Final = 1e30  # beyond it scales leave float32; a trained model has none such
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
-_MOST_DIMENSIONS: Final = 5  # of a convolution's weight: three of them in space
-_MATRICES: Final = frozenset({"Gemm", "MatMul"})
 _NOTHING: Final = 2.0**-9
 _ALIVE: Final = SMALLEST * 2.0**32 / _NOTHING  # the unit of an accumulator of 32 bits beside which a smaller one is 0
 _AMPLE: Final = 2.0**29  # a bias that is no larger leaves room for any sum of 8-bit products that fits at all
-
-
-def refusal(state: State, node: Node) -> Reason | None:
-    """Why a multiply-accumulate node cannot run in integers, None where it can."""
-    if not is_product(node):
-        return Reason(f"{node.op} is not a multiply-accumulate operator")
-    for role, tensor in zip(("input", "weight"), node.inputs[:2], strict=False):
-        params = state.params(tensor)
-        joins = node.op in _MATRICES and not isinstance(tensor, Constant)  # of an attention both are computed
-        what = "input" if joins else role
-        if params is None:
-            return Reason(f"its {what} is not quantized by the model", tensor.name)
-        if isinstance(tensor, Constant) and not tensor.values.size:
-            return Reason(f"its {what} holds no numbers", tensor.name)
-        is_weight = role == "weight"
-        if not (_fits_two_bytes(state, tensor) if is_weight and isinstance(tensor, Constant) else params.is_8bit):
-            return Reason(f"its {what} has {params.dtype} values, which have no integer kernel", tensor.name)
-        if params.is_per_channel and not isinstance(tensor, Constant) and not _stays_apart(node, params):
-            return Reason(f"its {what} is quantized per channel", tensor.name)
-    if isinstance(node.inputs[0], Constant) and isinstance(node.inputs[1], Constant):
-        return Reason("both operands are constant")
-    if node.op == "Gemm" and float(node.attr("alpha", 1.0)) <= 0:
-        return Reason("its alpha is not positive")
-    return _weight_refusal(state, node) or _bias_refusal(state, node)
-
-
-def _stays_apart(node: Node, params: QuantParams) -> bool:
-    """Whether each output channel reads one input channel alone, so that the input's scale per channel factors out.
-
-    What pads the input must be one integer, so that zero points must be equal.
-    """
-    depthwise = node.op == "Conv" and params.axis == 1 and int(node.attr("group", 1)) == len(params.scale)
-    return depthwise and len(set(params.zero_point)) == 1
-
-
-def _bias_refusal(state: State, node: Node) -> Reason | None:
-    bias = None if node.op == "MatMul" else node.optional(2)
-    if bias is None:
-        return None
-    value = state.graph.real(bias)
-    if value is None:
-        return Reason("its bias is computed at run time", bias.name)
-    if not np.all(np.abs(value) <= _LARGEST_BIAS):
-        return Reason("its bias is not finite", bias.name)
-    channels = channels_of(node)
-    if channels is None:  # two activations: the integer product has no bias
-        return Reason("it adds a bias to a product of two activations", bias.name) if value.any() else None
-    fits = per_channel(value, -1, channels) is not None
-    return None if fits else Reason("its bias is not one number per channel", bias.name)
-
-
-def _fits_two_bytes(state: State, tensor: Constant) -> bool:
-    """Whether two eight-bit numbers say every integer's distance from its zero point (not -255 and 255 both)."""
-    params = state.graph.params[tensor.name]
-    if params.is_8bit and not any(params.zero_point):
-        return True
-    spread = tensor.values.astype(np.int64) - params.zero_array(tensor.values.ndim)
-    return bool(spread.size) and int(spread.max()) - int(spread.min()) <= 509 and int(np.abs(spread).max()) <= 255
-
-
-def _misshapen(node: Node) -> Reason | None:
-    """A convolution whose attributes are not for a weight of this rank, or along more than three axes; a Gemm of other
-    than matrices.
-    """
-    weight = node.inputs[1]
-    rank = rank_of(weight)
-    if node.op == "Gemm":
-        ranks = [(t, rank_of(t)) for t in node.inputs[:2]]
-        return next((Reason(f"it multiplies {r} dimensions", t.name) for t, r in ranks if r not in (None, 2)), None)
-    if node.op not in ("Conv", "ConvTranspose") or rank is None:
-        return None
-    if rank < 3:
-        return Reason(f"its weight has {rank} dimensions", weight.name)
-    if rank > _MOST_DIMENSIONS:
-        return Reason(
-            f"its weight has {rank} dimensions: it moves along {rank - 2} axes, integer ones along three", weight.name
-        )
-    spatial = rank - 2
-    lengths = dict.fromkeys(("kernel_shape", "strides", "dilations", "output_padding"), (spatial,))
-    for name, fitting in (lengths | {"pads": (2 * spatial,), "output_shape": (spatial, rank)}).items():
-        listed = node.attr(name)
-        if isinstance(listed, (list, tuple)) and len(listed) not in fitting:  # pyright: ignore[reportUnknownArgumentType]
-            return Reason(f"its {name} is not for a weight of {rank} dimensions", weight.name)
-    kernel, stated = (shape_of(weight) or ())[2:], node.attr("kernel_shape")
-    if stated and kernel and list(kernel) != list(stated):
-        return Reason(f"its kernel_shape is {list(stated)}, but its weight's {list(kernel)}", weight.name)
-    groups, shape = int(node.attr("group", 1)), shape_of(weight)
-    channels = shape[0] if shape is not None else None
-    if groups < 1 or (isinstance(channels, int) and channels % groups):
-        return Reason(f"its weight is not one of {groups} groups", weight.name)
-    return None
-
-
-def _weight_refusal(state: State, node: Node) -> Reason | None:
-    weight, x = node.inputs[1], node.inputs[0]
-    misshapen = _misshapen(node)
-    if misshapen is not None:
-        return misshapen
-    if node.op in ("Conv", "ConvTranspose") and not isinstance(weight, Constant):
-        return _computed_refusal(state, node)
-    if isinstance(x, Constant) and (params := state.params(x)) is not None and params.is_per_channel:
-        return Reason("its first operand is a constant quantized per channel", x.name)
-    params = _weight_params(state, node)
-    if params is None or not params.is_per_channel:
-        return None
-    axis, groups = _channel_axis(node, weight), int(node.attr("group", 1))
-    if node.op == "ConvTranspose" and groups > 1:
-        if len(set(params.zero_point)) > 1:
-            return Reason("its grouped transposed weight has a zero point per channel", weight.name)
-        axis = 0 if params.axis == 0 and (shape_of(weight) or (None,))[0] == groups else axis
-    if params.axis == axis:
-        return None
-    return Reason(f"its weight is quantized along axis {params.axis}, not its output channels", weight.name)
-
-
-def _computed_refusal(state: State, node: Node) -> Reason | None:
-    """Why a convolution with a weight of run time stays float: one that is transposed, or of unknown size."""
-    weight, params = node.inputs[1], state.params(node.inputs[0])
-    if node.op == "ConvTranspose":
-        return Reason("a transposed convolution needs a constant weight", weight.name)
-    if params is None or params.is_per_channel:
-        return Reason("its input is quantized per channel", node.inputs[0].name)
-    return None if _kernel_of(weight) else Reason("the size of its weight is not known", weight.name)
-
-
-def _kernel_of(weight: Tensor) -> tuple[int, ...]:
-    """The sizes of a convolution's window, () where they are not known."""
-    sizes = (shape_of(weight) or ())[2:]
-    return tuple(s for s in sizes if isinstance(s, int)) if all(isinstance(s, int) for s in sizes) else ()
-
-
-def _weight_params(state: State, node: Node) -> QuantParams | None:
-    """The weight's parameters; scales of channels that are no output channels count as one where they are equal."""
-    weight = node.inputs[1]
-    params = state.params(weight)
-    if params is None or not params.is_per_channel or params.axis == _channel_axis(node, weight):
-        return params
-    if len(set(params.scale)) > 1 or len(set(params.zero_point)) > 1:
-        return params
-    return replace(params, scale=params.scale[:1], zero_point=params.zero_point[:1], axis=None)
-
-
-def _channel_axis(node: Node, weight: Tensor) -> int:
-    """The output channels' axis of the weight; -1 for a vector, which has none."""
-    axis = output_axis(node, rank_of(weight))
-    return -1 if axis is None else axis
-
-
-def channels_of(node: Node) -> int | None:
-    """How many output channels a weight gives the result; None for vectors, and activations but in a convolution."""
-    weight = node.inputs[1]
-    if node.op == "Conv" and not isinstance(weight, Constant):
-        channels = (shape_of(weight) or (None,))[0]
-        return channels if isinstance(channels, int) else None
-    if not isinstance(weight, Constant) or weight.values.ndim < 2:
-        return None
-    groups = int(node.attr("group", 1)) if node.op == "ConvTranspose" else 1
-    return int(weight.values.shape[_channel_axis(node, weight)]) * groups
-
-
-def channel_vector(node: Node, value: npt.NDArray[Any]) -> Vector | None:
-    """A constant that is added behind a node as one number per output channel, None where it is something else."""
-    channels = channels_of(node)
-    axis = 1 - (rank_of(node.inputs[1]) or 0) if node.op in ("Conv", "ConvTranspose") else -1
-    return None if channels is None else per_channel(value, axis, channels)
 
 
 def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
@@ -202,7 +46,7 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     if refusal(state, node):
         return None
     x, weight = node.inputs[0], node.inputs[1]
-    x_params, w_params = state.params(x), _weight_params(state, node)
+    x_params, w_params = state.params(x), weight_params(state, node)
     if x_params is None or w_params is None:
         return None
     if node.op == "Gemm":
@@ -221,7 +65,7 @@ def operands(state: State, node: Node, alpha: float = 1.0) -> Operands | None:
     values = state.graph.params[weight.name].moved(weight.values, w_params.dtype)
     if dead.any():
         values, w_params = _emptied(state, node, values, w_params, dead)
-    return Operands(node, name, weight, w_params, values, unit, _channel_axis(node, weight), channels_of(node))
+    return Operands(node, name, weight, w_params, values, unit, channel_axis(node, weight), channels_of(node))
 
 
 def _emptied(
@@ -270,7 +114,7 @@ def fused(state: State, node: Node, out: Tensor, bias: Vector | None, alpha: flo
         return False
     own = own_bias(state, node)
     total = sum_of(None if own is None else own * alpha, bias)
-    if total.size and not (np.abs(total) <= _LARGEST_BIAS).all():
+    if total.size and not (np.abs(total) <= LARGEST_BIAS).all():
         return False
     if found.values is None and total.size and (np.abs(total) > _AMPLE * found.acc_scale).any():
         return False  # the unit of a weight of run time stays what it is
@@ -410,7 +254,7 @@ def add(
         return
     if len(acc) == 1:
         acc = acc * (found.channels or 1)
-    window = sized_window(state.graph, node, _kernel_of(found.weight))
+    window = sized_window(state.graph, node, kernel_of(found.weight))
     state.build.add(
         Conv, label, inputs, (out,), lo=lo, hi=hi, strides=window.strides, pads=window.pads,
         dilations=window.dilations, groups=found.groups, acc_scale=acc, transposed=node.op == "ConvTranspose",
@@ -432,21 +276,6 @@ def raw(state: State, node: Node, out: Tensor, bias: Vector | None = None, alpha
     return True
 
 
-def axis_refusal(state: State, node: Node, out: Tensor) -> Reason | None:
-    """Why a product has no raw result: nothing tells which axis its output channels, with scales of their own, are."""
-    params = _weight_params(state, node)
-    if params is None or not params.is_per_channel or node.op != "MatMul" or _result_rank(node, out) is not None:
-        return None
-    return Reason("how many dimensions its result has is not known", out.name)
-
-
-def _result_rank(node: Node, out: Tensor) -> int | None:
-    """The rank of a MatMul's or Gemm's result, from its operands where inference stopped before it."""
-    ranks = [2, 2] if node.op == "Gemm" else [rank_of(t) for t in node.inputs[:2]]
-    known = [r for r in ranks if r is not None]
-    return rank_of(out) or (max(known) if len(known) == len(ranks) and min(known) > 1 else None)
-
-
 def _bias_constant(state: State, total: Vector, out: Tensor) -> tuple[str, ...]:
     """The bias of a raw result as a constant of real numbers; nothing where there is none."""
     if not (total.size and total.any()):
@@ -461,7 +290,7 @@ def _accumulated(state: State, found: Operands, out: Tensor) -> str:
     is_conv = found.node.op in ("Conv", "ConvTranspose")
     if is_conv and scale.size == 1:
         scale = np.full(found.channels or 1, scale[0])
-    params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else (_result_rank(found.node, out) or 1) - 1)
+    params = raw_accumulator(tuple(float(s) for s in scale), 1 if is_conv else (result_rank(found.node, out) or 1) - 1)
     name = state.build.quantized(
         f"{out.name}_accumulator", params, shape, sample_shape=state.graph.sample_shapes.get(out.name)
     )
@@ -500,14 +329,14 @@ def _in_two_parts(state: State, node: Node, out: Tensor, bias: Vector | None) ->
 def _why_two(state: State, node: Node) -> str:
     """What keeps a weight from one product: its type, the axis of its scales, or zero points at both ends."""
     own = state.graph.quant(node.inputs[1])
-    at_both_ends = own is not None and own.is_8bit and own.axis in (None, _channel_axis(node, node.inputs[1]))
+    at_both_ends = own is not None and own.is_8bit and own.axis in (None, channel_axis(node, node.inputs[1]))
     cause = "its weight has zero points at both ends of 8 bits" if at_both_ends else "the weight takes 16 bits"
     return f"{cause}: two products of 8 bits are added"
 
 
 def _parts(state: State, node: Node) -> list[Operands]:
     """The operands of the two products; none where the node is not of that kind."""
-    if not is_product(node) or (_bias_refusal(state, node) or _misshapen(node)) is not None:
+    if not is_product(node) or (bias_refusal(state, node) or misshapen(node)) is not None:
         return []
     x, weight = node.inputs[:2]
     data, own = state.usable(x), state.graph.quant(weight)
@@ -517,7 +346,7 @@ def _parts(state: State, node: Node) -> list[Operands]:
         return []
     if real.ndim < 2 or not real.size or alpha <= 0:
         return []
-    axis, unit = _channel_axis(node, weight), data.scale[0] * alpha
+    axis, unit = channel_axis(node, weight), data.scale[0] * alpha
     grouped = node.op == "ConvTranspose" and int(node.attr("group", 1)) != 1  # its groups share one scale
     whole, step = sixteen_bits(weight.values, real, own, None if grouped else axis)
     if not (step.min() * unit >= SMALLEST and step.max() * 256 * unit <= LARGEST):

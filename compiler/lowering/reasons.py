@@ -7,9 +7,10 @@ from typing import Final
 import onnx
 
 from qatc.compiler.graph import Constant, Node, Tensor, is_constant
-from qatc.compiler.lowering import channels, cuts, mac, operators, resizing
+from qatc.compiler.lowering import channels, cuts, operators, resizing
 from qatc.compiler.lowering.normalization import unasked, unoffered
 from qatc.compiler.lowering.reductions import is_long, is_noise, is_open
+from qatc.compiler.lowering.refusals import axis_refusal, refusal
 from qatc.compiler.lowering.state import Reason, State, is_float
 from qatc.compiler.model.links import is_op
 from qatc.compiler.passes.products import is_product
@@ -21,8 +22,8 @@ _RECURRENT: Final = ("GRU", "LSTM", "RNN")  # whatever their operands are
 def reason_of(state: State, node: Node) -> Reason:
     """The first reason that holds: of a product, else of what the node does, what it reads, and what it makes."""
     if is_product(node):
-        unranked = mac.axis_refusal(state, node, node.outputs[0])
-        return mac.refusal(state, node) or unranked or Reason("its result cannot be made in integers")
+        unranked = axis_refusal(state, node, node.outputs[0])
+        return refusal(state, node) or unranked or Reason("its result cannot be made in integers")
     found = _operation(state, node) or _operands(state, node) or _result(state, node)
     return found or Reason(f"{node.op} has no exact integer form")
 
