@@ -17,6 +17,7 @@ from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.biases import part_biases
 from qatc.compiler.passes.constant_operands import place_constants
 from qatc.compiler.passes.factors import move_factors
+from qatc.compiler.passes.needless import leave_out_moves
 from qatc.compiler.passes.padding import absorb_padding
 from qatc.compiler.passes.propagate import propagate
 from qatc.compiler.passes.strip import strip
@@ -54,6 +55,8 @@ def passes(model: onnx.ModelProto) -> Iterator[tuple[str, QuantGraph]]:
     infer_shapes(graph)
     propagate(graph)
     yield _checked("propagate", graph)
+    leave_out_moves(graph)
+    yield _checked("needless", graph)
     absorb_padding(graph)
     yield _checked("padding", graph)
     part_biases(graph)

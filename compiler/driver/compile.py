@@ -46,6 +46,7 @@ from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.known import report_malformed, report_unknown
 from qatc.compiler.passes.lowered import refuse_products_of_integers
 from qatc.compiler.passes.modernize import constants_from_nodes
+from qatc.compiler.passes.needless import leave_out_moves
 from qatc.compiler.passes.offsets import move_offsets
 from qatc.compiler.passes.padding import absorb_padding
 from qatc.compiler.passes.propagate import propagate
@@ -318,6 +319,7 @@ class _Compilation:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""
         with self.step("fold"):
             propagate(graph)
+            leave_out_moves(graph)
             absorb_padding(graph)
             part_biases(graph)
             place_constants(graph)

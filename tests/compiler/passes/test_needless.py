@@ -1,0 +1,65 @@
+"""Layout operators that others make needless are left out, unless something is rounded in between."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from qatc.compiler.passes.needless import leave_out_moves
+from qatc.compiler.passes.propagate import propagate
+from tests.graphs import net, stripped
+from tests.pipeline import simulate
+
+NET = "(float[1,4,3,5] x) => (float[M] y)"
+TURN, BACK = "Transpose<perm = [0, 2, 3, 1]>", "Transpose<perm = [0, 3, 1, 2]>"
+SIZES = "int64[2] s = {1, 60}, int64[4] r = {1, 5, 4, 3}, int64[2] z = {0, -1}, int64[1] i = {0}, "
+SIZES += "int64[2] h = {2, 30}, int64[2] k = {-2, 1}"
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (f"m = {TURN}(a) n = {BACK}(m)", []),
+        (f"m = {TURN}(a) n = {TURN}(m)", ["Transpose", "Transpose"]),
+        (f"m = {TURN}(x) n = {BACK}(m)", []),  # of real numbers
+        (f"m = {TURN}(a) q = B(m) n = {BACK}(q)", ["Transpose", "Transpose"]),  # onto another grid
+        (f"m = {TURN}(a) q = A(m) n = {BACK}(q)", []),  # onto the same one
+        (f"m = {TURN}(a) o = {BACK}(m) p = Sigmoid(m) l = {BACK}(p) n = Add(o, l)", ["Transpose", "Transpose"]),
+        (f"m = {TURN}(a) n = ReduceMean<axes = [1, -2], keepdims = 0>(m)", []),
+        (f"m = {TURN}(a) n = ReduceMean<axes = [1, 2], keepdims = 1>(m)", ["Transpose"]),
+        (f"m = {TURN}(x) n = ReduceMean<keepdims = 0>(m, k)", []),
+        (f"m = {TURN}(a) n = ReduceMean<axes = [1], keepdims = 0>(m)", ["Transpose"]),  # channels last stay last
+        ("m = Reshape(a, s) n = Reshape(m, r)", ["Reshape"]),
+        ("m = Flatten(a) n = Reshape(m, h)", ["Reshape"]),
+        ("m = Squeeze(a, i) n = Reshape(m, r)", ["Reshape"]),
+        ("m = Unsqueeze(a, i) q = B(m) n = Reshape(q, r)", ["Unsqueeze", "Reshape"]),
+        ("m = Reshape(a, h) n = Reshape(m, z)", ["Reshape", "Reshape"]),  # copies a size of m
+        (f"m = {TURN}(a) n = Reshape(m, s)", ["Transpose", "Reshape"]),
+    ],
+)
+def test_what_is_left(body: str, left: list[str]) -> None:
+    lines = re.sub(r"\) (?=\w+ = )", ")\n", body)
+    graph = stripped(net(NET, f"a = A(x)\n{lines}\ny = Sigmoid(n)", SIZES, opset=18 if "(m, k)" in body else 17))
+    propagate(graph)
+    feeds = {"x": np.random.default_rng(0).normal(size=(1, 4, 3, 5)).astype(np.float32)}
+    want = simulate(graph, feeds)
+    leave_out_moves(graph)
+    assert [n.op for n in graph.nodes if n.op not in ("Sigmoid", "ReduceMean", "Add")] == left
+    np.testing.assert_allclose(simulate(graph, feeds)["y"], want["y"], rtol=1e-6)
+
+
+def test_outputs_keep_their_transposes() -> None:
+    graph = stripped(net(NET, f"a = A(x)\nm = {TURN}(a)\ny = {BACK}(m)", SIZES))
+    propagate(graph)
+    leave_out_moves(graph)
+    assert [n.op for n in graph.nodes] == ["Transpose", "Transpose"]
+
+
+def test_orders_that_do_not_fit_are_left_to_others() -> None:
+    graph = stripped(net(NET, f"a = A(x)\nm = {TURN}(a)\nn = {BACK}(m)\ny = Sigmoid(n)", SIZES))
+    propagate(graph)
+    graph.of("Transpose")[0].attrs["perm"] = [0, 0, 1, 2]
+    leave_out_moves(graph)
+    assert [n.op for n in graph.nodes] == ["Transpose", "Transpose", "Sigmoid"]
