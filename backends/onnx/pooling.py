@@ -19,7 +19,7 @@ from qatc.backends.onnx.moves import choose, to_first, to_last
 from qatc.backends.onnx.writer import Writer, in_bytes, stored, tensor_type
 from qatc.compiler.arithmetic import ort_weight_scales
 from qatc.compiler.diagnostics import fail
-from qatc.compiler.integer import Pool
+from qatc.compiler.integer import Move, Pool
 from qatc.compiler.model.protos import MICROSOFT
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.compiler.reference.pooling import Windows, covers
@@ -31,7 +31,8 @@ def pool(w: Writer, op: Pool) -> None:
     """`Pool` in the forms above; dropped dimensions by Flatten."""
     shape = w.graph.tensors[op.inputs[0]].shape
     whole = not op.kernel or (shape is not None and covers(op, shape[2:]))
-    if whole:
+    maker = w.producers.get(op.inputs[0])
+    if whole and not (isinstance(maker, Move) and maker.op_type == "Unsqueeze"):  # a signal: never channels-last
         w.pooled.add(op.output)
     dtype = stored(w.graph.params(op.inputs[0]))
     want = stored(w.graph.params(op.output))

@@ -110,6 +110,19 @@ def test_pooled_features_are_flattened_channels_last(op_type: str, constants: li
     assert {"Transpose", "Flatten"} <= set(same(net, out)["auto"].ops)
 
 
+def test_pooled_features_of_a_signal_are_reshaped() -> None:
+    """Its convolutions have no second axis, so that nothing was computed channels-last."""
+    dice = np.random.default_rng(4)
+    net, own = Net(), grid(dice)
+    signal = [net.input(integers(dice, own, (2, 5, 8)), own), net.constant(np.array([2]))]
+    lifted = net.add(Move, signal, own, (2, 5, 1, 8), op_type="Unsqueeze", attrs={})
+    pooled = net.add(Pool, [lifted], own, (2, 5, 1, 1), mode="average")
+    out = net.add(Move, [pooled, net.constant(np.array([-1, 5]))], own, (2, 5), op_type="Reshape", attrs={})
+    ops = set(same(net, out)["auto"].ops)
+    assert "Reshape" in ops
+    assert "Flatten" not in ops
+
+
 # -- floats -----------------------------------------------------------------------------------------------------------
 def test_an_island_is_its_operator() -> None:
     dice = np.random.default_rng(4)
