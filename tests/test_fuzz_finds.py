@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -187,6 +188,14 @@ def nan_on_a_huge_scale() -> onnx.ModelProto:
     return sound(nodes=nodes, result="y", extra=huge)
 
 
+def nothing_behind_a_clip() -> onnx.ModelProto:
+    """Integers of a weight without elements, clipped, and scales for channels, one of which is dead."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,2] x) => (float[N,M] y)
+        <int8[0] w = {}, int8 low = {-8}, int8 high = {7}, float[2] s = {0.0, 0.5}, int8[2] z = {0, 0}>
+        { c = Clip(w, low, high) d = DequantizeLinear<axis = 0>(c, s, z) y = MatMul(x, d) }"""
+    return onnx.parser.parse_model(text)
+
+
 def scalar_cut_for_channels() -> onnx.ModelProto:
     """QONNX's Trunc of a constant without dimensions by the scales of two channels."""
     numbers = {"u": 0.125, "s": 0.0625, "z": 0.0, "b": 8.0, "four": 4.0, "sc": [0.0625, 0.03125], "zc": [0.0, 0.0]}
@@ -230,6 +239,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
         {"QAT004", "QAT401", "QAT403"},
     ),
     "a scalar cut for two channels, seed 226095": (scalar_cut_for_channels, {"QAT204"}),
+    "an empty weight behind a Clip, seed 741519": (nothing_behind_a_clip, {"QAT204"}),
     "a list as an axis, seed 100044 from exports of many tools": (axis_of_two, {"QAT004"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles", "QAT401"}),
     "a text that is quantized, seed 20599 of old exports": (quantized_text, {"QAT302"}),

@@ -157,6 +157,9 @@ class _Reader:
             self._error("QAT201", f"the scale of {many} is 0", _HINT_SCALE)
             return False
         value = np.asarray(value_of(reader.inputs[0]))
+        if value.shape[axis : axis + 1] != dead.shape:  # not the shape that the file states behind the Clip
+            self._error("QAT204", f"{dead.size} scales along axis {axis} of a constant of shape {_shown(value.shape)}")
+            return False
         shape = [-1 if i == axis else 1 for i in range(value.ndim)]
         nothing = zeros if value.dtype.kind in "iu" else np.zeros_like(zeros)
         emptied = np.where(dead.reshape(shape), nothing.reshape(shape), value).astype(value.dtype)
