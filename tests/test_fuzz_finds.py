@@ -188,10 +188,19 @@ def nan_on_a_huge_scale() -> onnx.ModelProto:
     return sound(nodes=nodes, result="y", extra=huge)
 
 
+def another_batch_norm() -> onnx.ModelProto:
+    """An operator of another domain that is called as one of ONNX's, and has other inputs."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[1,2,4,4] x) => (float[1,2,4,4] y)
+        <float s = {0.5}, uint8 z = {128}> {
+        a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z) c = com.microsoft.BatchNormalization(b)
+        d = QuantizeLinear(c, s, z) y = DequantizeLinear(d, s, z) }"""
+    return onnx.parser.parse_model(text)
+
+
 def nothing_behind_a_clip() -> onnx.ModelProto:
     """Integers of a weight without elements, clipped, and scales for channels, one of which is dead."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,2] x) => (float[N,M] y)
-        <int8[0] w = {}, int8 low = {-8}, int8 high = {7}, float[2] s = {0.0, 0.5}, int8[2] z = {0, 0}>
+        <int8[0] w = {}, int8[2] low = {-8, -8}, int8 high = {7}, float[2] s = {0.0, 0.5}, int8[2] z = {0, 0}>
         { c = Clip(w, low, high) d = DequantizeLinear<axis = 0>(c, s, z) y = MatMul(x, d) }"""
     return onnx.parser.parse_model(text)
 
@@ -239,6 +248,7 @@ FINDS: dict[str, tuple[Callable[[], onnx.ModelProto], set[str]]] = {
         {"QAT004", "QAT401", "QAT403"},
     ),
     "a scalar cut for two channels, seed 226095": (scalar_cut_for_channels, {"QAT204"}),
+    "an operator called BatchNormalization, seed 757302": (another_batch_norm, {"QAT401"}),
     "an empty weight behind a Clip, seed 741519": (nothing_behind_a_clip, {"QAT204"}),
     "a list as an axis, seed 100044 from exports of many tools": (axis_of_two, {"QAT004"}),
     "a kernel without channels, seed 9590": (no_channels, {"compiles", "QAT401"}),

@@ -116,8 +116,10 @@ def _affine_of(state: State, node: Node) -> _Affine | None:
 
 def _step(state: State, node: Node, x: Tensor) -> tuple[Vector, Vector] | None:
     """Factor and offset per channel that a node applies to `x`, its only computed operand."""
+    if node.domain or node.outputs[1:] or node.op not in _STEPS:
+        return None
     shape, channels = shape_of(x), _channels(node, x)
-    if node.domain or node.outputs[1:] or node.op not in _STEPS or shape is None or channels is None:
+    if shape is None or channels is None:
         return None
     found = affine_of(state.graph, node, Place(x, 1 - len(shape), len(shape)), channels)
     if found is None or not found[1].all():
