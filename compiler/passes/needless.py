@@ -26,11 +26,12 @@ def leave_out_moves(graph: QuantGraph) -> None:
         params = graph.quant(first.inputs[0])
         if graph.quant(node.inputs[0]) != (None if params is None else params_through(first, params)):
             continue  # it is rounded in between
-        if first.op != "Transpose":
-            changed |= node.op == "Reshape" and (params is None or not params.is_per_channel) and _at_once(node, first)
-        elif order := order_of(first):
+        if node.op == "Reshape":
+            one_grid = params is None or not params.is_per_channel
+            changed |= first.op != "Transpose" and one_grid and _at_once(node, first)
+        elif first.op == "Transpose" and (order := order_of(first)):
             turn = _undone if node.op == "Transpose" else _averaged
-            changed |= node.op != "Reshape" and turn(graph, node, first, order)
+            changed |= turn(graph, node, first, order)
     if changed:
         graph.clean()
 

@@ -252,6 +252,13 @@ class RunnableModel:
         return parts
 
 
+def file_options(*, optimize: bool) -> SessionOptions:
+    """How a package's model is opened, to record its samples and to replay them: float sums depend on the threads."""
+    options = _options(optimize=optimize)
+    options.intra_op_num_threads = 1
+    return options
+
+
 def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = True) -> InferenceSession:
     """A CPU session of a model file with default optimizations, on one thread: results do not depend on the machine.
 
@@ -266,8 +273,7 @@ def open_file(path: Path, *, nodes: int = 0, weights: int = 0, optimize: bool = 
     Raises:
         CompileError: QAT401 where ONNX Runtime does not take the model that we made.
     """
-    options = _options(optimize=optimize and nodes <= _DEEP)
-    options.intra_op_num_threads = 1
+    options = file_options(optimize=optimize and nodes <= _DEEP)
     if weights > _HEAVY:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:

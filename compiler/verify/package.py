@@ -39,7 +39,7 @@ from qatc.compiler.package.stored import TROUBLE, check_forms
 from qatc.compiler.quant import Array
 from qatc.compiler.result import Json, TensorCheck
 from qatc.compiler.runtime.processor import is_exact
-from qatc.compiler.runtime.sessions import ForRuntime, run_session
+from qatc.compiler.runtime.sessions import ForRuntime, file_options, run_session
 from qatc.compiler.verify.packaged import Progress
 
 if TYPE_CHECKING:
@@ -366,14 +366,8 @@ def _open_model(folder: Path, manifest: Mapping[str, Any], *, optimize: bool) ->
         raise fail(
             "QAT010", "onnxruntime is missing", hint="pip install onnxruntime, or leave the samples out"
         ) from error
-    # what is wrong is in the error; the log, and what is printed before another try, show names as they are
-    onnxruntime.set_default_logger_severity(4)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1  # as it was recorded: float sums are added in another order on several
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
+    options = file_options(optimize=optimize)
+    try:  # once: what is printed before another try shows names as they are
         session = onnxruntime.InferenceSession(
             ForRuntime(folder / name), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
