@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import onnx
 
@@ -17,6 +17,9 @@ from qatc.compiler.quant import Array
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+_KINDS: Final = (*(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)), "float16", "bool", "string")
+_HELD: Final = frozenset(f"tensor({kind})" for kind in (*_KINDS, "float", "double"))  # as ONNX Runtime calls types
 
 
 @dataclass
@@ -39,8 +42,14 @@ class Part:
     makes: list[str] = field(default_factory=list[str])
     session: InferenceSession | None = None
 
+    def check_results(self) -> None:
+        """TypeError where NumPy does not hold what the session makes: floats of 8 bits come as plain bytes."""
+        odd = [port for port in self.session.get_outputs() if port.type not in _HELD] if self.session else []
+        if odd:
+            raise TypeError(f"{odd[0].name} is a {odd[0].type}")
+
     def model(self, whole: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
-        """The part as a model of its own; `values` has what other parts made for it. TypeError: a sequence is."""
+        """The part as a model of its own; `values` has what other parts made for it."""
         inputs, outputs = ({port.name: port for port in ports} for ports in (whole.graph.input, whole.graph.output))
         part = onnx.ModelProto(ir_version=whole.ir_version, opset_import=whole.opset_import)
         part.graph.name = whole.graph.name or "graph"
@@ -110,8 +119,6 @@ def _ordered(graph: onnx.GraphProto, wanted: Iterable[str]) -> list[onnx.NodePro
     return ordered
 
 
-def _port(name: str, value: Array | list[Array]) -> onnx.ValueInfoProto:
-    if isinstance(value, list):
-        raise TypeError(f"{name} is a sequence")
+def _port(name: str, value: Array) -> onnx.ValueInfoProto:
     kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
     return onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim)

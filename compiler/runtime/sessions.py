@@ -237,6 +237,8 @@ class RunnableModel:
                 whole = len(parts) == 1 and names == self.outputs
                 model = self.model if whole else part.model(self.model, values)
                 part.session = open_session(model, optimize=self.optimize, weights=self.weights)
+                if part is not parts[-1]:
+                    part.check_results()
             needed = [i.name for i in part.session.get_inputs()]
             made = run_session(part.session, part.makes, {n: values[n] for n in needed if n in values})
             values.update(zip(part.makes, made, strict=True))

@@ -31,6 +31,14 @@ _SEQUENCE = """<ir_version: 8, opset_import: ["": 17]> m (float[6] x) => (float[
     y = Neg(a)
 }"""
 
+_BYTES = """<ir_version: 10, opset_import: ["": 21]> m (float[6] x) => (float[6] y) {
+    s = Constant<value = float {0.5}>()
+    z = Constant<value = float {0}>()
+    t = Cast<to = 17>(z)
+    q = QuantizeLinear(x, s, t)
+    y = Cast<to = 1>(q)
+}"""
+
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[onnx.ModelProto, list[str]]:
@@ -87,6 +95,14 @@ def test_a_model_that_cannot_be_cut_runs_whole(monkeypatch: pytest.MonkeyPatch) 
     broken = onnx.parser.parse_model(_SEQUENCE.replace("Neg(a)", "vendor.Neg(a)").replace("17]", '17, "vendor": 1]'))
     with pytest.raises(sessions.errors(), match="vendor"):
         RunnableModel(broken).run(_X)
+
+
+def test_floats_of_eight_bits_are_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime hands them out as uint8, which a part behind would take for numbers up to 255."""
+    model = RunnableModel(onnx.parser.parse_model(_BYTES))
+    want = model.run(_X)["y"]
+    monkeypatch.setattr(sessions, "_PART", 1)
+    np.testing.assert_array_equal(RunnableModel(model.model).run(_X)["y"], want)
 
 
 def test_what_is_optimized_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
