@@ -38,17 +38,23 @@ def fold_sizes(graph: QuantGraph) -> None:
         CompileError: QAT004 where shapes turn out to contradict each other.
     """
     for _ in range(_ROUNDS):
-        found = _taken(graph)
-        if not found:
+        if not take_sizes(graph):
             break
-        for node, tensor, value in found:
-            graph.fix(tensor, value)
-            graph.explain("sizes", f"{node.op} {node.name} takes sizes that are known: {value.tolist()}")
-        graph.clean()
         fold_constants(graph)
         gather_known_parts(graph)
         infer_shapes(graph)
     _state_reshapes(graph)
+
+
+def take_sizes(graph: QuantGraph) -> bool:
+    """Make constants of the sizes that are taken out of shapes, where they are known; whether there are any."""
+    found = _taken(graph)
+    for node, tensor, value in found:
+        graph.fix(tensor, value)
+        graph.explain("sizes", f"{node.op} {node.name} takes sizes that are known: {value.tolist()}")
+    if found:
+        graph.clean()
+    return bool(found)
 
 
 def _taken(graph: QuantGraph) -> list[tuple[Node, Tensor, Array]]:

@@ -19,7 +19,7 @@ from qatc.compiler.model.links import is_op, label_of
 from qatc.compiler.passes.branches import inline_branches
 from qatc.compiler.passes.constants import fold_constants
 from qatc.compiler.passes.modernize import element_type, infer_if_possible, modernize
-from qatc.compiler.passes.sizes import gather_known_parts
+from qatc.compiler.passes.sizes import gather_known_parts, take_sizes
 from qatc.compiler.passes.spread import unspread
 from qatc.compiler.quant import QuantParams, dtype_range
 from qatc.frontends.common.integers import clips_weight, fold_fills
@@ -54,8 +54,8 @@ def settle(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> 
         if not is_news or not graph.of("If", "Compress"):
             return
         infer_if_possible(graph)  # so may sizes that the file does not state, those of what a branch makes, too
+        is_news = take_sizes(graph)  # a batch of any size beside them is no reason not to
         fold(graph, keep=keep)
-        is_news = False
 
 
 def fold(graph: QuantGraph, *, keep: Callable[[Node], bool] | None = None) -> int:

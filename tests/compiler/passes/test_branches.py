@@ -105,6 +105,16 @@ def test_a_condition_on_sizes_that_the_file_does_not_state() -> None:
     assert [n.op for n in graph.nodes] == ["Squeeze", "Relu"]
 
 
+@pytest.mark.parametrize(("size", "taken"), [(1, ["Relu", "Squeeze"]), (4, ["Relu"])])
+def test_a_size_beside_an_open_batch_decides(size: int, taken: list[str]) -> None:
+    """The shape as a whole is no constant, as its batch is open, but the one size that is asked for is."""
+    _, graph = prepared(f"h = Relu(x) {SQUEEZE.replace('(x', '(h')}", f"(float[N,{size},3] x) => (float[] r)")
+    assert [n.op for n in graph.nodes] == taken
+    x = np.random.default_rng(0).normal(size=(2, size, 3)).astype(np.float32)
+    (found,) = run(to_model(graph), x)
+    np.testing.assert_array_equal(found, np.maximum(x, 0).reshape((2, 3) if size == 1 else x.shape))
+
+
 def test_sizes_of_a_branch_decide_the_next() -> None:
     """PyTorch's LSTM asks at its end for the dimensions of what it chose at its start, and once more behind that."""
     first = SQUEEZE.replace("Shape(x)", "Shape(h)").replace("s =", "h = Relu(x) s =")
