@@ -29,6 +29,7 @@ from qatc.compiler.model.links import shape_of as shape_of
 from qatc.compiler.model.links import value_of as value_of
 from qatc.compiler.model.names import Names
 from qatc.compiler.model.protos import MICROSOFT
+from qatc.compiler.model.views import View
 from qatc.compiler.quant import Array, QuantParams, text_of
 from qatc.compiler.storage import Storage
 
@@ -46,6 +47,7 @@ class QuantGraph:
         origin: tensor name -> the tensor of the source file that holds the same values after rounding.
         shifted: tensor name -> a tensor of the source file, and by how much its values are larger after rounding: a
             grid without a whole zero point is one with, and an addition.
+        turned: tensor name -> a tensor of the source file, and the view of it that has the same values after rounding.
         integer_ports: graph input or output name -> element type (TensorProto) that the source file reads or writes
             there in integers; once lowered, the deployed graph.
         declared: graph output name -> the shape that the source file states for it.
@@ -78,6 +80,7 @@ class QuantGraph:
         self.params: dict[str, QuantParams] = {}
         self.origin: dict[str, str] = {}
         self.shifted: dict[str, tuple[str, float]] = {}
+        self.turned: dict[str, tuple[str, View]] = {}
         self.integer_ports: dict[str, int] = {}
         self.declared = {t.name: shape_of(t) for t in outputs}
         self.annotations: dict[str, dict[str, str]] = {}
@@ -235,7 +238,7 @@ class QuantGraph:
 
     def rename(self, tensor: Tensor, name: str) -> None:
         """Give a tensor another name; its parameters and origin go with it."""
-        for table in (self.params, self.origin, self.shifted):
+        for table in (self.params, self.origin, self.shifted, self.turned):
             if tensor.name in table:
                 table[name] = table.pop(tensor.name)  # type: ignore[assignment]
         tensor.name = name
@@ -270,7 +273,7 @@ class QuantGraph:
         if not (self.params or self.origin):
             return
         names = {t.name for t in self._appearances()}
-        for table in (self.params, self.origin, self.shifted):
+        for table in (self.params, self.origin, self.shifted, self.turned):
             for name in [n for n in table if n not in names]:
                 del table[name]
 

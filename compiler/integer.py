@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from qatc.compiler.model.views import View
 from qatc.compiler.quant import Array, QuantParams, dtype_name, text_of
 
 Shape = tuple[int | str | None, ...]
@@ -345,6 +346,8 @@ class IntegerGraph:
     doubts: dict[str, Array] = field(default_factory=dict[str, Array])
     # Quantized tensor -> a tensor of the source file, and by how much its values are larger (QuantGraph.shifted).
     shifted: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
+    # Quantized tensor -> a tensor of the source file, and the view of it that has its values (QuantGraph.turned).
+    turned: dict[str, tuple[str, View]] = field(default_factory=dict[str, tuple[str, View]])
     # Quantized tensor that is stored from 0 on -> by how much its integers are smaller than the bytes of the file.
     lowered: dict[str, int] = field(default_factory=dict[str, int])
 

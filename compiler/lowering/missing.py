@@ -18,7 +18,7 @@ from qatc.compiler.lowering.state import is_float
 from qatc.compiler.lowering.unrolled import unrolled
 from qatc.compiler.model.links import computed, is_op
 from qatc.compiler.passes.leaves import LONGEST_CHAIN, has_vector, leaves_of
-from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined
+from qatc.compiler.passes.movement import SIGN_KEEPERS, is_movement, joined, joins
 from qatc.compiler.passes.products import SUMS, is_product, is_sum
 from qatc.compiler.passes.propagate import clamp_bounds, propagate
 from qatc.compiler.passes.sums import addends
@@ -102,7 +102,7 @@ def _operands(graph: QuantGraph, tensor: Tensor, integer: Collection[str]) -> tu
 
 def _moves(node: Node) -> bool:
     """Whether rounding moves in front of a node; a Max or Min may as well be of two functions of one tensor."""
-    return is_movement(node) or bool(joined(node) and not is_op(node, "Max", "Min"))
+    return is_movement(node) or (joins(node) and not is_op(node, "Max", "Min"))
 
 
 def _fused(graph: QuantGraph, node: Node) -> Node | None:

@@ -140,6 +140,8 @@ class State:
             self.build.graph.lowered[name] = kept.zero_point[0] - params.zero_point[0]
         if tensor.name in self.graph.shifted:
             self.build.graph.shifted[name] = self.graph.shifted[tensor.name]
+        if tensor.name in self.graph.turned:
+            self.build.graph.turned[name] = self.graph.turned[tensor.name]
         return name
 
     def new_float(self, tensor: Tensor) -> str:

@@ -50,17 +50,16 @@ def is_movement(node: Node) -> bool:
             return False
 
 
+def joins(node: Node) -> bool:
+    """Whether the node brings elements of several operands together as they are (see `joined`)."""
+    return is_op(node, "Concat", "Where", "Max", "Min")
+
+
 def joined(node: Node) -> list[Tensor]:
     """The operands whose elements a Concat, Where, Max or Min brings together as they are; none for other operators."""
-    if node.domain:
+    if not joins(node):
         return []
-    match node.op:
-        case "Concat" | "Max" | "Min":
-            return list(node.inputs)
-        case "Where":
-            return list(node.inputs[1:3])
-        case _:
-            return []
+    return list(node.inputs[1:3] if node.op == "Where" else node.inputs)
 
 
 def pad_value(node: Node) -> float | None:

@@ -1,57 +1,90 @@
 """Leave out layout operators that what follows makes needless; they remain where something is rounded in between.
 
-    Transpose(Transpose(x))           x                    where the second undoes the first
-    ReduceMean(Transpose(x))          ReduceMean(x)        of other axes: the mean of a channels-last image
-    Reshape(Reshape(x))               Reshape(x)           likewise of a Flatten, Squeeze or Unsqueeze
+    Transpose(Transpose(x))              x                    where the second undoes the first
+    Unsqueeze(Transpose(Squeeze(x)))     Transpose(x)         likewise of any that only turn axes (`passes/chains.py`)
+    Conv(Unsqueeze(Relu(Squeeze(x))))    Conv(Relu(x))        with elementwise operators between (`passes/regions.py`)
+    ReduceMean(Transpose(x))             ReduceMean(x)        of other axes: the mean of a channels-last image
+    Reshape(Reshape(x))                  Reshape(x)           likewise of a Flatten, Squeeze or Unsqueeze
 
 They are left over where quantization stood between them, or what became part of a convolution.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 import numpy as np
 
 from qatc.compiler.graph import Node, QuantGraph, value_of
-from qatc.compiler.passes.movement import LAYOUT, order_of, params_through
+from qatc.compiler.model.links import is_op
+from qatc.compiler.passes.chains import Chain, chain_to, chains_of, show_at, write
+from qatc.compiler.passes.movement import LAYOUT
+from qatc.compiler.passes.regions import turn_regions
 from qatc.compiler.passes.sums import axes_of
+
+_ROUNDS: Final = 8  # regions that were turned may be one now; each round leaves fewer operators
 
 
 def leave_out_moves(graph: QuantGraph) -> None:
     """Rewrite in place; parameters have been propagated."""
+    if not graph.of(*LAYOUT):
+        return
+    _join(graph)
+    for _ in range(_ROUNDS):
+        if not turn_regions(graph):
+            break
+        _join(graph)
+    chains = chains_of(graph)
     changed = False
-    for node in graph.of("Transpose", "ReduceMean", "Reshape"):
-        first = graph.producer(node.inputs[0])
-        if first is None or first.domain or first.op not in LAYOUT:
-            continue
-        params = graph.quant(first.inputs[0])
-        if graph.quant(node.inputs[0]) != (None if params is None else params_through(first, params)):
-            continue  # it is rounded in between
+    for node in graph.of("ReduceMean", "Reshape"):
         if node.op == "Reshape":
-            one_grid = params is None or not params.is_per_channel
-            changed |= first.op != "Transpose" and one_grid and _at_once(node, first)
-        elif first.op == "Transpose" and (order := order_of(first)):
-            turn = _undone if node.op == "Transpose" else _averaged
-            changed |= turn(graph, node, first, order)
+            changed |= _at_once(graph, node)
+        elif (chain := chains.get(id(node.inputs[0]))) is not None:
+            changed |= _averaged(graph, node, chain)
     if changed:
         graph.clean()
 
 
-def _undone(graph: QuantGraph, node: Node, first: Node, order: tuple[int, ...]) -> bool:
-    source, out = first.inputs[0], node.outputs[0]
-    if [order[axis] for axis in order_of(node) or ()] != [*range(len(order))]:
-        return False
-    if graph.quant(out) != graph.quant(source) or graph.is_output(out):
-        return False
-    graph.replace(out, source)
-    return True
+def _join(graph: QuantGraph) -> None:
+    """Write each chain of views by the fewest operators."""
+    chains: dict[int, Chain] = {}
+    changed = False
+    for node in graph.of(*LAYOUT):
+        chain, out = chain_to(graph, node, chains), node.outputs[0]
+        if chain is None:
+            continue
+        chains[id(out)] = chain
+        steps, params = len(chain.steps()), graph.quant(out)
+        if steps >= chain.length or (not steps and graph.is_output(out)):
+            continue
+        if steps and params is not None and params.is_per_channel:
+            continue
+        for tensor in (node.inputs[0], out):
+            if (part := chains.get(id(tensor))) is not None:
+                show_at(graph, part, tensor)
+        changed = True
+        if steps:
+            write(graph, chain.source, chain.view, out)
+            chains[id(out)] = replace(chain, length=steps)
+            continue
+        graph.replace(out, chain.source)
+    if changed:
+        graph.sort()
+        graph.clean()
 
 
-def _averaged(graph: QuantGraph, node: Node, first: Node, order: tuple[int, ...]) -> bool:
-    axes = {axis % len(order) for axis in axes_of(node) or ()}
-    left = [axis for place, axis in enumerate(order) if place not in axes]
-    if not axes or left != sorted(left) or node.attr("keepdims", 1):
+def _averaged(graph: QuantGraph, node: Node, chain: Chain) -> bool:
+    """A mean over axes of a view is one over axes of its source; those of size 1 add nothing to it."""
+    view, axes = chain.view, {axis % len(chain.view.axes) for axis in axes_of(node) or ()}
+    spare = view.left()
+    kept = list[int]()
+    for axis in [axis for place, axis in enumerate(view.axes) if place not in axes]:
+        after = kept[-1] if kept else -1
+        kept.append(next((one for one in spare if one > after), -1) if axis is None else axis)
+    if not axes or -1 in kept or kept != sorted(set(kept)) or node.attr("keepdims", 1):
         return False
-    node.inputs[0], others = first.inputs[0], sorted(order[axis] for axis in axes)
+    node.inputs[0], others = chain.source, sorted(set(range(view.rank)) - set(kept))
     if node.optional(1) is None:
         node.attrs["axes"] = others
     else:  # opset 18
@@ -59,9 +92,14 @@ def _averaged(graph: QuantGraph, node: Node, first: Node, order: tuple[int, ...]
     return True
 
 
-def _at_once(node: Node, first: Node) -> bool:
-    sizes = value_of(node.optional(1))
+def _at_once(graph: QuantGraph, node: Node) -> bool:
+    first, sizes = graph.producer(node.inputs[0]), value_of(node.optional(1))
     if sizes is None or not np.all(sizes):  # a zero copies a size of what it reads
         return False
+    if not is_op(first, *LAYOUT) or first.op == "Transpose":
+        return False
+    params = graph.quant(first.inputs[0])
+    if graph.quant(node.inputs[0]) != params or (params is not None and params.is_per_channel):
+        return False  # it is rounded in between, or has a grid for each channel
     node.inputs[0] = first.inputs[0]
     return True

@@ -31,6 +31,7 @@ from qatc.compiler.passes.movement import (
     is_movement,
     is_value_blind,
     joined,
+    joins,
     move_constant,
     on_grid,
     order_of,
@@ -150,7 +151,7 @@ def _explain(graph: QuantGraph, node: Node) -> None:
     parts = joined(node) or node.inputs[:1]
     if all(graph.quant(t) is None for t in parts):
         return
-    if joined(node):
+    if joins(node):
         why = "its inputs do not lie on one grid"
     elif is_movement(node):
         why = "it fills with a value off the grid" if node.op == "Pad" else "the channel axis does not stay whole"
@@ -263,7 +264,7 @@ def _before_clamp(graph: QuantGraph, node: Node) -> None:
     maker = graph.producer(x)
     while is_op(maker, "Relu", "Clip") and clamp_bounds(graph, maker) and _alone_reads(graph, maker):
         maker = graph.producer(maker.inputs[0])  # a Clip behind a Relu: that one is next
-    moved = maker is not None and (is_movement(maker) or bool(joined(maker)))
+    moved = maker is not None and (is_movement(maker) or joins(maker))
     if not moved or not _alone_reads(graph, node):
         return
     (low,), (high,) = map(params.quantize_number, bounds)
@@ -297,7 +298,7 @@ def _wanted(graph: QuantGraph, tensor: Tensor) -> QuantParams | None:
     for reader in graph.consumers(tensor):
         if is_value_blind(reader):
             continue
-        if not (is_movement(reader) or joined(reader)):
+        if not (is_movement(reader) or joins(reader)):
             return None
         for out in reader.outputs:
             params = _before(reader, graph.quant(out))

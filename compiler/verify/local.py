@@ -117,8 +117,16 @@ class LocalCheck:
             return None
         if isinstance(op, Dequantize) and len(op.inputs) == 1 and self.graph.params(op.inputs[0]).dtype != "int32":
             return None
-        source, _ = self.graph.shifted.get(tensor.name, (tensor.source, 0.0))
+        source, *_ = self.graph.shifted.get(tensor.name) or self.graph.turned.get(tensor.name) or (tensor.source,)
         return self.simulation.locate(tensor if source == tensor.source else replace(tensor, source=source))
+
+    def _seen(self, name: str, simulated: Array) -> Array:
+        """What a tensor is in the simulation, which may have its axes in another order."""
+        told = self.graph.turned.get(name)
+        try:
+            return simulated if told is None else told[1].of(simulated)
+        except ValueError:  # other sizes: the comparison says so
+            return simulated
 
     def places(self, op: Op) -> list[str]:
         """The simulation's tensors that `step` wants for `op`."""
@@ -144,7 +152,7 @@ class LocalCheck:
                 if judged is not None and judged.op is op and not self._rounds(op):
                     sample.anchored.add(name)
                 continue
-            values[name] = self._compare(op, name, place, sample, simulated[place], computed, judged)
+            values[name] = self._compare(op, name, place, sample, self._seen(name, simulated[place]), computed, judged)
             if judged is not None or self.graph.tensors[name].params is not None:
                 sample.anchored.add(name)
 
@@ -334,7 +342,7 @@ class LocalCheck:
         if source is None:
             return None
         found = self.simulation.run(sample.feeds, [source.tensor, place.source])
-        real, rounded = found[source.tensor].reshape(-1), found[place.source].reshape(-1)
+        real, rounded = (self._seen(place.name, found[n]).reshape(-1) for n in (source.tensor, place.source))
         params = self.graph.params(place.name)
         if not real.size == rounded.size == sample.values[place.name].size:
             return None
