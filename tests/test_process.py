@@ -121,7 +121,7 @@ def test_a_signal_ends_a_command_that_is_still_loading_without_a_word(start: lis
 @posix
 def test_a_signal_waits_for_a_module_to_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\n")
-    found = stopped(f"sys.path.insert(0, {str(tmp_path)!r})\nimport half\nprint('loaded')\ntime.sleep(60)")
+    found = stopped(f"sys.path.insert(0, {str(tmp_path)!r})\nimport half\nos.write(1, b'loaded\\n')\ntime.sleep(60)")
     assert (found.returncode, found.stdout, found.stderr) == (130, "loaded\n", "interrupted\n")
 
 
