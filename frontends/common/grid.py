@@ -34,6 +34,7 @@ _PROBES: Final = 6  # elements per channel that are tried with every k before th
 _ROWS: Final = 512  # channels tried at once
 _BLOCK: Final = 1 << 20  # elements computed in float64 at once
 _TELLING: Final = 64  # elements of a weight that tell a grid from chance
+_SHARING: Final = 2  # elements of one scale that do so: one is on a grid of its own, whatever it is
 _FLOATS: Final = ("float32", "float16")
 _TINY: Final = float(np.finfo(np.float32).tiny)
 _SAME_GRID: Final = frozenset({"Relu", "Clip", "Concat", "MaxPool"})  # beside movement: what keeps a tensor on its grid
@@ -318,11 +319,15 @@ def float_weights(graph: QuantGraph) -> list[tuple[Constant, int | None, list[No
 
 
 def has_weight_on_grid(graph: QuantGraph) -> bool:
-    """Whether a weight of some size lies on a grid; a handful of numbers may do so by chance."""
-    return any(
-        weight.values.size >= _TELLING and find_grid(weight.values, axis) is not None
-        for weight, axis, _ in float_weights(graph)
-    )
+    """Whether a weight of some size lies on a grid; a handful of numbers may do so by chance, and one always does.
+
+    A depthwise 1x1 convolution, as batch norm may be, says nothing, however many channels it has.
+    """
+    for weight, axis, _ in float_weights(graph):
+        grid = find_grid(weight.values, axis) if weight.values.size >= _TELLING else None
+        if grid is not None and weight.values.size >= _SHARING * len(grid.params.scale):
+            return True
+    return False
 
 
 def _on_grid(graph: QuantGraph) -> set[int]:

@@ -22,6 +22,7 @@ from qatc.compiler.passes.strip import strip
 from qatc.compiler.quant import QuantParams
 from qatc.compiler.reference import execute
 from qatc.frontends import pytorch
+from qatc.frontends.common.grid import find_grid
 from qatc.frontends.tensorflow import FRONTEND, nudged
 from tests.frontends.common.test_lift import reloaded
 
@@ -179,6 +180,14 @@ def test_a_float_model_of_tf2onnx_is_not_recognized() -> None:
     assert (
         FRONTEND.recognize(model(nodes, {"w": random.normal(size=(3, 40)).astype(np.float32)}), "tf2onnx 1.17") is None
     )
+
+
+def test_one_number_a_channel_is_on_a_grid_by_itself() -> None:
+    """Of float models of MediaPipe batch norm is a depthwise 1x1 convolution: that tells of no quantization."""
+    weights = np.random.default_rng(0).normal(size=(96, 1, 1, 1)).astype(np.float32)
+    assert find_grid(weights, 0) is not None
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], group=96)]
+    assert FRONTEND.recognize(model(nodes, {"w": weights}), "tf2onnx 1.17") is None
 
 
 def test_weights_on_a_grid_are_enough_to_be_recognized() -> None:
