@@ -60,12 +60,9 @@ def affine(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
     many = found.rank > 2 and max(found.factor.size, found.offset.size) >= _MANY
     if not (found.normalizes or (many and _is_of_images(state, found.x, out))):
         return False
-    x, rank = found.x, found.rank
-    source, result = _with_position(state, x, out) if rank == 2 else (state.int_name(x), state.new_int(out))
+    ends = state.int_name(found.x), state.new_int(out)
     offset = found.offset if found.offset.any() else None
-    _depthwise(state, node, out, (source, result), found.factor, offset, (lo, hi), max(rank, 3))
-    if rank == 2:
-        state.move("Squeeze", (result, _position(state)), state.new_int(out))
+    _depthwise(state, node, out, ends, found.factor, offset, (lo, hi), found.rank)
     return True
 
 
@@ -159,8 +156,13 @@ def _depthwise(
     bounds: tuple[int, int],
     rank: int,
 ) -> None:
-    """The integers ends[1] of factor * x + offset per channel, from the integers ends[0] of x [N, C, spatial...]."""
-    graph, name, (source, result) = state.build.graph, out.name, ends
+    """The integers ends[1] of factor * x + offset per channel, from the integers ends[0] of x [N, C, spatial...].
+
+    Vectors [N, C] are one position.
+    """
+    graph, name = state.build.graph, out.name
+    source, result = _with_position(state, ends) if rank == 2 else ends
+    rank = max(rank, 3)
     step = graph.params(source).scale[0]
     scale = np.maximum(np.abs(factor), float(np.abs(factor).max(initial=0)) * 2.0**-20) / _PEAK
     if offset is not None:
@@ -178,16 +180,18 @@ def _depthwise(
         Conv, label, tuple(inputs), (result,), lo=bounds[0], hi=bounds[1], strides=ones, pads=(0,) * 2 * (rank - 2),
         dilations=ones, groups=factor.size, acc_scale=tuple(float(u) for u in unit), source=label,
     )  # fmt: skip
+    if result != ends[1]:
+        state.move("Squeeze", (result, _position(state)), ends[1])
 
 
 def prelu(state: State, node: Node, out: Tensor, lo: int, hi: int) -> bool:
-    """PRelu with a slope for each channel of [N, C, spatial...]."""
+    """PRelu with a slope for each channel of [N, C, spatial...] or [N, C]."""
     if not is_op(node, "PRelu"):
         return False
     x = node.inputs[0]
     have, want, rank, shape = state.usable(x), state.usable(out), rank_of(x), shape_of(x)
     value = state.graph.real(node.inputs[1])
-    channels = shape[1] if shape is not None and len(shape) > 2 else None
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
     if have is None or want is None or value is None or rank is None or not isinstance(channels, int):
         return False
     slope = per_channel(value, 1 - rank, channels) if value.ndim <= rank else None
@@ -211,14 +215,14 @@ def _holds_zero(params: QuantParams) -> bool:
     return params.qmin <= params.zero_point[0] <= params.qmax
 
 
-def _with_position(state: State, x: Tensor, out: Tensor) -> tuple[str, str]:
-    """Vectors [N, C] as [N, C, 1], and the name of a result [N, C, 1] that is on the grid of `out`."""
+def _with_position(state: State, ends: tuple[str, str]) -> tuple[str, str]:
+    """Vectors [N, C] as [N, C, 1], and the name of what such a result is."""
     made: list[str] = []
-    for tensor, kind in ((x, "at_one_position"), (out, "of_one_position")):
-        shape = shape_of(tensor)
+    for name, kind in zip(ends, ("at_one_position", "of_one_position"), strict=True):
+        shape = state.build.graph.tensors[name].shape
         wide = None if shape is None else (*shape, 1)
-        made.append(state.build.quantized(f"{tensor.name}_{kind}", state.grid(tensor), wide))
-    state.move("Unsqueeze", (state.int_name(x), _position(state)), made[0])
+        made.append(state.build.quantized(f"{name}_{kind}", state.build.graph.params(name), wide))
+    state.move("Unsqueeze", (ends[0], _position(state)), made[0])
     return made[0], made[1]
 
 
