@@ -67,7 +67,7 @@ CODES: Final[dict[str, str]] = {
     "QAT209": "a value that should be on its quantization grid is not",
     "QAT210": "batch-norm scale is zero",
     "QAT302": "an operator is not supported",
-    "QAT303": "a bias does not fit 32 bits",
+    "QAT303": "a bias is off the grid of its accumulator",
     "QAT304": "an accumulator may overflow",
     "QAT305": "the target is unknown or its description is wrong",
     "QAT306": "the package must be integer but has float islands",

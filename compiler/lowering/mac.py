@@ -35,6 +35,7 @@ from qatc.compiler.windows import sized_window
 
 _INT32: Final = dtype_range("int32")
 _BIAS_LSB: Final = 2.0**-9  # a bias rounded more coarsely than this share of an output LSB asks for a finer unit
+_COARSE: Final = 0.5  # and one more coarsely than this moves results by more than their own rounding does
 _UNIT_ROUNDING: Final = 2.0**8  # what rounding the unit to float32 may add to a bias of 32 bits
 _NOTHING: Final = 2.0**-9
 _ALIVE: Final = SMALLEST * 2.0**32 / _NOTHING  # the unit of an accumulator of 32 bits beside which a smaller one is 0
@@ -138,9 +139,9 @@ def tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.N
     if not bias.size:
         return None
     scale = np.broadcast_to(found.acc_scale, bias.shape)
-    error = np.abs(np.rint(bias / scale) * scale - bias).max() / out_scale
-    if error > _BIAS_LSB and found.values is not None:
-        _refine(found, out_scale, np.abs(bias / scale))
+    error = np.abs(np.rint(bias / scale) * scale - bias) / out_scale
+    if error.max() > _BIAS_LSB and found.values is not None:
+        _refine(found, out_scale, np.abs(bias / scale), error)
         scale = np.broadcast_to(found.acc_scale, bias.shape)
     if (np.abs(bias) > _AMPLE * scale).any():
         # the largest bias that leaves the accumulator inside 32 bits, whatever the input
@@ -148,28 +149,57 @@ def tune(state: State, found: Operands, bias: Vector, out_scale: float) -> npt.N
         tight = np.abs(bias) > room * scale
         if tight.any():
             scale = _coarsen(state, found, np.where(tight, np.abs(bias) / room, scale), tight, out_scale)
-    return np.rint(bias / scale).astype(np.int32)
+    rounded = np.rint(bias / scale)
+    _report_coarse(state, found.node, np.abs(rounded * scale - bias) / out_scale)
+    return rounded.astype(np.int32)
 
 
-def _refine(found: Operands, out_scale: float, bias: Vector) -> None:
+def _report_coarse(state: State, node: Node, cost: Vector) -> None:
+    """QAT303: what rounding the bias costs each channel, in output LSB, where that is more than half of one."""
+    coarse = int((cost > _COARSE).sum())
+    if not coarse:
+        return
+    state.graph.diagnostics.warning(
+        "QAT303",
+        f"the bias of {coarse} of {cost.size} channels is rounded to steps of input times weight, which are coarser"
+        f" than the output's: that moves their results by up to {cost.max():.3g} output LSB",
+        node=label_of(node),
+        hint="train with weights quantized per channel, or with the bias rounded as integer hardware does",
+    )
+
+
+def _refine(found: Operands, out_scale: float, bias: Vector, error: Vector) -> None:
     """Make the accumulator's unit as fine as int8 weights allow, and 32 bits with the bias, which is in units.
 
-    The weight's zero point, if any, is subtracted.
+    One factor for all, unless it leaves too large an `error`, in output LSB: then each channel has its own. The
+    weight's zero point, if any, is subtracted.
 
     A channel without weight takes any scale (exporters write 1 there): one that holds its bias.
     """
-    centered = found.integers.astype(np.int32) - found.weight_params.zero_array(found.integers.ndim)
-    most = float((reach_of(found) + np.where(bias <= _AMPLE, bias, 0)).max(initial=1.0))  # larger ones are made coarse
-    gain = int(min(127 // max(int(np.abs(centered).max(initial=1)), 1), (_INT32[1] - _UNIT_ROUNDING) // most))
-    if gain > 1:
-        own = found.weight_params
-        found.values = (centered * gain).astype(np.int8)
-        found.weight_params = QuantParams(tuple(s / gain for s in own.scale), (0,) * len(own.scale), "int8", own.axis)
+    own, ndim = found.weight_params, found.integers.ndim
+    centered = found.integers.astype(np.int32) - own.zero_array(ndim)
+    alive = centered.any(axis=found.summed)
+    most = reach_of(found) + np.where(bias <= _AMPLE, bias, 0)  # larger ones are made coarse
+    peak = np.abs(centered).max(axis=found.summed, initial=1)
+    gain = np.maximum(_gain(peak.max(initial=1), most.max(initial=1.0)), 1)
+    axis = own.axis
+    if not found.is_grouped and axis in (None, found.axis) and (error / gain > _COARSE)[alive].any():
+        axis, gain = found.axis, np.maximum(_gain(peak, np.maximum(most, 1.0)), 1)
+    if gain.max(initial=1) > 1:
+        factor = gain.reshape([-1 if i == axis else 1 for i in range(ndim)])
+        found.values = (centered * factor).astype(np.int8)
+        scale = np.atleast_1d(np.asarray(own.scale) / gain)
+        found.weight_params = QuantParams(tuple(scale.tolist()), (0,) * scale.size, "int8", axis)
     if found.weight_params.axis == found.axis:
         scale = np.asarray(found.weight_params.scale)
         finest = np.clip(max(out_scale * _BIAS_LSB, SMALLEST) / np.asarray(found.unit), SMALLEST, scale)
-        scale = np.where(centered.any(axis=found.summed), scale, finest)
+        scale = np.where(alive, scale, finest)
         found.weight_params = replace(found.weight_params, scale=tuple(scale.tolist()))
+
+
+def _gain(peak: npt.NDArray[np.int32], most: Vector) -> npt.NDArray[np.int32]:
+    """What integers up to `peak`, whose sums are up to `most`, may be multiplied by; 0 where `most` is too large."""
+    return np.minimum(127 // peak, (_INT32[1] - _UNIT_ROUNDING) // most).astype(np.int32)
 
 
 def reach_of(found: Operands) -> Vector:

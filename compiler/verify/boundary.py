@@ -73,8 +73,8 @@ class Exact:
         return _rounds_to(self.value + self.moved, integers, lo, hi, self.error + slack)
 
     def are_near(self, found: Array, wanted: Array, limit: float) -> Bools:
-        """Which pairs of integers are no further apart than `limit` allows."""
-        near: Bools = np.abs(found - wanted) <= limit
+        """Which pairs of integers are no further apart than `limit`, and the rounding of the bias, allow."""
+        near: Bools = np.abs(found - wanted) <= limit + (np.abs(self.moved) if limit else 0.0)
         return near
 
     def are_by_design(self, wanted: Array, lo: float, hi: float, zero: int) -> Bools:

@@ -41,6 +41,27 @@ def test_a_channel_without_weight_takes_the_scale_of_its_bias(weights: str) -> N
     assert graph.params("wq").scale[0] == pytest.approx(0.01 / (127 // int(weights.split(",")[0])))
 
 
+def test_a_bias_between_coarse_steps_gets_a_unit_for_each_channel_and_else_is_said_with_its_cost() -> None:
+    """Depthwise weights with one scale for all: a unit is four output steps, and a channel of small ones has room."""
+    text = net(
+        "(float[1,2,1,2] x) => (float[1,2,1,2] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, ws, wz)\nm = Conv<group = 2>(a, w, b)\ny = A(m)",
+        "int8[2,1,1,1] wq = {7, 127}, float ws = {4.0}, int8 wz = {0}, float[2] b = {0.8, 20.9}",
+    )
+    graph = stripped(text)
+    infer_shapes(graph)
+    result = lower(graph)
+    result.verify()
+    (conv,) = [op for op in result.ops if isinstance(op, Conv)]
+    assert result.constants[conv.inputs[1]].reshape(-1).tolist() == [7 * 18, 127]
+    assert conv.acc_scale == pytest.approx((2 / 18, 2.0))
+    assert result.constants[conv.inputs[2]].tolist() == [7, 10]
+    (said,) = graph.diagnostics
+    assert said.code == "QAT303"
+    assert "1 of 2 channels is rounded" in said.message
+    assert "up to 1.8 output LSB" in said.message
+
+
 def test_a_bias_beyond_32_bits_is_said_with_its_cost() -> None:
     graph = stripped(
         net(

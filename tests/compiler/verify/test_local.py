@@ -159,6 +159,24 @@ def test_integers_of_the_file_that_the_package_stores_from_0_on(tmp_path: Path) 
     assert {"Conv"} == {check.op for check in result.verification.local if check.tensor in "ay"}
 
 
+def test_a_bias_that_is_rounded_by_steps_of_the_output_is_no_defect() -> None:
+    """Depthwise weights of one scale: a unit of the sums is four steps of the output, and so is the bias's."""
+    text = net(
+        "(float[1,2,2,4] x) => (float[1,2,2,4] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, ws, wz)\nm = Conv<group = 2>(a, w, b)\ny = A(m)",
+        "int8[2,1,1,1] wq = {100, 127}, float ws = {4.0}, int8 wz = {0}, float[2] b = {0.8, 20.9}",
+    )
+    feeds = {"x": (np.arange(16).reshape(1, 2, 2, 4) % 3 / 2).astype(np.float32) - 0.5}
+    graph = lowered(text)
+    found = verify(graph, ONNX, Simulation(onnx.parser.parse_model(text), "the file"), emitted(graph), [feeds])
+    (check,) = (check for check in found.local if check.op == "Conv")
+    assert (check.passed, check.max_lsb) == (True, 2)
+    (bias,) = (name for name in graph.constants if name.endswith("bias"))
+    graph.constants[bias] = graph.constants[bias] + np.int32(1)
+    found = verify(graph, ONNX, Simulation(onnx.parser.parse_model(text), "the file"), emitted(graph), [feeds])
+    assert [check.op for check in found.local if not check.passed] == ["Conv"]
+
+
 def test_any_number_of_ties_may_be_broken_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second sum is a tie, and a file that computes floor(x + 0.5) rounds half of these otherwise."""
     monkeypatch.setattr("qatc.compiler.verify.local._MOST_EXACT", 10)
