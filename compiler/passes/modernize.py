@@ -36,7 +36,7 @@ from qatc.compiler.passes.einsum import einsum_to_product
 from qatc.compiler.passes.fused import FUSED, is_fused
 from qatc.compiler.passes.later import LATER, drop_later_defaults
 from qatc.compiler.passes.sequences import collected_sequences, split_sequences
-from qatc.compiler.passes.sums import reduction_of_a_reduction, sum_of_pairs
+from qatc.compiler.passes.sums import asks_for_rank, reduction_of_a_reduction, sum_of_pairs
 from qatc.compiler.passes.training import drops, trains
 from qatc.compiler.passes.widen import widen
 from qatc.compiler.quant import Array
@@ -99,7 +99,9 @@ def modernize(graph: QuantGraph) -> None:
     if graph.opset < OPSET:
         sweep(graph, UPGRADE)
         graph.opset = OPSET
-    _sweep(graph, ALIKE, lambda n: _resizes_some(n) or any(_is_shaped_number(t) for t in n.inputs))
+    _sweep(
+        graph, ALIKE, lambda n: _resizes_some(n) or asks_for_rank(n) or any(_is_shaped_number(t) for t in n.inputs)
+    )
     drop_later_defaults(graph)
     _sweep(graph, LATER, lambda n: n.op == "InsertZeros")
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from qatc.compiler.graph import Constant, Node, QuantGraph, Tensor, rank_of, value_of
-from qatc.compiler.model.links import computed, is_op
+from qatc.compiler.model.links import computed, is_op, maker_of
 from qatc.compiler.rewrite import NoMatch
 
 _LONGEST: Final = 8  # operators between a constant and the sum of what is made of it
@@ -81,6 +81,12 @@ def reduction_of_a_reduction(graph: QuantGraph, node: Node) -> bool:
     else:
         node.inputs[1] = graph.constant(f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64))
     return True
+
+
+def asks_for_rank(node: Node) -> bool:
+    """Whether a reduction of a reduction counts its axes from the end of a tensor of unknown rank."""
+    inner = maker_of(node.inputs[0]) if is_op(node, "ReduceMean", "ReduceSum") and node.inputs else None
+    return is_op(inner, node.op) and min((*(axes_of(inner) or ()), *(axes_of(node) or ())), default=0) < 0
 
 
 def _before(axis: int, gone: Iterable[int]) -> int:

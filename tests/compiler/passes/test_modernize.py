@@ -89,6 +89,15 @@ def test_same_values_in_the_new_form(opset: int, body: str) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+def test_means_that_count_from_the_end_are_one() -> None:
+    """x.mean(-1).mean(-1): the file need not state how many dimensions there are in between."""
+    text = model(13, "r = Relu(x) a = ReduceMean<axes=[-1], keepdims=0>(r) y = ReduceMean<axes=[-1], keepdims=0>(a)")
+    graph = loaded(text)
+    modernize(graph)
+    assert [(n.op, n.attrs.get("axes")) for n in graph.nodes] == [("Relu", None), ("ReduceMean", [2, 3])]
+    np.testing.assert_allclose(run(to_model(graph))[0], run(onnx.parser.parse_model(text))[0], rtol=1e-6)
+
+
 def test_an_empty_tensor_leaves_an_input_of_resize_out() -> None:
     """As opset 11 does; since 18 ONNX Runtime refuses a Resize that names both scales and sizes."""
     text = model(
