@@ -48,6 +48,21 @@ def propagate(graph: QuantGraph) -> None:
     forward(graph)
     backward(graph)
     forward(graph)
+    _leave_out_repeated(graph)
+
+
+def _leave_out_repeated(graph: QuantGraph) -> None:
+    """Leave out what rounds a tensor onto the very grid that it is on by now."""
+    repeated = [node for node in graph.nodes if node.op == REQUANTIZE and graph.quant(node.inputs[0]) is not None]
+    for node in repeated:
+        (x,), (y,) = node.inputs, node.outputs
+        if graph.quant(x) == graph.quant(y) and not graph.is_output(y) and y.name not in graph.shifted:
+            graph.explain("propagate", f"{printable(x.name)} is on the grid of {printable(y.name)} by now")
+            if y.name in graph.origin and not isinstance(x, Constant):
+                graph.origin.setdefault(x.name, graph.origin[y.name])
+            graph.replace(y, x)
+    if repeated:
+        graph.clean()
 
 
 def move_constants(graph: QuantGraph) -> None:

@@ -44,6 +44,14 @@ def test_what_is_moved_stays_on_its_grid(call: str, constants: str) -> None:
     assert graph.origin["m"] == "m"
 
 
+def test_what_is_moved_is_not_rounded_onto_its_own_grid() -> None:
+    """Where some read it rounded, and some as it is: behind the move both are the same."""
+    body = "a = A(x)\nm = Flatten(a)\nq = {}(m)\ny = Mul(m, q)"
+    signature = "(float[1,4,4,4] x) => (float[M] y)"
+    assert [n.op for n in after_propagate(signature, body.format("A")).nodes] == ["Flatten", "Mul"]
+    assert "Requantize" in [n.op for n in after_propagate(signature, body.format("B")).nodes]
+
+
 @pytest.mark.parametrize(
     ("call", "constants"),
     [
