@@ -99,9 +99,7 @@ def modernize(graph: QuantGraph) -> None:
     if graph.opset < OPSET:
         sweep(graph, UPGRADE)
         graph.opset = OPSET
-    _sweep(
-        graph, ALIKE, lambda n: _resizes_some(n) or asks_for_rank(n) or any(_is_shaped_number(t) for t in n.inputs)
-    )
+    _sweep(graph, ALIKE, lambda n: _resizes_some(n) or asks_for_rank(n) or any(_is_shaped_number(t) for t in n.inputs))
     drop_later_defaults(graph)
     _sweep(graph, LATER, lambda n: n.op == "InsertZeros")
 
