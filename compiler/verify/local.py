@@ -33,7 +33,7 @@ from qatc.compiler.integer import (
     Rescale,
     Tensor,
 )
-from qatc.compiler.quant import FUNCTION_ERROR, Array, QuantParams, dtype_range
+from qatc.compiler.quant import FUNCTION_ERROR, SMALLEST, Array, QuantParams, dtype_range
 from qatc.compiler.reference import OnnxEvaluator, evaluate_onnx, execute_op
 from qatc.compiler.simulation import Simulation
 from qatc.compiler.verify.boundary import UNIT, Exact, exact_at, index_of, kernel_error, product_sums, sum_error
@@ -47,6 +47,7 @@ _MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked a
 # How far, beyond float error, a fixed-point profile's result may be from half an LSB around the exact one: those round
 # twice, or up.
 _OWN_ROUNDING: Final = 0.5
+_NOTHING: Final = SMALLEST * 2.0**32  # what a channel of zeros may have held, whose scale float32 does not hold (QAT201)
 # Movement whose effect on indices numpy computes.
 _INDEXABLE: Final = frozenset(
     {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -376,6 +377,7 @@ class LocalCheck:
         scales = np.asarray(params.scale)
         unit = scales[index[params.axis]] if params.axis is not None else scales[0]
         error: Array = magnitude * unit * sum_error(int(values[product.inputs[1]].size // scales.size))
+        error[magnitude == 0] = _NOTHING
         if len(maker.inputs) > 1:
             error = error + float(np.abs(values[maker.inputs[1]]).max(initial=0.0)) * 4 * UNIT
         return error
@@ -396,8 +398,8 @@ class LocalCheck:
             difference = np.abs(computed.astype(np.float64) - simulated).reshape(-1)
             worst = np.argpartition(difference, -min(64, difference.size))[-64:]
             allowed = self._accumulator_error(op, sample, worst)
-            if allowed is not None and (difference[worst] > allowed).any():
-                attempt.problem(f"a value is {difference[worst].max():.3g} away, beyond float error")
+            if allowed is not None and (wrong := difference[worst] > allowed).any():
+                attempt.problem(f"a value is {difference[worst][wrong].max():.3g} away, beyond float error")
         if attempt.problems and name not in self.graph.outputs:
             del self.tallies[name]
             self.located.pop(name)

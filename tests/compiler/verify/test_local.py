@@ -64,6 +64,21 @@ def test_real_numbers_of_accumulators_are_right_but_for_float_error(steps: float
     assert any("beyond float error" in check.message for check in found.local) != passed
 
 
+@pytest.mark.parametrize("scale", ["1e-41", "1.2e-38"])
+def test_channels_that_float32_does_not_hold_may_be_zeros_where_they_are_not_rounded(scale: str, tmp_path: Path) -> None:
+    """Real numbers of accumulators are equal up to float error, of which a sum without terms has none."""
+    text = net(
+        "(float[2,4] x) => (float[2,3] y)",
+        "a = A(x)\nw = DequantizeLinear<axis = 1>(wq, ws, wz)\ny = MatMul(a, w)",
+        "int8[4,3] wq = {1, 20, -3, -127, 5, 64, 127, 80, -9, 100, 11, 12}, "
+        f"float[3] ws = {{0.5, {scale}, 0.25}}, int8[3] wz = {{0, 0, 0}}",
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    result = compile_model(tmp_path / "model.onnx", output=tmp_path / "out")
+    assert not result.islands
+    assert "QAT201" in {d.code for d in result.diagnostics}
+
+
 @pytest.mark.parametrize(("spoil", "max_lsb", "passed"), [(0, 1, True), (1, 1, False), (0, 0, False)])
 def test_ties_that_a_table_rounds_on_its_way_may_fall_to_either_side(spoil: int, max_lsb: int, passed: bool) -> None:
     """Float32's error of a Sigmoid, and a whole step between it and its product: more than one of the result."""
