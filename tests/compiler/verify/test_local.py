@@ -65,7 +65,9 @@ def test_real_numbers_of_accumulators_are_right_but_for_float_error(steps: float
 
 
 @pytest.mark.parametrize("scale", ["1e-41", "1.2e-38"])
-def test_channels_that_float32_does_not_hold_may_be_zeros_where_they_are_not_rounded(scale: str, tmp_path: Path) -> None:
+def test_channels_that_float32_does_not_hold_may_be_zeros_where_they_are_not_rounded(
+    scale: str, tmp_path: Path
+) -> None:
     """Real numbers of accumulators are equal up to float error, of which a sum without terms has none."""
     text = net(
         "(float[2,4] x) => (float[2,3] y)",
