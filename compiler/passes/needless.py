@@ -84,7 +84,10 @@ def _averaged(graph: QuantGraph, node: Node, chain: Chain) -> bool:
         kept.append(next((one for one in spare if one > after), -1) if axis is None else axis)
     if not axes or -1 in kept or kept != sorted(set(kept)) or node.attr("keepdims", 1):
         return False
-    node.inputs[0], others = chain.source, sorted(set(range(view.rank)) - set(kept))
+    others = sorted(set(range(view.rank)) - set(kept))
+    if not others:  # the mean of single numbers; no axes at all would be every axis
+        return False
+    node.inputs[0] = chain.source
     if node.optional(1) is None:
         node.attrs["axes"] = others
     else:  # opset 18

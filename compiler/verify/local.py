@@ -47,9 +47,8 @@ _MOST_EXACT: Final = 100_000  # differing elements of a tensor that are looked a
 # How far, beyond float error, a fixed-point profile's result may be from half an LSB around the exact one: those round
 # twice, or up.
 _OWN_ROUNDING: Final = 0.5
-_NOTHING: Final = (
-    SMALLEST * 2.0**32
-)  # what a channel of zeros may have held, whose scale float32 does not hold (QAT201)
+# What a channel of zeros may have held, whose scale float32 does not hold (QAT201).
+_NOTHING: Final = SMALLEST * 2.0**32
 # Movement whose effect on indices numpy computes.
 _INDEXABLE: Final = frozenset(
     {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}

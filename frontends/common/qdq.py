@@ -26,7 +26,7 @@ from qatc.frontends.common.integers import clips_weight, fold_fills
 
 _SINGLE: Final = int(onnx.TensorProto.FLOAT)
 _DOUBLE: Final = int(onnx.TensorProto.DOUBLE)
-_ROUNDS: Final = 5  # of branches whose sizes decide another: PyTorch's LSTM has two
+_ROUNDS: Final = 32  # of branches whose sizes decide another: each LSTM of PyTorch has two
 _CLAMPED: Final = 0.1  # more weights than a learned range clamps
 _STEERED: Final = frozenset(
     {"Resize", "Upsample", "Reshape", "Expand", "Tile", "Pad", "Slice", "Clip", "TopK", "OneHot", "QuantizeLinear",

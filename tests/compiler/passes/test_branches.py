@@ -30,6 +30,7 @@ def same(text: str, graph: QuantGraph, *inputs: np.ndarray) -> None:
         np.testing.assert_array_equal(got, want)
 
 
+LINKS = 8
 SQUEEZE = (
     "s = Shape(x) d = Gather<axis=0>(s, axis) c = Equal(d, one)"
     " r = If(c) <then_branch = p () => (float[N,M] t) <int64[1] a = {1}> { t = Squeeze(x, a) },"
@@ -116,21 +117,21 @@ def test_a_size_beside_an_open_batch_decides(size: int, taken: list[str]) -> Non
 
 
 def test_sizes_of_a_branch_decide_the_next() -> None:
-    """PyTorch's LSTM asks at its end for the dimensions of what it chose at its start, and once more behind that."""
+    """PyTorch's LSTM asks at its end for the dimensions of what it chose at its start, and so does the next LSTM."""
     first = SQUEEZE.replace("Shape(x)", "Shape(h)").replace("s =", "h = Relu(x) s =")
     links = [
         f" a{i} = Abs({before}) s{i} = Shape(a{i}) n{i} = Size(s{i}) c{i} = Equal(n{i}, three)"
         f" r{i} = If(c{i}) <then_branch = p{i} () => (float[] t) {{ t = Squeeze(a{i}, first) }},"
         f" else_branch = q{i} () => (float[] t) {{ t = Neg(a{i}) }}>"
-        for i, before in ((1, "r"), (2, "r1"))
+        for i, before in ((1, "r"), *((i, f"r{i - 1}") for i in range(2, LINKS + 1)))
     ]
     constants = "int64 three = {3}, int64[1] first = {0}"
     text = f"{HEADER}g (float[2,1,3] x) => (float[] y) <int64 one = {{1}}, int64 axis = {{1}}, {constants}> {{ "
-    text += f"{first}{''.join(links)} y = Relu(r2) }}"
+    text += f"{first}{''.join(links)} y = Relu(r{LINKS}) }}"
     graph = loaded(text)
     qdq.prepare(graph)
     graph.verify(stripped=False)
-    assert [n.op for n in graph.nodes] == ["Squeeze", "Abs", "Neg", "Abs", "Neg", "Relu"]
+    assert [n.op for n in graph.nodes] == ["Squeeze", *["Abs", "Neg"] * LINKS, "Relu"]
     same(text, graph, np.random.default_rng(0).normal(size=(2, 1, 3)).astype(np.float32))
 
 

@@ -31,6 +31,7 @@ SIZES += "int64[2] h = {2, 30}, int64[2] k = {-2, 1}, int64[3] t = {0, 3, 10}"
         (f"m = {TURN}(a) n = ReduceMean<axes = [1, 2], keepdims = 1>(m)", ["Transpose"]),
         (f"m = {TURN}(x) n = ReduceMean<keepdims = 0>(m, k)", []),
         (f"m = {TURN}(a) n = ReduceMean<axes = [1], keepdims = 0>(m)", ["Transpose"]),  # channels last stay last
+        ("m = Unsqueeze(a, i) n = ReduceMean<axes = [0], keepdims = 0>(m)", ["Unsqueeze"]),  # of single numbers
         ("m = Reshape(a, s) n = Reshape(m, r)", ["Reshape"]),
         ("m = Flatten(a) n = Reshape(m, h)", ["Reshape"]),
         ("m = Squeeze(a, i) n = Reshape(m, r)", ["Reshape"]),
