@@ -15,7 +15,8 @@ import numpy as np
 from qatc.compiler.arithmetic import Profile
 from qatc.compiler.backend import Emission
 from qatc.compiler.diagnostics import counted, fail
-from qatc.compiler.integer import Clamped, Elementwise, IntegerGraph, LayerNorm, Op, Pool, Softmax
+from qatc.compiler.integer import Clamped, Elementwise, Float, IntegerGraph, LayerNorm, Op, Pool, Softmax
+from qatc.compiler.passes.products import PRODUCTS
 from qatc.compiler.quant import Array
 from qatc.compiler.reference import OnnxEvaluator, execute_op
 from qatc.compiler.runtime.processor import flattened
@@ -31,7 +32,8 @@ INTEGER_AVERAGES: Final = frozenset({"QLinearConv", "QLinearGlobalAveragePool"})
 # What the emitter puts behind a kernel, with the input that holds its result.
 _AFTER: Final = {"Clip": 0, "Flatten": 0, "Reshape": 0, "Transpose": 0, "Where": 2}
 _STEPS: Final = 16
-# Float islands run by the same kernels on the same inputs; vectors end differently in a smaller tensor.
+# Float islands run by the same kernels on the same inputs; vectors end differently in a smaller tensor, and products
+# add up in another order where their weight is another kind of input.
 _FLOAT_TOLERANCE: Final = 2.0**-20
 
 
@@ -104,7 +106,7 @@ class DeployedCheck:
     def _compare(self, op: Op, name: str, tally: Tally, values: Mapping[str, Array], actual: Array) -> None:
         params = self.graph.tensors[name].params
         if params is None:
-            tally.floats(actual, values[name], _FLOAT_TOLERANCE)
+            tally.floats(actual, values[name], self._tolerance(op, values, values[name], actual))
             return
         where = tally.integers(actual, values[name], params)
         if not where.size:
@@ -125,6 +127,16 @@ class DeployedCheck:
                 f"{counted(wrong.size, 'element', 'differ')} from the reference, by up to"
                 f" {int(difference[wrong].max())} LSB, first at {at}{f' ({kernel})' if kernel else ''}"
             )
+
+    def _tolerance(self, op: Op, values: Mapping[str, Array], computed: Array, actual: Array) -> float:
+        """How far floats may be off, relative to the largest; sums by the size of their terms, which may cancel out."""
+        largest = float(np.abs(computed).max(initial=0.0))
+        is_sum = isinstance(op, Float) and op.op_type in PRODUCTS and 0 < largest < np.inf
+        if not is_sum or np.allclose(actual, computed, 0.0, _FLOAT_TOLERANCE * largest, equal_nan=True):
+            return _FLOAT_TOLERANCE
+        sizes = {name: np.abs(values[name]) for name in op.inputs if name}
+        (added,) = execute_op(self.graph, op, sizes, self.profile, self.evaluate)
+        return _FLOAT_TOLERANCE * max(float(added.max()) / largest, 1.0)
 
     def kernel(self, name: str) -> str:
         """The package's operator that computes a tensor of the graph, behind those that only clamp, choose or reshape.

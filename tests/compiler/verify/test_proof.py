@@ -340,6 +340,25 @@ def test_how_far_optimizations_may_move_an_output(end: str, drift: Drift):
     assert OptimizedCheck(graph, package, Limits()).drifts["out"] is drift
 
 
+@pytest.mark.parametrize(("ulps", "passes"), [(2.0**-21, True), (2.0**-17, False)])
+def test_sums_in_float_whose_terms_cancel_out_end_as_far_apart_as_the_terms_are_large(ulps: float, passes: bool):
+    """The hands' positions in meters of MediaPipe with 16 bits: 672 terms, of which thousandths are left."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[1,2] x) => (float[1,2] y)'
+        " <float s = {0.1}, int16 z = {0}, float[2,2] w = {3.1, 1.0, -3.1, 2.0}, float[2] b = {0.001, 0.1}>"
+        " { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) m = Gemm(d, w, b)"
+        " r = QuantizeLinear(m, s, z) y = DequantizeLinear(r, s, z) }"
+    )
+    graph = integer(model)
+    package = deployed.DeployedCheck(graph, ONNX, emitted(graph), OrtEvaluator())
+    (product,) = (op for op in graph.islands() if op.op_type == "Gemm")
+    values = {**graph.constants, product.inputs[0]: np.full((1, 2), 100, np.float32)}
+    off = np.asarray([[0.001 + 620 * ulps, 300.1]], np.float32)
+    package.step(product, values, {package.names[product.output]: off})
+    (tally,) = package.finish()
+    assert (not tally.problems) == passes
+
+
 def test_a_package_that_does_not_load_is_said():
     model, feeds = corpus_case(RESNET)
     graph = integer(model)
