@@ -89,7 +89,8 @@ class Quantize(Clamped):
 class Dequantize(Op):
     """q (8, 16 or 32 bit) -> float32 scale * (q - zero_point) [+ bias]. inputs: (q,) or (q, bias).
 
-    `bias` is a float32 constant of one element per channel of the input params' axis (or one); it is added in float.
+    `bias` is a float32 constant of one element, or of one per channel: along the axis of the input's params, or along
+    the last one where these have none. It is added in float.
     """
 
 
