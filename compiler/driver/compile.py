@@ -325,10 +325,13 @@ class _Compilation:
             place_constants(graph)
             move_factors(graph)
             fold_affine(graph)
-            if move_offsets(graph):
+            moved = move_offsets(graph)
+            if moved:
                 fold_affine(graph)
             infer_new_shapes(graph, self.proving.shapes)
             propagate(graph)
+            if moved:
+                leave_out_moves(graph)  # no offset is between them any more
             self.collect(graph)
         missing = missing_ranges(graph, self.operators)
         if self.options.calibrate is not None:

@@ -96,13 +96,12 @@ def _averaged(graph: QuantGraph, node: Node, chain: Chain) -> bool:
 
 
 def _at_once(graph: QuantGraph, node: Node) -> bool:
-    first, sizes = graph.producer(node.inputs[0]), value_of(node.optional(1))
+    sizes, x = value_of(node.optional(1)), node.inputs[0]
     if sizes is None or not np.all(sizes):  # a zero copies a size of what it reads
         return False
-    if not is_op(first, *LAYOUT) or first.op == "Transpose":
-        return False
-    params = graph.quant(first.inputs[0])
-    if graph.quant(node.inputs[0]) != params or (params is not None and params.is_per_channel):
-        return False  # it is rounded in between, or has a grid for each channel
-    node.inputs[0] = first.inputs[0]
-    return True
+    while is_op(first := graph.producer(node.inputs[0]), *LAYOUT) and first.op != "Transpose":
+        params = graph.quant(first.inputs[0])
+        if graph.quant(node.inputs[0]) != params or (params is not None and params.is_per_channel):
+            break  # it is rounded in between, or has a grid for each channel
+        node.inputs[0] = first.inputs[0]
+    return node.inputs[0] is not x

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
+from qatc import compile_model
 from qatc.compiler.passes.needless import leave_out_moves
 from qatc.compiler.passes.propagate import propagate
 from tests.graphs import net, stripped
@@ -35,6 +39,7 @@ SIZES += "int64[2] h = {2, 30}, int64[2] k = {-2, 1}, int64[3] t = {0, 3, 10}"
         ("m = Reshape(a, s) n = Reshape(m, r)", ["Reshape"]),
         ("m = Flatten(a) n = Reshape(m, h)", ["Reshape"]),
         ("m = Squeeze(a, i) n = Reshape(m, r)", ["Reshape"]),
+        ("l = Reshape(a, h) f = Flatten<axis = 2>(l) m = Reshape(f, s) n = Reshape(m, r)", ["Reshape"]),
         ("m = Unsqueeze(a, i) q = B(m) n = Reshape(q, r)", ["Unsqueeze", "Reshape"]),
         ("m = Reshape(a, h) n = Reshape(m, z)", ["Reshape"]),  # the second changes nothing
         ("m = Reshape(a, h) n = Reshape(m, t)", ["Reshape", "Reshape"]),  # copies a size of m
@@ -50,6 +55,16 @@ def test_what_is_left(body: str, left: list[str]) -> None:
     leave_out_moves(graph)
     assert [n.op for n in graph.nodes if n.op not in ("Sigmoid", "ReduceMean", "Add")] == left
     np.testing.assert_allclose(simulate(graph, feeds)["y"], want["y"], rtol=1e-6)
+
+
+def test_what_an_offset_stood_between_is_left_out_as_well(tmp_path: Path) -> None:
+    """-t qdq reads the written model again, where no offset is any more: it had one operator less, and was refused."""
+    body = "a = A(x)\nm = ReduceMean<axes = [0, 1], keepdims = 1>(a)\nh = Add(m, c)\nf = Flatten(h)\ny = Relu(f)"
+    signature = "(float[3,8] x) => (float[1,1] y, float[1,1] h, float[1,1] f)"
+    onnx.save(onnx.parser.parse_model(net(signature, body, "float c = {0.5}")), tmp_path / "model.onnx")
+    compile_model(tmp_path / "model.onnx", target="qdq", output=tmp_path / "out")
+    written = onnx.load(tmp_path / "out" / "model.onnx")
+    assert "Flatten" not in {node.op_type for node in written.graph.node}
 
 
 def test_outputs_keep_their_transposes() -> None:
