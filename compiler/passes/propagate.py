@@ -233,7 +233,7 @@ def backward(graph: QuantGraph) -> None:
                 graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}")
                 graph.params[tensor.name] = params
             elif tensor.name not in graph.params and any(t.name in graph.params for t in node.outputs):
-                if _as_table(graph, node, index, tensor):
+                if _for_it_alone(graph, node, index, tensor):
                     continue
                 why = f"{printable(tensor.name)} is read unrounded or on another grid, too"
                 graph.explain("propagate", f"not rounded before {node.op} at {printable(label_of(node))}: {why}")
@@ -241,16 +241,18 @@ def backward(graph: QuantGraph) -> None:
         graph.sort()
 
 
-def _as_table(graph: QuantGraph, node: Node, index: int, tensor: Tensor) -> bool:
-    """Round for this reader alone a function of an 8-bit tensor that others read unrounded, or on another grid."""
+def _for_it_alone(graph: QuantGraph, node: Node, index: int, tensor: Tensor) -> bool:
+    """Round for this reader alone what others read unrounded, or on another grid.
+
+    That is a function of an 8-bit tensor, which is a table; and an output, which leaves as it is: a Transpose of that
+    in front of a quantizer ONNX Runtime (1.32) moves behind it, and the output comes out rounded.
+    """
     maker, params = graph.producer(tensor), graph.quant(node.outputs[0])
     if maker is None or params is None or params.is_per_channel or len(node.outputs) > 1:
         return False
-    if not is_elementwise(maker) or has_vector(maker) or params_through(node, params) is None:
+    if params_through(node, params) is None:
         return False
-    leaves = leaves_of(graph, computed(maker))
-    root = graph.quant(leaves[0]) if len(leaves) == 1 else None
-    if root is None or root.is_per_channel or not root.is_8bit:
+    if not (_is_table(graph, maker) or (graph.is_output(tensor) and is_op(node, *LAYOUT))):
         return False
     rounded = next((n.outputs[0] for n in graph.consumers(tensor) if _rounds_onto(graph, n, params)), None)
     if rounded is None:
@@ -260,6 +262,15 @@ def _as_table(graph: QuantGraph, node: Node, index: int, tensor: Tensor) -> bool
     node.inputs[index] = rounded
     graph.explain("propagate", f"rounded before {node.op} at {printable(label_of(node))}, for it alone")
     return True
+
+
+def _is_table(graph: QuantGraph, maker: Node) -> bool:
+    """Whether a node computes a function of an 8-bit tensor."""
+    if not is_elementwise(maker) or has_vector(maker):
+        return False
+    leaves = leaves_of(graph, computed(maker))
+    root = graph.quant(leaves[0]) if len(leaves) == 1 else None
+    return root is not None and not root.is_per_channel and root.is_8bit
 
 
 def _rounds_onto(graph: QuantGraph, node: Node, params: QuantParams) -> bool:
