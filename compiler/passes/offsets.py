@@ -175,7 +175,7 @@ def _commutes(node: Node) -> bool:
         pads = any(node.attr("pads") or ()) and bool(node.attr("count_include_pad", 0))
         return not pads and node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     padded = node.op == "Pad" and node.attr("mode", "constant") == "constant"
-    return is_movement(node) and not padded
+    return is_movement(node) and not padded and node.op != "Identity"  # which names an output: one sum makes both
 
 
 def _of_product(graph: QuantGraph, mac: Mac, number: float) -> Vector | None:

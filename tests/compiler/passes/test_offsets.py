@@ -228,6 +228,16 @@ def test_what_moves_means_the_same(body: str, moves: int) -> None:
     meaning_the_same(text)
 
 
+def test_two_names_of_one_output_are_of_one_sum(tmp_path: Path) -> None:
+    """Each had one of its own, and one once the written model was read again: -t qdq was refused."""
+    text = net(
+        "(float[2,3] x) => (float[2,3] y, float[2,3] h)", "a = A(x)\nh = Add(a, k)\ny = Identity(h)", "float k = {0.5}"
+    )
+    assert move_offsets(stripped(text)) == 0
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    compile_model(tmp_path / "model.onnx", target="qdq", output=tmp_path / "out")
+
+
 def test_sizes_are_no_offsets() -> None:
     """Integers that are added to integers stay integers."""
     text = net(
