@@ -41,7 +41,7 @@ CODES: Final[dict[str, str]] = {
     "QAT011": "the compile would need more memory than allowed",
     "QAT012": "the file cannot be converted to ONNX",
     "QAT013": "loading the file would run code",
-    "QAT014": "the converted model is another network",
+    "QAT014": "the converted model may be another network",
     "QAT015": "standard output or a temporary file cannot be written",
     "QAT016": "variables of the network became inputs and outputs",
     "QAT101": "the model has no fake quantization",

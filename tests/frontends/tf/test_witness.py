@@ -53,6 +53,20 @@ def test_another_network_is_told(tmp_path: Path) -> None:
     assert "has the shape [4, 3], in TensorFlow [3, 4]" in found.message
 
 
+def test_what_rounding_may_explain_is_no_other_network(tmp_path: Path) -> None:
+    """Deep networks of 8 bits make tenths of single steps, and a Sigmoid near 0 has no digits to compare."""
+    path = converted(tmp_path, [4, 6])
+    (found,) = compare(path, lambda x: [exact(x)[0] * np.float32(1.2)])
+    assert (found.code, found.severity, found.tensor) == ("QAT014", Severity.WARNING, "y")
+    assert "may be another network" in found.message
+    (found,) = compare(path, lambda x: [exact(x)[0] * np.float32(3)])
+    assert "made is another network" in found.message
+    weights = onnx.load(path)
+    weights.graph.initializer[0].CopyFrom(numpy_helper.from_array(WEIGHT * np.float32(1e-8), "w"))
+    onnx.save(weights, path)
+    assert compare(path, lambda x: [np.zeros((4, 3), np.float32)]) == ()
+
+
 def test_a_model_that_tensorflow_cannot_run_is_told(tmp_path: Path) -> None:
     def asked(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         raise NoWitnessError("no kernel for TRANSPOSE_CONV")
