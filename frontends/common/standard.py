@@ -67,7 +67,7 @@ def finish(
     quantize_weights: bool | None = None,
     is_rewritten: bool = False,
 ) -> None:
-    """What every dialect ends with: quantizers in arithmetic, Q/DQ, weights on a grid, signs, stated ranges.
+    """What every dialect ends with: clamps and quantizers in arithmetic, Q/DQ, weights on a grid, signs, stated ranges.
 
     `quantize_weights`: also those that lie on no grid, with a warning. None: where no weight at all is quantized
     although their data are, which says that the exporter lost the weights' quantizers. `is_rewritten`: the arithmetic
@@ -76,6 +76,7 @@ def finish(
     used = {n.domain for n in graph.nodes if n.domain}
     graph.domains = {name: version for name, version in graph.domains.items() if name in used or name not in domains}
     if drop_inert_casts(graph) or not is_rewritten:
+        clamps.rewrite(graph)
         arithmetic.rewrite(graph)
     lookalikes.report_others(graph)
     lift(graph)

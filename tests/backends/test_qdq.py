@@ -68,6 +68,20 @@ def test_what_is_read_again_in_another_form_is_the_same(tmp_path: Path, name: st
     assert verify_package(result.package).passed
 
 
+def test_a_choice_written_as_a_product_in_a_file_of_integer_operators(tmp_path: Path) -> None:
+    """tf2onnx's tf.where behind ONNX Runtime's QOperator: read from Q/DQ it was one operator, and from the file six."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        net (int32[4] x, int8[4,2] v) => (float[4,2] y)
+        <float s = {0.5}, int8 z = {0}, int32 zero = {0}, int32 three = {3}, int8[4,2] t = {1,2,3,4,5,6,7,8}> {
+        below = Less(x, zero) other = Not(below) c = Cast<to = 6>(below) d = Cast<to = 6>(other)
+        moved = Add(x, three) a = Mul(c, moved) b = Mul(x, d) index = Add(a, b)
+        q = Gather(t, index) r = com.microsoft.QLinearAdd(q, s, z, v, s, z, s, z) y = DequantizeLinear(r, s, z) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    result = compile_model(tmp_path / "m.onnx", qat=True, target="qdq", output=tmp_path / "out")
+    assert result.verification is not None
+    assert result.verification.passed
+
+
 @pytest.mark.parametrize("function", ["Sigmoid(a)", 'Resize<mode = "linear">(a, , scales)'])
 def test_functions_of_real_numbers_are_measured_without_products_too(tmp_path: Path, function: str) -> None:
     """Their last bits are the runtime's: where one lies on a rounding boundary, no integer is demanded."""
