@@ -64,6 +64,11 @@ class Exact:
         """The nearest integers, ties to even (not clamped)."""
         return np.rint(self.value)
 
+    @property
+    def unsure(self) -> Doubles:
+        """How likely float32 arithmetic is, at most, to round each to another integer than the nearest."""
+        return self.error
+
     def float_may_give(self, integers: Array, lo: float, hi: float) -> Bools:
         """Which integers float32 arithmetic may have rounded to."""
         return _rounds_to(self.value, integers, lo, hi, self.error)
@@ -98,6 +103,11 @@ class ExactSign(Exact):
 
     size: Doubles = field(kw_only=True)
     codes: tuple[int, int, int] = field(kw_only=True)
+
+    @property
+    def unsure(self) -> Doubles:
+        """A sign has no steps to round to."""
+        return np.zeros_like(self.value)
 
     def float_may_give(self, integers: Array, lo: float, hi: float) -> Bools:
         """Those of every sign that a sum within float32's error of the exact one has; there is nothing to clamp."""

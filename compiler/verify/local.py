@@ -287,6 +287,7 @@ class LocalCheck:
             fine |= self._jumped(op, where, sample, wanted) & mine
         by_design = exact.are_by_design(wanted, low, high, self.graph.params(place.name).zero_point[0])
         tally.rerounded += int(np.count_nonzero(fine & by_design))
+        tally.unsure += float(exact.unsure[fine & ~by_design].sum())
         return fine
 
     def _slack(self, op: Op) -> float:
@@ -435,8 +436,10 @@ class LocalCheck:
             if place != op.output:
                 continue
             different = tally.different - tally.rerounded
+            # as many as float32 rounds otherwise by itself, where what it adds up is far larger than a step
+            share = 1 - self.limits.equal_share + tally.unsure / max(different, 1) * (self.limits.equal_share < 1)
             # fewer than four elements are no statistic: a classifier has ten outputs
-            if different > max(3, (1 - self.limits.equal_share) * tally.elements) and not tally.remarks:
+            if different > max(3, share * tally.elements) and not tally.remarks:
                 tally.problem(f"{different:,} of {tally.elements:,} elements differ")
         order = [o for op in self.graph.ops for o in op.outputs]
         return [self.tallies[o] for o in order if o in self.tallies]

@@ -30,6 +30,7 @@ class Tally:
     elements: int = 0
     excused: int = 0
     rerounded: int = 0
+    unsure: float = 0.0
     histogram: Counter[int] = field(default_factory=Counter[int])
     signal: float = 0.0
     noise: float = 0.0

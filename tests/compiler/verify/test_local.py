@@ -194,6 +194,27 @@ def test_a_bias_that_is_rounded_by_steps_of_the_output_is_no_defect() -> None:
     assert [check.op for check in found.local if not check.passed] == ["Conv"]
 
 
+@pytest.mark.parametrize("share", [0.999, 1.0])
+def test_sums_far_larger_than_a_step_are_rounded_otherwise_as_often_as_float_errs(share: float) -> None:
+    """Depthwise weights of MediaPipe's pose landmarks reach 504, and an output step is 0.02."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.integers(-127, 128, 512), rng.integers(-110, 110, (4096, 512))
+    x = np.hstack(
+        [x, x + rng.integers(-3, 4, x.shape) * (rng.random(x.shape) < 0.005)]
+    )  # nearly the same, of weights with the other sign
+    text = net(
+        "(float[4096,1024] x) => (float[4096,1] y)",
+        "a = A(x)\nw = DequantizeLinear(wq, ws, wz)\nm = MatMul(a, w)\ny = A(m)",
+        f"int8[1024,1] wq = {{{', '.join(map(str, [*weight, *-weight]))}}}, float ws = {{1.234567}}, int8 wz = {{0}}",
+    )
+    graph, simulation = lowered(text), Simulation(onnx.parser.parse_model(text), "the file")
+    feeds = {"x": x.astype(np.float32) / 2}
+    found = verify(graph, ONNX, simulation, emitted(graph), [feeds], limits=Limits(equal_share=share))
+    (check,) = (check for check in found.local if check.op == "MatMul")
+    assert check.equal_share < 0.999
+    assert check.passed == (share < 1)
+
+
 def test_any_number_of_ties_may_be_broken_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second sum is a tie, and a file that computes floor(x + 0.5) rounds half of these otherwise."""
     monkeypatch.setattr("qatc.compiler.verify.local._MOST_EXACT", 10)
