@@ -37,6 +37,7 @@ _RANGES: Final[dict[str, tuple[int, int, type[np.integer[Any]]]]] = {
 DTYPES: Final = tuple(_RANGES)
 _SHOWN: Final = 8  # elements of an array that a dump lists
 _DIGESTED: Final = 1 << 20  # elements of the largest array whose digest a dump gives
+_BEYOND: Final = 2.0**40  # more steps than any type has
 _CHUNK: Final = 1 << 18  # elements rounded at a time: no float copy of a large weight, and the cache holds them
 
 # By how much float32 may miss a value of an element-wise function, relative to it or to 1, whichever is larger: the
@@ -301,9 +302,15 @@ class QuantParams:
         np.copyto(out, rounded, casting="unsafe")
 
     def quantize_number(self, value: float) -> tuple[int, ...]:
-        """What `quantize` makes of one float64 on each scale, infinite ones too; without arrays, for a clamp's ends."""
-        grids = zip(self.scale, self.zero_point, strict=True)
-        return tuple(round(min(max(value / scale, self.qmin - zero), self.qmax - zero)) + zero for scale, zero in grids)
+        """What `quantize` makes of one float32 on each scale, infinite ones too; without arrays, for a clamp's ends.
+
+        A quotient of float32, rounded from float64's, is float32's own: 6 / 0.0470588 is the tie 127.5 there, not less.
+        """
+        found: list[int] = []
+        for scale, zero in zip(self.scale, self.zero_point, strict=True):
+            steps = round(float(np.float32(min(max(value / scale, -_BEYOND), _BEYOND))))
+            found.append(min(max(steps + zero, self.qmin), self.qmax))
+        return tuple(found)
 
     def dequantize(self, q: Integers) -> Floats:
         """The real numbers (float32) that integers stand for: `scale * (q - zero_point)`, infinite beyond float32."""

@@ -114,9 +114,14 @@ def test_a_clamp_before_rounding_is_a_clamp_of_integers(params, x, a, b):
     np.testing.assert_array_equal(before, after)
 
 
-@given(grids(), st.floats(allow_nan=False) | st.integers(-1000, 1000).map(lambda halves: halves * 2.0**-6))
+@given(grids(), st.floats(allow_nan=False, width=32) | st.integers(-1000, 1000).map(lambda halves: halves * 2.0**-6))
 def test_one_number_is_rounded_as_an_array_is(params, value):
-    assert params.quantize_number(value) == tuple(params.quantize(np.array([value])).tolist())
+    assert params.quantize_number(value) == tuple(params.quantize(np.array([value], np.float32)).tolist())
+
+
+def test_one_number_is_divided_in_float32():
+    """Relu6 of MediaPipe's pose detection: 6 is 127.49999750638385 steps of the scale, which is 127.5 to float32."""
+    assert QuantParams.per_tensor(6 / 127.5, -128, "int8").quantize_number(6.0) == (0,)
 
 
 def test_one_number_is_rounded_on_the_scale_of_each_channel():
