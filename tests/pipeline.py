@@ -16,6 +16,7 @@ from qatc.compiler.model_io import load
 from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.biases import part_biases
 from qatc.compiler.passes.constant_operands import place_constants
+from qatc.compiler.passes.dilations import dilate
 from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.needless import leave_out_moves
 from qatc.compiler.passes.padding import absorb_padding
@@ -55,6 +56,7 @@ def passes(model: onnx.ModelProto) -> Iterator[tuple[str, QuantGraph]]:
     infer_shapes(graph)
     propagate(graph)
     yield _checked("propagate", graph)
+    dilate(graph)
     leave_out_moves(graph)
     yield _checked("needless", graph)
     absorb_padding(graph)

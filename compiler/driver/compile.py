@@ -42,6 +42,7 @@ from qatc.compiler.passes.affine import fold_affine
 from qatc.compiler.passes.biases import part_biases
 from qatc.compiler.passes.bodies import report_bodies
 from qatc.compiler.passes.constant_operands import place_constants
+from qatc.compiler.passes.dilations import dilate
 from qatc.compiler.passes.factors import move_factors
 from qatc.compiler.passes.known import report_malformed, report_unknown
 from qatc.compiler.passes.lowered import refuse_products_of_integers
@@ -319,6 +320,7 @@ class _Compilation:
         """Parameters move where they are free, affine chains go into weights, missing ranges are filled or named."""
         with self.step("fold"):
             propagate(graph)
+            dilate(graph)
             leave_out_moves(graph)
             absorb_padding(graph)
             part_biases(graph)

@@ -5,6 +5,7 @@
     Conv(Unsqueeze(Relu(Squeeze(x))))    Conv(Relu(x))        with elementwise operators between (`passes/regions.py`)
     ReduceMean(Transpose(x))             ReduceMean(x)        of other axes: the mean of a channels-last image
     Reshape(Reshape(x))                  Reshape(x)           likewise of a Flatten, Squeeze or Unsqueeze
+    Slice(x), Pad(x)                     x                    of everything, or by nothing
 
 They are left over where quantization stood between them, or what became part of a convolution.
 """
@@ -16,8 +17,9 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, value_of
+from qatc.compiler.graph import Node, QuantGraph, rank_of, shape_of, value_of
 from qatc.compiler.model.links import is_op
+from qatc.compiler.model.views import View
 from qatc.compiler.passes.chains import Chain, chain_to, chains_of, show_at, write
 from qatc.compiler.passes.movement import LAYOUT
 from qatc.compiler.passes.regions import turn_regions
@@ -28,6 +30,7 @@ _ROUNDS: Final = 8  # regions that were turned may be one now; each round leaves
 
 def leave_out_moves(graph: QuantGraph) -> None:
     """Rewrite in place; parameters have been propagated."""
+    _take_whole(graph)
     if not graph.of(*LAYOUT):
         return
     _join(graph)
@@ -44,6 +47,36 @@ def leave_out_moves(graph: QuantGraph) -> None:
             changed |= _averaged(graph, node, chain)
     if changed:
         graph.clean()
+
+
+def _take_whole(graph: QuantGraph) -> None:
+    """Leave out Slices that take everything, and Pads by nothing."""
+    idle = [node for node in graph.of("Slice", "Pad") if _does_nothing(graph, node)]
+    for node in idle:
+        x, out = node.inputs[0], node.outputs[0]
+        show_at(graph, Chain(x, View.same(rank_of(x) or 0), 1), out)
+        graph.replace(out, x)
+    if idle:
+        graph.clean()
+
+
+def _does_nothing(graph: QuantGraph, node: Node) -> bool:
+    x, out = node.inputs[0], node.outputs[0]
+    if graph.quant(x) != graph.quant(out) or graph.is_output(out):
+        return False
+    if node.op == "Pad":
+        widths = value_of(node.inputs[1])
+        return widths is not None and not widths.any()
+    before, after = shape_of(x), shape_of(out)
+    axes, steps = value_of(node.optional(3)), value_of(node.optional(4))
+    if before is None or after is None or len(before) != len(after) or axes is None:
+        return False
+    if node.optional(4) is not None and (steps is None or (steps != 1).any()):
+        return False
+    taken: list[int] = axes.reshape(-1).tolist()
+    if not all(-len(before) <= axis < len(before) for axis in taken):
+        return False
+    return all(isinstance(before[axis], int) and before[axis] == after[axis] for axis in taken)
 
 
 def _join(graph: QuantGraph) -> None:
