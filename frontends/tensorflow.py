@@ -199,6 +199,7 @@ FRONTEND: Final = Frontend(
         "QKeras 1.2 for Keras 3 (model.export, tf2onnx 1.17)",
         "ai-edge-quantizer 0.10 and litert-quantizer 0.11 (.tflite; static int8 and int16, weights of 4 and 8 bits)",
         "onnx2tf 1.29 (.tflite; full integer, int16 activations)",
+        "TFLite's calibrator (TensorFlow 2.21; MediaPipe 0.10's face, hand, iris, palm and pose networks; int8, 16x8)",
         "litert-torch 0.10 (.tflite; PT2E, static int8)",
         "NNCF 2.14 (TensorFlow 2.15; quantize and quantization-aware training, through tf2onnx 1.16)",
         "model-compression-toolkit 2.6 (TensorFlow 2.15; FAKELY_QUANT and MCTQ through tf2onnx 1.16, .keras, .tflite)",
