@@ -82,12 +82,21 @@ def chains_of(graph: QuantGraph) -> dict[int, Chain]:
     return chains
 
 
+def keeps_values(graph: QuantGraph, node: Node) -> bool:
+    """Whether nothing is rounded or clamped behind a movement: it is on its operand's grid, within as wide a range."""
+    before, after = graph.quant(node.inputs[0]), graph.quant(node.outputs[0])
+    moved = None if before is None else params_through(node, before)
+    if moved is None or after is None:
+        return before is after
+    is_one = moved.same_grid(after) and moved.dtype == after.dtype
+    return is_one and after.qmin <= moved.qmin and moved.qmax <= after.qmax
+
+
 def chain_to(graph: QuantGraph, node: Node, chains: Mapping[int, Chain]) -> Chain | None:
     """The chain that a layout operator ends, by those to what it reads; None where it rounds, or is no view."""
-    x, out = node.inputs[0], node.outputs[0]
-    params = graph.quant(x)
-    if graph.quant(out) != (None if params is None else params_through(node, params)):
+    if not keeps_values(graph, node):
         return None
+    x = node.inputs[0]
     view, before = view_of(node), chains.get(id(x))
     if view is None:
         return None

@@ -17,7 +17,7 @@ from typing import Final
 from qatc.compiler.graph import Dim, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
 from qatc.compiler.model.links import computed, is_op, label_of
 from qatc.compiler.model.views import View
-from qatc.compiler.passes.chains import Chain, show_at, view_of, write
+from qatc.compiler.passes.chains import Chain, keeps_values, show_at, view_of, write
 from qatc.compiler.passes.movement import LAYOUT
 from qatc.compiler.reference.functions import is_elementwise, is_table
 from qatc.compiler.windows import window
@@ -62,11 +62,13 @@ def dilate(graph: QuantGraph) -> None:
 def _dilated(graph: QuantGraph, node: Node) -> bool:
     source, split = _before(graph, node.inputs[0])
     made, kernel = shape_of(node.outputs[0]), shape_of(node.inputs[1])
-    if split is None or made is None or kernel is None or len(made) != len(split.steps) != len(kernel):
+    if split is None or made is None or kernel is None or not len(made) == len(split.steps) == len(kernel):
         return False
     moves = window(node, tuple(size for size in kernel[2:] if isinstance(size, int)))
+    if moves is None or not len(moves.strides) == len(moves.dilations) == len(moves.borders) == len(made) - 2:
+        return False
     divided = [place - 2 for place, step in enumerate(split.steps) if step > 1]
-    if moves is None or any(moves.strides[i] > 1 or any(moves.borders[i]) for i in divided):
+    if any(moves.strides[i] > 1 or any(moves.borders[i]) for i in divided):
         return False
     images = next((factor.size for factor in split.batch if factor.axis == 0), 1)
     sizes = [images, *(_times(size, step) for size, step in zip(made[1:], split.steps[1:], strict=True))]
@@ -194,7 +196,7 @@ def _times(size: Dim, step: Dim) -> Dim:
 
 def _keeps_grid(graph: QuantGraph, node: Node) -> bool:
     params = graph.quant(node.inputs[0])
-    return params == graph.quant(node.outputs[0]) and (params is None or not params.is_per_channel)
+    return (params is None or not params.is_per_channel) and keeps_values(graph, node)
 
 
 def _through(node: Node, axes: Axes) -> Axes | None:

@@ -17,15 +17,15 @@ from typing import Final
 
 import numpy as np
 
-from qatc.compiler.graph import Node, QuantGraph, rank_of, shape_of, value_of
+from qatc.compiler.graph import Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.model.links import is_op
 from qatc.compiler.model.views import View
-from qatc.compiler.passes.chains import Chain, chain_to, chains_of, show_at, write
+from qatc.compiler.passes.chains import Chain, chain_to, chains_of, keeps_values, show_at, write
 from qatc.compiler.passes.movement import LAYOUT
 from qatc.compiler.passes.regions import turn_regions
 from qatc.compiler.passes.sums import axes_of
 
-_ROUNDS: Final = 8  # regions that were turned may be one now; each round leaves fewer operators
+_ROUNDS: Final = 8  # of turning: regions that were turned may be one now; and Reshapes that are left out at once
 
 
 def leave_out_moves(graph: QuantGraph) -> None:
@@ -89,7 +89,7 @@ def _join(graph: QuantGraph) -> None:
             continue
         chains[id(out)] = chain
         steps, params = len(chain.steps()), graph.quant(out)
-        if steps >= chain.length or (not steps and graph.is_output(out)):
+        if steps >= chain.length or (not steps and graph.is_output(out) and not _may_be_output(graph, chain.source)):
             continue
         if steps and params is not None and params.is_per_channel:
             continue
@@ -105,6 +105,11 @@ def _join(graph: QuantGraph) -> None:
     if changed:
         graph.sort()
         graph.clean()
+
+
+def _may_be_output(graph: QuantGraph, tensor: Tensor) -> bool:
+    """Whether a tensor can take an output's name, without a copy."""
+    return graph.producer(tensor) is not None and not graph.is_output(tensor)
 
 
 def _averaged(graph: QuantGraph, node: Node, chain: Chain) -> bool:
@@ -132,9 +137,12 @@ def _at_once(graph: QuantGraph, node: Node) -> bool:
     sizes, x = value_of(node.optional(1)), node.inputs[0]
     if sizes is None or not np.all(sizes):  # a zero copies a size of what it reads
         return False
-    while is_op(first := graph.producer(node.inputs[0]), *LAYOUT) and first.op != "Transpose":
+    for _ in range(_ROUNDS):
+        first = graph.producer(node.inputs[0])
+        if not is_op(first, *LAYOUT) or first.op == "Transpose":
+            break
         params = graph.quant(first.inputs[0])
-        if graph.quant(node.inputs[0]) != params or (params is not None and params.is_per_channel):
+        if not keeps_values(graph, first) or (params is not None and params.is_per_channel):
             break  # it is rounded in between, or has a grid for each channel
         node.inputs[0] = first.inputs[0]
     return node.inputs[0] is not x

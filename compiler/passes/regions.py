@@ -47,6 +47,7 @@ def turn_regions(graph: QuantGraph) -> bool:
         return False
     around = _Around(graph, chains)
     behind, before = set[int](), set[int]()  # ids of tensors that a turned region shows, and of what one's chains view
+    done: list[Region] = []  # which keep what the ids are of
     for region in _regions(graph):
         shown = {id(tensor) for tensor in region.shown}
         sources = {id(chains[id(tensor)].source) for tensor in region.reads if id(tensor) in chains}
@@ -59,7 +60,8 @@ def turn_regions(graph: QuantGraph) -> bool:
             _turn(graph, region, layout, chains)
             behind |= shown
             before |= sources
-    if not (behind or before):
+            done.append(region)
+    if not done:
         return False
     graph.sort()
     graph.clean()
@@ -99,10 +101,8 @@ def _region(graph: QuantGraph, nodes: list[Node]) -> Region:
 
 def _is_member(graph: QuantGraph, node: Node) -> bool:
     """Whether a node computes element by element, or pads, joins or pools, tensors of one rank, each on one grid."""
-    tensors = [*computed(node), *node.outputs]
-    ranks = {rank_of(tensor) for tensor in tensors}
-    rank = ranks.pop()
-    if rank is None or ranks or len(tensors) == 1 or len(node.outputs) != 1 or not _is_of_places(node, rank):
+    read, rank = computed(node), rank_of(node.outputs[0]) if len(node.outputs) == 1 else None
+    if rank is None or not read or any(rank_of(tensor) != rank for tensor in read) or not _is_of_places(node, rank):
         return False
     return not any(params.is_per_channel for t in (*node.inputs, *node.outputs) if (params := graph.quant(t)))
 
@@ -166,7 +166,7 @@ class _Around:
 
     def _begins(self, reader: Node) -> bool:
         """Whether a reader is the first of a chain."""
-        return id(reader.outputs[0]) in self.chains
+        return bool(reader.outputs) and id(reader.outputs[0]) in self.chains
 
 
 def _no_chain(tensor: Tensor) -> Chain:

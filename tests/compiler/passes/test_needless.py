@@ -30,6 +30,7 @@ SIZES += "int64[2] h = {2, 30}, int64[2] k = {-2, 1}, int64[3] t = {0, 3, 10}"
         (f"m = {TURN}(x) n = {BACK}(m)", []),  # of real numbers
         (f"m = {TURN}(a) q = B(m) n = {BACK}(q)", ["Transpose", "Transpose"]),  # onto another grid
         (f"m = {TURN}(a) q = A(m) n = {BACK}(q)", []),  # onto the same one
+        (f"m = {TURN}(a) p = Relu(m) o = {BACK}(p) n = A(o)", ["Relu"]),  # within a wider range
         (f"m = {TURN}(a) o = {BACK}(m) p = Sigmoid(m) l = {BACK}(p) n = Add(o, l)", []),
         (f"m = {TURN}(a) n = ReduceMean<axes = [1, -2], keepdims = 0>(m)", []),
         (f"m = {TURN}(a) n = ReduceMean<axes = [1, 2], keepdims = 1>(m)", ["Transpose"]),
@@ -72,6 +73,20 @@ def test_outputs_keep_their_transposes() -> None:
     propagate(graph)
     leave_out_moves(graph)
     assert [n.op for n in graph.nodes] == ["Transpose", "Transpose"]
+
+
+def test_an_output_that_is_what_was_computed_is_that() -> None:
+    graph = stripped(
+        net("(float[1,4,3,5] x) => (float[1,4,3,5] y)", f"m = {TURN}(x)\nr = Relu(m)\nn = {BACK}(r)\ny = A(n)")
+    )
+    propagate(graph)
+    feeds = {"x": np.random.default_rng(0).normal(size=(1, 4, 3, 5)).astype(np.float32)}
+    want = simulate(graph, feeds)
+    leave_out_moves(graph)
+    graph.verify()
+    assert [n.op for n in graph.nodes] == ["Relu"]
+    assert [t.name for t in graph.outputs] == ["y"]
+    np.testing.assert_array_equal(simulate(graph, feeds)["y"], want["y"])
 
 
 def test_orders_that_do_not_fit_are_left_to_others() -> None:
