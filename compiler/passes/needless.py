@@ -4,6 +4,7 @@
     Unsqueeze(Transpose(Squeeze(x)))     Transpose(x)         likewise of any that only turn axes (`passes/chains.py`)
     Conv(Unsqueeze(Relu(Squeeze(x))))    Conv(Relu(x))        with elementwise operators between (`passes/regions.py`)
     ReduceMean(Transpose(x))             ReduceMean(x)        of other axes: the mean of a channels-last image
+    ReduceMean(Squeeze(ReduceMean(x)))   ReduceMean(x)        over the axes of both
     Reshape(Reshape(x))                  Reshape(x)           likewise of a Flatten, Squeeze or Unsqueeze
     Slice(x), Pad(x)                     x                    of everything, or by nothing
 
@@ -12,6 +13,7 @@ They are left over where quantization stood between them, or what became part of
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -23,7 +25,8 @@ from qatc.compiler.model.views import View
 from qatc.compiler.passes.chains import Chain, chain_to, chains_of, keeps_values, show_at, write
 from qatc.compiler.passes.movement import LAYOUT
 from qatc.compiler.passes.regions import turn_regions
-from qatc.compiler.passes.sums import axes_of
+from qatc.compiler.passes.sums import axes_of, reduction_of_a_reduction
+from qatc.compiler.rewrite import NoMatch
 
 _ROUNDS: Final = 8  # of turning: regions that were turned may be one now; and Reshapes that are left out at once
 
@@ -47,6 +50,15 @@ def leave_out_moves(graph: QuantGraph) -> None:
             changed |= _averaged(graph, node, chain)
     if changed:
         graph.clean()
+    if any([_joins_mean(graph, node) for node in graph.of("ReduceMean")]):
+        graph.clean()
+
+
+def _joins_mean(graph: QuantGraph, node: Node) -> bool:
+    """Make one of a mean and that in front of it, if nothing is rounded in between."""
+    with suppress(NoMatch):
+        return graph.quant(node.inputs[0]) is None and reduction_of_a_reduction(graph, node)
+    return False
 
 
 def _take_whole(graph: QuantGraph) -> None:
