@@ -50,7 +50,8 @@ def leave_out_moves(graph: QuantGraph) -> None:
             changed |= _averaged(graph, node, chain)
     if changed:
         graph.clean()
-    if any([_joins_mean(graph, node) for node in graph.of("ReduceMean")]):
+    joined = [_joins_mean(graph, node) for node in graph.of("ReduceMean")]
+    if any(joined):
         graph.clean()
 
 
