@@ -277,7 +277,7 @@ def _skip(graph: QuantGraph, node: Node) -> None:
     """Take an affine node out of its chain: its data input stands for its output, under the output's name."""
     data, out = next(t for t in node.inputs if not isinstance(t, Constant)), node.outputs[0]
     name = out.name
-    tables = cast("tuple[dict[str, Any], ...]", (graph.params, graph.origin, graph.shifted))
+    tables = cast("tuple[dict[str, Any], ...]", (graph.params, graph.origin, graph.shifted, graph.turned))
     told = [table.pop(name, None) for table in tables]
     graph.replace(out, data)
     if data.name != name:

@@ -28,7 +28,8 @@ from qatc.compiler.passes.regions import turn_regions
 from qatc.compiler.passes.sums import axes_of, reduction_of_a_reduction
 from qatc.compiler.rewrite import NoMatch
 
-_ROUNDS: Final = 8  # of turning: regions that were turned may be one now; and Reshapes that are left out at once
+_ROUNDS: Final = 8  # regions that were turned may be one now; each round leaves fewer operators
+_LONGEST: Final = 8  # Reshapes behind each other that are left out at once
 
 
 def leave_out_moves(graph: QuantGraph) -> None:
@@ -150,7 +151,7 @@ def _at_once(graph: QuantGraph, node: Node) -> bool:
     sizes, x = value_of(node.optional(1)), node.inputs[0]
     if sizes is None or not np.all(sizes):  # a zero copies a size of what it reads
         return False
-    for _ in range(_ROUNDS):
+    for _ in range(_LONGEST):
         first = graph.producer(node.inputs[0])
         if not is_op(first, *LAYOUT) or first.op == "Transpose":
             break
