@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -126,6 +126,16 @@ def write(graph: QuantGraph, source: Tensor, view: View, out: Tensor | None = No
             graph.params[made.name] = params
         x = made
     return x
+
+
+def alike(graph: QuantGraph, tensor: Tensor, suffix: str, shape: Sequence[Dim] | None) -> Variable:
+    """A new tensor of another one's type and grid; its name has the suffix once."""
+    made = graph.variable(f"{tensor.name.removesuffix(suffix)}{suffix}", shape=shape)
+    made.dtype = tensor.dtype
+    params = graph.quant(tensor)
+    if params is not None:
+        graph.params[made.name] = params
+    return made
 
 
 def show_at(graph: QuantGraph, chain: Chain, view: Tensor) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from qatc.compiler.graph import Dim, Node, QuantGraph, Tensor, is_constant, shape_of, value_of
 from qatc.compiler.model.links import computed, is_op, label_of
 from qatc.compiler.model.views import View
-from qatc.compiler.passes.chains import Chain, keeps_values, show_at, view_of, write
+from qatc.compiler.passes.chains import Chain, alike, keeps_values, show_at, view_of, write
 from qatc.compiler.passes.movement import LAYOUT
 from qatc.compiler.reference.functions import is_elementwise, is_table
 from qatc.compiler.windows import window
@@ -85,10 +85,7 @@ def _dilated(graph: QuantGraph, node: Node) -> bool:
     for op, read in zip(path, [node.inputs[0], *(op.outputs[0] for op in path)], strict=False):
         old = op.outputs[0]
         op.inputs[next(index for index, tensor in enumerate(op.inputs) if tensor is read)] = x
-        x = op.outputs[0] = graph.variable(f"{old.name}_dilated", shape=sizes)
-        x.dtype = old.dtype
-        if old.name in graph.params:
-            graph.params[x.name] = graph.params[old.name]
+        x = op.outputs[0] = alike(graph, old, "_dilated", sizes)
     show_at(graph, Chain(x, view, 1), out)
     write(graph, x, view, out)
     return True

@@ -20,7 +20,7 @@ import numpy as np
 from qatc.compiler.graph import Node, QuantGraph, Tensor, rank_of, shape_of, value_of
 from qatc.compiler.model.links import computed, is_op, label_of
 from qatc.compiler.model.views import View
-from qatc.compiler.passes.chains import Chain, chains_of, show_at, write
+from qatc.compiler.passes.chains import Chain, alike, chains_of, show_at, write
 from qatc.compiler.passes.movement import LAYOUT
 from qatc.compiler.reference.functions import is_elementwise, is_table
 
@@ -214,12 +214,7 @@ def _turn(graph: QuantGraph, region: Region, layout: View, chains: dict[int, Cha
             elif id(tensor) in turned:
                 node.inputs[index] = turned[id(tensor)]
         old = node.outputs[0]
-        new = graph.variable(f"{old.name.removesuffix(_SUFFIX)}{_SUFFIX}", shape=turn.shape(shape_of(old)))
-        new.dtype = old.dtype
-        params = graph.quant(old)
-        if params is not None:
-            graph.params[new.name] = params
-        node.outputs[0] = turned[id(old)] = new
+        new = node.outputs[0] = turned[id(old)] = alike(graph, old, _SUFFIX, turn.shape(shape_of(old)))
         show_at(graph, Chain(new, layout, 1), old)
     for tensor in region.shown:
         write(graph, turned[id(tensor)], layout, tensor)
